@@ -1,0 +1,68 @@
+"""Builds stm_fast: the Python package, the Triton kernels (stm_fast.kernels) and the extension stm_fast._C.
+
+The extension uses PyTorch's stable ABI and Python's limited API only, so one abi3 wheel serves every torch >= 2.11 and
+every Python >= 3.11. A machine without a working compiler still gets the package: the reason why the extension is
+absent is written into the package, and `stm-fast info` prints it.
+
+STM_FAST_EXTENSION=1   a build without the extension fails (CI, release wheels)
+STM_FAST_EXTENSION=0   the extension is not built
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+WANTED = os.getenv("STM_FAST_EXTENSION", "auto")
+REASON_FILE = "_C_absent.txt"  # read by stm_fast/ops/cpp_ops.py
+
+
+class BuildOrExplain(BuildExtension):
+    """Builds the extension; where that fails and nobody insisted, leaves the reason in the package instead."""
+
+    def run(self) -> None:
+        package = Path("stm_fast" if self.inplace else Path(self.build_lib) / "stm_fast")
+        reason_file = package / REASON_FILE
+        reason_file.unlink(missing_ok=True)
+        try:
+            if WANTED == "0":
+                raise RuntimeError("it was switched off at build time (STM_FAST_EXTENSION=0)")
+            super().run()
+        except Exception as error:
+            if WANTED == "1":
+                raise
+            package.mkdir(parents=True, exist_ok=True)
+            reason_file.write_text(f"not built: {str(error).strip().splitlines()[0]}\n")
+            print(f"stm_fast: going on without the C++ extension: {error}")
+            self.extensions = []
+
+    def get_outputs(self) -> list[str]:
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+
+extension = CppExtension(
+    "stm_fast._C",
+    sorted(str(path) for path in Path("csrc").glob("**/*.cpp")),
+    include_dirs=[str(Path("csrc/include").resolve())],
+    depends=sorted(str(path) for path in Path("csrc").glob("**/*.h")),
+    extra_compile_args={
+        "cxx": [
+            "-O3",
+            "-fvisibility=hidden",
+            "-DPy_LIMITED_API=0x030b0000",
+            "-DTORCH_TARGET_VERSION=0x020b000000000000",
+            "-DTORCH_STABLE_ONLY",
+        ]
+    },
+    py_limited_api=True,
+)
+
+setup(
+    packages=[*find_packages(include=["stm_fast", "stm_fast.*"]), "stm_fast.kernels"],
+    package_dir={"stm_fast": "stm_fast", "stm_fast.kernels": "kernels"},
+    package_data={"stm_fast": ["py.typed", REASON_FILE]},
+    ext_modules=[extension],
+    cmdclass={"build_ext": BuildOrExplain},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,190 @@
+"""memory_read() and merge_reads(): the one door to every kernel of the package."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stm_fast.ops import backends
+from stm_fast.ops.inputs import ReadInputs, Similarity, accumulation_dtype
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def memory_read(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    similarity: Similarity = "dot",
+    shrinkage: Tensor | None = None,
+    selection: Tensor | None = None,
+    query_norm: bool = True,
+    lengths: Tensor | None = None,
+    top_k: int | None = None,
+    return_lse: bool = False,
+    return_usage: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, ...]:
+    """Reads a space-time memory: ``out_i = sum_j softmax_j(S_ij) value_j``, the affinity never materialised.
+
+    The read of STM (Oh et al., ICCV 2019, equations 1 and 2) with the options of its family. The batch is the object.
+    The sums are accumulated in float32 whatever the dtype (float64 in float64). Differentiable in `query`, `key`,
+    `value`, `shrinkage` and `selection`.
+
+    Args:
+        query: ``[B, M, Ck]``, M = H*W pixels of the current frame. The batch may be 1: one query for every object.
+        key: ``[B, N, Ck]``, N = T*H*W memory rows. The batch may be 1: one affinity for all objects (STCN, XMem).
+        value: ``[B, N, Cv]``. All three share dtype and device; any strides.
+        scale: factor of the scores, default ``1 / sqrt(Ck)``.
+        similarity: ``"dot"``: ``S_ij = scale * <q_i, k_j>`` (STM, MiVOS, AOT, SAM 2).
+            ``"l2"``: ``S_ij = -scale * shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2`` (STCN; XMem equation 2).
+        shrinkage: ``[B or 1, N]``, for "l2" only; 1 when None.
+        selection: ``[B or 1, M, Ck]``, for "l2" only, batch as `query`; 1 when None.
+        query_norm: False leaves the ``q^2`` term out of "l2". Without shrinkage it cancels in the softmax; XMem
+            without selection leaves it out although it has shrinkage.
+        lengths: ``[B]`` integers: only the first ``lengths[b]`` memory rows of object b count; what the others hold
+            does not matter. Negative values are refused on the CPU; on a GPU values are clamped to 0..N, because
+            looking at them would stall the stream. Length 0 gives out 0 and lse -inf.
+        top_k: softmax over the k largest scores of each query alone, exact, ties by lower index; k >= N is dense.
+        return_lse: also return lse ``[B, M]``, the natural log of the softmax normaliser, for merge_reads().
+        return_usage: also return usage ``[B, N]``, the softmax weights summed over the queries (not differentiable).
+        backend: "auto" picks the fastest that can; "triton", "cpp" or "reference" insist on one.
+
+    Returns:
+        out ``[B, M, Cv]`` in the dtype of value, followed by lse and usage where asked for (float32, or float64).
+
+    Raises:
+        TypeError, ValueError: arguments whose dtypes, devices or shapes do not fit, before any kernel runs.
+        NotImplementedError: a named backend that cannot run these inputs, with its reasons.
+    """
+    query, key, value = _autocast(query, key, value)
+    _check_tensors(query, key, value)
+    _check_options(query, key, value, similarity, shrinkage, selection, lengths, top_k)
+    dtype, rows = accumulation_dtype(query.dtype), key.shape[1]
+    inputs = ReadInputs(
+        query,
+        key,
+        value,
+        1 / math.sqrt(query.shape[2]) if scale is None else float(scale),
+        similarity,
+        None if shrinkage is None else shrinkage.to(dtype),
+        None if selection is None else selection.to(dtype),
+        query_norm,
+        None if lengths is None else lengths.to(torch.int32),
+        0 if top_k is None or top_k >= rows else top_k,
+        return_usage,
+    )
+    result = backends.choose(backend, inputs).read(inputs)
+    wanted = ((result.lse, return_lse), (result.usage, return_usage))
+    extras = [tensor for tensor, asked in wanted if asked and tensor is not None]
+    return (result.out, *extras) if extras else result.out
+
+
+def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Joins reads of disjoint parts of one memory into the read of the whole, exactly. Differentiable.
+
+    Args:
+        outs: each ``[B, M, Cv]``, from ``memory_read(..., return_lse=True)`` over one part.
+        lses: each ``[B, M]``, float32 or float64.
+
+    Returns:
+        out ``[B, M, Cv]`` in the dtype of the outs, and lse ``[B, M]``.
+    """
+    if not outs or len(outs) != len(lses):
+        raise ValueError(f"outs, lses: found {len(outs)} and {len(lses)}, expected as many of each, at least one")
+    for out, lse in zip(outs, lses, strict=True):
+        if out.shape != outs[0].shape or lse.shape != out.shape[:2]:
+            found = f"{tuple(out.shape)} and {tuple(lse.shape)}"
+            raise ValueError(f"outs, lses: found {found}, expected [B, M, Cv] and [B, M] alike in every part")
+    stacked = torch.stack(list(lses))  # [parts, B, M]
+    largest = stacked.detach().amax(0)
+    largest = largest.masked_fill(largest == -math.inf, 0)
+    weight = (stacked - largest).exp()  # [parts, B, M]
+    total = weight.sum(0)  # [B, M]
+    empty = total == 0
+    total = total.masked_fill(empty, 1)
+    share = (weight / total)[..., None]  # [parts, B, M, 1]
+    out = (share * torch.stack(list(outs))).sum(0)  # [B, M, Cv]
+    return out.to(outs[0].dtype), (largest + total.log()).masked_fill(empty, -math.inf)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast a read takes the lower precision, as PyTorch's own attention does; float64 stays."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: found {type(tensor).__name__}, expected a tensor")
+        if tensor.ndim != 3:
+            raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected 3 dimensions")
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name}: found {tensor.dtype}, expected one of {', '.join(map(str, _FLOATS))}")
+        if tensor.dtype != query.dtype:
+            raise TypeError(f"{name}: found {tensor.dtype}, expected {query.dtype} as query has")
+        if tensor.device != query.device:
+            raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} as query is")
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if query.shape[2] != key.shape[2] or query.shape[2] == 0:
+        raise ValueError(f"key: width differs from query's or is 0: {shapes}, expected [B, M, Ck] and [B, N, Ck]")
+    if key.shape[1] != value.shape[1]:
+        raise ValueError(f"value: number of rows differs from key's: {shapes}, expected [B, N, Ck] and [B, N, Cv]")
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.shape[0] not in (1, value.shape[0]):
+            raise ValueError(f"{name}: batch is neither 1 nor value's: {shapes}")
+
+
+def _check_options(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    similarity: str,
+    shrinkage: Tensor | None,
+    selection: Tensor | None,
+    lengths: Tensor | None,
+    top_k: int | None,
+) -> None:
+    if similarity not in ("dot", "l2"):
+        raise ValueError(f'similarity: found {similarity!r}, expected "dot" or "l2"')
+    if similarity == "dot" and (shrinkage is not None or selection is not None):
+        name = "shrinkage" if shrinkage is not None else "selection"
+        raise ValueError(f'{name}: given with similarity "dot", expected with "l2" only')
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: found {top_k}, expected at least 1")
+    if shrinkage is not None:
+        _check_option("shrinkage", shrinkage, query, ((1, key.shape[1]), (value.shape[0], key.shape[1])))
+    if selection is not None:
+        _check_option("selection", selection, query, (tuple(query.shape),))
+    if lengths is not None:
+        _check_lengths(lengths, query, value)
+
+
+def _check_option(name: str, tensor: Tensor, query: Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: found {tensor.dtype}, expected a floating point dtype")
+    if tensor.device != query.device:
+        raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} as query is")
+    if tuple(tensor.shape) not in shapes:
+        raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected {' or '.join(map(str, shapes))}")
+
+
+def _check_lengths(lengths: Tensor, query: Tensor, value: Tensor) -> None:
+    if lengths.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"lengths: found {lengths.dtype}, expected torch.int32 or torch.int64")
+    if lengths.device != query.device:
+        raise ValueError(f"lengths: found on {lengths.device}, expected on {query.device} as query is")
+    if tuple(lengths.shape) != (value.shape[0],):
+        raise ValueError(f"lengths: found shape {tuple(lengths.shape)}, expected ({value.shape[0]},) for the batch")
+    # a compiled graph cannot look at values; the kernels clamp them
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = value.shape[1]
+        if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= rows:
+            raise ValueError(f"lengths: found {lengths.tolist()}, expected values from 0 to {rows}")

@@ -1,0 +1,42 @@
+"""What travels between memory_read() and its backends."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Similarity = Literal["dot", "l2"]
+
+
+class ReadInputs(NamedTuple):
+    """One checked call of memory_read(): shapes, dtypes and devices agree, defaults are filled in.
+
+    Bq and Bk are B or 1. `shrinkage` and `selection` have the accumulation dtype.
+    """
+
+    query: Tensor  # [Bq, M, Ck]
+    key: Tensor  # [Bk, N, Ck]
+    value: Tensor  # [B, N, Cv]
+    scale: float
+    similarity: Similarity
+    shrinkage: Tensor | None  # [B or Bk, N]
+    selection: Tensor | None  # [Bq, M, Ck]
+    query_norm: bool
+    lengths: Tensor | None  # [B] int32
+    top_k: int  # 0: dense
+    return_usage: bool
+
+    def requires_grad(self) -> bool:
+        tensors = (self.query, self.key, self.value, self.shrinkage, self.selection)
+        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class ReadResult(NamedTuple):
+    out: Tensor  # [B, M, Cv], dtype of value
+    lse: Tensor  # [B, M], accumulation dtype
+    usage: Tensor | None  # [B, N], accumulation dtype
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for every other dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

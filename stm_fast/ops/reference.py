@@ -1,0 +1,120 @@
+"""The memory read in plain PyTorch: every option, every dtype: the definition every kernel is held to.
+
+Shapes: B batch (objects), M queries, N memory rows, Ck key width, Cv value width; Bq and Bk are B or 1 (shared).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from stm_fast.ops.inputs import ReadInputs, ReadResult, accumulation_dtype
+
+# affinities of more elements than this are made one block of queries at a time: 16 M float32 elements are 64 MiB
+EAGER_AFFINITY_LIMIT = 2**24
+
+
+def read(inputs: ReadInputs) -> ReadResult:
+    """The memory read, eager where the affinity is small and chunked where it is not."""
+    batch, queries, rows = inputs.value.shape[0], inputs.query.shape[1], inputs.key.shape[1]
+    if batch * queries * rows <= EAGER_AFFINITY_LIMIT:
+        return read_eager(inputs)
+    return read_chunked(inputs, max(1, EAGER_AFFINITY_LIMIT // (batch * rows)))
+
+
+def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> ReadResult:
+    """The memory read with the whole affinity in memory (STM section 3.2, equations 1 and 2).
+
+    `compute_dtype` is float32 (float64 for float64 inputs) by default; the inputs' own dtype gives what eager PyTorch
+    code does with them, the yardstick of stm_fast.testing.
+    """
+    dtype = compute_dtype or accumulation_dtype(inputs.value.dtype)
+    value = _valid_rows(inputs.value, inputs).to(dtype)  # [B, N, Cv]
+    score = affinity_scores(inputs, dtype)  # [B, M, N]
+    if 0 < inputs.top_k < score.shape[-1]:
+        score = score.masked_fill(~_largest(score, inputs.top_k), -math.inf)
+    affinity, lse = _softmax(score)  # [B, M, N], [B, M]
+    out = (affinity @ value).to(inputs.value.dtype)  # [B, M, Cv]
+    return ReadResult(out, lse, affinity.detach().sum(1) if inputs.return_usage else None)
+
+
+def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
+    """The memory read, one block of queries at a time: memory O(queries_per_chunk * N), recomputed in the backward."""
+    parts = []
+    for start in range(0, inputs.query.shape[1], queries_per_chunk):
+        block = slice(start, start + queries_per_chunk)
+        selection = inputs.selection
+        part = inputs._replace(
+            query=inputs.query[:, block], selection=None if selection is None else selection[:, block]
+        )
+        # without the checkpoint autograd would keep every block's affinity, which is the whole affinity again
+        parts.append(checkpoint(read_eager, part, use_reentrant=False) if torch.is_grad_enabled() else read_eager(part))
+    usages = [part.usage for part in parts if part.usage is not None]
+    return ReadResult(
+        torch.cat([part.out for part in parts], dim=1),
+        torch.cat([part.lse for part in parts], dim=1),
+        torch.stack(usages).sum(0) if usages else None,
+    )
+
+
+def affinity_scores(inputs: ReadInputs, dtype: torch.dtype) -> Tensor:
+    """The scores S [B, M, N] before the softmax, computed in `dtype`; -inf in rows beyond `lengths`."""
+    query = inputs.query.to(dtype)  # [Bq, M, Ck]
+    key = _valid_rows(inputs.key, inputs).to(dtype)  # [B or Bk, N, Ck]
+    score = query @ key.mT if inputs.similarity == "dot" else _negative_distance(query, key, inputs)
+    score = score * inputs.scale
+    if inputs.lengths is not None:
+        score = score.masked_fill(~_valid(inputs)[:, None, :], -math.inf)
+    return score.expand(inputs.value.shape[0], -1, -1)  # [B, M, N]
+
+
+def _negative_distance(query: Tensor, key: Tensor, inputs: ReadInputs) -> Tensor:
+    """-shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2 as three matrix products (XMem equation 2) [B, M, N]."""
+    if inputs.selection is None:
+        score = 2 * (query @ key.mT) - key.square().sum(-1)[:, None, :]
+        query_term = query.square().sum(-1)  # [Bq, M]
+    else:
+        selection = inputs.selection.to(query.dtype)  # [Bq, M, Ck]
+        score = 2 * ((query * selection) @ key.mT) - selection @ key.square().mT
+        query_term = (query.square() * selection).sum(-1)
+    if inputs.query_norm:
+        score = score - query_term[:, :, None]
+    if inputs.shrinkage is not None:
+        score = score * _valid_rows(inputs.shrinkage, inputs)[:, None, :].to(score.dtype)
+    return score
+
+
+def _softmax(score: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimension and its natural-log normaliser; an empty row gives 0 and -inf, never NaN."""
+    if score.shape[-1] == 0:
+        return score, score.new_full(score.shape[:-1], -math.inf)
+    largest = score.detach().amax(-1, keepdim=True)  # [B, M, 1]
+    largest = largest.masked_fill(largest == -math.inf, 0)
+    weight = (score - largest).exp()
+    total = weight.sum(-1, keepdim=True)  # [B, M, 1]
+    empty = total == 0
+    total = total.masked_fill(empty, 1)
+    lse = (largest + total.log()).masked_fill(empty, -math.inf)
+    return weight / total, lse.squeeze(-1)
+
+
+def _largest(score: Tensor, count: int) -> Tensor:
+    """True at the `count` largest scores of each row; among equal scores the lower index wins [B, M, N]."""
+    threshold = score.detach().topk(count, dim=-1).values[..., -1:]
+    above, equal = score > threshold, score == threshold
+    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+
+
+def _valid(inputs: ReadInputs) -> Tensor:
+    """True where a memory row counts [B, N]."""
+    assert inputs.lengths is not None
+    return torch.arange(inputs.key.shape[1], device=inputs.key.device) < inputs.lengths[:, None]
+
+
+def _valid_rows(rows: Tensor, inputs: ReadInputs) -> Tensor:
+    """The rows with zeros beyond `lengths`: spare capacity may hold anything, NaN included."""
+    if inputs.lengths is None:
+        return rows
+    valid = _valid(inputs)  # [B, N]
+    return torch.where(valid if rows.ndim == 2 else valid[:, :, None], rows, 0)
