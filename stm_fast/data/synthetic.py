@@ -1,0 +1,374 @@
+"""Procedural clips with exact masks: textured objects that move, turn, scale and cross over a panning background.
+
+Everything is drawn from one seed, and the same seed gives the same bytes: pixels are computed with additions,
+multiplications, divisions and square roots only, which every machine rounds alike; sines and cosines are taken of
+single numbers in double precision and rounded to float32.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+MAX_OBJECTS = 20
+# a drawing is accepted when this share of every object is uncovered in frame 0
+VISIBLE_SHARE = 0.6
+ATTEMPTS = 20
+
+_SHAPES = ("blob", "superellipse", "polygon", "star")
+_PATTERNS = ("marble", "stripes", "checks", "dots")
+# texels of an object's texture, which covers [-REACH, REACH] in units of its radius
+_TEXTURE = 128
+_REACH = 1.5
+# the background pans by up to this share of the frame's shorter side, either way
+_PAN = 0.15
+_CLUTTER = 14
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticFrame:
+    """One frame and its exact mask.
+
+    Attributes:
+        image: uint8 [H, W, 3] RGB.
+        ids: uint8 [H, W], the front-most object that covers the pixel's centre, 0 where there is none.
+    """
+
+    image: Bytes
+    ids: Bytes
+
+
+class SyntheticClip:
+    """A clip whose frames are rendered when they are asked for, in any order: a long one takes no more memory.
+
+    Speeds are in pixels a frame: a longer clip goes on, it does not slow down. Ids are 1 to `objects`; their depth
+    order is random and stays. In frame 0 every object is in sight (see VISIBLE_SHARE).
+
+    Args:
+        seed: what is drawn.
+        frames: number of frames T.
+        height, width: size in pixels.
+        objects: number of objects, at most 20.
+        speed: 1 lets an object cross the frame in about 50 frames; 0 stands still.
+        object_size: radius of the objects as a share of the shorter side, smallest and largest.
+
+    Raises ValueError for numbers outside these limits, or where so many objects of this size do not fit side by side.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        frames: int = 40,
+        height: int = 240,
+        width: int = 432,
+        objects: int = 3,
+        speed: float = 1.0,
+        object_size: tuple[float, float] = (0.16, 0.24),
+    ) -> None:
+        if frames < 1 or height < 16 or width < 16:
+            raise ValueError(f"frames, height, width: {frames}, {height}, {width}, expected at least 1, 16, 16")
+        if not 0 <= objects <= MAX_OBJECTS:
+            raise ValueError(f"objects: {objects}, expected 0 to {MAX_OBJECTS}")
+        if not 0 < object_size[0] <= object_size[1] <= 0.5:
+            raise ValueError(f"object_size: {object_size}, expected 0 < smallest <= largest <= 0.5")
+        self.frames, self.height, self.width, self.objects = frames, height, width, objects
+        generator = np.random.default_rng(seed)
+        self._background = _Background(generator, height, width, speed)
+        for _ in range(ATTEMPTS):
+            self._sprites = _draw_sprites(generator, objects, height, width, speed, object_size)
+            if self._all_in_sight():
+                return
+        raise ValueError(f"objects: {objects} of size {object_size} do not fit side by side in {width}x{height}")
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def __getitem__(self, index: int) -> SyntheticFrame:
+        """Frame `index` (from the end where negative). Raises IndexError outside the clip."""
+        if not -self.frames <= index < self.frames:
+            raise IndexError(f"frame {index} of {self.frames}")
+        time = index % self.frames
+        image = self._background.render(time)  # [H, W, 3]
+        ids = np.zeros((self.height, self.width), np.uint8)
+        for sprite in self._sprites:
+            sprite.paint(time, image, ids)
+        return SyntheticFrame((image + np.float32(0.5)).astype(np.uint8), ids)
+
+    def __iter__(self) -> Iterator[SyntheticFrame]:
+        return (self[index] for index in range(self.frames))
+
+    def stack(self) -> tuple[Bytes, Bytes]:
+        """The whole clip: images uint8 [T, H, W, 3] and ids uint8 [T, H, W]."""
+        images = np.empty((self.frames, self.height, self.width, 3), np.uint8)
+        ids = np.empty((self.frames, self.height, self.width), np.uint8)
+        for index, frame in enumerate(self):
+            images[index], ids[index] = frame.image, frame.ids
+        return images, ids
+
+    def _all_in_sight(self) -> bool:
+        together = np.zeros((self.height, self.width), np.uint8)
+        alone = []
+        for sprite in self._sprites:
+            own = np.zeros_like(together)
+            for target in (together, own):
+                sprite.paint(0, None, target)
+            alone.append(np.count_nonzero(own))
+        seen = [np.count_nonzero(together == sprite.id) for sprite in self._sprites]
+        return all(count > 0 and part >= VISIBLE_SHARE * count for part, count in zip(seen, alone, strict=True))
+
+
+@dataclass(frozen=True)
+class _Swing:
+    """A number that swings smoothly for ever: centre + reach * sin(phase + rate * time)."""
+
+    centre: float
+    reach: float
+    phase: float
+    rate: float
+
+    def __call__(self, time: int) -> float:
+        return self.centre + self.reach * math.sin(self.phase + self.rate * time)
+
+
+class _Shape:
+    """An outline of radius about 1, given by how far a point lies outside it (negative inside)."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._kind = _SHAPES[generator.integers(len(_SHAPES))]
+        self._aspect = np.float32(generator.uniform(0.65, 1.0))
+        corners = int(generator.integers(3, 8))
+        self._corners = max(corners, 5) if self._kind == "star" else corners
+        self._sides = [2 * math.pi * (k + generator.uniform(-0.15, 0.15)) / corners for k in range(corners)]
+        self._waves = generator.uniform(-0.12, 0.12, (3, 2)).astype(np.float32)
+
+    def outside(self, x: Floats, y: Floats) -> Floats:
+        """Approximate signed distance in radii."""
+        if self._kind == "polygon":
+            return self._outside_sides(x, y)
+        if self._kind == "superellipse":
+            return self._outside_fourth_power(x, y)
+        return self._outside_waves(x, y)
+
+    def _outside_sides(self, x: Floats, y: Floats) -> Floats:
+        """Distance to the farthest side; a circle rounds the corners that reach too far."""
+        sides = [x * np.float32(math.cos(a)) + y * np.float32(math.sin(a)) for a in self._sides]
+        circle = np.sqrt(x * x + y * y) - np.float32(1.25)
+        distance: Floats = np.maximum(np.maximum.reduce(sides) - np.float32(0.75), circle)
+        return distance
+
+    def _outside_fourth_power(self, x: Floats, y: Floats) -> Floats:
+        """Distance to x^4 + (y / aspect)^4 = 1."""
+        u, v = x * x, (y / self._aspect) * (y / self._aspect)
+        distance: Floats = (np.sqrt(np.sqrt(u * u + v * v)) - 1) * self._aspect
+        return distance
+
+    def _outside_waves(self, x: Floats, y: Floats) -> Floats:
+        """Distance to the radius 0.85 + sum of waves around the centre; a star has one strong wave."""
+        radius = np.sqrt(x * x + y * y) + np.float32(1e-6)
+        cos, sin = x / radius, y / radius
+        outline = np.full_like(radius, 0.85)
+        multiple_cos, multiple_sin = cos, sin
+        # cos and sin of k times the angle by the addition theorem
+        for k in range(2, self._corners + 1 if self._kind == "star" else 5):
+            multiple_cos, multiple_sin = (
+                multiple_cos * cos - multiple_sin * sin,
+                multiple_sin * cos + multiple_cos * sin,
+            )
+            if self._kind == "blob":
+                outline += self._waves[k - 2, 0] * multiple_cos + self._waves[k - 2, 1] * multiple_sin
+        if self._kind == "star":
+            outline += np.float32(0.2) * multiple_cos
+        return radius - outline
+
+
+class _Sprite:
+    """One object: outline, texture and the way it goes."""
+
+    def __init__(
+        self,
+        generator: np.random.Generator,
+        label: int,
+        size: float,
+        across: _Swing,
+        down: _Swing,
+        speed: float,
+        texture: Floats,
+    ) -> None:
+        self.id = label
+        self._size = size
+        self._across, self._down = across, down
+        self._shape = _Shape(generator)
+        self._texture = texture  # [texels, texels, 3]
+        self._turn = (generator.uniform(0, 2 * math.pi), generator.uniform(-0.05, 0.05) * speed)
+        phase, rate = generator.uniform(0, 2 * math.pi), generator.uniform(0.04, 0.09) * speed
+        self._scale = _Swing(1.0, 0.18, phase, rate)
+
+    def paint(self, time: int, image: Floats | None, ids: Bytes) -> None:
+        """Draw over image float32 [H, W, 3] (where given) and ids uint8 [H, W]; soft edges in the image only."""
+        height, width = ids.shape
+        radius = self._size * self._scale(time)
+        centre_x, centre_y = self._across(time), self._down(time)
+        left, right = _clip_range(centre_x, radius * _REACH, width)
+        top, bottom = _clip_range(centre_y, radius * _REACH, height)
+        if left >= right or top >= bottom:
+            return
+        angle = self._turn[0] + self._turn[1] * time
+        cos, sin = np.float32(math.cos(angle) / radius), np.float32(math.sin(angle) / radius)
+        across = np.arange(left, right, dtype=np.float32) - np.float32(centre_x)  # [w]
+        down = (np.arange(top, bottom, dtype=np.float32) - np.float32(centre_y))[:, None]  # [h, 1]
+        x, y = cos * across + sin * down, cos * down - sin * across  # [h, w], in radii
+        distance = self._shape.outside(x, y) * np.float32(radius)  # [h, w], in pixels
+        window = np.s_[top:bottom, left:right]
+        ids[window][distance <= 0] = self.id
+        if image is not None:
+            near = distance < np.float32(0.5)
+            cover = np.minimum(np.float32(0.5) - distance[near], 1)[:, None]  # [pixels, 1]
+            under = image[window]
+            under[near] += cover * (self._colour(x[near], y[near]) - under[near])
+
+    def _colour(self, x: Floats, y: Floats) -> Floats:
+        """Texture at points in radii, darker towards the rim: [pixels, 3]."""
+        texel = np.float32((_TEXTURE - 2) / (2 * _REACH))
+        colour = _sample(self._texture, (x + np.float32(_REACH)) * texel, (y + np.float32(_REACH)) * texel)
+        shade = np.float32(1.1) - np.float32(0.3) * (x * x + y * y)
+        return np.clip(colour * shade[:, None], 0, 255)
+
+
+class _Background:
+    """A cluttered canvas larger than the frame, seen through a window that pans slowly."""
+
+    def __init__(self, generator: np.random.Generator, height: int, width: int, speed: float) -> None:
+        self._height, self._width = height, width
+        margin = max(2, round(_PAN * min(height, width)))
+        rows, columns = height + 2 * margin + 2, width + 2 * margin + 2
+        tint, other = generator.uniform(50, 190, (2, 3)).astype(np.float32)
+        share = _cloud(generator, rows, columns, cells=5, octaves=6, roughness=0.65)[..., None]
+        self._canvas: Floats = tint + share * (other - tint)  # [rows, columns, 3]
+        self._add_clutter(generator, (tint + other) / 2)
+        rates = generator.uniform(0.015, 0.035, 2) * speed
+        phases = generator.uniform(0, 2 * math.pi, 2)
+        self._across = _Swing(margin, margin, phases[0], rates[0])
+        self._down = _Swing(margin, margin, phases[1], rates[1])
+
+    def render(self, time: int) -> Floats:
+        """The window at this time, float32 [H, W, 3] in 0..255, between the canvas's pixels where it stands there."""
+        x, y = self._across(time), self._down(time)
+        column, row = int(x), int(y)
+        part_x, part_y = np.float32(x - column), np.float32(y - row)
+        window = self._canvas[row : row + self._height + 1, column : column + self._width + 1]
+        across = window[:, :-1] + part_x * (window[:, 1:] - window[:, :-1])
+        return across[:-1] + part_y * (across[1:] - across[:-1])
+
+    def _add_clutter(self, generator: np.random.Generator, tint: Floats) -> None:
+        """Shapes of colours near the tint that stand still, so that an outline alone does not make an object."""
+        rows, columns = self._canvas.shape[:2]
+        ignored = np.zeros((rows, columns), np.uint8)
+        for _ in range(_CLUTTER):
+            size = generator.uniform(0.04, 0.13) * min(rows, columns)
+            across = _Swing(generator.uniform(0, columns), 0, 0, 0)
+            down = _Swing(generator.uniform(0, rows), 0, 0, 0)
+            texture = tint + np.float32(0.35) * (_paint_texture(generator) - tint)
+            _Sprite(generator, 1, size, across, down, 0, texture).paint(0, self._canvas, ignored)
+
+
+def _draw_sprites(
+    generator: np.random.Generator,
+    objects: int,
+    height: int,
+    width: int,
+    speed: float,
+    object_size: tuple[float, float],
+) -> list[_Sprite]:
+    """Objects from back to front. They start side by side and run through one another's ways."""
+    places = generator.permutation(objects)
+    sprites = []
+    for label, place in enumerate(places, start=1):
+        size = generator.uniform(*object_size) * min(height, width)
+        start = 0.0 if objects == 1 else 1.8 * place / (objects - 1) - 0.9
+        # asin is where on its swing an object at this place is; those on the right start leftwards
+        phase = math.asin(start) if start < 0 else math.pi - math.asin(start)
+        across = _Swing(width / 2, 0.36 * width, phase, generator.uniform(0.04, 0.07) * speed)
+        down = _Swing(
+            height * generator.uniform(0.38, 0.62),
+            height * generator.uniform(0.06, 0.2),
+            generator.uniform(0, 2 * math.pi),
+            generator.uniform(0.03, 0.08) * speed,
+        )
+        sprites.append(_Sprite(generator, label, size, across, down, speed, _paint_texture(generator)))
+    return [sprites[at] for at in generator.permutation(objects)]
+
+
+def _paint_texture(generator: np.random.Generator) -> Floats:
+    """A two-colour pattern with cloudy light on it: float32 [texels, texels, 3] in 0..255."""
+    first, second = generator.uniform(20, 245, (2, 3)).astype(np.float32)
+    cloud = _cloud(generator, _TEXTURE, _TEXTURE, cells=4, octaves=4)
+    grid = np.linspace(0, 1, _TEXTURE, dtype=np.float32)
+    x, y = grid[None, :], grid[:, None]
+    count = np.float32(generator.integers(4, 9))
+    pattern = _PATTERNS[generator.integers(len(_PATTERNS))]
+    if pattern == "stripes":
+        share = _edge(_wave(x * count + cloud * np.float32(0.6)))
+    elif pattern == "checks":
+        share = np.abs(_edge(_wave(x * count)) - _edge(_wave(y * count)))
+    elif pattern == "dots":
+        u, v = _wave(x * count) - 1, _wave(y * count) - 1
+        share = _edge(np.float32(1.1) - u * u - v * v)
+    else:
+        share = _edge(_wave(cloud * np.float32(4)))
+    light = np.float32(0.75) + np.float32(0.5) * cloud[..., None]
+    texture: Floats = np.clip((first + share[..., None] * (second - first)) * light, 0, 255)
+    return texture
+
+
+def _wave(x: Floats) -> Floats:
+    """Triangle wave of period 1 between 0 and 1: the exact stand-in for a cosine."""
+    wave: Floats = np.abs(x - np.floor(x + np.float32(0.5))) * 2
+    return wave
+
+
+def _edge(x: Floats) -> Floats:
+    """0 to 1 over a soft step at one half."""
+    step: Floats = np.clip((x - np.float32(0.5)) * 6 + np.float32(0.5), 0, 1)
+    return step
+
+
+def _cloud(
+    generator: np.random.Generator, rows: int, columns: int, *, cells: int, octaves: int, roughness: float = 0.5
+) -> Floats:
+    """Value noise in 0..1, float32 [rows, columns]: random numbers on ever finer grids, each `roughness` as strong."""
+    total = np.zeros((rows, columns), np.float32)
+    for octave in range(octaves):
+        across = cells << octave
+        down = max(1, across * rows // columns)
+        values = generator.random((down + 2, across + 2), np.float32)
+        total += np.float32(roughness**octave) * _enlarge(_enlarge(values, down, rows).T, across, columns).T
+    total -= total.min()
+    return total / total.max()
+
+
+def _enlarge(grid: Floats, cells: int, size: int) -> Floats:
+    """The first `cells` rows of grid [> cells, n] spread linearly over `size` rows: [size, n]."""
+    at = np.linspace(0, cells, size, dtype=np.float32)
+    row = at.astype(np.intp)
+    part = (at - row.astype(np.float32))[:, None]
+    return grid[row] + part * (grid[row + 1] - grid[row])
+
+
+def _sample(grid: Floats, x: Floats, y: Floats) -> Floats:
+    """Bilinear values of grid [rows, columns, 3] at columns x and rows y, [points], all inside it: [points, 3]."""
+    column, row = x.astype(np.intp), y.astype(np.intp)
+    part_x, part_y = (x - column.astype(np.float32))[:, None], (y - row.astype(np.float32))[:, None]
+    upper = grid[row, column] + part_x * (grid[row, column + 1] - grid[row, column])
+    lower = grid[row + 1, column] + part_x * (grid[row + 1, column + 1] - grid[row + 1, column])
+    return upper + part_y * (lower - upper)
+
+
+def _clip_range(centre: float, reach: float, size: int) -> tuple[int, int]:
+    """Whole pixels within reach of the centre that lie inside the picture."""
+    return max(0, math.floor(centre - reach)), min(size, math.ceil(centre + reach) + 1)

@@ -1,0 +1,103 @@
+"""Frames of a folder of pictures, in the natural order of their names."""
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from stm_fast.errors import InputError
+from stm_fast.video.frames import Frame, FrameReader
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+# a folder states no rate: the one of DAVIS
+FRAME_RATE = Fraction(24)
+# every way in which Pillow says that a file is broken
+BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+_ORIENTATION = 0x0112
+_QUARTER_TURNS = range(5, 9)
+_DEEP_MODES = ("I", "F")
+
+
+class PictureFolder(FrameReader):
+    """jpg, jpeg, png and webp files of a folder; "frame2" comes before "frame10". EXIF orientation is applied.
+
+    The header of every picture is read first (not its pixels), so that pictures of different sizes are refused before
+    work starts.
+
+    Raises InputError: no picture, a broken one, two of the same stem, different sizes, more than 8 bits a channel.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.name = folder.resolve().name
+        self.frame_rate = FRAME_RATE
+        self._files = _list_pictures(folder)
+        self.frame_count = len(self._files)
+        self.width, self.height = _read_size(self._files[0])
+        for file in self._files[1:]:
+            self._check_size(file, *_read_size(file))
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, file in enumerate(self._files):
+            image = _read_picture(file)
+            self._check_size(file, image.shape[1], image.shape[0])
+            yield Frame(index, float(index / self.frame_rate), file.stem, image)
+
+    def _check_size(self, file: Path, width: int, height: int) -> None:
+        if (width, height) != (self.width, self.height):
+            expected = f"{self.width}x{self.height} as {self._files[0].name}"
+            raise InputError(f"{file}: picture of {width}x{height}, expected {expected}")
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key under which numbers in names count as numbers: "frame2" before "frame10"."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
+    if not files:
+        raise InputError(f"{folder}: no pictures in this folder, expected jpg, png or webp files")
+    files.sort(key=lambda file: natural_key(file.name))
+    named: dict[str, Path] = {}
+    for file in files:
+        twin = named.setdefault(file.stem, file)
+        if twin is not file:
+            raise InputError(f"{file}: same name as {twin.name}, so the masks of both would be one file")
+    return files
+
+
+def _read_size(file: Path) -> tuple[int, int]:
+    """Width and height as seen, from the header alone."""
+    try:
+        with Image.open(file) as picture:
+            if picture.mode.startswith(_DEEP_MODES):
+                raise InputError(f"{file}: picture of mode {picture.mode}, expected 8 bits a channel")
+            width, height = picture.size
+            return (height, width) if _orientation(picture) in _QUARTER_TURNS else (width, height)
+    except InputError:
+        raise
+    except BROKEN_PICTURE as error:
+        raise InputError(f"{file}: not a readable picture ({error})") from error
+
+
+def _read_picture(file: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(file) as picture:
+            upright = ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture
+            return np.array(upright.convert("RGB"))  # [H, W, 3]
+    except BROKEN_PICTURE as error:
+        raise InputError(f"{file}: picture cannot be decoded ({error})") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    # getexif() of a PNG without the chunk would decode all of it
+    if "exif" not in picture.info:
+        return 1
+    return int(picture.getexif().get(_ORIENTATION, 1))

@@ -1,0 +1,26 @@
+"""The door to every source of frames."""
+
+from pathlib import Path
+
+from stm_fast.errors import InputError
+from stm_fast.video.frames import Frame, FrameReader
+from stm_fast.video.picture_folder import PictureFolder
+from stm_fast.video.video_file import VideoFile
+
+__all__ = ["Frame", "FrameReader", "open_frames"]
+
+
+def open_frames(source: str | Path) -> FrameReader:
+    """Frames of a video file or of a folder of jpg, png or webp pictures.
+
+    Raises InputError before any work where the source is missing, is no video, is truncated or has pictures of
+    different sizes; while iterating, at a frame that cannot be decoded.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return PictureFolder(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file")
+    return VideoFile(path)

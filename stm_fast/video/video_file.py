@@ -1,0 +1,135 @@
+"""Frames of a video file, decoded by PyAV: exact, in presentation order, with their own time stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from stm_fast.errors import InputError
+from stm_fast.video.frames import Frame, FrameReader
+from stm_fast.video.pyav import require_av
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+# frames per second where the file states none
+DEFAULT_FRAME_RATE = Fraction(25)
+# FFmpeg draws plain text as a terminal would; nobody means that
+NOT_VIDEO_FORMATS = frozenset({"tty"})
+
+
+class VideoFile(FrameReader):
+    """Frames of the first video stream of a file; constant and variable frame rate, rotation applied.
+
+    The index of the file is compared with its size and the first frame is decoded, so that what is not a whole video
+    is refused before work starts. Pixels are taken as stored: a non-square pixel aspect is not stretched.
+
+    Raises InputError: not a video, no video stream, truncated, or no frame in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_av(path)
+        self.path = path
+        self.name = path.stem
+        with _open_stream(path) as (container, stream):
+            _check_complete(path, container, stream)
+            self.frame_count = stream.frames or None
+            self.frame_rate = stream.average_rate or stream.guessed_rate or DEFAULT_FRAME_RATE
+            first = next(self._decode(container, stream))
+        self.height, self.width = first.image.shape[:2]
+
+    def __iter__(self) -> Iterator[Frame]:
+        with _open_stream(self.path) as (container, stream):
+            for frame in self._decode(container, stream):
+                if frame.image.shape[:2] != (self.height, self.width):
+                    height, width = frame.image.shape[:2]
+                    raise InputError(
+                        f"{self.path}: frame {frame.index} is {width}x{height}, expected {self.width}x{self.height} "
+                        "as frame 0"
+                    )
+                yield frame
+
+    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
+        import av
+
+        decoded = container.decode(stream)
+        origin: float | None = None
+        time = 0.0
+        index = 0
+        while True:
+            try:
+                picture = next(decoded, None)
+                if picture is None:
+                    break
+                image = _upright(picture)
+            except (av.FFmpegError, MemoryError) as error:
+                raise InputError(f"{self.path}: frame {index} cannot be decoded ({_reason(error)})") from error
+            if picture.is_corrupt:
+                raise InputError(f"{self.path}: frame {index} is corrupt")
+            stamp = None if picture.pts is None else picture.time
+            if origin is None:
+                origin = stamp if stamp is not None else 0.0
+            # some containers (AVI) state no usable time stamps: go on at the frame rate
+            elsewise = time + float(1 / self.frame_rate) if index else 0.0
+            time = stamp - origin if stamp is not None and (index == 0 or stamp - origin > time) else elsewise
+            yield Frame(index, time, f"{index:05d}", image)
+            index += 1
+        if index == 0:
+            raise InputError(f"{self.path}: the video stream holds no frame")
+
+
+@contextmanager
+def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its first video stream. Only this local file is read, whatever it refers to."""
+    import av
+    from av.codec.context import ThreadType
+
+    try:
+        # the prefix keeps a colon in a name from being read as a protocol
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a video, or cut off before its index ({_reason(error)})") from error
+    with container:
+        if container.format.name in NOT_VIDEO_FORMATS:
+            raise InputError(f"{path}: not a video, a text file")
+        # the cover picture of a sound file is a video stream of one frame
+        streams = [s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower()]
+        if not streams:
+            found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+            raise InputError(f"{path}: no video stream, found {found}")
+        streams[0].thread_type = ThreadType.AUTO
+        yield container, streams[0]
+
+
+def _check_complete(path: Path, container: InputContainer, stream: VideoStream) -> None:
+    """Refuse a file that ends before the last packet its own index names (MP4, MOV, AVI)."""
+    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    size = path.stat().st_size
+    if end > size:
+        raise InputError(f"{path}: truncated: its index reaches to byte {end}, the file has {size}")
+
+
+def _upright(picture: VideoFrame) -> npt.NDArray[np.uint8]:
+    """RGB of a decoded frame turned (and mirrored) as its display matrix says, to the nearest quarter turn."""
+    image = cast(npt.NDArray[np.uint8], picture.to_ndarray(format="rgb24"))  # [H, W, 3]
+    stored: Any = picture.side_data.get("DISPLAYMATRIX")
+    if stored is None:
+        return np.ascontiguousarray(image)
+    # x' = a x + c y, y' = b x + d y, in the layout of the tkhd matrix of ISO/IEC 14496-12
+    a, b, _, c, d = np.frombuffer(bytes(stored), np.int32)[:5].tolist()
+    if abs(a) < abs(b):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words for an error, without the file name that FFmpeg adds."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

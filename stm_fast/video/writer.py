@@ -1,0 +1,186 @@
+"""What a run leaves on disk, one frame at a time: masks, an overlay video, overlay pictures."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from stm_fast.errors import InputError
+from stm_fast.video.masks import write_mask
+from stm_fast.video.pyav import require_av
+from stm_fast.video.whole_file import make_folder, partial_path, whole_file, writing
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+# ticks per second of the time stamps: the unit of MPEG, whole for 24, 25, 30, 50, 60 and 30000/1001
+CLOCK = 90_000
+# x264's constant quality: 18 looks like the source, 23 is its default
+QUALITY = "20"
+JPEG_QUALITY = 90
+# matrix, primaries and transfer of ITU-R BT.709, limited range: what browsers assume
+BT709 = 1
+LIMITED_RANGE = 1
+
+
+class MaskWriter:
+    """Writes `folder/<name>.png`, each file whole or not at all."""
+
+    def __init__(self, folder: str | Path, palette: bytes | None = None) -> None:
+        """`palette` as in `write_mask`. Raises InputError where the folder cannot be made."""
+        self.folder = Path(folder)
+        self.palette = palette
+        make_folder(self.folder)
+
+    def write(self, name: str, ids: npt.NDArray[np.uint8]) -> None:
+        """Write the mask [H, W] uint8 of one frame."""
+        write_mask(self.folder / f"{name}.png", ids, self.palette)
+
+
+class OverlayPictureWriter:
+    """Writes `folder/<name>.jpg`, each file whole or not at all."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises InputError where the folder cannot be made."""
+        self.folder = Path(folder)
+        make_folder(self.folder)
+
+    def write(self, name: str, image: npt.NDArray[np.uint8]) -> None:
+        """Write the picture uint8 [H, W, 3] RGB of one frame."""
+        with whole_file(self.folder / f"{name}.jpg") as partial:
+            Image.fromarray(image).save(partial, format="JPEG", quality=JPEG_QUALITY)
+
+
+class OverlayVideoWriter:
+    """H.264 yuv420p MP4 that browsers play, index first; every frame keeps its own time stamp.
+
+    H.264 at 4:2:0 needs even sizes: an odd width or height is padded by one column or row that repeats the last.
+    The file has another name until `close()`; `abort()`, or an exception in a `with` block, leaves nothing.
+    """
+
+    def __init__(self, path: str | Path, width: int, height: int, frame_rate: Fraction) -> None:
+        """Size in pixels; `frame_rate` in frames per second, the average where it varies.
+
+        Raises InputError where PyAV or its H.264 encoder is absent or the file cannot be written.
+        """
+        self.path = Path(path)
+        self.width, self.height = width, height
+        self.frame_rate = Fraction(frame_rate)
+        require_av(self.path)
+        make_folder(self.path.parent)
+        self._partial = partial_path(self.path)
+        self._last_tick = -1
+        with writing(self.path):
+            self._container: OutputContainer | None = _open_mp4(self._partial)
+            try:
+                self._stream = self._add_stream(self._container)
+            except BaseException:
+                self.abort()
+                raise
+
+    def write(self, image: npt.NDArray[np.uint8], time: float) -> None:
+        """Append one frame, uint8 [H, W, 3] RGB, shown from `time` seconds on. Times must not go back.
+
+        Raises InputError where it cannot be written; the video is then given up.
+        """
+        if self._container is None:
+            raise ValueError(f"{self.path}: the video is closed")
+        if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
+            found = f"{image.dtype} {image.shape}"
+            raise ValueError(f"image: {found}, expected uint8 [{self.height}, {self.width}, 3]")
+        self._last_tick = max(round(time * CLOCK), self._last_tick + 1)
+        self._encode(self._container, self._to_frame(image))
+
+    def close(self) -> None:
+        """Finish the file under its final name; without any frame there is none. A second call does nothing."""
+        if self._container is None:
+            return
+        if self._last_tick < 0:
+            self.abort()
+            return
+        self._encode(self._container, None)
+        try:
+            with writing(self.path):
+                self._container.close()
+                os.replace(self._partial, self.path)
+        except BaseException:
+            self.abort()
+            raise
+        self._container = None
+
+    def abort(self) -> None:
+        """Give the video up and remove what was written. Does nothing after `close()`."""
+        if self._container is None:
+            return
+        container, self._container = self._container, None
+        # a disk that is full refuses the end of the file too
+        with suppress(OSError, ValueError):
+            container.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _add_stream(self, container: OutputContainer) -> VideoStream:
+        import av
+
+        try:
+            stream = container.add_stream("libx264", rate=self.frame_rate)
+        except av.codec.codec.UnknownCodecError as error:
+            raise InputError(f"{self.path}: this PyAV has no H.264 encoder (libx264)") from error
+        stream.width = self.width + self.width % 2
+        stream.height = self.height + self.height % 2
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": QUALITY, "preset": "veryfast"}
+        stream.time_base = stream.codec_context.time_base = Fraction(1, CLOCK)
+        stream.colorspace = stream.color_primaries = stream.color_trc = BT709
+        stream.color_range = LIMITED_RANGE
+        return stream
+
+    def _to_frame(self, image: npt.NDArray[np.uint8]) -> VideoFrame:
+        import av
+
+        if self.width % 2 or self.height % 2:
+            image = np.pad(image, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame = rgb.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        frame.pts = self._last_tick
+        frame.time_base = Fraction(1, CLOCK)
+        # without it the last frame would be shown for no time
+        frame.duration = round(CLOCK / self.frame_rate)
+        return frame
+
+    def _encode(self, container: OutputContainer, frame: VideoFrame | None) -> None:
+        """Encode one frame, or with None what the encoder still holds."""
+        try:
+            with writing(self.path):
+                for packet in self._stream.encode(frame):
+                    container.mux(packet)
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _open_mp4(path: Path) -> OutputContainer:
+    import av
+
+    # the index goes to the front when the file is closed, so that a page can play it while it loads
+    return av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"})
