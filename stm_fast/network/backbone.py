@@ -1,0 +1,88 @@
+"""The trunk of both encoders: a torchvision ResNet up to stride 16 whose BatchNorm never leaves eval mode."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18, resnet50
+
+
+class Layout(NamedTuple):
+    """What the rest of the network, and a checkpoint reader, must know of a trunk."""
+
+    channels: tuple[int, int, int]  # of r2 (stride 4), r3 (stride 8), r4 (stride 16)
+    blocks: tuple[int, int, int]  # residual blocks of layer1, layer2, layer3
+
+
+BACKBONES = {
+    "resnet18": Layout(channels=(64, 128, 256), blocks=(2, 2, 2)),
+    "resnet50": Layout(channels=(256, 512, 1024), blocks=(3, 4, 6)),
+}
+TORCHVISION_BUILDERS = {"resnet18": resnet18, "resnet50": resnet50}
+
+# nothing normalises the activations of an untrained trunk, because the statistics are fixed at 0 and 1: full residual
+# branches would triple the variance in every block and saturate the softmax of the memory read
+RESIDUAL_GAIN = 0.25
+
+
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that always uses its stored statistics; scale and shift stay trainable (STM, "Two-stage Training")."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.train()
+
+    def train(self, mode: bool = True) -> "FixedBatchNorm2d":
+        """Stays in eval mode, whatever `mode` says."""
+        return super().train(False)
+
+
+class Backbone(nn.Module):
+    """ResNet up to its third stage, for frames in [0, 1].
+
+    The layers carry torchvision's names (`conv1`, `bn1`, `layer1` to `layer3`), so that its weights load as they are.
+    Weights are drawn from PyTorch's global generator: seed it first.
+
+    Raises:
+        ValueError: `name` is not a key of `BACKBONES`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        if name not in BACKBONES:
+            raise ValueError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}")
+        # on the meta device, because the stages that STM does not have are most of a ResNet
+        with torch.device("meta"):
+            resnet = TORCHVISION_BUILDERS[name](norm_layer=FixedBatchNorm2d)
+        self.conv1, self.bn1 = resnet.conv1, resnet.bn1
+        self.layer1, self.layer2, self.layer3 = resnet.layer1, resnet.layer2, resnet.layer3
+        self.to_empty(device=torch.get_default_device())
+        self._initialise()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def normalise(self, frame: Tensor) -> Tensor:
+        """Frames [B, 3, H, W] in [0, 1] to zero mean and unit variance over ImageNet."""
+        return (frame - self.mean) / self.std
+
+    def stages(self, stem: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output of the first convolution(s) [B, 64, H/2, W/2] to r4 [B, C4, H/16, W/16], r3 (H/8) and r2 (H/4)."""
+        x = F.max_pool2d(F.relu(self.bn1(stem)), kernel_size=3, stride=2, padding=1)  # [B, 64, H/4, W/4]
+        r2: Tensor = self.layer1(x)  # [B, C2, H/4, W/4]
+        r3: Tensor = self.layer2(r2)  # [B, C3, H/8, W/8]
+        r4: Tensor = self.layer3(r3)  # [B, C4, H/16, W/16]
+        return r4, r3, r2
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+        for block in (*self.layer1, *self.layer2, *self.layer3):
+            last = block.bn3 if hasattr(block, "bn3") else block.bn2
+            nn.init.constant_(last.weight, RESIDUAL_GAIN)

@@ -1,0 +1,52 @@
+"""Networks by name, in torchvision's builder style."""
+
+from pathlib import Path
+
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
+from stm_fast.network.checkpoint import load_backbone, load_checkpoint
+from stm_fast.network.stm import STM
+
+
+def stm_resnet50(
+    *,
+    weights: str | Path | None = None,
+    weights_backbone: ResNet50_Weights | str | Path | None = None,
+    **kwargs: int,
+) -> STM:
+    """The published network: 38.93 M parameters and 0.06 M statistics of BatchNorm.
+
+    Args:
+        weights: a checkpoint of the whole network, see `load_checkpoint`; None leaves it untrained.
+        weights_backbone: torchvision's weights (may be downloaded) or a file with the state dict of its ResNet-50, for
+            both encoders; not looked at where `weights` is given.
+        kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`.
+
+    Raises:
+        InputError: a file that is missing, damaged or does not fit.
+    """
+    return _build("resnet50", weights, weights_backbone, kwargs)
+
+
+def stm_resnet18(
+    *,
+    weights: str | Path | None = None,
+    weights_backbone: ResNet18_Weights | str | Path | None = None,
+    **kwargs: int,
+) -> STM:
+    """The small sibling, for CPUs and demos; arguments as in `stm_resnet50`, with a ResNet-18."""
+    return _build("resnet18", weights, weights_backbone, kwargs)
+
+
+def _build(
+    backbone: str,
+    weights: str | Path | None,
+    weights_backbone: ResNet18_Weights | ResNet50_Weights | str | Path | None,
+    kwargs: dict[str, int],
+) -> STM:
+    model = STM(backbone, **kwargs)
+    if weights is not None:
+        load_checkpoint(model, weights)
+    elif weights_backbone is not None:
+        load_backbone(model, weights_backbone)
+    return model

@@ -1,0 +1,220 @@
+"""Weights in and out of files: the published checkpoint, our own safetensors, torchvision's trunks."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
+from stm_fast.errors import InputError
+from stm_fast.network.backbone import BACKBONES
+from stm_fast.network.stm import STM, Architecture
+
+FORMAT = "stm_fast"
+MOST_PROBLEMS = 10  # how many of a checkpoint's faults a message names before it counts
+WRAPPERS = ("state_dict", "network", "model")  # where training scripts keep the weights inside a checkpoint
+
+# the parts of a published name that are called differently here; all other parts are the same
+PUBLISHED_TO_OURS = {
+    "Encoder_M": "memory_encoder",
+    "Encoder_Q": "query_encoder",
+    "KV_M_r4": "memory_key_value",
+    "KV_Q_r4": "query_key_value",
+    "Decoder": "decoder",
+    "conv1_m": "conv1_mask",
+    "conv1_o": "conv1_others",
+    "res2": "layer1",
+    "res3": "layer2",
+    "res4": "layer3",
+    "Key": "key",
+    "Value": "value",
+    "convFM": "compress",
+    "ResMM": "merged_block",
+    "RF3": "refine3",
+    "RF2": "refine2",
+    "convFS": "skip_conv",
+    "ResFS": "skip_block",
+    "pred2": "predict",
+}
+OURS_TO_PUBLISHED = {ours: published for published, ours in PUBLISHED_TO_OURS.items()}
+
+
+def our_name(name: str) -> str:
+    """The state-dict entry of `STM` that a published entry is called here; our own names stay."""
+    return ".".join(PUBLISHED_TO_OURS.get(part, part) for part in name.split("."))
+
+
+def published_name(name: str) -> str:
+    """The entry of the published checkpoint that holds a state-dict entry of `STM`."""
+    return ".".join(OURS_TO_PUBLISHED.get(part, part) for part in name.split("."))
+
+
+def load_checkpoint(model: STM, path: str | Path) -> None:
+    """Loads all weights of a network, in place.
+
+    Args:
+        model: the network; its device and dtype stay.
+        path: `.safetensors` as `save_checkpoint` writes it, or a PyTorch checkpoint with the names of the published STM
+            or ours, with or without the prefix `module.`, on its own or under a key of `WRAPPERS`.
+
+    Raises:
+        InputError: no such file, not a checkpoint of tensors, another architecture, or entries that are missing,
+            unexpected or of another shape; the model is then as it was.
+    """
+    found = read_state_dict(path)
+    state = {our_name(name): tensor for name, tensor in found.items()}
+    architecture = _recognise(state)
+    if architecture is not None and architecture != model.architecture:
+        raise InputError(f"{path}: found the weights of {architecture}, expected {model.architecture}")
+    name_in_file = our_name if state.keys() == found.keys() else published_name
+    expected = {name_in_file(name): tensor for name, tensor in model.state_dict().items()}
+    _check_fit(found, expected, path)
+    model.load_state_dict(state)
+
+
+def save_checkpoint(model: STM, path: str | Path) -> None:
+    """Writes all weights as safetensors, whole or not at all.
+
+    The file's metadata name the format and the architecture.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    facts = {name: str(value) for name, value in dataclasses.asdict(model.architecture).items()}
+    with _whole_file(Path(path)) as temporary:
+        safetensors.torch.save_file(state, temporary, {"format": FORMAT, **facts})
+
+
+def architecture_of(path: str | Path) -> Architecture:
+    """The arguments of the `STM` whose weights a checkpoint holds, read off the shapes of its entries.
+
+    Works for every file that `load_checkpoint` takes: `STM(**dataclasses.asdict(architecture_of(path)))` fits it.
+
+    Raises:
+        InputError: no such file, not a checkpoint of tensors, or not one of an STM.
+    """
+    state = {our_name(name): tensor for name, tensor in read_state_dict(path).items()}
+    architecture = _recognise(state)
+    if architecture is None:
+        raise InputError(
+            f"{path}: found no STM with a known backbone in its {len(state)} entries, expected an STM checkpoint"
+        )
+    return architecture
+
+
+def load_backbone(model: STM, weights: ResNet18_Weights | ResNet50_Weights | str | Path) -> None:
+    """Loads the trunk of both encoders, in place; convolutions that see masks stay as they are.
+
+    Args:
+        model: the network.
+        weights: torchvision's weights of the same ResNet (may be downloaded), or a file with its state dict.
+
+    Raises:
+        InputError: the file is missing or no checkpoint, or the weights are those of another network.
+    """
+    if isinstance(weights, str | Path):
+        found = _trunk(read_state_dict(weights))
+    else:
+        found = _trunk(weights.get_state_dict(check_hash=True))
+    for encoder in (model.memory_encoder, model.query_encoder):
+        _check_fit(found, _trunk(encoder.state_dict()), weights)
+        encoder.load_state_dict(found, strict=False)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Named tensors out of a safetensors or PyTorch file, on the CPU, without wrappers and the prefix `module.`.
+
+    Pickled code is never run.
+
+    Raises:
+        InputError: no such file, or not a checkpoint of named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected a checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # what a damaged or hostile file makes the two readers raise is open-ended
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a checkpoint ({type(error).__name__}), expected .safetensors or a PyTorch file of plain "
+            "tensors; damaged files and files with pickled code are refused"
+        ) from error
+    return _named_tensors(content, path)
+
+
+def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path}: found {type(content).__name__}, expected a state dict of named tensors")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise InputError(f"{path}: entry {name!r} is {type(tensor).__name__}, expected a state dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _recognise(state: Mapping[str, Tensor]) -> Architecture | None:
+    """The architecture of a state dict with our names; None where it is not that of an STM with a known backbone."""
+    telling = ["memory_key_value.key.weight", "memory_key_value.value.weight", "decoder.compress.weight"]
+    if any(name not in state or state[name].ndim != 4 for name in telling):
+        return None
+    key, value, compress = (state[name] for name in telling)
+    blocks = tuple(_blocks(state, stage) for stage in ("layer1", "layer2", "layer3"))
+    for backbone, layout in BACKBONES.items():
+        if layout.blocks == blocks and layout.channels[-1] == key.shape[1]:
+            return Architecture(backbone, key.shape[0], value.shape[0], compress.shape[0])
+    return None
+
+
+def _blocks(state: Mapping[str, Tensor], stage: str) -> int:
+    prefix = f"query_encoder.{stage}."
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What STM takes of a ResNet; BatchNorm's counters, which old files lack, mean nothing to fixed statistics."""
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name.split(".")[0] in ("conv1", "bn1", "layer1", "layer2", "layer3")
+        and not name.endswith("num_batches_tracked")
+    }
+
+
+def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
+    """Raises InputError that names every difference, as far as a line is readable."""
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    problems += [
+        f"{name} of shape {list(found[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    if problems:
+        rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise InputError(f"{source}: does not fit the network: {'; '.join(problems[:MOST_PROBLEMS])}{rest}")
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder that becomes `path` if the block ends well, and disappears otherwise."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)

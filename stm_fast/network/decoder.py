@@ -1,0 +1,64 @@
+"""From what was read to a mask: residual blocks and two refinement stages (STM, "Decoder")."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ResidualBlock(nn.Module):
+    """Two pre-activated 3x3 convolutions around an identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
+        residual: Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + residual
+
+
+class Refine(nn.Module):
+    """Joins a coarse map with skip features of twice its resolution."""
+
+    def __init__(self, skip_channels: int, channels: int) -> None:
+        super().__init__()
+        self.skip_conv = nn.Conv2d(skip_channels, channels, kernel_size=3, padding=1)
+        self.skip_block = ResidualBlock(channels)
+        self.merged_block = ResidualBlock(channels)
+
+    def forward(self, skip: Tensor, coarse: Tensor) -> Tensor:
+        """Skip features [B, Cs, 2H, 2W], B = O or 1 (shared), and coarse map [O, C, H, W] to [O, C, 2H, 2W]."""
+        detail: Tensor = self.skip_block(self.skip_conv(skip))  # [B, C, 2H, 2W]
+        upsampled = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)  # [O, C, 2H, 2W]
+        merged: Tensor = self.merged_block(detail + upsampled)
+        return merged
+
+
+class Decoder(nn.Module):
+    """Predicts background and object at stride 4 and resizes the prediction to the frame."""
+
+    def __init__(self, channels: int, r3_channels: int, r2_channels: int, decoder_dim: int) -> None:
+        super().__init__()
+        self.compress = nn.Conv2d(channels, decoder_dim, kernel_size=3, padding=1)
+        self.merged_block = ResidualBlock(decoder_dim)
+        self.refine3 = Refine(r3_channels, decoder_dim)
+        self.refine2 = Refine(r2_channels, decoder_dim)
+        self.predict = nn.Conv2d(decoder_dim, 2, kernel_size=3, padding=1)
+
+    def forward(self, r4: Tensor, r3: Tensor, r2: Tensor) -> Tensor:
+        """Logits of background and object.
+
+        Args:
+            r4: [O, C, h, w], what each object read, joined with the query's value.
+            r3: [B, C3, 2h, 2w] skip features of the query; B = O, or 1 and then shared by all objects.
+            r2: [B, C2, 4h, 4w] likewise.
+
+        Returns:
+            [O, 2, 16h, 16w].
+        """
+        m4 = self.merged_block(self.compress(r4))  # [O, D, h, w]
+        m3 = self.refine3(r3, m4)  # [O, D, 2h, 2w]
+        m2 = self.refine2(r2, m3)  # [O, D, 4h, 4w]
+        logits = self.predict(F.relu(m2))  # [O, 2, 4h, 4w]
+        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
