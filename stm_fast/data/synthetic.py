@@ -349,7 +349,8 @@ def _cloud(
         values = generator.random((down + 2, across + 2), np.float32)
         total += np.float32(roughness**octave) * _enlarge(_enlarge(values, down, rows).T, across, columns).T
     total -= total.min()
-    return total / total.max()
+    total /= total.max()
+    return total
 
 
 def _enlarge(grid: Floats, cells: int, size: int) -> Floats:

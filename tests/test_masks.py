@@ -1,0 +1,228 @@
+"""Masks keep the ids and colours of the user, and what is not a mask of ids is refused in one line."""
+
+import os
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from stm_fast.errors import InputError
+from stm_fast.video import masks
+from stm_fast.video.overlay import draw_overlay
+from stm_fast.video.writer import MaskWriter, OverlayPictureWriter
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+IDS = np.array([[0, 1, 7], [255, 7, 0]], np.uint8)
+# not the DAVIS colours
+PALETTE = bytes(range(200, 0, -1)) + bytes(568)
+
+
+def refuses(path: Path, *words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        masks.read_mask(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_davis_palette_has_the_published_colours() -> None:
+    assert len(masks.DAVIS_PALETTE) == 768
+    colours = np.frombuffer(masks.DAVIS_PALETTE, np.uint8).reshape(256, 3).tolist()
+    assert colours[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert colours[8] == [64, 0, 0]
+    assert colours[255] == [224, 224, 192]
+
+
+@pytest.mark.parametrize("palette", [None, PALETTE, PALETTE[:6]], ids=["davis", "own", "short"])
+def test_ids_and_palette_come_back(tmp_path: Path, palette: bytes | None) -> None:
+    masks.write_mask(tmp_path / "m.png", IDS, palette)
+    found = masks.read_mask(tmp_path / "m.png")
+    np.testing.assert_array_equal(found.ids, IDS)
+    assert found.ids.dtype == np.uint8
+    assert found.palette == masks.full_palette(palette)
+    assert found.palette[: len(palette or b"")] == (palette or b"")
+    assert found.palette[len(palette or b"") :] == masks.DAVIS_PALETTE[len(palette or b"") :]
+    assert masks.object_ids(found.ids) == [1, 7, 255]
+
+
+def test_nothing_but_the_mask_is_left(tmp_path: Path) -> None:
+    writer = MaskWriter(tmp_path / "new" / "folder")
+    writer.write("00003", IDS)
+    writer.write("00003", IDS.T)
+    assert os.listdir(tmp_path / "new" / "folder") == ["00003.png"]
+    np.testing.assert_array_equal(masks.read_mask(tmp_path / "new" / "folder" / "00003.png").ids, IDS.T)
+
+
+def test_a_failed_write_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks.write_mask(tmp_path / "m.png", IDS)
+
+    def half_a_file(self: Image.Image, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half_a_file)
+    with pytest.raises(InputError, match=re.escape(f"disk full while writing {tmp_path / 'm.png'}")):
+        masks.write_mask(tmp_path / "m.png", IDS.T)
+    assert os.listdir(tmp_path) == ["m.png"]
+    np.testing.assert_array_equal(masks.read_mask(tmp_path / "m.png").ids, IDS)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot write"):
+        MaskWriter(tmp_path / "masks")
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "masks").write_text("a file")
+    with pytest.raises(InputError, match="cannot write"):
+        MaskWriter(tmp_path / "masks")
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [("L", [[0, 255]], [[0, 255]]), ("L", [[0, 3]], [[0, 3]]), ("1", [[0, 1]], [[0, 1]])],
+    ids=["binary 255", "grey ids", "one bit"],
+)
+def test_grey_values_are_ids(tmp_path: Path, mode: str, values: list[list[int]], expected: list[list[int]]) -> None:
+    dtype = np.bool_ if mode == "1" else np.uint8
+    Image.fromarray(np.array(values, dtype)).save(tmp_path / "m.png")
+    mask = masks.read_mask(tmp_path / "m.png")
+    assert mask.ids.tolist() == expected
+    assert mask.ids.dtype == np.uint8
+    assert mask.palette is None
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    for mode in ("RGB", "RGBA", "LA"):
+        Image.new(mode, (4, 3)).save(tmp_path / "m.png")
+        refuses(tmp_path / "m.png", mode, "palette")
+
+
+def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 3), np.uint16)).save(tmp_path / "m.png")
+    refuses(tmp_path / "m.png", "8 bits")
+
+
+def test_lossy_formats_are_refused(tmp_path: Path) -> None:
+    Image.new("L", (4, 3)).save(tmp_path / "m.jpg")
+    refuses(tmp_path / "m.jpg", "JPEG", "PNG")
+
+
+def test_soft_edges_are_refused_and_many_objects_are_not(tmp_path: Path) -> None:
+    masks.write_mask(tmp_path / "m.png", np.arange(21, dtype=np.uint8)[None])
+    assert masks.object_ids(masks.read_mask(tmp_path / "m.png").ids) == list(range(1, 21))
+    masks.write_mask(tmp_path / "m.png", np.arange(22, dtype=np.uint8)[None])
+    refuses(tmp_path / "m.png", "anti-aliased", "21 different ids")
+
+
+def test_missing_text_and_cut_files_are_refused(tmp_path: Path) -> None:
+    refuses(tmp_path / "none.png", "no such mask")
+    (tmp_path / "text.png").write_text("not a picture")
+    refuses(tmp_path / "text.png", "not a readable PNG")
+    noise = np.random.default_rng(0).integers(0, 9, (64, 64), dtype=np.uint8)
+    masks.write_mask(tmp_path / "cut.png", noise)
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    refuses(tmp_path / "cut.png", "not a readable PNG")
+
+
+def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
+    masks.write_mask(tmp_path / "m.png", np.random.default_rng(0).integers(0, 9, (16, 16), dtype=np.uint8))
+    whole = (tmp_path / "m.png").read_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        (tmp_path / "damaged.png").write_bytes(damaged)
+        try:
+            masks.read_mask(tmp_path / "damaged.png")
+        except InputError:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_mask_without_objects(tmp_path: Path) -> None:
+    masks.write_mask(tmp_path / "m.png", np.zeros((3, 4), np.uint8))
+    mask = masks.read_mask(tmp_path / "m.png")
+    assert masks.object_ids(mask.ids) == []
+    with pytest.raises(InputError, match="without objects"):
+        masks.require_objects(mask, tmp_path / "m.png")
+    masks.require_objects(masks.Mask(IDS, None), tmp_path / "m.png")
+
+
+def test_a_mask_of_another_size_is_named() -> None:
+    mask = masks.Mask(IDS, None)
+    masks.check_mask_size(mask, "m.png", width=3, height=2)
+    with pytest.raises(InputError, match=r"m\.png: mask of 3x2, expected 2x3 as the frames"):
+        masks.check_mask_size(mask, "m.png", width=2, height=3)
+
+
+@pytest.mark.parametrize(("ids", "error"), [(IDS.astype(np.int64), TypeError), (IDS[None], ValueError)])
+def test_other_arrays_are_a_programmers_mistake(
+    tmp_path: Path, ids: npt.NDArray[np.uint8], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="ids"):
+        masks.write_mask(tmp_path / "m.png", ids)
+
+
+def test_overlay_tints_objects_and_leaves_the_rest() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    before = image.copy()
+    ids = np.zeros((9, 12), np.uint8)
+    ids[2:7, 3:9] = 1
+    drawn = draw_overlay(image, ids, alpha=0.5)
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(drawn[ids == 0], image[ids == 0])
+    inner = image[3:6, 4:8].astype(int)
+    np.testing.assert_array_equal(drawn[3:6, 4:8], (inner + np.array([128, 0, 0])) // 2)
+    rim = np.ones((5, 6), np.bool_)
+    rim[1:-1, 1:-1] = False
+    assert (drawn[2:7, 3:9][rim] == [192, 128, 128]).all()
+
+
+def test_overlay_uses_the_palette_and_bright_pixels_do_not_wrap() -> None:
+    image = np.full((3, 3, 3), 255, np.uint8)
+    ids = np.full((3, 3), 2, np.uint8)
+    palette = bytes([0, 0, 0, 9, 9, 9, 255, 255, 255])
+    for alpha in (0.0, 0.3, 1.0):
+        assert (draw_overlay(image, ids, palette, alpha) == 255).all()
+    assert (draw_overlay(image, ids, bytes(9), 1.0) == 0).all()
+
+
+def test_overlay_checks_its_arguments() -> None:
+    image = np.zeros((3, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="ids: shape"):
+        draw_overlay(image, np.zeros((4, 3), np.uint8))
+    with pytest.raises(ValueError, match="alpha"):
+        draw_overlay(image, np.zeros((3, 4), np.uint8), alpha=1.5)
+
+
+def test_overlay_pictures(tmp_path: Path) -> None:
+    image = np.full((16, 24, 3), (200, 40, 90), np.uint8)
+    OverlayPictureWriter(tmp_path / "overlay").write("00012", image)
+    assert os.listdir(tmp_path / "overlay") == ["00012.jpg"]
+    with Image.open(tmp_path / "overlay" / "00012.jpg") as picture:
+        assert np.abs(np.array(picture).astype(int) - image).max() <= 3
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no sample data")
+def test_real_masks(tmp_path: Path) -> None:
+    folder = SHARED / "data" / "clips" / "Annotations" / "480p"
+    assert masks.object_ids(masks.read_mask(folder / "bike" / "00000.png").ids) == [1, 2]
+    for added, path in enumerate(sorted((folder / "judo").glob("*.png")), start=1):
+        mask = masks.read_mask(path)
+        assert masks.object_ids(mask.ids) == [added]
+        assert mask.palette is not None
+        assert mask.palette[:9] == masks.DAVIS_PALETTE[:9]
+        masks.write_mask(tmp_path / path.name, mask.ids, mask.palette)
+        np.testing.assert_array_equal(masks.read_mask(tmp_path / path.name).ids, mask.ids)
