@@ -1,0 +1,203 @@
+"""The engine: the masks of a video, one frame after the other.
+
+O objects, H x W the frame as the user gave it, h x w the frame as the network sees it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
+from stm_fast.inference.objects import impose, label, split_mask
+from stm_fast.memory import MemoryBank, stays
+from stm_fast.network import STM
+
+
+class Segmentation(NamedTuple):
+    """What the engine says of one frame."""
+
+    frame_index: int  # from 0
+    prob: Tensor  # [1 + O, H, W] float32, sums to 1 over the channels; channel 0 is the background
+    object_ids: list[int]  # of channels 1, 2, ...
+
+    @property
+    def mask(self) -> Tensor:
+        """The most likely object of each pixel, ``[H, W]`` uint8, 0 the background."""
+        return label(self.prob, self.object_ids)
+
+
+class _Seen(NamedTuple):
+    """A segmented frame that is not in the memory yet: it is memorised only when a next frame comes."""
+
+    frame: Tensor  # [3, h, w]
+    objects: Tensor  # [O, h, w] soft masks
+    stays: bool
+
+
+class VideoSegmenter:
+    """Segments the objects of a video from masks of some of its frames (STM section 3.4).
+
+    Args:
+        model: the network; it decides the device and the dtype.
+        memory: what is remembered.
+        max_size: frames whose shorter side is longer are made that small for the network; masks come back at the
+            frame's own size.
+        backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
+    """
+
+    def __init__(
+        self,
+        model: STM,
+        *,
+        memory: MemoryConfig | None = None,
+        max_size: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        if max_size is not None and max_size < 16:
+            raise InputError(f"max_size: found {max_size}, expected at least 16")
+        self._model = model.eval()
+        self._memory = memory or MemoryConfig()
+        self._max_size = max_size
+        self._bank = MemoryBank(frames=self._memory.frames, backend=backend)
+        self._ids: list[int] = []
+        self._frame_count = 0
+        self._size: tuple[int, ...] | None = None
+        self._seen: _Seen | None = None
+
+    @property
+    def object_ids(self) -> list[int]:
+        """The ids of the objects that exist, in the order of the probabilities' channels."""
+        return list(self._ids)
+
+    @property
+    def bank(self) -> MemoryBank:
+        """The memory, to look at."""
+        return self._bank
+
+    @torch.inference_mode()
+    def step(self, frame: Tensor, mask: Tensor | None = None, objects: Sequence[int] | None = None) -> Tensor:
+        """Segments the next frame of the video.
+
+        A mask may come with any frame. Where it has an object, it is taken as right; objects that it does not speak
+        of are predicted. Ids that are new start here, known ids are corrected.
+
+        Args:
+            frame: ``[3, H, W]``, float in [0, 1] or uint8, RGB.
+            mask: ``[H, W]`` object ids, or ``[O, H, W]`` one plane in [0, 1] an object.
+            objects: the ids that the mask speaks of; needed with planes, by default those that occur.
+
+        Returns:
+            ``[1 + O, H, W]`` float32 probabilities that sum to 1 over the channels; channel 0 is the background, the
+            others are those of `object_ids`. Before the first mask everything is background.
+
+        Raises:
+            InputError: a frame or a mask whose size differs from the video's, or a mask without objects.
+        """
+        frame = self._checked_frame(frame)
+        size = tuple(frame.shape[1:])
+        given = None if mask is None else split_mask(self._checked_mask(mask, size), objects)
+        small_size = self._network_size(size)
+        small = _resized(frame, small_size)  # [3, h, w]
+        self._memorize_seen()
+        prob = self._predict(small, given)  # [1 + O, h, w]
+        full = _resized(prob, size)  # [1 + O, H, W]
+        if given is not None:
+            ids, planes = given
+            full = impose(full, self._ids, ids, planes)
+            prob = impose(prob, self._ids, ids, _resized(planes, small_size))
+            self._ids += [object_id for object_id in ids if object_id not in self._ids]
+        if self._ids:
+            self._seen = _Seen(small, prob[1:], stays(self._memory, self._frame_count, given is not None))
+        self._frame_count += 1
+        return full
+
+    def propagate(self, frames: Iterable[Tensor], masks: Mapping[int, Tensor] | None = None) -> Iterator[Segmentation]:
+        """Segments frames as they come; no more than one is held.
+
+        Args:
+            frames: any iterable of ``[3, H, W]``.
+            masks: the masks that are given, by the frame's position in `frames`.
+        """
+        for position, frame in enumerate(frames):
+            index = self._frame_count
+            prob = self.step(frame, (masks or {}).get(position))
+            yield Segmentation(index, prob, self.object_ids)
+
+    def delete_objects(self, ids: Iterable[int]) -> None:
+        """Forgets objects; the others keep their ids and their memory."""
+        gone = set(ids)
+        unknown = gone - set(self._ids)
+        if unknown:
+            raise InputError(f"delete_objects: found ids {sorted(unknown)}, expected some of {self._ids}")
+        kept = [index for index, object_id in enumerate(self._ids) if object_id not in gone]
+        # an object that appeared in the frame just seen is not in the bank yet
+        self._bank.remove([index for index in range(self._bank.objects) if index not in kept])
+        self._ids = [self._ids[index] for index in kept]
+        if self._seen is not None:
+            self._seen = self._seen._replace(objects=self._seen.objects[kept]) if kept else None
+
+    def clear_memory(self) -> None:
+        """Forgets every frame and every object: the next frame is the first of a new video."""
+        self._bank.clear()
+        self._ids, self._frame_count, self._size, self._seen = [], 0, None, None
+
+    def _memorize_seen(self) -> None:
+        """Puts the previous frame into the memory, for good or for this step (STM section 3.4)."""
+        if self._seen is None or not (self._seen.stays or self._memory.previous):
+            return
+        key, value = self._model.memorize(self._seen.frame, self._seen.objects)
+        self._bank.append(key, value, temporary=not self._seen.stays)
+        self._seen = None
+
+    def _predict(self, frame: Tensor, given: tuple[list[int], Tensor] | None) -> Tensor:
+        """The probabilities [1 + O, h, w] of the objects that exist."""
+        nothing_to_predict = given is not None and set(self._ids) <= set(given[0])
+        if nothing_to_predict or not self._ids:
+            prob = frame.new_zeros(1 + len(self._ids), *frame.shape[1:], dtype=torch.float32)
+            prob[0] = 1
+            return prob
+        features = self._model.encode_query(frame)
+        return self._model.decode(self._bank.read(features.key), features).softmax(0)
+
+    def _checked_frame(self, frame: Tensor) -> Tensor:
+        """The frame as float in [0, 1] on the model's device."""
+        if frame.ndim != 3 or frame.shape[0] != 3:
+            raise InputError(f"frame: found shape {tuple(frame.shape)}, expected [3, H, W]")
+        if self._size is not None and tuple(frame.shape[1:]) != self._size:
+            found, expected = _text(tuple(frame.shape[1:])), _text(self._size)
+            raise InputError(
+                f"frame {self._frame_count}: found {found} pixels, expected {expected} as the first frame has"
+            )
+        self._size = tuple(frame.shape[1:])
+        parameter = next(self._model.parameters())
+        moved = frame.to(parameter.device, non_blocking=True)
+        return moved.to(parameter.dtype) if frame.is_floating_point() else moved.to(parameter.dtype) / 255
+
+    def _checked_mask(self, mask: Tensor, size: tuple[int, ...]) -> Tensor:
+        if tuple(mask.shape[-2:]) != size:
+            found = _text(tuple(mask.shape[-2:]))
+            raise InputError(
+                f"mask of frame {self._frame_count}: found {found} pixels, expected {_text(size)} as the frame has"
+            )
+        return mask.to(next(self._model.parameters()).device)
+
+    def _network_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        shorter = min(size)
+        if self._max_size is None or shorter <= self._max_size:
+            return size
+        return tuple(round(side * self._max_size / shorter) for side in size)
+
+
+def _resized(planes: Tensor, size: tuple[int, ...]) -> Tensor:
+    """[C, ...] at another size; itself where it has that size already."""
+    if tuple(planes.shape[1:]) == size:
+        return planes
+    return interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def _text(size: tuple[int, ...]) -> str:
+    return f"{size[1]}x{size[0]}"

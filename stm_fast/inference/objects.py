@@ -1,0 +1,72 @@
+"""Object ids as the user gave them, and the channels they have inside: channel 0 is the background.
+
+O objects, H x W pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stm_fast.errors import InputError
+
+MAX_ID = 255  # what a palette PNG can hold
+
+
+def split_mask(mask: Tensor, objects: Sequence[int] | None = None) -> tuple[list[int], Tensor]:
+    """The ids that a mask gives and one plane for each.
+
+    Args:
+        mask: ``[H, W]`` object ids, 0 the background; or ``[O, H, W]`` one plane an object, in [0, 1].
+        objects: the ids that the mask speaks of. Default for ids: those that occur. Needed for planes.
+
+    Returns:
+        ids, and planes ``[O, H, W]`` float32.
+
+    Raises:
+        InputError: no objects, ids outside 1..255, twice the same, or as many ids as planes are not given.
+    """
+    if mask.ndim == 3:
+        if objects is None or len(objects) != mask.shape[0]:
+            raise InputError(
+                f"mask: found planes {tuple(mask.shape)} and objects {objects}, expected an id for each plane"
+            )
+        ids, planes = list(objects), mask.float()
+    elif mask.ndim == 2:
+        ids = [i for i in torch.unique(mask).tolist() if i != 0] if objects is None else list(objects)
+        planes = torch.stack([mask == i for i in ids]).float() if ids else mask.new_zeros(0, *mask.shape).float()
+    else:
+        raise InputError(f"mask: found shape {tuple(mask.shape)}, expected [H, W] ids or [O, H, W] planes")
+    if not ids:
+        raise InputError("mask: found no object (every pixel is 0), expected at least one id above 0")
+    if len(set(ids)) != len(ids) or not all(1 <= i <= MAX_ID for i in ids):
+        raise InputError(f"mask: found object ids {ids}, expected different ids from 1 to {MAX_ID}")
+    return ids, planes
+
+
+def impose(prob: Tensor, known: Sequence[int], given: Sequence[int], planes: Tensor) -> Tensor:
+    """Puts given masks over predicted probabilities: where a mask was given, it is right.
+
+    Args:
+        prob: ``[1 + len(known), H, W]``, predicted.
+        known: the ids of prob's channels 1, 2, ...
+        given: the ids of the planes; those that are not known get channels behind the known ones.
+        planes: ``[len(given), H, W]`` in [0, 1].
+
+    Returns:
+        ``[1 + objects, H, W]`` that sums to 1 over the channels.
+    """
+    ids = list(known) + [i for i in given if i not in known]
+    objects = prob.new_zeros(len(ids), *prob.shape[1:])  # [O, H, W]
+    objects[: len(known)] = prob[1:]
+    objects *= 1 - planes.sum(0).clamp(0, 1)
+    for object_id, plane in zip(given, planes, strict=True):
+        objects[ids.index(object_id)] = plane
+    background = (1 - objects.sum(0)).clamp(0, 1)
+    return torch.cat([background[None], objects])
+
+
+def label(prob: Tensor, ids: Sequence[int]) -> Tensor:
+    """The most likely object of each pixel: prob ``[1 + O, H, W]`` -> the user's ids ``[H, W]`` uint8."""
+    table = torch.tensor([0, *ids], dtype=torch.uint8, device=prob.device)
+    return table[prob.argmax(0)]

@@ -1,0 +1,73 @@
+"""What a run leaves in its output folder: masks/<frame>.png, and overlay.mp4 or overlay/<frame>.jpg."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from stm_fast.errors import InputError
+from stm_fast.video import (
+    Frame,
+    FrameReader,
+    MaskWriter,
+    OverlayPictureWriter,
+    OverlayVideoWriter,
+    draw_overlay,
+)
+
+Overlay = Literal["video", "pictures", "none"]
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raises InputError where the folder holds anything and nobody said that it may be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: found a file, expected an output folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise InputError(f"{folder}: the output folder is not empty; give another one, or --overwrite")
+
+
+class Results:
+    """Writes masks and overlays as they come. A context manager: an overlay video is whole or not there at all.
+
+    Earlier results in the folder are removed first: a shorter run must not leave frames of a longer one.
+    """
+
+    def __init__(self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay) -> None:
+        if overlay not in get_args(Overlay):
+            raise InputError(f"overlay: found {overlay!r}, expected one of {', '.join(get_args(Overlay))}")
+        self._palette = palette
+        _remove_earlier(folder)
+        self._masks = MaskWriter(folder / "masks", palette)
+        self._video: OverlayVideoWriter | None = None
+        self._pictures: OverlayPictureWriter | None = None
+        if overlay == "video":
+            self._video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
+        elif overlay == "pictures":
+            self._pictures = OverlayPictureWriter(folder / "overlay")
+
+    def write(self, frame: Frame, ids: npt.NDArray[np.uint8]) -> None:
+        """Writes what belongs to one frame; ids ``[H, W]``."""
+        self._masks.write(frame.name, ids)
+        if self._video is None and self._pictures is None:
+            return
+        picture = draw_overlay(frame.image, ids, self._palette)
+        if self._video is not None:
+            self._video.write(picture, frame.time)
+        if self._pictures is not None:
+            self._pictures.write(frame.name, picture)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._video is not None:
+            self._video.__exit__(kind, error, trace)
+
+
+def _remove_earlier(folder: Path) -> None:
+    for earlier in (*folder.glob("masks/*.png"), *folder.glob("overlay/*.jpg"), folder / "overlay.mp4"):
+        earlier.unlink(missing_ok=True)
