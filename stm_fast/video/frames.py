@@ -50,6 +50,10 @@ class FrameReader(ABC):
     def __iter__(self) -> Iterator[Frame]:
         """Frames from the first. Raises InputError at a frame that cannot be decoded, and names it."""
 
+    @abstractmethod
+    def index_of(self, name: str) -> int | None:
+        """The index of the frame of this name; None where there is none."""
+
     def close(self) -> None:
         """Let go of what outlives an iteration."""
         return None

@@ -48,6 +48,9 @@ class PictureFolder(FrameReader):
             self._check_size(file, image.shape[1], image.shape[0])
             yield Frame(index, float(index / self.frame_rate), file.stem, image)
 
+    def index_of(self, name: str) -> int | None:
+        return next((index for index, file in enumerate(self._files) if file.stem == name), None)
+
     def _check_size(self, file: Path, width: int, height: int) -> None:
         if (width, height) != (self.width, self.height):
             expected = f"{self.width}x{self.height} as {self._files[0].name}"

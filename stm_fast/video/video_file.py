@@ -57,6 +57,11 @@ class VideoFile(FrameReader):
                     )
                 yield frame
 
+    def index_of(self, name: str) -> int | None:
+        if not (name.isascii() and name.isdigit()):
+            return None
+        return int(name) if self.frame_count is None or int(name) < self.frame_count else None
+
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
         import av
 
