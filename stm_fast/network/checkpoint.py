@@ -212,7 +212,11 @@ def _whole_file(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        usual_mode = temporary.stat().st_mode
         yield temporary
+        # safetensors makes files that only their owner can read
+        temporary.chmod(usual_mode)
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be written ({error})") from error

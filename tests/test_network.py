@@ -1,0 +1,217 @@
+"""The network: the published one's numbers, and what each of its parts promises."""
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast.network.checkpoint import published_name
+from stm_fast.network.padding import pad_to_multiple, unpad
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def small_stm() -> STM:
+    return stm_resnet18(key_dim=8, value_dim=16, decoder_dim=8).eval()
+
+
+def golden_formulas() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("formulas", GOLDEN / "formulas.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def published_loop(model: STM, frames: Tensor, masks: Tensor, every: int) -> Tensor:
+    """The published inference: every N-th frame stays in memory, the previous one is there for one step."""
+    kept_keys, kept_values, logits = [], [], []
+    for t in range(1, len(frames)):
+        key, value = model.memorize(frames[t - 1], masks)
+        keys, values = [*kept_keys, key], [*kept_values, value]
+        logits.append(model.segment(frames[t], torch.stack(keys, dim=2), torch.stack(values, dim=2)))
+        masks = logits[-1].softmax(dim=0)[1:]
+        if (t - 1) % every == 0:
+            kept_keys, kept_values = keys, values
+    return torch.stack(logits)
+
+
+@pytest.mark.slow
+def test_reproduces_the_published_network() -> None:
+    formulas = golden_formulas()
+    golden = np.load(GOLDEN / "formula_2obj.npz")
+    objects, seed = int(golden["objects"]), int(golden["seed"])
+    model = stm_resnet50().eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            value = formulas.entry(published_name(name), tuple(tensor.shape), seed)
+            if value is not None:
+                tensor.copy_(torch.from_numpy(value))
+        frames, ids = formulas.clip(len(golden["logits"]) + 1, *golden["logits"].shape[-2:], objects)
+        first = torch.from_numpy(ids[0]) == torch.arange(1, objects + 1)[:, None, None]  # [O, H, W]
+        logits = published_loop(model, torch.from_numpy(frames), first.float(), int(golden["every"])).numpy()
+    error = math.sqrt(np.square(logits - golden["logits"]).mean() / np.square(golden["logits"]).mean())
+    print(f"relative error {error:.2e}")
+    assert error < 1e-3
+
+
+def test_has_the_published_size() -> None:
+    model = stm_resnet50()
+    assert sum(tensor.numel() for tensor in model.parameters()) == 38_925_570
+    assert round(sum(tensor.numel() for tensor in model.state_dict().values()) / 1e6, 2) == 38.99
+
+
+def test_batch_norm_never_leaves_eval_mode() -> None:
+    model = small_stm().train()
+    model.query_encoder.layer1.train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert model.training
+    assert not any(norm.training for norm in norms)
+    assert all(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+    frame = torch.rand(3, 32, 32)
+    trained = model.encode_query(frame).key
+    assert torch.equal(trained, model.eval().encode_query(frame).key)
+
+
+def test_everything_is_trainable() -> None:
+    model = small_stm().train()
+    key, value = model.memorize(torch.rand(3, 32, 48), torch.rand(2, 32, 48))
+    logits = model(torch.rand(3, 32, 48), key[:, :, None], value[:, :, None])
+    logits[1:].sum().backward()
+    without = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert not without
+
+
+@pytest.mark.parametrize("build", [stm_resnet18, pytest.param(stm_resnet50, marks=pytest.mark.slow)])
+def test_untrained_weights_are_seeded_and_neither_dead_nor_saturated(build: type[STM]) -> None:
+    torch.manual_seed(3)
+    model = build()
+    torch.manual_seed(3)
+    again = build()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    with torch.no_grad():
+        key, value = model.memorize(torch.rand(3, 48, 64), torch.rand(2, 48, 64))
+        features = model.encode_query(torch.rand(3, 48, 64))
+        scores = features.key.flatten(2).mT @ key.flatten(2) / math.sqrt(model.key_dim)
+        logits = model.decode(value, features)
+    assert 0.1 < scores.std() < 10
+    assert logits.isfinite().all()
+    assert logits.flatten(1).std(dim=1).min() > 1e-3
+    assert logits.abs().max() < 10
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47), (1, 16), (72, 100)])
+def test_sizes(height: int, width: int) -> None:
+    model = small_stm()
+    h, w = math.ceil(height / 16), math.ceil(width / 16)
+    with torch.no_grad():
+        key, value = model.memorize(torch.rand(3, height, width), torch.rand(2, height, width))
+        features = model.encode_query(torch.rand(1, 3, height, width))
+        logits = model.decode(value, features)
+    assert key.shape == (2, 8, h, w)
+    assert value.shape == (2, 16, h, w)
+    assert features.key.shape == (1, 8, h, w)
+    assert features.value.shape == (1, 16, h, w)
+    assert logits.shape == (3, height, width)
+    assert logits.dtype == torch.float32
+
+
+def test_the_smallest_numbers_of_objects() -> None:
+    model = small_stm()
+    features = model.encode_query(torch.rand(3, 32, 32))
+    for objects in (0, 1):
+        key, value = model.memorize(torch.rand(3, 32, 32), torch.rand(objects, 32, 32))
+        assert key.shape == (objects, 8, 2, 2)
+        assert model.decode(value, features).shape == (1 + objects, 32, 32)
+
+
+def test_objects_are_decoded_as_if_alone() -> None:
+    model = small_stm()
+    features = model.encode_query(torch.rand(3, 40, 56))
+    read = torch.randn(3, 16, 3, 4)
+    with torch.no_grad():
+        together = model.decode(read, features)
+        alone = torch.stack([model.decode(read[o : o + 1], features)[1] for o in range(3)])
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
+    background = (1 - alone.sigmoid()).prod(dim=0)
+    torch.testing.assert_close(together[0].sigmoid(), background, rtol=1e-4, atol=1e-5)
+
+
+def test_each_object_sees_the_union_of_the_others() -> None:
+    model = small_stm()
+    frame, masks = torch.rand(3, 32, 32), torch.rand(3, 32, 32)
+    with torch.no_grad():
+        key, value = model.memorize(frame, masks)
+        for o in range(3):
+            others = masks[[i for i in range(3) if i != o]].sum(dim=0).clamp(0, 1)
+            r4 = model.memory_encoder(frame[None], masks[o].view(1, 1, 32, 32), others.view(1, 1, 32, 32))
+            for found, expected in zip((key, value), model.memory_key_value(r4), strict=True):
+                torch.testing.assert_close(found[o : o + 1], expected)
+
+
+def test_segment_is_encode_read_decode() -> None:
+    model = small_stm()
+    frame, keys, values = torch.rand(3, 32, 48), torch.randn(2, 8, 3, 2, 3), torch.randn(2, 16, 3, 2, 3)
+    with torch.no_grad():
+        features = model.encode_query(frame)
+        scores = features.key.flatten(2).mT @ keys.flatten(2) / math.sqrt(8)  # [O, hw, T h w]
+        read = values.flatten(2) @ scores.softmax(dim=2).mT  # [O, Cv, hw]
+        torch.testing.assert_close(
+            model.segment(frame, keys, values), model.decode(read.unflatten(2, (2, 3)), features), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_frames_are_encoded_in_batches() -> None:
+    model = small_stm()
+    frames = torch.rand(2, 3, 30, 40)
+    with torch.no_grad():
+        batch = model.encode_query(frames)
+        torch.testing.assert_close(batch.key[1:], model.encode_query(frames[1]).key)
+
+
+def test_a_bfloat16_network_takes_float32_frames_and_gives_float32_logits() -> None:
+    model = small_stm().bfloat16()
+    with torch.no_grad():
+        key, value = model.memorize(torch.rand(3, 32, 32), torch.rand(2, 32, 32))
+        logits = model.segment(torch.rand(3, 32, 32), key[:, :, None], value[:, :, None])
+    assert key.dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 32), (15, 17), (1, 1), (31, 16), (72, 100)])
+def test_padding_comes_off_again(height: int, width: int) -> None:
+    x = torch.rand(2, height, width)
+    padded, pads = pad_to_multiple(x, 16)
+    assert padded.shape == (2, 16 * math.ceil(height / 16), 16 * math.ceil(width / 16))
+    assert padded.sum().item() == pytest.approx(x.sum().item())
+    assert torch.equal(unpad(padded, pads), x)
+
+
+def test_the_odd_pixel_of_padding_is_at_the_right_and_the_bottom() -> None:
+    assert pad_to_multiple(torch.rand(13, 15), 16)[1] == (0, 1, 1, 2)
+
+
+def test_wrong_arguments_are_named() -> None:
+    model = small_stm()
+    features = model.encode_query(torch.rand(3, 32, 32))
+    with pytest.raises(TypeError, match=r"frame: found torch.uint8"):
+        model.encode_query(torch.zeros(3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"frame: found shape \[32, 32, 3\]"):
+        model.encode_query(torch.rand(32, 32, 3))
+    with pytest.raises(ValueError, match=r"masks: found shape \[32, 32\]"):
+        model.memorize(torch.rand(3, 32, 32), torch.rand(32, 32))
+    with pytest.raises(ValueError, match="masks of its size"):
+        model.memorize(torch.rand(3, 32, 32), torch.rand(1, 64, 32))
+    with pytest.raises(ValueError, match=r"read: found shape \[1, 16, 3, 2\]"):
+        model.decode(torch.rand(1, 16, 3, 2), features)
+    with pytest.raises(ValueError, match="backbone: found 'resnet7'"):
+        STM("resnet7")
