@@ -213,5 +213,9 @@ def test_wrong_arguments_are_named() -> None:
         model.memorize(torch.rand(3, 32, 32), torch.rand(1, 64, 32))
     with pytest.raises(ValueError, match=r"read: found shape \[1, 16, 3, 2\]"):
         model.decode(torch.rand(1, 16, 3, 2), features)
+    with pytest.raises(ValueError, match=r"keys and values: found shapes \[1, 8, 2, 2\]"):
+        model.segment(torch.rand(3, 32, 32), torch.rand(1, 8, 2, 2), torch.rand(1, 16, 2, 2))
+    with pytest.raises(ValueError, match="features of 2 frames"):
+        model.decode(torch.rand(2, 16, 2, 2), model.encode_query(torch.rand(2, 3, 32, 32)))
     with pytest.raises(ValueError, match="backbone: found 'resnet7'"):
         STM("resnet7")

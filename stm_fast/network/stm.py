@@ -131,14 +131,14 @@ class STM(nn.Module):
             Logits [1 + O, H, W], float32, background first; softmax over the first dimension gives probabilities.
 
         Raises:
-            ValueError: `read` does not have the shape of the features' value, but for the objects.
+            ValueError: `read` does not have the shape of the features' value, or these are of several frames.
         """
         if read.ndim != 4 or read.shape[1:] != features.value.shape[1:]:
             raise ValueError(
                 f"read: found shape {list(read.shape)}, expected [O, Cv, h, w] like features.value "
                 f"{list(features.value.shape)}"
             )
-        query_value = features.value.expand(read.shape[0], -1, -1, -1)  # [O, Cv, h, w]
+        _, query_value = self._for_each_object(features, len(read))
         return self._predict(torch.cat([read, query_value], dim=1), features)
 
     def segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -156,9 +156,13 @@ class STM(nn.Module):
             ValueError: shapes other than these.
             TypeError: a frame that is not floating point.
         """
+        if keys.ndim != 5 or values.ndim != 5 or keys.shape[:1] + keys.shape[2:] != values.shape[:1] + values.shape[2:]:
+            raise ValueError(
+                f"keys and values: found shapes {list(keys.shape)} and {list(values.shape)}, "
+                "expected [O, Ck, T, h, w] and [O, Cv, T, h, w]"
+            )
         features = self.encode_query(frame)
-        query_key = features.key.expand(keys.shape[0], -1, -1, -1)  # [O, Ck, h, w]
-        query_value = features.value.expand(keys.shape[0], -1, -1, -1)  # [O, Cv, h, w]
+        query_key, query_value = self._for_each_object(features, len(keys))
         merged, _ = self.memory_read(keys, values, query_key, query_value)  # [O, 2 Cv, h, w]
         return self._predict(merged, features)
 
@@ -173,6 +177,12 @@ class STM(nn.Module):
             raise ValueError(f"frame: found shape {list(frame.shape)}, expected [3, H, W] or [B, 3, H, W]")
         batch = frame if frame.ndim == 4 else frame[None]  # [B, 3, H, W]
         return pad_to_multiple(batch.to(self.query_encoder.mean.dtype), self.stride)
+
+    def _for_each_object(self, features: QueryFeatures, objects: int) -> tuple[Tensor, Tensor]:
+        """The query's key [O, Ck, h, w] and value [O, Cv, h, w]: views, the same for every object."""
+        if len(features.key) != 1:
+            raise ValueError(f"frame: found features of {len(features.key)} frames, expected those of one")
+        return features.key.expand(objects, -1, -1, -1), features.value.expand(objects, -1, -1, -1)
 
     def _predict(self, merged: Tensor, features: QueryFeatures) -> Tensor:
         logits = self.decoder(merged, features.r3, features.r2)  # [O, 2, H', W']
