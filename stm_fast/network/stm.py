@@ -138,7 +138,7 @@ class STM(nn.Module):
                 f"read: found shape {list(read.shape)}, expected [O, Cv, h, w] like features.value "
                 f"{list(features.value.shape)}"
             )
-        _, query_value = self._for_each_object(features, len(read))
+        _, query_value = _for_each_object(features, len(read))
         return self._predict(torch.cat([read, query_value], dim=1), features)
 
     def segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class STM(nn.Module):
                 "expected [O, Ck, T, h, w] and [O, Cv, T, h, w]"
             )
         features = self.encode_query(frame)
-        query_key, query_value = self._for_each_object(features, len(keys))
+        query_key, query_value = _for_each_object(features, len(keys))
         merged, _ = self.memory_read(keys, values, query_key, query_value)  # [O, 2 Cv, h, w]
         return self._predict(merged, features)
 
@@ -178,13 +178,14 @@ class STM(nn.Module):
         batch = frame if frame.ndim == 4 else frame[None]  # [B, 3, H, W]
         return pad_to_multiple(batch.to(self.query_encoder.mean.dtype), self.stride)
 
-    def _for_each_object(self, features: QueryFeatures, objects: int) -> tuple[Tensor, Tensor]:
-        """The query's key [O, Ck, h, w] and value [O, Cv, h, w]: views, the same for every object."""
-        if len(features.key) != 1:
-            raise ValueError(f"frame: found features of {len(features.key)} frames, expected those of one")
-        return features.key.expand(objects, -1, -1, -1), features.value.expand(objects, -1, -1, -1)
-
     def _predict(self, merged: Tensor, features: QueryFeatures) -> Tensor:
         logits = self.decoder(merged, features.r3, features.r2)  # [O, 2, H', W']
         probability = logits.float().softmax(dim=1)[:, 1]  # [O, H', W']
         return soft_aggregation(unpad(probability, features.pads))  # [1 + O, H, W]
+
+
+def _for_each_object(features: QueryFeatures, objects: int) -> tuple[Tensor, Tensor]:
+    """The query's key [O, Ck, h, w] and value [O, Cv, h, w]: views, the same for every object."""
+    if len(features.key) != 1:
+        raise ValueError(f"frame: found features of {len(features.key)} frames, expected those of one")
+    return features.key.expand(objects, -1, -1, -1), features.value.expand(objects, -1, -1, -1)
