@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from stm_fast.errors import InputError
-from stm_fast.video.picture_folder import BROKEN_PICTURE
+from stm_fast.video.pillow import BROKEN_PICTURE, reason
 from stm_fast.video.whole_file import whole_file
 
 # more ids than this in one mask are the grey levels of soft edges, not objects
@@ -58,7 +58,7 @@ def read_mask(path: str | Path) -> Mask:
     except InputError:
         raise
     except BROKEN_PICTURE as error:
-        raise InputError(f"{path}: not a readable PNG ({error})") from error
+        raise InputError(f"{path}: not a readable PNG ({reason(error)})") from error
     count = len(object_ids(ids))
     if count > MAX_IDS:
         raise InputError(

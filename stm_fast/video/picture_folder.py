@@ -11,12 +11,11 @@ from PIL import Image, ImageOps
 
 from stm_fast.errors import InputError
 from stm_fast.video.frames import Frame, FrameReader
+from stm_fast.video.pillow import BROKEN_PICTURE, reason
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 # a folder states no rate: the one of DAVIS
 FRAME_RATE = Fraction(24)
-# every way in which Pillow says that a file is broken
-BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = range(5, 9)
@@ -87,7 +86,7 @@ def _read_size(file: Path) -> tuple[int, int]:
     except InputError:
         raise
     except BROKEN_PICTURE as error:
-        raise InputError(f"{file}: not a readable picture ({error})") from error
+        raise InputError(f"{file}: not a readable picture ({reason(error)})") from error
 
 
 def _read_picture(file: Path) -> npt.NDArray[np.uint8]:
@@ -96,7 +95,7 @@ def _read_picture(file: Path) -> npt.NDArray[np.uint8]:
             upright = ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture
             return np.array(upright.convert("RGB"))  # [H, W, 3]
     except BROKEN_PICTURE as error:
-        raise InputError(f"{file}: picture cannot be decoded ({error})") from error
+        raise InputError(f"{file}: picture cannot be decoded ({reason(error)})") from error
 
 
 def _orientation(picture: Image.Image) -> int:
