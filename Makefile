@@ -1,0 +1,51 @@
+# Every command of the project. VENV and PYTHON may be given: make test VENV=/tmp/env PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/include/stm_fast/*.h csrc/cpu/*)
+
+.PHONY: setup build demo test check fix bench gpu clean
+
+setup: $(VENV)/.ready
+
+# torch first and no build isolation: an isolated build would fetch a second torch
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision setuptools ninja
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+# the extension alone, in seconds: only what changed is compiled
+build:
+	$(BIN)/python setup.py build_ext --inplace
+
+demo: setup
+	$(BIN)/stm-fast demo --output demo --overwrite
+
+test: setup
+	STM_FAST_REQUIRE=cpp $(BIN)/pytest
+
+# rewrites nothing; make fix does
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+bench: setup
+	$(BIN)/pytest benchmarks --benchmark-only
+
+# on a machine with a GPU and no $(VENV): make gpu GPU_PYTHON=python3. Exits 3 where there is no GPU.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu_checks.py
+
+clean:
+	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find stm_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

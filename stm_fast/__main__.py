@@ -1,0 +1,245 @@
+"""The command line: stm-fast demo | segment | convert | info."""
+
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from typer.core import TyperGroup
+
+from stm_fast.config import MemoryConfig
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.errors import InputError
+from stm_fast.evaluation import region_similarity
+from stm_fast.inference import Summary, segment_video
+from stm_fast.network import (
+    STM,
+    architecture_of,
+    load_checkpoint,
+    save_checkpoint,
+    stm_resnet18,
+    stm_resnet50,
+)
+from stm_fast.ops.backends import BACKENDS
+from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
+
+_DEMO_FRAME_RATE = Fraction(24)
+_INTERRUPTED = 130  # what a shell says of a program that ctrl-C ended
+
+
+class Architecture(StrEnum):
+    RESNET18 = "resnet18"
+    RESNET50 = "resnet50"
+
+
+class Overlay(StrEnum):
+    VIDEO = "video"
+    PICTURES = "pictures"
+    NONE = "none"
+
+
+class _OneLineErrors(TyperGroup):
+    """Ends with exit code 2 and one line where the input is at fault; any other exception is a bug and shows."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            print(f"stm-fast: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("stm-fast: interrupted; what was written is whole", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Segments the objects of a video from masks of some of its frames, with a Space-Time Memory network.",
+)
+
+Weights = Annotated[Path | None, typer.Option(help="Checkpoint: ours (.safetensors) or the published .pth.")]
+Arch = Annotated[Architecture, typer.Option(help="The network where no weights are given.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Backend = Annotated[str, typer.Option(help=f"Of the memory read: auto, {', '.join(b.name for b in BACKENDS)}.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the output folder holds.")]
+
+
+@app.command(epilog="Example: stm-fast segment clip.mp4 --masks first.png --output out --max-size 480")
+def segment(
+    source: Annotated[Path, typer.Argument(help="A video file, or a folder of jpg, png or webp frames.")],
+    masks: Annotated[Path, typer.Option("--masks", "-m", help="PNG of the first frame, or a folder of PNGs by frame.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder that is empty or does not exist.")],
+    weights: Weights = None,
+    arch: Arch = Architecture.RESNET18,
+    every: Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")] = 5,
+    max_size: Annotated[int | None, typer.Option(help="Longest shorter side, in pixels, for the network.")] = None,
+    overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = Overlay.VIDEO,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment a video from the masks of some of its frames; writes palette PNG masks and an overlay."""
+    model = _model(weights, arch, device)
+    with _progress("segmenting") as advance:
+        summary = segment_video(
+            source,
+            masks,
+            output,
+            model=model,
+            memory=MemoryConfig(every=every),
+            max_size=max_size,
+            backend=backend,
+            overlay=overlay.value,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    _print_summary(summary)
+
+
+@app.command(epilog="Example: stm-fast demo --output demo")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the clip and its segmentation go.")] = Path(
+        "demo"
+    ),
+    frames: Annotated[int, typer.Option(min=2, help="Length of the clip.")] = 30,
+    objects: Annotated[int, typer.Option(min=1, max=9, help="How many objects it has.")] = 3,
+    seed: Annotated[int, typer.Option(help="Another seed draws another clip.")] = 0,
+    weights: Weights = None,
+    arch: Arch = Architecture.RESNET18,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw a clip of moving objects, segment it from its first mask and say how well that went."""
+    model = _model(weights, arch, device)
+    clip = SyntheticClip(seed, frames=frames, objects=objects)
+    video, mask = output / "clip.mp4", output / "first_mask.png"
+    if video.exists() and not overwrite:
+        raise InputError(f"{video}: exists already; give another --output, or --overwrite")
+    with OverlayVideoWriter(video, clip.width, clip.height, _DEMO_FRAME_RATE) as writer:
+        for index, frame in enumerate(clip):
+            writer.write(frame.image, float(index / _DEMO_FRAME_RATE))
+    write_mask(mask, clip[0].ids)
+    with _progress("segmenting") as advance:
+        summary = segment_video(
+            video, mask, output / "result", model=model, backend=backend, overwrite=overwrite, progress=advance
+        )
+    _print_similarity(clip, summary)
+    _print_summary(summary)
+
+
+@app.command(epilog="Example: stm-fast convert STM_weights.pth stm.safetensors")
+def convert(
+    source: Annotated[Path, typer.Argument(help="The published .pth, with or without 'module.' in its names.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a published checkpoint into a safetensors file; no code in it is ever run."""
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already; give another name, or --overwrite")
+    model = _model(source, Architecture.RESNET50, "cpu")
+    save_checkpoint(model, target)
+    print(f"{target}: {model.architecture}")
+
+
+@app.command(epilog="Example: stm-fast info")
+def info() -> None:
+    """Print versions, devices and every backend of the memory read, with why it is absent where it is."""
+    for package in ("stm_fast", "torch", "torchvision", "triton", "numpy", "av"):
+        print(f"{package:12} {_version(package)}")
+    print(f"{'python':12} {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"{'cpu':12} {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    if not torch.cuda.is_available():
+        print(f"{'cuda':12} no device")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        print(f"{f'cuda:{index}':12} {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB")
+    for backend in BACKENDS:
+        print(f"{backend.name:12} {'; '.join(backend.absent_reasons()) or 'ready'}")
+
+
+def _model(weights: Path | None, arch: Architecture, device: str) -> STM:
+    """The network on its device; untrained, and said so, where there are no weights."""
+    place = _device(device)
+    if weights is None:
+        torch.manual_seed(0)
+        print("stm-fast: no --weights given: the network is untrained and its masks mean nothing", file=sys.stderr)
+        model = stm_resnet18() if arch is Architecture.RESNET18 else stm_resnet50()
+    else:
+        architecture = architecture_of(weights)
+        model = STM(**vars(architecture))
+        load_checkpoint(model, weights)
+    return model.to(place).eval()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device: found {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} frames/s")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr; yields the callback that moves it."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
+    """J of each object, the mean over all frames but the given one."""
+    files = sorted((summary.output / "masks").glob("*.png"))
+    pairs = [(read_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
+    for object_id in object_ids(clip[0].ids):
+        scores = [region_similarity(found == object_id, truth == object_id) for found, truth in pairs]
+        print(f"object {object_id}: J = {100 * sum(scores) / len(scores):.1f}")
+
+
+def _print_summary(summary: Summary) -> None:
+    rate = summary.frames / summary.seconds
+    objects = ", ".join(map(str, summary.object_ids))
+    print(f"{summary.frames} frames, objects {objects}, {rate:.2f} frames/s, results in {summary.output}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    """What the stm-fast command runs."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The house rule: imports only go down, and kernels know nothing of the package."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {
+    "kernels": 0,
+    "_C": 0,
+    "config": 0,
+    "errors": 0,
+    "ops": 1,
+    "testing": 2,
+    "network": 2,
+    "memory": 2,
+    "video": 2,
+    "inference": 3,
+    "data": 3,
+    "evaluation": 4,
+    "training": 5,
+    "__main__": 6,
+    "__init__": 6,
+}
+
+
+def imports(path):
+    tree = ast.parse(path.read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def room_of(path):
+    return path.relative_to(ROOT / "stm_fast").parts[0].removesuffix(".py")
+
+
+def test_every_room_has_a_floor():
+    rooms = {room_of(path) for path in (ROOT / "stm_fast").rglob("*.py")}
+    assert rooms <= set(FLOORS), f"rooms without a floor: {sorted(rooms - set(FLOORS))}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stm_fast").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_go_down(path):
+    room = room_of(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "stm_fast":
+            assert len(parts) > 1, f"{path}: imports the package itself, expected one of its rooms"
+            assert parts[1] == room or FLOORS[parts[1]] < FLOORS[room], f"{path}: {room} imports {parts[1]}"
+
+
+def test_kernels_know_nothing_of_the_package():
+    for path in (ROOT / "kernels").glob("*.py"):
+        known = {name for name in imports(path) if name.split(".")[0] in {"stm_fast", "kernels"}}
+        assert all(name.startswith("stm_fast.kernels") for name in known), f"{path}: imports {known}"
+
+
+def test_kernels_are_not_a_top_level_package():
+    command = [sys.executable, "-c", "import kernels"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "ImportError" in found.stderr
+    assert "stm_fast.kernels" in found.stderr
