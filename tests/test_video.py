@@ -1,5 +1,6 @@
 """Every frame of a video or folder, in order, upright and at its time; what is broken is refused before work starts."""
 
+import gc
 import os
 import re
 import subprocess
@@ -251,6 +252,16 @@ def test_a_damaged_frame_is_named_when_it_is_reached(tmp_path: Path) -> None:
 
 
 @needs_av
+def test_a_video_that_changes_its_size_is_refused_there(tmp_path: Path) -> None:
+    parts = [
+        write_video(tmp_path / f"{width}.h264", [numbered_picture(0, width)] * 3).read_bytes() for width in (64, 128)
+    ]
+    (tmp_path / "v.h264").write_bytes(b"".join(parts))
+    with pytest.raises(InputError, match="frame 3 is 128x48, expected 64x48"):
+        list(open_frames(tmp_path / "v.h264"))
+
+
+@needs_av
 def test_damaged_videos_never_raise_anything_else(tmp_path: Path) -> None:
     pictures = [numbered_picture(k) for k in range(4)]
     whole = write_video(tmp_path / "v.mp4", pictures).read_bytes()
@@ -284,6 +295,26 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     assert open_videos() == 1
     frames.close()  # type: ignore[attr-defined]
     assert open_videos() == 0
+
+
+@needs_av
+def test_memory_does_not_wait_for_the_garbage_collector(tmp_path: Path) -> None:
+    """A frame in a reference cycle stays until Python counts enough objects: gigabytes at 1080p."""
+    path = tmp_path / "v.mp4"
+    gc.collect()
+    gc.disable()
+    try:
+        with OverlayVideoWriter(path, 64, 48, Fraction(25)) as writer:
+            for number in range(60):
+                writer.write(numbered_picture(number), number / 25)
+        written = gc.collect()
+        for _ in open_frames(path):
+            pass
+        read = gc.collect()
+    finally:
+        gc.enable()
+    assert written < 30
+    assert read < 30
 
 
 @pytest.mark.slow

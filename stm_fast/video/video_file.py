@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -63,29 +64,37 @@ class VideoFile(FrameReader):
         return int(name) if self.frame_count is None or int(name) < self.frame_count else None
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
+        time = 0.0
+        for index, picture in enumerate(self._pictures(container, stream)):
+            stamp = None if picture.pts is None else picture.time
+            if index == 0:
+                origin = stamp or 0.0
+                # asked once: PyAV's side data and its frame hold each other until the garbage collector runs
+                orientation = _orientation(picture)
+            elif stamp is not None and stamp - origin > time:
+                time = stamp - origin
+            else:
+                # some containers (AVI) state no usable time stamps: go on at the frame rate
+                time += float(1 / self.frame_rate)
+            image = cast(npt.NDArray[np.uint8], picture.to_ndarray(format="rgb24"))  # [H, W, 3]
+            yield Frame(index, time, f"{index:05d}", orientation.apply(image))
+
+    def _pictures(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        """What the decoder gives. Raises InputError at a damaged frame, and where there is none at all."""
         import av
 
         decoded = container.decode(stream)
-        origin: float | None = None
-        time = 0.0
         index = 0
         while True:
             try:
                 picture = next(decoded, None)
-                if picture is None:
-                    break
-                image = _upright(picture)
             except (av.FFmpegError, MemoryError) as error:
                 raise InputError(f"{self.path}: frame {index} cannot be decoded ({_reason(error)})") from error
+            if picture is None:
+                break
             if picture.is_corrupt:
                 raise InputError(f"{self.path}: frame {index} is corrupt")
-            stamp = None if picture.pts is None else picture.time
-            if origin is None:
-                origin = stamp if stamp is not None else 0.0
-            # some containers (AVI) state no usable time stamps: go on at the frame rate
-            elsewise = time + float(1 / self.frame_rate) if index else 0.0
-            time = stamp - origin if stamp is not None and (index == 0 or stamp - origin > time) else elsewise
-            yield Frame(index, time, f"{index:05d}", image)
+            yield picture
             index += 1
         if index == 0:
             raise InputError(f"{self.path}: the video stream holds no frame")
@@ -122,17 +131,30 @@ def _check_complete(path: Path, container: InputContainer, stream: VideoStream) 
         raise InputError(f"{path}: truncated: its index reaches to byte {end}, the file has {size}")
 
 
-def _upright(picture: VideoFrame) -> npt.NDArray[np.uint8]:
-    """RGB of a decoded frame turned (and mirrored) as its display matrix says, to the nearest quarter turn."""
-    image = cast(npt.NDArray[np.uint8], picture.to_ndarray(format="rgb24"))  # [H, W, 3]
+@dataclass(frozen=True)
+class _Orientation:
+    """Quarter turns and mirrorings as one transposition, then flips."""
+
+    transpose: bool
+    rows: slice
+    columns: slice
+
+    def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A picture [H, W, 3] as it should be seen, contiguous."""
+        turned = image.transpose(1, 0, 2) if self.transpose else image
+        return np.ascontiguousarray(turned[self.rows, self.columns])
+
+
+def _orientation(picture: VideoFrame) -> _Orientation:
+    """What the display matrix of a decoded frame says, to the nearest quarter turn."""
     stored: Any = picture.side_data.get("DISPLAYMATRIX")
-    if stored is None:
-        return np.ascontiguousarray(image)
-    # x' = a x + c y, y' = b x + d y, in the layout of the tkhd matrix of ISO/IEC 14496-12
-    a, b, _, c, d = np.frombuffer(bytes(stored), np.int32)[:5].tolist()
-    if abs(a) < abs(b):
-        image, a, d = image.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    a, b, c, d = 1, 0, 0, 1
+    if stored is not None:
+        # x' = a x + c y, y' = b x + d y, in the layout of the tkhd matrix of ISO/IEC 14496-12
+        a, b, _, c, d = np.frombuffer(bytes(stored), np.int32)[:5].tolist()
+    transpose = abs(a) < abs(b)
+    across, down = (c, b) if transpose else (a, d)
+    return _Orientation(transpose, slice(None, None, -1 if down < 0 else 1), slice(None, None, -1 if across < 0 else 1))
 
 
 def _reason(error: BaseException) -> str:
