@@ -115,6 +115,7 @@ def test_frames_of_a_video_with_b_frames(tmp_path: Path) -> None:
         assert [frame.index for frame in frames] == list(range(40))
         assert [frame.name for frame in frames] == [f"{k:05d}" for k in range(40)]
         assert [frame.time for frame in frames] == pytest.approx([k / 25 for k in range(40)])
+    assert [reader.index_of(name) for name in ("00000", "39", "00040", "mask")] == [0, 39, None, None]
     assert frames[0].image.dtype == np.uint8
     assert frames[0].image.flags.c_contiguous
 
@@ -352,6 +353,7 @@ def test_pictures_come_in_natural_order(tmp_path: Path) -> None:
     (folder / "._frame3.jpg").write_bytes(b"what a Mac leaves on a stick")
     reader = open_frames(folder)
     assert (reader.name, reader.frame_count, reader.width, reader.height) == ("clip", 5, 64, 48)
+    assert [reader.index_of(name) for name in ("frame1", "Frame10", "frame10")] == [0, 2, None]
     for _ in range(2):
         frames = list(reader)
         assert [frame.name for frame in frames] == [Path(name).stem for name in names]
