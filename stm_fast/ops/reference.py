@@ -30,11 +30,11 @@ def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> 
     code does with them, the yardstick of stm_fast.testing.
     """
     dtype = compute_dtype or accumulation_dtype(inputs.value.dtype)
-    value = _valid_rows(inputs.value, inputs).to(dtype)  # [B, N, Cv]
+    value = valid_rows(inputs.value, inputs).to(dtype)  # [B, N, Cv]
     score = affinity_scores(inputs, dtype)  # [B, M, N]
     if 0 < inputs.top_k < score.shape[-1]:
-        score = score.masked_fill(~_largest(score, inputs.top_k), -math.inf)
-    affinity, lse = _softmax(score)  # [B, M, N], [B, M]
+        score = score.masked_fill(~largest_scores(score, inputs.top_k), -math.inf)
+    affinity, lse = softmax_and_lse(score)  # [B, M, N], [B, M]
     out = (affinity @ value).to(inputs.value.dtype)  # [B, M, Cv]
     return ReadResult(out, lse, affinity.detach().sum(1) if inputs.return_usage else None)
 
@@ -61,7 +61,7 @@ def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
 def affinity_scores(inputs: ReadInputs, dtype: torch.dtype) -> Tensor:
     """The scores S [B, M, N] before the softmax, computed in `dtype`; -inf in rows beyond `lengths`."""
     query = inputs.query.to(dtype)  # [Bq, M, Ck]
-    key = _valid_rows(inputs.key, inputs).to(dtype)  # [B or Bk, N, Ck]
+    key = valid_rows(inputs.key, inputs).to(dtype)  # [B or Bk, N, Ck]
     score = query @ key.mT if inputs.similarity == "dot" else _negative_distance(query, key, inputs)
     score = score * inputs.scale
     if inputs.lengths is not None:
@@ -81,14 +81,14 @@ def _negative_distance(query: Tensor, key: Tensor, inputs: ReadInputs) -> Tensor
     if inputs.query_norm:
         score = score - query_term[:, :, None]
     if inputs.shrinkage is not None:
-        score = score * _valid_rows(inputs.shrinkage, inputs)[:, None, :].to(score.dtype)
+        score = score * valid_rows(inputs.shrinkage, inputs)[:, None, :].to(score.dtype)
     return score
 
 
-def _softmax(score: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_and_lse(score: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax over the last dimension and its natural-log normaliser; an empty row gives 0 and -inf, never NaN."""
     if score.shape[-1] == 0:
-        return score, score.new_full(score.shape[:-1], -math.inf)
+        return score, score.sum(-1) - math.inf
     largest = score.detach().amax(-1, keepdim=True)  # [B, M, 1]
     largest = largest.masked_fill(largest == -math.inf, 0)
     weight = (score - largest).exp()
@@ -99,7 +99,7 @@ def _softmax(score: Tensor) -> tuple[Tensor, Tensor]:
     return weight / total, lse.squeeze(-1)
 
 
-def _largest(score: Tensor, count: int) -> Tensor:
+def largest_scores(score: Tensor, count: int) -> Tensor:
     """True at the `count` largest scores of each row; among equal scores the lower index wins [B, M, N]."""
     threshold = score.detach().topk(count, dim=-1).values[..., -1:]
     above, equal = score > threshold, score == threshold
@@ -112,7 +112,7 @@ def _valid(inputs: ReadInputs) -> Tensor:
     return torch.arange(inputs.key.shape[1], device=inputs.key.device) < inputs.lengths[:, None]
 
 
-def _valid_rows(rows: Tensor, inputs: ReadInputs) -> Tensor:
+def valid_rows(rows: Tensor, inputs: ReadInputs) -> Tensor:
     """The rows with zeros beyond `lengths`: spare capacity may hold anything, NaN included."""
     if inputs.lengths is None:
         return rows

@@ -1,0 +1,79 @@
+"""One case, run by a backend, by eager PyTorch and in float64, and held to the criterion."""
+
+import torch
+from torch import Tensor
+
+from stm_fast.ops import functional, reference
+from stm_fast.testing.cases import ReadCase, Tensors, make_tensors, options, read_inputs
+from stm_fast.testing.criterion import Results, assert_no_worse_than_eager
+from stm_fast.testing.rounding import rounded_once
+
+
+def check_case(case: ReadCase, dtype: torch.dtype, backend: str, device: str = "cpu", gradients: bool = True) -> None:
+    """Runs one case on one backend and holds out, lse, usage where asked for, and every gradient to the criterion.
+
+    Raises:
+        AssertionError: a result that is too far from float64.
+        NotImplementedError: a backend that refuses the case.
+    """
+    tensors = make_tensors(case, dtype, device)
+    doubles = leaves(tensors, torch.float64, gradients)
+    exact = read_outputs(case, doubles, "reference")
+    upstream = random_upstream(exact) if gradients else {}
+    fused, eager = leaves(tensors, dtype, gradients), leaves(tensors, dtype, gradients)
+    assert_no_worse_than_eager(
+        fused=with_gradients(read_outputs(case, fused, backend), fused, upstream),
+        eager=with_gradients(eager_outputs(case, eager), eager, upstream),
+        rounded=rounded_once(case, doubles, dtype, upstream),
+        exact=with_gradients(exact, doubles, upstream),
+    )
+
+
+def read_outputs(case: ReadCase, tensors: Tensors, backend: str) -> Results:
+    """out, lse (and usage) of one backend."""
+    results = functional.memory_read(
+        *tensors[:3],
+        shrinkage=tensors.shrinkage,
+        selection=tensors.selection,
+        return_lse=True,
+        return_usage=case.return_usage,
+        backend=backend,
+        **options(case, tensors.query.device.type),
+    )
+    return dict(zip(("out", "lse", "usage"), results, strict=False))
+
+
+def eager_outputs(case: ReadCase, tensors: Tensors) -> Results:
+    """What eager PyTorch gives in the dtype of the inputs: the published matrix product, softmax, matrix product."""
+    result = reference.read_eager(read_inputs(case, tensors), tensors.query.dtype)
+    return {name: tensor for name, tensor in result._asdict().items() if tensor is not None}
+
+
+def random_upstream(outputs: Results, seed: int = 1) -> Results:
+    """Gradients for out and lse, exact in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def eighths(output: Tensor) -> Tensor:
+        return torch.randint(-16, 17, output.shape, generator=generator).to(output) / 8
+
+    return {name: eighths(outputs[name].detach()) for name in ("out", "lse")}
+
+
+def with_gradients(outputs: Results, tensors: Tensors, upstream: Results) -> Results:
+    """The outputs, and the gradient of every input as grad_<name>; the outputs alone where `upstream` is empty."""
+    results = {name: output.detach() for name, output in outputs.items()}
+    if not upstream:
+        return results
+    named = {name: tensor for name, tensor in tensors._asdict().items() if tensor is not None}
+    gradients = torch.autograd.grad(
+        [outputs[name] for name in upstream],
+        list(named.values()),
+        [gradient.to(outputs[name].dtype) for name, gradient in upstream.items()],
+    )
+    return results | {f"grad_{name}": gradient for name, gradient in zip(named, gradients, strict=True)}
+
+
+def leaves(tensors: Tensors, dtype: torch.dtype, requires_grad: bool) -> Tensors:
+    """The same numbers and strides in `dtype`, at the start of a new graph."""
+    new = [None if t is None else t.detach().to(dtype).requires_grad_(requires_grad) for t in tensors]
+    return Tensors(*new)  # type: ignore[arg-type]
