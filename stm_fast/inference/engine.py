@@ -15,6 +15,7 @@ from stm_fast.errors import InputError
 from stm_fast.inference.objects import impose, label, split_mask
 from stm_fast.memory import MemoryBank, stays
 from stm_fast.network import STM
+from stm_fast.ops import memory_read
 
 
 class Segmentation(NamedTuple):
@@ -28,6 +29,10 @@ class Segmentation(NamedTuple):
     def mask(self) -> Tensor:
         """The most likely object of each pixel, ``[H, W]`` uint8, 0 the background."""
         return label(self.prob, self.object_ids)
+
+
+# the largest value of a frame in [0, 1]: resampling overshoots a little
+_OVERSHOOT = 1.5
 
 
 class _Seen(NamedTuple):
@@ -47,6 +52,9 @@ class VideoSegmenter:
         max_size: frames whose shorter side is longer are made that small for the network; masks come back at the
             frame's own size.
         backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
+
+    Raises:
+        InputError: a `max_size` below 16, or a backend that is unknown or cannot run here.
     """
 
     def __init__(
@@ -59,10 +67,12 @@ class VideoSegmenter:
     ) -> None:
         if max_size is not None and max_size < 16:
             raise InputError(f"max_size: found {max_size}, expected at least 16")
+        check_backend(model, backend)
         self._model = model.eval()
         self._memory = memory or MemoryConfig()
         self._max_size = max_size
-        self._bank = MemoryBank(frames=self._memory.frames, backend=backend)
+        known = self._memory.frames
+        self._bank = MemoryBank(frames=None if known is None else known + self._memory.previous, backend=backend)
         self._ids: list[int] = []
         self._frame_count = 0
         self._size: tuple[int, ...] | None = None
@@ -87,7 +97,7 @@ class VideoSegmenter:
 
         Args:
             frame: ``[3, H, W]``, float in [0, 1] or uint8, RGB.
-            mask: ``[H, W]`` object ids, or ``[O, H, W]`` one plane in [0, 1] an object.
+            mask: ``[H, W]`` object ids, or ``[O, H, W]`` one plane in [0, 1] an object; planes that overlap share.
             objects: the ids that the mask speaks of; needed with planes, by default those that occur.
 
         Returns:
@@ -95,13 +105,16 @@ class VideoSegmenter:
             others are those of `object_ids`. Before the first mask everything is background.
 
         Raises:
-            InputError: a frame or a mask whose size differs from the video's, or a mask without objects.
+            InputError: a frame or a mask whose size differs from the video's, a float frame in 0..255, a mask without
+                objects or with ids outside 1..255. Nothing has happened then: the frame may be given again.
+            TypeError: a frame of another dtype.
         """
-        frame = self._checked_frame(frame)
+        self._check_frame(frame)
         size = tuple(frame.shape[1:])
-        given = None if mask is None else split_mask(self._checked_mask(mask, size), objects)
+        given = None if mask is None else self._given(mask, size, objects)
+        self._size = size
         small_size = self._network_size(size)
-        small = _resized(frame, small_size)  # [3, h, w]
+        small = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), small_size)  # [3, h, w]
         self._memorize_seen()
         prob = self._predict(small, given)  # [1 + O, h, w]
         full = _resized(prob, size)  # [1 + O, H, W]
@@ -163,33 +176,48 @@ class VideoSegmenter:
         features = self._model.encode_query(frame)
         return self._model.decode(self._bank.read(features.key), features).softmax(0)
 
-    def _checked_frame(self, frame: Tensor) -> Tensor:
-        """The frame as float in [0, 1] on the model's device."""
+    def _check_frame(self, frame: Tensor) -> None:
         if frame.ndim != 3 or frame.shape[0] != 3:
             raise InputError(f"frame: found shape {tuple(frame.shape)}, expected [3, H, W]")
-        if self._size is not None and tuple(frame.shape[1:]) != self._size:
-            found, expected = _text(tuple(frame.shape[1:])), _text(self._size)
-            raise InputError(
-                f"frame {self._frame_count}: found {found} pixels, expected {expected} as the first frame has"
-            )
-        self._size = tuple(frame.shape[1:])
-        parameter = next(self._model.parameters())
-        moved = frame.to(parameter.device, non_blocking=True)
-        return moved.to(parameter.dtype) if frame.is_floating_point() else moved.to(parameter.dtype) / 255
+        if not frame.is_floating_point() and frame.dtype != torch.uint8:
+            raise TypeError(f"frame: found {frame.dtype}, expected uint8, or float in [0, 1]")
+        found = tuple(frame.shape[1:])
+        if self._size is not None and found != self._size:
+            sizes = f"found {_in_pixels(found)} pixels, expected {_in_pixels(self._size)} as the first frame has"
+            raise InputError(f"frame {self._frame_count}: {sizes}")
+        # looking at the first frame alone keeps a GPU from waiting at every frame
+        if self._frame_count == 0 and frame.is_floating_point() and frame.max() > _OVERSHOOT:
+            raise InputError(f"frame 0: found values up to {frame.max():.0f}, expected float in [0, 1], or uint8")
 
-    def _checked_mask(self, mask: Tensor, size: tuple[int, ...]) -> Tensor:
+    def _given(self, mask: Tensor, size: tuple[int, ...], objects: Sequence[int] | None) -> tuple[list[int], Tensor]:
+        """The ids that a mask gives and their planes [O, H, W], on the model's device."""
         if tuple(mask.shape[-2:]) != size:
-            found = _text(tuple(mask.shape[-2:]))
+            found, expected = _in_pixels(tuple(mask.shape[-2:])), _in_pixels(size)
             raise InputError(
-                f"mask of frame {self._frame_count}: found {found} pixels, expected {_text(size)} as the frame has"
+                f"mask of frame {self._frame_count}: found {found} pixels, expected {expected} as the frame has"
             )
-        return mask.to(next(self._model.parameters()).device)
+        return split_mask(mask.to(self._device), objects)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
 
     def _network_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         shorter = min(size)
         if self._max_size is None or shorter <= self._max_size:
             return size
         return tuple(round(side * self._max_size / shorter) for side in size)
+
+
+def check_backend(model: STM, backend: str) -> None:
+    """Raises InputError where the backend is unknown or cannot read this model's memory: a trial read of one row."""
+    like = next(model.parameters())
+    query, key, value = (like.new_zeros(1, 1, width) for width in (model.key_dim, model.key_dim, model.value_dim))
+    lengths = torch.ones(1, dtype=torch.int32, device=like.device)
+    try:
+        memory_read(query, key, value, lengths=lengths, backend=backend)
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(str(error)) from None
 
 
 def _resized(planes: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -199,5 +227,12 @@ def _resized(planes: Tensor, size: tuple[int, ...]) -> Tensor:
     return interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
-def _text(size: tuple[int, ...]) -> str:
-    return f"{size[1]}x{size[0]}"
+def _in_unit_range(frame: Tensor) -> Tensor:
+    """The frame in [0, 1], in a dtype that can be resized."""
+    if frame.dtype == torch.uint8:
+        return frame.float() / 255
+    return frame.float() if frame.dtype in (torch.float16, torch.bfloat16) else frame
+
+
+def _in_pixels(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, reversed(size)))

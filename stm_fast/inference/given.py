@@ -17,8 +17,8 @@ class GivenMasks(NamedTuple):
 def find_masks(masks: str | Path, reader: FrameReader) -> GivenMasks:
     """The masks of a video: one PNG for its first frame, or a folder of PNGs that are named as their frames.
 
-    Raises InputError: no such file, no PNG in the folder, a name that no frame has, and for any of them a mask without
-    objects, of another size than the frames, or that read_mask refuses.
+    Raises InputError: no such file, no PNG in the folder, a name that no frame has, two masks of one frame, and any
+    mask without objects, of another size than the frames, or that read_mask refuses.
     """
     path = Path(masks)
     files = {0: path} if path.is_file() else _files_by_frame(path, reader)
@@ -39,6 +39,8 @@ def _files_by_frame(folder: Path, reader: FrameReader) -> dict[int, Path]:
         index = reader.index_of(file.stem)
         if index is None:
             raise InputError(f"{file}: no frame of {reader.name} has this name, expected masks named as their frames")
+        if index in files:
+            raise InputError(f"{file}: a mask of the same frame as {files[index].name}")
         files[index] = file
     if not files:
         raise InputError(f"{folder}: no mask in this folder, expected PNG files named as their frames")

@@ -17,31 +17,40 @@ def split_mask(mask: Tensor, objects: Sequence[int] | None = None) -> tuple[list
     """The ids that a mask gives and one plane for each.
 
     Args:
-        mask: ``[H, W]`` object ids, 0 the background; or ``[O, H, W]`` one plane an object, in [0, 1].
+        mask: ``[H, W]`` object ids, 0 the background; or ``[O, H, W]`` one plane an object, in [0, 1]. Where planes
+            overlap to more than 1 they share the pixel in proportion.
         objects: the ids that the mask speaks of. Default for ids: those that occur. Needed for planes.
 
     Returns:
         ids, and planes ``[O, H, W]`` float32.
 
     Raises:
-        InputError: no objects, ids outside 1..255, twice the same, or as many ids as planes are not given.
+        InputError: no objects, ids outside 1..255, twice the same, not an id for each plane, or planes outside [0, 1].
     """
     if mask.ndim == 3:
         if objects is None or len(objects) != mask.shape[0]:
             raise InputError(
                 f"mask: found planes {tuple(mask.shape)} and objects {objects}, expected an id for each plane"
             )
-        ids, planes = list(objects), mask.float()
-    elif mask.ndim == 2:
-        ids = [i for i in torch.unique(mask).tolist() if i != 0] if objects is None else list(objects)
+        ids, planes = list(objects), _shared_out(mask.float())
+    elif mask.ndim == 2 and not mask.is_floating_point():
+        ids = [int(i) for i in torch.unique(mask).tolist() if i] if objects is None else list(objects)
         planes = torch.stack([mask == i for i in ids]).float() if ids else mask.new_zeros(0, *mask.shape).float()
     else:
-        raise InputError(f"mask: found shape {tuple(mask.shape)}, expected [H, W] ids or [O, H, W] planes")
+        found = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise InputError(f"mask: found {found}, expected integer ids [H, W] or planes [O, H, W]")
     if not ids:
         raise InputError("mask: found no object (every pixel is 0), expected at least one id above 0")
     if len(set(ids)) != len(ids) or not all(1 <= i <= MAX_ID for i in ids):
         raise InputError(f"mask: found object ids {ids}, expected different ids from 1 to {MAX_ID}")
     return ids, planes
+
+
+def _shared_out(planes: Tensor) -> Tensor:
+    """Planes [O, H, W] in [0, 1] whose sum is at most 1 in every pixel."""
+    if planes.numel() and not (planes.min() >= 0 and planes.max() <= 1):
+        raise InputError(f"mask: found planes from {planes.min():g} to {planes.max():g}, expected values in [0, 1]")
+    return planes / planes.sum(0).clamp(min=1)
 
 
 def impose(prob: Tensor, known: Sequence[int], given: Sequence[int], planes: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -11,8 +11,11 @@ Item = TypeVar("Item")
 _POLL_SECONDS = 0.1
 
 
-def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The same items, made by a thread that is at most `depth` items ahead; its exception is raised in its place."""
+def ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
+    """The same items, made by a thread that is ahead; its exception is raised in its place.
+
+    At most `depth` items wait, and one more is in the thread's hands. Close the generator where it is not used up.
+    """
     waiting: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(depth)
     abandoned = threading.Event()
 
@@ -45,7 +48,7 @@ def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
 
 
 class Behind(Generic[Item]):
-    """Calls `consume(item)` in a thread, in order, at most `depth` items behind.
+    """Calls `consume(item)` in a thread, in order; at most `depth` items wait for it.
 
     A context manager: leaving it waits for what was put. An exception of `consume` is raised by the next `put` or at
     the end; what was waiting behind it is dropped.

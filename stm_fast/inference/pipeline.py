@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +12,15 @@ import numpy.typing as npt
 import torch
 
 from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
-from stm_fast.inference.given import find_masks
+from stm_fast.inference.given import GivenMasks, find_masks
 from stm_fast.inference.objects import label
 from stm_fast.inference.overlap import Behind, ahead
 from stm_fast.inference.results import Overlay, Results, check_output
+from stm_fast.memory import frames_that_stay
 from stm_fast.network import STM
-from stm_fast.video import Frame, open_frames, read_mask
+from stm_fast.video import Frame, FrameReader, open_frames, read_mask
 
 _FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
 
@@ -52,7 +56,7 @@ def segment_video(
         source: a video file, or a folder of jpg, png or webp frames.
         masks: a palette PNG of object ids for the first frame, or a folder of such PNGs named as their frames
             ("00033.png" is frame 33 of a video). Objects may appear in later masks.
-        output: a folder that is empty or does not exist, unless `overwrite`.
+        output: a folder that is empty or does not exist, unless `overwrite`; the input is not in it.
         model, memory, max_size, backend: as in :class:`VideoSegmenter`.
         overlay: "video" for ``overlay.mp4``, "pictures" for ``overlay/<frame>.jpg``, or "none".
         progress: called after each frame with how many are done, and of how many where the source says so.
@@ -63,7 +67,8 @@ def segment_video(
     output = Path(output)
     reader = open_frames(source)
     given = find_masks(masks, reader)
-    check_output(output, overwrite)
+    check_output(output, overwrite, inputs=(Path(source), Path(masks)))
+    memory = _with_known_size(memory or MemoryConfig(), reader, given)
     segmenter = VideoSegmenter(model, memory=memory, max_size=max_size, backend=backend)
     start, done = time.perf_counter(), 0
 
@@ -72,8 +77,8 @@ def segment_video(
         def write(segmented: tuple[Frame, npt.NDArray[np.uint8]]) -> None:
             results.write(*segmented)
 
-        with Behind(write, _FRAMES_WAITING) as writer:
-            for frame in ahead(reader, _FRAMES_WAITING):
+        with Behind(write, _FRAMES_WAITING) as writer, closing(ahead(reader, _FRAMES_WAITING)) as frames:
+            for frame in frames:
                 file = given.files.get(frame.index)
                 mask = None if file is None else torch.from_numpy(read_mask(file).ids)
                 prob = segmenter.step(torch.from_numpy(frame.image).permute(2, 0, 1), mask)
@@ -81,4 +86,19 @@ def segment_video(
                 done += 1
                 if progress is not None:
                     progress(done, reader.frame_count)
+        _check_all_used(given, done)
     return Summary(done, time.perf_counter() - start, segmenter.object_ids, output)
+
+
+def _with_known_size(memory: MemoryConfig, reader: FrameReader, given: GivenMasks) -> MemoryConfig:
+    """The configuration with the number of frames that will stay, where the source says how many it has."""
+    if memory.frames is not None or reader.frame_count is None:
+        return memory
+    return replace(memory, frames=frames_that_stay(memory, reader.frame_count, given.files))
+
+
+def _check_all_used(given: GivenMasks, frame_count: int) -> None:
+    """A source that does not say how many frames it has cannot refuse a mask beyond its end before that end."""
+    for index, file in given.files.items():
+        if index >= frame_count:
+            raise InputError(f"{file}: no frame for this mask, the video ended after {frame_count} frames")

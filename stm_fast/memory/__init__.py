@@ -1,6 +1,6 @@
 """What is remembered of a video."""
 
 from stm_fast.memory.bank import MemoryBank
-from stm_fast.memory.policy import stays
+from stm_fast.memory.policy import frames_that_stay, stays
 
-__all__ = ["MemoryBank", "stays"]
+__all__ = ["MemoryBank", "frames_that_stay", "stays"]

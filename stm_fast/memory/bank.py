@@ -17,7 +17,7 @@ class MemoryBank:
     rows that stay, and the next frame takes its place.
 
     Args:
-        frames: how many frames the bank will hold, where that is known.
+        frames: how many frames the bank will hold, the temporary one included, where that is known.
         backend: as in :func:`stm_fast.ops.memory_read`.
     """
 
@@ -79,7 +79,8 @@ class MemoryBank:
             raise ValueError("MemoryBank.read: found an empty bank, expected at least one frame")
         rows = self.rows
         longest = max(rows, default=0)
-        lengths = None if min(rows, default=0) == longest else torch.tensor(rows, device=query_key.device)
+        as_long = min(rows, default=0) == longest
+        lengths = None if as_long else torch.tensor(rows, dtype=torch.int32, device=query_key.device)
         read = memory_read(
             query_key.flatten(2).mT,  # [1, h*w, Ck]
             self._keys[:, :longest],
