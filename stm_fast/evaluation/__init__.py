@@ -1,5 +1,5 @@
 """How good masks are."""
 
-from stm_fast.evaluation.metrics import region_similarity
+from stm_fast.evaluation.metrics import Statistics, contour_accuracy, region_similarity, statistics
 
-__all__ = ["region_similarity"]
+__all__ = ["Statistics", "contour_accuracy", "region_similarity", "statistics"]
