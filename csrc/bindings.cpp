@@ -1,0 +1,190 @@
+// stm_fast._C: importing it runs the static initialisers that register the CPU kernels.
+//
+// The schemas live in stm_fast/ops/registration.py, where both engines share them. Only PyTorch's stable ABI and
+// Python's limited API are used, so that one build serves every torch >= 2.11 and every Python >= 3.11. Here tensors
+// become plain pointers and strides; the engine in cpu/ knows nothing of PyTorch.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <tuple>
+
+#include "stm_fast/memory_read.h"
+
+namespace {
+
+using stm_fast::Accumulator;
+using stm_fast::Batch;
+using stm_fast::BFloat16;
+using stm_fast::Index;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The arguments that the forward and the backward operator have in common.
+struct Arguments {
+  const Tensor& query;
+  const Tensor& key;
+  const Tensor& value;
+  const std::optional<Tensor>& shrinkage;
+  const std::optional<Tensor>& selection;
+  const std::optional<Tensor>& lengths;
+  double scale;
+  bool l2;
+  bool query_norm;
+  int64_t top_k;
+};
+
+ScalarType accumulation_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+void check_tensor(const char* name, const Tensor& tensor, int64_t dimensions, ScalarType type) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a cpu tensor");
+  STD_TORCH_CHECK(tensor.dim() == dimensions, name, ": found ", tensor.dim(), " dimensions, expected ", dimensions);
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": its dtype differs from what query's asks for");
+}
+
+void check(const Arguments& a) {
+  const ScalarType type = a.query.scalar_type();
+  check_tensor("query", a.query, 3, type);
+  check_tensor("key", a.key, 3, type);
+  check_tensor("value", a.value, 3, type);
+  const int64_t batch = a.value.size(0);
+  STD_TORCH_CHECK(a.query.size(0) == batch || a.query.size(0) == 1, "query: batch is neither 1 nor value's");
+  STD_TORCH_CHECK(a.key.size(0) == batch || a.key.size(0) == 1, "key: batch is neither 1 nor value's");
+  STD_TORCH_CHECK(a.key.size(1) == a.value.size(1), "value: number of rows differs from key's");
+  STD_TORCH_CHECK(a.key.size(2) == a.query.size(2), "key: width differs from query's");
+  if (a.lengths.has_value()) {
+    check_tensor("lengths", *a.lengths, 1, ScalarType::Int);
+    STD_TORCH_CHECK(a.lengths->size(0) == batch, "lengths: expected one for each object");
+  }
+  STD_TORCH_CHECK(!a.l2 && a.top_k == 0, "stm_fast: this option is not built yet");
+}
+
+template <class Element>
+Batch<const Element> batch_of(const Tensor& tensor) {
+  const bool shared = tensor.size(0) == 1;
+  return {static_cast<const Element*>(tensor.const_data_ptr()), shared ? 0 : tensor.stride(0), tensor.stride(1),
+          tensor.dim() == 3 ? tensor.stride(2) : 1};
+}
+
+template <class Stored>
+stm_fast::ReadProblem<Stored> problem_of(const Arguments& a) {
+  stm_fast::ReadProblem<Stored> problem{
+      .objects = a.value.size(0),
+      .queries = a.query.size(1),
+      .rows = a.value.size(1),
+      .key_dim = a.query.size(2),
+      .value_dim = a.value.size(2),
+      .query = batch_of<Stored>(a.query),
+      .key = batch_of<Stored>(a.key),
+      .value = batch_of<Stored>(a.value),
+      .scale = static_cast<Accumulator<Stored>>(a.scale),
+  };
+  if (a.lengths.has_value()) {
+    problem.lengths = static_cast<const std::int32_t*>(a.lengths->const_data_ptr());
+    problem.lengths_stride = a.lengths->stride(0);
+  }
+  return problem;
+}
+
+stm_fast::Parallel parallel() {
+  return {torch::stable::get_num_threads(), [](Index count, const std::function<void(Index)>& task) {
+            torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+              for (Index i = begin; i < end; ++i) {
+                task(i);
+              }
+            });
+          }};
+}
+
+template <class Element>
+Element* data_of(Tensor& tensor) {
+  return static_cast<Element*>(tensor.mutable_data_ptr());
+}
+
+// Calls function(Stored{}) for the dtype.
+template <class Function>
+void for_dtype(ScalarType type, const Function& function) {
+  switch (type) {
+    case ScalarType::Float:
+      return function(float{});
+    case ScalarType::Double:
+      return function(double{});
+    case ScalarType::BFloat16:
+      return function(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "query: expected float32, float64 or bfloat16");
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor& key, const Tensor& value,
+                                               const std::optional<Tensor>& shrinkage,
+                                               const std::optional<Tensor>& selection,
+                                               const std::optional<Tensor>& lengths, double scale, bool l2,
+                                               bool query_norm, int64_t top_k, bool return_usage) {
+  const Arguments arguments{query, key, value, shrinkage, selection, lengths, scale, l2, query_norm, top_k};
+  check(arguments);
+  STD_TORCH_CHECK(!return_usage, "stm_fast: this option is not built yet");
+  const int64_t batch = value.size(0), queries = query.size(1);
+  const ScalarType accumulation = accumulation_type(query.scalar_type());
+  Tensor out = torch::stable::new_empty(value, {batch, queries, value.size(2)});
+  Tensor lse = torch::stable::new_empty(value, {batch, queries}, accumulation);
+  Tensor usage = torch::stable::new_empty(value, {0}, accumulation);
+  for_dtype(query.scalar_type(), [&]<class Stored>(Stored) {
+    stm_fast::memory_read(problem_of<Stored>(arguments), parallel(), data_of<Stored>(out),
+                          data_of<Accumulator<Stored>>(lse));
+  });
+  return {out, lse, usage};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
+    const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& key, const Tensor& value,
+    const std::optional<Tensor>& shrinkage, const std::optional<Tensor>& selection,
+    const std::optional<Tensor>& lengths, const Tensor& out, const Tensor& lse, double scale, bool l2, bool query_norm,
+    int64_t top_k) {
+  const Arguments arguments{query, key, value, shrinkage, selection, lengths, scale, l2, query_norm, top_k};
+  check(arguments);
+  const ScalarType type = query.scalar_type(), accumulation = accumulation_type(type);
+  const int64_t batch = value.size(0), queries = query.size(1);
+  for (const auto& [name, tensor] : {std::pair("grad_out", &grad_out), std::pair("out", &out)}) {
+    check_tensor(name, *tensor, 3, type);
+    STD_TORCH_CHECK(tensor->size(0) == batch && tensor->size(1) == queries && tensor->size(2) == value.size(2), name,
+                    ": expected the shape [B, M, Cv]");
+  }
+  for (const auto& [name, tensor] : {std::pair("grad_lse", &grad_lse), std::pair("lse", &lse)}) {
+    check_tensor(name, *tensor, 2, accumulation);
+    STD_TORCH_CHECK(tensor->size(0) == batch && tensor->size(1) == queries, name, ": expected the shape [B, M]");
+  }
+  Tensor grad_query = torch::stable::new_zeros(query, query.sizes());
+  Tensor grad_key = torch::stable::new_zeros(key, key.sizes());
+  Tensor grad_value = torch::stable::new_zeros(value, value.sizes());
+  for_dtype(type, [&]<class Stored>(Stored) {
+    using T = Accumulator<Stored>;
+    stm_fast::memory_read_backward(problem_of<Stored>(arguments), parallel(),
+                                   {.grad_out = batch_of<Stored>(grad_out),
+                                    .grad_lse = batch_of<T>(grad_lse),
+                                    .out = batch_of<Stored>(out),
+                                    .query = data_of<Stored>(grad_query),
+                                    .key = data_of<Stored>(grad_key),
+                                    .value = data_of<Stored>(grad_value)});
+  });
+  return {grad_query, grad_key, grad_value, torch::stable::new_empty(query, {0}), torch::stable::new_empty(query, {0})};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(stm_fast, CPU, m) {
+  m.impl("memory_read_cpp", TORCH_BOX(&memory_read));
+  m.impl("memory_read_cpp_backward", TORCH_BOX(&memory_read_backward));
+}
+
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

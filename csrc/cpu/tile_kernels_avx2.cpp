@@ -1,0 +1,19 @@
+// The tile kernels for AVX2: a 4 x 3 tile of C fills the 16 registers with one row of B and one element of A.
+#if defined(__x86_64__)
+
+#define STM_FAST_ISA avx2
+#define STM_FAST_TARGET __attribute__((target("avx2,fma")))
+#define STM_FAST_VECTOR_BYTES 32
+#define STM_FAST_GROUP_ROWS 4
+#define STM_FAST_VECTORS 3
+
+#include "tile_kernels_source.h"
+
+namespace stm_fast::avx2 {
+
+extern const TileKernels<float> float_kernels = table<float>;
+extern const TileKernels<double> double_kernels = table<double>;
+
+}  // namespace stm_fast::avx2
+
+#endif

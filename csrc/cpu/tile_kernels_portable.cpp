@@ -1,0 +1,15 @@
+// The tile kernels for any machine: 128-bit vectors, which every x86-64 and every 64-bit ARM has.
+#define STM_FAST_ISA portable
+#define STM_FAST_TARGET
+#define STM_FAST_VECTOR_BYTES 16
+#define STM_FAST_GROUP_ROWS 4
+#define STM_FAST_VECTORS 2
+
+#include "tile_kernels_source.h"
+
+namespace stm_fast::portable {
+
+extern const TileKernels<float> float_kernels = table<float>;
+extern const TileKernels<double> double_kernels = table<double>;
+
+}  // namespace stm_fast::portable
