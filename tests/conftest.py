@@ -1,13 +1,21 @@
 """What every test run shares: which backends it has, and uninitialised memory that cannot pass for zeros."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from stm_fast.network import STM, stm_resnet50
+from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
 
+GOLDEN = Path(__file__).parent / "golden"
 REQUIRED = [name for name in os.environ.get("STM_FAST_REQUIRE", "").split(",") if name]
 
 
@@ -38,3 +46,34 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+class Golden(NamedTuple):
+    """The published network's weights by formula, a clip, and the logits that it gave; see golden/formulas.py."""
+
+    model: STM
+    frames: Tensor  # [T, 3, H, W] in [0, 1]
+    planes: Tensor  # [O, H, W], the objects of frame 0
+    logits: Tensor  # [T - 1, 1 + O, H, W], of frames 1, 2, ...
+    every: int
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    spec = importlib.util.spec_from_file_location("formulas", GOLDEN / "formulas.py")
+    assert spec is not None
+    assert spec.loader is not None
+    formulas = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(formulas)
+    stored = np.load(GOLDEN / "formula_2obj.npz")
+    objects, seed = int(stored["objects"]), int(stored["seed"])
+    model = stm_resnet50().eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            value = formulas.entry(published_name(name), tuple(tensor.shape), seed)
+            if value is not None:
+                tensor.copy_(torch.from_numpy(value))
+    frames, ids = formulas.clip(len(stored["logits"]) + 1, *stored["logits"].shape[-2:], objects)
+    planes = torch.from_numpy(ids[0]) == torch.arange(1, objects + 1)[:, None, None]  # [O, H, W]
+    logits = torch.from_numpy(stored["logits"])
+    return Golden(model, torch.from_numpy(frames), planes.float(), logits, int(stored["every"]))

@@ -1,33 +1,17 @@
 """The network: the published one's numbers, and what each of its parts promises."""
 
-import importlib.util
 import math
-from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
-from stm_fast.network.checkpoint import published_name
 from stm_fast.network.padding import pad_to_multiple, unpad
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def small_stm() -> STM:
     return stm_resnet18(key_dim=8, value_dim=16, decoder_dim=8).eval()
-
-
-def golden_formulas() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("formulas", GOLDEN / "formulas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def published_loop(model: STM, frames: Tensor, masks: Tensor, every: int) -> Tensor:
@@ -44,20 +28,10 @@ def published_loop(model: STM, frames: Tensor, masks: Tensor, every: int) -> Ten
 
 
 @pytest.mark.slow
-def test_reproduces_the_published_network() -> None:
-    formulas = golden_formulas()
-    golden = np.load(GOLDEN / "formula_2obj.npz")
-    objects, seed = int(golden["objects"]), int(golden["seed"])
-    model = stm_resnet50().eval()
+def test_reproduces_the_published_network(golden) -> None:
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            value = formulas.entry(published_name(name), tuple(tensor.shape), seed)
-            if value is not None:
-                tensor.copy_(torch.from_numpy(value))
-        frames, ids = formulas.clip(len(golden["logits"]) + 1, *golden["logits"].shape[-2:], objects)
-        first = torch.from_numpy(ids[0]) == torch.arange(1, objects + 1)[:, None, None]  # [O, H, W]
-        logits = published_loop(model, torch.from_numpy(frames), first.float(), int(golden["every"])).numpy()
-    error = math.sqrt(np.square(logits - golden["logits"]).mean() / np.square(golden["logits"]).mean())
+        logits = published_loop(golden.model, golden.frames, golden.planes, golden.every)
+    error = ((logits - golden.logits).square().mean() / golden.logits.square().mean()).sqrt().item()
     print(f"relative error {error:.2e}")
     assert error < 1e-3
 
