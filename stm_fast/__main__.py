@@ -21,7 +21,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.evaluation import region_similarity
-from stm_fast.inference import Summary, segment_video
+from stm_fast.inference import Summary, check_backend, check_output, segment_video
 from stm_fast.network import (
     STM,
     architecture_of,
@@ -34,6 +34,7 @@ from stm_fast.ops.backends import BACKENDS
 from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
 
 _DEMO_FRAME_RATE = Fraction(24)
+_WRONG_USE = 2
 _INTERRUPTED = 130  # what a shell says of a program that ctrl-C ended
 
 
@@ -48,18 +49,29 @@ class Overlay(StrEnum):
     NONE = "none"
 
 
+# click's, or the copy of it that newer typers carry
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+
 class _OneLineErrors(TyperGroup):
-    """Ends with exit code 2 and one line where the input is at fault; any other exception is a bug and shows."""
+    """Ends with exit code 2 and one line where the user is at fault; any other exception is a bug and shows."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except InputError as error:
-            print(f"stm-fast: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
+            raise _ended(str(error), _WRONG_USE) from None
+        except _UsageError as error:
+            what = error.format_message().removesuffix(".")
+            raise _ended(f"{what}; see {error.ctx.command_path} --help", _WRONG_USE) from None
         except KeyboardInterrupt:
-            print("stm-fast: interrupted; what was written is whole", file=sys.stderr)
-            raise typer.Exit(_INTERRUPTED) from None
+            raise _ended("interrupted; every file that was written is whole", _INTERRUPTED) from None
+
+
+def _ended(why: str, code: int) -> typer.Exit:
+    # a file's name may hold line breaks
+    print("stm-fast:", " ".join(why.splitlines()), file=sys.stderr)
+    return typer.Exit(code)
 
 
 app = typer.Typer(
@@ -67,6 +79,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    epilog="Example: stm-fast demo",
     help="Segments the objects of a video from masks of some of its frames, with a Space-Time Memory network.",
 )
 
@@ -80,12 +93,19 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result
 @app.command(epilog="Example: stm-fast segment clip.mp4 --masks first.png --output out --max-size 480")
 def segment(
     source: Annotated[Path, typer.Argument(help="A video file, or a folder of jpg, png or webp frames.")],
-    masks: Annotated[Path, typer.Option("--masks", "-m", help="PNG of the first frame, or a folder of PNGs by frame.")],
+    masks: Annotated[
+        Path,
+        typer.Option(
+            "--masks", "-m", help="PNG of object ids: of the first frame, or a folder of them, named as their frames."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder that is empty or does not exist.")],
     weights: Weights = None,
     arch: Arch = Architecture.RESNET18,
     every: Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")] = 5,
-    max_size: Annotated[int | None, typer.Option(help="Longest shorter side, in pixels, for the network.")] = None,
+    max_size: Annotated[
+        int | None, typer.Option(help="Frames whose shorter side has more pixels are made that small.")
+    ] = None,
     overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = Overlay.VIDEO,
     device: Device = "auto",
     backend: Backend = "auto",
@@ -93,7 +113,7 @@ def segment(
 ) -> None:
     """Segment a video from the masks of some of its frames; writes palette PNG masks and an overlay."""
     model = _model(weights, arch, device)
-    with _progress("segmenting") as advance:
+    with _progress(_task(weights)) as advance:
         summary = segment_video(
             source,
             masks,
@@ -106,7 +126,7 @@ def segment(
             overwrite=overwrite,
             progress=advance,
         )
-    _print_summary(summary)
+    _print_summary(summary, weights)
 
 
 @app.command(epilog="Example: stm-fast demo --output demo")
@@ -115,8 +135,8 @@ def demo(
         "demo"
     ),
     frames: Annotated[int, typer.Option(min=2, help="Length of the clip.")] = 30,
-    objects: Annotated[int, typer.Option(min=1, max=9, help="How many objects it has.")] = 3,
-    seed: Annotated[int, typer.Option(help="Another seed draws another clip.")] = 0,
+    objects: Annotated[int, typer.Option(min=1, max=6, help="How many objects it has.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws another clip.")] = 0,
     weights: Weights = None,
     arch: Arch = Architecture.RESNET18,
     device: Device = "auto",
@@ -124,21 +144,21 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a clip of moving objects, segment it from its first mask and say how well that went."""
+    check_output(output, overwrite)
     model = _model(weights, arch, device)
+    check_backend(model, backend)
     clip = SyntheticClip(seed, frames=frames, objects=objects)
     video, mask = output / "clip.mp4", output / "first_mask.png"
-    if video.exists() and not overwrite:
-        raise InputError(f"{video}: exists already; give another --output, or --overwrite")
     with OverlayVideoWriter(video, clip.width, clip.height, _DEMO_FRAME_RATE) as writer:
         for index, frame in enumerate(clip):
             writer.write(frame.image, float(index / _DEMO_FRAME_RATE))
     write_mask(mask, clip[0].ids)
-    with _progress("segmenting") as advance:
+    with _progress(_task(weights)) as advance:
         summary = segment_video(
             video, mask, output / "result", model=model, backend=backend, overwrite=overwrite, progress=advance
         )
     _print_similarity(clip, summary)
-    _print_summary(summary)
+    _print_summary(summary, weights)
 
 
 @app.command(epilog="Example: stm-fast convert STM_weights.pth stm.safetensors")
@@ -150,6 +170,8 @@ def convert(
     """Turn a published checkpoint into a safetensors file; no code in it is ever run."""
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; give another name, or --overwrite")
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: expected a name that ends in .safetensors")
     model = _model(source, Architecture.RESNET50, "cpu")
     save_checkpoint(model, target)
     print(f"{target}: {model.architecture}")
@@ -173,11 +195,10 @@ def info() -> None:
 
 
 def _model(weights: Path | None, arch: Architecture, device: str) -> STM:
-    """The network on its device; untrained, and said so, where there are no weights."""
+    """The network on its device; untrained where there are no weights."""
     place = _device(device)
     if weights is None:
         torch.manual_seed(0)
-        print("stm-fast: no --weights given: the network is untrained and its masks mean nothing", file=sys.stderr)
         model = stm_resnet18() if arch is Architecture.RESNET18 else stm_resnet50()
     else:
         architecture = architecture_of(weights)
@@ -207,15 +228,19 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr; yields the callback that moves it."""
+    """A bar on stderr that disappears at the end; yields the callback that moves it."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _task(weights: Path | None) -> str:
+    return "segmenting, untrained" if weights is None else "segmenting"
+
+
 def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
-    """J of each object, the mean over all frames but the given one."""
+    """J of each object in percent, the mean over all frames but the given one."""
     files = sorted((summary.output / "masks").glob("*.png"))
     pairs = [(read_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
     for object_id in object_ids(clip[0].ids):
@@ -223,10 +248,12 @@ def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
         print(f"object {object_id}: J = {100 * sum(scores) / len(scores):.1f}")
 
 
-def _print_summary(summary: Summary) -> None:
+def _print_summary(summary: Summary, weights: Path | None) -> None:
     rate = summary.frames / summary.seconds
     objects = ", ".join(map(str, summary.object_ids))
     print(f"{summary.frames} frames, objects {objects}, {rate:.2f} frames/s, results in {summary.output}")
+    if weights is None:
+        print("No --weights were given: the network is untrained, and its masks mean nothing.")
 
 
 def _version(package: str) -> str:
