@@ -505,18 +505,6 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
         OverlayVideoWriter(tmp_path / "file" / "o.mp4", 64, 48, Fraction(25))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 128 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("may not mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def noise(number: int) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(number).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 

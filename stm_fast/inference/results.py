@@ -23,12 +23,12 @@ Overlay = Literal["video", "pictures", "none"]
 
 def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Raises InputError where the folder holds anything and nobody said that it may be overwritten, or an input."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: found a file, expected an output folder")
     for path in inputs:
         # earlier results are removed, and the input would be one of them
         if path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{folder}: the output folder holds the input {path}; give another one")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: found a file, expected an output folder")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: the output folder is not empty; give another one, or --overwrite")
 

@@ -1,0 +1,331 @@
+"""A video in, masks and overlays out: what is written, that nothing piles up, and that everything stops."""
+
+import os
+import threading
+import weakref
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
+from stm_fast.inference import VideoSegmenter, pipeline, results, segment_video
+from stm_fast.network import STM, stm_resnet18
+from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
+
+pytest.importorskip("av")
+
+WIDTH, HEIGHT, RATE = 48, 32, Fraction(25)
+
+
+@pytest.fixture(scope="module")
+def model() -> STM:
+    torch.manual_seed(0)
+    return stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_outlives_a_test():
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("stm_fast")}
+    yield
+    assert {thread for thread in threading.enumerate() if thread.name.startswith("stm_fast")} <= before
+
+
+def picture(number):
+    return np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def video(path, count=9, times=None):
+    with OverlayVideoWriter(path, WIDTH, HEIGHT, RATE) as writer:
+        for number in range(count):
+            writer.write(picture(number), times[number] if times else number / 25)
+    return path
+
+
+def folder(path, names):
+    path.mkdir()
+    for number, name in enumerate(names):
+        Image.fromarray(picture(number)).save(path / name)
+    return path
+
+
+def square(object_id, left):
+    ids = np.zeros((HEIGHT, WIDTH), np.uint8)
+    ids[4:20, left : left + 12] = object_id
+    return ids
+
+
+def mask(path, ids=None, palette=None):
+    path.parent.mkdir(exist_ok=True)
+    write_mask(path, square(1, 4) + square(7, 24) if ids is None else ids, palette)
+    return path
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def numbered(count, pattern="masks/{:05d}.png"):
+    return [pattern.format(number) for number in range(count)]
+
+
+# what is written
+
+
+def test_a_video_becomes_masks_and_an_overlay(tmp_path, model):
+    palette = bytes(range(24))
+    source, given = video(tmp_path / "in.mp4"), mask(tmp_path / "first.png", palette=palette)
+    done = []
+    summary = segment_video(source, given, tmp_path / "out", model=model, progress=lambda *seen: done.append(seen))
+    assert files(tmp_path / "out") == [*numbered(9), "overlay.mp4"]
+    assert (summary.frames, summary.object_ids, summary.output) == (9, [1, 7], tmp_path / "out")
+    assert summary.seconds > 0
+    assert done == [(number, 9) for number in range(1, 10)]
+    for name in numbered(9):
+        found = read_mask(tmp_path / "out" / name)
+        assert found.ids.shape == (HEIGHT, WIDTH)
+        assert set(np.unique(found.ids)) <= {0, 1, 7}
+        assert found.palette == palette + DAVIS_PALETTE[24:]
+    assert np.array_equal(read_mask(tmp_path / "out/masks/00000.png").ids, read_mask(given).ids)
+    overlay = open_frames(tmp_path / "out/overlay.mp4")
+    assert [frame.image.shape for frame in overlay] == [(HEIGHT, WIDTH, 3)] * 9
+
+
+def test_the_masks_are_the_engines(tmp_path, model):
+    source = video(tmp_path / "in.mp4")
+    mask(tmp_path / "given/00000.png"), mask(tmp_path / "given/00004.png", square(9, 30))
+    memory = MemoryConfig(every=3)
+    segment_video(source, tmp_path / "given", tmp_path / "out", model=model, memory=memory, max_size=24)
+    segmenter = VideoSegmenter(model, memory=memory, max_size=24)
+    given = {t: torch.from_numpy(read_mask(tmp_path / f"given/{t:05d}.png").ids) for t in (0, 4)}
+    images = (torch.from_numpy(frame.image).permute(2, 0, 1) for frame in open_frames(source))
+    for result in segmenter.propagate(images, given):
+        found = read_mask(tmp_path / f"out/masks/{result.frame_index:05d}.png").ids
+        assert np.array_equal(found, result.mask.numpy())
+    assert segmenter.object_ids == [1, 7, 9]
+
+
+def test_variable_frame_rate_is_kept_in_the_overlay(tmp_path, model):
+    times = [0.0, 0.04, 0.1, 0.5, 0.51, 2.0]
+    segment_video(
+        video(tmp_path / "in.mp4", 6, times), mask(tmp_path / "first.png"), tmp_path / "out", model=model, max_size=16
+    )
+    found = [frame.time for frame in open_frames(tmp_path / "out/overlay.mp4")]
+    assert found == pytest.approx(times, abs=1e-4)
+
+
+def test_a_folder_keeps_its_names(tmp_path, model):
+    source = folder(tmp_path / "in", ["f1.png", "f2.png", "f10.png"])
+    mask(tmp_path / "given/f2.png", square(255, 8))
+    summary = segment_video(source, tmp_path / "given", tmp_path / "out", model=model, overlay="pictures")
+    assert files(tmp_path / "out") == sorted(
+        [f"{kind}/f{n}.{suffix}" for n in (1, 2, 10) for kind, suffix in (("masks", "png"), ("overlay", "jpg"))]
+    )
+    assert summary.object_ids == [255]
+    assert not read_mask(tmp_path / "out/masks/f1.png").ids.any(), "before the first mask all is background"
+    assert np.array_equal(read_mask(tmp_path / "out/masks/f2.png").ids, square(255, 8))
+
+
+def test_masks_alone(tmp_path, model):
+    segment_video(video(tmp_path / "in.mp4", 3), mask(tmp_path / "m.png"), tmp_path / "o", model=model, overlay="none")
+    assert files(tmp_path / "o") == numbered(3)
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path, model):
+    given, out = mask(tmp_path / "m.png"), tmp_path / "out"
+    segment_video(video(tmp_path / "long.mp4", 5), given, out, model=model)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        segment_video(video(tmp_path / "short.mp4", 2), given, out, model=model)
+    assert len(files(out)) == 7
+    segment_video(tmp_path / "short.mp4", given, out, model=model, overlay="none", overwrite=True)
+    assert files(out) == [*numbered(2), "notes.txt"]
+
+
+def test_the_bank_has_its_known_size_at_once(tmp_path, model, monkeypatch):
+    made = []
+
+    class Watched(VideoSegmenter):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(pipeline, "VideoSegmenter", Watched)
+    segment_video(video(tmp_path / "in.mp4", 9), mask(tmp_path / "m.png"), tmp_path / "out", model=model)
+    (segmenter,) = made
+    rows = 2 * 3  # of a frame
+    assert segmenter.bank.nbytes == 4 * 2 * (2 + 1) * rows * (16 + 32)  # 0 and 5 stay, one is temporary
+    assert segmenter.bank.rows == [3 * rows] * 2
+
+
+# overlap
+
+
+def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(type(open_frames(video(tmp_path / "in.mp4", 40)))):
+        def __iter__(self):
+            for frame in super().__iter__():
+                alive.add(frame)
+                yield frame
+
+    original = results.Results.write
+
+    def slow(self, frame, ids):
+        threading.Event().wait(0.02)
+        most.append(len(alive))
+        original(self, frame, ids)
+
+    monkeypatch.setattr(pipeline, "open_frames", Counted)
+    monkeypatch.setattr(results.Results, "write", slow)
+    segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, overlay="none")
+    assert len(most) == 40
+    # each queue's frames, and one in the hands of each of the three threads
+    assert max(most) <= 2 * pipeline._FRAMES_WAITING + 3
+
+
+def test_frames_are_written_while_later_ones_are_segmented(tmp_path, model):
+    seen = []
+    source, given, out = video(tmp_path / "in.mp4", 30), mask(tmp_path / "m.png"), tmp_path / "out"
+    segment_video(
+        source, given, out, model=model, overlay="none", progress=lambda *_: seen.append(len(files(out / "masks")))
+    )
+    assert seen[-1] >= 30 - pipeline._FRAMES_WAITING - 2
+    assert all(a <= b for a, b in pairwise(seen))
+
+
+# everything stops, and what is there is whole
+
+
+def assert_whole(out, expected_masks=None):
+    found = files(out)
+    assert not [name for name in found if "partial" in name or name.startswith(".")]
+    assert "overlay.mp4" not in found
+    if expected_masks is not None:
+        assert found == numbered(expected_masks)
+    for name in found:
+        read_mask(out / name)
+
+
+def test_a_frame_that_cannot_be_decoded_stops_it(tmp_path, model):
+    source = folder(tmp_path / "in", [f"{number}.jpg" for number in range(8)])
+    whole = (source / "5.jpg").read_bytes()
+    (source / "5.jpg").write_bytes(whole[:-40])
+    with pytest.raises(InputError, match=r"5\.jpg: picture cannot be decoded"):
+        segment_video(source, mask(tmp_path / "m.png"), tmp_path / "out", model=model)
+    assert files(tmp_path / "out") == [f"masks/{number}.png" for number in range(5)]
+
+
+def test_a_write_that_fails_stops_it(tmp_path, model, monkeypatch):
+    def full(self, frame, ids):
+        if frame.index == 3:
+            raise InputError("disk full while writing it")
+        original(self, frame, ids)
+
+    original = results.Results.write
+    monkeypatch.setattr(results.Results, "write", full)
+    done = []
+    with pytest.raises(InputError, match="disk full"):
+        segment_video(
+            video(tmp_path / "in.mp4", 60),
+            mask(tmp_path / "m.png"),
+            tmp_path / "out",
+            model=model,
+            progress=lambda *seen: done.append(seen),
+        )
+    assert len(done) <= 3 + pipeline._FRAMES_WAITING + 2
+    assert_whole(tmp_path / "out", 3)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interruption_stops_it(tmp_path, model, error):
+    def interrupt(done, _):
+        if done == 4:
+            raise error
+
+    with pytest.raises(error):
+        segment_video(
+            video(tmp_path / "in.mp4", 60), mask(tmp_path / "m.png"), tmp_path / "out", model=model, progress=interrupt
+        )
+    assert_whole(tmp_path / "out", 4)
+
+
+def test_a_full_disk_leaves_whole_files(tmp_path, small_disk, model):
+    with pytest.raises(InputError, match="disk full while writing"):
+        segment_video(video(tmp_path / "in.mp4", 80), mask(tmp_path / "m.png"), small_disk / "out", model=model)
+    assert files(small_disk / "out")
+    assert_whole(small_disk / "out")
+
+
+# refused before anything is written
+
+
+def refused(words, source, masks, out, model, **options):
+    before = set(os.listdir(out.parent))
+    with pytest.raises(InputError, match=words) as caught:
+        segment_video(source, masks, out, model=model, **options)
+    assert "\n" not in str(caught.value)
+    assert set(os.listdir(out.parent)) == before
+
+
+def test_masks_that_fit_no_frame_are_refused(tmp_path, model):
+    source, out = video(tmp_path / "in.mp4", 4), tmp_path / "out"
+    for name in ("00000.png", "00004.png"):
+        mask(tmp_path / "late" / name)
+    refused(r"00004\.png: no frame of in has this name", source, tmp_path / "late", out, model)
+    for name in ("00000.png", "0.png"):
+        mask(tmp_path / "double" / name)
+    refused(r"00000\.png: a mask of the same frame as 0\.png", source, tmp_path / "double", out, model)
+    refused("no such mask file or folder", source, tmp_path / "absent", out, model)
+    (tmp_path / "empty").mkdir()
+    refused("empty: no mask in this folder", source, tmp_path / "empty", out, model)
+    mask(tmp_path / "small/00002.png", np.ones((16, 16), np.uint8))
+    refused(r"00002\.png: mask of 16x16, expected 48x32", source, tmp_path / "small", out, model)
+
+
+def test_a_mask_beyond_an_unknown_end_is_named_at_the_end(tmp_path, model, monkeypatch):
+    source = video(tmp_path / "in.mp4", 4)
+
+    def without_count(path):
+        reader = open_frames(path)
+        reader.frame_count = None
+        return reader
+
+    monkeypatch.setattr(pipeline, "open_frames", without_count)
+    mask(tmp_path / "given/00000.png"), mask(tmp_path / "given/00009.png")
+    with pytest.raises(InputError, match=r"00009\.png: no frame for this mask, the video ended after 4 frames"):
+        segment_video(source, tmp_path / "given", tmp_path / "out", model=model)
+    assert_whole(tmp_path / "out", 4)
+
+
+def test_an_output_that_holds_an_input_is_refused(tmp_path, model):
+    out, given = tmp_path / "out", mask(tmp_path / "m.png")
+    segment_video(video(tmp_path / "in.mp4", 3), given, out, model=model, overlay="pictures")
+    before = files(out)
+    words = "the output folder holds the input"
+    for source, masks in ((tmp_path / "in.mp4", out / "masks"), (out / "overlay", given)):
+        refused(words, source, masks, out, model, overwrite=True)
+    frames = folder(tmp_path / "frames", ["0.png", "1.png"])
+    refused(words, frames, given, frames, model, overwrite=True)
+    assert files(out) == before
+    assert files(frames) == ["0.png", "1.png"]
+
+
+def test_other_wrong_options_are_refused(tmp_path, model):
+    source, given, out = video(tmp_path / "in.mp4", 3), mask(tmp_path / "m.png"), tmp_path / "out"
+    refused("found a file, expected an output folder", source, given, source, model)
+    refused(
+        "overlay: found 'hologram', expected one of video, pictures, none",
+        source,
+        given,
+        out,
+        model,
+        overlay="hologram",
+    )
+    refused("backend: found 'abacus'", source, given, out, model, backend="abacus")
+    refused("max_size: found 3", source, given, out, model, max_size=3)
