@@ -1,0 +1,119 @@
+"""Which tile each kernel uses where: a table, so that every choice can be listed and compiled beforehand.
+
+The tiles come from compiling, not from timing: large ones that keep all accumulators in registers (no stack) and fit
+the shared and tensor memory of each architecture, by compile_gate.py. Nothing here is chosen by autotuning.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from stm_fast.kernels.targets import ARCHITECTURES, Target
+
+# how a matrix product is done: 16-bit inputs, or float32 exactly, or float32 as three products in TF32
+Arithmetic = Literal["half", "ieee", "tf32x3"]
+ARITHMETICS: tuple[Arithmetic, ...] = ("half", "ieee", "tf32x3")
+
+WIDEST_KEY = 256
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """Tile of the forward kernel.
+
+    block_m:      queries of a program
+    block_n:      memory rows of a step
+    block_k:      key columns of one product; wider keys are summed in chunks, for which the query is read again
+    block_v:      value columns of one accumulator [block_m, block_v]
+    accumulators: how many of them one program holds
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    block_v: int
+    accumulators: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def value_width(self) -> int:
+        return self.block_v * self.accumulators
+
+
+@dataclass(frozen=True)
+class CombineConfig:
+    """Tile of the combine kernel: queries and value columns of a program."""
+
+    block_m: int = 8
+    block_v: int = 128
+    num_warps: int = 4
+    num_stages: int = 1
+
+
+COMBINE = CombineConfig()
+
+
+def forward_config(
+    architecture: int, arithmetic: Arithmetic, key_dim: int, value_dim: int, regular: bool
+) -> ForwardConfig:
+    """The forward tile for Ck up to WIDEST_KEY and any Cv; values wider than value_width take several programs.
+
+    `regular`: is_regular() says so, and rows are contiguous and aligned; others need more registers for addresses.
+    """
+    if arithmetic == "ieee":
+        # without tensor cores the operands of a product are held in registers
+        return ForwardConfig(64, 16, 16, 64, 2, 8, 1)
+    if arithmetic == "tf32x3":
+        return ForwardConfig(32, 32, 32, 128, 1, 8, 1)
+    if not regular:
+        return ForwardConfig(64, 32, 32, 128, 1, 8, 1)
+    block_k = 128 if key_dim % 128 == 0 else 64
+    if value_dim == 128:
+        return ForwardConfig(128, 64 if architecture in (90, 100) else 32, block_k, 128, 1, 8, 2)
+    if architecture == 90:
+        # half of Cv for twice the queries: each key and value loaded serves 128 queries, for a product QK done twice
+        return ForwardConfig(128, 64, block_k, 256, 1, 8, 2)
+    whole = value_dim > 256
+    if architecture == 100:
+        # the widest keys leave no shared memory for the widest values
+        return ForwardConfig(64, 64, block_k, 512 if whole and key_dim <= 192 else 256, 1, 8, 2)
+    # mma.sync: accumulators 128 wide with their own loads of V need no registers to shuffle V
+    return ForwardConfig(64, 32, block_k, 128, 4 if whole else 2, 8, 2)
+
+
+def is_regular(key_dim: int, value_dim: int) -> bool:
+    """Whether the widths fill tiles, so that columns need no masks."""
+    return key_dim % 64 == 0 and value_dim % 128 == 0
+
+
+def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:
+    """Every (architecture, arithmetic, configuration) that forward_config can return."""
+    choices = product(ARCHITECTURES, ARITHMETICS, (64, 128, 192, 256), (128, 256, 512), (True, False))
+    yield from dict.fromkeys((choice[0], choice[1], forward_config(*choice)) for choice in choices)
+
+
+def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
+    """Every (architecture, arithmetic, configuration) that can be chosen at run time."""
+    yield from all_forward_configs()
+    yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE,))
+
+
+def choose_splits(target: Target, tiles: int, steps: int) -> int:
+    """Into how many parts to split the memory: the fewest that keep at least 90% of the processors busy.
+
+    Args:
+        tiles: programs without a split.
+        steps: blocks of memory rows that each of them would visit; a part gets at least four.
+    """
+    most = max(1, min(steps // 4, target.processors))
+    busy = [_busy(tiles * splits, target.processors) for splits in range(1, most + 1)]
+    enough = min(0.9, max(busy))
+    return next(index for index, share in enumerate(busy, start=1) if share >= enough)
+
+
+def _busy(programs: int, processors: int) -> float:
+    """The share of processors at work, averaged over the waves of programs."""
+    waves = -(-programs // processors)
+    return programs / (waves * processors) if programs else 1.0

@@ -1,0 +1,54 @@
+"""A kernel with everything it is launched with, so that it can be run on a device or compiled without one."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stm_fast.kernels.configs import Arithmetic
+
+
+class Launch(NamedTuple):
+    """One launch of one Triton kernel.
+
+    config is the entry of configs.py behind it; its num_warps and num_stages are the launch options.
+    """
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]
+    config: Any
+
+    def run(self) -> None:
+        if 0 not in self.grid:
+            options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+            self.kernel[self.grid](**self.arguments, **options)
+
+
+def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
+    """The arithmetic for a dtype.
+
+    float32 is exact, unless PyTorch is allowed TF32: then it is three TF32 products, nearly as accurate and faster.
+    """
+    if dtype != torch.float32:
+        return "half"
+    return "tf32x3" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def strides(name: str, tensor: Tensor | None, dimensions: str) -> dict[str, int]:
+    """The strides of a tensor as kernel arguments: stride_<name>_<dimension>; 0 where the batch is shared.
+
+    An absent tensor has strides 0.
+    """
+    found = (0,) * len(dimensions) if tensor is None else tensor.stride()
+    return {f"stride_{name}_{dimension}": stride for dimension, stride in zip(dimensions, found, strict=True)}
+
+
+def addressable(tensor: Tensor, rows: int) -> Tensor:
+    """The tensor [B, N, C] itself, unless a tile of `rows` rows of it spans more than a 32-bit offset reaches.
+
+    Tiles are placed by 64-bit arithmetic and addressed inside by 32-bit offsets. Only views with a stride beyond some
+    millions (channels first over a memory of that many rows) do not fit; they are copied.
+    """
+    span = rows * tensor.stride(1) + tensor.shape[2] * tensor.stride(2)
+    return tensor if span < 2**31 else tensor.contiguous()

@@ -1,0 +1,30 @@
+"""Runs triton_engine_cases.py in processes of its own: whether Triton interprets is decided when it is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+CASES = Path(__file__).with_name("triton_engine_cases.py")
+
+
+def run_cases(**environment: str) -> str:
+    """The output of a pytest of the cases, which must all pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
+    child = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert child.returncode == 0, child.stdout + child.stderr
+    return child.stdout
+
+
+@pytest.mark.slow
+def test_kernels_are_right_under_the_interpreter() -> None:
+    assert "skipped" not in run_cases(TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_kernels_are_right_on_the_device() -> None:
+    run_cases(TRITON_INTERPRET="0")
