@@ -1,9 +1,7 @@
-"""The command line: stm-fast demo | segment | convert | info."""
+"""The command line: stm-fast demo | segment | evaluate | convert | info."""
 
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
@@ -12,35 +10,22 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from typer.core import TyperGroup
 
+from stm_fast.commands.common import Arch, Architecture, Backend, Device, Overwrite, Weights, load_model, progress_bar
+from stm_fast.commands.evaluate import evaluate
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference import Summary, check_backend, check_output, segment_video
-from stm_fast.network import (
-    STM,
-    architecture_of,
-    load_checkpoint,
-    save_checkpoint,
-    stm_resnet18,
-    stm_resnet50,
-)
+from stm_fast.network import save_checkpoint
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
 
 _DEMO_FRAME_RATE = Fraction(24)
 _WRONG_USE = 2
 _INTERRUPTED = 130  # what a shell says of a program that ctrl-C ended
-
-
-class Architecture(StrEnum):
-    RESNET18 = "resnet18"
-    RESNET50 = "resnet50"
 
 
 class Overlay(StrEnum):
@@ -83,12 +68,6 @@ app = typer.Typer(
     help="Segments the objects of a video from masks of some of its frames, with a Space-Time Memory network.",
 )
 
-Weights = Annotated[Path | None, typer.Option(help="Checkpoint: ours (.safetensors) or the published .pth.")]
-Arch = Annotated[Architecture, typer.Option(help="The network where no weights are given.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Backend = Annotated[str, typer.Option(help=f"Of the memory read: auto, {', '.join(b.name for b in BACKENDS)}.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the output folder holds.")]
-
 
 @app.command(epilog="Example: stm-fast segment clip.mp4 --masks first.png --output out --max-size 480")
 def segment(
@@ -112,8 +91,8 @@ def segment(
     overwrite: Overwrite = False,
 ) -> None:
     """Segment a video from the masks of some of its frames; writes palette PNG masks and an overlay."""
-    model = _model(weights, arch, device)
-    with _progress(_task(weights)) as advance:
+    model = load_model(weights, arch, device)
+    with progress_bar(_task(weights)) as advance:
         summary = segment_video(
             source,
             masks,
@@ -145,7 +124,7 @@ def demo(
 ) -> None:
     """Draw a clip of moving objects, segment it from its first mask and say how well that went."""
     check_output(output, overwrite)
-    model = _model(weights, arch, device)
+    model = load_model(weights, arch, device)
     check_backend(model, backend)
     clip = SyntheticClip(seed, frames=frames, objects=objects)
     video, mask = output / "clip.mp4", output / "first_mask.png"
@@ -153,7 +132,7 @@ def demo(
         for index, frame in enumerate(clip):
             writer.write(frame.image, float(index / _DEMO_FRAME_RATE))
     write_mask(mask, clip[0].ids)
-    with _progress(_task(weights)) as advance:
+    with progress_bar(_task(weights)) as advance:
         summary = segment_video(
             video, mask, output / "result", model=model, backend=backend, overwrite=overwrite, progress=advance
         )
@@ -172,7 +151,7 @@ def convert(
         raise InputError(f"{target}: exists already; give another name, or --overwrite")
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")
-    model = _model(source, Architecture.RESNET50, "cpu")
+    model = load_model(source, Architecture.RESNET50, "cpu")
     save_checkpoint(model, target)
     print(f"{target}: {model.architecture}")
 
@@ -194,45 +173,9 @@ def info() -> None:
         print(f"{backend.name:12} {'; '.join(backend.absent_reasons()) or 'ready'}")
 
 
-def _model(weights: Path | None, arch: Architecture, device: str) -> STM:
-    """The network on its device; untrained where there are no weights."""
-    place = _device(device)
-    if weights is None:
-        torch.manual_seed(0)
-        model = stm_resnet18() if arch is Architecture.RESNET18 else stm_resnet50()
-    else:
-        architecture = architecture_of(weights)
-        model = STM(**vars(architecture))
-        load_checkpoint(model, weights)
-    return model.to(place).eval()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device: found {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N")
-    return device
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} frames/s")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr that disappears at the end; yields the callback that moves it."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+app.command(
+    epilog="Example: stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth"
+)(evaluate)
 
 
 def _task(weights: Path | None) -> str:

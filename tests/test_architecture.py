@@ -22,8 +22,9 @@ FLOORS = {
     "data": 3,
     "evaluation": 4,
     "training": 5,
-    "__main__": 6,
+    "commands": 6,
     "__init__": 6,
+    "__main__": 7,
 }
 
 

@@ -1,0 +1,131 @@
+"""stm-fast benchmark: what the user chooses, turned into a selection, a table, a JSON file and plots."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from stm_fast.benchmarking.machine import describe_machine
+from stm_fast.benchmarking.plots import HOW_TO_GET_PLOTS, plots_available, write_plots
+from stm_fast.benchmarking.records import Record, write_record
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.runner import Selection, run_benchmark
+from stm_fast.benchmarking.table import render
+from stm_fast.benchmarking.workload import DTYPES, PASSES, Shape, grid, parse_shape
+from stm_fast.errors import InputError
+
+_ALL = "all"
+# seconds on two CPU cores; a GPU has time for more
+_DEFAULT_SHAPES = {
+    "cpu": "480p-T1-O1,480p-T5-O1",
+    "cuda": "480p-T1-O1,480p-T5-O1,480p-T20-O1,480p-T20-O3,480p-T100-O1,1080p-T20-O1",
+}
+_DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16,float32"}
+_QUICK_SHAPES = "480p-T1-O1"
+_QUICK_ROUTES = "published,last-dim,chunks,sdpa,triton,cpp,reference"  # nothing that has to be compiled first
+_QUICK_SECONDS, _QUICK_ROUNDS = 2.0, 3
+_NARROWEST = 150  # columns, where the output is no terminal
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def benchmark(
+    shapes: Annotated[
+        str | None, typer.Option(help="Such as 480p-T20-O3 (O objects), 8x14-T1-O1, M48-N32400-O1; or all.")
+    ] = None,
+    routes: Annotated[str | None, typer.Option(help=f"Some of: {', '.join(ROUTES)}.")] = None,
+    passes: Annotated[str, typer.Option(help=f"Some of: {', '.join(PASSES)}.")] = _ALL,
+    dtypes: Annotated[str | None, typer.Option(help=f"Some of: {', '.join(DTYPES)}.")] = None,
+    device: Annotated[Device, typer.Option(help="Where the reads run.")] = Device.AUTO,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file; plots go beside it.")] = Path(
+        "benchmark.json"
+    ),
+    plots: Annotated[bool | None, typer.Option(help="Log-log plots; by default where matplotlib is there.")] = None,
+    memory: Annotated[bool, typer.Option(help="Measure the extra memory.")] = True,
+    seconds: Annotated[float, typer.Option(min=0, help="Spent on the rounds of one shape and dtype.")] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="At the least.")] = 5,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Then no further route is started.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One small shape, nothing compiled, few rounds.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="End with the JSON on one line, for scripts.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file and its plots.")] = False,
+) -> None:
+    """Time the memory read beside every route PyTorch has, in turns; prints tables, writes JSON and plots.
+
+    Rates count the FLOP of the algorithm; "of mm" is the share of a torch.mm that is timed in the same rounds; "extra"
+    is memory beyond inputs and results; "error" is relative to float64. Lists are separated by commas.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = _device(device)
+    selection = Selection(
+        shapes=_shapes(shapes or (_QUICK_SHAPES if quick else _DEFAULT_SHAPES[place])),
+        dtypes=tuple(DTYPES[name] for name in _chosen("--dtypes", dtypes or _DEFAULT_DTYPES[place], DTYPES)),
+        passes=_chosen("--passes", passes, PASSES),
+        routes=_chosen("--routes", routes or (_QUICK_ROUTES if quick else _ALL), ROUTES),
+        device=place,
+        seconds=min(seconds, _QUICK_SECONDS) if quick else seconds,
+        rounds=min(rounds, _QUICK_ROUNDS) if quick else rounds,
+        deadline=None if minutes is None else 60 * minutes,
+        memory=memory,
+    )
+    with_plots = plots_available() if plots is None else plots
+    if with_plots and not plots_available():
+        raise InputError(HOW_TO_GET_PLOTS)
+    if output.exists() and not overwrite:
+        raise InputError(f"{output}: exists already; give another --output, or --overwrite")
+    record = Record(describe_machine(place), selection.describe())
+    write_record(record, output)  # a place that cannot be written to shows before anything is timed
+    _run(selection, record, output)
+    if with_plots:
+        for path in write_plots(record.rows, output.with_suffix("")):
+            print(path)
+    elif plots is None:
+        Console(stderr=True).print(f"stm-fast: {HOW_TO_GET_PLOTS}", markup=False)
+    print(output)
+    if json:
+        print(record.to_json())
+
+
+def _run(selection: Selection, record: Record, output: Path) -> None:
+    """Times and prints; the file is whole after every shape, so an interrupted run keeps what it has."""
+    console, status = Console(), Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(width=_NARROWEST)
+    with status.status("starting") as spinner:
+        for rows in run_benchmark(selection, spinner.update):
+            record.rows += rows
+            write_record(record, output)
+            console.print(render(rows))
+
+
+def _device(device: Device) -> str:
+    if device is Device.CUDA and not torch.cuda.is_available():
+        raise InputError("--device: found cuda, but this machine has no CUDA device")
+    if device is Device.AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device.value
+
+
+def _shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(grid()) if text == _ALL else tuple(parse_shape(name.strip()) for name in text.split(","))
+
+
+def _chosen(option: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
+    """The names in a comma-separated list, each once, in the order given."""
+    names = tuple(known)
+    if text == _ALL:
+        return names
+    chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in chosen:
+        if name not in names:
+            raise InputError(f"{option}: found {name!r}, expected {_ALL} or some of {', '.join(names)}")
+    return chosen

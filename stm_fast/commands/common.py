@@ -1,0 +1,78 @@
+"""What the commands share: options, the network, a progress bar."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from stm_fast.errors import InputError
+from stm_fast.network import STM, architecture_of, load_checkpoint, stm_resnet18, stm_resnet50
+from stm_fast.ops.backends import BACKENDS
+
+
+class Architecture(StrEnum):
+    RESNET18 = "resnet18"
+    RESNET50 = "resnet50"
+
+
+Weights = Annotated[Path | None, typer.Option(help="Checkpoint: ours (.safetensors) or the published .pth.")]
+Arch = Annotated[Architecture, typer.Option(help="The network where no weights are given.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Backend = Annotated[str, typer.Option(help=f"Of the memory read: auto, {', '.join(b.name for b in BACKENDS)}.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the output folder holds.")]
+
+
+def load_model(weights: Path | None, arch: Architecture, device: str) -> STM:
+    """The network on its device; untrained where there are no weights."""
+    place = _device(device)
+    if weights is None:
+        torch.manual_seed(0)
+        model = stm_resnet18() if arch is Architecture.RESNET18 else stm_resnet50()
+    else:
+        architecture = architecture_of(weights)
+        model = STM(**vars(architecture))
+        load_checkpoint(model, weights)
+    return model.to(place).eval()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        # torchrun numbers the processes of a machine: a device for each
+        index = int(os.environ.get("LOCAL_RANK", 0))
+        count = torch.cuda.device_count()
+        return torch.device("cuda", index % count) if count else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device: found {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self._unit}/s")
+
+
+@contextmanager
+def progress_bar(what: str, unit: str = "frames") -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr that disappears at the end; yields the callback that moves it."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

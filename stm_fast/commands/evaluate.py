@@ -1,0 +1,155 @@
+"""stm-fast evaluate: runs a benchmark set, or scores results that are there, as the official toolkit does."""
+
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stm_fast.commands.common import Arch, Architecture, Backend, Device, Weights, load_model, progress_bar
+from stm_fast.config import MemoryConfig
+from stm_fast.data.sequences import MEANINGS, SETS, Sequence, annotated_sequences
+from stm_fast.errors import InputError
+from stm_fast.evaluation.benchmark_sets import (
+    MASKS,
+    Inference,
+    claim_output,
+    describe_run,
+    read_timings,
+    run_sequences,
+    write_zip,
+)
+from stm_fast.evaluation.record import Record, make_record, write_record
+from stm_fast.evaluation.scoring import ObjectScore, score_sequences
+from stm_fast.evaluation.shards import rank, shard, wait_for_all
+from stm_fast.evaluation.tables import print_tables, write_tables
+from stm_fast.video.whole_file import make_folder
+
+
+class Benchmark(StrEnum):
+    DAVIS16 = "davis16"
+    DAVIS17 = "davis17"
+    YOUTUBE_VOS = "youtube-vos"
+    FOLDER = "folder"
+
+
+_DEFAULT_SPLITS = {"davis16": "val", "davis17": "val", "youtube-vos": "valid", "folder": "all"}
+
+
+def evaluate(
+    benchmark: Annotated[Benchmark, typer.Argument(help="The set, which says how its annotations count.")],
+    data: Annotated[Path | None, typer.Option(help="Its root, which holds JPEGImages or the splits.")] = None,
+    split: Annotated[str | None, typer.Option(help="val for DAVIS, valid for YouTube-VOS, all for a folder.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="For masks and tables.")] = None,
+    only_score: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="PRED GT", help="Run nothing: score PRED against GT.")
+    ] = None,
+    weights: Weights = None,
+    arch: Arch = Architecture.RESNET50,
+    every: Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")] = 5,
+    max_size: Annotated[int | None, typer.Option(help="Longest shorter side, in pixels, for the network.")] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Average over sizes: one --scale for each.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average with mirrored frames.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that score; one for each core.")] = None,
+    device: Device = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Reproduce the scores of a benchmark set: DAVIS-2016, DAVIS-2017, YouTube-VOS or a folder of your own.
+
+    Under torchrun the sequences are shared out; a second run goes on where the first one ended.
+    """
+    split = split or _DEFAULT_SPLITS[benchmark]
+    if only_score is not None:
+        sequences, scores = _score_only(*only_score, benchmark, data, split, workers)
+        record = make_record({"set": benchmark.value, "split": split, "results": str(only_score[0])}, scores, [])
+        _finish(record, scores, split, output)
+        return
+    if data is None or output is None:
+        raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
+    sequences = SETS[benchmark](data, split)
+    model = load_model(weights, arch, device)
+    scales = tuple(scale) if scale else (1.0,)
+    inference = Inference(MemoryConfig(every=every), max_size, backend, scales, flip)
+    run = describe_run(model, benchmark, split, inference)
+    _run(sequences, output, model, inference, run)
+    if rank() == 0:
+        if weights is None:
+            print("stm-fast: no --weights given: the network is untrained and the scores mean nothing", file=sys.stderr)
+        scores = _score_output(sequences, output, workers)
+        record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
+        _hand_in(benchmark, sequences, scores, output)
+        _finish(record, scores, split, output)
+
+
+def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inference, run: Record) -> None:
+    claim_output(output, run)
+    share = shard(sequences)
+    done = 0
+    with progress_bar(f"process {rank()}", "sequences") as advance:
+        advance(0, len(share))
+
+        def step(name: str) -> None:
+            nonlocal done
+            done += 1
+            advance(done, len(share))
+
+        run_sequences(share, output, model, inference, step)
+    wait_for_all()
+
+
+def _score_output(sequences: list[Sequence], output: Path, workers: int | None) -> list[ObjectScore]:
+    """The scores of the sequences whose annotations are there."""
+    annotated = [sequence for sequence in sequences if sequence.fully_annotated]
+    if len(annotated) < len(sequences):
+        missing = len(sequences) - len(annotated)
+        print(f"stm-fast: {missing} of {len(sequences)} sequences are not scored: not annotated", file=sys.stderr)
+    return score_sequences(((sequence, output / MASKS / sequence.name) for sequence in annotated), workers)
+
+
+def _score_only(
+    results: Path, truth: Path, benchmark: str, data: Path | None, split: str, workers: int | None
+) -> tuple[list[Sequence], list[ObjectScore]]:
+    """Scores a folder of results: the split's sequences where --data says which, all that have results otherwise."""
+    if not results.is_dir():
+        raise InputError(f"{results}: no such folder of results")
+    if data is not None:
+        named = [replace(sequence, annotations=truth / sequence.name) for sequence in SETS[benchmark](data, split)]
+    else:
+        named = annotated_sequences(truth, MEANINGS[benchmark])
+    flat = len(named) == 1 and named[0].annotations == truth
+    pairs = [(sequence, results if flat else results / sequence.name) for sequence in named]
+    if data is None:
+        pairs = [(sequence, folder) for sequence, folder in pairs if folder.is_dir()]
+    if not pairs:
+        raise InputError(f"{results}: found no results of the sequences of {truth}, expected a folder for each")
+    if len(pairs) < len(named):
+        print(f"stm-fast: {results} has {len(pairs)} of the {len(named)} sequences of {truth}", file=sys.stderr)
+    return [sequence for sequence, _ in pairs], score_sequences(pairs, workers)
+
+
+def _hand_in(benchmark: str, sequences: list[Sequence], scores: list[ObjectScore], output: Path) -> None:
+    """The archive for the server, where the server alone has the annotations."""
+    if benchmark == Benchmark.YOUTUBE_VOS:
+        write_zip(sequences, output, output / "submission.zip", prefix=f"{MASKS}/")
+    elif not scores:
+        write_zip(sequences, output, output / "submission.zip", prefix="")
+
+
+def _finish(record: Record, scores: list[ObjectScore], split: str, output: Path | None) -> None:
+    if scores:
+        print_tables(scores, split)
+    if record["speed"] is not None:
+        _print_speed(record["speed"])
+    if output is None:
+        return
+    make_folder(output)
+    if scores:
+        write_tables(scores, split, output)
+    write_record(record, output / "results.json")
+
+
+def _print_speed(speed: Record) -> None:
+    network, whole = speed["network_frames_per_second"], speed["frames_per_second"]
+    print(f"\n{speed['frames']} frames, {network:.2f} frames/s without loading, {whole:.2f} frames/s end to end")

@@ -1,0 +1,206 @@
+"""Benchmark sets on disk: the sequences of a split, where their pictures and annotations lie, and how these are read.
+
+Layouts as the sets are published. Nothing is ever written here.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stm_fast.errors import InputError
+from stm_fast.video import object_ids, read_mask
+from stm_fast.video.picture_folder import SUFFIXES, natural_key
+
+VOID = 255
+RESOLUTION = "480p"  # what DAVIS is evaluated at
+
+Ids = npt.NDArray[np.uint8]
+
+
+class Objects(Enum):
+    """What the annotations of a set mean, and which of them a method is given."""
+
+    ONE = "everything annotated is one object, given in the first frame"  # DAVIS-2016
+    FIRST = "the objects of the first annotation, given there; 255 is void"  # DAVIS-2017
+    ALL = "every object, given where it first occurs"  # YouTube-VOS
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One video of a set.
+
+    Attributes:
+        name: of the sequence; results lie in a folder of this name.
+        frames: folder of pictures; None where only annotations are known.
+        annotations: folder of palette PNGs named as their frames.
+        objects: what the annotations mean.
+        required: names of the frames a server asks for; None for all.
+    """
+
+    name: str
+    frames: Path | None
+    annotations: Path
+    objects: Objects
+    required: frozenset[str] | None = None
+
+    @cached_property
+    def annotated(self) -> tuple[str, ...]:
+        """Names of the annotated frames, in order."""
+        names = (file.stem for file in self.annotations.glob("*.png") if file.name[0] != ".")
+        return tuple(sorted(names, key=natural_key))
+
+    @cached_property
+    def fully_annotated(self) -> bool:
+        """Whether every required frame has its annotation, so that results can be scored here."""
+        if self.frames is None:
+            return True
+        names = self.required or {file.stem for file in self.frames.iterdir() if file.suffix.lower() in SUFFIXES}
+        return names <= set(self.annotated)
+
+    def read_annotation(self, name: str) -> Ids:
+        """The object ids ``[H, W]`` of an annotated frame; void pixels are background. Raises InputError."""
+        return self.normalised(read_mask(self.annotations / f"{name}.png").ids)
+
+    def normalised(self, ids: Ids) -> Ids:
+        """Ids ``[H, W]`` of a file as the set means them."""
+        if self.objects is Objects.ALL:
+            return ids
+        # masks of DAVIS-2016 are 0 and 255; as part of DAVIS-2017 they have ids, and 255 is void
+        void = ids == VOID if self.objects is Objects.FIRST or len(object_ids(ids)) > 1 else np.False_
+        kept = np.where(void, 0, ids).astype(np.uint8)
+        return (kept > 0).astype(np.uint8) if self.objects is Objects.ONE else kept
+
+    def given(self, name: str, known: list[int]) -> tuple[Ids, list[int]] | None:
+        """What a method that knows some objects is given in a frame: ids ``[H, W]``, and which of them it may use."""
+        if name not in self.annotated or (known and self.objects is not Objects.ALL):
+            return None
+        ids = self.read_annotation(name)
+        new = [object_id for object_id in object_ids(ids) if object_id not in known]
+        return (ids, new) if new else None
+
+
+def davis16(root: Path, split: str) -> list[Sequence]:
+    """DAVIS-2016: one object. Lists of names, as in the 2017 release, or of path pairs, as in the one of 2016."""
+    lists = [root / "ImageSets" / folder / f"{split}.txt" for folder in ("2016", RESOLUTION)]
+    return _davis(root, lists, Objects.ONE)
+
+
+def davis17(root: Path, split: str) -> list[Sequence]:
+    """DAVIS-2017, semi-supervised: train, val, test-dev or test-challenge."""
+    return _davis(root, [root / "ImageSets" / "2017" / f"{split}.txt"], Objects.FIRST)
+
+
+def youtube_vos(root: Path, split: str) -> list[Sequence]:
+    """YouTube-VOS 2018 or 2019: ``<split>/{JPEGImages,Annotations,meta.json}``.
+
+    All frames are run where they are there, in ``all_frames/<split>_all_frames`` or ``<split>_all_frames``; those that
+    ``meta.json`` lists are handed in.
+    """
+    folder = root / split
+    videos = _read_meta(folder / "meta.json")
+    places = [root / "all_frames" / f"{split}_all_frames", root / f"{split}_all_frames", folder]
+    frames = next((place / "JPEGImages" for place in places if (place / "JPEGImages").is_dir()), None)
+    if frames is None:
+        raise InputError(f"{folder}: no JPEGImages there, expected a split of YouTube-VOS")
+    return [
+        _checked(Sequence(name, frames / name, folder / "Annotations" / name, Objects.ALL, required))
+        for name, required in videos.items()
+    ]
+
+
+def folder(root: Path, split: str) -> list[Sequence]:
+    """Any data: ``JPEGImages/<sequence>`` and ``Annotations/<sequence>``, perhaps with ``480p`` between.
+
+    Args:
+        split: "all", or a split that ``ImageSets/<split>.txt`` lists.
+    """
+    frames, annotations = (_with_resolution(root / kind) for kind in ("JPEGImages", "Annotations"))
+    names = _folders(annotations) if split == "all" else _read_names([root / "ImageSets" / f"{split}.txt"])
+    return [_checked(Sequence(name, frames / name, annotations / name, Objects.ALL)) for name in names]
+
+
+SETS: dict[str, Callable[[Path, str], list[Sequence]]] = {
+    "davis16": davis16,
+    "davis17": davis17,
+    "youtube-vos": youtube_vos,
+    "folder": folder,
+}
+MEANINGS = {
+    "davis16": Objects.ONE,
+    "davis17": Objects.FIRST,
+    "youtube-vos": Objects.ALL,
+    "folder": Objects.ALL,
+}
+
+
+def annotated_sequences(annotations: Path, objects: Objects) -> list[Sequence]:
+    """Sequences of which only the annotations are known: a folder for each, or one folder of PNGs.
+
+    Raises InputError where there is no annotation.
+    """
+    if not annotations.is_dir():
+        raise InputError(f"{annotations}: no such folder of annotations")
+    if any(annotations.glob("*.png")):
+        return [Sequence(annotations.resolve().name, None, annotations, objects)]
+    return [Sequence(name, None, annotations / name, objects) for name in _folders(annotations)]
+
+
+def _davis(root: Path, lists: list[Path], objects: Objects) -> list[Sequence]:
+    frames, annotations = (root / kind / RESOLUTION for kind in ("JPEGImages", "Annotations"))
+    names = _read_names(lists)
+    return [_checked(Sequence(name, frames / name, annotations / name, objects)) for name in names]
+
+
+def _checked(sequence: Sequence) -> Sequence:
+    # a list may come from anywhere, and results are written under these names
+    if Path(sequence.name).name != sequence.name or sequence.name.startswith("."):
+        raise InputError(f"sequence {sequence.name!r}: expected the name of a folder")
+    if sequence.frames is None or not sequence.frames.is_dir():
+        raise InputError(f"{sequence.frames}: no such folder of frames, expected sequence {sequence.name}")
+    if not sequence.annotated:
+        raise InputError(f"{sequence.annotations}: no PNG in it, expected the mask of the first frame at least")
+    return sequence
+
+
+def _read_names(lists: list[Path]) -> list[str]:
+    """Sequence names of the first list that exists: a name a line, or pairs of paths of its frames."""
+    file = next((file for file in lists if file.is_file()), None)
+    if file is None:
+        raise InputError(f"{lists[0]}: no such list of sequences" + "".join(f", nor {other}" for other in lists[1:]))
+    words = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    names = dict.fromkeys(Path(word).parent.name if "/" in word else word for word in words)
+    if not names:
+        raise InputError(f"{file}: found no sequence, expected a name a line")
+    return list(names)
+
+
+def _read_meta(file: Path) -> dict[str, frozenset[str]]:
+    """The frames that are required of each video."""
+    if not file.is_file():
+        raise InputError(f"{file}: no such file, expected the meta.json of a split of YouTube-VOS")
+    try:
+        videos: dict[str, Any] = json.loads(file.read_text())["videos"]
+        return {
+            name: frozenset(frame for thing in video["objects"].values() for frame in thing["frames"])
+            for name, video in sorted(videos.items())
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: not a meta.json of YouTube-VOS ({type(error).__name__}: {error})") from error
+
+
+def _with_resolution(folder: Path) -> Path:
+    return folder / RESOLUTION if (folder / RESOLUTION).is_dir() else folder
+
+
+def _folders(parent: Path) -> list[str]:
+    names = sorted(path.name for path in parent.glob("*/") if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise InputError(f"{parent}: no folder of a sequence in it")
+    return names

@@ -1,0 +1,93 @@
+"""Test-time augmentation: the same video at several sizes and mirrored, and the mean of what is seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
+from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.objects import impose, split_mask
+from stm_fast.network import STM
+
+
+@dataclass(frozen=True)
+class _View:
+    """One way to look at a video."""
+
+    segmenter: VideoSegmenter
+    scale: float
+    mirrored: bool
+
+    def step(self, frame: Tensor, planes: Tensor | None, ids: list[int]) -> Tensor:
+        """As `AugmentedSegmenter.step`, seen this way."""
+        size = (frame.shape[1], frame.shape[2])
+        scaled = (max(round(size[0] * self.scale), 1), max(round(size[1] * self.scale), 1))
+        view = self._mirror(_resized(frame, scaled))
+        given = None if planes is None else self._mirror(_resized(planes, scaled))
+        prob = self.segmenter.step(view, given, None if planes is None else ids)
+        return _resized(self._mirror(prob), size)
+
+    def _mirror(self, planes: Tensor) -> Tensor:
+        return planes.flip(-1) if self.mirrored else planes
+
+
+class AugmentedSegmenter:
+    """A `VideoSegmenter` for each scale, straight and perhaps mirrored; their probabilities are averaged.
+
+    Each remembers what it saw itself. Given masks are right in the outcome, to the pixel.
+
+    Args:
+        model, memory, max_size, backend: as in :class:`VideoSegmenter`.
+        scales: of the frame's sides; a scale counts before `max_size` does.
+        flip: every scale mirrored too.
+
+    Raises:
+        InputError: no scale, or one that is not above 0; and as in :class:`VideoSegmenter`.
+    """
+
+    def __init__(
+        self,
+        model: STM,
+        *,
+        memory: MemoryConfig,
+        max_size: int | None = None,
+        backend: str = "auto",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> None:
+        if not scales or min(scales) <= 0:
+            raise InputError(f"scales: found {list(scales)}, expected one at least, all above 0")
+        self._device = next(model.parameters()).device
+        self._views = [
+            _View(VideoSegmenter(model, memory=memory, max_size=max_size, backend=backend), scale, mirrored)
+            for scale, mirrored in product(scales, (False, True) if flip else (False,))
+        ]
+
+    @property
+    def object_ids(self) -> list[int]:
+        """The ids of the objects that exist, in the order of the probabilities' channels."""
+        return self._views[0].segmenter.object_ids
+
+    @torch.inference_mode()
+    def step(self, frame: Tensor, mask: Tensor | None = None, objects: Sequence[int] | None = None) -> Tensor:
+        """As :meth:`VideoSegmenter.step`: ``[1 + O, H, W]`` float32 probabilities on the model's device."""
+        if len(self._views) == 1 and self._views[0].scale == 1:
+            return self._views[0].segmenter.step(frame, mask, objects)
+        frame = frame.to(self._device)
+        pixels = frame if frame.is_floating_point() else frame.float() / 255
+        ids, planes = ([], None) if mask is None else split_mask(mask.to(self._device), objects)
+        prob = torch.stack([view.step(pixels, planes, ids) for view in self._views]).mean(0)  # [1 + O, H, W]
+        return prob if planes is None else impose(prob, self.object_ids, ids, planes)
+
+
+def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[C, H, W]`` at another size; itself where it has that size already."""
+    if tuple(planes.shape[1:]) == size:
+        return planes
+    resized = interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return resized.clamp(0, 1)

@@ -1,0 +1,119 @@
+"""J and F of sequences of masks: one frame at a time, and sequences side by side in processes."""
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stm_fast.data.sequences import Ids, Objects, Sequence
+from stm_fast.errors import InputError
+from stm_fast.evaluation.metrics import Floats, Statistics, contour_accuracy, region_similarity, statistics
+from stm_fast.video import object_ids, read_mask
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectScore:
+    """The scores of one object of a sequence: T frames, the sequence's first and last left out."""
+
+    sequence: str
+    object_id: int
+    frames: tuple[str, ...]  # names, T
+    region: Floats  # J, [T]
+    contour: Floats  # F, [T]
+
+    @property
+    def name(self) -> str:
+        """As the toolkit calls it."""
+        return f"{self.sequence}_{self.object_id}"
+
+    @property
+    def J(self) -> Statistics:
+        return statistics(self.region)
+
+    @property
+    def F(self) -> Statistics:
+        return statistics(self.contour)
+
+
+def score_sequence(sequence: Sequence, results: Path) -> list[ObjectScore]:
+    """J and F of every object of a sequence in every annotated frame but the first and the last.
+
+    As the toolkit counts: where the first annotation says what the objects are, these are 1 to its highest id, and a
+    frame in which neither mask has the object counts as 1, also before an object appears. Void pixels are background.
+
+    Args:
+        sequence: with an annotation for every frame that counts.
+        results: folder of PNGs named as the annotated frames.
+
+    Raises:
+        InputError: fewer than three annotated frames, a result that is missing, of another size, or with an object
+            beyond the annotated ones.
+    """
+    names = sequence.annotated[1:-1]
+    if not names:
+        found = len(sequence.annotated)
+        raise InputError(f"{sequence.annotations}: found {found} annotated frames, expected 3 at least to score")
+    ids = _scored_ids(sequence)
+    region, contour = (np.zeros((len(ids), len(names))) for _ in range(2))  # [O, T]
+    for index, name in enumerate(names):
+        truth = sequence.read_annotation(name)
+        found_ids = _read_result(sequence, results / f"{name}.png", truth.shape, ids)
+        planes = found_ids == np.array(ids)[:, None, None], truth == np.array(ids)[:, None, None]  # [O, H, W]
+        region[:, index], contour[:, index] = region_similarity(*planes), contour_accuracy(*planes)
+    return [
+        ObjectScore(sequence.name, object_id, names, region[row], contour[row]) for row, object_id in enumerate(ids)
+    ]
+
+
+def score_sequences(pairs: Iterable[tuple[Sequence, Path]], workers: int | None = None) -> list[ObjectScore]:
+    """The scores of sequences and the folders of their results, in this order.
+
+    Args:
+        workers: processes; by default one for each core.
+
+    Raises:
+        InputError: as in `score_sequence`, for the first sequence that has a fault.
+    """
+    pairs = list(pairs)
+    workers = min(workers or os.cpu_count() or 1, len(pairs))
+    return [score for scores in _each(pairs, workers) for score in scores]
+
+
+def _each(pairs: list[tuple[Sequence, Path]], workers: int) -> Iterator[list[ObjectScore]]:
+    if workers <= 1:
+        yield from (score_sequence(*pair) for pair in pairs)
+        return
+    # spawned, not forked: a forked copy of a process whose threads hold locks can hang
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(score_sequence, *zip(*pairs, strict=True))
+
+
+def _scored_ids(sequence: Sequence) -> list[int]:
+    if sequence.objects is Objects.ONE:
+        return [1]
+    if sequence.objects is Objects.FIRST:
+        highest = int(sequence.read_annotation(sequence.annotated[0]).max())
+        ids = list(range(1, highest + 1))
+    else:
+        ids = sorted({found for name in sequence.annotated for found in object_ids(sequence.read_annotation(name))})
+    if not ids:
+        raise InputError(f"{sequence.annotations}: found no object in the annotations, expected one at least")
+    return ids
+
+
+def _read_result(sequence: Sequence, file: Path, shape: tuple[int, ...], ids: list[int]) -> Ids:
+    found = read_mask(file).ids
+    if found.shape != shape:
+        height, width = found.shape
+        raise InputError(f"{file}: mask of {width}x{height}, expected {shape[1]}x{shape[0]} as the annotation")
+    if sequence.objects is Objects.ONE:
+        return (found > 0).astype(np.uint8)
+    # the toolkit refuses ids beyond the highest; a lower one that nothing has counts as wrong pixels of no object
+    extra = [object_id for object_id in object_ids(found) if object_id > ids[-1]]
+    if extra:
+        raise InputError(f"{file}: found objects {extra}, but {sequence.annotations} has none above {ids[-1]}")
+    return found

@@ -1,0 +1,77 @@
+"""Where the time of a frame goes: a clock that hangs on the network's parts."""
+
+import time
+from collections import defaultdict
+from itertools import pairwise
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from stm_fast.network import STM
+
+STAGES = ("memory encoder", "memory write", "query encoder", "memory read", "decoder", "aggregation")
+
+
+class StageClock:
+    """Seconds by stage of everything the network does inside a `with` block; `step()` begins each frame.
+
+    A stage reaches from the end of the one before it to its own end, so that the stages of a frame add up to it:
+    "memory write" and "memory read" are what lies between the parts of the network, "aggregation" what follows them.
+    On a GPU the clock is that of the device, read once a frame: nothing waits in between.
+    """
+
+    def __init__(self, model: STM) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._marks: list[tuple[str, Any]] = []  # a stage and when it ended: seconds, or a CUDA event
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        model = self._model
+        self._handles = [
+            model.memory_key_value.register_forward_hook(self._marker("memory encoder")),
+            model.query_encoder.register_forward_pre_hook(self._marker("memory write")),
+            model.query_key_value.register_forward_hook(self._marker("query encoder")),
+            model.decoder.register_forward_pre_hook(self._marker("memory read")),
+            model.decoder.register_forward_hook(self._marker("decoder")),
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def start(self) -> None:
+        """A frame begins."""
+        self._marks = [("", self._now())]
+
+    def stop(self) -> float:
+        """A frame ends: everything since the last part is its aggregation. Returns the frame's seconds."""
+        self._marks.append(("aggregation", self._now()))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        total = 0.0
+        for (_, before), (stage, after) in pairwise(self._marks):
+            seconds = after - before if isinstance(before, float) else before.elapsed_time(after) / 1000
+            self.seconds[stage] += seconds
+            total += seconds
+        return total
+
+    def _marker(self, stage: str) -> Any:
+        def mark(*_: object) -> None:
+            self._marks.append((stage, self._now()))
+
+        return mark
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event

@@ -1,0 +1,50 @@
+"""The scores of a set as the DAVIS toolkit prints and writes them."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+
+from stm_fast.evaluation.scoring import ObjectScore
+from stm_fast.video.whole_file import whole_file
+
+GLOBAL_MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+SEQUENCE_MEASURES = ("Sequence", "J-Mean", "F-Mean")
+
+
+def overall(scores: list[ObjectScore]) -> dict[str, float]:
+    """The toolkit's global measures: means over all objects of all sequences, in [0, 1]."""
+    region, contour = (np.mean([getattr(score, measure) for score in scores], axis=0) for measure in "JF")  # [3]
+    values = [(region[0] + contour[0]) / 2, *region, *contour]
+    return {name: float(value) for name, value in zip(GLOBAL_MEASURES, values, strict=True)}
+
+
+def print_tables(scores: list[ObjectScore], split: str) -> None:
+    """Both tables on stdout, laid out as the toolkit does."""
+    print(f"--------------------------- Global results for {split} ---------------------------")
+    print(_aligned(GLOBAL_MEASURES, [[f"{value:.6f}" for value in overall(scores).values()]]))
+    print(f"\n---------- Per sequence results for {split} ----------")
+    rows = [[score.name, f"{score.J.mean:.6f}", f"{score.F.mean:.6f}"] for score in scores]
+    print(_aligned(SEQUENCE_MEASURES, rows))
+
+
+def write_tables(scores: list[ObjectScore], split: str, folder: Path) -> None:
+    """The toolkit's two CSV files, under its names."""
+    values = [f"{value:.3f}" for value in overall(scores).values()]
+    rows = [[score.name, f"{score.J.mean:.3f}", f"{score.F.mean:.3f}"] for score in scores]
+    _write_csv(folder / f"global_results-{split}.csv", GLOBAL_MEASURES, [values])
+    _write_csv(folder / f"per-sequence_results-{split}.csv", SEQUENCE_MEASURES, rows)
+
+
+def _aligned(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    return "\n".join(lines)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: list[list[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    with whole_file(path) as partial:
+        partial.write_text(text.getvalue())
