@@ -71,8 +71,10 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(what: str, unit: str = "frames") -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr that disappears at the end; yields the callback that moves it."""
+    """A bar on stderr, where that is a terminal, that disappears at the end; yields the callback that moves it."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # a bar that disappears still leaves an empty line in a log
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
