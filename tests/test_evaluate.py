@@ -1,0 +1,498 @@
+"""Benchmark sets in their official layouts: listed, run, scored, handed in. The sets are drawn by the tests."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from stm_fast.__main__ import app
+from stm_fast.config import MemoryConfig
+from stm_fast.data.sequences import Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.errors import InputError
+from stm_fast.evaluation import contour_accuracy, region_similarity
+from stm_fast.evaluation.augmentation import AugmentedSegmenter
+from stm_fast.evaluation.benchmark_sets import Inference, claim_output, describe_run, read_timings, run_sequences
+from stm_fast.evaluation.scoring import score_sequence, score_sequences
+from stm_fast.inference import VideoSegmenter
+from stm_fast.network import STM, stm_resnet18
+from stm_fast.video import object_ids, read_mask, write_mask
+
+SIZE = (32, 48)
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def model() -> STM:
+    torch.manual_seed(0)
+    return stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
+
+
+def draw(seed=0, objects=2, frames=FRAMES):
+    """Pictures [T, H, W, 3] and ids [T, H, W] of a clip."""
+    clip = SyntheticClip(seed, frames=frames, height=SIZE[0], width=SIZE[1], objects=objects)
+    return np.stack([frame.image for frame in clip]), np.stack([frame.ids for frame in clip])
+
+
+def write_sequence(pictures_folder, masks_folder, pictures, masks, step=1):
+    """JPEGs of all frames; PNGs of those that `masks`, by frame, holds."""
+    pictures_folder.mkdir(parents=True)
+    masks_folder.mkdir(parents=True)
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(pictures_folder / f"{index * step:05d}.jpg", quality=95)
+    for index, ids in masks.items():
+        write_mask(masks_folder / f"{index * step:05d}.png", ids)
+
+
+def write_davis(root, names=("blob", "star"), split_file="ImageSets/2017/val.txt", change=lambda ids: ids):
+    for seed, name in enumerate(names):
+        pictures, ids = draw(seed)
+        masks = dict(enumerate(change(ids)))
+        write_sequence(root / "JPEGImages/480p" / name, root / "Annotations/480p" / name, pictures, masks)
+    (root / split_file).parent.mkdir(parents=True)
+    (root / split_file).write_text("\n".join(names) + "\n")
+    return root
+
+
+def write_youtube(root):
+    """A video whose object 2 appears in frame 10; every fifth frame is annotated or required, all frames are there."""
+    pictures, ids = draw(3, frames=16)
+    late = np.where(ids[10] == 2, 2, 0).astype(np.uint8)
+    masks = {0: np.where(ids[0] == 1, 1, 0).astype(np.uint8), 10: late}
+    write_sequence(root / "all_frames/valid_all_frames/JPEGImages/v1", root / "valid/Annotations/v1", pictures, masks)
+    every_fifth = root / "valid/JPEGImages/v1"
+    every_fifth.mkdir(parents=True)
+    for index in range(0, 16, 5):
+        Image.fromarray(pictures[index]).save(every_fifth / f"{index:05d}.jpg")
+    frames = [f"{index:05d}" for index in range(0, 16, 5)]
+    meta = {"1": {"category": "blob", "frames": frames}, "2": {"category": "star", "frames": frames[2:]}}
+    (root / "valid/meta.json").write_text(json.dumps({"videos": {"v1": {"objects": meta}}}))
+    return root, late
+
+
+def run_command(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def small_run(root, output, *arguments):
+    return run_command("davis17", "--data", root, "-o", output, "--arch", "resnet18", "--workers", 1, *arguments)
+
+
+# listing
+
+
+def test_davis17_lists_the_split(tmp_path):
+    sequences = davis17(write_davis(tmp_path), "val")
+    assert [sequence.name for sequence in sequences] == ["blob", "star"]
+    assert sequences[0].annotated == ("00000", "00001", "00002", "00003", "00004")
+    assert sequences[0].fully_annotated
+    (sequences[0].annotations / "00003.png").unlink()
+    assert not davis17(tmp_path, "val")[0].fully_annotated
+
+
+@pytest.mark.parametrize("release", [2016, 2017])
+def test_davis16_reads_lists_and_masks_of_both_releases(tmp_path, release):
+    if release == 2017:
+        write_davis(tmp_path, split_file="ImageSets/2016/val.txt", change=lambda ids: np.where(ids == 2, 255, ids))
+    else:
+        write_davis(tmp_path, change=lambda ids: (255 * (ids == 1)).astype(np.uint8))
+        pairs = [
+            f"/JPEGImages/480p/{name}/{frame:05d}.jpg /Annotations/480p/{name}/{frame:05d}.png "
+            for name in ("blob", "star")
+            for frame in range(FRAMES)
+        ]
+        (tmp_path / "ImageSets/480p").mkdir()
+        (tmp_path / "ImageSets/480p/val.txt").write_text("\n".join(pairs))
+    sequences = davis16(tmp_path, "val")
+    assert [sequence.name for sequence in sequences] == ["blob", "star"]
+    _, ids = draw(0)
+    np.testing.assert_array_equal(sequences[0].read_annotation("00001"), ids[1] == 1)
+
+
+def test_youtube_vos_gives_new_objects_and_requires_what_meta_lists(tmp_path):
+    root, late = write_youtube(tmp_path)
+    (sequence,) = youtube_vos(root, "valid")
+    assert sequence.frames == root / "all_frames/valid_all_frames/JPEGImages/v1"
+    assert sequence.required == {"00000", "00005", "00010", "00015"}
+    assert not sequence.fully_annotated
+    assert sequence.given("00000", [])[1] == [1]
+    assert sequence.given("00005", [1]) is None
+    ids, new = sequence.given("00010", [1])
+    assert new == [2]
+    np.testing.assert_array_equal(ids, late)
+    assert sequence.given("00010", [1, 2]) is None
+
+
+def test_youtube_vos_without_all_frames(tmp_path):
+    root, _ = write_youtube(tmp_path)
+    (root / "all_frames").rename(root / "elsewhere")
+    assert youtube_vos(root, "valid")[0].frames == root / "valid/JPEGImages/v1"
+
+
+def test_davis17_gives_the_first_frame_and_takes_255_for_void(tmp_path):
+    root = write_davis(tmp_path, change=lambda ids: np.where(ids == 2, 255, ids))
+    sequence = davis17(root, "val")[0]
+    assert sequence.given("00000", [])[1] == [1]
+    assert sequence.given("00001", [1]) is None
+    assert object_ids(sequence.read_annotation("00000")) == [1]
+
+
+def test_folder_with_and_without_lists(tmp_path):
+    write_davis(tmp_path, split_file="ImageSets/few.txt")
+    (tmp_path / "ImageSets/few.txt").write_text("star\n\n")
+    assert [sequence.name for sequence in folder(tmp_path, "all")] == ["blob", "star"]
+    assert [sequence.name for sequence in folder(tmp_path, "few")] == ["star"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "split", "message"),
+    [
+        (davis17, "test", "2017/test.txt: no such list"),
+        (davis16, "val", "2016/val.txt: no such list of sequences, nor .*480p/val.txt"),
+        (youtube_vos, "valid", "meta.json: no such file"),
+        (folder, "all", "Annotations.*: no folder of a sequence"),
+    ],
+)
+def test_other_layouts_are_refused_in_one_line(tmp_path, layout, split, message):
+    with pytest.raises(InputError, match=message):
+        layout(tmp_path, split)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", ".hidden"])
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    root, _ = write_youtube(tmp_path)
+    (root / "valid/meta.json").write_text(json.dumps({"videos": {name: {"objects": {}}}}))
+    with pytest.raises(InputError, match="expected the name of a folder"):
+        youtube_vos(root, "valid")
+
+
+def test_a_listed_sequence_without_frames_or_masks(tmp_path):
+    root = write_davis(tmp_path)
+    (root / "ImageSets/2017/val.txt").write_text("blob\nghost\n")
+    with pytest.raises(InputError, match="480p/ghost: no such folder of frames"):
+        davis17(root, "val")
+    (root / "JPEGImages/480p/ghost").mkdir()
+    with pytest.raises(InputError, match="480p/ghost: no PNG"):
+        davis17(root, "val")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"videos": {"a": {"objects": {"1": {}}}}}'])
+def test_a_broken_meta_is_refused(tmp_path, text):
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid/meta.json").write_text(text)
+    with pytest.raises(InputError, match="not a meta.json"):
+        youtube_vos(tmp_path, "valid")
+
+
+# scoring
+
+
+def score(tmp_path, truth, found, objects=Objects.FIRST):
+    """The scores of one sequence, written and read."""
+    for kind, masks in (("truth", truth), ("found", found)):
+        (tmp_path / kind).mkdir()
+        for index, ids in enumerate(masks):
+            write_mask(tmp_path / kind / f"{index:05d}.png", ids)
+    return score_sequence(Sequence("clip", None, tmp_path / "truth", objects), tmp_path / "found")
+
+
+def test_the_first_and_the_last_frame_do_not_count(tmp_path):
+    _, ids = draw()
+    found = ids.copy()
+    found[[0, -1]] = 0
+    scores = score(tmp_path, ids, found)
+    assert [item.name for item in scores] == ["clip_1", "clip_2"]
+    assert all(item.J.mean == 1 and item.F.mean == 1 and item.frames == ("00001", "00002", "00003") for item in scores)
+    found[2] = 0
+    (tmp_path / "again").mkdir()
+    assert score(tmp_path / "again", ids, found)[0].region.tolist() == [1, 0, 1]
+
+
+def test_scores_are_the_metrics_of_each_object(tmp_path):
+    _, ids = draw(1)
+    found = np.roll(ids, 2, axis=2)
+    scores = score(tmp_path, ids, found)
+    for item in scores:
+        truth, other = ids[1:-1] == item.object_id, found[1:-1] == item.object_id
+        np.testing.assert_array_equal(item.region, region_similarity(other, truth))
+        np.testing.assert_array_equal(item.contour, contour_accuracy(other, truth))
+
+
+def test_objects_are_counted_from_one_to_the_highest_of_the_first_annotation(tmp_path):
+    """As the toolkit does: id 2 is in the count although nothing has it, and id 4, which comes later, is not."""
+    truth = np.zeros((5, *SIZE), np.uint8)
+    truth[:, 4:12, 4:12] = 1
+    truth[:, 16:24, 4:12] = 3
+    truth[2:, 4:12, 30:40] = 4
+    scores = score(tmp_path, truth, np.where(truth == 4, 0, truth))
+    assert [item.object_id for item in scores] == [1, 2, 3]
+    assert scores[1].region.tolist() == scores[1].contour.tolist() == [1, 1, 1]
+
+
+def test_a_later_object_counts_as_right_before_it_appears(tmp_path):
+    # object 2 is there from frame 3 of 0..5 on; found nowhere: frames 1 and 2 count 1, frames 3 and 4 count 0
+    truth = np.zeros((6, *SIZE), np.uint8)
+    truth[:, 4:12, 4:12] = 1
+    truth[3:, 4:12, 30:40] = 2
+    scores = score(tmp_path, truth, np.where(truth == 2, 0, truth), Objects.ALL)
+    assert scores[1].region.tolist() == scores[1].contour.tolist() == [1, 1, 0, 0]
+    assert scores[1].J == (0.5, 0.5, 1)
+
+
+def test_davis16_counts_whatever_is_not_background(tmp_path):
+    truth = np.zeros((3, *SIZE), np.uint8)
+    truth[:, 4:12, 4:12] = 255
+    found = np.where(truth > 0, 1, 0).astype(np.uint8)
+    assert [(item.object_id, item.J.mean) for item in score(tmp_path, truth, found, Objects.ONE)] == [(1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda found: (found / "00002.png").unlink(), "00002.png: no such mask"),
+        (lambda found: write_mask(found / "00002.png", np.zeros((8, 9), np.uint8)), "9x8, expected 48x32"),
+        (lambda found: write_mask(found / "00002.png", np.full(SIZE, 3, np.uint8)), r"found objects \[3\]"),
+    ],
+)
+def test_results_that_cannot_be_scored(tmp_path, spoil, message):
+    _, ids = draw()
+    score(tmp_path, ids, ids)
+    spoil(tmp_path / "found")
+    with pytest.raises(InputError, match=message):
+        score_sequence(Sequence("clip", None, tmp_path / "truth", Objects.FIRST), tmp_path / "found")
+
+
+def test_two_frames_are_too_few_to_score(tmp_path):
+    _, ids = draw()
+    with pytest.raises(InputError, match="found 2 annotated frames"):
+        score(tmp_path, ids[:2], ids[:2])
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_scores_in_the_same_order(tmp_path):
+    root = write_davis(tmp_path, names=("c", "a", "b"))
+    pairs = [(sequence, sequence.annotations) for sequence in davis17(root, "val")]
+    alone, together = score_sequences(pairs, workers=1), score_sequences(pairs, workers=2)
+    assert (
+        [item.name for item in together] == [item.name for item in alone] == ["c_1", "c_2", "a_1", "a_2", "b_1", "b_2"]
+    )
+    assert all(item.J.mean == 1 for item in together)
+
+
+# running
+
+
+def test_a_set_is_run_scored_and_written_down(tmp_path):
+    root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
+    result = small_run(root, output)
+    assert result.exit_code == 0, result.output
+    masks = sorted(str(path.relative_to(output)) for path in output.glob("Annotations/*/*"))
+    assert masks == [f"Annotations/{name}/{frame:05d}.png" for name in ("blob", "star") for frame in range(FRAMES)]
+    _, ids = draw(0)
+    np.testing.assert_array_equal(read_mask(output / "Annotations/blob/00000.png").ids, ids[0])
+
+    record = json.loads((output / "results.json").read_text())
+    found = np.stack([read_mask(output / f"Annotations/blob/{frame:05d}.png").ids for frame in (1, 2, 3)])
+    expected = region_similarity(found == 2, ids[1:4] == 2)
+    assert record["objects"][1]["J"]["per_frame"] == expected.tolist()
+    means = [[item[measure]["mean"] for item in record["objects"]] for measure in "JF"]
+    assert record["global"]["J&F-Mean"] == pytest.approx(np.mean(means))
+    assert record["speed"]["frames"] == 2 * FRAMES
+    network = sum(s for stage, s in record["speed"]["stage_seconds"].items() if stage not in ("decode", "write"))
+    assert network == pytest.approx(record["speed"]["network_seconds"])
+
+    lines = (output / "global_results-val.csv").read_text().splitlines()
+    assert lines[0] == "J&F-Mean,J-Mean,J-Recall,J-Decay,F-Mean,F-Recall,F-Decay"
+    assert lines[1].split(",")[0] == f"{np.mean(means):.3f}"
+    lines = (output / "per-sequence_results-val.csv").read_text().splitlines()
+    assert lines[0] == "Sequence,J-Mean,F-Mean"
+    assert [line.split(",")[0] for line in lines[1:]] == ["blob_1", "blob_2", "star_1", "star_2"]
+    assert "Global results for val" in result.stdout
+    assert "frames/s without loading" in result.stdout
+
+
+def test_the_masks_are_those_of_the_engine(tmp_path, model):
+    root = write_davis(tmp_path / "davis", names=("blob",))
+    (sequence,) = davis17(root, "val")
+    output = tmp_path / "out"
+    claim_output(output, describe_run(model, "davis17", "val", Inference()))
+    run_sequences([sequence], output, model, Inference())
+    segmenter = VideoSegmenter(model)
+    _, ids = draw(0)
+    for index in range(FRAMES):
+        picture = np.array(Image.open(sequence.frames / f"{index:05d}.jpg"))
+        prob = segmenter.step(
+            torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(ids[0]) if index == 0 else None
+        )
+        np.testing.assert_array_equal(read_mask(output / f"Annotations/blob/{index:05d}.png").ids, prob.argmax(0))
+    (timing,) = read_timings([sequence], output)
+    assert (timing.frames, timing.objects) == (FRAMES, 2)
+    assert 0 < timing.network_seconds < timing.seconds
+
+
+def test_finished_sequences_are_skipped_and_half_ones_done_again(tmp_path, model):
+    root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
+    blob, star = davis17(root, "val")
+    claim_output(output, describe_run(model, "davis17", "val", Inference()))
+    run_sequences([blob], output, model, Inference())
+    kept = output / "Annotations/blob/00002.png"
+    kept.write_bytes(b"untouched")
+    half = output / "Annotations/.star.4711.partial"
+    half.mkdir()
+    done = []
+    run_sequences([blob, star], output, model, Inference(), done.append)
+    assert done == ["blob", "star"]
+    assert kept.read_bytes() == b"untouched"
+    assert len(list((output / "Annotations/star").iterdir())) == FRAMES
+    assert not half.exists()
+
+
+def test_a_sequence_that_fails_leaves_nothing(tmp_path, model):
+    root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
+    blob, star = davis17(root, "val")
+    (star.frames / "00003.jpg").write_bytes((star.frames / "00003.jpg").read_bytes()[:-200])
+    claim_output(output, describe_run(model, "davis17", "val", Inference()))
+    with pytest.raises(InputError, match="00003.jpg"):
+        run_sequences([blob, star], output, model, Inference())
+    assert sorted(path.name for path in (output / "Annotations").iterdir()) == ["blob"]
+
+
+def test_results_of_two_configurations_are_not_mixed(tmp_path):
+    root, output = write_davis(tmp_path / "davis", names=("blob",)), tmp_path / "out"
+    assert small_run(root, output).exit_code == 0
+    assert small_run(root, output).exit_code == 0
+    result = small_run(root, output, "--every", 2)
+    assert result.exit_code == 2
+    assert "results of another run" in result.stderr
+
+
+def test_youtube_vos_runs_all_frames_and_hands_in_the_required(tmp_path):
+    root, late = write_youtube(tmp_path / "youtube")
+    output = tmp_path / "out"
+    result = run_command("youtube-vos", "--data", root, "-o", output, "--arch", "resnet18")
+    assert result.exit_code == 0, result.output
+    assert json.loads((output / "results.json").read_text())["speed"]["frames"] == 16
+    with zipfile.ZipFile(output / "submission.zip") as archive:
+        assert archive.namelist() == [f"Annotations/v1/{frame:05d}.png" for frame in (0, 5, 10, 15)]
+    found = read_mask(output / "Annotations/v1/00010.png").ids
+    np.testing.assert_array_equal(found == 2, late == 2)  # new objects overwrite
+    assert object_ids(read_mask(output / "Annotations/v1/00005.png").ids) in ([], [1])
+    assert "1 of 1 sequences are not scored" in result.stderr
+
+
+def test_only_score(tmp_path):
+    root = write_davis(tmp_path / "davis")
+    truth = root / "Annotations/480p"
+    result = run_command("davis17", "--only-score", truth, truth, "-o", tmp_path / "scores", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "1.000000" in result.stdout
+    assert json.loads((tmp_path / "scores/results.json").read_text())["global"]["J&F-Mean"] == 1
+    # with the split, a sequence without results is a fault; without it, what is there is scored
+    results = tmp_path / "results"
+    results.mkdir()
+    (truth / "blob").rename(results / "blob")
+    (truth / "blob").symlink_to(results / "blob")
+    assert run_command("davis17", "--only-score", results, truth, "--workers", 1).exit_code == 0
+    result = run_command("davis17", "--only-score", results, truth, "--data", root, "--workers", 1)
+    assert result.exit_code == 2
+    assert "star/00001.png: no such mask" in result.stderr
+
+
+def test_only_score_of_one_folder_of_masks(tmp_path):
+    truth = write_davis(tmp_path / "davis") / "Annotations/480p/star"
+    result = run_command("folder", "--only-score", truth, truth)
+    assert result.exit_code == 0, result.output
+    assert "star_2 1.000000 1.000000" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("davis17", "-o", "out"), "--data: missing"),
+        (("davis17", "--data", "nowhere"), "--output: missing"),
+        (("folder", "--only-score", "nowhere", "nowhere"), "nowhere: no such folder of results"),
+        (("davis17", "--data", "nowhere", "-o", "out"), "no such list of sequences"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run_command(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_sequences(tmp_path):
+    root = write_davis(tmp_path / "davis", names=("a", "b", "c"))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert small_run(root, alone).exit_code == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["--data", root, "-o", shared, "--arch", "resnet18", "--workers", "1"]
+    found = subprocess.run(
+        [*command, "-m", "stm_fast", "evaluate", "davis17", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("Global results for val") == 1
+    for mask in alone.glob("Annotations/*/*.png"):
+        agreement = np.mean(read_mask(mask).ids == read_mask(shared / mask.relative_to(alone)).ids)
+        assert agreement > 0.999  # another number of threads rounds differently
+    assert len(json.loads((shared / "results.json").read_text())["sequences"]) == 3
+
+
+# augmentation
+
+
+def test_flipped_and_scaled_views_are_averaged(model):
+    pictures, ids = draw(2)
+    frames = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    mask = torch.from_numpy(ids[0])
+    augmented = AugmentedSegmenter(model, memory=MemoryConfig(), flip=True)
+    straight, mirrored = VideoSegmenter(model), VideoSegmenter(model)
+    for index, frame in enumerate(frames):
+        given = mask if index == 0 else None
+        mean = augmented.step(frame, given)
+        one = straight.step(frame, given)
+        other = mirrored.step(frame.flip(-1), None if given is None else given.flip(-1)).flip(-1)
+        torch.testing.assert_close(mean, (one + other) / 2, rtol=0, atol=1e-5)
+    assert augmented.object_ids == [1, 2]
+
+
+def test_given_masks_stay_right_at_every_scale(model):
+    pictures, ids = draw(2)
+    segmenter = AugmentedSegmenter(model, memory=MemoryConfig(), scales=(0.75, 1.3), flip=True)
+    frame = torch.from_numpy(pictures[0]).permute(2, 0, 1)
+    first = torch.from_numpy(np.where(ids[0] == 2, 2, 0).astype(np.uint8))
+    prob = segmenter.step(frame, first)
+    torch.testing.assert_close(prob.argmax(0), (first == 2).long())
+    prob = segmenter.step(frame, torch.from_numpy(ids[0]), [1])
+    assert segmenter.object_ids == [2, 1]
+    torch.testing.assert_close(prob.argmax(0) == 2, torch.from_numpy(ids[0] == 1))
+    torch.testing.assert_close(prob.sum(0), torch.ones(SIZE))
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0)])
+def test_scales_are_above_zero(model, scales):
+    with pytest.raises(InputError, match="scales"):
+        AugmentedSegmenter(model, memory=MemoryConfig(), scales=scales)
+
+
+def test_annotated_sequences_of_nothing(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        annotated_sequences(tmp_path / "nowhere", Objects.ALL)
+    with pytest.raises(InputError, match="no folder of a sequence"):
+        annotated_sequences(tmp_path, Objects.ALL)
