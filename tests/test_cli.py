@@ -1,0 +1,386 @@
+"""The command line: what a new user sees, and one clear line for every mistake."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import resnet18
+from typer.testing import CliRunner
+
+from stm_fast.__main__ import app
+from stm_fast.network import load_checkpoint, save_checkpoint, stm_resnet18
+from stm_fast.network.checkpoint import published_name
+from stm_fast.ops.backends import BACKENDS
+from stm_fast.video import OverlayVideoWriter, read_mask, write_mask
+
+pytest.importorskip("av")
+
+WIDTH, HEIGHT = 48, 32
+SMALL = {"key_dim": 16, "value_dim": 32, "decoder_dim": 16}
+COMMANDS = ("segment", "demo", "convert", "info")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_checkpoint(stm_resnet18(**SMALL), path)
+    return path
+
+
+def video(path, count=6):
+    with OverlayVideoWriter(path, WIDTH, HEIGHT, Fraction(25)) as writer:
+        for number in range(count):
+            image = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            writer.write(image, number / 25)
+    return path
+
+
+def ids(object_id=3):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[4:20, 8:24] = object_id
+    return mask
+
+
+class Place:
+    """A folder with a clip, its mask and nothing else."""
+
+    def __init__(self, folder: Path, weights: Path) -> None:
+        self.folder, self.weights = folder, weights
+        self.video, self.mask, self.out = video(folder / "clip.mp4"), folder / "first.png", folder / "out"
+        write_mask(self.mask, ids())
+
+    def arguments(self, *more, source=None, masks=None, output=None, weights=None):
+        return [
+            *("segment", source or self.video, "--masks", masks or self.mask, "--output", output or self.out),
+            *("--weights", weights or self.weights, *more),
+        ]
+
+    def segment(self, *more, **instead):
+        return run(*self.arguments(*more, **instead))
+
+    def refuses(self, *words, more=(), **instead):
+        before = tree(self.folder)
+        assert_refused(self.segment(*more, **instead), *words)
+        assert tree(self.folder) == before, "nothing is written"
+
+
+@pytest.fixture
+def place(tmp_path, weights) -> Place:
+    return Place(tmp_path, weights)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_refused(result, *words):
+    """Exit code 2 and one line on stderr that holds the words."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.startswith("stm-fast: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\n")
+    for word in words:
+        assert str(word) in result.stderr
+
+
+def tree(folder):
+    return sorted((path, path.stat().st_size) for path in folder.rglob("*"))
+
+
+# what it does
+
+
+def test_segment(place):
+    result = place.segment()
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "", "no terminal, no bar"
+    assert result.stdout.startswith("6 frames, objects 3, ")
+    assert result.stdout.endswith(f"frames/s, results in {place.out}\n")
+    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4"]
+    assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, ids())
+
+
+def test_segment_without_weights_says_what_that_means(place):
+    arguments = [argument for argument in place.arguments("--overlay", "none") if argument != place.weights]
+    result = run(*(argument for argument in arguments if argument != "--weights"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1:] == [
+        "No --weights were given: the network is untrained, and its masks mean nothing."
+    ]
+
+
+def test_demo(tmp_path, weights):
+    arguments = ("demo", "--output", tmp_path / "demo", "--weights", weights, "--frames", 3, "--objects", 2)
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split(" = ")[0] for line in lines[:2]] == ["object 1: J", "object 2: J"]
+    assert lines[2].startswith("3 frames, objects 1, 2, ")
+    assert lines[2].endswith(f"results in {tmp_path / 'demo/result'}")
+    assert sorted(os.listdir(tmp_path / "demo")) == ["clip.mp4", "first_mask.png", "result"]
+    assert sorted(os.listdir(tmp_path / "demo/result/masks")) == ["00000.png", "00001.png", "00002.png"]
+    assert_refused(run(*arguments), "demo: the output folder is not empty")
+    assert run(*arguments, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_convert(tmp_path, prefix):
+    model = stm_resnet18(**SMALL)
+    published = {prefix + published_name(name): tensor for name, tensor in model.state_dict().items()}
+    torch.save(published, tmp_path / "stm.pth")
+    result = run("convert", tmp_path / "stm.pth", tmp_path / "stm.safetensors")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        f"{tmp_path / 'stm.safetensors'}: STM with resnet18, key_dim=16, value_dim=32, decoder_dim=16\n"
+    )
+    assert result.stderr == ""
+    found = stm_resnet18(**SMALL)
+    load_checkpoint(found, tmp_path / "stm.safetensors")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.state_dict().items())
+    assert_refused(run("convert", tmp_path / "stm.pth", tmp_path / "stm.safetensors"), "exists already", "--overwrite")
+    assert_refused(run("convert", tmp_path / "stm.pth", tmp_path / "stm.bin"), "stm.bin", ".safetensors")
+    assert_refused(run("convert", tmp_path / "absent.pth", tmp_path / "x.safetensors"), "absent.pth: no such file")
+    assert sorted(os.listdir(tmp_path)) == ["stm.pth", "stm.safetensors"]
+
+
+def test_info():
+    result = run("info")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert lines["torch"] == torch.__version__.split("+")[0]
+    assert lines["reference"] == "ready"
+    for backend in BACKENDS:
+        assert lines[backend.name] == ("; ".join(backend.absent_reasons()) or "ready")
+    assert {"stm_fast", "torchvision", "triton", "numpy", "av", "python", "cpu"} <= lines.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_is_right(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert f"Example: stm-fast {command}" in text
+    for option in [word for word in text.split("Example:")[1].split() if word.startswith("--")]:
+        assert option in text.split("Example:")[0]
+
+
+def test_the_help_lists_every_command():
+    text = run("--help").stdout
+    assert all(command in text for command in COMMANDS)
+    assert "Example: stm-fast demo" in text
+
+
+# bad input: the source
+
+
+def test_no_such_file(place):
+    absent = place.folder / "absent.mp4"
+    place.refuses(f"{absent}: no such file", source=absent)
+
+
+def test_not_a_video(place):
+    text = place.folder / "notes.mp4"
+    text.write_text("shopping list\n" * 99)
+    place.refuses(f"{text}: not a video", source=text)
+
+
+@pytest.mark.parametrize("index_first", [False, True])
+def test_a_truncated_mp4(place, index_first):
+    cut = place.folder / "cut.mp4"
+    whole = video(place.folder / "whole.mp4", 20).read_bytes()
+    if not index_first:
+        with_index_last(place.folder / "whole.mp4", cut)
+        whole = cut.read_bytes()
+    assert (whole.find(b"moov") < whole.find(b"mdat")) == index_first
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    place.refuses(f"{cut}: ", "truncated" if index_first else "cut off", source=cut)
+
+
+def with_index_last(source, target):
+    """The same packets, with the index at the end of the file."""
+    import av
+
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                writer.mux(packet)
+
+
+# bad input: the masks
+
+
+def test_a_mask_of_another_size(place):
+    write_mask(place.folder / "m.png", np.ones((16, 24), np.uint8))
+    place.refuses("m.png: mask of 24x16, expected 48x32 as the frames", masks=place.folder / "m.png")
+
+
+def test_a_mask_with_soft_edges(place):
+    Image.fromarray(np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)).save(
+        place.folder / "m.png"
+    )
+    place.refuses("m.png: mask looks anti-aliased", masks=place.folder / "m.png")
+
+
+def test_a_mask_of_colours(place):
+    Image.fromarray(ids()).convert("RGB").save(place.folder / "m.png")
+    place.refuses("m.png: mask has colours (RGB)", masks=place.folder / "m.png")
+
+
+def test_a_mask_without_objects(place):
+    write_mask(place.folder / "m.png", ids(0))
+    place.refuses("m.png: mask without objects", masks=place.folder / "m.png")
+
+
+def test_masks_that_match_no_frame(place):
+    (place.folder / "masks").mkdir()
+    write_mask(place.folder / "masks/00006.png", ids())
+    place.refuses("00006.png: no frame of clip has this name", masks=place.folder / "masks")
+
+
+# bad input: the output
+
+
+def test_an_output_folder_with_results(place):
+    assert place.segment("--overlay", "none").exit_code == 0
+    place.refuses("out: the output folder is not empty", "--overwrite")
+    assert place.segment("--overlay", "none", "--overwrite").exit_code == 0
+
+
+def test_an_output_folder_that_is_the_source(place):
+    frames = place.folder / "frames"
+    frames.mkdir()
+    Image.fromarray(ids()).convert("RGB").save(frames / "0.png")
+    place.refuses("the output folder holds the input", source=frames, output=frames, more=["--overwrite"])
+    place.refuses("found a file, expected an output folder", output=place.video)
+
+
+def test_a_disk_that_fills_up(place, small_disk):
+    result = place.segment(source=video(place.folder / "long.mp4", 80), output=small_disk / "out")
+    assert_refused(result, f"disk full while writing {small_disk}")
+    found = [path for path in (small_disk / "out").rglob("*") if path.is_file()]
+    assert found
+    for path in found:
+        assert path.parent.name == "masks"
+        assert read_mask(path).ids.shape == (HEIGHT, WIDTH)
+
+
+# bad input: weights and options
+
+
+def test_a_checkpoint_of_another_architecture(place):
+    torch.save(resnet18().state_dict(), place.folder / "resnet18.pth")
+    place.refuses("resnet18.pth: found no STM", weights=place.folder / "resnet18.pth")
+    place.refuses("absent.pth: no such file", weights=place.folder / "absent.pth")
+
+
+class Bomb:
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+@pytest.mark.parametrize("command", ["segment", "convert"])
+def test_a_pickle_with_code(place, command):
+    bomb, mark = place.folder / "bomb.pth", place.folder / "it_ran"
+    bomb.write_bytes(pickle.dumps({"Encoder_M.mean": Bomb(mark)}))
+    if command == "segment":
+        place.refuses("bomb.pth: not a checkpoint", weights=bomb)
+    else:
+        assert_refused(run("convert", bomb, place.folder / "x.safetensors"), "bomb.pth: not a checkpoint")
+        assert not (place.folder / "x.safetensors").exists()
+    assert not mark.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(place):
+    place.refuses("--device: found 'cuda', but this machine has 0 CUDA devices", more=["--device", "cuda"])
+    place.refuses("--device: found 'cuda:7'", more=["--device", "cuda:7"])
+    assert_refused(run("demo", "--output", place.out, "--device", "cuda"), "--device: found 'cuda'")
+    assert not place.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--every", "0"], "--every"),
+        (["--every", "often"], "--every"),
+        (["--max-size", "9"], "max_size: found 9, expected at least 16"),
+        (["--overlay", "hologram"], "--overlay"),
+        (["--device", "abacus"], "--device: found 'abacus'"),
+        (["--device", "mps"], "--device: found 'mps'"),
+        (["--backend", "abacus"], "backend: found 'abacus', expected"),
+        (["--colour"], "No such option: --colour"),
+    ],
+)
+def test_wrong_options(place, more, words):
+    place.refuses(words, more=more)
+
+
+def test_wrong_use(tmp_path):
+    assert_refused(run("segment"), "Missing argument", "see", "segment --help")
+    assert_refused(run("sgement"), "No such command 'sgement'", "segment")
+    assert_refused(run("demo", "--objects", 0, "--output", tmp_path / "out"), "--objects")
+    assert_refused(run("demo", "--backend", "abacus", "--output", tmp_path / "out"), "backend: found 'abacus'")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not BACKENDS[0].absent_reasons(), reason="every backend is here")
+def test_a_backend_that_is_absent_says_why(place):
+    backend = BACKENDS[0]
+    place.refuses(
+        f"backend {backend.name!r} cannot run this memory read: ",
+        backend.absent_reasons()[0],
+        more=["--backend", backend.name],
+    )
+
+
+# the real program
+
+
+def program(*arguments, **options):
+    command = [sys.executable, "-m", "stm_fast", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.mark.slow
+def test_the_program_ends_with_the_exit_code_and_no_traceback(place):
+    process = program(*place.arguments(source=place.folder / "absent.mp4"))
+    output, errors = process.communicate(timeout=240)
+    assert (process.returncode, output) == (2, "")
+    assert errors == f"stm-fast: {place.folder / 'absent.mp4'}: no such file or folder\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_whole_files(place):
+    process = program(*place.arguments(source=video(place.folder / "long.mp4", 800)))
+    deadline = time.monotonic() + 240
+    while not list(place.out.glob("masks/*.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=240)
+    assert (process.returncode, output) == (130, "")
+    assert errors == "stm-fast: interrupted; every file that was written is whole\n"
+    found = sorted(path for path in place.out.rglob("*") if path.is_file())
+    assert 0 < len(found) < 800
+    assert [path.name for path in found] == [f"{number:05d}.png" for number in range(len(found))]
+    for path in found:
+        assert read_mask(path).ids.shape == (HEIGHT, WIDTH)
