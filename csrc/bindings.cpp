@@ -48,6 +48,12 @@ void check_tensor(const char* name, const Tensor& tensor, int64_t dimensions, Sc
   STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": its dtype differs from what query's asks for");
 }
 
+void check_same_shape(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    STD_TORCH_CHECK(tensor.size(i) == other.size(i), name, ": its shape differs from that of ", other_name);
+  }
+}
+
 void check(const Arguments& a) {
   const ScalarType type = a.query.scalar_type();
   check_tensor("query", a.query, 3, type);
@@ -62,7 +68,18 @@ void check(const Arguments& a) {
     check_tensor("lengths", *a.lengths, 1, ScalarType::Int);
     STD_TORCH_CHECK(a.lengths->size(0) == batch, "lengths: expected one for each object");
   }
-  STD_TORCH_CHECK(!a.l2 && a.top_k == 0, "stm_fast: this option is not built yet");
+  STD_TORCH_CHECK(a.l2 || !(a.shrinkage.has_value() || a.selection.has_value()), "shrinkage, selection: for l2 only");
+  if (a.shrinkage.has_value()) {
+    check_tensor("shrinkage", *a.shrinkage, 2, accumulation_type(type));
+    STD_TORCH_CHECK(a.shrinkage->size(0) == batch || a.shrinkage->size(0) == 1,
+                    "shrinkage: batch is neither 1 nor value's");
+    STD_TORCH_CHECK(a.shrinkage->size(1) == a.key.size(1), "shrinkage: number of rows differs from key's");
+  }
+  if (a.selection.has_value()) {
+    check_tensor("selection", *a.selection, 3, accumulation_type(type));
+    check_same_shape("selection", *a.selection, "query", a.query);
+  }
+  STD_TORCH_CHECK(a.top_k >= 0, "top_k: found ", a.top_k, ", expected 0 or more");
 }
 
 template <class Element>
@@ -84,7 +101,16 @@ stm_fast::ReadProblem<Stored> problem_of(const Arguments& a) {
       .key = batch_of<Stored>(a.key),
       .value = batch_of<Stored>(a.value),
       .scale = static_cast<Accumulator<Stored>>(a.scale),
+      .l2 = a.l2,
+      .query_norm = a.query_norm,
+      .top_k = a.top_k,
   };
+  if (a.shrinkage.has_value()) {
+    problem.shrinkage = batch_of<Accumulator<Stored>>(*a.shrinkage);
+  }
+  if (a.selection.has_value()) {
+    problem.selection = batch_of<Accumulator<Stored>>(*a.selection);
+  }
   if (a.lengths.has_value()) {
     problem.lengths = static_cast<const std::int32_t*>(a.lengths->const_data_ptr());
     problem.lengths_stride = a.lengths->stride(0);
@@ -105,6 +131,11 @@ stm_fast::Parallel parallel() {
 template <class Element>
 Element* data_of(Tensor& tensor) {
   return static_cast<Element*>(tensor.mutable_data_ptr());
+}
+
+// An empty tensor, like `other`, for an input that is absent.
+Tensor zeros_like(const std::optional<Tensor>& tensor, const Tensor& other) {
+  return tensor.has_value() ? torch::stable::new_zeros(*tensor, tensor->sizes()) : torch::stable::new_empty(other, {0});
 }
 
 // Calls function(Stored{}) for the dtype.
@@ -129,15 +160,16 @@ std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor
                                                bool query_norm, int64_t top_k, bool return_usage) {
   const Arguments arguments{query, key, value, shrinkage, selection, lengths, scale, l2, query_norm, top_k};
   check(arguments);
-  STD_TORCH_CHECK(!return_usage, "stm_fast: this option is not built yet");
   const int64_t batch = value.size(0), queries = query.size(1);
   const ScalarType accumulation = accumulation_type(query.scalar_type());
   Tensor out = torch::stable::new_empty(value, {batch, queries, value.size(2)});
   Tensor lse = torch::stable::new_empty(value, {batch, queries}, accumulation);
-  Tensor usage = torch::stable::new_empty(value, {0}, accumulation);
+  Tensor usage = return_usage ? torch::stable::new_empty(value, {batch, value.size(1)}, accumulation)
+                              : torch::stable::new_empty(value, {0}, accumulation);
   for_dtype(query.scalar_type(), [&]<class Stored>(Stored) {
-    stm_fast::memory_read(problem_of<Stored>(arguments), parallel(), data_of<Stored>(out),
-                          data_of<Accumulator<Stored>>(lse));
+    using T = Accumulator<Stored>;
+    stm_fast::memory_read(problem_of<Stored>(arguments), parallel(), data_of<Stored>(out), data_of<T>(lse),
+                          return_usage ? data_of<T>(usage) : nullptr);
   });
   return {out, lse, usage};
 }
@@ -163,6 +195,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
   Tensor grad_query = torch::stable::new_zeros(query, query.sizes());
   Tensor grad_key = torch::stable::new_zeros(key, key.sizes());
   Tensor grad_value = torch::stable::new_zeros(value, value.sizes());
+  Tensor grad_shrinkage = zeros_like(shrinkage, query);
+  Tensor grad_selection = zeros_like(selection, query);
   for_dtype(type, [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
     stm_fast::memory_read_backward(problem_of<Stored>(arguments), parallel(),
@@ -171,9 +205,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
                                     .out = batch_of<Stored>(out),
                                     .query = data_of<Stored>(grad_query),
                                     .key = data_of<Stored>(grad_key),
-                                    .value = data_of<Stored>(grad_value)});
+                                    .value = data_of<Stored>(grad_value),
+                                    .shrinkage = shrinkage.has_value() ? data_of<T>(grad_shrinkage) : nullptr,
+                                    .selection = selection.has_value() ? data_of<T>(grad_selection) : nullptr});
   });
-  return {grad_query, grad_key, grad_value, torch::stable::new_empty(query, {0}), torch::stable::new_empty(query, {0})};
+  return {grad_query, grad_key, grad_value, grad_shrinkage, grad_selection};
 }
 
 }  // namespace

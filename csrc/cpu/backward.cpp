@@ -1,301 +1,358 @@
 // The backward read: every gradient in one pass over the memory, the affinity made again block by block (Dao et al.
-// 2022, algorithm 4). With P = softmax(S), S = scale * Q K^T:
+// 2022, algorithm 4). With P = softmax(S), S = scale * Q K^T on the features of queries and keys (features.h):
 //   dV = P^T dO      dP = dO V^T      dS = P * (dP - delta), delta = rowsum(dO * O) - dlse
 //   dQ = scale * dS K      dK = scale * dS^T Q
 // A task owns a range of memory rows, so dK and dV are summed in one place. Each task sums its own dQ; the sums of the
 // tasks are added in the order of the tasks, so that two runs are equal to the bit.
-#include <cmath>
-#include <limits>
 #include <vector>
 
-#include "blocks.h"
-#include "stm_fast/memory_read.h"
-#include "stm_fast/pack.h"
-#include "stm_fast/scratch.h"
+#include "softmax_weights.h"
 
 namespace stm_fast {
 
 namespace {
 
-// The query side, packed once for all tasks: it is passed over once for every block of memory rows.
-template <class T>
-struct PackedQueries {
-  T* query;          // [Bq][panels][key_dim][lanes]
-  T* query_rows;     // [Bq][key panels][M][lanes]
-  T* grad_out;       // [B][panels][value_dim][lanes]
-  T* grad_out_rows;  // [B][value panels][M][lanes]
-  T* delta;          // [B][panels][lanes]
-  T* largest;        // [B][panels][lanes] as softmax_statistics() gives it
-  T* factor;         // [B][panels][lanes]
-};
-
+// The query side of the products of the backward, packed once for all tasks.
 template <class Stored>
-class Backward {
+class PackedGradients {
   using T = Accumulator<Stored>;
 
  public:
-  Backward(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadGradients<Stored>& gradients)
-      : problem_(problem),
-        parallel_(parallel),
-        gradients_(gradients),
-        kernels_(tile_kernels<T>()),
-        blocks_(problem.queries, kernels_),
-        padded_queries_(blocks_.panels * kernels_.lanes),
-        padded_key_dim_(round_up(problem.key_dim, kernels_.group_rows)),
-        wide_key_dim_(round_up(problem.key_dim, kernels_.lanes)),
-        wide_value_dim_(round_up(problem.value_dim, kernels_.lanes)),
-        query_batches_(problem.query.batch_stride == 0 ? 1 : problem.objects),
-        key_batches_(problem.key.batch_stride == 0 ? 1 : problem.objects) {
-    plan();
+  PackedGradients(const Scores<Stored>& scores, const Parallel& parallel, const ReadGradients<Stored>& gradients)
+      : scores_(scores),
+        problem_(scores.problem),
+        lanes_(scores.blocks.lanes),
+        wide_features_(round_up(scores.features.dim(), lanes_)),
+        wide_values_(round_up(problem_.value_dim, lanes_)),
+        scratch_(bytes()) {
+    Carver carver(scratch_.get());
+    carve(carver);
+    const Index panels = scores.blocks.panels, value_panels = wide_values_ / lanes_;
+    run_items<Room>(scores, problem_.query_batches() * panels, parallel, [&](Index item, const Room& room) {
+      pack_feature_rows(item / panels, item % panels, room.feature);
+    });
+    parallel.run(problem_.objects * panels,
+                 [&](Index item) { pack_grad_out(gradients, item / panels, item % panels); });
+    parallel.run(problem_.objects * value_panels, [&](Index item) {
+      const Index first = item % value_panels * lanes_;
+      pack_panel(gradients.grad_out[item / value_panels].transposed().from_row(first),
+                 std::min(lanes_, problem_.value_dim - first), problem_.queries, lanes_,
+                 grad_out_rows_ + item * problem_.queries * lanes_);
+    });
   }
 
-  void run() {
-    const Scratch<T> packed(carve_queries(nullptr));
-    carve_queries(packed.get());
-    pack_statistics();
-    parallel_.run(problem_.objects * blocks_.panels,
-                  [&](Index i) { pack_queries(i / blocks_.panels, i % blocks_.panels); });
-    parallel_.run(query_batches_ * wide_key_dim_ / lanes(), [&](Index i) {
-      const Index panels = wide_key_dim_ / lanes();
-      pack_columns(problem_.query[i / panels], problem_.key_dim, i % panels,
-                   queries_.query_rows + i * problem_.queries * lanes());
-    });
-    parallel_.run(problem_.objects * wide_value_dim_ / lanes(), [&](Index i) {
-      const Index panels = wide_value_dim_ / lanes();
-      pack_columns(gradients_.grad_out[i / panels], problem_.value_dim, i % panels,
-                   queries_.grad_out_rows + i * problem_.queries * lanes());
-    });
+  Index wide_features() const { return wide_features_; }
+  Index wide_values() const { return wide_values_; }
 
-    const Index workspace = Workspace(*this, nullptr).used;
-    const Scratch<T> scratch(std::ssize(tasks_) * workspace);
-    const Scratch<T> grad_query(grad_query_slots_ * grad_query_size());
-    parallel_.run(std::ssize(tasks_), [&](Index i) {
-      run(tasks_[i], Workspace(*this, scratch.get() + i * workspace),
-          grad_query.get() + tasks_[i].slot * grad_query_size());
-    });
-    parallel_.run(query_batches_ * blocks_.panels,
-                  [&](Index i) { write_grad_query(i / blocks_.panels, i % blocks_.panels, grad_query.get()); });
+  // [value_dim][lanes] of a panel
+  const T* grad_out(Index object, Index panel) const {
+    return grad_out_ + (object * scores_.blocks.panels + panel) * problem_.value_dim * lanes_;
+  }
+  // [lanes] of a panel
+  const T* delta(Index object, Index panel) const { return delta_ + (object * scores_.blocks.panels + panel) * lanes_; }
+  // from a query on: [lanes] of the columns of a panel, query after query
+  const T* grad_out_rows(Index object, Index column_panel, Index query) const {
+    return grad_out_rows_ + ((object * wide_values_ / lanes_ + column_panel) * problem_.queries + query) * lanes_;
+  }
+  const T* feature_rows(Index object, Index column_panel, Index query) const {
+    const Index batch = problem_.query_batches() == 1 ? 0 : object;
+    return feature_rows_ + ((batch * wide_features_ / lanes_ + column_panel) * problem_.queries + query) * lanes_;
   }
 
  private:
-  // Objects [object, object_end) over row blocks [begin, end); their dQ sums begin at `slot`.
-  struct Task {
-    Index object;
-    Index object_end;
-    Index begin;
-    Index end;
-    Index slot;
+  struct Room {
+    Room(const Scores<Stored>& scores, Carver& carver) : feature(carver.take<T>(scores.features.dim())) {}
+    T* feature;
   };
 
-  struct Workspace {
-    Workspace(const Backward& read, T* block) {
-      Carver<T> carver(block);
-      const Index rows = round_up(rows_per_block, read.kernels_.group_rows);
-      const Index queries = read.block_stride();
-      key = carver.take(rows * read.problem_.key_dim);
-      key_columns = carver.take(rows * read.padded_key_dim_);
-      value = carver.take(rows * read.problem_.value_dim);
-      weights = carver.take(rows * queries);
-      grad_scores = carver.take(rows * queries);
-      grad_key = carver.take(rows * read.wide_key_dim_);
-      grad_value = carver.take(rows * read.wide_value_dim_);
-      used = carver.used();
-    }
-    T* key;          // [row groups][key_dim][group_rows]
-    T* key_columns;  // [key groups][rows][group_rows]
-    T* value;        // [row groups][value_dim][group_rows]
-    T* weights;      // [rows][queries of a block]: P
-    T* grad_scores;  // [rows][queries of a block]: dP, then dS
-    T* grad_key;     // [key panels][rows][lanes]
-    T* grad_value;   // [value panels][rows][lanes]
-    Index used;
-  };
-
-  Index lanes() const { return kernels_.lanes; }
-  Index block_stride() const { return blocks_.largest_block() * lanes(); }
-  Index padded_rows() const { return round_up(rows_per_block, kernels_.group_rows); }
-  Index grad_query_size() const { return padded_queries_ * padded_key_dim_; }
-
-  // Tasks: one object each where keys are its own, every object where they share keys (dK is summed over them).
-  void plan() {
-    const Index per_task = key_batches_ == 1 ? problem_.objects : 1;
-    const Index groups = problem_.objects / per_task;
-    for (Index group = 0; group < groups; ++group) {
-      Index rows = 0;
-      for (Index object = group * per_task; object < (group + 1) * per_task; ++object) {
-        rows = std::max(rows, problem_.rows_of(object));
-      }
-      const Index row_blocks = divide_up(rows, rows_per_block);
-      const Index ranges = std::min(divide_up(parallel_.threads, groups), row_blocks);
-      for (Index range = 0; range < ranges; ++range) {
-        tasks_.push_back({group * per_task, (group + 1) * per_task, row_blocks * range / ranges,
-                          row_blocks * (range + 1) / ranges, grad_query_slots_});
-        grad_query_slots_ += query_batches_ == 1 ? 1 : per_task;
-      }
-    }
+  void carve(Carver& carver) {
+    const Index padded = scores_.blocks.padded_queries();
+    feature_rows_ = carver.take<T>(problem_.query_batches() * problem_.queries * wide_features_);
+    grad_out_ = carver.take<T>(problem_.objects * padded * problem_.value_dim);
+    grad_out_rows_ = carver.take<T>(problem_.objects * problem_.queries * wide_values_);
+    delta_ = carver.take<T>(problem_.objects * padded);
   }
-
-  Index carve_queries(T* block) {
-    Carver<T> carver(block);
-    queries_.query = carver.take(query_batches_ * padded_queries_ * problem_.key_dim);
-    queries_.query_rows = carver.take(query_batches_ * problem_.queries * wide_key_dim_);
-    queries_.grad_out = carver.take(problem_.objects * padded_queries_ * problem_.value_dim);
-    queries_.grad_out_rows = carver.take(problem_.objects * problem_.queries * wide_value_dim_);
-    queries_.delta = carver.take(problem_.objects * padded_queries_);
-    queries_.largest = carver.take(problem_.objects * padded_queries_);
-    queries_.factor = carver.take(problem_.objects * padded_queries_);
+  Index bytes() {
+    Carver carver(nullptr);
+    carve(carver);
     return carver.used();
   }
 
-  void pack_queries(Index object, Index panel) const {
-    const Index first = panel * lanes(), count = blocks_.queries_in(panel);
-    if (object < query_batches_) {
-      pack_panel(problem_.query[object].from_row(first), count, problem_.key_dim, lanes(),
-                 queries_.query + (object * padded_queries_ + first) * problem_.key_dim);
+  void pack_feature_rows(Index batch, Index panel, T* feature) const {
+    const Index first = panel * lanes_;
+    for (Index i = first; i < first + scores_.blocks.queries_in_panel(panel); ++i) {
+      scores_.features.of_query(batch, i, feature);
+      for (Index f = 0; f < wide_features_; ++f) {
+        const Index to = ((batch * wide_features_ / lanes_ + f / lanes_) * problem_.queries + i) * lanes_ + f % lanes_;
+        feature_rows_[to] = f < scores_.features.dim() ? feature[f] : T(0);
+      }
     }
-    pack_panel(gradients_.grad_out[object].from_row(first), count, problem_.value_dim, lanes(),
-               queries_.grad_out + (object * padded_queries_ + first) * problem_.value_dim);
-    T* delta = queries_.delta + object * padded_queries_ + first;
-    std::fill_n(delta, lanes(), T(0));
+  }
+
+  void pack_grad_out(const ReadGradients<Stored>& gradients, Index object, Index panel) const {
+    const Index first = panel * lanes_, count = scores_.blocks.queries_in_panel(panel);
+    const Index at = object * scores_.blocks.padded_queries() + first;
+    const Matrix<const Stored> grad_out = gradients.grad_out[object], out = gradients.out[object];
+    pack_panel(grad_out.from_row(first), count, problem_.value_dim, lanes_, grad_out_ + at * problem_.value_dim);
+    std::fill_n(delta_ + at, lanes_, T(0));
     for (Index i = 0; i < count; ++i) {
       T sum = 0;
       for (Index c = 0; c < problem_.value_dim; ++c) {
-        sum += widen(gradients_.grad_out[object].at(first + i, c)) * widen(gradients_.out[object].at(first + i, c));
+        sum += widen(grad_out.at(first + i, c)) * widen(out.at(first + i, c));
       }
-      delta[i] = sum - gradients_.grad_lse[object].at(first + i, 0);
+      delta_[at + i] = sum - gradients.grad_lse[object].at(first + i, 0);
     }
   }
 
-  // The lanes beyond the queries get weights of 0.
-  void pack_statistics() const {
-    const Index count = problem_.objects * problem_.queries;
-    const Scratch<T> statistics(2 * count);
-    softmax_statistics(problem_, parallel_, statistics.get(), statistics.get() + count);
-    std::fill_n(queries_.largest, problem_.objects * padded_queries_, std::numeric_limits<T>::infinity());
-    std::fill_n(queries_.factor, problem_.objects * padded_queries_, T(0));
-    for (Index object = 0; object < problem_.objects; ++object) {
-      const T* from = statistics.get() + object * problem_.queries;
-      std::copy_n(from, problem_.queries, queries_.largest + object * padded_queries_);
-      std::copy_n(from + count, problem_.queries, queries_.factor + object * padded_queries_);
+  const Scores<Stored>& scores_;
+  const ReadProblem<Stored>& problem_;
+  Index lanes_;
+  Index wide_features_;
+  Index wide_values_;
+  T* feature_rows_ = nullptr;   // [Bq][feature panels][M][lanes]
+  T* grad_out_ = nullptr;       // [B][panels][value_dim][lanes]
+  T* grad_out_rows_ = nullptr;  // [B][value panels][M][lanes]
+  T* delta_ = nullptr;          // [B][panels][lanes]
+  Scratch scratch_;
+};
+
+// Objects [object, object_end) over row blocks [begin, end); its sums of dQ begin at `slot`, one for each query batch.
+struct Task {
+  Index object;
+  Index object_end;
+  Index begin;
+  Index end;
+  Index slot;
+};
+
+template <class Stored>
+class BackwardPass {
+  using T = Accumulator<Stored>;
+
+ public:
+  BackwardPass(const Scores<Stored>& scores, const Parallel& parallel, const ReadGradients<Stored>& gradients)
+      : scores_(scores),
+        problem_(scores.problem),
+        kernels_(scores.kernels),
+        blocks_(scores.blocks),
+        parallel_(parallel),
+        gradients_(gradients),
+        weights_(scores, parallel),
+        packed_(scores, parallel, gradients),
+        padded_features_(round_up(scores.features.dim(), kernels_.group_rows)) {
+    plan();
+  }
+
+  void run() const {
+    const Scratch slots(slots_ * slot_size() * static_cast<Index>(sizeof(T)));
+    T* const grad_queries = reinterpret_cast<T*>(slots.get());
+    const Scratch shrinkage(problem_.shrinkage ? problem_.objects * problem_.rows * static_cast<Index>(sizeof(T)) : 0);
+    T* const grad_shrinkage = reinterpret_cast<T*>(shrinkage.get());
+    if (problem_.shrinkage) {
+      std::fill_n(grad_shrinkage, problem_.objects * problem_.rows, T(0));
+    }
+    run_items<Workspace>(*this, std::ssize(tasks_), parallel_, [&](Index i, const Workspace& work) {
+      run_task(tasks_[i], work, grad_queries + tasks_[i].slot * slot_size(), grad_shrinkage);
+    });
+    run_items<FeatureRoom>(*this, problem_.query_batches() * blocks_.panels, parallel_,
+                           [&](Index i, const FeatureRoom& room) {
+                             write_queries(i / blocks_.panels, i % blocks_.panels, grad_queries, room.feature);
+                           });
+    if (problem_.shrinkage) {
+      write_shrinkage(grad_shrinkage);
     }
   }
 
-  // One panel [M][lanes] of the columns of a matrix [M, columns].
-  void pack_columns(Matrix<const Stored> source, Index columns, Index panel, T* to) const {
-    const Matrix<const Stored> from = source.transposed().from_row(panel * lanes());
-    pack_panel(from, std::min(lanes(), columns - panel * lanes()), problem_.queries, lanes(), to);
+ private:
+  struct Workspace {
+    Workspace(const BackwardPass& pass, Carver& carver) {
+      const Index rows = pass.padded_rows(), queries = pass.tile_stride(), features = pass.scores_.features.dim();
+      keys = carver.take<T>(rows * features);
+      key_columns = carver.take<T>(rows * pass.padded_features_);
+      values = carver.take<T>(rows * pass.problem_.value_dim);
+      weights = carver.take<T>(rows * queries);
+      grad_scores = carver.take<T>(rows * queries);
+      grad_features = carver.take<T>(rows * pass.packed_.wide_features());
+      grad_values = carver.take<T>(rows * pass.packed_.wide_values());
+      grad_keys = carver.take<T>(rows * pass.problem_.key_dim);
+      room = carver.take<T>(rows * features);
+    }
+    T* keys;           // [row groups][features][group_rows]
+    T* key_columns;    // [feature groups][rows][group_rows]
+    T* values;         // [row groups][value_dim][group_rows]
+    T* weights;        // [rows][queries of a block]: P
+    T* grad_scores;    // [rows][queries of a block]: dP, then dS
+    T* grad_features;  // [feature panels][rows][lanes]: dK / scale, of one object
+    T* grad_values;    // [value panels][rows][lanes]
+    T* grad_keys;      // [rows][key_dim], of all objects
+    T* room;           // for features that are not yet packed
+  };
+
+  struct FeatureRoom {
+    FeatureRoom(const BackwardPass& pass, Carver& carver) : feature(carver.take<T>(pass.scores_.features.dim())) {}
+    T* feature;
+  };
+
+  Index lanes() const { return blocks_.lanes; }
+  Index tile_stride() const { return blocks_.largest_block() * lanes(); }
+  Index padded_rows() const { return round_up(rows_per_block, kernels_.group_rows); }
+  Index slot_size() const { return blocks_.padded_queries() * padded_features_; }
+
+  // A task takes one object where keys are its own, every object where they share keys: dK is summed over them.
+  void plan() {
+    const Index per_task = problem_.key_batches() == 1 ? problem_.objects : 1;
+    for (Index object = 0; object < problem_.objects; object += per_task) {
+      Index rows = 0;
+      for (Index other = object; other < object + per_task; ++other) {
+        rows = std::max(rows, problem_.rows_of(other));
+      }
+      const Index row_blocks = divide_up(rows, rows_per_block);
+      const Index ranges = std::min(divide_up(parallel_.threads * per_task, problem_.objects), row_blocks);
+      for (Index range = 0; range < ranges; ++range) {
+        tasks_.push_back(
+            {object, object + per_task, row_blocks * range / ranges, row_blocks * (range + 1) / ranges, slots_});
+        slots_ += problem_.query_batches() == 1 ? 1 : per_task;
+      }
+    }
   }
 
-  void run(const Task& task, const Workspace& work, T* grad_query) const {
-    const Index slots = query_batches_ == 1 ? 1 : task.object_end - task.object;
-    std::fill_n(grad_query, slots * grad_query_size(), T(0));
+  Index slot_of(const Task& task, Index object) const {
+    return problem_.query_batches() == 1 ? 0 : object - task.object;
+  }
+
+  void run_task(const Task& task, const Workspace& work, T* grad_queries, T* grad_shrinkage) const {
+    std::fill_n(grad_queries, (slot_of(task, task.object_end - 1) + 1) * slot_size(), T(0));
     for (Index block = task.begin; block < task.end; ++block) {
       const Index row = block * rows_per_block;
-      std::fill_n(work.grad_key, wide_key_dim_ * padded_rows(), T(0));
+      std::fill_n(work.grad_keys, padded_rows() * problem_.key_dim, T(0));
       for (Index object = task.object; object < task.object_end; ++object) {
         const Index rows = std::min(rows_per_block, problem_.rows_of(object) - row);
         if (rows > 0) {
-          const Index slot = query_batches_ == 1 ? 0 : object - task.object;
-          pass_over_queries(object, row, rows, work, grad_query + slot * grad_query_size());
-          write_rows(work.grad_value, problem_.value_dim, rows, T(1),
-                     gradients_.value + (object * problem_.rows + row) * problem_.value_dim);
+          pass_over_queries(object, row, rows, work, grad_queries + slot_of(task, object) * slot_size());
+          write_values(object, row, rows, work);
+          add_keys(object, row, rows, work, grad_shrinkage);
         }
       }
-      const Index key_batch = key_batches_ == 1 ? 0 : task.object;
-      write_rows(work.grad_key, problem_.key_dim, std::min(rows_per_block, problem_.rows - row), problem_.scale,
-                 gradients_.key + (key_batch * problem_.rows + row) * problem_.key_dim);
+      const Index key_batch = problem_.key_batches() == 1 ? 0 : task.object;
+      const Index first = (key_batch * problem_.rows + row) * problem_.key_dim;
+      for (Index i = 0; i < std::min(rows_per_block, problem_.rows - row) * problem_.key_dim; ++i) {
+        gradients_.key[first + i] = narrow<Stored>(work.grad_keys[i]);
+      }
     }
   }
 
   // All queries of an object against one block of its rows.
-  void pass_over_queries(Index object, Index row, Index rows, const Workspace& work, T* grad_query) const {
-    const Matrix<const Stored> key = problem_.key[object].from_row(row), value = problem_.value[object].from_row(row);
-    pack_panels(key, rows, problem_.key_dim, kernels_.group_rows, work.key);
-    pack_panels(key.transposed(), problem_.key_dim, rows, kernels_.group_rows, work.key_columns);
-    pack_panels(value, rows, problem_.value_dim, kernels_.group_rows, work.value);
-    std::fill_n(work.grad_value, wide_value_dim_ * padded_rows(), T(0));
+  void pass_over_queries(Index object, Index row, Index rows, const Workspace& work, T* grad_queries) const {
+    scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.room, work.keys, work.key_columns);
+    pack_panels(problem_.value[object].from_row(row), rows, problem_.value_dim, kernels_.group_rows, work.values);
+    std::fill_n(work.grad_values, packed_.wide_values() * padded_rows(), T(0));
+    std::fill_n(work.grad_features, packed_.wide_features() * padded_rows(), T(0));
     for (Index block = 0; block < blocks_.count; ++block) {
-      const Index first = blocks_.first_panel(block), panels = blocks_.panels_in(block);
-      for (Index panel = 0; panel < panels; ++panel) {
-        score_gradients(object, first + panel, rows, work, panel * lanes());
-        kernels_.add_product({padded_key_dim_, rows, work.key_columns, 0, work.grad_scores + panel * lanes(),
-                              block_stride(), grad_query + (first + panel) * lanes() * padded_key_dim_, lanes()});
+      const Index first = blocks_.first_panel(block), query = first * lanes();
+      for (Index panel = first; panel < first + blocks_.panels_in(block); ++panel) {
+        const Index column = (panel - first) * lanes();
+        make_tiles(object, panel, row, rows, work, column);
+        kernels_.add_product({padded_features_, rows, work.key_columns, 0, work.grad_scores + column, tile_stride(),
+                              grad_queries + panel * lanes() * padded_features_, lanes()});
       }
-      const Index queries = std::min(panels * lanes(), problem_.queries - first * lanes());
-      add_columns(work.weights, queries_.grad_out_rows + object * wide_value_dim_ * problem_.queries, wide_value_dim_,
-                  first, queries, rows, work.grad_value);
-      const Index query_batch = query_batches_ == 1 ? 0 : object;
-      add_columns(work.grad_scores, queries_.query_rows + query_batch * wide_key_dim_ * problem_.queries, wide_key_dim_,
-                  first, queries, rows, work.grad_key);
+      const Index queries = blocks_.queries_in_block(block);
+      for (Index panel = 0; panel < packed_.wide_values() / lanes(); ++panel) {
+        add_queries(work.weights, packed_.grad_out_rows(object, panel, query), queries, rows,
+                    work.grad_values + panel * padded_rows() * lanes());
+      }
+      for (Index panel = 0; panel < packed_.wide_features() / lanes(); ++panel) {
+        add_queries(work.grad_scores, packed_.feature_rows(object, panel, query), queries, rows,
+                    work.grad_features + panel * padded_rows() * lanes());
+      }
     }
   }
 
   // P and dS of one panel of queries against the packed rows, at `column` of the tiles.
-  void score_gradients(Index object, Index panel, Index rows, const Workspace& work, Index column) const {
-    const Index stride = block_stride(), key_dim = problem_.key_dim, value_dim = problem_.value_dim;
-    const Index query = (query_batches_ == 1 ? 0 : object) * padded_queries_ + panel * lanes();
-    const Index at = object * padded_queries_ + panel * lanes();
+  void make_tiles(Index object, Index panel, Index row, Index rows, const Workspace& work, Index column) const {
+    const Index stride = tile_stride(), value_dim = problem_.value_dim;
     T* weights = work.weights + column;
     T* grad_scores = work.grad_scores + column;
-    kernels_.scaled_product({rows, key_dim, work.key, 0, queries_.query + query * key_dim, lanes(), weights, stride},
-                            problem_.scale);
-    kernels_.weights(weights, rows, stride, queries_.largest + at, queries_.factor + at);
+    weights_.tile(object, panel, row, rows, work.keys, weights, stride);
     kernels_.scaled_product(
-        {rows, value_dim, work.value, 0, queries_.grad_out + at * value_dim, lanes(), grad_scores, stride}, T(1));
-    kernels_.softmax_backward(weights, grad_scores, rows, stride, queries_.delta + at);
+        {rows, value_dim, work.values, 0, packed_.grad_out(object, panel), lanes(), grad_scores, stride}, T(1));
+    kernels_.softmax_backward(weights, grad_scores, rows, stride, packed_.delta(object, panel));
   }
 
-  // sums[row][column] += sum over the queries of a block of tile[row][query] * columns[query][column].
-  void add_columns(const T* tile, const T* columns, Index width, Index first_panel, Index queries, Index rows,
-                   T* sums) const {
-    for (Index panel = 0; panel < width / lanes(); ++panel) {
-      kernels_.add_product_of_rows({rows, queries, tile, block_stride(),
-                                    columns + (panel * problem_.queries + first_panel * lanes()) * lanes(), lanes(),
-                                    sums + panel * padded_rows() * lanes(), lanes()});
+  // sums[row][lane] += sum over the queries of a block of tile[row][query] * columns[query][lane].
+  void add_queries(const T* tile, const T* columns, Index queries, Index rows, T* sums) const {
+    kernels_.add_product_of_rows({rows, queries, tile, tile_stride(), columns, lanes(), sums, lanes()});
+  }
+
+  // Element [row][column] of panels [panels][rows][lanes].
+  T element(const T* panels, Index row, Index column) const {
+    return panels[(column / lanes() * padded_rows() + row) * lanes() + column % lanes()];
+  }
+
+  void write_values(Index object, Index row, Index rows, const Workspace& work) const {
+    for (Index j = 0; j < rows; ++j) {
+      Stored* to = gradients_.value + (object * problem_.rows + row + j) * problem_.value_dim;
+      for (Index c = 0; c < problem_.value_dim; ++c) {
+        to[c] = narrow<Stored>(element(work.grad_values, j, c));
+      }
     }
   }
 
-  // Panels [panels][rows][lanes] into contiguous rows [rows, width].
-  void write_rows(const T* panels, Index width, Index rows, T factor, Stored* to) const {
-    for (Index row = 0; row < rows; ++row) {
-      for (Index c = 0; c < width; ++c) {
-        const T sum = panels[(c / lanes() * padded_rows() + row) * lanes() + c % lanes()];
-        to[row * width + c] = narrow<Stored>(sum * factor);
+  void add_keys(Index object, Index row, Index rows, const Workspace& work, T* grad_shrinkage) const {
+    const Index features = scores_.features.dim();
+    T* const grad = work.room;
+    for (Index j = 0; j < rows; ++j) {
+      for (Index f = 0; f < features; ++f) {
+        grad[f] = problem_.scale * element(work.grad_features, j, f);
+      }
+      const T grad_of_shrinkage = scores_.features.backward_of_key(
+          object, row + j, grad, work.grad_keys + j * problem_.key_dim, work.key_columns);
+      if (problem_.shrinkage) {
+        grad_shrinkage[object * problem_.rows + row + j] = grad_of_shrinkage;
       }
     }
   }
 
   // Adds the dQ of the tasks, in their order.
-  void write_grad_query(Index batch, Index panel, const T* slots) const {
-    const Index key_dim = problem_.key_dim, first = panel * lanes();
-    for (Index i = 0; i < blocks_.queries_in(panel); ++i) {
-      for (Index d = 0; d < key_dim; ++d) {
-        T sum = 0;
-        for (const Task& task : tasks_) {
-          if (query_batches_ == 1 || (task.object <= batch && batch < task.object_end)) {
-            const Index slot = task.slot + (query_batches_ == 1 ? 0 : batch - task.object);
-            sum += slots[slot * grad_query_size() + first * padded_key_dim_ + d * lanes() + i];
+  void write_queries(Index batch, Index panel, const T* grad_queries, T* grad) const {
+    const Index features = scores_.features.dim();
+    for (Index i = 0; i < blocks_.queries_in_panel(panel); ++i) {
+      std::fill_n(grad, features, T(0));
+      for (const Task& task : tasks_) {
+        if (problem_.query_batches() == 1 || (task.object <= batch && batch < task.object_end)) {
+          const T* sums = grad_queries + (task.slot + slot_of(task, batch)) * slot_size();
+          for (Index f = 0; f < features; ++f) {
+            grad[f] += sums[(panel * padded_features_ + f) * lanes() + i];
           }
         }
-        gradients_.query[(batch * problem_.queries + first + i) * key_dim + d] = narrow<Stored>(sum * problem_.scale);
       }
+      for (Index f = 0; f < features; ++f) {
+        grad[f] *= problem_.scale;
+      }
+      const Index query = panel * lanes() + i, at = (batch * problem_.queries + query) * problem_.key_dim;
+      T* grad_selection = problem_.selection ? gradients_.selection + at : nullptr;
+      scores_.features.backward_of_query(batch, query, grad, gradients_.query + at, grad_selection);
     }
   }
 
+  // [B, N] to the shape of the input: the same, or summed over the objects.
+  void write_shrinkage(const T* grad_shrinkage) const {
+    const Index batches = problem_.shrinkage.batch_stride == 0 ? 1 : problem_.objects;
+    for (Index i = 0; i < problem_.objects * problem_.rows; ++i) {
+      gradients_.shrinkage[i % (batches * problem_.rows)] += grad_shrinkage[i];
+    }
+  }
+
+  const Scores<Stored>& scores_;
   const ReadProblem<Stored>& problem_;
+  const TileKernels<T>& kernels_;
+  const QueryBlocks& blocks_;
   const Parallel& parallel_;
   const ReadGradients<Stored>& gradients_;
-  const TileKernels<T>& kernels_;
-  QueryBlocks blocks_;
-  Index padded_queries_;
-  Index padded_key_dim_;
-  Index wide_key_dim_;
-  Index wide_value_dim_;
-  Index query_batches_;
-  Index key_batches_;
+  const SoftmaxWeights<Stored> weights_;
+  const PackedGradients<Stored> packed_;
+  Index padded_features_;
   std::vector<Task> tasks_;
-  Index grad_query_slots_ = 0;
-  PackedQueries<T> queries_;
+  Index slots_ = 0;
 };
 
 }  // namespace
@@ -304,7 +361,9 @@ template <class Stored>
 void memory_read_backward(const ReadProblem<Stored>& problem, const Parallel& parallel,
                           const ReadGradients<Stored>& gradients) {
   if (problem.objects > 0 && problem.queries > 0) {
-    Backward<Stored>(problem, parallel, gradients).run();
+    const TopK<Stored> top_k(problem, parallel);
+    const Scores<Stored> scores(problem, top_k.thresholds());
+    BackwardPass<Stored>(scores, parallel, gradients).run();
   }
 }
 

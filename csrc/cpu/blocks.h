@@ -15,23 +15,27 @@ inline constexpr Index queries_per_block = 144;
 
 // The queries of one object in panels of SIMD lanes, the panels in blocks of nearly equal size.
 struct QueryBlocks {
-  Index queries;
-  Index lanes;
-  Index panels;
-  Index count;  // at least 1, so that no code divides by 0
-
   template <class T>
   QueryBlocks(Index queries, const TileKernels<T>& kernels)
       : queries(queries),
         lanes(kernels.lanes),
         panels(divide_up(queries, lanes)),
-        count(std::max<Index>(1, divide_up(panels * lanes, std::max(lanes, queries_per_block)))) {}
+        count(divide_up(panels, std::max<Index>(1, queries_per_block / lanes))) {}
 
+  Index padded_queries() const { return panels * lanes; }
   Index first_panel(Index block) const { return block * panels / count; }
   Index panels_in(Index block) const { return first_panel(block + 1) - first_panel(block); }
-  Index largest_block() const { return divide_up(panels, count); }
-  // queries of a panel that exist
-  Index queries_in(Index panel) const { return std::min(lanes, queries - panel * lanes); }
+  Index largest_block() const { return count == 0 ? 0 : divide_up(panels, count); }
+  // queries of a panel, of a block, that exist
+  Index queries_in_panel(Index panel) const { return std::min(lanes, queries - panel * lanes); }
+  Index queries_in_block(Index block) const {
+    return std::min(panels_in(block) * lanes, queries - first_panel(block) * lanes);
+  }
+
+  const Index queries;
+  const Index lanes;
+  const Index panels;
+  const Index count;
 };
 
 }  // namespace stm_fast

@@ -21,17 +21,24 @@ struct Parallel {
 
 template <class Stored>
 struct ReadProblem {
+  using T = Accumulator<Stored>;
+
   Index objects;
   Index queries;
   Index rows;
   Index key_dim;
   Index value_dim;
-  Batch<const Stored> query;              // [B, M, Ck]
-  Batch<const Stored> key;                // [B, N, Ck]
-  Batch<const Stored> value;              // [B, N, Cv]
+  Batch<const Stored> query;  // [B, M, Ck]
+  Batch<const Stored> key;    // [B, N, Ck]
+  Batch<const Stored> value;  // [B, N, Cv]
+  T scale;
+  bool l2 = false;         // S_ij = -scale * shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2, else scale * <q_i, k_j>
+  bool query_norm = true;  // false leaves q^2 out of l2
+  Batch<const T> shrinkage;               // [B, N, 1], or null: 1
+  Batch<const T> selection;               // [B, M, Ck], or null: 1
   const std::int32_t* lengths = nullptr;  // [B], or null: every row counts
   Index lengths_stride = 0;
-  Accumulator<Stored> scale;
+  Index top_k = 0;  // 0: dense
 
   // Memory rows of an object that count.
   Index rows_of(Index object) const {
@@ -41,27 +48,28 @@ struct ReadProblem {
     const Index length = lengths[object * lengths_stride];
     return length < 0 ? 0 : length > rows ? rows : length;
   }
+  Index query_batches() const { return query.batch_stride == 0 ? 1 : objects; }
+  Index key_batches() const { return key.batch_stride == 0 ? 1 : objects; }
 };
 
-// out [B, M, Cv] and lse [B, M] are contiguous.
+// out [B, M, Cv], lse [B, M] and usage [B, N] (null: not wanted) are contiguous.
 template <class Stored>
-void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Stored* out, Accumulator<Stored>* lse);
-
-// The softmax of every query in two numbers, [B, M] each: a weight is exp(score - largest) * factor. Where no row
-// counts they are +inf and 0. lse alone says the same, but rounded to its own size: too coarse for large scores.
-template <class Stored>
-void softmax_statistics(const ReadProblem<Stored>& problem, const Parallel& parallel, Accumulator<Stored>* largest,
-                        Accumulator<Stored>* factor);
+void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Stored* out, Accumulator<Stored>* lse,
+                 Accumulator<Stored>* usage);
 
 template <class Stored>
 struct ReadGradients {
-  Batch<const Stored> grad_out;               // [B, M, Cv]
-  Batch<const Accumulator<Stored>> grad_lse;  // [B, M, 1]
-  Batch<const Stored> out;                    // [B, M, Cv]
-  // results, contiguous, of the shapes of the inputs; zero on entry
+  using T = Accumulator<Stored>;
+
+  Batch<const Stored> grad_out;  // [B, M, Cv]
+  Batch<const T> grad_lse;       // [B, M, 1]
+  Batch<const Stored> out;       // [B, M, Cv]
+  // results, contiguous, of the shapes of the inputs; zero on entry; null where the input is
   Stored* query;
   Stored* key;
   Stored* value;
+  T* shrinkage;
+  T* selection;
 };
 
 template <class Stored>

@@ -9,41 +9,38 @@
 
 namespace stm_fast {
 
-template <class T>
+inline constexpr Index cache_line = 64;
+
+// Uninitialised bytes. Making one throws std::bad_alloc, so it is done outside of parallel regions.
 class Scratch {
  public:
-  static constexpr Index alignment = 64;
+  explicit Scratch(Index bytes)
+      : data_(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{cache_line}))) {}
 
-  // `count` elements, uninitialised. Throws std::bad_alloc, so make it outside of parallel regions.
-  explicit Scratch(Index count)
-      : data_(
-            static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t{alignment}))) {
-  }
-
-  T* get() const { return data_.get(); }
+  std::byte* get() const { return data_.get(); }
 
  private:
   struct Free {
-    void operator()(T* data) const { ::operator delete(data, std::align_val_t{alignment}); }
+    void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t{cache_line}); }
   };
-  std::unique_ptr<T, Free> data_;
+  std::unique_ptr<std::byte, Free> data_;
 };
 
-// Hands out consecutive pieces of one block. A first pass with no block only counts.
-template <class T>
+// Hands out consecutive pieces of a block of bytes. With no block it only counts how many are needed.
 class Carver {
  public:
-  explicit Carver(T* block) : block_(block) {}
+  explicit Carver(std::byte* block) : block_(block) {}
 
-  T* take(Index count) {
-    T* piece = block_ == nullptr ? nullptr : block_ + used_;
-    used_ += round_up(count, Scratch<T>::alignment / static_cast<Index>(sizeof(T)));
-    return piece;
+  template <class Element>
+  Element* take(Index count) {
+    std::byte* piece = block_ == nullptr ? nullptr : block_ + used_;
+    used_ += round_up(count * static_cast<Index>(sizeof(Element)), cache_line);
+    return reinterpret_cast<Element*>(piece);
   }
   Index used() const { return used_; }
 
  private:
-  T* block_;
+  std::byte* block_;
   Index used_ = 0;
 };
 

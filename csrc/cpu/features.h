@@ -1,0 +1,155 @@
+// Every similarity as one dot product: S_ij = scale * <feature(q_i), feature(k_j)>.
+//
+//            feature(q)                                     feature(k)
+//   dot      q                                              k
+//   l2       [2 q, -1, -|q|^2]                              shrinkage * [k, |k|^2, 1]
+//   l2 with selection e
+//            [2 e q, -e, -sum e q^2]                        shrinkage * [k, k^2, 1]
+// without the last of each where query_norm is off. The sums are the three matrix products of XMem, equation 2. The
+// engine needs to know no more of a similarity than these maps and their transposed derivatives.
+#pragma once
+
+#include "stm_fast/memory_read.h"
+#include "stm_fast/pack.h"
+
+namespace stm_fast {
+
+template <class Stored>
+class Features {
+  using T = Accumulator<Stored>;
+
+ public:
+  explicit Features(const ReadProblem<Stored>& problem)
+      : problem_(problem),
+        squares_(!problem.l2         ? 0
+                 : problem.selection ? problem.key_dim
+                                     : 1),
+        dim_(problem.key_dim + squares_ + (problem.l2 && problem.query_norm ? 1 : 0)) {}
+
+  Index dim() const { return dim_; }
+
+  void of_query(Index object, Index i, T* feature) const {
+    const Index key_dim = problem_.key_dim;
+    const Matrix<const Stored> query = problem_.query[object];
+    T norm = 0;
+    for (Index c = 0; c < key_dim; ++c) {
+      const T q = widen(query.at(i, c));
+      const T e = selection(object, i, c);
+      feature[c] = problem_.l2 ? 2 * e * q : q;
+      norm += e * q * q;
+      if (problem_.selection) {
+        feature[key_dim + c] = -e;
+      }
+    }
+    if (problem_.l2 && !problem_.selection) {
+      feature[key_dim] = -1;
+    }
+    if (has_norm()) {
+      feature[dim_ - 1] = -norm;
+    }
+  }
+
+  void of_key(Index object, Index j, T* feature) const {
+    const T factor = shrinkage(object, j);
+    of_key_unscaled(object, j, feature);
+    for (Index f = 0; f < dim_; ++f) {
+      feature[f] *= factor;
+    }
+  }
+
+  // The gradients of q_i and e_i, contiguous rows, from that of their feature.
+  void backward_of_query(Index batch, Index i, const T* grad, Stored* grad_query, T* grad_selection) const {
+    const Index key_dim = problem_.key_dim;
+    const T grad_norm = has_norm() ? grad[dim_ - 1] : T(0);
+    for (Index c = 0; c < key_dim; ++c) {
+      const T q = widen(problem_.query[batch].at(i, c));
+      const T e = selection(batch, i, c);
+      grad_query[c] = narrow<Stored>(problem_.l2 ? 2 * e * (grad[c] - q * grad_norm) : grad[c]);
+      if (problem_.selection) {
+        grad_selection[c] = 2 * q * grad[c] - grad[key_dim + c] - q * q * grad_norm;
+      }
+    }
+  }
+
+  // Adds to the gradient of k_j from that of its feature; returns that of shrinkage_j. `feature` is room for one.
+  T backward_of_key(Index object, Index j, const T* grad, T* grad_key, T* feature) const {
+    const Index key_dim = problem_.key_dim;
+    const T factor = shrinkage(object, j);
+    for (Index c = 0; c < key_dim; ++c) {
+      const T k = widen(problem_.key[object].at(j, c));
+      const T grad_square = squares_ == 0 ? T(0) : grad[key_dim + (problem_.selection ? c : 0)];
+      grad_key[c] += factor * (grad[c] + 2 * k * grad_square);
+    }
+    if (!problem_.shrinkage) {
+      return 0;
+    }
+    of_key_unscaled(object, j, feature);
+    T sum = 0;
+    for (Index f = 0; f < dim_; ++f) {
+      sum += grad[f] * feature[f];
+    }
+    return sum;
+  }
+
+  // Panels [divide_up(count, width)][dim][width] of queries; `room` is for count features.
+  void pack_queries(Index object, Index first, Index count, Index width, T* room, T* panels) const {
+    if (!problem_.l2) {
+      return pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
+    }
+    for (Index i = 0; i < count; ++i) {
+      of_query(object, first + i, room + i * dim_);
+    }
+    pack_panels(Matrix<const T>{room, dim_, 1}, count, dim_, width, panels);
+  }
+
+  // The same of keys; `columns`, where wanted, are panels [divide_up(dim, width)][count][width] of them transposed.
+  void pack_keys(Index object, Index first, Index count, Index width, T* room, T* panels, T* columns = nullptr) const {
+    if (!problem_.l2) {
+      return pack_both(problem_.key[object].from_row(first), count, width, panels, columns);
+    }
+    for (Index j = 0; j < count; ++j) {
+      of_key(object, first + j, room + j * dim_);
+    }
+    pack_both(Matrix<const T>{room, dim_, 1}, count, width, panels, columns);
+  }
+
+ private:
+  bool has_norm() const { return problem_.l2 && problem_.query_norm; }
+  T shrinkage(Index object, Index j) const { return problem_.shrinkage ? problem_.shrinkage[object].at(j, 0) : T(1); }
+  T selection(Index object, Index i, Index c) const {
+    return problem_.selection ? problem_.selection[object].at(i, c) : T(1);
+  }
+
+  void of_key_unscaled(Index object, Index j, T* feature) const {
+    const Index key_dim = problem_.key_dim;
+    T norm = 0;
+    for (Index c = 0; c < key_dim; ++c) {
+      const T k = widen(problem_.key[object].at(j, c));
+      feature[c] = k;
+      norm += k * k;
+      if (problem_.selection) {
+        feature[key_dim + c] = k * k;
+      }
+    }
+    if (problem_.l2 && !problem_.selection) {
+      feature[key_dim] = norm;
+    }
+    if (has_norm()) {
+      feature[dim_ - 1] = 1;
+    }
+  }
+
+  template <class Element>
+  void pack_both(Matrix<const Element> rows, Index count, Index width, T* panels, T* columns) const {
+    pack_panels(rows, count, dim_, width, panels);
+    if (columns != nullptr) {
+      pack_panels(rows.transposed(), dim_, count, width, columns);
+    }
+  }
+
+  const ReadProblem<Stored>& problem_;
+  Index squares_;  // features that hold squares of the key
+  Index dim_;
+};
+
+}  // namespace stm_fast

@@ -1,0 +1,90 @@
+// Work shared out between the threads, with scratch memory made before they start.
+#pragma once
+
+#include "schedule.h"
+#include "stm_fast/memory_read.h"
+#include "stm_fast/scratch.h"
+
+namespace stm_fast {
+
+// Bytes of a piece of scratch memory, a struct made of (owner, carver).
+template <class Piece, class Owner>
+Index bytes_of(const Owner& owner) {
+  Carver carver(nullptr);
+  Piece(owner, carver);
+  return carver.used();
+}
+
+// task(item, workspace) for every item; the items of a thread lie side by side and share its workspace.
+template <class Workspace, class Owner, class Task>
+void run_items(const Owner& owner, Index items, const Parallel& parallel, const Task& task) {
+  const Index bytes = bytes_of<Workspace>(owner), shares = std::min(parallel.threads, items);
+  const Scratch scratch(shares * bytes);
+  parallel.run(shares, [&](Index share) {
+    Carver carver(scratch.get() + share * bytes);
+    const Workspace workspace(owner, carver);
+    for (Index item = items * share / shares; item < items * (share + 1) / shares; ++item) {
+      task(item, workspace);
+    }
+  });
+}
+
+// One pass of all queries over the memory rows that count. A Pass has
+//   void read(segment, workspace, partial)     the rows of a segment, read by its queries
+//   void add(segment, part, whole)             joins the results of two segments of one group
+//   void write(segment, partial)               a finished group
+//   Workspace, Partial                         made of (pass, carver)
+template <class Pass>
+void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parallel) {
+  using Workspace = typename Pass::Workspace;
+  using Partial = typename Pass::Partial;
+  const Index partial_bytes = bytes_of<Partial>(pass);
+  // a share leaves at most two groups unfinished: its first and its last
+  const Index share_bytes = bytes_of<Workspace>(pass) + 3 * partial_bytes;
+  const Scratch scratch(schedule.shares() * share_bytes);
+  const auto partial = [&](Index share, Index which) {
+    Carver carver(scratch.get() + share * share_bytes + which * partial_bytes);
+    return Partial(pass, carver);
+  };
+  const auto unfinished = [&](Index share, bool first) { return partial(share, first ? 0 : 1); };
+
+  parallel.run(schedule.shares(), [&](Index share) {
+    Carver carver(scratch.get() + share * share_bytes + 3 * partial_bytes);
+    const Workspace workspace(pass, carver);
+    for (const Segment& segment : schedule.segments(share)) {
+      const bool first = &segment == &schedule.segments(share).front();
+      const Partial result = segment.whole() ? partial(share, 2) : unfinished(share, first);
+      pass.read(segment, workspace, result);
+      if (segment.whole()) {
+        pass.write(segment, result);
+      }
+    }
+  });
+  // the share in which a group begins finishes it
+  parallel.run(schedule.shares(), [&](Index share) {
+    const Segment& group = schedule.segments(share).back();
+    if (!group.starts_group() || group.ends_group()) {
+      return;
+    }
+    const Partial whole = unfinished(share, schedule.segments(share).size() == 1);
+    for (Index next = share + 1;; ++next) {
+      pass.add(group, unfinished(next, true), whole);
+      if (schedule.segments(next).front().ends_group()) {
+        break;
+      }
+    }
+    pass.write(group, whole);
+  });
+}
+
+// The schedule of a pass: blocks of rows that count, for each object.
+template <class Stored>
+Schedule schedule_of(const ReadProblem<Stored>& problem, Index query_blocks, Index rows_per_block, Index threads) {
+  std::vector<Index> row_blocks;
+  for (Index object = 0; object < problem.objects; ++object) {
+    row_blocks.push_back(std::max<Index>(1, divide_up(problem.rows_of(object), rows_per_block)));
+  }
+  return Schedule(std::move(row_blocks), query_blocks, threads);
+}
+
+}  // namespace stm_fast

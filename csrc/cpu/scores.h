@@ -1,0 +1,67 @@
+// Tiles of scores S = scale * <feature(q), feature(k)>, with queries in SIMD lanes: what every pass begins with.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "blocks.h"
+#include "features.h"
+#include "stm_fast/tile_kernels.h"
+
+namespace stm_fast {
+
+// The k-th largest score of every query and the index of the last row that shares it and is taken: [B][padded queries],
+// null where the read is dense.
+template <class T>
+struct Thresholds {
+  const T* score = nullptr;
+  const Index* last = nullptr;
+};
+
+template <class Stored>
+class Scores {
+  using T = Accumulator<Stored>;
+
+ public:
+  explicit Scores(const ReadProblem<Stored>& problem, Thresholds<T> thresholds = {})
+      : problem(problem),
+        kernels(tile_kernels<T>()),
+        blocks(problem.queries, kernels),
+        features(problem),
+        thresholds_(thresholds) {}
+
+  // The scores of one panel of queries against packed rows [row, row + rows); -inf outside of the top k.
+  void tile(Index object, Index panel, Index row, Index rows, const T* keys, const T* query, T* scores,
+            Index stride) const {
+    kernels.scaled_product({rows, features.dim(), keys, 0, query, blocks.lanes, scores, stride}, problem.scale);
+    if (thresholds_.score != nullptr) {
+      const Index first = object * blocks.padded_queries() + panel * blocks.lanes;
+      keep_largest(thresholds_.score + first, thresholds_.last + first, row, rows, scores, stride);
+    }
+  }
+
+  const ReadProblem<Stored>& problem;
+  const TileKernels<T>& kernels;
+  const QueryBlocks blocks;
+  const Features<Stored> features;
+
+ private:
+  void keep_largest(const T* threshold, const Index* last, Index row, Index rows, T* scores, Index stride) const {
+    constexpr Index most_lanes = 64;
+    T last_row[most_lanes];  // of this tile that is taken at a tie, as a T: the comparisons below then fill vectors
+    for (Index i = 0; i < blocks.lanes; ++i) {
+      last_row[i] = static_cast<T>(std::clamp<Index>(last[i] - row, -1, rows));
+    }
+    for (Index j = 0; j < rows; ++j) {
+      for (Index i = 0; i < blocks.lanes; ++i) {
+        const T score = scores[j * stride + i];
+        const bool taken = (score > threshold[i]) | ((score == threshold[i]) & (static_cast<T>(j) <= last_row[i]));
+        scores[j * stride + i] = taken ? score : -std::numeric_limits<T>::infinity();
+      }
+    }
+  }
+
+  Thresholds<T> thresholds_;
+};
+
+}  // namespace stm_fast

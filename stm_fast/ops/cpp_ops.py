@@ -1,0 +1,42 @@
+"""The C++ engine: loads stm_fast._C, keeps the reason if it cannot, and says what it does not cover."""
+
+from importlib.resources import files
+
+import torch
+
+from stm_fast.ops.inputs import ReadInputs, ReadResult
+from stm_fast.ops.registration import call_engine, register_engine
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+register_engine("cpp")
+
+
+def _load() -> str | None:
+    """Loads the extension; returns why it is absent, None where it is there."""
+    try:
+        import stm_fast._C  # noqa: F401  (its static initialisers register the kernels)
+    except ImportError as error:
+        reason = files("stm_fast") / "_C_absent.txt"  # written by setup.py when the build failed
+        return reason.read_text().strip() if reason.is_file() else f"stm_fast._C does not load: {error}"
+    return None
+
+
+_ABSENT = _load()
+
+
+def absent_reasons() -> list[str]:
+    return [] if _ABSENT is None else [_ABSENT]
+
+
+def not_supported_reasons(inputs: ReadInputs) -> list[str]:
+    reasons = []
+    if inputs.query.device.type != "cpu":
+        reasons.append(f"it runs on cpu tensors only, found {inputs.query.device.type}")
+    if inputs.query.dtype not in DTYPES:
+        reasons.append(f"it has no kernel for {inputs.query.dtype}")
+    return reasons
+
+
+def read(inputs: ReadInputs) -> ReadResult:
+    return call_engine("cpp", inputs)
