@@ -8,6 +8,7 @@ import torch
 
 from stm_fast.ops import cpp_ops, reference, triton_ops
 from stm_fast.ops.inputs import ReadInputs, ReadResult
+from stm_fast.ops.registration import transform_reasons
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,20 @@ class Backend(NamedTuple):
         return self.absent_reasons() or self.not_supported_reasons(inputs)
 
 
+def _engine(
+    name: str,
+    absent_reasons: Callable[[], list[str]],
+    not_supported_reasons: Callable[[ReadInputs], list[str]],
+    read: Callable[[ReadInputs], ReadResult],
+) -> Backend:
+    """A backend that is a registered operator, which torch.func cannot transform; plain PyTorch code it can."""
+
+    def all_reasons(inputs: ReadInputs) -> list[str]:
+        return [*transform_reasons(), *not_supported_reasons(inputs)]
+
+    return Backend(name, absent_reasons, all_reasons, read)
+
+
 def _nothing() -> list[str]:
     return []
 
@@ -38,8 +53,8 @@ def _nothing_to_refuse(_inputs: ReadInputs) -> list[str]:
 
 # the order of preference of backend="auto"; the reference, last, takes everything
 BACKENDS = (
-    Backend("triton", triton_ops.absent_reasons, triton_ops.not_supported_reasons, triton_ops.read),
-    Backend("cpp", cpp_ops.absent_reasons, cpp_ops.not_supported_reasons, cpp_ops.read),
+    _engine("triton", triton_ops.absent_reasons, triton_ops.not_supported_reasons, triton_ops.read),
+    _engine("cpp", cpp_ops.absent_reasons, cpp_ops.not_supported_reasons, cpp_ops.read),
     Backend("reference", _nothing, _nothing_to_refuse, reference.read),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
@@ -58,6 +73,7 @@ def choose(name: str, inputs: ReadInputs) -> Backend:
     reasons = backend.refusals(inputs)
     if reasons:
         raise NotImplementedError(f"backend {name!r} cannot run this memory read: {'; '.join(reasons)}")
+    _log("memory_read: %s", name)
     return backend
 
 

@@ -60,9 +60,10 @@ def memory_read(
         TypeError, ValueError: arguments whose dtypes, devices or shapes do not fit, before any kernel runs.
         NotImplementedError: a named backend that cannot run these inputs, with its reasons.
     """
+    _check_are_tensors(query=query, key=key, value=value, shrinkage=shrinkage, selection=selection, lengths=lengths)
     query, key, value = _autocast(query, key, value)
     _check_tensors(query, key, value)
-    _check_options(query, key, value, similarity, shrinkage, selection, lengths, top_k)
+    _check_options(query, key, value, scale, similarity, shrinkage, selection, lengths, top_k)
     dtype, rows = accumulation_dtype(query.dtype), key.shape[1]
     inputs = ReadInputs(
         query,
@@ -77,7 +78,9 @@ def memory_read(
         0 if top_k is None or top_k >= rows else top_k,
         return_usage,
     )
-    result = backends.choose(backend, inputs).read(inputs)
+    # the inputs have their dtype by now: autocast would cast the backend's own float32 products once more
+    with torch.autocast(query.device.type, enabled=False):
+        result = backends.choose(backend, inputs).read(inputs)
     wanted = ((result.lse, return_lse), (result.usage, return_usage))
     extras = [tensor for tensor, asked in wanted if asked and tensor is not None]
     return (result.out, *extras) if extras else result.out
@@ -92,13 +95,19 @@ def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor,
 
     Returns:
         out ``[B, M, Cv]`` in the dtype of the outs, and lse ``[B, M]``.
+
+    Raises:
+        TypeError, ValueError: parts whose number, shapes or dtypes do not fit.
     """
     if not outs or len(outs) != len(lses):
         raise ValueError(f"outs, lses: found {len(outs)} and {len(lses)}, expected as many of each, at least one")
     for out, lse in zip(outs, lses, strict=True):
-        if out.shape != outs[0].shape or lse.shape != out.shape[:2]:
+        if out.ndim != 3 or out.shape != outs[0].shape or lse.shape != out.shape[:2]:
             found = f"{tuple(out.shape)} and {tuple(lse.shape)}"
             raise ValueError(f"outs, lses: found {found}, expected [B, M, Cv] and [B, M] alike in every part")
+        if out.dtype != outs[0].dtype or lse.dtype != accumulation_dtype(out.dtype):
+            found = f"{out.dtype} and {lse.dtype}"
+            raise TypeError(f"outs, lses: found {found}, expected one dtype of outs, and lses as memory_read gives")
     stacked = torch.stack(list(lses))  # [parts, B, M]
     largest = stacked.detach().amax(0)
     largest = largest.masked_fill(largest == -math.inf, 0)
@@ -117,13 +126,19 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    return tuple(t.to(dtype) if t.dtype in (torch.float16, torch.bfloat16, torch.float32) else t for t in tensors)
+
+
+def _check_are_tensors(**arguments: Tensor | None) -> None:
+    required = ("query", "key", "value")
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor) and (argument is not None or name in required):
+            expected = "a tensor" if name in required else "a tensor or None"
+            raise TypeError(f"{name}: found {type(argument).__name__}, expected {expected}")
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: found {type(tensor).__name__}, expected a tensor")
         if tensor.ndim != 3:
             raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected 3 dimensions")
         if tensor.dtype not in _FLOATS:
@@ -146,17 +161,22 @@ def _check_options(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    scale: float | None,
     similarity: str,
     shrinkage: Tensor | None,
     selection: Tensor | None,
     lengths: Tensor | None,
     top_k: int | None,
 ) -> None:
+    if scale is not None and not isinstance(scale, (int, float)):
+        raise TypeError(f"scale: found {type(scale).__name__}, expected a number or None")
     if similarity not in ("dot", "l2"):
         raise ValueError(f'similarity: found {similarity!r}, expected "dot" or "l2"')
     if similarity == "dot" and (shrinkage is not None or selection is not None):
         name = "shrinkage" if shrinkage is not None else "selection"
         raise ValueError(f'{name}: given with similarity "dot", expected with "l2" only')
+    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool)):
+        raise TypeError(f"top_k: found {type(top_k).__name__}, expected an integer or None")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: found {top_k}, expected at least 1")
     if shrinkage is not None:

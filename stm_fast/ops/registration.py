@@ -39,6 +39,14 @@ def register_engine(engine: str) -> None:
         return query, key, value, *optional, None, None, None, None, None, None
 
     torch.library.register_autograd(forward, backward_rule, setup_context=_setup_context)
+    torch.library.register_autograd(backward, _no_second_derivative)
+
+
+def transform_reasons() -> list[str]:
+    """Why no registered operator can run here: torch.func does not know their autograd rule."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return []
+    return ["it does not run under torch.func transforms (vmap, grad, jvp)"]
 
 
 def call_engine(engine: str, inputs: ReadInputs) -> ReadResult:
@@ -103,3 +111,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(usage)
     ctx.save_for_backward(*tensors, out, lse)
     ctx.options = options
+
+
+def _no_second_derivative(_ctx: Any, *_grads: Tensor) -> None:
+    raise NotImplementedError(
+        'memory_read: found a second derivative, expected at most a first; backend="reference" has every order'
+    )
