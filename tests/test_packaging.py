@@ -1,0 +1,85 @@
+"""What is installed: the public names, the kernels' place, and a build that goes on without a compiler."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import stm_fast
+from stm_fast.ops import cpp_ops
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLIC = {
+    *("InputError", "MemoryConfig", "MemoryRead", "STM", "Segmentation", "VideoSegmenter", "__version__"),
+    *("load_checkpoint", "memory_read", "merge_reads", "save_checkpoint", "segment_video"),
+    *("stm_resnet18", "stm_resnet50"),
+}
+
+
+def test_the_public_names_are_there():
+    assert set(stm_fast.__all__) >= PUBLIC
+    for name in stm_fast.__all__:
+        assert getattr(stm_fast, name) is not None
+    assert stm_fast.__version__ == version("stm_fast")
+
+
+def test_the_command_is_installed():
+    (command,) = entry_points(group="console_scripts", name="stm-fast")
+    assert callable(command.load())
+
+
+def test_the_kernels_are_those_of_the_top_folder():
+    kernels = importlib.import_module("stm_fast.kernels")
+    assert Path(kernels.__file__).parent == ROOT / "kernels"
+    assert not (ROOT / "stm_fast" / "kernels").exists()
+
+
+def build(tree, **environment):
+    """Builds the extension in a copy of what the build reads, with a compiler that is not there."""
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("csrc", "kernels", "stm_fast"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "_C_absent.txt"))
+    missing = str(tree / "no-such-compiler")
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tree,
+        env={**os.environ, "CC": missing, "CXX": missing, "STM_FAST_EXTENSION": "auto", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_build_goes_on_and_the_reason_is_kept(tmp_path, monkeypatch):
+    done = build(tmp_path)
+    assert done.returncode == 0, done.stderr
+    reason = tmp_path / "stm_fast" / "_C_absent.txt"
+    text = reason.read_text()
+    assert text.startswith("not built: ")
+    assert text.count("\n") == 1
+    assert not list(tmp_path.rglob("*.so"))
+    # what `info` prints where the extension does not load
+    monkeypatch.setitem(sys.modules, "stm_fast._C", None)
+    monkeypatch.setattr(cpp_ops, "files", lambda package: tmp_path / package)
+    assert cpp_ops._load() == text.strip()
+
+
+@pytest.mark.slow
+def test_without_a_compiler_a_build_that_wants_the_extension_fails(tmp_path):
+    done = build(tmp_path, STM_FAST_EXTENSION="1")
+    assert done.returncode != 0
+    assert not (tmp_path / "stm_fast" / "_C_absent.txt").exists()
+
+
+@pytest.mark.slow
+def test_the_extension_can_be_switched_off(tmp_path):
+    done = build(tmp_path, STM_FAST_EXTENSION="0")
+    assert done.returncode == 0, done.stderr
+    assert "switched off" in (tmp_path / "stm_fast" / "_C_absent.txt").read_text()
