@@ -41,6 +41,11 @@ def filled(count, objects=1, **options):
     return bank, frames
 
 
+def rows_of(bank):
+    """The bank's own tensors, each [O, slots, h*w, width]."""
+    return list(bank._storage._tensors.values())
+
+
 def test_a_read_sees_every_frame_of_every_object():
     bank, frames = filled(5, objects=3)
     assert bank.objects == 3
@@ -98,29 +103,30 @@ def test_it_grows_by_doubling_and_spare_rows_are_zero(poisoned_memory):
         bank.append(*frame(2))
         capacity = bank.nbytes // (4 * 2 * (CK + CV))
         capacities.append(capacity // PIXELS)
-        assert not bank._keys[:, count * PIXELS :].any()
-        assert not bank._values[:, count * PIXELS :].any()
+        for rows in rows_of(bank):
+            assert rows.shape[1] == capacity // PIXELS
+            assert not rows[:, count:].any()
     assert capacities == [1, 2, 4, 4, 8, 8, 8, 8, 16]
 
 
 def test_rows_are_written_once_and_never_moved():
     bank, _ = filled(3)
-    kept = bank._keys[:, : 3 * PIXELS].clone()
+    kept = [rows[:, :3].clone() for rows in rows_of(bank)]
     for temporary in (True, False, True, False, False):
         bank.append(*frame(), temporary=temporary)
-    assert torch.equal(bank._keys[:, : 3 * PIXELS], kept)
+    assert all(torch.equal(rows[:, :3], old) for rows, old in zip(rows_of(bank), kept, strict=True))
 
 
 @pytest.mark.parametrize("later", [0, 2])
 def test_a_known_size_is_made_at_once(later):
     bank = MemoryBank(frames=10)
     bank.append(*frame(1))
-    storage = bank._keys.data_ptr()
+    storage = [rows.data_ptr() for rows in rows_of(bank)]
     assert bank.nbytes == 4 * 10 * PIXELS * (CK + CV)
     for _ in range(8):
         bank.append(*frame(1))
     bank.append(*frame(1), temporary=True)
-    assert bank._keys.data_ptr() == storage
+    assert [rows.data_ptr() for rows in rows_of(bank)] == storage
     for _ in range(later):  # it was wrong: the bank grows on
         bank.append(*frame(1))
     assert bank.rows == [(10 + max(0, later - 1)) * PIXELS]

@@ -1,70 +1,116 @@
-"""The memory bank: the keys and values of the frames that are remembered, in slots made beforehand.
+"""The memory bank: the keys and values of the frames that are remembered.
 
-O objects, Ck key width, Cv value width, h and w the frame at stride 16; a memory row is one of a frame's h*w pixels.
+O objects, Ck key width, Cv value width, h and w the frame at stride 16; a slot is one frame of one object, its memory
+rows are the frame's h*w pixels.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from stm_fast.ops import memory_read
+from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
+from stm_fast.memory.places import storage_of
+from stm_fast.memory.policy import Slot, eviction_of, victim
+from stm_fast.memory.reading import Reading, nothing_read, read_part, usage_of
+from stm_fast.memory.sharded import Shard
+from stm_fast.memory.storage import FrameLayout, Storage
 
 
 class MemoryBank:
-    """Keys [O, capacity, Ck] and values [O, capacity, Cv], of which each object uses its own first rows.
+    """Slots of rows, of which each object uses its own first ones.
 
-    A row is written once and never moved: the bank grows by doubling (or to its known size), not by concatenation.
-    Objects that appear later have fewer rows than the others; spare rows are zero. A temporary frame lies behind the
-    rows that stay, and the next frame takes its place.
+    The order of memory rows does not matter to a read. So a frame that is evicted is overwritten by the one that comes,
+    and rows are never moved (but where a cap in bytes is shared with objects that come later). A temporary frame lies
+    in the slot behind those that stay, and the next frame takes its place.
 
     Args:
+        config: what is kept, in which format, and where; by default everything, on the device of what is appended.
         frames: how many frames the bank will hold, the temporary one included, where that is known.
         backend: as in :func:`stm_fast.ops.memory_read`.
+        shard: the part of the slots that lies in this process, where several share a bank.
     """
 
-    def __init__(self, *, frames: int | None = None, backend: str = "auto") -> None:
-        self._known_frames = frames
+    def __init__(
+        self,
+        config: MemoryConfig | None = None,
+        *,
+        frames: int | None = None,
+        backend: str = "auto",
+        shard: Shard | None = None,
+    ) -> None:
+        self._config = config or MemoryConfig()
+        self._known_slots = frames
         self._backend = backend
-        self._keys: Tensor | None = None  # [O, capacity, Ck]
-        self._values: Tensor | None = None  # [O, capacity, Cv]
-        self._lengths: list[int] = []  # rows that stay, of each object
-        self._temporary = 0  # rows of the temporary frame, behind those
+        self._shard = shard or Shard()
+        self._eviction = eviction_of(self._config)
+        self._measures_usage = self._config.capped and self._eviction.needs_usage
+        self._layout: FrameLayout | None = None
+        self._storage: Storage | None = None
+        self._slots: list[list[Slot]] = []  # the frames that stay, of each object, in the order of its slots
+        self._temporary: list[bool] = []  # whether a temporary frame lies behind those
+        self._appended = 0
 
     @property
     def objects(self) -> int:
         """How many objects the bank holds."""
-        return len(self._lengths)
+        return len(self._slots)
+
+    @property
+    def frames(self) -> list[list[int]]:
+        """The numbers of the frames that stay, of each object, in the order of its slots."""
+        return [[slot.frame for slot in slots] for slots in self._slots]
 
     @property
     def rows(self) -> list[int]:
-        """How many rows a read of each object sees."""
-        return [length + self._temporary for length in self._lengths]
+        """How many rows a read of each object sees, on all ranks."""
+        rows = 0 if self._layout is None else self._layout.rows
+        return [count * rows for count in self._counts]
 
     @property
     def nbytes(self) -> int:
-        """What the bank holds in memory, in bytes, spare rows included."""
-        return 0 if self._keys is None or self._values is None else self._keys.nbytes + self._values.nbytes
+        """What the rows take here, in bytes, spare ones included, wherever they lie."""
+        return 0 if self._storage is None else self._storage.nbytes
 
-    def append(self, key: Tensor, value: Tensor, *, temporary: bool = False) -> None:
+    def append(
+        self,
+        key: Tensor,
+        value: Tensor,
+        *,
+        temporary: bool = False,
+        permanent: bool = False,
+        frame: int | None = None,
+    ) -> None:
         """Remembers a frame for every object; objects beyond those known are new and start here.
+
+        Where the memory is full another frame makes room; where none may, because all are permanent, this one is
+        temporary.
 
         Args:
             key: ``[O, Ck, h, w]``.
             value: ``[O, Cv, h, w]``.
             temporary: the frame is there until the next one is appended.
+            permanent: the frame is never evicted.
+            frame: its number in the video, by default how many were appended before.
 
         Raises:
-            ValueError: fewer objects than the bank holds, or widths and dtypes that are not the bank's.
+            ValueError: fewer objects than the bank holds, or widths, sizes and dtypes that are not the bank's.
+            InputError: no room for a permanent frame, or a disk that is full.
         """
-        self._check(key, value)
-        self._lengths += [0] * (key.shape[0] - self.objects)
-        frame_rows = key.shape[2] * key.shape[3]
-        keys, values = self._reserve(key, value, max(self._lengths, default=0) + frame_rows)
-        for index, length in enumerate(self._lengths):
-            keys[index, length : length + frame_rows] = key[index].flatten(1).T
-            values[index, length : length + frame_rows] = value[index].flatten(1).T
-        self._temporary = frame_rows if temporary else 0
-        if not temporary:
-            self._lengths = [length + frame_rows for length in self._lengths]
+        storage = self._storage_for(key, value)
+        number = self._appended if frame is None else frame
+        self._appended += 1
+        most = self._most_that_stay(storage, key.shape[0])
+        self._welcome(storage, key.shape[0], most, number)
+        targets = [self._place(slots, number, temporary, permanent, most) for slots in self._slots]
+        self._temporary = [target == len(slots) for target, slots in zip(targets, self._slots, strict=True)]
+        here = self._shard.count(max(self._counts, default=0))
+        storage.reserve(self.objects, here, None if most is None else self._shard.most(most + self._config.previous))
+        for index, target in enumerate(targets):
+            if target is not None and self._shard.holds(target):
+                rows = key[index].flatten(1).T, value[index].flatten(1).T  # [R, Ck], [R, Cv]
+                storage.write(index, self._shard.local(target), *rows)
 
     def read(self, query_key: Tensor) -> Tensor:
         """What each object's memory says of every pixel of the current frame (STM section 3.2).
@@ -74,65 +120,186 @@ class MemoryBank:
 
         Returns:
             ``[O, Cv, h, w]``.
+
+        Raises:
+            ValueError: nothing was appended yet.
+            RankLostError: another rank that shares the bank is gone.
         """
-        if self._keys is None or self._values is None:
+        if self._layout is None or self._storage is None:
             raise ValueError("MemoryBank.read: found an empty bank, expected at least one frame")
-        rows = self.rows
-        longest = max(rows, default=0)
-        as_long = min(rows, default=0) == longest
-        lengths = None if as_long else torch.tensor(rows, dtype=torch.int32, device=query_key.device)
-        read = memory_read(
-            query_key.flatten(2).mT,  # [1, h*w, Ck]
-            self._keys[:, :longest],
-            self._values[:, :longest],
-            lengths=lengths,
-            backend=self._backend,
-        )
-        assert isinstance(read, Tensor)
-        return read.mT.reshape(self.objects, -1, *query_key.shape[2:])
+        mine, lse_by_slot = self._read_here(query_key.flatten(2).mT, self._layout, self._storage)
+        whole = self._shard.join(mine)
+        if self._measures_usage:
+            self._measure_usage(lse_by_slot, whole)
+        out = whole.out.to(query_key.dtype)  # [O, M, Cv]
+        return out.mT.reshape(self.objects, self._layout.value_dim, *query_key.shape[2:])
 
     def remove(self, indices: list[int]) -> None:
         """Forgets objects; the others move up."""
         kept = [index for index in range(self.objects) if index not in indices]
-        self._lengths = [self._lengths[index] for index in kept]
-        if self._keys is not None and self._values is not None:
-            self._keys, self._values = self._keys[kept], self._values[kept]
+        self._slots = [self._slots[index] for index in kept]
+        self._temporary = [self._temporary[index] for index in kept]
+        if self._storage is not None:
+            self._storage.keep(kept)
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._keys = self._values = None
-        self._lengths, self._temporary = [], 0
+        if self._storage is not None:
+            self._storage.close()
+        self._layout = self._storage = None
+        self._slots, self._temporary, self._appended = [], [], 0
 
-    def _check(self, key: Tensor, value: Tensor) -> None:
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole bank as tensors, to be saved before the next append: they may share memory with the bank.
+
+        Rows of a bank on disk are mapped, so saving them one by one takes little memory.
+        """
+        slots = [slot for slots in self._slots for slot in slots]
+        state = {
+            "kind": torch.tensor(list(self._kind.encode()), dtype=torch.uint8),
+            "appended": torch.tensor(self._appended),
+            "counts": torch.tensor([len(slots) for slots in self._slots], dtype=torch.int64),
+            "temporary": torch.tensor(self._temporary, dtype=torch.bool),
+            "frame": torch.tensor([slot.frame for slot in slots], dtype=torch.int64),
+            "permanent": torch.tensor([slot.permanent for slot in slots], dtype=torch.bool),
+            "usage": torch.tensor([slot.usage for slot in slots], dtype=torch.float64),
+            "reads": torch.tensor([slot.reads for slot in slots], dtype=torch.int64),
+        }
+        if self._layout is not None and self._storage is not None:
+            state["sizes"] = torch.tensor(self._layout[:3])
+            state["dtype"] = torch.empty(0, dtype=self._layout.dtype)
+            counts = [self._shard.count(count) for count in self._counts]
+            rows = self._storage.state_dict(counts)
+            state |= {f"storage.{name}": tensor for name, tensor in rows.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+        """Becomes the bank that gave this state, bit for bit.
+
+        Args:
+            state: from `state_dict` of a bank of the same configuration and shard.
+            device: the model's.
+
+        Raises:
+            ValueError: the state of a bank that keeps its rows in another way.
+        """
+        found = bytes(state["kind"].tolist()).decode()
+        if found != self._kind:
+            raise ValueError(f"MemoryBank.load_state_dict: found a bank of {found}, expected {self._kind}")
+        self.clear()
+        self._appended = int(state["appended"])
+        columns = (state[name].tolist() for name in ("frame", "permanent", "usage", "reads"))
+        slots = iter([Slot(*row) for row in zip(*columns, strict=True)])
+        self._slots = [[next(slots) for _ in range(count)] for count in state["counts"].tolist()]
+        self._temporary = state["temporary"].tolist()
+        if "sizes" in state:
+            self._layout = FrameLayout(*state["sizes"].tolist(), state["dtype"].dtype, torch.device(device))
+            self._storage = self._new_storage(self._layout)
+            rows = {name: tensor for name, tensor in state.items() if name.startswith("storage.")}
+            self._storage.load_state_dict({name.removeprefix("storage."): rows[name] for name in rows})
+            self._storage.reserve(self.objects, 0, None)
+
+    @property
+    def _counts(self) -> list[int]:
+        """How many slots of each object a read sees, on all ranks."""
+        return [len(slots) + temporary for slots, temporary in zip(self._slots, self._temporary, strict=True)]
+
+    @property
+    def _kind(self) -> str:
+        config, shard = self._config, self._shard
+        pages = "" if config.place == "device" else f" in pages of {config.page_bytes} bytes"
+        return f"{config.storage} rows on the {config.place}{pages}, rank {shard.rank} of {shard.world}"
+
+    def _storage_for(self, key: Tensor, value: Tensor) -> Storage:
+        """The storage, made for the first frame that comes and checked against every later one."""
         found = f"key {tuple(key.shape)}, value {tuple(value.shape)}"
         if key.ndim != 4 or value.ndim != 4 or key.shape[0] != value.shape[0] or key.shape[2:] != value.shape[2:]:
             raise ValueError(f"MemoryBank.append: found {found}, expected [O, Ck, h, w] and [O, Cv, h, w]")
         if key.shape[0] < self.objects:
             raise ValueError(f"MemoryBank.append: found {found}, expected at least {self.objects} objects")
-        for name, new, old in (("key", key, self._keys), ("value", value, self._values)):
-            if old is not None and (new.shape[1] != old.shape[2] or new.dtype != old.dtype):
-                expected = f"width {old.shape[2]} and {old.dtype}"
+        rows = key.shape[2] * key.shape[3]
+        if self._layout is None or self._storage is None:
+            self._layout = FrameLayout(rows, key.shape[1], value.shape[1], key.dtype, key.device)
+            self._storage = self._new_storage(self._layout)
+        if rows != self._layout.rows:
+            raise ValueError(f"MemoryBank.append: found {found}, expected {self._layout.rows} pixels a frame")
+        for name, new, width in (("key", key, self._layout.key_dim), ("value", value, self._layout.value_dim)):
+            if new.shape[1] != width or new.dtype != self._layout.dtype:
+                expected = f"width {width} and {self._layout.dtype}"
                 raise ValueError(
                     f"MemoryBank.append: {name}: found {new.shape[1]} and {new.dtype}, expected {expected}"
                 )
+        return self._storage
 
-    def _reserve(self, key: Tensor, value: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Room for every object and `rows` rows each."""
-        held = 0 if self._keys is None else self._keys.shape[1]
-        if rows > held:
-            known = 0 if self._known_frames is None else self._known_frames * key.shape[2] * key.shape[3]
-            held = max(rows, known, 2 * held)
-        self._keys = _grown(self._keys, key, held)
-        self._values = _grown(self._values, value, held)
-        return self._keys, self._values
+    def _new_storage(self, layout: FrameLayout) -> Storage:
+        known = None if self._known_slots is None else self._shard.most(self._known_slots)
+        return storage_of(self._config, layout, known)
 
+    def _most_that_stay(self, storage: Storage, objects: int) -> int | None:
+        """How many frames of each object may stay, the temporary one not counted; None where nothing says."""
+        most, nbytes = self._config.max_frames, self._config.max_bytes
+        if nbytes is None or objects == 0:
+            return most
+        within = storage.slots_within(nbytes, objects) * self._shard.world - self._config.previous
+        if within < 1:
+            raise InputError(f"max_bytes: {nbytes} bytes do not hold one frame of {objects} objects to stay")
+        return within if most is None else min(most, within)
 
-def _grown(old: Tensor | None, like: Tensor, rows: int) -> Tensor:
-    """A slot tensor [O, rows, C] with the old one's content; itself where it is large enough. Spare rows are zero."""
-    if old is not None and old.shape[:2] == (like.shape[0], rows):
-        return old
-    # zeros, not empty: a NaN in a spare row would reach the sums as 0 * NaN in code that does not mask
-    new = like.new_zeros(like.shape[0], rows, like.shape[1])
-    if old is not None:
-        new[: old.shape[0], : old.shape[1]] = old
-    return new
+    def _welcome(self, storage: Storage, objects: int, most: int | None, number: int) -> None:
+        """Makes place in the books for new objects, and in the memory where they take a part of a cap in bytes."""
+        self._slots += [[] for _ in range(objects - self.objects)]
+        for index, slots in enumerate(self._slots):
+            while most is not None and len(slots) > most:
+                if self._shard.world > 1:
+                    raise InputError(
+                        "max_bytes: a memory that is shared by ranks takes no objects later; use max_frames"
+                    )
+                gone, last = self._victim(slots, number), len(slots) - 1
+                storage.move(index, last, gone)
+                slots[gone] = slots[last]
+                slots.pop()
+
+    def _place(self, slots: list[Slot], number: int, temporary: bool, permanent: bool, most: int | None) -> int | None:
+        """The slot that a frame goes to, with the books kept: one behind those that stay is the temporary frame's."""
+        if temporary:
+            return len(slots)
+        if most is None or len(slots) < most:
+            slots.append(Slot(number, permanent))
+            return len(slots) - 1
+        if not permanent and all(slot.permanent for slot in slots):
+            return len(slots) if self._config.previous else None
+        target = self._victim(slots, number)
+        slots[target] = Slot(number, permanent)
+        return target
+
+    def _victim(self, slots: list[Slot], number: int) -> int:
+        index = victim(self._eviction, slots, number)
+        if index is None:
+            raise InputError(
+                f"frame {number}: the memory is full of {len(slots)} frames with given masks, which are never evicted; "
+                "expected a larger cap, or fewer masks"
+            )
+        return index
+
+    def _read_here(self, query: Tensor, layout: FrameLayout, storage: Storage) -> tuple[Reading, list[Tensor]]:
+        """Reads the slots that lie in this process; with lse [O, M] of every slot where usage is measured."""
+        counts = [self._shard.count(count) for count in self._counts]
+        reading, lse_by_slot = None, []
+        for part in storage.parts(counts) if max(counts, default=0) else ():
+            for piece in part.slots(layout.rows) if self._measures_usage else (part,):
+                found = read_part(query, piece, layout.rows, self._backend)
+                reading = found if reading is None else reading.joined(found)
+                if self._measures_usage:
+                    lse_by_slot.append(found.lse)
+        return reading or nothing_read(query, self.objects, layout.value_dim), lse_by_slot
+
+    def _measure_usage(self, lse_by_slot: list[Tensor], whole: Reading) -> None:
+        """Adds what this read used of every slot to the books."""
+        mine = whole.lse.new_zeros(self.objects, len(lse_by_slot))  # [O, local slots]
+        for slot, lse in enumerate(lse_by_slot):
+            mine[:, slot] = usage_of(lse, whole.lse)
+        usages = self._shard.join_usage(mine, max(self._counts, default=0)).tolist()
+        for slots, usage in zip(self._slots, usages, strict=True):
+            for slot, used in zip(slots, usage, strict=False):
+                slot.usage += used
+                slot.reads += 1

@@ -1,0 +1,127 @@
+"""What a memory row is kept as: floats, or integers and fp8 with scales.
+
+A slot is one frame of one object: R = h*w rows of key (Ck) and value (Cv). A format turns it into fields, each
+[R, W] (by row) or [1, W] (by slot), and fields back into rows.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Fields = dict[str, Tensor]
+
+
+class Field(NamedTuple):
+    """The shape of one field of a slot."""
+
+    rows: int  # R, or 1 where the whole slot shares it
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.width * self.dtype.itemsize
+
+
+class Format(Protocol):
+    """One way to keep rows."""
+
+    def fields(self, rows: int, key_dim: int, value_dim: int) -> dict[str, Field]:
+        """The fields of a slot."""
+        ...
+
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """Whether `decode` to this dtype only gives views: then it takes no memory and no time."""
+        ...
+
+    def encode(self, key: Tensor, value: Tensor) -> Fields:
+        """The fields, each [rows, W], of one slot: key [R, Ck], value [R, Cv]."""
+        ...
+
+    def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Fields [O, slots, rows, W] to key [O, slots*R, Ck] and value [O, slots*R, Cv]."""
+        ...
+
+
+class FloatFormat:
+    """Rows as they are, in one float dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def fields(self, rows: int, key_dim: int, value_dim: int) -> dict[str, Field]:
+        return {"key": Field(rows, key_dim, self._dtype), "value": Field(rows, value_dim, self._dtype)}
+
+    def keeps(self, dtype: torch.dtype) -> bool:
+        return dtype == self._dtype
+
+    def encode(self, key: Tensor, value: Tensor) -> Fields:
+        return {"key": key.to(self._dtype), "value": value.to(self._dtype)}
+
+    def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return fields["key"].to(dtype).flatten(1, 2), fields["value"].to(dtype).flatten(1, 2)
+
+
+class ScaledFormat:
+    """One byte a number: keys centred on their slot's mean and scaled by row, values scaled by channel of a slot.
+
+    A mean that all keys of a read share adds the same to every score of a query, and cancels in the softmax; so
+    centring costs no accuracy and takes away the largest part of a key. The mean here is each slot's own and is added
+    again when rows are decoded, so scores and lse are those of whole keys and parts merge as they are.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._integer = not dtype.is_floating_point
+        self._largest = float(torch.iinfo(dtype).max if self._integer else torch.finfo(dtype).max)
+
+    def fields(self, rows: int, key_dim: int, value_dim: int) -> dict[str, Field]:
+        return {
+            "key": Field(rows, key_dim, self._dtype),
+            "key_scale": Field(rows, 1, torch.float32),
+            "key_mean": Field(1, key_dim, torch.float32),
+            "value": Field(rows, value_dim, self._dtype),
+            "value_scale": Field(1, value_dim, torch.float32),
+        }
+
+    def keeps(self, dtype: torch.dtype) -> bool:
+        return False
+
+    def encode(self, key: Tensor, value: Tensor) -> Fields:
+        key, value = key.float(), value.float()
+        key_mean = key.mean(0, keepdim=True)  # [1, Ck]
+        key = key - key_mean
+        key_scale = self._scale(key.abs().amax(1, keepdim=True))  # [R, 1]
+        value_scale = self._scale(value.abs().amax(0, keepdim=True))  # [1, Cv]
+        return {
+            "key": self._rounded(key / key_scale),
+            "key_scale": key_scale,
+            "key_mean": key_mean,
+            "value": self._rounded(value / value_scale),
+            "value_scale": value_scale,
+        }
+
+    def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        key = fields["key"].float().mul_(fields["key_scale"]).add_(fields["key_mean"])  # [O, slots, R, Ck]
+        value = fields["value"].float().mul_(fields["value_scale"])  # [O, slots, R, Cv]
+        return key.to(dtype).flatten(1, 2), value.to(dtype).flatten(1, 2)
+
+    def _scale(self, largest: Tensor) -> Tensor:
+        # zeros have any scale; the smallest normal number keeps 0 / scale finite
+        return (largest / self._largest).clamp(min=torch.finfo(torch.float32).tiny)
+
+    def _rounded(self, scaled: Tensor) -> Tensor:
+        # a scale that was clamped or rounded may leave a number just outside, and e4m3 has no infinity: it gives NaN
+        scaled = scaled.clamp(-self._largest, self._largest)
+        return (scaled.round() if self._integer else scaled).to(self._dtype)
+
+
+def format_of(storage: str, model_dtype: torch.dtype) -> Format:
+    """The format that MemoryConfig.storage names, for a model of this dtype."""
+    if storage == "model":
+        return FloatFormat(model_dtype)
+    if storage in ("int8", "fp8"):
+        return ScaledFormat(torch.int8 if storage == "int8" else torch.float8_e4m3fn)
+    dtype: torch.dtype = getattr(torch, storage)
+    return FloatFormat(dtype)

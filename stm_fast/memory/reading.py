@@ -1,0 +1,49 @@
+"""A read of a memory that comes in parts: each part is read by itself, and the reads are joined exactly."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stm_fast.memory.storage import Part
+from stm_fast.ops import memory_read, merge_reads
+
+
+class Reading(NamedTuple):
+    """What a query found in some part of a memory, or in all of it."""
+
+    out: Tensor  # [O, M, Cv]
+    lse: Tensor  # [O, M]
+
+    def joined(self, other: "Reading") -> "Reading":
+        """With the reading of another part; sums in float32 at least, because every part would add a rounding."""
+        dtype = torch.promote_types(self.out.dtype, torch.float32)
+        return Reading(*merge_reads([self.out.to(dtype), other.out.to(dtype)], [self.lse, other.lse]))
+
+
+def read_part(query: Tensor, part: Part, rows: int, backend: str) -> Reading:
+    """Reads one part: query ``[1, M, Ck]``, `rows` memory rows a slot.
+
+    A backend that reads quantised rows would come in here, before they are decoded.
+    """
+    fewest, most = min(part.counts), part.key.shape[1] // rows
+    lengths = None
+    if fewest < most:
+        lengths = torch.tensor([count * rows for count in part.counts], dtype=torch.int32, device=query.device)
+    return Reading(*memory_read(query, part.key, part.value, lengths=lengths, return_lse=True, backend=backend))
+
+
+def nothing_read(query: Tensor, objects: int, value_dim: int) -> Reading:
+    """The reading of no rows at all."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out = query.new_zeros(objects, query.shape[1], value_dim, dtype=dtype)
+    return Reading(out, query.new_full(out.shape[:2], -torch.inf, dtype=dtype))
+
+
+def usage_of(part_lse: Tensor, lse: Tensor) -> Tensor:
+    """The softmax weight of a part, summed over the queries: ``sum_i exp(lse_part_i - lse_i)`` [O], from two [O, M].
+
+    It is the `usage` that memory_read() can return, summed over the part's rows. But lse is all it needs, which every
+    backend has, and it is right in the whole memory and not in the part alone.
+    """
+    return (part_lse - lse).exp().nan_to_num(nan=0.0).sum(1)

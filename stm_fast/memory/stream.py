@@ -1,0 +1,108 @@
+"""Pages through two buffers on the model's device: while one is read, the next page is copied into the other."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from stm_fast.memory.pages import Pages
+
+# the pages of one step, by object; None where an object has none
+Step = Sequence[int | None]
+
+
+class PageStream:
+    """Copies pages to a device, one page of every object a step.
+
+    On a GPU copies run on a stream of their own: they wait until the buffer's last read is done, and the read waits
+    until the copy is done. The host never waits.
+
+    Args:
+        pages: where pages come from.
+        page_bytes: of a page.
+        device: where they go.
+    """
+
+    def __init__(self, pages: Pages, page_bytes: int, device: torch.device) -> None:
+        self._pages, self._page_bytes, self._device = pages, page_bytes, device
+        self._buffers: list[Tensor] = []  # two of [O, page_bytes]
+        self._cuda = _CudaOrder(device) if device.type == "cuda" else None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers)
+
+    def steps(self, steps: Sequence[Step]) -> Iterator[Tensor]:
+        """Each step's pages on the device, uint8 [O, page_bytes]; they live until the next step is asked for."""
+        self._make_buffers(len(steps[0]))
+        self._expect(steps[0])
+        self._copy(steps, 0)
+        for number in range(len(steps)):
+            self._copy(steps, number + 1)
+            if self._cuda is not None:
+                self._cuda.wait_for_copy(number % 2)
+            yield self._buffers[number % 2]
+            if self._cuda is not None:
+                self._cuda.read_is_done(number % 2)
+
+    def close(self) -> None:
+        """Gives the buffers back."""
+        self._buffers = []
+
+    def _make_buffers(self, objects: int) -> None:
+        if not self._buffers or self._buffers[0].shape[0] != objects:
+            self._buffers = []  # the old ones go before the new ones come
+            size = (objects, self._page_bytes)
+            self._buffers = [torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(2)]
+            if self._cuda is not None:
+                self._cuda.buffers_are_new()
+
+    def _copy(self, steps: Sequence[Step], number: int) -> None:
+        if number >= len(steps):
+            return
+        if number + 1 < len(steps):
+            self._expect(steps[number + 1])
+        if self._cuda is None:
+            self._fill(number % 2, steps[number])
+        else:
+            with self._cuda.copying(number % 2):
+                self._fill(number % 2, steps[number])
+
+    def _fill(self, buffer: int, step: Step) -> None:
+        for index, page in enumerate(step):
+            if page is not None:
+                self._buffers[buffer][index].copy_(self._pages.open(page), non_blocking=True)
+
+    def _expect(self, step: Step) -> None:
+        for page in step:
+            if page is not None:
+                self._pages.expect(page)
+
+
+class _CudaOrder:
+    """The two waits between copies and reads, as events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies = torch.cuda.Stream(device)
+        self._copied, self._read = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
+
+    def buffers_are_new(self) -> None:
+        # their memory may be what an earlier kernel of this stream still uses
+        for buffer in range(2):
+            self.read_is_done(buffer)
+
+    @contextmanager
+    def copying(self, buffer: int) -> Iterator[None]:
+        self._copies.wait_event(self._read[buffer])
+        with torch.cuda.stream(self._copies):
+            yield
+            self._copied[buffer].record()
+
+    def wait_for_copy(self, buffer: int) -> None:
+        torch.cuda.current_stream(self._device).wait_event(self._copied[buffer])
+
+    def read_is_done(self, buffer: int) -> None:
+        self._read[buffer].record(torch.cuda.current_stream(self._device))
