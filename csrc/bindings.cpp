@@ -118,13 +118,24 @@ stm_fast::ReadProblem<Stored> problem_of(const Arguments& a) {
   return problem;
 }
 
-stm_fast::Parallel parallel() {
-  return {torch::stable::get_num_threads(), [](Index count, const std::function<void(Index)>& task) {
-            torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+// As many threads as PyTorch may use, but none with less to do than it costs to wake it.
+stm_fast::Parallel parallel(const Arguments& a) {
+  constexpr double least_products = 1e6;
+  const double products = static_cast<double>(a.value.size(0)) * static_cast<double>(a.query.size(1)) *
+                          static_cast<double>(a.key.size(1)) * static_cast<double>(a.key.size(2) + a.value.size(2));
+  const Index most = torch::stable::get_num_threads();
+  const Index threads = products >= least_products * most ? most : 1 + static_cast<Index>(products / least_products);
+  return {threads, [threads](Index count, const std::function<void(Index)>& task) {
+            const auto run = [&](int64_t begin, int64_t end) {
               for (Index i = begin; i < end; ++i) {
                 task(i);
               }
-            });
+            };
+            if (threads == 1) {
+              run(0, count);
+            } else {
+              torch::stable::parallel_for(0, count, stm_fast::divide_up(count, threads), run);
+            }
           }};
 }
 
@@ -168,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor
                               : torch::stable::new_empty(value, {0}, accumulation);
   for_dtype(query.scalar_type(), [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
-    stm_fast::memory_read(problem_of<Stored>(arguments), parallel(), data_of<Stored>(out), data_of<T>(lse),
+    stm_fast::memory_read(problem_of<Stored>(arguments), parallel(arguments), data_of<Stored>(out), data_of<T>(lse),
                           return_usage ? data_of<T>(usage) : nullptr);
   });
   return {out, lse, usage};
@@ -199,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
   Tensor grad_selection = zeros_like(selection, query);
   for_dtype(type, [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
-    stm_fast::memory_read_backward(problem_of<Stored>(arguments), parallel(),
+    stm_fast::memory_read_backward(problem_of<Stored>(arguments), parallel(arguments),
                                    {.grad_out = batch_of<Stored>(grad_out),
                                     .grad_lse = batch_of<T>(grad_lse),
                                     .out = batch_of<Stored>(out),
