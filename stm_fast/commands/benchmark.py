@@ -13,7 +13,8 @@ from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.benchmarking.plots import HOW_TO_GET_PLOTS, plots_available, write_plots
 from stm_fast.benchmarking.records import Record, write_record
 from stm_fast.benchmarking.routes import ROUTES
-from stm_fast.benchmarking.runner import Selection, run_benchmark
+from stm_fast.benchmarking.runner import run_benchmark
+from stm_fast.benchmarking.selection import Selection
 from stm_fast.benchmarking.table import render
 from stm_fast.benchmarking.workload import DTYPES, PASSES, Shape, grid, parse_shape
 from stm_fast.errors import InputError

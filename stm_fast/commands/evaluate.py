@@ -22,6 +22,7 @@ from stm_fast.evaluation.benchmark_sets import (
     write_zip,
 )
 from stm_fast.evaluation.record import Record, make_record, write_record
+from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
 from stm_fast.evaluation.shards import rank, shard, wait_for_all
 from stm_fast.evaluation.tables import print_tables, write_tables
@@ -52,6 +53,9 @@ def evaluate(
     max_size: Annotated[int | None, typer.Option(help="Longest shorter side, in pixels, for the network.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Average over sizes: one --scale for each.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with mirrored frames.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html, a page that needs nothing else.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score; one for each core.")] = None,
     device: Device = "auto",
     backend: Backend = "auto",
@@ -61,10 +65,13 @@ def evaluate(
     Under torchrun the sequences are shared out; a second run goes on where the first one ended.
     """
     split = split or _DEFAULT_SPLITS[benchmark]
+    if report and output is None:
+        raise InputError("--output: missing, needed for --report")
     if only_score is not None:
-        sequences, scores = _score_only(*only_score, benchmark, data, split, workers)
+        pairs = _pairs(*only_score, benchmark, data, split)
+        scores = score_sequences(pairs, workers)
         record = make_record({"set": benchmark.value, "split": split, "results": str(only_score[0])}, scores, [])
-        _finish(record, scores, split, output)
+        _finish(record, scores, pairs, output, report)
         return
     if data is None or output is None:
         raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
@@ -77,10 +84,11 @@ def evaluate(
     if rank() == 0:
         if weights is None:
             print("stm-fast: no --weights given: the network is untrained and the scores mean nothing", file=sys.stderr)
-        scores = _score_output(sequences, output, workers)
+        pairs = [(sequence, output / MASKS / sequence.name) for sequence in _annotated(sequences)]
+        scores = score_sequences(pairs, workers)
         record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
         _hand_in(benchmark, sequences, scores, output)
-        _finish(record, scores, split, output)
+        _finish(record, scores, pairs, output, report)
 
 
 def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inference, run: Record) -> None:
@@ -99,19 +107,17 @@ def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inferen
     wait_for_all()
 
 
-def _score_output(sequences: list[Sequence], output: Path, workers: int | None) -> list[ObjectScore]:
-    """The scores of the sequences whose annotations are there."""
+def _annotated(sequences: list[Sequence]) -> list[Sequence]:
+    """The sequences that can be scored here."""
     annotated = [sequence for sequence in sequences if sequence.fully_annotated]
     if len(annotated) < len(sequences):
         missing = len(sequences) - len(annotated)
         print(f"stm-fast: {missing} of {len(sequences)} sequences are not scored: not annotated", file=sys.stderr)
-    return score_sequences(((sequence, output / MASKS / sequence.name) for sequence in annotated), workers)
+    return annotated
 
 
-def _score_only(
-    results: Path, truth: Path, benchmark: str, data: Path | None, split: str, workers: int | None
-) -> tuple[list[Sequence], list[ObjectScore]]:
-    """Scores a folder of results: the split's sequences where --data says which, all that have results otherwise."""
+def _pairs(results: Path, truth: Path, benchmark: str, data: Path | None, split: str) -> list[tuple[Sequence, Path]]:
+    """What of a folder of results is scored: the split's sequences where --data says which, or all that are there."""
     if not results.is_dir():
         raise InputError(f"{results}: no such folder of results")
     if data is not None:
@@ -126,7 +132,7 @@ def _score_only(
         raise InputError(f"{results}: found no results of the sequences of {truth}, expected a folder for each")
     if len(pairs) < len(named):
         print(f"stm-fast: {results} has {len(pairs)} of the {len(named)} sequences of {truth}", file=sys.stderr)
-    return [sequence for sequence, _ in pairs], score_sequences(pairs, workers)
+    return pairs
 
 
 def _hand_in(benchmark: str, sequences: list[Sequence], scores: list[ObjectScore], output: Path) -> None:
@@ -137,7 +143,10 @@ def _hand_in(benchmark: str, sequences: list[Sequence], scores: list[ObjectScore
         write_zip(sequences, output, output / "submission.zip", prefix="")
 
 
-def _finish(record: Record, scores: list[ObjectScore], split: str, output: Path | None) -> None:
+def _finish(
+    record: Record, scores: list[ObjectScore], pairs: list[tuple[Sequence, Path]], output: Path | None, report: bool
+) -> None:
+    split = record["run"]["split"]
     if scores:
         print_tables(scores, split)
     if record["speed"] is not None:
@@ -148,6 +157,8 @@ def _finish(record: Record, scores: list[ObjectScore], split: str, output: Path 
     if scores:
         write_tables(scores, split, output)
     write_record(record, output / "results.json")
+    if report:
+        write_report(record, scores, {pair[0].name: pair for pair in pairs}, output / "report.html")
 
 
 def _print_speed(speed: Record) -> None:
