@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em } h3 { font-size:
 table { border-collapse: collapse } td, th { padding: .15em .8em; text-align: right; border-bottom: 1px solid #e3e7ec }
 td:first-child, th:first-child { text-align: left } td { font-variant-numeric: tabular-nums }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(520px, 1fr)); gap: 0 1.5em }
-td:has(.bar) { text-align: left } .bar { background: #3b7dd8; height: .8em; display: inline-block }
+td:has(.bar), .facts td { text-align: left } .bar { background: #3b7dd8; height: .8em; display: inline-block }
 .strip { display: flex; flex-wrap: wrap; gap: 8px } figure { margin: 0 } figcaption { font-size: .85em; color: #5a6573 }
 figure img { display: block; margin-bottom: 2px } svg { width: 100%; height: auto }
 svg text { font-size: 11px; fill: #5a6573 } svg .grid { stroke: #e3e7ec }
@@ -59,8 +59,8 @@ def write_report(
         _speed_section(record),
         _worst_section(scores, results),
         _curves_section(scores),
-        _table_section("Configuration", record["run"]),
-        _table_section("Environment", record["environment"]),
+        _facts_section("Configuration", record["run"]),
+        _facts_section("Environment", record["environment"]),
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     page = f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
@@ -133,9 +133,18 @@ def _curves_section(scores: list[ObjectScore]) -> str:
     return f'<h2>J (solid) and F (dashed) over time</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
-def _table_section(title: str, content: Mapping[str, Any]) -> str:
-    rows = [[str(key), str(value)] for key, value in content.items()]
-    return f"<h2>{title}</h2>{_table(['', ''], rows)}"
+def _facts_section(title: str, facts: Mapping[str, Any]) -> str:
+    rows = [[name, str(value)] for name, value in _flat(facts)]
+    return f'<h2>{title}</h2><div class="facts">{_table([], rows)}</div>'
+
+
+def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Facts within facts get joined names."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", deeper) for inner, deeper in _flat(value))
+        else:
+            yield name, value
 
 
 def _table(header: list[str], rows: list[list[str]], escaped: bool = False) -> str:
