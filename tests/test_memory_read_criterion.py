@@ -23,10 +23,7 @@ if torch.cuda.is_available():
     RUNS += [pytest.param(*run, marks=pytest.mark.gpu) for run in on_gpu]
 
 # what a backend does not have yet. Strict: once it is built the test fails until the name is taken out
-NOT_BUILT = {
-    "cpp": {"l2", "top_k", "usage"},
-    "triton": {"l2", "top_k", "usage", "gradients"},
-}
+NOT_BUILT = {"triton": {"l2", "top_k", "usage", "gradients"}}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -31,7 +31,9 @@ def rounded_once(case: ReadCase, doubles: Tensors, dtype: torch.dtype, upstream:
     inputs = read_inputs(case, doubles)
     one_sign = inputs._replace(query=inputs.query.abs(), key=-inputs.key.abs())
     score = reference.affinity_scores(inputs, torch.float64)  # [B, M, N]
-    counted = reference.largest_scores(score, inputs.top_k) if inputs.top_k else score > -torch.inf
+    counted = score > -torch.inf
+    if inputs.top_k:
+        counted &= reference.largest_scores(score, inputs.top_k)
     size = reference.affinity_scores(one_sign, torch.float64).abs().masked_fill(~counted, 0)
     exact_score = score.detach().masked_fill(~counted, -torch.inf)
     affinity, lse = reference.softmax_and_lse(off_by_one_rounding(exact_score, size.detach()))  # [B, M, N], [B, M]
