@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.objects import impose, label, split_mask
-from stm_fast.memory import MemoryBank, stays
+from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.ops import memory_read
 
@@ -40,7 +40,8 @@ class _Seen(NamedTuple):
 
     frame: Tensor  # [3, h, w]
     objects: Tensor  # [O, h, w] soft masks
-    stays: bool
+    frame_index: int
+    given_ids: list[int]  # of the objects whose masks came from the user
 
 
 class VideoSegmenter:
@@ -52,6 +53,7 @@ class VideoSegmenter:
         max_size: frames whose shorter side is longer are made that small for the network; masks come back at the
             frame's own size.
         backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
+        shard: this process's part of the memory, where several segment the same video together.
 
     Raises:
         InputError: a `max_size` below 16, or a backend that is unknown or cannot run here.
@@ -64,6 +66,7 @@ class VideoSegmenter:
         memory: MemoryConfig | None = None,
         max_size: int | None = None,
         backend: str = "auto",
+        shard: Shard | None = None,
     ) -> None:
         if max_size is not None and max_size < 16:
             raise InputError(f"max_size: found {max_size}, expected at least 16")
@@ -72,7 +75,8 @@ class VideoSegmenter:
         self._memory = memory or MemoryConfig()
         self._max_size = max_size
         known = self._memory.frames
-        self._bank = MemoryBank(frames=None if known is None else known + self._memory.previous, backend=backend)
+        slots = None if known is None else known + self._memory.previous
+        self._bank = MemoryBank(self._memory, frames=slots, backend=backend, shard=shard)
         self._ids: list[int] = []
         self._frame_count = 0
         self._size: tuple[int, ...] | None = None
@@ -89,7 +93,14 @@ class VideoSegmenter:
         return self._bank
 
     @torch.inference_mode()
-    def step(self, frame: Tensor, mask: Tensor | None = None, objects: Sequence[int] | None = None) -> Tensor:
+    def step(
+        self,
+        frame: Tensor,
+        mask: Tensor | None = None,
+        objects: Sequence[int] | None = None,
+        *,
+        memorize: bool = True,
+    ) -> Tensor:
         """Segments the next frame of the video.
 
         A mask may come with any frame. Where it has an object, it is taken as right; objects that it does not speak
@@ -99,6 +110,7 @@ class VideoSegmenter:
             frame: ``[3, H, W]``, float in [0, 1] or uint8, RGB.
             mask: ``[H, W]`` object ids, or ``[O, H, W]`` one plane in [0, 1] an object; planes that overlap share.
             objects: the ids that the mask speaks of; needed with planes, by default those that occur.
+            memorize: False leaves the memory as it is: the frame neither stays nor is the previous one of the next.
 
         Returns:
             ``[1 + O, H, W]`` float32 probabilities that sum to 1 over the channels; channel 0 is the background, the
@@ -106,10 +118,15 @@ class VideoSegmenter:
 
         Raises:
             InputError: a frame or a mask whose size differs from the video's, a float frame in 0..255, a mask without
-                objects or with ids outside 1..255. Nothing has happened then: the frame may be given again.
+                objects or with ids outside 1..255, or one that is not to be memorized. Nothing has happened then: the
+                frame may be given again.
             TypeError: a frame of another dtype.
         """
         self._check_frame(frame)
+        if mask is not None and not memorize:
+            raise InputError(
+                f"frame {self._frame_count}: found a mask that is not to be memorized, expected one or other"
+            )
         size = tuple(frame.shape[1:])
         given = None if mask is None else self._given(mask, size, objects)
         self._size = size
@@ -124,7 +141,8 @@ class VideoSegmenter:
             prob = impose(prob, self._ids, ids, _resized(planes, small_size))
             self._ids += [object_id for object_id in ids if object_id not in self._ids]
         if self._ids:
-            self._seen = _Seen(small, prob[1:], stays(self._memory, self._frame_count, given is not None))
+            given_ids = [] if given is None else given[0]
+            self._seen = _Seen(small, prob[1:], self._frame_count, given_ids) if memorize else None
         self._frame_count += 1
         return full
 
@@ -160,11 +178,14 @@ class VideoSegmenter:
 
     def _memorize_seen(self) -> None:
         """Puts the previous frame into the memory, for good or for this step (STM section 3.4)."""
-        if self._seen is None or not (self._seen.stays or self._memory.previous):
+        seen, self._seen = self._seen, None
+        if seen is None:
             return
-        key, value = self._model.memorize(self._seen.frame, self._seen.objects)
-        self._bank.append(key, value, temporary=not self._seen.stays)
-        self._seen = None
+        for_good = stays(self._memory, seen.frame_index, bool(seen.given_ids))
+        if for_good or self._memory.previous:
+            key, value = self._model.memorize(seen.frame, seen.objects)
+            given = [index for index, object_id in enumerate(self._ids) if object_id in seen.given_ids]
+            self._bank.append(key, value, temporary=not for_good, permanent=given, frame=seen.frame_index)
 
     def _predict(self, frame: Tensor, given: tuple[list[int], Tensor] | None) -> Tensor:
         """The probabilities [1 + O, h, w] of the objects that exist."""

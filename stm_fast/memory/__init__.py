@@ -2,5 +2,6 @@
 
 from stm_fast.memory.bank import MemoryBank
 from stm_fast.memory.policy import frames_that_stay, stays
+from stm_fast.memory.sharded import RankLostError, Shard
 
-__all__ = ["MemoryBank", "frames_that_stay", "stays"]
+__all__ = ["MemoryBank", "RankLostError", "Shard", "frames_that_stay", "stays"]

@@ -4,7 +4,7 @@ O objects, Ck key width, Cv value width, h and w the frame at stride 16; a slot 
 rows are the frame's h*w pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class MemoryBank:
         value: Tensor,
         *,
         temporary: bool = False,
-        permanent: bool = False,
+        permanent: Collection[int] = (),
         frame: int | None = None,
     ) -> None:
         """Remembers a frame for every object; objects beyond those known are new and start here.
@@ -91,7 +91,7 @@ class MemoryBank:
             key: ``[O, Ck, h, w]``.
             value: ``[O, Cv, h, w]``.
             temporary: the frame is there until the next one is appended.
-            permanent: the frame is never evicted.
+            permanent: the objects, by index, of which the frame is never evicted.
             frame: its number in the video, by default how many were appended before.
 
         Raises:
@@ -103,7 +103,10 @@ class MemoryBank:
         self._appended += 1
         most = self._most_that_stay(storage, key.shape[0])
         self._welcome(storage, key.shape[0], most, number)
-        targets = [self._place(slots, number, temporary, permanent, most) for slots in self._slots]
+        targets = [
+            len(slots) if temporary else self._place(slots, Slot(number, index in permanent), most)
+            for index, slots in enumerate(self._slots)
+        ]
         self._temporary = [target == len(slots) for target, slots in zip(targets, self._slots, strict=True)]
         here = self._shard.count(max(self._counts, default=0))
         storage.reserve(self.objects, here, None if most is None else self._shard.most(most + self._config.previous))
@@ -193,10 +196,12 @@ class MemoryBank:
         self._slots = [[next(slots) for _ in range(count)] for count in state["counts"].tolist()]
         self._temporary = state["temporary"].tolist()
         if "sizes" in state:
-            self._layout = FrameLayout(*state["sizes"].tolist(), state["dtype"].dtype, torch.device(device))
+            rows, key_dim, value_dim = state["sizes"].tolist()
+            self._layout = FrameLayout(rows, key_dim, value_dim, state["dtype"].dtype, torch.device(device))
             self._storage = self._new_storage(self._layout)
-            rows = {name: tensor for name, tensor in state.items() if name.startswith("storage.")}
-            self._storage.load_state_dict({name.removeprefix("storage."): rows[name] for name in rows})
+            prefix = "storage."
+            kept = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+            self._storage.load_state_dict(kept)
             self._storage.reserve(self.objects, 0, None)
 
     @property
@@ -259,17 +264,15 @@ class MemoryBank:
                 slots[gone] = slots[last]
                 slots.pop()
 
-    def _place(self, slots: list[Slot], number: int, temporary: bool, permanent: bool, most: int | None) -> int | None:
-        """The slot that a frame goes to, with the books kept: one behind those that stay is the temporary frame's."""
-        if temporary:
-            return len(slots)
+    def _place(self, slots: list[Slot], new: Slot, most: int | None) -> int | None:
+        """The slot that a frame gets, with the books kept; one behind those that stay is the temporary frame's."""
         if most is None or len(slots) < most:
-            slots.append(Slot(number, permanent))
+            slots.append(new)
             return len(slots) - 1
-        if not permanent and all(slot.permanent for slot in slots):
+        if not new.permanent and all(slot.permanent for slot in slots):
             return len(slots) if self._config.previous else None
-        target = self._victim(slots, number)
-        slots[target] = Slot(number, permanent)
+        target = self._victim(slots, new.frame)
+        slots[target] = new
         return target
 
     def _victim(self, slots: list[Slot], number: int) -> int:
@@ -296,8 +299,8 @@ class MemoryBank:
     def _measure_usage(self, lse_by_slot: list[Tensor], whole: Reading) -> None:
         """Adds what this read used of every slot to the books."""
         mine = whole.lse.new_zeros(self.objects, len(lse_by_slot))  # [O, local slots]
-        for slot, lse in enumerate(lse_by_slot):
-            mine[:, slot] = usage_of(lse, whole.lse)
+        for index, lse in enumerate(lse_by_slot):
+            mine[:, index] = usage_of(lse, whole.lse)
         usages = self._shard.join_usage(mine, max(self._counts, default=0)).tolist()
         for slots, usage in zip(self._slots, usages, strict=True):
             for slot, used in zip(slots, usage, strict=False):

@@ -34,7 +34,7 @@ class PageLayout:
     def fields(self, page: Tensor) -> Fields:
         """Views [..., slots, rows, W] of the fields in pages uint8 [..., page_bytes]."""
         return {
-            name: page[..., start:end].view(field.dtype).unflatten(-1, (self.slots, field.rows, field.width))
+            name: page[..., start:end].view(field.dtype).view(*page.shape[:-1], self.slots, field.rows, field.width)
             for name, (start, end, field) in self._places.items()
         }
 

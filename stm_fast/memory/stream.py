@@ -86,8 +86,8 @@ class _CudaOrder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._copies = torch.cuda.Stream(device)
-        self._copied, self._read = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._copied, self._read = _two_events(), _two_events()
 
     def buffers_are_new(self) -> None:
         # their memory may be what an earlier kernel of this stream still uses
@@ -106,3 +106,7 @@ class _CudaOrder:
 
     def read_is_done(self, buffer: int) -> None:
         self._read[buffer].record(torch.cuda.current_stream(self._device))
+
+
+def _two_events() -> list[torch.cuda.Event]:
+    return [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
