@@ -1,4 +1,4 @@
-"""The command line: stm-fast demo | segment | evaluate | convert | info."""
+"""The command line: stm-fast demo | segment | evaluate | benchmark | convert | info."""
 
 import platform
 import sys
@@ -12,6 +12,7 @@ import torch
 import typer
 from typer.core import TyperGroup
 
+from stm_fast.commands.benchmark import benchmark
 from stm_fast.commands.common import Arch, Architecture, Backend, Device, Overwrite, Weights, load_model, progress_bar
 from stm_fast.commands.evaluate import evaluate
 from stm_fast.config import MemoryConfig
@@ -176,6 +177,7 @@ def info() -> None:
 app.command(
     epilog="Example: stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth"
 )(evaluate)
+app.command(epilog="Example: stm-fast benchmark --shapes 480p-T5-O1,480p-T20-O1 --passes forward")(benchmark)
 
 
 def _task(weights: Path | None) -> str:

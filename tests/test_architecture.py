@@ -20,6 +20,7 @@ FLOORS = {
     "video": 2,
     "inference": 3,
     "data": 3,
+    "benchmarking": 4,
     "evaluation": 4,
     "training": 5,
     "commands": 6,

@@ -1,0 +1,100 @@
+"""Writes the tables of README.md and benchmarks/README.md from benchmarks/results/memory-read-*.json.
+
+python benchmarks/make_tables.py rewrites only what stands between the two marks; a second run changes nothing.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stm_fast.benchmarking import Record, Row, read_record
+from stm_fast.benchmarking.routes import OURS, ROUTES
+from stm_fast.benchmarking.units import bytes_text, rate_text, seconds_text
+from stm_fast.errors import InputError
+from stm_fast.video.whole_file import whole_file
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"
+# README shows the forward read, benchmarks/README.md everything
+DOCUMENTS = {HERE.parent / "README.md": ("forward",), HERE / "README.md": ("forward", "backward", "top-k")}
+
+
+def main() -> int:
+    try:
+        records = [read_record(path) for path in sorted((HERE / "results").glob("memory-read-*.json"))]
+        for document, passes in DOCUMENTS.items():
+            with whole_file(document) as partial:
+                partial.write_text(with_figures(document, records, passes))
+    except InputError as error:
+        print(f"make_tables: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def with_figures(document: Path, records: Sequence[Record], passes: Sequence[str]) -> str:
+    """The text of a document with the figures of today between its marks."""
+    text = document.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"{document}: expected the lines {BEGIN} and {END} once each, in this order")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{figures(records, passes)}\n{END}{rest.split(END)[1]}"
+
+
+def figures(records: Sequence[Record], passes: Sequence[str]) -> str:
+    """Markdown of every record; a kind of device without one is not measured yet."""
+    parts = [_record(record, passes) for record in records]
+    for device, name in (("cpu", "CPU"), ("cuda", "GPU")):
+        if not any(record.machine["device"] == device for record in records):
+            parts.append(f"{name}: not measured yet.")
+    return "\n\n".join(parts)
+
+
+def _record(record: Record, passes: Sequence[str]) -> str:
+    machine = record.machine
+    where = machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    huge_pages = f", THP_MEM_ALLOC_ENABLE={machine['THP_MEM_ALLOC_ENABLE']}" if machine["THP_MEM_ALLOC_ENABLE"] else ""
+    head = (
+        f"**{where}**, torch {machine['torch']}, triton {machine['triton']}{huge_pages}, commit "
+        f"{str(machine['commit'])[:12]}, {str(machine['date'])[:10]}. Median, share of a torch.mm of the same run "
+        f"({_ceilings(record.rows)}), memory beyond inputs and results."
+    )
+    kinds = dict.fromkeys((row.dtype, row.pass_name) for row in record.rows if row.pass_name in passes)
+    return "\n\n".join([head, *(_table(record.rows, dtype, pass_name) for dtype, pass_name in kinds)])
+
+
+def _ceilings(rows: Sequence[Row]) -> str:
+    best: dict[str, float] = {}
+    for row in rows:
+        if row.pass_name == "matrix product" and row.tflop_per_second is not None:
+            best[row.dtype] = max(best.get(row.dtype, 0.0), row.tflop_per_second)
+    return ", ".join(f"{dtype} at best {rate_text(rate)}" for dtype, rate in best.items())
+
+
+def _table(rows: Sequence[Row], dtype: str, pass_name: str) -> str:
+    """Routes by shapes; routes that never ran stand below, with their reasons."""
+    chosen = [row for row in rows if (row.dtype, row.pass_name) == (dtype, pass_name)]
+    shapes = list(dict.fromkeys(row.shape for row in chosen))
+    cells = {(row.route, row.shape): row for row in chosen}
+    ran = [route for route in ROUTES if any(row.route == route and row.seconds is not None for row in chosen)]
+    lines = [f"| {pass_name}, {dtype} | {' | '.join(shapes)} |", f"|---{'|---' * len(shapes)}|"]
+    for route in ran:
+        name = f"**{route}**" if route in OURS else route
+        lines.append(f"| {name} | {' | '.join(_cell(cells.get((route, shape))) for shape in shapes)} |")
+    reasons = {row.route: row.refused for row in chosen if row.refused and row.route not in ran}
+    below = (
+        [f"Did not run: {'; '.join(f'{route} ({reason})' for route, reason in reasons.items())}."] if reasons else []
+    )
+    return "\n\n".join(["\n".join(lines), *below])
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row.seconds is None or row.fraction_of_mm is None:
+        return str(row.refused)
+    parts = (seconds_text(row.seconds), f"{100 * row.fraction_of_mm:.0f} %", bytes_text(row.extra_bytes))
+    return ", ".join(part for part in parts if part)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

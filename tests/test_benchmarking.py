@@ -1,0 +1,388 @@
+"""The benchmark: its arithmetic, every route once, refusals, the JSON file, tables, plots and the command."""
+
+import json
+import math
+import time
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import make_tables
+from stm_fast.__main__ import app
+from stm_fast.benchmarking import (
+    PASSES,
+    ROUTES,
+    Record,
+    Row,
+    Selection,
+    Workload,
+    grid,
+    parse_shape,
+    read_record,
+    run_benchmark,
+    runner,
+    write_record,
+)
+from stm_fast.benchmarking.accuracy import Exact
+from stm_fast.benchmarking.extra_memory import extra_cpu_bytes
+from stm_fast.benchmarking.inputs import in_layout, make_inputs
+from stm_fast.benchmarking.machine import describe_machine
+from stm_fast.benchmarking.plots import write_plots
+from stm_fast.benchmarking.refusals import refusal
+from stm_fast.benchmarking.rounds import quantiles, take_turns
+from stm_fast.benchmarking.table import render
+from stm_fast.benchmarking.timing import Reading, make_call
+from stm_fast.errors import InputError
+
+TINY = "2x3-T2-O2"  # 6 queries, 12 memory rows, 2 objects
+COMPILED = ("compile", "compile-dynamic", "flex")
+# what a CPU has, without the routes that are compiled first
+PLAIN = ("published", "last-dim", "chunks", "sdpa", "sdpa-math", "sdpa-flash-split", "cpp", "reference")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def work(pass_name="forward", shape=TINY, dtype=torch.float32):
+    return Workload(parse_shape(shape), dtype, pass_name, "cpu")
+
+
+def select(*routes, passes=PASSES, shapes=(TINY,), **settings):
+    settings = {"seconds": 0.0, "rounds": 2, "memory": False} | settings
+    return Selection(tuple(map(parse_shape, shapes)), (torch.float32,), passes, routes, "cpu", **settings)
+
+
+def rows_of(selection):
+    return [row for rows in run_benchmark(selection) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "queries", "rows", "objects", "frames"),
+    [
+        ("480p-T20-O3", 1620, 32400, 3, 20),
+        ("720p-T1-O1", 3600, 3600, 1, 1),
+        ("1080p-T5-O10", 8160, 40800, 10, 5),
+        ("8x14-T1-O1", 112, 112, 1, 1),
+        ("M48-N32400-O1", 48, 32400, 1, 675),
+    ],
+)
+def test_shapes_by_name(name, queries, rows, objects, frames):
+    shape = parse_shape(name)
+    assert (shape.queries, shape.rows, shape.objects, shape.frames) == (queries, rows, objects, frames)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "480p", "480p-T0-O1", "480p-T1-O0", "0x4-T1-O1", "240p-T1-O1", "M4-N5", "480p-T1-O1 "]
+)
+def test_other_texts_are_no_shapes(text):
+    with pytest.raises(InputError, match=r"^shape: found .* expected for example"):
+        parse_shape(text)
+
+
+def test_the_grid_is_that_of_the_issue():
+    assert len(grid()) == 3 * 5 * 3
+    assert grid()[0].name == "480p-T1-O1"
+    assert grid()[-1].name == "1080p-T1000-O10"
+    assert len({shape.series for shape in grid()}) == 3 * 3
+
+
+def test_flop_by_hand():
+    # 6 x 12 x 2 = 144 pairs; 1280, 2816 and 256 FLOP each; 12 of at most 30 rows selected
+    assert work("forward").flop == 144 * 1280
+    assert work("backward").flop == 144 * 2816
+    assert work("top-k").flop == 144 * 256 + 2 * (2 * 6 * 12 * 512)
+    assert work("top-k", "M6-N100-O2").flop == 2 * 6 * 100 * 256 + 2 * (2 * 6 * 30 * 512)
+
+
+def test_bytes_by_hand():
+    query, key, value, out = 6 * 128, 2 * 12 * 128, 2 * 12 * 512, 2 * 6 * 512
+    assert work("forward").bytes == 4 * (query + key + value + out)
+    assert work("forward", dtype=torch.bfloat16).bytes == 2 * (query + key + value + out)
+    assert work("backward").bytes == 4 * 2 * (query + key + value + out)
+    assert work("top-k").bytes == work("forward").bytes
+    # one query selects 30 of 100 rows of value
+    assert work("top-k", "M1-N100-O1").bytes == 4 * (128 + 100 * 128 + 30 * 512 + 512)
+    assert work().input_bytes == 4 * (query + key + value)
+    assert work().affinity_bytes == 4 * 144
+
+
+def test_layouts_hold_the_same_numbers():
+    inputs = make_inputs(parse_shape(TINY), torch.float32, "cpu", seed=0)
+    channels = in_layout(inputs, "channels")
+    for row_major, channel_major in zip(inputs, channels, strict=True):
+        assert torch.equal(row_major, channel_major)
+        assert channel_major.mT.is_contiguous()
+        assert row_major.is_contiguous()
+
+
+def test_routes_on_a_cpu_once():
+    rows = rows_of(select(*(name for name in ROUTES if name not in COMPILED)))
+    timed = {(row.route, row.pass_name): row for row in rows if row.seconds is not None}
+    assert timed.pop(("torch.mm", "matrix product")).fraction_of_mm == 1
+    dense = {(route, pass_name) for route in PLAIN for pass_name in ("forward", "backward")}
+    assert set(timed) == dense | {(route, "top-k") for route in ("published", "last-dim", "chunks", "cpp", "reference")}
+    assert all(row.error < 1e-5 for row in timed.values())
+    for row in timed.values():
+        assert row.rounds == 2
+        assert row.seconds_20 <= row.seconds <= row.seconds_80
+        assert row.tflop_per_second == pytest.approx(work(row.pass_name).flop / row.seconds / 1e12)
+        assert row.gb_per_second == pytest.approx(work(row.pass_name).bytes / row.seconds / 1e9)
+    refused = {(row.route, row.pass_name): row.refused for row in rows if row.refused}
+    assert "same last dim" in refused["sdpa-flash", "forward"]
+    assert "CUDA" in refused["triton", "forward"]
+    assert refused["sdpa", "top-k"] == "it has no top-k"
+    assert refused["flex-32x32", "backward"] == "it runs on cuda tensors only"
+    assert len(timed) + len(refused) == len(PASSES) * (len(ROUTES) - len(COMPILED))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_compiled_routes_on_a_cpu_once():
+    rows = {(row.route, row.pass_name): row for row in rows_of(select("compile", "flex", passes=("forward",)))}
+    for route in ("compile", "flex"):
+        assert rows[route, "forward"].error < 1e-5
+        assert rows[route, "forward"].first_call_seconds > rows[route, "forward"].seconds
+
+
+def test_several_chunks_are_one_read():
+    inputs = make_inputs(parse_shape("M300-N20-O2"), torch.float32, "cpu", seed=0)[:3]
+    for pass_name in ("forward", "top-k"):
+        chunked, whole = (ROUTES[name].build(work(pass_name)) for name in ("chunks", "last-dim"))
+        with torch.no_grad():
+            torch.testing.assert_close(chunked(*inputs), whole(*inputs))
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_the_error_is_that_of_the_result(pass_name):
+    workload = work(pass_name, "M100-N40-O2")
+    inputs = make_inputs(workload.shape, workload.dtype, "cpu", seed=0)
+    call = make_call(pass_name, ROUTES["published"].build(workload))
+    results = call.timed(call.before(inputs))
+    exact = Exact(workload, inputs)
+    assert exact.error(results) < 1e-5
+    assert exact.error((1.01 * results[0],)) == pytest.approx(0.01, rel=1e-3)
+    assert exact.error((results[0] * math.nan,)) == math.inf
+
+
+def test_a_wrong_route_gets_no_time(monkeypatch):
+    wrong = replace(ROUTES["published"], build=lambda workload: lambda query, key, value: value[:, : query.shape[1]])
+    monkeypatch.setitem(ROUTES, "published", wrong)
+    (row,) = (row for row in rows_of(select("published", passes=("forward",))) if row.route == "published")
+    assert row.refused.startswith("wrong result: relative error")
+    assert row.seconds is None
+
+
+def test_what_does_not_fit_is_a_result(monkeypatch):
+    # 1000 x 1000: inputs in two layouts take 6.1 MB, two affinities 8 MB; 10 x 9000: the inputs alone 46 MB
+    monkeypatch.setattr(runner, "free_bytes", lambda device: 8_500_000)
+    rows = rows_of(select("published", "cpp", passes=("forward",), shapes=("M1000-N1000-O1", "M10-N9000-O1")))
+    found = {(row.shape, row.route): row for row in rows}
+    assert found["M1000-N1000-O1", "published"].refused == "needs about 0.008 GB, 0.0085 GB are free"
+    assert found["M1000-N1000-O1", "cpp"].seconds > 0
+    assert found["M10-N9000-O1", "cpp"].refused == "needs about 0.0461 GB, 0.0085 GB are free"
+
+
+def test_out_of_time_is_a_result():
+    rows = rows_of(select("published", "cpp", deadline=0.0))
+    assert {row.refused for row in rows} == {"out of time"}
+    assert len(rows) == 2 * len(PASSES)
+
+
+def test_routes_take_turns():
+    order = []
+
+    def turn(name):
+        def take(index):
+            order.append((name, index))
+            return Reading(1.0, 1.0)
+
+        return take
+
+    readings = take_turns([turn("a"), turn("b"), turn("c")], seconds=0.0, rounds=2)
+    assert order == [(name, index) for index in range(2) for name in "abc"]
+    assert [len(found) for found in readings] == [2, 2, 2]
+
+
+def test_a_route_that_fails_late_ends_its_own_part_alone():
+    def fails(index):
+        if index:
+            raise torch.OutOfMemoryError("no room")
+        return Reading(1.0, 1.0)
+
+    good, bad = take_turns([lambda index: Reading(1.0, 1.0), fails], seconds=0.0, rounds=3)
+    assert len(good) == 3
+    assert isinstance(bad, torch.OutOfMemoryError)
+
+
+def test_rounds_end_at_the_deadline_after_one():
+    (readings,) = take_turns([lambda index: Reading(1.0, 1.0)], 100.0, rounds=50, end=time.monotonic() - 1)
+    assert len(readings) == 1
+
+
+def test_quantiles_by_hand():
+    found = quantiles([Reading(seconds, 2 * seconds) for seconds in (5.0, 1.0, 2.0, 4.0, 3.0, 6.0)])
+    expected = {"seconds": 3.5, "seconds_20": 2.0, "seconds_80": 5.0, "host_seconds": 7.0, "rounds": 6}
+    assert found == pytest.approx(expected)
+
+
+def test_refusals_are_one_line():
+    warnings = ["Flash attention kernel not used because: (Triggered internally at /a/b.cpp:9.)", "widths differ\nmore"]
+    assert refusal(RuntimeError("\nNo kernel.\nmore"), warnings) == "RuntimeError: No kernel.; widths differ"
+    traced = ValueError("Observed\n  Developer debug context: raised exception NotImplementedError('no')\n")
+    assert refusal(traced) == "ValueError: NotImplementedError('no')"
+    assert len(refusal(ValueError("x" * 1000))) == 400
+
+
+@pytest.mark.slow
+def test_extra_memory_is_that_of_affinities():
+    # one affinity is 4 MB; the published read keeps two at its peak, softmax in place one, the C++ engine none
+    published, in_place, ours = (
+        extra_cpu_bytes(route, work(shape="M500-N2000-O1")) for route in ("published", "last-dim", "cpp")
+    )
+    assert 7e6 < published < 12e6
+    assert 3.5e6 < in_place < 7e6
+    assert ours < 3e6
+
+
+def example_record():
+    machine = describe_machine("cpu") | {"cpu": "a | processor", "commit": None}
+    small = Row("480p-T1-O1", "float32", "forward", "published", rounds=5, first_call_seconds=0.1, error=1e-7)
+    large = replace(small, shape="480p-T5-O1")
+    published = {"seconds_20": 0.01, "seconds_80": 0.3, "tflop_per_second": 0.2, "fraction_of_mm": 0.5}
+    cpp = {"seconds_20": 0.009, "seconds_80": 0.011, "tflop_per_second": 0.4, "fraction_of_mm": 1.0}
+    rows = [
+        replace(small, pass_name="matrix product", route="torch.mm", seconds=0.02, tflop_per_second=0.4),
+        replace(small, seconds=0.02, extra_bytes=2**24, gb_per_second=3.0, **published),
+        replace(large, seconds=0.2, extra_bytes=2**26, gb_per_second=3.0, **published),
+        replace(small, route="cpp", seconds=0.01, extra_bytes=10**6, gb_per_second=6.0, **cpp),
+        Row("480p-T5-O1", "float32", "forward", "cpp", "out of time"),
+        Row("480p-T1-O1", "float32", "forward", "sdpa-flash", "other widths"),
+    ]
+    return Record(machine, {}, rows)
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "found.json"
+    write_record(example_record(), path)
+    assert read_record(path) == example_record()
+    assert [file.name for file in tmp_path.iterdir()] == ["found.json"]
+    assert "\n" not in example_record().to_json()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "machine": {}, "settings": {}, "rows": [{}]}']
+)
+def test_other_files_are_no_records(text, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"other\.json: expected the JSON of stm-fast benchmark"):
+        read_record(path)
+
+
+def test_the_table_renders():
+    console = Console(width=150, file=StringIO())
+    console.print(render(example_record().rows))
+    text = console.file.getvalue()
+    (cpp,) = (line for line in text.splitlines() if " cpp " in line)
+    assert [cell.strip() for cell in cpp.strip("│ ").split("│")] == [
+        "forward", "cpp", "10 ms", "9 ms-11 ms", "400 GFLOP/s", "100 %", "6", "1.0 MB", "1.0e-07", "20.00", "100 ms",
+    ]  # fmt: skip
+    assert "forward: no sdpa-flash: other widths" in text
+
+
+def test_plots_show_the_routes(tmp_path):
+    pytest.importorskip("matplotlib")
+    paths = write_plots(example_record().rows, tmp_path / "found")
+    assert [path.name for path in paths] == [
+        "found.time.forward.float32.480p-O1.svg",
+        "found.memory.forward.float32.480p-O1.svg",
+    ]
+    assert all(path.read_text().startswith("<?xml") for path in paths)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["benchmark", *arguments])
+
+
+def test_the_command_ends_with_one_json_object(tmp_path):
+    path = tmp_path / "found.json"
+    arguments = ("--shapes", f"{TINY},2x3-T4-O2", "--routes", "published,cpp", "--passes", "forward", "--no-memory")
+    done = run(*arguments, "--seconds", "0", "--rounds", "1", "--output", str(path), "--json", "--threads", "1")
+    assert done.exit_code == 0, done.output
+    record = read_record(path)
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(path.read_text())
+    assert [row.route for row in record.rows] == 2 * ["torch.mm", "published", "cpp"]
+    assert record.machine["threads"] == 1
+    assert record.machine["torch"] == torch.__version__
+    assert str(path) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shapes", "huge"), "shape: found 'huge'"),
+        (("--routes", "cpp,fast"), "--routes: found 'fast'"),
+        (("--passes", "sideways"), "--passes: found 'sideways'"),
+        (("--dtypes", "int8"), "--dtypes: found 'int8'"),
+        (("--output", "no/such/folder/found.json"), "cannot write no/such/folder/found.json"),
+        (("--device", "cuda"), "--device: found cuda"),
+    ],
+)
+def test_wrong_choices_end_with_one_line(arguments, message, tmp_path, monkeypatch):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    monkeypatch.chdir(tmp_path)
+    done = run("--quick", *arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"stm-fast: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_are_not_overwritten_unasked(tmp_path):
+    path = tmp_path / "found.json"
+    path.write_text("mine")
+    done = run("--quick", "--output", str(path))
+    assert done.exit_code == 2
+    assert "exists already" in done.stderr
+    assert path.read_text() == "mine"
+
+
+def test_figures_are_written_between_the_marks(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text(f"before\n{make_tables.BEGIN}\nold\n{make_tables.END}\nafter\n")
+    text = make_tables.with_figures(document, [example_record()], ("forward",))
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| forward, float32 | 480p-T1-O1 | 480p-T5-O1 |" in text
+    assert "| published | 20 ms, 50 %, 16.8 MB | 200 ms, 50 %, 67.1 MB |" in text
+    assert "| **cpp** | 10 ms, 100 %, 1.0 MB | out of time |" in text
+    assert "Did not run: sdpa-flash (other widths)." in text
+    assert "GPU: not measured yet." in text
+    assert "CPU: not measured yet." not in text
+    document.write_text(text)
+    assert make_tables.with_figures(document, [example_record()], ("forward",)) == text
+
+
+def test_a_document_without_marks_is_refused(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text("nothing to see")
+    with pytest.raises(InputError, match=r"README\.md: expected the lines"):
+        make_tables.with_figures(document, [], ("forward",))
+
+
+def test_the_documents_hold_the_figures_of_the_results():
+    records = [read_record(path) for path in sorted((make_tables.HERE / "results").glob("memory-read-*.json"))]
+    for document, passes in make_tables.DOCUMENTS.items():
+        assert document.read_text() == make_tables.with_figures(document, records, passes), "run make_tables.py"
