@@ -1,0 +1,96 @@
+"""The choice of a backend: by preference, aloud in the log, and with reasons where it is refused."""
+
+import logging
+
+import pytest
+import torch
+
+from stm_fast import memory_read
+from stm_fast.ops import backends
+from stm_fast.ops.backends import Backend
+from stm_fast.ops.inputs import ReadResult
+
+
+def read():
+    return memory_read(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5), backend="auto")
+
+
+def fake(name, absent=(), refused=()):
+    def answer(inputs):
+        return ReadResult(torch.full((), ord(name[0])), torch.zeros(()), None)
+
+    return Backend(name, lambda: list(absent), lambda _inputs: list(refused), answer)
+
+
+@pytest.fixture
+def three(monkeypatch):
+    def install(*chosen):
+        monkeypatch.setattr(backends, "BACKENDS", chosen)
+
+    return install
+
+
+def test_auto_takes_the_first_that_can(three):
+    three(fake("absent", absent=["no compiler"]), fake("refuses", refused=["too big"]), fake("works"), fake("later"))
+    assert read() == ord("w")
+
+
+def test_the_log_says_the_choice_and_every_refusal(three, caplog):
+    three(fake("absent", absent=["no compiler"]), fake("refuses", refused=["too big", "too odd"]), fake("works"))
+    with caplog.at_level(logging.DEBUG, logger="stm_fast"):
+        read()
+    assert [record.getMessage() for record in caplog.records] == [
+        "memory_read: not absent: no compiler",
+        "memory_read: not refuses: too big; too odd",
+        "memory_read: works",
+    ]
+
+
+def test_an_absent_backend_is_not_asked_what_it_supports(three):
+    absent = fake("absent", absent=["no compiler"])
+    three(absent._replace(not_supported_reasons=lambda _: pytest.fail("asked")), fake("works"))
+    assert read() == ord("w")
+
+
+def test_a_named_backend_is_in_the_log_too(caplog):
+    with caplog.at_level(logging.DEBUG, logger="stm_fast"):
+        memory_read(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5), backend="reference")
+    assert [record.getMessage() for record in caplog.records] == ["memory_read: reference"]
+
+
+def test_the_order_of_preference_ends_with_the_reference_that_takes_everything():
+    assert backends.NAMES == ("triton", "cpp", "reference")
+    assert backends.BACKENDS[-1].absent_reasons() == []
+
+
+def test_a_named_backend_that_refuses_gives_every_reason(three, monkeypatch):
+    three(fake("odd", refused=["too big", "too odd"]))
+    with pytest.raises(NotImplementedError) as raised:
+        memory_read(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5), backend="odd")
+    assert str(raised.value) == "backend 'odd' cannot run this memory read: too big; too odd"
+
+
+def test_a_named_backend_that_is_absent_says_why(three):
+    three(fake("away", absent=["no compiler"]))
+    with pytest.raises(NotImplementedError, match=r"^backend 'away' cannot run this memory read: no compiler$"):
+        memory_read(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5), backend="away")
+
+
+def test_float16_on_the_cpu_is_read_by_the_reference(caplog):
+    tensors = [torch.zeros(1, rows, 3, dtype=torch.float16) for rows in (2, 4, 4)]
+    with caplog.at_level(logging.DEBUG, logger="stm_fast"):
+        memory_read(*tensors)
+    assert caplog.records[-1].getMessage() == "memory_read: reference"
+
+
+def test_the_cpp_engine_is_chosen_for_every_option_where_it_is_here(caplog):
+    cpp = next(backend for backend in backends.BACKENDS if backend.name == "cpp")
+    if cpp.absent_reasons() or torch.cuda.is_available():
+        pytest.skip("; ".join(cpp.absent_reasons()) or "a faster one is here")
+    query, key, value = torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5)
+    with caplog.at_level(logging.DEBUG, logger="stm_fast"):
+        memory_read(query, key, value)
+        memory_read(query, key, value, top_k=2, lengths=torch.tensor([3]), return_usage=True)
+        memory_read(query, key, value, similarity="l2", shrinkage=torch.ones(1, 4), selection=torch.ones(1, 2, 3))
+    chosen = [record.getMessage() for record in caplog.records if " not " not in record.getMessage()]
+    assert chosen == ["memory_read: cpp"] * 3
