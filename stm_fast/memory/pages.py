@@ -4,6 +4,7 @@ import errno
 import mmap
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Protocol
 
@@ -87,9 +88,11 @@ class DiskPages:
         self._count = 0
         self._free: list[int] = []
         try:
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by close())
+            with tempfile.TemporaryFile(dir=folder) as file:
+                self._file = os.dup(file.fileno())
         except OSError as error:
             raise InputError(f"{folder}: cannot keep the memory there: {error.strerror or error}") from None
+        self._closing = weakref.finalize(self, os.close, self._file)
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +102,7 @@ class DiskPages:
         if self._free:
             return self._free.pop()
         try:
-            os.posix_fallocate(self._file.fileno(), self._count * self._page_bytes, self._page_bytes)
+            os.posix_fallocate(self._file, self._count * self._page_bytes, self._page_bytes)
         except OSError as error:
             why = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
             raise InputError(f"{self._folder}: {why} after {self.nbytes / 1e9:.1f} GB of memory rows") from None
@@ -111,11 +114,11 @@ class DiskPages:
 
     def open(self, page: int) -> Tensor:
         # unmapped with the tensor: what is mapped counts as resident memory of this process
-        mapped = mmap.mmap(self._file.fileno(), self._used_bytes, offset=page * self._page_bytes)
+        mapped = mmap.mmap(self._file, self._used_bytes, offset=page * self._page_bytes)
         return torch.frombuffer(mapped, dtype=torch.uint8)
 
     def expect(self, page: int) -> None:
-        os.posix_fadvise(self._file.fileno(), page * self._page_bytes, self._page_bytes, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(self._file, page * self._page_bytes, self._page_bytes, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        self._file.close()
+        self._closing()
