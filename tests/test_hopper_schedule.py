@@ -1,0 +1,142 @@
+"""The Hopper kernel without a GPU: its source is simulated, warp group by warp group, in many orders."""
+
+import math
+
+import pytest
+import torch
+from gluon_simulator import SOURCE, ScheduleError, simulate
+from torch import Tensor
+
+from stm_fast.kernels.configs_hopper import HopperConfig, hopper_reasons
+from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
+from stm_fast.kernels.targets import Target
+from stm_fast.ops import memory_read, merge_reads
+
+torch.set_num_threads(1)
+
+TARGET = Target(90, processors=4)
+SMALL = HopperConfig(block_m=8, block_n=16, block_k=16, half=8)
+
+
+def make(
+    rows: int, queries: int = 8, batch: int = 1, shared_query: bool = False, shared_key: bool = False
+) -> list[Tensor]:
+    shapes = [(1 if shared_query else batch, queries, 16), (1 if shared_key else batch, rows, 16), (batch, rows, 16)]
+    return [torch.randn(shape).half() for shape in shapes]
+
+
+def plan(
+    tensors: list[Tensor], lengths: list[int] | None = None, splits: int = 1, config: HopperConfig = SMALL
+) -> tuple[Tensor, Tensor, GluonLaunch]:
+    """Outputs full of NaN, and the launch that fills them."""
+    there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    out, lse, launch = plan_forward_hopper(*tensors, there, 0.3, TARGET, splits=splits, config=config)
+    return out.fill_(math.nan), lse.fill_(math.nan), launch
+
+
+def check(
+    tensors: list[Tensor],
+    lengths: list[int] | None = None,
+    splits: int = 1,
+    seeds: int = 2,
+    config: HopperConfig = SMALL,
+    source: str = SOURCE,
+) -> None:
+    """Every order gives the read that float64 gives, up to roundings of float16."""
+    there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    exact = memory_read(*(t.double() for t in tensors), scale=0.3, lengths=there, return_lse=True, backend="reference")
+    for seed in range(seeds):
+        out, lse, launch = plan(tensors, lengths, splits, config)
+        simulate(launch, seed, source)
+        assert not out.isnan().any()
+        found = merge_reads(list(out.unbind(1)), list(lse.unbind(1)))
+        torch.testing.assert_close(found[0].double(), exact[0], rtol=0, atol=4e-3)
+        torch.testing.assert_close(found[1].double(), exact[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 33, 48, 50, 64, 65, 150])
+def test_any_number_of_steps(rows: int) -> None:
+    check(make(rows), seeds=4)
+
+
+@pytest.mark.parametrize("splits", [2, 3, 5, 8])
+@pytest.mark.parametrize("lengths", [None, [70, 0], [1, 79], [80, 16]])
+def test_parts_of_the_memory_some_empty(splits: int, lengths: list[int] | None) -> None:
+    check(make(80, batch=2), lengths, splits)
+
+
+@pytest.mark.parametrize("queries", [1, 7, 9, 20])
+@pytest.mark.parametrize(("shared_query", "shared_key"), [(False, False), (True, False), (False, True), (True, True)])
+def test_any_number_of_queries_and_shared_batches(queries: int, shared_query: bool, shared_key: bool) -> None:
+    check(make(44, queries, 3, shared_query, shared_key), [44, 24, 33])
+
+
+def test_whole_tiles() -> None:
+    query, key = torch.randn(1, 70, 128).half(), torch.randn(1, 300, 128).half()
+    check([query, key * 0.2, torch.randn(1, 300, 512).half()], [290], splits=2, seeds=1, config=HopperConfig())
+
+
+@pytest.mark.parametrize("key_dim", [8, 24])
+def test_keys_that_do_not_fill_a_tile(key_dim: int) -> None:
+    query, key = torch.randn(2, 9, key_dim).half(), torch.randn(2, 50, key_dim).half()
+    check([query, key, torch.randn(2, 50, 16).half()], config=HopperConfig(8, 16, 32, 8))
+
+
+def test_a_bank_with_spare_rows_that_hold_nan() -> None:
+    query, key, value = make(100, batch=2)
+    for rows in (key, value):
+        rows[0, 53:], rows[1, 72:] = math.nan, math.nan
+    found = plan([query, key[:, :80], value[:, :80]], [53, 72], splits=2)
+    simulate(found[2], 0)
+    exact = memory_read(query, key[:, :80], value[:, :80], scale=0.3, lengths=torch.tensor([53, 72]))
+    assert isinstance(exact, Tensor)
+    out = merge_reads(list(found[0].unbind(1)), list(found[1].unbind(1)))[0]
+    torch.testing.assert_close(out.half(), exact, rtol=0, atol=4e-3)
+
+
+# what is taken out of the source or put in its place, and what the simulator must say then
+IGNORE = "\n\n@gluon.jit\ndef ignore(*_arguments, **_options):\n    pass\n"
+BROKEN = [
+    ("mbarrier.arrive(weight_empty.index(slot), count=1)", "pass", "deadlock"),
+    ("mbarrier.arrive(value_empty.index(before * 2), count=1)", "pass", "deadlock"),
+    ("mbarrier.wait(key_empty.index(slot)", "ignore((slot)", "race"),
+    ("mbarrier.wait(value_empty.index(slot)", "ignore((slot)", "race|more arrivals"),
+    ("mbarrier.wait(weight_empty.index(slot)", "ignore((slot)", "race"),
+    ("mbarrier.wait(weight_full.index(slot), phase)", "pass", "race"),
+    ("mbarrier.wait(value_full.index(slot * 2 + 1), phase)", "pass", "race|deadlock"),
+    ("mbarrier.wait(query_full, 0)", "pass", "race"),
+    ("store(rescale)\n    fence_async_shared()", "store(rescale)", "no fence"),
+    ("rows.load(layout), 0.0))\n        fence_async_shared()", "rows.load(layout), 0.0))", "no fence"),
+    ("_wait(0, deps=[next_score, accumulator])", "_wait(1, deps=[next_score, accumulator])", "under way"),
+    ("step // STAGES & 1, pred=step < steps", "step // STAGES & 1 ^ 1, pred=step < steps", "race|deadlock"),
+    ("value_empty.index(slot * 2 + 1), count=1", "value_empty.index(slot * 2 + 1), count=2", "more arrivals"),
+    ("BLOCK_N * HALF * 2)", "BLOCK_N * HALF)", "more arrivals|deadlock|race"),
+]
+
+
+@pytest.mark.parametrize(("found", "instead", "error"), BROKEN)
+def test_the_simulator_finds_a_broken_schedule(found: str, instead: str, error: str) -> None:
+    assert found in SOURCE
+    source = SOURCE.replace(found, instead) + IGNORE
+    with pytest.raises(ScheduleError, match=error):
+        check(make(150, batch=2), [150, 120], source=source, seeds=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda q, k, v: (q.float(), k.float(), v.float()), "no kernel for torch.float32"),
+        (lambda q, k, v: (q, k, v[:, :, :256]), "values of 512 channels, found 256"),
+        (lambda q, k, v: (q.repeat(1, 1, 2), k.repeat(1, 1, 2), v), "at most 128 channels, found 256"),
+        (lambda q, k, v: (q, k.mT.contiguous().mT, v), "key: its rows are not contiguous"),
+        (lambda q, k, v: (q[:, :0], k, v), "query: it is empty"),
+        (lambda q, k, v: (q[:, :, 1:], k[:, :, 1:], v), "query: its rows do not start at multiples of 16 bytes"),
+        (lambda q, k, v: (q, k, v[:1].expand(2, -1, -1)), "value: its objects are no whole number of rows apart"),
+        (lambda q, k, v: (q, k.mT.contiguous().view(2, 30, 128)[:, :, :120], v), ""),
+    ],
+)
+def test_reads_that_it_cannot_take_have_reasons(change, reason: str) -> None:
+    query, key, value = torch.randn(2, 20, 128), torch.randn(2, 30, 128), torch.randn(2, 30, 512)
+    found = hopper_reasons(*change(query.half(), key.half(), value.half()))
+    assert bool(found) == bool(reason)
+    assert reason in "; ".join(found)
