@@ -98,6 +98,8 @@ class MemoryBank:
             ValueError: fewer objects than the bank holds, or widths, sizes and dtypes that are not the bank's.
             InputError: no room for a permanent frame, or a disk that is full.
         """
+        if temporary and not self._config.previous:
+            raise ValueError("MemoryBank.append: found a temporary frame, expected none with MemoryConfig.previous off")
         storage = self._storage_for(key, value)
         number = self._appended if frame is None else frame
         self._appended += 1
@@ -256,9 +258,7 @@ class MemoryBank:
         for index, slots in enumerate(self._slots):
             while most is not None and len(slots) > most:
                 if self._shard.world > 1:
-                    raise InputError(
-                        "max_bytes: a memory that is shared by ranks takes no objects later; use max_frames"
-                    )
+                    raise InputError("max_bytes: a memory shared by ranks takes no more objects later; cap its frames")
                 gone, last = self._victim(slots, number), len(slots) - 1
                 storage.move(index, last, gone)
                 slots[gone] = slots[last]

@@ -39,10 +39,6 @@ class Shard:
         """The slot's number on the rank where it lies."""
         return slot // self.world
 
-    def whole(self, local_slot: int) -> int:
-        """The number, among those of all ranks, of a slot that lies here."""
-        return local_slot * self.world + self.rank
-
     def count(self, slots: int) -> int:
         """How many of the first slots lie here."""
         return (slots - self.rank + self.world - 1) // self.world

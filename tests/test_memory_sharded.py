@@ -1,0 +1,148 @@
+"""A bank spread over processes: equal to one process, and an end with one line where a process is lost."""
+
+import multiprocessing
+import os
+import signal
+import time
+from datetime import timedelta
+from itertools import chain
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
+from stm_fast.memory import MemoryBank, RankLostError, Shard
+
+CK, CV, H, W = 8, 12, 3, 4
+PIXELS = H * W
+POLICIES = {
+    "everything": MemoryConfig(),
+    "oldest": MemoryConfig(max_frames=5),
+    "even": MemoryConfig(max_frames=5, evict="even"),
+    "least_used": MemoryConfig(max_frames=5, evict="least_used"),
+    "pages": MemoryConfig(place="host", page_bytes=2 * 4 * PIXELS * (CK + CV)),
+    "int8": MemoryConfig(storage="int8"),
+}
+TIMEOUT_SECONDS = 5
+
+
+def run(bank):
+    """A video with objects that come and go: what is read after every frame, and which frames are there."""
+    generator = torch.Generator().manual_seed(0)
+    reads = []
+    for number in range(14):
+        objects = 1 if number < 4 else 3
+        sizes = ((objects, CK, H, W), (objects, CV, H, W), (1, CK, H, W))
+        key, value, query_key = (torch.randn(size, generator=generator) for size in sizes)
+        if number == 10:
+            bank.remove([1])
+        bank.append(key, value, temporary=number % 3 == 2, permanent=[0] if number == 0 else [], frame=number)
+        reads.append(bank.read(query_key))
+    return reads, bank.frames, bank.rows
+
+
+def start(rank, world, folder):
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    timeout = timedelta(seconds=TIMEOUT_SECONDS)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
+    return Shard(dist.group.WORLD)
+
+
+def launch(target, world, folder):
+    """Runs `target(rank, world, folder)` in so many processes; their exit codes."""
+    context = multiprocessing.get_context("forkserver")
+    # PyTorch is imported once, and not by every rank
+    context.set_forkserver_preload(["stm_fast.memory", "torch.distributed"])
+    ranks = [context.Process(target=target, args=(rank, world, str(folder))) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in ranks]
+
+
+def run_every_policy(rank, world, folder):
+    shard = start(rank, world, folder)
+    results = {}
+    for name, config in POLICIES.items():
+        bank = MemoryBank(config, shard=shard)
+        results[name] = (*run(bank), bank.nbytes)
+        other = MemoryBank(config, shard=shard)
+        other.load_state_dict(bank.state_dict())
+        query_key = torch.randn(1, CK, H, W, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(other.read(query_key), bank.read(query_key))
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_shared_by_ranks_as_by_one(world, tmp_path):
+    assert launch(run_every_policy, world, tmp_path) == [0] * world
+    found = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
+    for name, config in POLICIES.items():
+        alone = MemoryBank(config)
+        reads, frames, rows = run(alone)
+        for rank in range(world):
+            shared_reads, shared_frames, shared_rows, nbytes = found[rank][name]
+            assert (shared_frames, shared_rows) == (frames, rows)
+            assert nbytes < alone.nbytes
+            for shared, same, one in zip(shared_reads, found[0][name][0], reads, strict=True):
+                torch.testing.assert_close(shared, one)
+                assert torch.equal(shared, same), "every rank goes on with the same bits"
+
+
+def lose_rank_1(rank, world, folder):
+    bank = MemoryBank(shard=start(rank, world, folder))
+    for number in range(100):
+        bank.append(torch.randn(1, CK, H, W), torch.randn(1, CV, H, W))
+        if (rank, number) == (1, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+        began = time.monotonic()
+        try:
+            bank.read(torch.randn(1, CK, H, W))
+        except RankLostError as error:
+            with open(f"{folder}/rank{rank}.txt", "w") as file:
+                file.write(f"{number} {time.monotonic() - began}\n{error}")
+            os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others(tmp_path):
+    assert launch(lose_rank_1, 3, tmp_path) == [0, -signal.SIGKILL, 0]
+    for rank in (0, 2):
+        first, *message = (tmp_path / f"rank{rank}.txt").read_text().splitlines()
+        number, seconds = first.split()
+        assert number == "3"
+        assert float(seconds) < TIMEOUT_SECONDS + 1
+        assert len(message) == 1
+        assert message[0].startswith(f"rank {rank} of 3: another rank is gone: ")
+
+
+def shard_of(rank, world):
+    shard = Shard()
+    shard.rank, shard.world = rank, world
+    return shard
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_every_slot_lies_on_one_rank(world):
+    shards = [shard_of(rank, world) for rank in range(world)]
+    for slots in range(17):
+        held = [[slot for slot in range(slots) if shard.holds(slot)] for shard in shards]
+        assert sorted(chain.from_iterable(held)) == list(range(slots))
+        for shard, mine in zip(shards, held, strict=True):
+            assert [shard.local(slot) for slot in mine] == list(range(shard.count(slots)))
+        assert shards[0].most(slots) == max(map(len, held))
+
+
+def test_a_cap_in_bytes_and_later_objects_are_refused():
+    bank = MemoryBank(MemoryConfig(max_bytes=6 * 4 * PIXELS * (CK + CV)), shard=shard_of(1, 2))
+    for _ in range(12):
+        bank.append(torch.randn(1, CK, H, W), torch.randn(1, CV, H, W))
+    with pytest.raises(InputError, match="shared by ranks takes no more objects"):
+        bank.append(torch.randn(2, CK, H, W), torch.randn(2, CV, H, W))
