@@ -7,7 +7,12 @@ from stm_fast.ops.functional import memory_read
 
 
 class MemoryRead(nn.Module):
-    """The memory read of STM as a layer: assigned to the published network's ``model.Memory`` it changes only its cost.
+    """The memory read of STM as a layer. It holds no weights: assigned to ``Memory`` it changes a network's cost alone.
+
+    .. code-block:: python
+
+        from stm_fast import MemoryRead
+        model.Memory = MemoryRead()   # model: the published STM, also inside a DataParallel as model.module.Memory
 
     Args:
         backend: as in :func:`stm_fast.ops.memory_read`.
@@ -34,10 +39,14 @@ class MemoryRead(nn.Module):
         """
         read = memory_read(rows(query_key), rows(memory_key), rows(memory_value), backend=self.backend)
         assert isinstance(read, Tensor)
-        read = read.mT.reshape(query_value.shape)  # [B, Cv, H, W]
-        return torch.cat([read, query_value], dim=1), None
+        return torch.cat([feature(read, query_value.shape[2:]), query_value], dim=1), None
 
 
 def rows(feature: Tensor) -> Tensor:
     """[B, C, ...] -> [B, rows, C], a view wherever the strides allow."""
     return feature.flatten(2).mT
+
+
+def feature(read: Tensor, size: tuple[int, ...]) -> Tensor:
+    """[B, rows, C] -> [B, C, *size], a view: the way back from rows()."""
+    return read.mT.reshape(read.shape[0], read.shape[2], *size)

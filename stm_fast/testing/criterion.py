@@ -51,4 +51,4 @@ def distance(approximate: Tensor, exact: Tensor) -> float:
         return 0.0
     equal_infinities = (approximate == -math.inf) & (exact == -math.inf)
     difference = (approximate.double() - exact.double()).abs().masked_fill(equal_infinities, 0)
-    return float(difference.nan_to_num(nan=math.inf).max())
+    return float(difference.nan_to_num(nan=math.inf, posinf=math.inf).max())

@@ -1,0 +1,18 @@
+"""The memory reads of the STM family, with the tensors, names and quirks of each published code."""
+
+from stm_fast.ops.adapters.affinity import Affinity
+from stm_fast.ops.adapters.aot import AOTLongTermAttention
+from stm_fast.ops.adapters.mivos import MiVOSMemoryReader
+from stm_fast.ops.adapters.stcn import STCNMemoryReader, stcn_read
+from stm_fast.ops.adapters.xmem import get_affinity, readout, xmem_read
+
+__all__ = [
+    "AOTLongTermAttention",
+    "Affinity",
+    "MiVOSMemoryReader",
+    "STCNMemoryReader",
+    "get_affinity",
+    "readout",
+    "stcn_read",
+    "xmem_read",
+]

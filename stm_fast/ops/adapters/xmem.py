@@ -1,0 +1,120 @@
+"""The memory read of XMem (Cheng and Schwing, ECCV 2022, equation 2), which Cutie and DEVA share."""
+
+from typing import Literal, overload
+
+from torch import Tensor
+
+from stm_fast.ops.adapters.affinity import Affinity
+from stm_fast.ops.layers import feature, rows
+
+
+def get_affinity(
+    mk: Tensor,
+    ms: Tensor | None,
+    qk: Tensor,
+    qe: Tensor | None,
+    *,
+    query_norm: bool | None = None,
+    top_k: int | None = None,
+    backend: str = "auto",
+) -> Affinity:
+    """What `readout` needs: a drop-in for the function of that name, as training calls it.
+
+    .. code-block:: python
+
+        # XMem: model/network.py, was: from model.memory_util import ...
+        from stm_fast.ops.adapters import get_affinity, readout
+        # Cutie: cutie/model/cutie.py, was: from cutie.model.utils.memory_utils import ...
+        from stm_fast.ops.adapters import get_affinity, readout
+        # DEVA: deva/model/network.py, was: from deva.model.memory_utils import ...
+        from stm_fast.ops.adapters import get_affinity, readout
+
+    Args:
+        mk: memory keys ``[B, Ck, ...]``.
+        ms: shrinkage ``[B, 1, ...]``, dimensions as those of `mk`; 1 when None.
+        qk: query keys ``[B, Ck, ...]``.
+        qe: selection, shape of `qk`; 1 when None.
+        query_norm: whether the scores have their ``q^2`` term. None is as published: only where there is a selection,
+            although the term does not cancel where there is a shrinkage. True is equation 2.
+    """
+    return Affinity(
+        rows(qk),
+        rows(mk),
+        "l2",
+        shrinkage=None if ms is None else ms.flatten(1),
+        selection=None if qe is None else rows(qe),
+        query_norm=qe is not None if query_norm is None else query_norm,
+        top_k=top_k,
+        backend=backend,
+    )
+
+
+def readout(affinity: Affinity, mv: Tensor) -> Tensor:
+    """Memory values ``[B, Cv, T, H, W]``, of one or of several objects side by side, to ``[B, Cv, H, W]``."""
+    return feature(affinity.read(rows(mv)), mv.shape[3:])
+
+
+@overload
+def xmem_read(
+    mk: Tensor,
+    ms: Tensor | None,
+    qk: Tensor,
+    qe: Tensor | None,
+    mv: Tensor,
+    *,
+    top_k: int | None = ...,
+    return_usage: Literal[False] = ...,
+    query_norm: bool | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def xmem_read(
+    mk: Tensor,
+    ms: Tensor | None,
+    qk: Tensor,
+    qe: Tensor | None,
+    mv: Tensor,
+    *,
+    top_k: int | None = ...,
+    return_usage: Literal[True],
+    query_norm: bool | None = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+def xmem_read(
+    mk: Tensor,
+    ms: Tensor | None,
+    qk: Tensor,
+    qe: Tensor | None,
+    mv: Tensor,
+    *,
+    top_k: int | None = 30,
+    return_usage: bool = False,
+    query_norm: bool | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The read at test time, for the ``MemoryManager`` of XMem, Cutie and DEVA: one group of objects.
+
+    .. code-block:: python
+
+        from stm_fast.ops.adapters import xmem_read   # beside the other imports
+        # was: similarity = get_similarity(...); affinity, usage = do_softmax(similarity, ...); v @ affinity
+        memory, usage = xmem_read(mk, ms, qk, qe, v, top_k=self.top_k, return_usage=True)
+
+    A later group of objects, which has the last n rows alone, is a read of ``mk[..., -n:]`` and ``ms[..., -n:]``.
+    The published code exponentiates the `top_k` scores without subtracting the largest, and needs ``top_k <= N``;
+    this read does not underflow to 0 / 0, and reads all rows where there are fewer than `top_k`.
+
+    Args:
+        mk: ``[1, Ck, N]``; `ms`: ``[1, 1, N]``; `qk` and `qe`: ``[1, Ck, M]`` or ``[1, Ck, H, W]``.
+        mv: ``[O, Cv, N]``, the values of each object.
+        return_usage: also return the usage ``[1, N]`` that decides which rows long-term memory keeps.
+        query_norm: as in :func:`get_affinity`.
+
+    Returns:
+        ``[O, Cv, M]``, and the usage where asked for.
+    """
+    affinity = get_affinity(mk, ms, qk, qe, query_norm=query_norm, top_k=top_k, backend=backend)
+    if not return_usage:
+        return affinity.read(rows(mv)).mT
+    out, usage = affinity.read_with_usage(rows(mv))
+    return out.mT, usage[: mk.shape[0]]  # the objects share one affinity, and so its usage
