@@ -45,6 +45,7 @@ def needs(case, gradients):
     return {name for name, wanted in asked.items() if wanted}
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("backend", "device", "dtype", "gradients"), RUNS, ids=str)
 def test_no_worse_than_eager(request, backend, device, dtype, gradients, case):
