@@ -9,6 +9,7 @@ STM_FAST_EXTENSION=0   the extension is not built
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -16,6 +17,13 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 WANTED = os.getenv("STM_FAST_EXTENSION", "auto")
 REASON_FILE = "_C_absent.txt"  # read by stm_fast/ops/cpp_ops.py
+
+
+def require_compiler() -> None:
+    """PyTorch's own message for a compiler that is not there names neither it nor what to do."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        raise RuntimeError(f"no C++ compiler: {compiler} was not found; install g++, or set CXX")
 
 
 class BuildOrExplain(BuildExtension):
@@ -28,6 +36,7 @@ class BuildOrExplain(BuildExtension):
         try:
             if WANTED == "0":
                 raise RuntimeError("it was switched off at build time (STM_FAST_EXTENSION=0)")
+            require_compiler()
             super().run()
         except Exception as error:
             if WANTED == "1":
