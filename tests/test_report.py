@@ -16,7 +16,7 @@ from stm_fast.evaluation.chart import HEIGHT, WIDTH, Line, line_chart
 from stm_fast.evaluation.record import make_record
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import score_sequence
-from stm_fast.evaluation.stages import STAGES
+from stm_fast.inference.stages import STAGES
 from stm_fast.video import write_mask
 
 VOID_ELEMENTS = {"meta", "img", "br", "line"}

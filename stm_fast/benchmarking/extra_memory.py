@@ -4,22 +4,17 @@ On a GPU the allocator knows. On a CPU it is the peak resident size of a fresh p
 process that has imported PyTorch and computed nothing.
 """
 
-import ctypes
-import gc
-import re
-from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
 from stm_fast.benchmarking.inputs import Inputs, in_layout, make_inputs
+from stm_fast.benchmarking.resident import CLEAR, PeakMemory
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.timing import Call, Results, make_call
 from stm_fast.benchmarking.workload import Workload
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux alone has them
 _SECONDS_AT_MOST = 300.0
 
 
@@ -33,7 +28,7 @@ def extra_cuda_bytes(call: Call, inputs: Inputs) -> int:
 
 def extra_cpu_bytes(route: str, workload: Workload) -> int | None:
     """The same of the CPU; None where the system does not tell or the process does not end well."""
-    if not _CLEAR.exists():
+    if not CLEAR.exists():
         return None
     processes = get_context("forkserver")
     processes.set_forkserver_preload([__name__])
@@ -64,24 +59,9 @@ def _measure(name: str, workload: Workload) -> int:
     call = make_call(workload.pass_name, read)
     inputs = in_layout(make_inputs(workload.shape, workload.dtype, "cpu", seed=0), route.layout)
     call.timed(call.before(inputs))  # compiles, and loads what stays loaded
-    gc.collect()
-    _give_back_free_memory()
-    _CLEAR.write_text("5")  # the peak starts anew at what is resident now
-    before = _resident("VmRSS")
-    results = call.timed(call.before(inputs))
-    return max(0, _resident("VmHWM") - before - _nbytes(results))
-
-
-def _resident(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def _give_back_free_memory() -> None:
-    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    if trim is not None:
-        trim(0)
+    with PeakMemory("cpu") as memory:
+        results = call.timed(call.before(inputs))
+    return max(0, memory.bytes - _nbytes(results))
 
 
 def _nbytes(results: Results) -> int:

@@ -25,9 +25,9 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import Sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation.augmentation import AugmentedSegmenter
-from stm_fast.evaluation.stages import StageClock
 from stm_fast.inference.objects import label
 from stm_fast.inference.overlap import Behind, ahead
+from stm_fast.inference.stages import StageClock
 from stm_fast.memory.policy import frames_that_stay
 from stm_fast.network import STM
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames

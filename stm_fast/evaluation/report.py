@@ -16,7 +16,7 @@ from stm_fast.data.sequences import Sequence
 from stm_fast.evaluation.chart import Line, line_chart
 from stm_fast.evaluation.record import Record
 from stm_fast.evaluation.scoring import ObjectScore
-from stm_fast.evaluation.stages import STAGES
+from stm_fast.inference.stages import STAGES
 from stm_fast.video import DAVIS_PALETTE, draw_overlay, read_mask
 from stm_fast.video.picture_folder import SUFFIXES
 from stm_fast.video.whole_file import whole_file
