@@ -22,8 +22,10 @@ ALL_SECONDS = 420  # then no further route is started, and the last one ends wit
 
 # what is asked first is timed first; compiled routes take some 10 s a shape before their first result
 COMPILED = ("compile", "compile-dynamic", "flex", "flex-32x32", "flex-64x32", "flex-64x64")
+DEVICE = "cuda"
 EVERY_ROUTE = ("480p-T20-O3",)
 NO_COMPILED = ("480p-T20-O1", "480p-T1-O1", "480p-T5-O1", "480p-T100-O1", "1080p-T20-O1", "480p-T1000-O1")
+FEW = ("480p-T20-O1",)  # in the other dtypes
 
 
 def main() -> int:
@@ -74,14 +76,16 @@ def time_reads(end: float) -> None:
     from stm_fast.benchmarking import PASSES, ROUTES, Record, Selection, parse_shape, run_benchmark, write_record
     from stm_fast.benchmarking.machine import describe_machine
 
-    record = Record(describe_machine("cuda"), {"tests": "passed", "runs": []})
-    path = HERE / "results" / f"memory-read-{str(record.machine['gpu']).replace(' ', '-')}.json"
+    record = Record(describe_machine(DEVICE), {"tests": "passed", "runs": []})
+    folder = HERE / "results"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"memory-read-{str(record.machine['gpu']).replace(' ', '-')}.json"
     uncompiled = tuple(route for route in ROUTES if route not in COMPILED)
     runs = [
         (EVERY_ROUTE, torch.bfloat16, tuple(ROUTES)),
         (NO_COMPILED, torch.bfloat16, uncompiled),
-        (("480p-T20-O1",), torch.float32, uncompiled),
-        (("480p-T20-O1",), torch.float16, uncompiled),
+        (FEW, torch.float32, uncompiled),
+        (FEW, torch.float16, uncompiled),
     ]
     for shapes, dtype, routes in runs:
         selection = Selection(
@@ -89,7 +93,7 @@ def time_reads(end: float) -> None:
             dtypes=(dtype,),
             passes=PASSES,
             routes=routes,
-            device="cuda",
+            device=DEVICE,
             seconds=4.0,
             deadline=max(0.0, end - time.monotonic()),
         )

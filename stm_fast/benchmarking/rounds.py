@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from stm_fast.benchmarking.refusals import refusal
 from stm_fast.benchmarking.timing import Reading
 
 _ROUNDS_AT_MOST = 200
@@ -14,13 +15,13 @@ _ROUNDS_AT_MOST = 200
 
 def take_turns(
     turns: Sequence[Callable[[int], Reading]], seconds: float, rounds: int, end: float | None = None
-) -> list[list[Reading] | Exception]:
-    """The readings of every turn, or the exception that ended its part; each turn is told the number of the round.
+) -> list[list[Reading] | str]:
+    """The readings of every turn, or why its part ended early; each turn is told the number of the round.
 
     Goes on for `seconds`, and for at least `rounds` rounds; not beyond `end` on the monotonic clock once every turn
     had one reading.
     """
-    found: list[list[Reading] | Exception] = [[] for _ in turns]
+    found: list[list[Reading] | str] = [[] for _ in turns]
     start = time.monotonic()
     for index in range(max(rounds, _ROUNDS_AT_MOST)):
         now = time.monotonic()
@@ -28,12 +29,12 @@ def take_turns(
             break
         for place, turn in enumerate(turns):
             readings = found[place]
-            if isinstance(readings, Exception):
+            if isinstance(readings, str):
                 continue
             try:
                 readings.append(turn(index))
             except Exception as error:  # out of memory once the others are there, say
-                found[place] = error
+                found[place] = refusal(error)
     return found
 
 

@@ -127,8 +127,8 @@ class _Group:
         turns = [lambda index: clock.measure(product, self._inputs["rows"][0]), *map(turn_of, entrants)]
         self._say("rounds")
         ceiling, *found = take_turns(turns, self._selection.seconds, self._selection.rounds, self._end)
-        if isinstance(ceiling, Exception):
-            raise ceiling
+        if isinstance(ceiling, str):
+            raise RuntimeError(f"{MATRIX_PRODUCT}: {ceiling}")
         times = quantiles(ceiling)
         rate = flop / times["seconds"]
         row = Row(self._shape.name, dtype_name(self._dtype), "matrix product", MATRIX_PRODUCT, **times)
@@ -170,9 +170,9 @@ class _Group:
         self._report(" ".join((self._shape.name, dtype_name(self._dtype), *what)))
 
 
-def _timed_row(entrant: Entrant, readings: list[Reading] | Exception, ceiling: float) -> Row:
-    if isinstance(readings, Exception):
-        return replace(entrant.row, refused=refusal(readings))
+def _timed_row(entrant: Entrant, readings: list[Reading] | str, ceiling: float) -> Row:
+    if isinstance(readings, str):
+        return replace(entrant.row, refused=readings)
     times = quantiles(readings)
     rate = entrant.workload.flop / times["seconds"]
     return replace(

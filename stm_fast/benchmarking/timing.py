@@ -30,9 +30,12 @@ class Reading(NamedTuple):
 
 
 def make_call(pass_name: str, read: Read) -> Call:
-    """forward and top-k: the read without gradients. backward: the gradients alone, after an untimed forward."""
+    """forward and top-k: the read without gradients. backward: the gradients alone, after an untimed forward.
+
+    The results are the read, or the gradients of query, key and value followed by the read.
+    """
     if pass_name == "backward":
-        return Call(lambda inputs: _forward_with_graph(read, inputs), lambda state: torch.autograd.grad(*state))
+        return Call(lambda inputs: _forward_with_graph(read, inputs), _gradients)
     return Call(lambda inputs: inputs, lambda inputs: _forward(read, inputs))
 
 
@@ -44,6 +47,10 @@ def _forward(read: Read, inputs: Inputs) -> Results:
 def _forward_with_graph(read: Read, inputs: Inputs) -> tuple[Tensor, list[Tensor], Tensor]:
     leaves = [tensor.detach().requires_grad_() for tensor in inputs[:3]]
     return read(*leaves), leaves, inputs.upstream
+
+
+def _gradients(state: tuple[Tensor, list[Tensor], Tensor]) -> Results:
+    return (*torch.autograd.grad(*state), state[0])
 
 
 class WallClock:

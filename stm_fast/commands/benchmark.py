@@ -1,9 +1,10 @@
 """stm-fast benchmark: what the user chooses, turned into a selection, a table, a JSON file and plots."""
 
+import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -25,10 +26,15 @@ _DEFAULT_SHAPES = {
     "cpu": "480p-T1-O1,480p-T5-O1",
     "cuda": "480p-T1-O1,480p-T5-O1,480p-T20-O1,480p-T20-O3,480p-T100-O1,1080p-T20-O1",
 }
+_DEFAULT_ROUTES = {
+    "cpu": "published,last-dim,chunks,compile,sdpa,sdpa-flash,sdpa-efficient,sdpa-flash-split,flex,cpp,reference",
+    "cuda": _ALL,
+}
 _DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16,float32"}
 _QUICK_SHAPES = "480p-T1-O1"
 _QUICK_ROUTES = "published,last-dim,chunks,sdpa,triton,cpp,reference"  # nothing that has to be compiled first
 _QUICK_SECONDS, _QUICK_ROUNDS = 2.0, 3
+_CPU_MINUTES = 2.7  # what starts before this has ended after three
 _NARROWEST = 150  # columns, where the output is no terminal
 
 
@@ -53,7 +59,10 @@ def benchmark(
     memory: Annotated[bool, typer.Option(help="Measure the extra memory.")] = True,
     seconds: Annotated[float, typer.Option(min=0, help="Spent on the rounds of one shape and dtype.")] = 10.0,
     rounds: Annotated[int, typer.Option(min=1, help="At the least.")] = 5,
-    minutes: Annotated[float | None, typer.Option(min=0, help="Then no further route is started.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help=f"Then no further route is started; {_CPU_MINUTES} for a CPU's default shapes."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One small shape, nothing compiled, few rounds.")] = False,
     json: Annotated[bool, typer.Option("--json", help="End with the JSON on one line, for scripts.")] = False,
@@ -67,11 +76,13 @@ def benchmark(
     if threads is not None:
         torch.set_num_threads(threads)
     place = _device(device)
+    if minutes is None and shapes is None and place == "cpu":
+        minutes = _CPU_MINUTES
     selection = Selection(
         shapes=_shapes(shapes or (_QUICK_SHAPES if quick else _DEFAULT_SHAPES[place])),
         dtypes=tuple(DTYPES[name] for name in _chosen("--dtypes", dtypes or _DEFAULT_DTYPES[place], DTYPES)),
         passes=_chosen("--passes", passes, PASSES),
-        routes=_chosen("--routes", routes or (_QUICK_ROUTES if quick else _ALL), ROUTES),
+        routes=_chosen("--routes", routes or (_QUICK_ROUTES if quick else _DEFAULT_ROUTES[place]), ROUTES),
         device=place,
         seconds=min(seconds, _QUICK_SECONDS) if quick else seconds,
         rounds=min(rounds, _QUICK_ROUNDS) if quick else rounds,
@@ -85,15 +96,24 @@ def benchmark(
         raise InputError(f"{output}: exists already; give another --output, or --overwrite")
     record = Record(describe_machine(place), selection.describe())
     write_record(record, output)  # a place that cannot be written to shows before anything is timed
+    _introduce(record.machine)
     _run(selection, record, output)
     if with_plots:
         for path in write_plots(record.rows, output.with_suffix("")):
             print(path)
     elif plots is None:
-        Console(stderr=True).print(f"stm-fast: {HOW_TO_GET_PLOTS}", markup=False)
+        print(f"stm-fast: {HOW_TO_GET_PLOTS}", file=sys.stderr)
     print(output)
     if json:
         print(record.to_json())
+
+
+def _introduce(machine: dict[str, Any]) -> None:
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cpu_capability']}, {machine['threads']} threads"
+    print(f"{where}, torch {machine['torch']}, commit {machine['commit']}")
+    load = machine["load_average"][0]
+    if load > 1:
+        print(f"stm-fast: this machine is busy (load {load}): compare ratios, not times", file=sys.stderr)
 
 
 def _run(selection: Selection, record: Record, output: Path) -> None:
