@@ -2,7 +2,6 @@
 
 import platform
 import sys
-from enum import StrEnum
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,9 +12,20 @@ import typer
 from typer.core import TyperGroup
 
 from stm_fast.commands.benchmark import benchmark
-from stm_fast.commands.common import Arch, Architecture, Backend, Device, Overwrite, Weights, load_model, progress_bar
+from stm_fast.commands.common import (
+    Arch,
+    Architecture,
+    Backend,
+    Device,
+    Overwrite,
+    Weights,
+    load_model,
+    print_summary,
+    progress_bar,
+    task_name,
+)
 from stm_fast.commands.evaluate import evaluate
-from stm_fast.config import MemoryConfig
+from stm_fast.commands.segment import segment
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.evaluation import region_similarity
@@ -27,12 +37,6 @@ from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
 _DEMO_FRAME_RATE = Fraction(24)
 _WRONG_USE = 2
 _INTERRUPTED = 130  # what a shell says of a program that ctrl-C ended
-
-
-class Overlay(StrEnum):
-    VIDEO = "video"
-    PICTURES = "pictures"
-    NONE = "none"
 
 
 # click's, or the copy of it that newer typers carry
@@ -70,45 +74,6 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog="Example: stm-fast segment clip.mp4 --masks first.png --output out --max-size 480")
-def segment(
-    source: Annotated[Path, typer.Argument(help="A video file, or a folder of jpg, png or webp frames.")],
-    masks: Annotated[
-        Path,
-        typer.Option(
-            "--masks", "-m", help="PNG of object ids: of the first frame, or a folder of them, named as their frames."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder that is empty or does not exist.")],
-    weights: Weights = None,
-    arch: Arch = Architecture.RESNET18,
-    every: Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")] = 5,
-    max_size: Annotated[
-        int | None, typer.Option(help="Frames whose shorter side has more pixels are made that small.")
-    ] = None,
-    overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = Overlay.VIDEO,
-    device: Device = "auto",
-    backend: Backend = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """Segment a video from the masks of some of its frames; writes palette PNG masks and an overlay."""
-    model = load_model(weights, arch, device)
-    with progress_bar(_task(weights)) as advance:
-        summary = segment_video(
-            source,
-            masks,
-            output,
-            model=model,
-            memory=MemoryConfig(every=every),
-            max_size=max_size,
-            backend=backend,
-            overlay=overlay.value,
-            overwrite=overwrite,
-            progress=advance,
-        )
-    _print_summary(summary, weights)
-
-
 @app.command(epilog="Example: stm-fast demo --output demo")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the clip and its segmentation go.")] = Path(
@@ -133,12 +98,12 @@ def demo(
         for index, frame in enumerate(clip):
             writer.write(frame.image, float(index / _DEMO_FRAME_RATE))
     write_mask(mask, clip[0].ids)
-    with progress_bar(_task(weights)) as advance:
+    with progress_bar(task_name(weights)) as advance:
         summary = segment_video(
             video, mask, output / "result", model=model, backend=backend, overwrite=overwrite, progress=advance
         )
     _print_similarity(clip, summary)
-    _print_summary(summary, weights)
+    print_summary(summary, weights)
 
 
 @app.command(epilog="Example: stm-fast convert STM_weights.pth stm.safetensors")
@@ -174,14 +139,11 @@ def info() -> None:
         print(f"{backend.name:12} {'; '.join(backend.absent_reasons()) or 'ready'}")
 
 
+app.command(epilog="Example: stm-fast segment clip.mp4 --masks first.png --output out --max-size 480")(segment)
 app.command(
     epilog="Example: stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth"
 )(evaluate)
 app.command(epilog="Example: stm-fast benchmark --shapes 480p-T5-O1,480p-T20-O1 --passes forward")(benchmark)
-
-
-def _task(weights: Path | None) -> str:
-    return "segmenting, untrained" if weights is None else "segmenting"
 
 
 def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
@@ -191,14 +153,6 @@ def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
     for object_id in object_ids(clip[0].ids):
         scores = [region_similarity(found == object_id, truth == object_id) for found, truth in pairs]
         print(f"object {object_id}: J = {100 * sum(scores) / len(scores):.1f}")
-
-
-def _print_summary(summary: Summary, weights: Path | None) -> None:
-    rate = summary.frames / summary.seconds
-    objects = ", ".join(map(str, summary.object_ids))
-    print(f"{summary.frames} frames, objects {objects}, {rate:.2f} frames/s, results in {summary.output}")
-    if weights is None:
-        print("No --weights were given: the network is untrained, and its masks mean nothing.")
 
 
 def _version(package: str) -> str:

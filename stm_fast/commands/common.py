@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from stm_fast.errors import InputError
+from stm_fast.inference import Summary
 from stm_fast.network import STM, architecture_of, load_checkpoint, stm_resnet18, stm_resnet50
 from stm_fast.ops.backends import BACKENDS
 
@@ -78,3 +79,17 @@ def progress_bar(what: str, unit: str = "frames") -> Iterator[Callable[[int, int
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def task_name(weights: Path | None) -> str:
+    """What the progress bar of a segmentation says."""
+    return "segmenting, untrained" if weights is None else "segmenting"
+
+
+def print_summary(summary: Summary, weights: Path | None) -> None:
+    """One line on stdout, and another one where the network is untrained."""
+    rate = summary.frames / summary.seconds
+    objects = ", ".join(map(str, summary.object_ids))
+    print(f"{summary.frames} frames, objects {objects}, {rate:.2f} frames/s, results in {summary.output}")
+    if weights is None:
+        print("No --weights were given: the network is untrained, and its masks mean nothing.")
