@@ -24,8 +24,8 @@ from stm_fast.evaluation.benchmark_sets import (
 from stm_fast.evaluation.record import Record, make_record, write_record
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
-from stm_fast.evaluation.shards import rank, shard, wait_for_all
 from stm_fast.evaluation.tables import print_tables, write_tables
+from stm_fast.inference.shards import rank, shard, wait_for_all
 from stm_fast.video.whole_file import make_folder
 
 

@@ -4,7 +4,6 @@
 ``output/run.json`` with what they were made. A sequence's folder is there when it is whole.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -30,6 +29,7 @@ from stm_fast.inference.overlap import Behind, ahead
 from stm_fast.inference.stages import StageClock
 from stm_fast.memory.policy import frames_that_stay
 from stm_fast.network import STM
+from stm_fast.network.fingerprint import fingerprint
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames
 from stm_fast.video.whole_file import make_folder, whole_file, writing
 
@@ -67,7 +67,7 @@ def describe_run(model: STM, set_name: str, split: str, inference: Inference) ->
         "set": set_name,
         "split": split,
         "network": str(model.architecture),
-        "weights_sha256": _fingerprint(model),
+        "weights_sha256": fingerprint(model),
         "dtype": str(next(model.parameters()).dtype),
         "inference": asdict(inference),
         "stm_fast": version("stm_fast"),
@@ -198,11 +198,3 @@ def _check_names(sequence: Sequence, reader: FrameReader) -> None:
     for name in (*sequence.annotated, *sorted(sequence.required or ())):
         if reader.index_of(name) is None:
             raise InputError(f"{sequence.frames}: no frame {name}, which the set annotates or requires")
-
-
-def _fingerprint(model: STM) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
