@@ -33,6 +33,8 @@ class Segmentation(NamedTuple):
 
 # the largest value of a frame in [0, 1]: resampling overshoots a little
 _OVERSHOOT = 1.5
+# what the names of the bank's state begin with
+_BANK = "bank."
 
 
 class _Seen(NamedTuple):
@@ -130,7 +132,7 @@ class VideoSegmenter:
         size = tuple(frame.shape[1:])
         given = None if mask is None else self._given(mask, size, objects)
         self._size = size
-        small_size = self._network_size(size)
+        small_size = network_size(size, self._max_size)
         small = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), small_size)  # [3, h, w]
         self._memorize_seen()
         prob = self._predict(small, given)  # [1 + O, h, w]
@@ -175,6 +177,52 @@ class VideoSegmenter:
         """Forgets every frame and every object: the next frame is the first of a new video."""
         self._bank.clear()
         self._ids, self._frame_count, self._size, self._seen = [], 0, None, None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, as tensors, to be saved before it: they may share memory with the bank.
+
+        Under a shard it is this process's part.
+        """
+        state = {
+            "object_ids": torch.tensor(self._ids, dtype=torch.int64),
+            "frame_count": torch.tensor(self._frame_count),
+            "size": torch.tensor(self._size or (), dtype=torch.int64),
+        }
+        if self._seen is not None:
+            state |= {
+                "seen.frame": self._seen.frame.contiguous(),
+                "seen.frame.strides": torch.tensor(self._seen.frame.stride()),
+                "seen.objects": self._seen.objects.contiguous(),
+                "seen.objects.strides": torch.tensor(self._seen.objects.stride()),
+                "seen.frame_index": torch.tensor(self._seen.frame_index),
+                "seen.given_ids": torch.tensor(self._seen.given_ids, dtype=torch.int64),
+            }
+        return state | {f"{_BANK}{name}": tensor for name, tensor in self._bank.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Becomes the segmenter that gave this state; it goes on bit for bit.
+
+        Args:
+            state: from `state_dict` of a segmenter with the same network, options and shard.
+
+        Raises:
+            ValueError: the state of a bank that keeps its rows in another way.
+        """
+        bank = {name.removeprefix(_BANK): tensor for name, tensor in state.items() if name.startswith(_BANK)}
+        self._bank.load_state_dict(bank, self._device)
+        self._ids = state["object_ids"].tolist()
+        self._frame_count = int(state["frame_count"])
+        self._size = tuple(state["size"].tolist()) or None
+        self._seen = None
+        if "seen.frame" in state:
+            frame, objects = (self._as_it_lay(state, f"seen.{name}") for name in ("frame", "objects"))
+            given_ids = state["seen.given_ids"].tolist()
+            self._seen = _Seen(frame, objects, int(state["seen.frame_index"]), given_ids)
+
+    def _as_it_lay(self, state: Mapping[str, Tensor], name: str) -> Tensor:
+        """A tensor with its strides: convolutions take another path, and round otherwise, where they differ."""
+        saved, strides = state[name], state[f"{name}.strides"].tolist()
+        return torch.empty_strided(saved.shape, strides, dtype=saved.dtype, device=self._device).copy_(saved)
 
     def _memorize_seen(self) -> None:
         """Puts the previous frame into the memory, for good or for this step (STM section 3.4)."""
@@ -223,11 +271,13 @@ class VideoSegmenter:
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
 
-    def _network_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        shorter = min(size)
-        if self._max_size is None or shorter <= self._max_size:
-            return size
-        return tuple(round(side * self._max_size / shorter) for side in size)
+
+def network_size(size: tuple[int, ...], max_size: int | None) -> tuple[int, ...]:
+    """Height and width of a frame as the network sees it: the shorter side is `max_size` at most."""
+    shorter = min(size)
+    if max_size is None or shorter <= max_size:
+        return size
+    return tuple(round(side * max_size / shorter) for side in size)
 
 
 def check_backend(model: STM, backend: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.estimate import Estimate, check_fits, run_of
 from stm_fast.inference.given import GivenMasks, find_masks
 from stm_fast.inference.objects import label
 from stm_fast.inference.overlap import Behind, ahead
@@ -46,6 +47,7 @@ def segment_video(
     overlay: Overlay = "video",
     overwrite: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
+    estimated: Callable[[Estimate], None] | None = None,
 ) -> Summary:
     """Segments a video from the masks of some of its frames and writes ``output/masks/<frame>.png`` and an overlay.
 
@@ -60,6 +62,7 @@ def segment_video(
         model, memory, max_size, backend: as in :class:`VideoSegmenter`.
         overlay: "video" for ``overlay.mp4``, "pictures" for ``overlay/<frame>.jpg``, or "none".
         progress: called after each frame with how many are done, and of how many where the source says so.
+        estimated: called once, before the first frame, with what the run will take in memory.
 
     Raises:
         InputError: what is wrong, in one line.
@@ -70,6 +73,9 @@ def segment_video(
     check_output(output, overwrite, inputs=(Path(source), Path(masks)))
     memory = _with_known_size(memory or MemoryConfig(), reader, given)
     segmenter = VideoSegmenter(model, memory=memory, max_size=max_size, backend=backend)
+    estimate = check_fits(run_of(model, memory, max_size, reader, given))
+    if estimated is not None:
+        estimated(estimate)
     start, done = time.perf_counter(), 0
 
     with Results(output, reader, given.palette, overlay) as results:

@@ -1,0 +1,201 @@
+"""What a run will take in memory, before its first frame; a run that cannot fit is refused, with what would fit.
+
+O objects, H x W the frame as the user gave it.
+"""
+
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
+from stm_fast.inference.engine import network_size
+from stm_fast.inference.given import GivenMasks
+from stm_fast.memory import frames_that_stay
+from stm_fast.memory.estimate import BankEstimate, estimate_bank
+from stm_fast.memory.storage import FrameLayout
+from stm_fast.network import STM
+from stm_fast.network.footprint import Footprint, footprint
+from stm_fast.video import FrameReader, object_ids, read_mask
+
+# what libraries and the allocator keep for themselves
+LIBRARY_BYTES = 2**26
+_MOST_FRAMES = 10**6
+
+
+class Run(NamedTuple):
+    """What an estimate has to know of a run."""
+
+    model: STM
+    memory: MemoryConfig
+    full_size: tuple[int, int]  # H, W
+    max_size: int | None
+    objects: int
+    later_objects: int  # of these
+    frames: int | None  # that will stay, where no cap is reached
+    given_frames: int  # with a mask by the user
+
+
+class Estimate(NamedTuple):
+    """Bytes that a run takes at its peak, but for what it shares with any other program."""
+
+    network: Footprint
+    bank: BankEstimate
+    memory: MemoryConfig
+    device: torch.device
+
+    @property
+    def memory_bytes(self) -> int:
+        """On the model's device, without the network's parameters, which are there already."""
+        rows = (self.bank.bank or 0) if self._rows_lie_on(self.device) else 0
+        return rows + max(self.network.activations, self.bank.workspace) + LIBRARY_BYTES
+
+    @property
+    def host_bytes(self) -> int:
+        """In host memory beside a GPU."""
+        return (self.bank.bank or 0) if self.device.type != "cpu" and self.memory.place == "host" else 0
+
+    @property
+    def disk_bytes(self) -> int:
+        """In the folder of the bank."""
+        return (self.bank.bank or 0) if self.memory.place == "disk" else 0
+
+    def __str__(self) -> str:
+        rows = f"{_text(self.bank.frame)} for every frame that stays, without end"
+        if self.bank.bank is not None:
+            rows = f"{_text(self.bank.bank)} of rows"
+        place = {"device": "", "host": " in host memory", "disk": f" in {self.memory.folder}"}[self.memory.place]
+        network = self.network.parameters + self.network.activations
+        workspace = _text(self.bank.workspace)
+        return f"{_text(network)} for the network, {workspace} for a read, and {rows}{place}"
+
+    def _rows_lie_on(self, device: torch.device) -> bool:
+        return self.memory.place == "device" or (self.memory.place == "host" and device.type == "cpu")
+
+
+def run_of(model: STM, memory: MemoryConfig, max_size: int | None, reader: FrameReader, given: GivenMasks) -> Run:
+    """What is known of a video before its first frame.
+
+    Raises:
+        InputError: a cap that is smaller than the number of an object's given masks, which are never evicted.
+    """
+    ids = {index: set(object_ids(read_mask(file).ids)) for index, file in given.files.items()}
+    every, first = set().union(*ids.values()), ids[min(ids)]
+    for object_id in sorted(every):
+        count = sum(object_id in those for those in ids.values())
+        if memory.max_frames is not None and count > memory.max_frames:
+            raise InputError(
+                f"max_frames: found {memory.max_frames}, expected at least {count}: so many given masks have object "
+                f"{object_id}, and none of them is evicted"
+            )
+    frames = memory.frames
+    if frames is None and reader.frame_count is not None:
+        frames = frames_that_stay(memory, reader.frame_count, given.files)
+    return Run(model, memory, (reader.height, reader.width), max_size, len(every), len(every - first), frames, len(ids))
+
+
+def estimate(run: Run) -> Estimate:
+    """What a run takes at its peak; frames that wait to be segmented or written are in LIBRARY_BYTES."""
+    parameter = next(run.model.parameters())
+    height, width = network_size(run.full_size, run.max_size)
+    network = footprint(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
+    stride = run.model.stride
+    rows = -(-height // stride) * -(-width // stride)
+    layout = FrameLayout(rows, run.model.key_dim, run.model.value_dim, parameter.dtype, parameter.device)
+    bank = estimate_bank(run.memory, layout, objects=run.objects, frames=run.frames, later_objects=run.later_objects)
+    return Estimate(network, bank, run.memory, parameter.device)
+
+
+def check_fits(run: Run) -> Estimate:
+    """The estimate of a run that fits into what this machine has available.
+
+    Raises:
+        InputError: no such folder for the bank; or the run does not fit: the line says what it needs, what there is,
+            and which options would fit.
+    """
+    if run.memory.folder is not None and not run.memory.folder.is_dir():
+        raise InputError(f"{run.memory.folder}: no such folder to keep the memory in")
+    needed = estimate(run)
+    lacking = _lacking(needed)
+    if lacking is None:
+        return needed
+    options = ", ".join(_options_that_fit(run)) or "none; take a smaller --max-size"
+    raise InputError(f"memory: the run needs {lacking}; what would fit: {options}")
+
+
+def _lacking(needed: Estimate) -> str | None:
+    """What there is too little of, in words; None where there is enough of everything."""
+    checks = [("memory" if needed.device.type == "cpu" else "device memory", needed.memory_bytes, needed.device)]
+    checks.append(("host memory", needed.host_bytes, torch.device("cpu")))
+    for what, nbytes, device in checks:
+        if nbytes > (available := available_bytes(device)):
+            return f"{_text(nbytes)} of {what}, {_text(available)} are available"
+    if needed.memory.folder is not None:
+        free = shutil.disk_usage(needed.memory.folder).free
+        if needed.disk_bytes > free:
+            return f"{_text(needed.disk_bytes)} in {needed.memory.folder}, {_text(free)} are free"
+    return None
+
+
+def _options_that_fit(run: Run) -> Iterator[str]:
+    """Each of the options that would make a run fit by itself."""
+    on_gpu = next(run.model.parameters()).device.type != "cpu"
+    memory = replace(run.memory, place="device", folder=None)
+    candidates = [
+        ("--memory-storage bfloat16", replace(memory, storage="bfloat16")),
+        ("--memory-storage int8", replace(memory, storage="int8")),
+        ("--memory-place disk --memory-folder FOLDER", replace(memory, place="disk", folder=Path(os.curdir))),
+        ("--first-and-previous", replace(memory, every=None, max_frames=run.given_frames)),
+    ]
+    if on_gpu:
+        candidates.append(("--memory-place host", replace(memory, place="host")))
+    for name, candidate in candidates:
+        if _lacking(estimate(run._replace(memory=candidate))) is None:
+            yield name
+    most = _most_frames(run)
+    if most >= run.given_frames:
+        yield f"--max-memory-frames {most}"
+
+
+def _most_frames(run: Run) -> int:
+    """The largest cap that fits, 0 where none does."""
+
+    def does_not_fit(frames: int) -> bool:
+        return _lacking(estimate(run._replace(memory=replace(run.memory, max_frames=frames)))) is not None
+
+    return bisect_right(range(1, _MOST_FRAMES), False, key=does_not_fit)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that this process could still take on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(_system_bytes(), _group_bytes())
+
+
+def _system_bytes(table: Path = Path("/proc/meminfo")) -> int:
+    """What the system could give without swapping; all that it has where it does not say."""
+    for line in table.read_text().splitlines() if table.is_file() else ():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the control group that a container runs in has left; very much where it has no limit."""
+    limit, used = folder / "memory.max", folder / "memory.current"
+    if not limit.is_file() or limit.read_text().strip() == "max":
+        return 2**63 - 1
+    return int(limit.read_text()) - int(used.read_text())
+
+
+def _text(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"

@@ -1,0 +1,67 @@
+"""What a bank and its reads will take, before the first frame."""
+
+from typing import NamedTuple
+
+import torch
+
+from stm_fast.config import MemoryConfig
+from stm_fast.memory.formats import format_of
+from stm_fast.memory.paged import PageLayout
+from stm_fast.memory.storage import SCRATCH_BYTES, FrameLayout
+
+
+class BankEstimate(NamedTuple):
+    """Bytes of a bank at its peak."""
+
+    bank: int | None  # of all rows, wherever they lie; None where nothing says how many frames will stay
+    frame: int  # of one frame of all objects
+    workspace: int  # of a read, on the device
+
+
+def estimate_bank(
+    config: MemoryConfig, layout: FrameLayout, *, objects: int, frames: int | None, later_objects: int = 0
+) -> BankEstimate:
+    """What a bank of such a configuration takes at its peak.
+
+    Args:
+        layout: of a frame; its rows are the queries of a read too.
+        objects: how many there will be in the end.
+        frames: how many frames will stay, where no cap is reached; None where that is not known.
+        later_objects: how many of the objects come later: rows on the device are copied when they come.
+    """
+    row_format = format_of(config.storage, layout.dtype)
+    fields = row_format.fields(layout.rows, layout.key_dim, layout.value_dim)
+    page = PageLayout(layout, row_format, config.page_bytes)
+    slot_bytes = sum(field.nbytes for field in fields.values())
+    on_device = config.place == "device"
+
+    def taken(slots: int) -> int:
+        return objects * (slots * slot_bytes if on_device else -(-slots // page.slots) * page.nbytes)
+
+    staying = [number for number in (frames, config.max_frames) if number is not None]
+    sizes = [taken(min(staying) + config.previous)] if staying else []
+    sizes += [] if config.max_bytes is None else [config.max_bytes]
+    bank = min(sizes, default=None)
+    if bank is not None and on_device and 0 < later_objects < objects:
+        # one field after the other is copied; the value is the largest
+        bank += bank * fields["value"].nbytes // slot_bytes * (objects - later_objects) // objects
+    return BankEstimate(bank, objects * slot_bytes, _workspace(config, layout, page, objects, bank))
+
+
+def _workspace(config: MemoryConfig, layout: FrameLayout, page: PageLayout, objects: int, bank: int | None) -> int:
+    """What was read, parts of it that are joined, two pages, and rows that are decoded."""
+    out = objects * layout.rows * layout.value_dim * max(layout.dtype.itemsize, torch.float32.itemsize)
+    keeps = format_of(config.storage, layout.dtype).keeps(layout.dtype)
+    if config.place == "device":
+        slots = max(1, SCRATCH_BYTES // (objects * layout.slot_bytes))
+        decoded = 0 if keeps else objects * slots * layout.slot_bytes
+        if bank is not None:
+            decoded = min(decoded, 4 * bank)
+        pages = 0
+    else:
+        pages = 2 * objects * page.nbytes
+        decoded = 0 if keeps else objects * page.slots * layout.slot_bytes
+    # two readings, the two stacked, and the two weighted
+    joined = 1 if config.place == "device" and keeps else 6
+    # decoding makes float32 numbers first
+    return out * joined + pages + decoded * (1 if layout.dtype == torch.float32 else 3)

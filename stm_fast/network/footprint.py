@@ -1,0 +1,87 @@
+"""What the network will take in memory, before there is anything to run: a rehearsal on tensors without data."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stm_fast.network.stm import STM, Architecture
+
+
+class Footprint(NamedTuple):
+    """Bytes on the network's device."""
+
+    parameters: int
+    activations: int  # at their peak, beside the parameters
+
+
+@lru_cache(maxsize=64)
+def footprint(
+    architecture: Architecture, size: tuple[int, int], full_size: tuple[int, int], objects: int, dtype: torch.dtype
+) -> Footprint:
+    """What one step of an engine takes: a frame memorized, the next one encoded and decoded, masks at full size.
+
+    The memory bank and its read are not in it. Every convolution is taken to hold its input and output once more while
+    it runs, in the layout that its library prefers.
+
+    Args:
+        size: height and width of frames as the network sees them.
+        full_size: height and width of frames as they come.
+    """
+    with torch.device("meta"):
+        model = STM(**vars(architecture)).to(dtype)
+        picture, masks = torch.empty(3, *full_size), torch.empty(objects, *size)
+    with torch.inference_mode(), _PeakOfTensors() as tensors:
+        frame = interpolate(picture[None], size)[0]
+        key, value = model.memorize(frame, masks)
+        del key, value
+        features = model.encode_query(frame)
+        read = features.value.new_empty(objects, *features.value.shape[1:])
+        prob = model.decode(read, features).softmax(0)  # [1 + O, h, w]
+        interpolate(prob[None], full_size)[0].argmax(0)
+    parameters = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return Footprint(parameters, tensors.peak_bytes)
+
+
+# what convolutions are called with and without inference mode
+_CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.convolution.default)
+
+
+class _PeakOfTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the tensors that operators make while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes = 0
+        self._bytes = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        if func in _CONVOLUTIONS:
+            self.peak_bytes = max(self.peak_bytes, self._bytes + args[0].nbytes + result.nbytes)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        identity = storage._cdata
+        if identity in self._seen:
+            return
+        self._seen.add(identity)
+        self._bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        weakref.finalize(storage, self._forget, identity, storage.nbytes())
+
+    def _forget(self, identity: int, nbytes: int) -> None:
+        self._seen.discard(identity)
+        self._bytes -= nbytes

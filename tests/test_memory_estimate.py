@@ -1,0 +1,134 @@
+"""What a run is said to take, beside what it takes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
+from stm_fast.inference import estimate as estimates
+from stm_fast.inference.estimate import Run, check_fits, estimate
+from stm_fast.memory import MemoryBank
+from stm_fast.memory.estimate import estimate_bank
+from stm_fast.memory.storage import FrameLayout
+from stm_fast.network import stm_resnet18
+
+LAYOUT = FrameLayout(35, 16, 24, torch.float32, torch.device("cpu"))
+SLOT_BYTES = 35 * 40 * 4
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
+
+
+def run(model, **options):
+    details = {"full_size": (1080, 1920), "max_size": None, "objects": 3, "later_objects": 0, "frames": 1000}
+    return Run(model, MemoryConfig(**options), **details, given_frames=1)
+
+
+@pytest.mark.parametrize("storage", ["model", "bfloat16", "int8", "fp8"])
+@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("policy", [{"frames": 11}, {"max_frames": 7}, {"max_bytes": 33 * SLOT_BYTES}])
+def test_a_bank_takes_what_was_estimated(storage, place, policy):
+    config = MemoryConfig(storage=storage, place=place, page_bytes=3 * SLOT_BYTES, **policy)
+    expected = estimate_bank(config, LAYOUT, objects=2, frames=config.frames)
+    bank = MemoryBank(config, frames=None if config.frames is None else config.frames + 1)
+    for _ in range(11):
+        bank.append(torch.randn(2, 16, 5, 7), torch.randn(2, 24, 5, 7))
+    bank.append(torch.randn(2, 16, 5, 7), torch.randn(2, 24, 5, 7), temporary=True)
+    if config.max_bytes is None:
+        assert bank.nbytes == expected.bank
+    else:
+        assert bank.nbytes <= expected.bank <= config.max_bytes
+
+
+def test_a_bank_without_end_is_told_by_the_frame():
+    found = estimate_bank(MemoryConfig(), LAYOUT, objects=2, frames=None)
+    assert (found.bank, found.frame) == (None, 2 * SLOT_BYTES)
+
+
+def test_objects_that_come_later_cost_a_copy():
+    together, later = (estimate_bank(MemoryConfig(), LAYOUT, objects=3, frames=9, later_objects=n) for n in (0, 2))
+    assert later.bank == together.bank + (together.bank * 24 // 40) // 3
+
+
+MEASURED = """
+import gc, re, sys, torch
+from stm_fast.config import MemoryConfig
+from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.estimate import Run, estimate
+from stm_fast.network import stm_resnet18
+
+def kilobytes(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+def segment(height, width, memory):
+    planes = torch.zeros(2, height, width)
+    planes[0, :, : width // 3], planes[1, :, width // 2 :] = 1, 1
+    segmenter = VideoSegmenter(model, memory=memory)
+    for t in range(6):
+        first = (planes, [1, 2]) if t == 0 else ()
+        segmenter.step(torch.rand(3, height, width), *first)
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = stm_resnet18().eval()
+segment(32, 48, MemoryConfig())
+gc.collect()
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = kilobytes("VmRSS")
+memory = MemoryConfig(every=1, frames=5, storage=sys.argv[1])
+segment(240, 432, memory)
+expected = estimate(Run(model, memory, (240, 432), None, 2, 0, 5, 1))
+print(kilobytes("VmHWM") - before, expected.memory_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a process")
+@pytest.mark.parametrize("storage", ["model", "int8"])
+def test_a_run_takes_no_more_than_was_estimated(storage):
+    command = [sys.executable, "-c", MEASURED, storage]
+    measured, expected = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert measured <= expected, "more was taken"
+    assert expected < 3 * measured, "so much was not needed"
+
+
+def test_what_cannot_fit_is_refused_with_what_would(model, monkeypatch):
+    needed = estimate(run(model)).memory_bytes
+    monkeypatch.setattr(estimates, "available_bytes", lambda device: needed)
+    assert check_fits(run(model)).memory_bytes == needed
+    monkeypatch.setattr(estimates, "available_bytes", lambda device: needed // 2)
+    words = r"memory: the run needs .* of memory, .* are available; what would fit: .*--memory-storage int8"
+    with pytest.raises(InputError, match=words) as refused:
+        check_fits(run(model))
+    frames = int(str(refused.value).rpartition("--max-memory-frames ")[2])
+    assert check_fits(run(model, max_frames=frames))
+    with pytest.raises(InputError):
+        check_fits(run(model, max_frames=frames + 1))
+
+
+def test_the_folder_must_be_there(model, tmp_path):
+    with pytest.raises(InputError, match="missing: no such folder to keep the memory in"):
+        check_fits(run(model, place="disk", folder=tmp_path / "missing"))
+
+
+def test_rows_elsewhere_are_not_on_the_device(model, tmp_path):
+    here, elsewhere = (estimate(run(model, **options)) for options in ({}, {"place": "disk", "folder": tmp_path}))
+    assert here.bank.bank < here.memory_bytes
+    assert elsewhere.memory_bytes < here.memory_bytes
+    assert elsewhere.disk_bytes == elsewhere.bank.bank
+
+
+def test_a_container_has_what_its_group_has_left(tmp_path):
+    (tmp_path / "memory.current").write_text("300\n")
+    assert estimates._group_bytes(tmp_path) > 2**60
+    (tmp_path / "memory.max").write_text("max\n")
+    assert estimates._group_bytes(tmp_path) > 2**60
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert estimates._group_bytes(tmp_path) == 700
