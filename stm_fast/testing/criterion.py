@@ -23,7 +23,7 @@ def assert_no_worse_than_eager(fused: Results, eager: Results, rounded: Results,
     """Every fused tensor is no further from `exact` than FACTOR times the further of `eager` and `rounded`.
 
     Two roundings of the largest value are allowed beyond that. -inf must be -inf in the exact result too; anything
-    else that is not finite fails.
+    else that is not finite fails. A tensor of `rounded` may be several, one after the other in a first dimension.
 
     Raises:
         AssertionError: names the tensor, its error and what was allowed.

@@ -1,5 +1,7 @@
 """The exact memory read with every sum rounded once: what the order of summation alone does to a result."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -8,45 +10,103 @@ from stm_fast.ops.inputs import accumulation_dtype
 from stm_fast.testing.cases import ReadCase, Tensors, read_inputs
 from stm_fast.testing.criterion import Results
 
+DRAWS = 4  # of one draw the roundings of a small read may cancel by luck
+
 
 def rounded_once(case: ReadCase, doubles: Tensors, dtype: torch.dtype, upstream: Results, seed: int = 2) -> Results:
     """The read and its gradients in float64, as a fused engine forms them, each sum off by one rounding.
 
     A sum ``sum_c a_c b_c`` rounded once is off by eps * sum_c |a_c b_c|, with a random sign: eps of the accumulation
-    dtype, and the terms all of one sign, since it is the terms that are rounded and not what they cancel to. The
-    scores, the normalised sum of values, ``dP = dO V^T`` and ``delta = rowsum(dO * out)`` are such sums; `delta` is
-    formed from `out` as stored, in `dtype`. The gradient of the scores is ``dS = P * (dP - delta + dlse)``.
+    dtype, and the terms all of one sign, since it is the terms that are rounded and not what they cancel to. The sums
+    are the scores, ``O = P V``, ``dP = dO V^T``, ``delta = rowsum(dO * O)`` with `O` as stored, in `dtype`, and the
+    gradients: of the values ``P^T dO``, of the others sums over ``dS = P * (dP - delta + dlse)``.
 
     Args:
-        doubles: the inputs in float64; leaves of a graph where `upstream` is not empty.
+        doubles: the inputs in float64.
         dtype: that of the result under test.
         upstream: the gradients of out and lse, float64; empty for a read without gradients.
+
+    Returns:
+        By name, DRAWS results one after the other: ``[DRAWS, ...]``.
     """
-    generator = torch.Generator().manual_seed(seed)
+    scores = _Scores.of(case, doubles)
+    eps = torch.finfo(accumulation_dtype(dtype)).eps
+    draws = [
+        _draw(case, doubles, scores, _Rounding(eps, torch.Generator().manual_seed(seed + draw)), dtype, upstream)
+        for draw in range(DRAWS)
+    ]
+    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
-    def off_by_one_rounding(total: Tensor, size: Tensor) -> Tensor:
-        sign = torch.randint(0, 2, total.shape, generator=generator).to(total) * 2 - 1
-        return total + torch.finfo(accumulation_dtype(dtype)).eps * sign * size
 
-    inputs = read_inputs(case, doubles)
-    one_sign = inputs._replace(query=inputs.query.abs(), key=-inputs.key.abs())
-    score = reference.affinity_scores(inputs, torch.float64)  # [B, M, N]
-    counted = score > -torch.inf
-    if inputs.top_k:
-        counted &= reference.largest_scores(score, inputs.top_k)
-    size = reference.affinity_scores(one_sign, torch.float64).abs().masked_fill(~counted, 0)
-    exact_score = score.detach().masked_fill(~counted, -torch.inf)
-    affinity, lse = reference.softmax_and_lse(off_by_one_rounding(exact_score, size.detach()))  # [B, M, N], [B, M]
-    value = reference.valid_rows(doubles.value.detach(), inputs)  # [B, N, Cv]
-    out = off_by_one_rounding(affinity @ value, affinity @ value.abs()).to(dtype).double()  # [B, M, Cv]
-    results = {"out": out, "lse": lse, "usage": affinity.sum(1)}
+class _Rounding(NamedTuple):
+    """Rounds sums once, by eps of the size of their terms, up or down."""
+
+    eps: float
+    generator: torch.Generator
+
+    def of(self, total: Tensor, size: Tensor) -> Tensor:
+        sign = torch.randint(0, 2, total.shape, generator=self.generator).to(total) * 2 - 1
+        return total + self.eps * sign * size
+
+
+class _Scores(NamedTuple):
+    """The exact scores, and the same sums with terms of one sign; both at the end of a graph of their own."""
+
+    inputs: Tensors
+    score: Tensor  # [B, M, N]
+    one_sign_inputs: Tensors
+    one_sign_score: Tensor  # [B, M, N]
+    counted: Tensor  # [B, M, N] bool: within lengths and top_k
+
+    @classmethod
+    def of(cls, case: ReadCase, doubles: Tensors) -> "_Scores":
+        inputs = _leaves(doubles)
+        # (q - k)^2 and q k alike have terms of one sign where q and k have none in common
+        one_sign = _leaves(doubles._replace(query=doubles.query.abs(), key=-doubles.key.abs()))
+        read = read_inputs(case, inputs)
+        score, one_sign_score = (
+            reference.affinity_scores(read_inputs(case, tensors), torch.float64) for tensors in (inputs, one_sign)
+        )
+        counted = score > -torch.inf
+        if read.top_k:
+            counted &= reference.largest_scores(score, read.top_k)
+        return cls(inputs, score, one_sign, one_sign_score, counted)
+
+    def rounded(self, rounding: _Rounding) -> Tensor:
+        exact = self.score.detach().masked_fill(~self.counted, -torch.inf)
+        return rounding.of(exact, self.one_sign_score.detach().abs().masked_fill(~self.counted, 0))
+
+    def gradients(self, grad_score: Tensor, rounding: _Rounding) -> Results:
+        """Of every input but the value, each element a sum rounded once."""
+        totals = _gradients(self.score, self.inputs, grad_score)
+        sizes = _gradients(self.one_sign_score, self.one_sign_inputs, grad_score.abs())
+        return {name: rounding.of(totals[name], sizes[name].abs()) for name in totals}
+
+
+def _draw(
+    case: ReadCase, doubles: Tensors, scores: _Scores, rounding: _Rounding, dtype: torch.dtype, upstream: Results
+) -> Results:
+    affinity, lse = reference.softmax_and_lse(scores.rounded(rounding))  # [B, M, N], [B, M]
+    affinity = rounding.of(affinity, affinity)  # the exponential rounds too
+    value = reference.valid_rows(doubles.value.detach(), read_inputs(case, doubles))  # [B, N, Cv]
+    out = rounding.of(affinity @ value, affinity @ value.abs()).to(dtype).double()  # [B, M, Cv]
+    results = {"out": out, "lse": lse, "usage": rounding.of(affinity.sum(1), affinity.sum(1))}
     if not upstream:
         return results
     grad_out = upstream["out"]
-    grad_affinity = off_by_one_rounding(grad_out @ value.mT, grad_out.abs() @ value.mT.abs())  # [B, M, N]
-    delta = off_by_one_rounding((grad_out * out).sum(-1), (grad_out * out).abs().sum(-1))  # [B, M]
+    grad_affinity = rounding.of(grad_out @ value.mT, grad_out.abs() @ value.mT.abs())  # [B, M, N]
+    delta = rounding.of((grad_out * out).sum(-1), (grad_out * out).abs().sum(-1))  # [B, M]
     grad_score = affinity * (grad_affinity - (delta - upstream["lse"])[..., None])  # [B, M, N]
-    named = {name: tensor for name, tensor in doubles._asdict().items() if tensor is not None and name != "value"}
-    gradients = torch.autograd.grad(score, list(named.values()), grad_score)
-    results |= {f"grad_{name}": gradient for name, gradient in zip(named, gradients, strict=True)}
-    return results | {"grad_value": affinity.mT @ grad_out}
+    results |= scores.gradients(grad_score, rounding)
+    return results | {"grad_value": rounding.of(affinity.mT @ grad_out, affinity.mT @ grad_out.abs())}
+
+
+def _leaves(tensors: Tensors) -> Tensors:
+    leaves = [None if tensor is None else tensor.detach().clone().requires_grad_() for tensor in tensors]
+    return Tensors(*leaves)  # type: ignore[arg-type]
+
+
+def _gradients(score: Tensor, inputs: Tensors, grad_score: Tensor) -> Results:
+    named = {name: tensor for name, tensor in inputs._asdict().items() if tensor is not None and name != "value"}
+    gradients = torch.autograd.grad(score, list(named.values()), grad_score, retain_graph=True)
+    return {f"grad_{name}": gradient for name, gradient in zip(named, gradients, strict=True)}
