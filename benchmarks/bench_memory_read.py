@@ -10,13 +10,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from stm_fast.benchmarking import PASSES, ROUTES, Workload, parse_shape
 from stm_fast.benchmarking.inputs import in_layout, make_inputs
+from stm_fast.benchmarking.routes import OURS
 from stm_fast.benchmarking.timing import make_call
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = ["480p-T1-O1", "480p-T20-O1", "480p-T20-O3"] if DEVICE == "cuda" else ["480p-T1-O1", "480p-T5-O1"]
 DTYPES = [torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float32]
 # nothing that has to be compiled first
-NAMES = ["published", "last-dim", "chunks", "sdpa", "sdpa-flash-split", "triton", "cpp", "reference"]
+NAMES = ["published", "last-dim", "chunks", "sdpa", "sdpa-flash-split", *OURS]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -78,7 +78,7 @@ def _table(rows: Sequence[Row], dtype: str, pass_name: str) -> str:
     ran = [route for route in ROUTES if any(row.route == route and row.seconds is not None for row in chosen)]
     lines = [f"| {pass_name}, {dtype} | {' | '.join(shapes)} |", f"|---{'|---' * len(shapes)}|"]
     for route in ran:
-        name = f"**{route}**" if route in OURS else route
+        name = f"**{route}**" if route in OURS else f"{route}: {ROUTES[route].what}"
         lines.append(f"| {name} | {' | '.join(_cell(cells.get((route, shape))) for shape in shapes)} |")
     reasons = {row.route: row.refused for row in chosen if row.refused and row.route not in ran}
     below = (

@@ -308,7 +308,10 @@ def test_plots_show_the_routes(tmp_path):
         "found.time.forward.float32.480p-O1.svg",
         "found.memory.forward.float32.480p-O1.svg",
     ]
-    assert all(path.read_text().startswith("<?xml") for path in paths)
+    for path in paths:
+        text = path.read_text()
+        assert text.startswith("<?xml")
+        assert all(label in text for label in ("<!-- published -->", "<!-- cpp -->", "<!-- (sdpa-flash: none) -->"))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -368,7 +371,7 @@ def test_figures_are_written_between_the_marks(tmp_path):
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert "| forward, float32 | 480p-T1-O1 | 480p-T5-O1 |" in text
-    assert "| published | 20 ms, 50 %, 16.8 MB | 200 ms, 50 %, 67.1 MB |" in text
+    assert "| published: bmm, softmax, bmm | 20 ms, 50 %, 16.8 MB | 200 ms, 50 %, 67.1 MB |" in text
     assert "| **cpp** | 10 ms, 100 %, 1.0 MB | out of time |" in text
     assert "Did not run: sdpa-flash (other widths)." in text
     assert "GPU: not measured yet." in text
@@ -414,6 +417,12 @@ def test_no_figure_on_a_red_gate(monkeypatch, capsys):
     found = capsys.readouterr()
     assert not found.out
     assert "nothing is timed" in found.err
+
+
+def test_gpu_checks_collect_only_files_with_gpu_tests():
+    names = {path.name for path in gpu_checks.files_with_gpu_tests()}
+    assert "test_benchmarking_gpu.py" in names
+    assert "test_cli.py" not in names
 
 
 def test_gpu_checks_write_their_record_and_end_with_it(monkeypatch, capsys, tmp_path):

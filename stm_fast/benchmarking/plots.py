@@ -3,11 +3,15 @@
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stm_fast.benchmarking.records import Row
 from stm_fast.benchmarking.routes import OURS, ROUTES
 from stm_fast.benchmarking.workload import parse_shape
 from stm_fast.video.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HOW_TO_GET_PLOTS = "plots need matplotlib: pip install 'stm_fast[plots]'"
 _SIZE = (9.0, 6.0)  # inches
@@ -45,20 +49,34 @@ def _write_plot(rows: Sequence[Row], quantity: str, title: str, path: Path) -> b
     from matplotlib.figure import Figure
 
     label, value_of = _QUANTITIES[quantity]
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.add_subplot(xlabel="memory frames T", ylabel=label, title=title, xscale="log", yscale="log")
-    lines = {route: _points(rows, route, value_of) for route in dict.fromkeys(row.route for row in rows)}
-    for index, (route, points) in enumerate(lines.items()):
-        if points:
-            width, style = (3.0, "-") if route in OURS else (1.2, ("--", ":", "-.")[index % 3])
-            axes.plot(*zip(*points, strict=True), marker="o", label=route, linewidth=width, linestyle=style)
+    lines = {route: _points(rows, route, value_of) for route in ROUTES if any(row.route == route for row in rows)}
     if not any(lines.values()):
         return False
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.add_subplot(xlabel="memory frames T", ylabel=label, title=title, xscale="log", yscale="log")
+    for route, points in lines.items():
+        _draw(axes, route, points)
+    frames = sorted({parse_shape(row.shape).frames for row in rows})
+    axes.set_xticks(frames, [f"{count:g}" for count in frames])
+    axes.set_xticks([], minor=True)
     axes.grid(which="both", alpha=0.3)
     figure.legend(loc="outside right upper")
     with whole_file(path) as partial:
         figure.savefig(partial, format="svg")
     return True
+
+
+def _draw(axes: "Axes", route: str, points: Sequence[tuple[float, float]]) -> None:
+    """One route, in the same colour and dashes in every plot; one without a figure is in the legend all the same."""
+    from matplotlib import colormaps
+
+    index = list(ROUTES).index(route)
+    width, dashes = (3.0, "-") if route in OURS else (1.2, ("--", ":", "-.")[index % 3])
+    colour = colormaps["tab20"](index % 20)
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o", color=colour, linewidth=width, linestyle=dashes, label=route)
+    else:
+        axes.plot([], [], linestyle="", label=f"({route}: none)")
 
 
 def _points(rows: Sequence[Row], route: str, value_of: Callable[[Row], float | None]) -> list[tuple[float, float]]:

@@ -28,6 +28,7 @@ from stm_fast.ops.backends import BACKENDS
 class Route:
     """One way to read a memory.
 
+    what:       a few words for readers of tables
     build:      the read of a pass, or a string that says why there is none
     layout:     how the inputs are stored, as the users of the route store them
     affinities: how many affinities it keeps alive at its peak: an estimate, so that no machine is filled up

@@ -13,7 +13,7 @@ from rich.console import Console
 from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.benchmarking.plots import HOW_TO_GET_PLOTS, plots_available, write_plots
 from stm_fast.benchmarking.records import Record, write_record
-from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.routes import OURS, ROUTES
 from stm_fast.benchmarking.runner import run_benchmark
 from stm_fast.benchmarking.selection import Selection
 from stm_fast.benchmarking.table import render
@@ -26,13 +26,14 @@ _DEFAULT_SHAPES = {
     "cpu": "480p-T1-O1,480p-T5-O1",
     "cuda": "480p-T1-O1,480p-T5-O1,480p-T20-O1,480p-T20-O3,480p-T100-O1,1080p-T20-O1",
 }
+_UNCOMPILED = ("published", "last-dim", "chunks", "sdpa")
 _DEFAULT_ROUTES = {
-    "cpu": "published,last-dim,chunks,compile,sdpa,sdpa-flash,sdpa-efficient,sdpa-flash-split,flex,cpp,reference",
+    "cpu": ",".join((*_UNCOMPILED, "sdpa-flash", "sdpa-efficient", "sdpa-flash-split", "compile", "flex", *OURS)),
     "cuda": _ALL,
 }
 _DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16,float32"}
 _QUICK_SHAPES = "480p-T1-O1"
-_QUICK_ROUTES = "published,last-dim,chunks,sdpa,triton,cpp,reference"  # nothing that has to be compiled first
+_QUICK_ROUTES = ",".join((*_UNCOMPILED, *OURS))
 _QUICK_SECONDS, _QUICK_ROUNDS = 2.0, 3
 _CPU_MINUTES = 2.7  # what starts before this has ended after three
 _NARROWEST = 150  # columns, where the output is no terminal

@@ -1,0 +1,30 @@
+"""The benchmark on a CUDA device: the clock with events, the allocator's memory, TF32."""
+
+import pytest
+import torch
+
+from stm_fast.benchmarking import PASSES, Selection, parse_shape, run_benchmark
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ROUTES = ("published", "published-tf32", "last-dim", "chunks", "sdpa-efficient", "triton")
+
+
+def test_routes_on_a_gpu_once():
+    dtypes = (torch.bfloat16, torch.float32)
+    selection = Selection((parse_shape("8x14-T2-O2"),), dtypes, PASSES, ROUTES, "cuda", seconds=0.0, rounds=2)
+    found = [row for rows in run_benchmark(selection) for row in rows]
+    timed = {(row.dtype, row.route, row.pass_name): row for row in found if row.seconds is not None}
+    refused = [(row.route, row.refused) for row in found if row.refused]
+    for dtype in ("bfloat16", "float32"):
+        assert (dtype, "torch.mm", "matrix product") in timed
+        for route in ("published", "last-dim", "chunks", "triton"):
+            assert (dtype, route, "forward") in timed, refused
+            row = timed[dtype, route, "forward"]
+            assert row.seconds > 0
+            assert row.error < 0.05
+            assert row.extra_bytes >= 0
+    assert ("float32", "published-tf32", "forward") in timed
+    assert ("bfloat16", "published-tf32", "forward") not in timed
