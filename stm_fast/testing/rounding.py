@@ -90,7 +90,9 @@ def _draw(
     affinity = rounding.of(affinity, affinity)  # the exponential rounds too
     value = reference.valid_rows(doubles.value.detach(), read_inputs(case, doubles))  # [B, N, Cv]
     out = rounding.of(affinity @ value, affinity @ value.abs()).to(dtype).double()  # [B, M, Cv]
-    results = {"out": out, "lse": lse, "usage": rounding.of(affinity.sum(1), affinity.sum(1))}
+    stored = rounding.of(lse, lse.abs().masked_fill(lse == -torch.inf, 0))
+    affinity = affinity * (lse - stored).nan_to_num().exp()[..., None]  # nan where both are -inf
+    results = {"out": out, "lse": stored, "usage": rounding.of(affinity.sum(1), affinity.sum(1))}
     if not upstream:
         return results
     grad_out = upstream["out"]
