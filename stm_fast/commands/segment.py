@@ -1,5 +1,6 @@
 """stm-fast segment: masks and an overlay of a video."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,17 @@ from stm_fast.commands.common import (
     progress_bar,
     task_name,
 )
-from stm_fast.config import MemoryConfig
+from stm_fast.commands.memory import (
+    Every,
+    Eviction,
+    FirstAndPrevious,
+    Folder,
+    MaxBytes,
+    MaxFrames,
+    MemoryPlace,
+    Storage,
+    memory_config,
+)
 from stm_fast.inference import segment_video
 
 
@@ -39,7 +50,14 @@ def segment(
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder that is empty or does not exist.")],
     weights: Weights = None,
     arch: Arch = Architecture.RESNET18,
-    every: Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")] = 5,
+    every: Every = 5,
+    first_and_previous: FirstAndPrevious = False,
+    max_memory_frames: MaxFrames = None,
+    max_memory_bytes: MaxBytes = None,
+    evict: Eviction = "oldest",
+    memory_storage: Storage = "model",
+    memory_place: MemoryPlace = "device",
+    memory_folder: Folder = None,
     max_size: Annotated[
         int | None, typer.Option(help="Frames whose shorter side has more pixels are made that small.")
     ] = None,
@@ -49,6 +67,16 @@ def segment(
     overwrite: Overwrite = False,
 ) -> None:
     """Segment a video from the masks of some of its frames; writes palette PNG masks and an overlay."""
+    memory = memory_config(
+        every,
+        first_and_previous,
+        max_memory_frames,
+        max_memory_bytes,
+        evict,
+        memory_storage,
+        memory_place,
+        memory_folder,
+    )
     model = load_model(weights, arch, device)
     with progress_bar(task_name(weights)) as advance:
         summary = segment_video(
@@ -56,11 +84,12 @@ def segment(
             masks,
             output,
             model=model,
-            memory=MemoryConfig(every=every),
+            memory=memory,
             max_size=max_size,
             backend=backend,
             overlay=overlay.value,
             overwrite=overwrite,
             progress=advance,
+            estimated=lambda estimate: print(f"memory: {estimate}", file=sys.stderr),
         )
     print_summary(summary, weights)
