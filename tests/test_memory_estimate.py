@@ -118,6 +118,13 @@ def test_the_folder_must_be_there(model, tmp_path):
         check_fits(run(model, place="disk", folder=tmp_path / "missing"))
 
 
+def test_caps_that_are_too_small_are_found_before_the_first_frame(model):
+    with pytest.raises(
+        InputError, match=r"max_bytes: found 1000, expected at least \d+ for a frame of 3 objects and the"
+    ):
+        check_fits(run(model, max_bytes=1000))
+
+
 def test_rows_elsewhere_are_not_on_the_device(model, tmp_path):
     here, elsewhere = (estimate(run(model, **options)) for options in ({}, {"place": "disk", "folder": tmp_path}))
     assert here.bank.bank < here.memory_bytes

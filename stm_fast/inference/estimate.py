@@ -198,4 +198,5 @@ def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _text(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+    unit, size = ("GB", 1e9) if nbytes >= 1e9 else ("MB", 1e6)
+    return f"{nbytes / size:.3g} {unit}"

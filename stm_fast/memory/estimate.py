@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
 from stm_fast.memory.formats import format_of
 from stm_fast.memory.paged import PageLayout
 from stm_fast.memory.storage import SCRATCH_BYTES, FrameLayout
@@ -28,6 +29,9 @@ def estimate_bank(
         objects: how many there will be in the end.
         frames: how many frames will stay, where no cap is reached; None where that is not known.
         later_objects: how many of the objects come later: rows on the device are copied when they come.
+
+    Raises:
+        InputError: a cap in bytes that does not hold one frame.
     """
     row_format = format_of(config.storage, layout.dtype)
     fields = row_format.fields(layout.rows, layout.key_dim, layout.value_dim)
@@ -38,6 +42,11 @@ def estimate_bank(
     def taken(slots: int) -> int:
         return objects * (slots * slot_bytes if on_device else -(-slots // page.slots) * page.nbytes)
 
+    if config.max_bytes is not None and config.max_bytes < taken(1 + config.previous):
+        raise InputError(
+            f"max_bytes: found {config.max_bytes}, expected at least {taken(1 + config.previous)} for a frame of "
+            f"{objects} objects" + (" and the previous one" if config.previous else "")
+        )
     staying = [number for number in (frames, config.max_frames) if number is not None]
     sizes = [taken(min(staying) + config.previous)] if staying else []
     sizes += [] if config.max_bytes is None else [config.max_bytes]
