@@ -1,7 +1,15 @@
 """An engine over a video."""
 
 from stm_fast.inference.engine import Segmentation, VideoSegmenter, check_backend
-from stm_fast.inference.pipeline import Summary, segment_video
+from stm_fast.inference.pipeline import InterruptedRun, Summary, segment_video
 from stm_fast.inference.results import check_output
 
-__all__ = ["Segmentation", "Summary", "VideoSegmenter", "check_backend", "check_output", "segment_video"]
+__all__ = [
+    "InterruptedRun",
+    "Segmentation",
+    "Summary",
+    "VideoSegmenter",
+    "check_backend",
+    "check_output",
+    "segment_video",
+]

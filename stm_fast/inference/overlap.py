@@ -64,6 +64,11 @@ class Behind(Generic[Item]):
         self._raise_error()
         self._waiting.put((item,))
 
+    def flush(self) -> None:
+        """Returns when all that was put is consumed; raises what `consume` raised."""
+        self._waiting.join()
+        self._raise_error()
+
     def __enter__(self) -> "Behind[Item]":
         self._thread.start()
         return self
@@ -82,6 +87,7 @@ class Behind(Generic[Item]):
                     self._consume(entry[0])
                 except BaseException as error:
                     self._error = error
+            self._waiting.task_done()
 
     def _raise_error(self) -> None:
         if self._error is not None:

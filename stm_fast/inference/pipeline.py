@@ -10,29 +10,49 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.distributed import ProcessGroup
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
+from stm_fast.inference.checkpointing import Checkpoint, Pace, Position
+from stm_fast.inference.crew import Crew
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.estimate import Estimate, check_fits, run_of
 from stm_fast.inference.given import GivenMasks, find_masks
+from stm_fast.inference.identity import describe_run
 from stm_fast.inference.objects import label
 from stm_fast.inference.overlap import Behind, ahead
-from stm_fast.inference.results import Overlay, Results, check_output
-from stm_fast.memory import frames_that_stay
+from stm_fast.inference.results import NoResults, Overlay, Results, check_output, check_overlay
+from stm_fast.memory import Shard, frames_that_stay
 from stm_fast.network import STM
 from stm_fast.video import Frame, FrameReader, open_frames, read_mask
 
 _FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
 
+# a frame and its ids [H, W]; None where an earlier process has written them
+_Segmented = tuple[Frame, npt.NDArray[np.uint8] | None]
+
 
 class Summary(NamedTuple):
     """What segment_video did."""
 
-    frames: int
+    frames: int  # of the video
     seconds: float  # from the first frame's decoding to the last file's writing
     object_ids: list[int]
     output: Path
+    resumed_at: int = 0  # so many frames were done before; all of them where the run was finished already
+
+
+class InterruptedRun(Exception):
+    """A run was asked to stop. What is done is written, and `resume` goes on there.
+
+    Args:
+        frames: how many are done.
+    """
+
+    def __init__(self, frames: int) -> None:
+        super().__init__(f"interrupted after {frames} frames; every file that was written is whole")
+        self.frames = frames
 
 
 def segment_video(
@@ -46,13 +66,19 @@ def segment_video(
     backend: str = "auto",
     overlay: Overlay = "video",
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
+    leave_record: bool = False,
+    group: ProcessGroup | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int | None], None] | None = None,
     estimated: Callable[[Estimate], None] | None = None,
 ) -> Summary:
     """Segments a video from the masks of some of its frames and writes ``output/masks/<frame>.png`` and an overlay.
 
     Everything that can be wrong with the input is found before anything is written. Memory does not grow with the
-    video, but for the memory bank. Files appear whole or not at all.
+    video, but for the memory bank. Files appear whole or not at all. A run that ends early, however that comes, leaves
+    a checkpoint: with `resume` it goes on to the same masks, on a CPU bit for bit.
 
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
@@ -61,39 +87,96 @@ def segment_video(
         output: a folder that is empty or does not exist, unless `overwrite`; the input is not in it.
         model, memory, max_size, backend: as in :class:`VideoSegmenter`.
         overlay: "video" for ``overlay.mp4``, "pictures" for ``overlay/<frame>.jpg``, or "none".
+        resume: go on with the interrupted run that `output` holds; start one where it holds nothing.
+        checkpoint_seconds: between two checkpoints, at least; they take a tenth of the time at most.
+        leave_record: a hidden file says that the run is done, so that another one with `resume` does nothing.
+        group: processes that segment this video together, each with a part of the memory; rank 0 writes. It needs a
+            backend for CPU tensors, and all see the same folder.
+        should_stop: asked after each frame; the run then ends with InterruptedRun.
         progress: called after each frame with how many are done, and of how many where the source says so.
         estimated: called once, before the first frame, with what the run will take in memory.
 
     Raises:
         InputError: what is wrong, in one line.
+        InterruptedRun: `should_stop` said so.
+        RankLostError: another process of the group is gone.
     """
-    output = Path(output)
+    source, masks, output = Path(source), Path(masks), Path(output)
+    check_overlay(overlay)
     reader = open_frames(source)
     given = find_masks(masks, reader)
-    check_output(output, overwrite, inputs=(Path(source), Path(masks)))
     memory = _with_known_size(memory or MemoryConfig(), reader, given)
-    segmenter = VideoSegmenter(model, memory=memory, max_size=max_size, backend=backend)
+    segmenter = VideoSegmenter(model, memory=memory, max_size=max_size, backend=backend, shard=Shard(group))
+    crew = Crew(group)
+    run = describe_run(
+        source, given, model, memory, max_size=max_size, backend=backend, overlay=overlay, processes=crew.world
+    )
+    checkpoint = Checkpoint(output, run, crew)
+    position = checkpoint.find() if resume else None
+    if position is not None and position.finished:
+        return Summary(position.frames, 0.0, position.object_ids, output, position.frames)
+    crew.agree(lambda: check_output(output, overwrite, (source, masks), resume=resume))
     estimate = check_fits(run_of(model, memory, max_size, reader, given))
     if estimated is not None:
         estimated(estimate)
-    start, done = time.perf_counter(), 0
 
-    with Results(output, reader, given.palette, overlay) as results:
-
-        def write(segmented: tuple[Frame, npt.NDArray[np.uint8]]) -> None:
-            results.write(*segmented)
-
-        with Behind(write, _FRAMES_WAITING) as writer, closing(ahead(reader, _FRAMES_WAITING)) as frames:
+    start = time.perf_counter()
+    first = _go_on(checkpoint, position, segmenter)
+    pace = Pace(checkpoint_seconds)
+    results = Results(output, reader, given.palette, overlay, resumed=first > 0) if crew.leads else NoResults()
+    with results, Behind(_writer(results), _FRAMES_WAITING) as writer:
+        done = first
+        with closing(ahead(reader, _FRAMES_WAITING)) as frames:
             for frame in frames:
-                file = given.files.get(frame.index)
-                mask = None if file is None else torch.from_numpy(read_mask(file).ids)
-                prob = segmenter.step(torch.from_numpy(frame.image).permute(2, 0, 1), mask)
-                writer.put((frame, label(prob, segmenter.object_ids).cpu().numpy()))
-                done += 1
+                if frame.index < first:
+                    writer.put((frame, None))
+                else:
+                    writer.put((frame, _segment(frame, segmenter, given)))
+                    done = frame.index + 1
                 if progress is not None:
-                    progress(done, reader.frame_count)
+                    progress(frame.index + 1, reader.frame_count)
+                stop, due = crew.any(should_stop(), pace.due)
+                if (stop or due) and done > first:
+                    since = time.monotonic()
+                    writer.flush()
+                    checkpoint.save(done, segmenter.object_ids, segmenter.state_dict())
+                    pace.saved(since)
+                if stop:
+                    raise InterruptedRun(done)
         _check_all_used(given, done)
-    return Summary(done, time.perf_counter() - start, segmenter.object_ids, output)
+    checkpoint.finish(done, segmenter.object_ids, leave_record=leave_record)
+    return Summary(done, time.perf_counter() - start, segmenter.object_ids, output, first)
+
+
+def _go_on(checkpoint: Checkpoint, position: Position | None, segmenter: VideoSegmenter) -> int:
+    """Puts the segmenter where the run ended; the first frame that it has to segment."""
+    if position is None:
+        # what is killed from here on can be resumed
+        checkpoint.save(0, [], {})
+        return 0
+    if position.frames > 0:
+        segmenter.load_state_dict(checkpoint.load(position))
+    return position.frames
+
+
+def _writer(results: Results | NoResults) -> Callable[[_Segmented], None]:
+    def write(segmented: _Segmented) -> None:
+        frame, ids = segmented
+        if ids is None:
+            results.redraw(frame)
+        else:
+            results.write(frame, ids)
+
+    return write
+
+
+def _segment(frame: Frame, segmenter: VideoSegmenter, given: GivenMasks) -> npt.NDArray[np.uint8]:
+    """The object ids [H, W] of the next frame."""
+    file = given.files.get(frame.index)
+    mask = None if file is None else torch.from_numpy(read_mask(file).ids)
+    prob = segmenter.step(torch.from_numpy(frame.image).permute(2, 0, 1), mask)
+    ids: npt.NDArray[np.uint8] = label(prob, segmenter.object_ids).cpu().numpy()
+    return ids
 
 
 def _with_known_size(memory: MemoryConfig, reader: FrameReader, given: GivenMasks) -> MemoryConfig:

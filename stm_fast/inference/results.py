@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.errors import InputError
+from stm_fast.inference.checkpointing import RECORD
 from stm_fast.video import (
     Frame,
     FrameReader,
@@ -16,34 +17,49 @@ from stm_fast.video import (
     OverlayPictureWriter,
     OverlayVideoWriter,
     draw_overlay,
+    read_mask,
 )
+from stm_fast.video.whole_file import LEFT_OVER
 
 Overlay = Literal["video", "pictures", "none"]
 
 
-def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raises InputError where the folder holds anything and nobody said that it may be overwritten, or an input."""
+def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, resume: bool = False) -> None:
+    """Raises InputError where the folder holds anything and nobody said that it may be overwritten, or an input.
+
+    Args:
+        resume: the run may be one that goes on: an interrupted one in the folder is not in its way.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: found a file, expected an output folder")
     for path in inputs:
         # earlier results are removed, and the input would be one of them
         if path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{folder}: the output folder holds the input {path}; give another one")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder}: the output folder is not empty; give another one, or --overwrite")
+    if overwrite or not _holds_anything(folder):
+        return
+    interrupted = (folder / RECORD).exists()
+    if interrupted and not resume:
+        raise InputError(f"{folder}: holds an interrupted run; --resume goes on with it, --overwrite starts again")
+    if not interrupted:
+        why = "not empty, and holds no interrupted run" if resume else "not empty"
+        raise InputError(f"{folder}: the output folder is {why}; give another one, or --overwrite")
 
 
 class Results:
     """Writes masks and overlays as they come. A context manager: an overlay video is whole or not there at all.
 
-    Earlier results in the folder are removed first: a shorter run must not leave frames of a longer one.
+    Earlier results in the folder are removed first, unless `resumed`: a shorter run must not leave frames of a longer
+    one.
     """
 
-    def __init__(self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay) -> None:
-        if overlay not in get_args(Overlay):
-            raise InputError(f"overlay: found {overlay!r}, expected one of {', '.join(get_args(Overlay))}")
+    def __init__(
+        self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay, *, resumed: bool = False
+    ) -> None:
         self._palette = palette
-        _remove_earlier(folder)
+        if not resumed:
+            _remove_earlier(folder)
+        _remove_left_over(folder)
         self._masks = MaskWriter(folder / "masks", palette)
         self._video: OverlayVideoWriter | None = None
         self._pictures: OverlayPictureWriter | None = None
@@ -63,6 +79,12 @@ class Results:
         if self._pictures is not None:
             self._pictures.write(frame.name, picture)
 
+    def redraw(self, frame: Frame) -> None:
+        """Puts a frame whose mask was written by an earlier process into the overlay video, which has to start anew."""
+        if self._video is not None:
+            ids = read_mask(self._masks.folder / f"{frame.name}.png").ids
+            self._video.write(draw_overlay(frame.image, ids, self._palette), frame.time)
+
     def __enter__(self) -> Self:
         return self
 
@@ -71,6 +93,40 @@ class Results:
     ) -> None:
         if self._video is not None:
             self._video.__exit__(kind, error, trace)
+
+
+class NoResults:
+    """In place of `Results` in a process that helps another one, which writes."""
+
+    def write(self, frame: Frame, ids: npt.NDArray[np.uint8]) -> None:
+        """Does nothing."""
+
+    def redraw(self, frame: Frame) -> None:
+        """Does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def check_overlay(overlay: str) -> None:
+    """Raises InputError where there is no such overlay."""
+    if overlay not in get_args(Overlay):
+        raise InputError(f"overlay: found {overlay!r}, expected one of {', '.join(get_args(Overlay))}")
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Whether there is more in it than what a process that was killed had not finished."""
+    return folder.is_dir() and any(not path.match(LEFT_OVER) for path in folder.iterdir())
+
+
+def _remove_left_over(folder: Path) -> None:
+    """What a process that was killed had begun to write."""
+    for part in (folder, folder / "masks", folder / "overlay"):
+        for path in part.glob(LEFT_OVER):
+            path.unlink(missing_ok=True)
 
 
 def _remove_earlier(folder: Path) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from stm_fast.errors import InputError
 
+# what partial_path() names match
+LEFT_OVER = ".*.partial"
+
 
 def partial_path(path: Path) -> Path:
     """Where a file is while it is written: hidden, in the same folder, so that a rename makes it final."""

@@ -1,0 +1,260 @@
+"""A run that ends early goes on where it was: the same masks, whatever ended it, and nothing half-written."""
+
+import json
+import os
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError
+from stm_fast.inference import InterruptedRun, VideoSegmenter, segment_video
+from stm_fast.inference.checkpointing import RECORD, Pace
+from stm_fast.network import STM, stm_resnet18
+from stm_fast.network.deployment import for_inference
+from stm_fast.video import OverlayVideoWriter, write_mask
+
+pytest.importorskip("av")
+
+WIDTH, HEIGHT = 48, 32
+# python -m pytest tests/test_resume.py -k kill with STM_FAST_KILLS=20: as often as that
+KILLS = int(os.environ.get("STM_FAST_KILLS", 3))
+MEMORIES = {
+    "published": {},
+    "capped": {"every": 2, "max_frames": 3, "evict": "least_used"},
+    "even": {"every": 1, "max_frames": 3, "evict": "even", "previous": False},
+    "int8": {"every": 2, "storage": "int8"},
+    "host": {"every": 2, "place": "host", "page_bytes": 2000},
+    "disk": {"every": 2, "place": "disk", "page_bytes": 2000},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> STM:
+    torch.manual_seed(0)
+    return stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
+
+
+def memory(name, folder):
+    options = MEMORIES[name]
+    return MemoryConfig(**options, folder=folder if options.get("place") == "disk" else None)
+
+
+def picture(number):
+    return np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def video(path, count):
+    with OverlayVideoWriter(path, WIDTH, HEIGHT, Fraction(25)) as writer:
+        for number in range(count):
+            writer.write(picture(number), number / 25)
+    return path
+
+
+def square(object_id, left):
+    ids = np.zeros((HEIGHT, WIDTH), np.uint8)
+    ids[4:20, left : left + 12] = object_id
+    return ids
+
+
+class Place:
+    """A clip, masks for two of its frames, and what segmenting it gives without an interruption."""
+
+    def __init__(self, folder, model, count=14):
+        self.folder, self.model, self.count = folder, model, count
+        self.video, self.masks, self.out = video(folder / "in.mp4", count), folder / "given", folder / "out"
+        self.masks.mkdir()
+        write_mask(self.masks / "00000.png", square(3, 4) + square(7, 24))
+        write_mask(self.masks / "00005.png", square(200, 30))
+
+    def segment(self, out=None, stop_at=None, **options):
+        done = []
+        return segment_video(
+            self.video,
+            self.masks,
+            out or self.out,
+            model=self.model,
+            should_stop=lambda: len(done) == stop_at,
+            progress=lambda *_: done.append(None),
+            **options,
+        )
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def masks_of(folder):
+    return {name: data for name, data in contents(folder).items() if name.startswith("masks/")}
+
+
+@pytest.fixture
+def place(tmp_path, model):
+    return Place(tmp_path, model)
+
+
+# the engine
+
+
+@pytest.mark.parametrize(("name", "deployed"), [*((name, False) for name in MEMORIES), ("published", True)])
+def test_a_segmenter_goes_on_bit_for_bit(name, deployed, model, tmp_path):
+    model = for_inference(model) if deployed else model
+    frames = [torch.from_numpy(picture(number)).permute(2, 0, 1) for number in range(14)]
+    masks = {0: torch.from_numpy(square(3, 4) + square(7, 24)), 5: torch.from_numpy(square(200, 30))}
+    config = memory(name, tmp_path)
+    whole = VideoSegmenter(model, memory=config, max_size=24)
+    expected = [whole.step(frame, masks.get(number)) for number, frame in enumerate(frames)]
+    for stop in (1, 6):
+        one, other = (VideoSegmenter(model, memory=config, max_size=24) for _ in range(2))
+        for number, frame in enumerate(frames[:stop]):
+            one.step(frame, masks.get(number))
+        safetensors.torch.save_file(one.state_dict(), tmp_path / "state.safetensors")
+        other.load_state_dict(safetensors.torch.load_file(tmp_path / "state.safetensors"))
+        for number in range(stop, len(frames)):
+            found = other.step(frames[number], masks.get(number))
+            assert torch.equal(found, expected[number]), f"frame {number} after {stop}"
+        assert (other.object_ids, other.bank.frames) == (whole.object_ids, whole.bank.frames)
+
+
+def test_a_segmenter_takes_the_state_of_its_own_kind_only(model):
+    one, other = VideoSegmenter(model), VideoSegmenter(model, memory=MemoryConfig(storage="int8"))
+    with pytest.raises(ValueError, match="found a bank of model rows on the device"):
+        other.load_state_dict(one.state_dict())
+
+
+# a run
+
+
+@pytest.mark.parametrize("overlay", ["video", "pictures", "none"])
+def test_an_interrupted_run_goes_on_to_the_same_results(place, overlay):
+    options = {"overlay": overlay, "max_size": 24}
+    place.segment(place.folder / "whole", **options)
+    with pytest.raises(InterruptedRun, match="interrupted after 4 frames; every file") as caught:
+        place.segment(stop_at=4, **options)
+    assert caught.value.frames == 4
+    found = contents(place.out)
+    assert sorted(name for name in found if name.startswith(".")) == [".resume-4-0.safetensors", RECORD]
+    assert len(masks_of(place.out)) == 4
+    assert "overlay.mp4" not in found
+    with pytest.raises(InterruptedRun):
+        place.segment(stop_at=9, resume=True, **options)
+    summary = place.segment(resume=True, **options)
+    assert (summary.frames, summary.resumed_at, summary.object_ids) == (14, 9, [3, 7, 200])
+    assert contents(place.out) == contents(place.folder / "whole")
+
+
+def test_a_stop_while_the_run_is_still_getting_there_loses_nothing(place):
+    with pytest.raises(InterruptedRun):
+        place.segment(stop_at=6)
+    before = contents(place.out)
+    with pytest.raises(InterruptedRun, match="after 6 frames"):
+        place.segment(stop_at=2, resume=True)
+    assert contents(place.out) == before
+
+
+def test_checkpoints_come_while_the_run_goes_on(place):
+    positions = []
+
+    def look(done, _):
+        record = json.loads((place.out / RECORD).read_text())
+        positions.append(record["frames"])
+        states = [path.name for path in place.out.glob(".resume-*")]
+        assert states == ([f".resume-{record['frames']}-0.safetensors"] if record["frames"] else [])
+
+    segment_video(
+        place.video, place.masks, place.out, model=place.model, checkpoint_seconds=0, overlay="none", progress=look
+    )
+    assert positions == sorted(positions)
+    assert len(set(positions)) > 2
+    assert all(position <= index for index, position in enumerate(positions))
+    assert sorted(os.listdir(place.out)) == ["masks"]
+
+
+def test_what_has_no_interrupted_run_is_started_or_refused(place):
+    place.segment(resume=True, overlay="none")
+    with pytest.raises(InputError, match="not empty, and holds no interrupted run"):
+        place.segment(resume=True, overlay="none")
+    with pytest.raises(InterruptedRun):
+        place.segment(overwrite=True, stop_at=3, overlay="none")
+    with pytest.raises(InputError, match="holds an interrupted run; --resume goes on with it"):
+        place.segment(overlay="none")
+    (place.folder / "killed").mkdir()
+    (place.folder / "killed/.resume.json.123.partial").write_text("{")
+    place.segment(place.folder / "killed", resume=True, overlay="none")
+    assert os.listdir(place.folder / "killed") == ["masks"]
+
+
+def test_a_record_says_that_a_run_is_done(place):
+    place.segment(overlay="none", leave_record=True)
+    before = {path: path.stat().st_mtime_ns for path in place.out.rglob("*")}
+    summary = place.segment(overlay="none", leave_record=True, resume=True)
+    assert (summary.frames, summary.resumed_at, summary.seconds) == (14, 14, 0.0)
+    assert summary.object_ids == [3, 7, 200]
+    assert {path: path.stat().st_mtime_ns for path in place.out.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_size": 16}, "its max_size: found None, expected 16"),
+        ({"memory": MemoryConfig(every=3)}, r"its memory: found every 5, .*expected every 3"),
+        ({"overlay": "pictures"}, "its overlay: found none, expected pictures"),
+        ("video", "its video: found in.mp4"),
+        ("mask", "its masks: found"),
+        ("weights", "its weights: found"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(place, change, words):
+    with pytest.raises(InterruptedRun):
+        place.segment(stop_at=3, overlay="none")
+    before = contents(place.out)
+    options = {"overlay": "none"}
+    if change == "video":
+        video(place.video, 15)
+    elif change == "mask":
+        write_mask(place.masks / "00005.png", square(200, 29))
+    elif change == "weights":
+        torch.manual_seed(1)
+        place.model = stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
+    else:
+        options |= change
+    with pytest.raises(InputError, match=words) as caught:
+        place.segment(resume=True, **options)
+    assert "\n" not in str(caught.value)
+    assert contents(place.out) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', "\0"])
+def test_a_damaged_checkpoint_is_refused(place, text):
+    with pytest.raises(InterruptedRun):
+        place.segment(stop_at=3, overlay="none")
+    record = (place.out / RECORD).read_text()
+    (place.out / RECORD).write_text(text)
+    with pytest.raises(InputError, match=r"\.resume\.json: not a checkpoint of this version"):
+        place.segment(resume=True, overlay="none")
+    (place.out / RECORD).write_text(record)
+    state = place.out / ".resume-3-0.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(InputError, match="the checkpoint is damaged"):
+        place.segment(resume=True, overlay="none")
+
+
+def test_checkpoints_take_a_tenth_of_the_time_at_most():
+    pace = Pace(0)
+    assert pace.due
+    pace.saved(time.monotonic() - 100)
+    assert not pace.due
+    assert pace._next - time.monotonic() == pytest.approx(1000, abs=1)
+    assert not Pace(60).due
