@@ -52,30 +52,60 @@ class CombineConfig:
     num_stages: int = 1
 
 
+@dataclass(frozen=True)
+class BackwardConfig:
+    """Tile of the three gradient kernels and of the usage kernel.
+
+    block_m: queries, block_n: memory rows
+    block_k, block_v: columns of keys and of values in one product
+    block_c: columns of a gradient of queries or keys that one program makes
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    block_c: int
+    block_v: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class DeltaConfig:
+    """Tile of the delta kernel: queries and value columns of a step."""
+
+    block_m: int = 16
+    block_v: int = 128
+    num_warps: int = 4
+    num_stages: int = 1
+
+
 COMBINE = CombineConfig()
+DELTA = DeltaConfig()
 
 
 def forward_config(
-    architecture: int, arithmetic: Arithmetic, key_dim: int, value_dim: int, regular: bool
+    architecture: int, arithmetic: Arithmetic, key_dim: int, value_dim: int, regular: bool, weighted: bool
 ) -> ForwardConfig:
     """The forward tile for Ck up to WIDEST_KEY and any Cv; values wider than value_width take several programs.
 
     `regular`: is_regular() says so, and rows are contiguous and aligned; others need more registers for addresses.
+    `weighted`: there is a selection, whose product with the squared keys takes registers and shared memory too.
     """
     if arithmetic == "ieee":
         # without tensor cores the operands of a product are held in registers
         return ForwardConfig(64, 16, 16, 64, 2, 8, 1)
     if arithmetic == "tf32x3":
         return ForwardConfig(32, 32, 32, 128, 1, 8, 1)
-    if not regular:
+    if not regular or (weighted and key_dim > 128):
         return ForwardConfig(64, 32, 32, 128, 1, 8, 1)
     block_k = 128 if key_dim % 128 == 0 else 64
     if value_dim == 128:
         return ForwardConfig(128, 64 if architecture in (90, 100) else 32, block_k, 128, 1, 8, 2)
     if architecture == 90:
         # half of Cv for twice the queries: each key and value loaded serves 128 queries, for a product QK done twice
-        return ForwardConfig(128, 64, block_k, 256, 1, 8, 2)
-    whole = value_dim > 256
+        return ForwardConfig(64 if weighted else 128, 64, block_k, 256, 1, 8, 2)
+    whole = value_dim > 256 and not weighted
     if architecture == 100:
         # the widest keys leave no shared memory for the widest values
         return ForwardConfig(64, 64, block_k, 512 if whole and key_dim <= 192 else 256, 1, 8, 2)
@@ -88,16 +118,25 @@ def is_regular(key_dim: int, value_dim: int) -> bool:
     return key_dim % 64 == 0 and value_dim % 128 == 0
 
 
+def backward_config(arithmetic: Arithmetic, regular: bool) -> BackwardConfig:
+    """The tile of the gradient and usage kernels, the same on every architecture."""
+    if arithmetic != "half":
+        return BackwardConfig(32, 32, 16, 64, 16, 8, 1)
+    return BackwardConfig(64, 64, 64, 128, 64, 8, 2) if regular else BackwardConfig(32, 32, 32, 64, 32, 4, 1)
+
+
 def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:
     """Every (architecture, arithmetic, configuration) that forward_config can return."""
-    choices = product(ARCHITECTURES, ARITHMETICS, (64, 128, 192, 256), (128, 256, 512), (True, False))
+    choices = product(ARCHITECTURES, ARITHMETICS, (64, 128, 192, 256), (128, 256, 512), (True, False), (True, False))
     yield from dict.fromkeys((choice[0], choice[1], forward_config(*choice)) for choice in choices)
 
 
 def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
     """Every (architecture, arithmetic, configuration) that can be chosen at run time."""
     yield from all_forward_configs()
-    yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE,))
+    backward = product(ARCHITECTURES, ARITHMETICS, (True, False))
+    yield from dict.fromkeys((choice[0], choice[1], backward_config(*choice[1:])) for choice in backward)
+    yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA))
 
 
 def choose_splits(target: Target, tiles: int, steps: int) -> int:

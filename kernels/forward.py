@@ -3,91 +3,61 @@
 The mathematics and the symbols are in README.md.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from stm_fast.kernels.combine import combine
-from stm_fast.kernels.configs import Arithmetic, choose_splits, forward_config, is_regular
-from stm_fast.kernels.launch import Launch, addressable, arithmetic_of, strides
-from stm_fast.kernels.targets import Target, target_of
+from stm_fast.kernels.configs import choose_splits, forward_config
+from stm_fast.kernels.launch import Launch, addressable
+from stm_fast.kernels.problem import Problem
+from stm_fast.kernels.scores import add_products
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scale: float, splits: int | None = None
-) -> tuple[Tensor, Tensor]:
+def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor]:
     """out [B, M, Cv] in the dtype of value and lse [B, M] float32 of the memory read.
 
-    Args:
-        query: [B or 1, M, Ck], key: [B or 1, N, Ck], value: [B, N, Cv], one dtype (float16, bfloat16, float32).
-        lengths: [B] int32 or None; clamped to 0..N.
-        scale: factor of the scores.
-        splits: parts of the memory, chosen by the number of processors when None.
+    `splits`: parts of the memory, chosen by the number of processors when None.
     """
-    target, arithmetic = target_of(query.device), arithmetic_of(value.dtype)
-    part_out, part_lse, launch = plan_forward(query, key, value, lengths, scale, target, arithmetic, splits)
+    part_out, part_lse, launch = plan_forward(problem, splits)
     launch.run()
     if part_lse.shape[1] == 1:
         return part_out.squeeze(1), part_lse.squeeze(1)
-    return combine(part_out, part_lse, value.dtype)
+    return combine(part_out, part_lse, problem.value.dtype)
 
 
-def plan_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor | None,
-    scale: float,
-    target: Target,
-    arithmetic: Arithmetic,
-    splits: int | None = None,
-) -> tuple[Tensor, Tensor, Launch]:
+def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor, Launch]:
     """The outputs [B, splits, M, Cv] and [B, splits, M] of the forward kernel, and the launch that fills them."""
-    batch, rows, value_dim = value.shape
-    queries, key_dim = query.shape[1:]
-    config = forward_config(target.architecture, arithmetic, key_dim, value_dim, _regular(query, key, value))
-    key, value = addressable(key, config.block_n), addressable(value, config.block_n)
+    batch, rows, value_dim = problem.value.shape
+    queries, key_dim = problem.query.shape[1:]
+    weighted = problem.selection is not None
+    config = forward_config(
+        problem.target.architecture, problem.arithmetic, key_dim, value_dim, problem.regular, weighted
+    )
     value_programs = max(1, triton.cdiv(value_dim, config.value_width))  # without any column there is lse still
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
-        splits = choose_splits(target, tiles * value_programs * batch, triton.cdiv(rows, config.block_n))
-    part_dtype = value.dtype if splits == 1 else torch.float32
-    out = value.new_empty(batch, splits, queries, value_dim, dtype=part_dtype)
-    lse = value.new_empty(batch, splits, queries, dtype=torch.float32)
+        steps = triton.cdiv(rows, config.block_n)
+        splits = choose_splits(problem.target, tiles * value_programs * batch, steps)
+    part_dtype = problem.value.dtype if splits == 1 else torch.float32
+    out = problem.value.new_empty(batch, splits, queries, value_dim, dtype=part_dtype)
+    lse = problem.value.new_empty(batch, splits, queries, dtype=torch.float32)
+    problem = problem._replace(key=addressable(problem.key), value=addressable(problem.value))
     arguments = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "lengths": lengths,
+        **problem.score_arguments(),
+        **problem.value_arguments(),
         "out": out,
         "lse": lse,
-        "M": queries,
-        "N": rows,
         "splits": splits,
-        "scale": scale * math.log2(math.e),
-        **strides("query", query.expand(batch, -1, -1), "bmc"),
-        **strides("key", key.expand(batch, -1, -1), "bnc"),
-        **strides("value", value, "bnc"),
-        "CK": key_dim,
-        "CV": value_dim,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "BLOCK_V": config.block_v,
         "ACCUMULATORS": config.accumulators,
         "VALUE_PROGRAMS": value_programs,
-        "PRECISION": "ieee" if arithmetic == "half" else arithmetic,
     }
     return out, lse, Launch(_forward_kernel, (tiles, value_programs * splits, batch), arguments, config)
-
-
-def _regular(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether rows are contiguous, aligned to 16 elements, and fill whole tiles."""
-    aligned = all(tensor.stride(2) == 1 and tensor.stride(1) % 16 == 0 for tensor in (query, key, value))
-    return aligned and is_regular(key.shape[2], value.shape[2])
 
 
 @triton.jit
@@ -95,13 +65,16 @@ def _forward_kernel(
     query,
     key,
     value,
+    shrinkage,
+    selection,
     lengths,
+    norms,
     out,
     lse,
     M,
     N,
     splits,
-    scale,
+    score_factor,
     stride_query_b,
     stride_query_m,
     stride_query_c,
@@ -111,19 +84,25 @@ def _forward_kernel(
     stride_value_b,
     stride_value_n,
     stride_value_c,
+    stride_shrinkage_b,
+    stride_shrinkage_n,
+    stride_selection_b,
+    stride_selection_m,
+    stride_selection_c,
+    stride_norms_b,
     CK: tl.constexpr,
     CV: tl.constexpr,
+    L2: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
     ACCUMULATORS: tl.constexpr,
     VALUE_PROGRAMS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """One tile of queries, one part of the memory, ACCUMULATORS * BLOCK_V columns of the values. scale has log2(e)."""
+    """One tile of queries, one part of the memory, ACCUMULATORS * BLOCK_V columns of the values."""
     WIDTH: tl.constexpr = ACCUMULATORS * BLOCK_V
-    KEY_CHUNKS: tl.constexpr = (CK + BLOCK_K - 1) // BLOCK_K
     part = tl.program_id(1) // VALUE_PROGRAMS
     value_program = tl.program_id(1) % VALUE_PROGRAMS
     b = tl.program_id(2).to(tl.int64)
@@ -140,14 +119,27 @@ def _forward_kernel(
     n = tl.arange(0, BLOCK_N)
     c = tl.arange(0, BLOCK_K)
     v = tl.arange(0, BLOCK_V)
+    valid_m = m < M
     query += b * stride_query_b
-    query_offsets = m[:, None] * stride_query_m + c[None, :] * stride_query_c
-    query_mask = (m < M)[:, None]
-    query_tile = tl.load(query + query_offsets, mask=query_mask & (c < CK)[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+    query_offsets = m[:, None] * stride_query_m + c[None, :] * stride_query_c  # [BLOCK_M, BLOCK_K]
+    selection_offsets = m[:, None] * stride_selection_m + c[None, :] * stride_selection_c
+    query_mask = valid_m[:, None] & (c < CK)[None, :]
+    query_tile = tl.load(query + query_offsets, mask=query_mask, other=0.0)
+    selection_tile = None
+    if selection is not None:
+        selection += b * stride_selection_b
+        weights = tl.load(selection + selection_offsets, mask=query_mask, other=0.0)
+        selection_tile = weights.to(query_tile.dtype)
+        query_tile = (query_tile * weights).to(query_tile.dtype)
+    if norms is not None:
+        norms_tile = tl.load(norms + b * stride_norms_b + m, mask=valid_m, other=0.0)
+
     key += b * stride_key_b + start.to(tl.int64) * stride_key_n
     value += b * stride_value_b + start.to(tl.int64) * stride_value_n + first_column * stride_value_c
     key_offsets = n[None, :] * stride_key_n + c[:, None] * stride_key_c  # [BLOCK_K, BLOCK_N], transposed
     value_offsets = n[:, None] * stride_value_n + v[None, :] * stride_value_c  # [BLOCK_N, BLOCK_V]
+    if shrinkage is not None:
+        shrinkage += b * stride_shrinkage_b + start.to(tl.int64) * stride_shrinkage_n
 
     largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -157,24 +149,35 @@ def _forward_kernel(
 
     for first in range(start, end, BLOCK_N):
         valid = n < end - first
-        score = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for i in tl.static_range(KEY_CHUNKS):
+        # rows that do not count may hold NaN: they are never loaded, and their scores are -inf besides
+        raw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for chunk in tl.static_range(0, CK, BLOCK_K):
             key_mask = valid[None, :]
             if CK % BLOCK_K != 0:
-                key_mask = key_mask & (i * BLOCK_K + c < CK)[:, None]
-            if KEY_CHUNKS > 1:
-                chunk_mask = query_mask & (i * BLOCK_K + c < CK)[None, :]
-                query_tile = tl.load(query + i * BLOCK_K * stride_query_c + query_offsets, mask=chunk_mask, other=0.0)
-            # rows that do not count may hold NaN: they are never loaded, and their scores are -inf besides
-            key_tile = tl.load(key + i * BLOCK_K * stride_key_c + key_offsets, mask=key_mask, other=0.0)
-            score = tl.dot(query_tile, key_tile, score, input_precision=PRECISION)
-        score = tl.where(valid[None, :], score * scale, -float("inf"))
+                key_mask = key_mask & (chunk + c < CK)[:, None]
+            if CK > BLOCK_K:
+                query_mask = valid_m[:, None] & (chunk + c < CK)[None, :]
+                query_tile = tl.load(query + chunk * stride_query_c + query_offsets, mask=query_mask, other=0.0)
+                if selection is not None:
+                    chunk_selection = selection + chunk * stride_selection_c
+                    weights = tl.load(chunk_selection + selection_offsets, mask=query_mask, other=0.0)
+                    selection_tile = weights.to(query_tile.dtype)
+                    query_tile = (query_tile * weights).to(query_tile.dtype)
+            key_tile = tl.load(key + chunk * stride_key_c + key_offsets, mask=key_mask, other=0.0)
+            raw = add_products(raw, query_tile, selection_tile, key_tile, L2, PRECISION)
+        if norms is not None:
+            raw -= norms_tile[:, None]
+        factor = score_factor
+        if shrinkage is not None:
+            factor = (tl.load(shrinkage + n * stride_shrinkage_n, mask=valid, other=0.0) * score_factor)[None, :]
+            shrinkage += BLOCK_N * stride_shrinkage_n
+        score = tl.where(valid[None, :], raw * factor, -float("inf"))  # [BLOCK_M, BLOCK_N]
 
         new_largest = tl.maximum(largest, tl.max(score, 1))
-        # where every score so far is -inf: exp2(-inf - 0) is 0, exp2(-inf + inf) would be NaN
+        # where every score so far is -inf: exp(-inf - 0) is 0, exp(-inf + inf) would be NaN
         shift = tl.where(new_largest == -float("inf"), 0.0, new_largest)
-        weight = tl.math.exp2(score - shift[:, None])
-        rescale = tl.math.exp2(largest - shift)
+        weight = tl.exp(score - shift[:, None])
+        rescale = tl.exp(largest - shift)
         total = total * rescale + tl.sum(weight, 1)
         largest = new_largest
 
@@ -199,8 +202,7 @@ def _forward_kernel(
         tl.store(
             out + row[:, None] * CV + column[None, :],
             (accumulators[i] / total[:, None]).to(out.dtype.element_ty),
-            mask=(m < M)[:, None] & (column < CV)[None, :],
+            mask=valid_m[:, None] & (column < CV)[None, :],
         )
     if value_program == 0:
-        LN2: tl.constexpr = 0.6931471805599453
-        tl.store(lse + row, (largest + tl.math.log2(total)) * LN2, mask=m < M)
+        tl.store(lse + row, largest + tl.log(total), mask=valid_m)

@@ -35,20 +35,14 @@ def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
     return "tf32x3" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
-def strides(name: str, tensor: Tensor | None, dimensions: str) -> dict[str, int]:
-    """The strides of a tensor as kernel arguments: stride_<name>_<dimension>; 0 where the batch is shared.
-
-    An absent tensor has strides 0.
-    """
-    found = (0,) * len(dimensions) if tensor is None else tensor.stride()
-    return {f"stride_{name}_{dimension}": stride for dimension, stride in zip(dimensions, found, strict=True)}
+LARGEST_TILE = 128  # rows
 
 
-def addressable(tensor: Tensor, rows: int) -> Tensor:
-    """The tensor [B, N, C] itself, unless a tile of `rows` rows of it spans more than a 32-bit offset reaches.
+def addressable(tensor: Tensor) -> Tensor:
+    """The tensor [B, N, C] itself, unless a tile of LARGEST_TILE rows spans more than a 32-bit offset reaches.
 
     Tiles are placed by 64-bit arithmetic and addressed inside by 32-bit offsets. Only views with a stride beyond some
     millions (channels first over a memory of that many rows) do not fit; they are copied.
     """
-    span = rows * tensor.stride(1) + tensor.shape[2] * tensor.stride(2)
+    span = LARGEST_TILE * tensor.stride(1) + tensor.shape[2] * tensor.stride(2)
     return tensor if span < 2**31 else tensor.contiguous()

@@ -4,39 +4,50 @@ Not collected by itself: test_triton_engine.py runs it in a process of its own.
 """
 
 import os
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from stm_fast.kernels import configs, forward
 from stm_fast.ops import memory_read
-from stm_fast.testing import CASES, ReadCase, check_case, make_tensors
+from stm_fast.testing import CASES, ReadCase, check_case, make_tensors, runs
 
 torch.set_num_threads(1)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
-BUILT = [case for case in CASES if case.similarity == "dot" and not case.return_usage]
-BUILT = [case for case in BUILT if case.top_k is None or case.top_k >= case.rows]
+BUILT = [case for case in CASES if case.top_k is None or case.top_k >= case.rows]
+EVERYTHING = ReadCase(similarity="l2", shrinkage=True, selection=True, lengths=(97, 40), return_usage=True)
 WIDTHS = [
     ReadCase(batch=1, queries=5, rows=70, key_dim=192, value_dim=768),
     ReadCase(batch=1, queries=5, rows=33, key_dim=256, value_dim=1024),
     ReadCase(batch=1, queries=7, rows=40, key_dim=130, value_dim=300),
     ReadCase(batch=1, queries=7, rows=40, key_dim=64, value_dim=128, channels_first=True),
+    replace(EVERYTHING, queries=7, key_dim=130, value_dim=128),
     ReadCase(batch=1, queries=3, rows=700),  # so few queries that the memory is split
 ]
 
 
 @pytest.mark.parametrize("case", [*BUILT, *WIDTHS], ids=str)
 def test_no_worse_than_eager(case: ReadCase) -> None:
-    check_case(case, torch.float32, "triton", DEVICE, gradients=False)
+    check_case(case, torch.float32, "triton", DEVICE)
 
 
 # the interpreter multiplies bfloat16 wrongly; the tiles of all 16-bit dtypes are the same
-@pytest.mark.parametrize("case", [ReadCase(lengths=(97, 40)), ReadCase(spread=100.0), *WIDTHS], ids=str)
+@pytest.mark.parametrize("case", [ReadCase(), ReadCase(spread=100.0), EVERYTHING, *WIDTHS], ids=str)
 def test_no_worse_than_eager_in_float16(case: ReadCase) -> None:
-    check_case(case, torch.float16, "triton", DEVICE, gradients=False)
+    check_case(case, torch.float16, "triton", DEVICE)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gradients_of_large_scores_do_not_suffer_from_the_rounding_of_lse(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "make_tensors", partial(make_tensors, seed=seed))
+    check_case(ReadCase(spread=100.0), torch.float32, "triton", DEVICE)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 7])
@@ -58,24 +69,32 @@ def test_the_tiles_of_every_architecture_are_right(
     monkeypatch.setattr(forward, "forward_config", lambda _, *rest: choose(architecture, *rest))
     case = ReadCase(batch=1, queries=70, rows=100, key_dim=64, value_dim=value_dim)
     check_case(case, torch.float16, "triton", DEVICE, gradients=False)
+    check_case(replace(EVERYTHING, key_dim=64, value_dim=value_dim), torch.float16, "triton", DEVICE, gradients=False)
 
 
 def test_lengths_outside_the_memory_are_clamped() -> None:
     query, key, value = make_tensors(ReadCase(), torch.float32, DEVICE)[:3]
     lengths = torch.tensor([-3, 1000], dtype=torch.int32, device=DEVICE)
-    out, lse = forward.forward(query, key, value, lengths, 0.25)
-    whole, whole_lse = forward.forward(query, key, value, None, 0.25)
+    operator = torch.ops.stm_fast.memory_read_triton
+    out, lse, _ = operator(query, key, value, None, None, lengths, 0.25, False, True, 0, False)
+    whole, whole_lse, _ = operator(query, key, value, None, None, None, 0.25, False, True, 0, False)
     assert not out[0].any()
     assert (lse[0] == -torch.inf).all()
     assert torch.equal(out[1], whole[1])
     assert torch.equal(lse[1], whole_lse[1])
 
 
-def test_two_reads_are_bit_equal() -> None:
-    query, key, value = make_tensors(ReadCase(batch=1, queries=3, rows=700), torch.float32, DEVICE)[:3]
-    first, second = (memory_read(query, key, value, backend="triton") for _ in range(2))
-    assert isinstance(first, torch.Tensor)
-    assert torch.equal(first, second)
+@pytest.mark.parametrize(
+    "case", [ReadCase(batch=1, queries=3, rows=700), replace(EVERYTHING, shared_key=True)], ids=str
+)
+def test_two_reads_are_bit_equal(case: ReadCase) -> None:
+    results = []
+    for _ in range(2):
+        leaves = runs.leaves(make_tensors(case, torch.float32, DEVICE), torch.float32, requires_grad=True)
+        outputs = runs.read_outputs(case, leaves, "triton")
+        results.append(runs.with_gradients(outputs, leaves, runs.random_upstream(outputs)))
+    first, second = results
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_any_strides_are_followed() -> None:
@@ -86,7 +105,9 @@ def test_any_strides_are_followed() -> None:
     torch.testing.assert_close(found, memory_read(*tensors, backend="triton"))
 
 
-def test_operator_passes_opcheck() -> None:
-    query, key, value = make_tensors(ReadCase(queries=5, rows=9), torch.float32, DEVICE)[:3]
+@pytest.mark.parametrize("usage", [False, True])
+def test_operator_passes_opcheck(usage: bool) -> None:
+    case = ReadCase(queries=5, rows=9, similarity="l2", shrinkage=True, selection=True)
+    leaves = runs.leaves(make_tensors(case, torch.float32, DEVICE), torch.float32, requires_grad=True)
     operator = torch.ops.stm_fast.memory_read_triton.default
-    torch.library.opcheck(operator, (query, key, value, None, None, None, 0.25, False, True, 0, False))
+    torch.library.opcheck(operator, (*leaves, None, 0.25, True, True, 0, usage))

@@ -45,14 +45,8 @@ def not_supported_reasons(inputs: ReadInputs) -> list[str]:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
     if inputs.value.shape[0] > MOST_OBJECTS:
         reasons.append(f"it takes a batch of at most {MOST_OBJECTS}, found {inputs.value.shape[0]}")
-    if inputs.similarity != "dot":
-        reasons.append(f"similarity {inputs.similarity!r} is not built yet")
     if inputs.top_k:
         reasons.append("top_k is not built yet")
-    if inputs.return_usage:
-        reasons.append("return_usage is not built yet")
-    if inputs.requires_grad():
-        reasons.append("the backward is not built yet")
     return reasons
 
 
@@ -69,9 +63,58 @@ def _forward(
     selection: Tensor | None,
     lengths: Tensor | None,
     scale: float,
-    *_options: Any,
+    l2: bool,
+    query_norm: bool,
+    top_k: int,
+    return_usage: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from stm_fast.kernels.forward import forward
+    from stm_fast.kernels.usage import usage
 
-    out, lse = forward(query, key, value, lengths, scale)
-    return out, lse, lse.new_empty(0)
+    problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
+    out, lse = forward(problem)
+    return out, lse, usage(problem, lse) if return_usage else lse.new_empty(0)
+
+
+@torch.library.impl("stm_fast::memory_read_triton_backward", _DEVICE)
+def _backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    shrinkage: Tensor | None,
+    selection: Tensor | None,
+    lengths: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    l2: bool,
+    query_norm: bool,
+    top_k: int,
+) -> tuple[Tensor, ...]:
+    from stm_fast.kernels.backward import backward
+
+    problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
+    gradients = backward(problem, grad_out, grad_lse, out, lse)
+    return tuple(query.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    shrinkage: Tensor | None,
+    selection: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+    l2: bool,
+    query_norm: bool,
+) -> Any:
+    from stm_fast.kernels.launch import arithmetic_of
+    from stm_fast.kernels.problem import Problem, half_norms
+    from stm_fast.kernels.targets import target_of
+
+    norms = half_norms(query, selection) if l2 and query_norm else None
+    target, arithmetic = target_of(query.device), arithmetic_of(value.dtype)
+    return Problem(query, key, value, shrinkage, selection, lengths, scale, l2, norms, target, arithmetic)

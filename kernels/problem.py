@@ -1,0 +1,72 @@
+"""One memory read as the kernels see it."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from stm_fast.kernels.configs import Arithmetic, is_regular
+from stm_fast.kernels.targets import Target
+
+
+class Problem(NamedTuple):
+    """The tensors and options of a memory read; Bq and Bk are B or 1 (shared by all objects)."""
+
+    query: Tensor  # [Bq, M, Ck]
+    key: Tensor  # [Bk, N, Ck]
+    value: Tensor  # [B, N, Cv]
+    shrinkage: Tensor | None  # [B or 1, N] float32
+    selection: Tensor | None  # [Bq, M, Ck] float32
+    lengths: Tensor | None  # [B] int32, clamped to 0..N
+    scale: float
+    l2: bool
+    norms: Tensor | None  # [Bq, M] float32, contiguous: half_norms() where the l2 score has its query term
+    target: Target
+    arithmetic: Arithmetic
+
+    @property
+    def regular(self) -> bool:
+        """Whether rows are contiguous, aligned to 16 elements, and fill whole tiles."""
+        tensors = (self.query, self.key, self.value)
+        aligned = all(tensor.stride(2) == 1 and tensor.stride(1) % 16 == 0 for tensor in tensors)
+        return aligned and is_regular(self.key.shape[2], self.value.shape[2])
+
+    def score_arguments(self) -> dict[str, Any]:
+        """The kernel arguments that every score depends on."""
+        batch = self.value.shape[0]
+        selection = None if self.selection is None else self.selection.expand(batch, -1, -1)
+        shrinkage = None if self.shrinkage is None else self.shrinkage.expand(batch, -1)
+        return {
+            "query": self.query,
+            "key": self.key,
+            "shrinkage": self.shrinkage,
+            "selection": self.selection,
+            "lengths": self.lengths,
+            "norms": self.norms,
+            "M": self.query.shape[1],
+            "N": self.key.shape[1],
+            "score_factor": 2 * self.scale if self.l2 else self.scale,
+            **strides("query", self.query.expand(batch, -1, -1), "bmc"),
+            **strides("key", self.key.expand(batch, -1, -1), "bnc"),
+            **strides("shrinkage", shrinkage, "bn"),
+            **strides("selection", selection, "bmc"),
+            **strides("norms", None if self.norms is None else self.norms[:, 0].expand(batch), "b"),
+            "CK": self.query.shape[2],
+            "L2": self.l2,
+            "PRECISION": "ieee" if self.arithmetic == "half" else self.arithmetic,
+        }
+
+    def value_arguments(self) -> dict[str, Any]:
+        """The kernel arguments that describe the values."""
+        return {"value": self.value, **strides("value", self.value, "bnc"), "CV": self.value.shape[2]}
+
+
+def half_norms(query: Tensor, selection: Tensor | None) -> Tensor:
+    """<e_i, q_i^2> / 2 [Bq, M] float32, e the selection: the query term of the raw l2 score."""
+    square = query.float().square()
+    return 0.5 * (square if selection is None else square * selection).sum(-1)
+
+
+def strides(name: str, tensor: Tensor | None, dimensions: str) -> dict[str, int]:
+    """The strides of a tensor as kernel arguments stride_<name>_<dimension>; all 0 for an absent tensor."""
+    found = (0,) * len(dimensions) if tensor is None else tensor.stride()
+    return {f"stride_{name}_{dimension}": stride for dimension, stride in zip(dimensions, found, strict=True)}
