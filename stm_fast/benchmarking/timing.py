@@ -14,6 +14,8 @@ Results = tuple[Tensor, ...]
 # larger than the L2 of any GPU; written several times over, it also gives the host time to queue the timed call
 _FLUSH_BYTES, _FLUSHES = 2**28, 4
 
+_SMALL = 256  # rows of a matrix that tells quickly how fast a CPU multiplies
+
 
 class Call(NamedTuple):
     """A pass of one route: `before` is not timed and makes what `timed` takes."""
@@ -92,7 +94,26 @@ def make_clock(device: str) -> WallClock | CudaClock:
 
 
 def matrix_product(dtype: torch.dtype, device: str) -> tuple[Call, int]:
-    """A square torch.mm, the ceiling of every rate beside it, and its FLOP."""
+    """A square torch.mm, the ceiling of every rate beside it, and its FLOP; it has had its first call."""
     size = 8192 if device == "cuda" else 1024
+    if device == "cpu" and dtype.itemsize == 2 and _small_product_seconds(dtype) * (size / _SMALL) ** 3 > 1:
+        size = _SMALL
+    product = _square_product(size, dtype, device)
+    product.timed(None)
+    return product, 2 * size**3
+
+
+def _square_product(size: int, dtype: torch.dtype, device: str) -> Call:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return Call(lambda inputs: None, lambda state: (torch.mm(left, right),)), 2 * size**3
+    return Call(lambda inputs: None, lambda state: (torch.mm(left, right),))
+
+
+def _small_product_seconds(dtype: torch.dtype) -> float:
+    """Long on a CPU without instructions for the dtype, where a large product is no faster a FLOP."""
+    product = _square_product(_SMALL, dtype, "cpu")
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        product.timed(None)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
