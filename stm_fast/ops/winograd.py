@@ -1,0 +1,99 @@
+"""Convolutions of 3 x 3 on a CPU with a quarter of the products: Winograd's minimal filtering F(4 x 4, 3 x 3).
+
+After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. The input's tiles of 6 x 6 are
+transformed, multiplied with transformed weights as 36 matrix products over the channels, and transformed back. The
+transforms are those of the C++ engine; csrc/include/stm_fast/winograd.h says more.
+"""
+
+import torch
+from torch import Tensor
+
+from stm_fast.ops import cpp_ops
+
+TILE = 4
+POINTS = 36
+LANES = 8  # channels are a multiple of it
+# points of this many tiles stay in a core's share of the last cache between the transforms and the products
+TILES_AT_A_TIME = 216
+
+# G of the paper's equation 24, for the points 0, 1, -1, 2, -2 and infinity
+_WEIGHT_TRANSFORM = torch.tensor(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+
+torch.library.define("stm_fast::winograd_input", "(Tensor picture, int first_row, int rows, bool relu) -> Tensor")
+torch.library.define(
+    "stm_fast::winograd_output",
+    "(Tensor(a!) picture, Tensor points, Tensor bias, Tensor? residual, int first_row, int rows) -> ()",
+)
+
+
+def _fake_input(picture: Tensor, first_row: int, rows: int, relu: bool) -> Tensor:
+    return picture.new_empty(POINTS, rows * -(-picture.shape[1] // TILE), picture.shape[2])
+
+
+def _fake_output(
+    picture: Tensor, points: Tensor, bias: Tensor, residual: Tensor | None, first_row: int, rows: int
+) -> None:
+    return None
+
+
+torch.library.register_fake("stm_fast::winograd_input", _fake_input)
+torch.library.register_fake("stm_fast::winograd_output", _fake_output)
+
+
+def absent_reasons() -> list[str]:
+    """Why there are no such convolutions here; nothing where there are."""
+    if cpp_ops.absent_reasons():
+        return cpp_ops.absent_reasons()
+    # an extension built from older sources
+    built = torch._C._dispatch_has_kernel_for_dispatch_key("stm_fast::winograd_input", "CPU")
+    return [] if built else ["the extension was built without it; build it again"]
+
+
+def transform_weight(weight: Tensor) -> Tensor:
+    """The weight ``[K, C, 3, 3]`` of a convolution as `conv3x3` takes it: ``[36, C, K]``, rounded once."""
+    transform = _WEIGHT_TRANSFORM.to(weight.device)
+    points = torch.einsum("ai,kcij,bj->abck", transform, weight.double(), transform)  # [6, 6, C, K]
+    return points.reshape(POINTS, *points.shape[2:]).to(weight.dtype).contiguous()
+
+
+def conv3x3(x: Tensor, points: Tensor, bias: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+    """A convolution of 3 x 3 with stride 1 and a border of zeros, in float32 on a CPU; without gradients.
+
+    Rounding errors are about four times those of the direct convolution.
+
+    Args:
+        x: ``[B, C, H, W]``, best laid out channels last; C a multiple of 8.
+        points: ``[36, C, K]`` of `transform_weight`; K a multiple of 8.
+        bias: ``[K]``.
+        relu: negative inputs count as 0.
+        residual: ``[B, K, H, W]``, added to the result.
+
+    Returns:
+        ``[B, K, H, W]``, channels last.
+    """
+    pictures = x.permute(0, 2, 3, 1).contiguous()  # [B, H, W, C]
+    batch, height, width, _ = pictures.shape
+    added = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()  # [B, H, W, K]
+    out = pictures.new_empty(batch, height, width, points.shape[2])
+    rows, across = -(-height // TILE), -(-width // TILE)
+    # every thread has a row of tiles to transform
+    step = max(-(-TILES_AT_A_TIME // across), torch.get_num_threads())
+    for index in range(batch):
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            strip = torch.ops.stm_fast.winograd_input(pictures[index], first, count, relu)  # [36, tiles, C]
+            products = torch.bmm(strip, points)  # [36, tiles, K]
+            torch.ops.stm_fast.winograd_output(
+                out[index], products, bias, None if added is None else added[index], first, count
+            )
+    return out.permute(0, 3, 1, 2)
