@@ -354,13 +354,15 @@ def test_wrong_choices_end_with_one_line(arguments, message, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_results_are_not_overwritten_unasked(tmp_path):
-    path = tmp_path / "found.json"
+@pytest.mark.parametrize("name", ["found.json", "found.time.forward.float32.480p-O1.svg"])
+def test_results_are_not_overwritten_unasked(name, tmp_path):
+    path = tmp_path / name
     path.write_text("mine")
-    done = run("--quick", "--output", str(path))
+    done = run("--quick", "--output", str(tmp_path / "found.json"))
     assert done.exit_code == 2
-    assert "exists already" in done.stderr
+    assert done.stderr.startswith(f"stm-fast: {path}: exists already")
     assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_figures_are_written_between_the_marks(tmp_path):

@@ -93,8 +93,8 @@ def benchmark(
     with_plots = plots_available() if plots is None else plots
     if with_plots and not plots_available():
         raise InputError(HOW_TO_GET_PLOTS)
-    if output.exists() and not overwrite:
-        raise InputError(f"{output}: exists already; give another --output, or --overwrite")
+    if not overwrite:
+        _refuse_results(output)
     record = Record(describe_machine(place), selection.describe())
     write_record(record, output)  # a place that cannot be written to shows before anything is timed
     _introduce(record.machine)
@@ -107,6 +107,13 @@ def benchmark(
     print(output)
     if json:
         print(record.to_json())
+
+
+def _refuse_results(output: Path) -> None:
+    plots = (path for path in output.parent.glob("*.svg") if path.name.startswith(f"{output.stem}."))
+    for path in (output, *plots):
+        if path.exists():
+            raise InputError(f"{path}: exists already; give another --output, or --overwrite")
 
 
 def _introduce(machine: dict[str, Any]) -> None:
