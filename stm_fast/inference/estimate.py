@@ -198,5 +198,7 @@ def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _text(nbytes: int) -> str:
-    unit, size = ("GB", 1e9) if nbytes >= 1e9 else ("MB", 1e6)
-    return f"{nbytes / size:.3g} {unit}"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes / 1e3:.0f} kB"
