@@ -1,8 +1,8 @@
 """The command line: what a new user sees, and one clear line for every mistake."""
 
 import os
-import re
 import pickle
+import re
 import signal
 import subprocess
 import sys
