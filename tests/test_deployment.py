@@ -1,0 +1,148 @@
+"""A network made ready for inference computes the same, and so do its convolutions; the published loop is the engine."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stm_fast.benchmarking.published_loop import PublishedLoop
+from stm_fast.benchmarking.system import PUBLISHED, SystemWorkload, measure_system
+from stm_fast.config import MemoryConfig
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.stages import STAGES
+from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast.network.deployment import WinogradConv, for_inference
+from stm_fast.ops import winograd
+
+REASONS = winograd.absent_reasons()
+needs_winograd = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
+
+
+def trained_looking(model: STM) -> STM:
+    """Statistics, scales and shifts of BatchNorm as no untrained network has them."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            with torch.no_grad():
+                module.weight.mul_(torch.rand_like(module.weight) + 0.5)
+                module.bias.normal_(0, 0.1)
+    return model
+
+
+@pytest.fixture(scope="module", params=[stm_resnet18, stm_resnet50], ids=["resnet18", "resnet50"])
+def model(request) -> STM:
+    torch.manual_seed(0)
+    return trained_looking(request.param(key_dim=16, value_dim=32, decoder_dim=16)).eval()
+
+
+@needs_winograd
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (17, 9), (40, 61)], ids=str)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_winograd_is_the_convolution(size, relu, with_residual, poisoned_memory):
+    """Within sixteen times the direct convolution's own error against float64."""
+    x, weight, bias = torch.randn(2, 16, *size), torch.randn(24, 16, 3, 3), torch.randn(24)
+    residual = torch.randn(2, 24, *size) if with_residual else None
+    out = winograd.conv3x3(x, winograd.transform_weight(weight), bias, relu=relu, residual=residual)
+
+    def direct(dtype):
+        seen = (F.relu(x) if relu else x).to(dtype)
+        summed = F.conv2d(seen, weight.to(dtype), bias.to(dtype), padding=1)
+        return summed if residual is None else summed + residual.to(dtype)
+
+    truth = direct(torch.float64)
+    rounding = torch.finfo(torch.float32).eps * truth.abs().max()
+    allowed = 16 * (direct(torch.float32) - truth).abs().max() + 2 * rounding
+    assert out.shape == truth.shape
+    assert (out - truth).abs().max() <= allowed
+
+
+@needs_winograd
+def test_winograd_reads_any_layout():
+    x, weight, bias = torch.randn(1, 8, 9, 10), torch.randn(8, 8, 3, 3), torch.zeros(8)
+    points = winograd.transform_weight(weight)
+    expected = winograd.conv3x3(x, points, bias)
+    torch.testing.assert_close(winograd.conv3x3(x.to(memory_format=torch.channels_last), points, bias), expected)
+    wide = torch.randn(1, 8, 9, 20)
+    wide[..., ::2] = x
+    torch.testing.assert_close(winograd.conv3x3(wide[..., ::2], points, bias), expected)
+
+
+@needs_winograd
+def test_winograd_refuses_what_it_cannot():
+    points = winograd.transform_weight(torch.randn(8, 6, 3, 3))
+    with pytest.raises(RuntimeError, match="expected a multiple of 8"):
+        winograd.conv3x3(torch.randn(1, 6, 8, 8), points, torch.zeros(8))
+    points = winograd.transform_weight(torch.randn(8, 8, 3, 3))
+    with pytest.raises(RuntimeError, match="expected a float32 cpu tensor"):
+        winograd.conv3x3(torch.randn(1, 8, 8, 8).double(), points.double(), torch.zeros(8).double())
+    with pytest.raises(RuntimeError, match="do not fit the picture"):
+        winograd.conv3x3(torch.randn(1, 8, 8, 8), points, torch.zeros(16))
+
+
+@needs_winograd
+def test_winograd_operators_are_registered_well():
+    picture = torch.randn(9, 10, 8)
+    ops = torch.ops.stm_fast
+    torch.library.opcheck(ops.winograd_input, (picture, 1, 2, True))
+    products = torch.randn(36, 2 * 3, 8)
+    torch.library.opcheck(ops.winograd_output, (picture, products, torch.randn(8), torch.randn(9, 10, 8), 0, 2))
+
+
+def test_a_prepared_network_computes_the_same(model):
+    prepared = for_inference(model)
+    frame, masks = torch.rand(3, 70, 90), torch.rand(2, 70, 90) / 2
+    keys, values = zip(*(each.memorize(frame, masks) for each in (model, prepared)), strict=True)
+    torch.testing.assert_close(keys[1], keys[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(values[1], values[0], rtol=1e-3, atol=1e-4)
+    logits = [each.segment(frame, keys[0][:, :, None], values[0][:, :, None]) for each in (model, prepared)]
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
+
+
+def test_the_original_stays_as_it_was(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for_inference(model)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_nothing_is_left_of_batch_norm(model):
+    prepared = for_inference(model)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in prepared.modules())
+    assert not any(parameter.requires_grad for parameter in prepared.parameters())
+    assert any(isinstance(module, WinogradConv) for module in prepared.modules()) == (not REASONS)
+    # another dtype keeps the convolutions it has
+    double = for_inference(model.double())
+    model.float()
+    assert not any(isinstance(module, WinogradConv) for module in double.modules())
+
+
+def test_the_published_loop_the_engine_and_the_prepared_engine_agree(model):
+    clip = SyntheticClip(0, frames=7, height=56, width=90, objects=2)
+    ids = torch.from_numpy(clip[0].ids)
+    planes = torch.stack([ids == 1, ids == 2]).float()
+    loop = PublishedLoop(model, every=3)
+    engines = [VideoSegmenter(each, memory=MemoryConfig(every=3)) for each in (model, for_inference(model))]
+    for index, picture in enumerate(clip):
+        frame = torch.from_numpy(picture.image).permute(2, 0, 1).float() / 255
+        expected = loop.step(frame, planes if index == 0 else None)
+        assert expected[3:].max() < 1e-5  # slots without an object
+        for engine in engines:
+            prob = engine.step(frame, ids if index == 0 else None)
+            torch.testing.assert_close(prob, expected[:3], rtol=0, atol=2e-3)
+    assert loop.keys.shape[2] == 2  # frames 0 and 3 stay; 5 was there for one step
+
+
+@pytest.mark.slow
+def test_a_whole_frame_is_timed_by_stage(monkeypatch):
+    monkeypatch.setattr("stm_fast.benchmarking.system.SIZES", {"tiny": (48, 64)})
+    workload = SystemWorkload("tiny", objects=2, memory_frames=3, backbone="resnet18")
+    rows = measure_system(workload, [PUBLISHED, "engine", "engine, prepared"], 2, "cpu")
+    assert [row.contestant for row in rows] == [PUBLISHED, "engine", "engine, prepared"]
+    for row in rows:
+        assert row.agreement > 0.99
+        assert set(row.stage_seconds) == set(STAGES)
+        assert all(seconds > 0 for seconds in row.stage_seconds.values())
+        assert row.frame_seconds_20 <= row.frame_seconds <= row.frame_seconds_80
