@@ -19,6 +19,7 @@ from stm_fast.commands.common import (
     Device,
     Overwrite,
     Weights,
+    load_for_inference,
     load_model,
     print_summary,
     progress_bar,
@@ -90,7 +91,7 @@ def demo(
 ) -> None:
     """Draw a clip of moving objects, segment it from its first mask and say how well that went."""
     check_output(output, overwrite)
-    model = load_model(weights, arch, device)
+    model = load_for_inference(weights, arch, device)
     check_backend(model, backend)
     clip = SyntheticClip(seed, frames=frames, objects=objects)
     video, mask = output / "clip.mp4", output / "first_mask.png"

@@ -1,4 +1,4 @@
-"""A network made ready for inference computes the same, and so do its convolutions; the published loop is the engine."""
+"""A network made ready for inference computes the same; so do its convolutions, and the published loop the engine."""
 
 import pytest
 import torch

@@ -16,6 +16,7 @@ from rich.text import Text
 from stm_fast.errors import InputError
 from stm_fast.inference import Summary
 from stm_fast.network import STM, architecture_of, load_checkpoint, stm_resnet18, stm_resnet50
+from stm_fast.network.deployment import for_inference
 from stm_fast.ops.backends import BACKENDS
 
 
@@ -42,6 +43,11 @@ def load_model(weights: Path | None, arch: Architecture, device: str) -> STM:
         model = STM(**vars(architecture))
         load_checkpoint(model, weights)
     return model.to(place).eval()
+
+
+def load_for_inference(weights: Path | None, arch: Architecture, device: str) -> STM:
+    """The same network made ready for inference."""
+    return for_inference(load_model(weights, arch, device))
 
 
 def _device(name: str) -> torch.device:

@@ -26,6 +26,7 @@ from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
 from stm_fast.evaluation.tables import print_tables, write_tables
 from stm_fast.inference.shards import rank, shard, wait_for_all
+from stm_fast.network.deployment import for_inference
 from stm_fast.video.whole_file import make_folder
 
 
@@ -80,7 +81,7 @@ def evaluate(
     scales = tuple(scale) if scale else (1.0,)
     inference = Inference(MemoryConfig(every=every), max_size, backend, scales, flip)
     run = describe_run(model, benchmark, split, inference)
-    _run(sequences, output, model, inference, run)
+    _run(sequences, output, for_inference(model), inference, run)
     if rank() == 0:
         if weights is None:
             print("stm-fast: no --weights given: the network is untrained and the scores mean nothing", file=sys.stderr)

@@ -14,7 +14,7 @@ from stm_fast.commands.common import (
     Device,
     Overwrite,
     Weights,
-    load_model,
+    load_for_inference,
     print_summary,
     progress_bar,
     task_name,
@@ -77,7 +77,7 @@ def segment(
         memory_place,
         memory_folder,
     )
-    model = load_model(weights, arch, device)
+    model = load_for_inference(weights, arch, device)
     with progress_bar(task_name(weights)) as advance:
         summary = segment_video(
             source,
