@@ -51,6 +51,7 @@ Layout = Literal["rows", "channels", "odd"]
 Scores = Literal["dot", "l2", "l2 all"]
 
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
+_TYPES |= {torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv"}
 
 
 class Case(NamedTuple):
@@ -197,8 +198,8 @@ def compile_case(case: Case) -> Compiled:
     launch = launch_of(case)
     options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
     target = GPUTarget("cuda", case.architecture, 32)
-    compiled = triton.compile(_source(launch), target=target, options=options)
-    registers, stack = _resources(compiled.asm["cubin"])
+    compiled = triton.compile(source(launch), target=target, options=options)
+    registers, stack = resources(compiled.asm["cubin"])
     return Compiled(
         case,
         launch.config,
@@ -211,7 +212,7 @@ def compile_case(case: Case) -> Compiled:
     )
 
 
-def _source(launch: Launch) -> ASTSource:
+def source(launch: Launch) -> ASTSource:
     """The launch as the compiler wants it, specialised on its arguments as the launcher would."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launch.kernel.params):
@@ -236,7 +237,7 @@ def _type(argument: Tensor | float) -> tuple[str, bool]:
     return "fp32", False
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
+def resources(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of a thread."""
     cuobjdump = os.path.join(os.path.dirname(nvidia.__file__), "bin", "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
