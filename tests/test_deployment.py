@@ -6,8 +6,10 @@ from torch.nn import functional as F
 
 from stm_fast.benchmarking.published_loop import PublishedLoop
 from stm_fast.benchmarking.system import PUBLISHED, SystemWorkload, measure_system
+from stm_fast.benchmarking.system_run import parse_workload, table
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.errors import InputError
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.stages import STAGES
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
@@ -146,3 +148,14 @@ def test_a_whole_frame_is_timed_by_stage(monkeypatch):
         assert set(row.stage_seconds) == set(STAGES)
         assert all(seconds > 0 for seconds in row.stage_seconds.values())
         assert row.frame_seconds_20 <= row.frame_seconds <= row.frame_seconds_80
+    text = table(rows, {"decode": 0.001, "write": 0.002})
+    assert f"{1000 * rows[1].stage_seconds['decoder']:.1f}" in text
+    assert f"{rows[0].frame_seconds / rows[2].frame_seconds:.2f}" in text
+    assert "decode 1.0 ms, write 2.0 ms" in text
+
+
+def test_workloads_by_name():
+    assert parse_workload("480p-T10-O3") == SystemWorkload("480p", objects=3, memory_frames=10)
+    for text in ("480p", "480p-T0-O1", "481p-T1-O1", "480p-T1-O21", "480p-T10-O3 "):
+        with pytest.raises(InputError, match="expected for example 480p-T10-O3"):
+            parse_workload(text)

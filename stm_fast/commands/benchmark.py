@@ -16,6 +16,7 @@ from stm_fast.benchmarking.records import Record, write_record
 from stm_fast.benchmarking.routes import OURS, ROUTES
 from stm_fast.benchmarking.runner import run_benchmark
 from stm_fast.benchmarking.selection import Selection
+from stm_fast.benchmarking.system_run import parse_workload, run_system
 from stm_fast.benchmarking.table import render
 from stm_fast.benchmarking.workload import DTYPES, PASSES, Shape, grid, parse_shape
 from stm_fast.errors import InputError
@@ -33,6 +34,7 @@ _DEFAULT_ROUTES = {
 }
 _DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16,float32"}
 _QUICK_SHAPES = "480p-T1-O1"
+_SYSTEM_SHAPES = "480p-T10-O1"
 _QUICK_ROUTES = ",".join((*_UNCOMPILED, *OURS))
 _QUICK_SECONDS, _QUICK_ROUNDS = 2.0, 3
 _CPU_MINUTES = 2.7  # what starts before this has ended after three
@@ -65,6 +67,9 @@ def benchmark(
         typer.Option(min=0, help=f"Then no further route is started; {_CPU_MINUTES} for a CPU's default shapes."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
+    system: Annotated[
+        bool, typer.Option("--system", help="Whole frames by stage instead: shapes, rounds, memory and device count.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One small shape, nothing compiled, few rounds.")] = False,
     json: Annotated[bool, typer.Option("--json", help="End with the JSON on one line, for scripts.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file and its plots.")] = False,
@@ -77,6 +82,12 @@ def benchmark(
     if threads is not None:
         torch.set_num_threads(threads)
     place = _device(device)
+    if system:
+        if not overwrite:
+            _refuse_results(output)
+        workloads = [parse_workload(name.strip()) for name in (shapes or _SYSTEM_SHAPES).split(",")]
+        run_system(workloads, place, rounds, memory, output)
+        return
     if minutes is None and shapes is None and place == "cpu":
         minutes = _CPU_MINUTES
     selection = Selection(
