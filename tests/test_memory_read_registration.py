@@ -230,3 +230,26 @@ def test_an_engine_says_that_it_has_no_second_derivative():
     gradient = torch.autograd.grad(out.square().sum(), tensors.query, create_graph=True)[0]
     with pytest.raises(NotImplementedError, match='found a second derivative, expected at most a first; backend="ref'):
         gradient.sum().backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_is_captured_in_a_cuda_graph():
+    case = replace(ReadCase(), lengths=(97, 40), poison=0.0)
+    tensors, chosen = make_tensors(case, torch.float16, "cuda"), options(case, "cuda")
+
+    def read():
+        return memory_read(*tensors[:3], backend="triton", **chosen)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compiles the kernels before the capture
+        read()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = read()
+    tensors.query.copy_(torch.randn_like(tensors.query))
+    chosen["lengths"].copy_(torch.tensor([12, 97]))
+    graph.replay()
+    assert torch.equal(captured, read())
