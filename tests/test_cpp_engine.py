@@ -24,7 +24,7 @@ pytestmark = [
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 # enough work for five threads: smaller reads are given fewer
-WIDE = ReadCase(batch=3, queries=50, rows=300, key_dim=64, value_dim=64)
+WIDE = ReadCase(batch=3, queries=50, rows=500, key_dim=64, value_dim=64)
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -49,9 +49,9 @@ def read_and_gradients(case: ReadCase, dtype: torch.dtype = torch.float32, backe
     return [out, lse, usage, *gradients]
 
 
-# around the panels of 24 queries, the blocks of 144 queries and of 128 rows
-@pytest.mark.parametrize("queries", [23, 24, 25, 143, 144, 145, 300])
-@pytest.mark.parametrize("rows", [127, 128, 129, 513])
+# around the panels of 24 queries, the blocks of 192 queries and of 192 rows
+@pytest.mark.parametrize("queries", [23, 24, 25, 191, 192, 193, 300])
+@pytest.mark.parametrize("rows", [191, 192, 193, 577])
 def test_block_boundaries(queries, rows):
     check_case(ReadCase(batch=1, queries=queries, rows=rows, key_dim=9, value_dim=5), torch.float32, "cpp")
 
@@ -61,9 +61,9 @@ def test_block_boundaries(queries, rows):
     "case",
     [
         replace(WIDE, batch=1, queries=9, rows=4000),
-        replace(WIDE, lengths=(300, 0, 129)),
-        replace(WIDE, shared_key=True, shared_query=True, lengths=(300, 0, 129)),
-        replace(WIDE, shared_key=True, lengths=(1, 200, 129)),
+        replace(WIDE, lengths=(500, 0, 193)),
+        replace(WIDE, shared_key=True, shared_query=True, lengths=(500, 0, 193)),
+        replace(WIDE, shared_key=True, lengths=(1, 300, 193)),
         replace(WIDE, batch=1, queries=9, rows=4000, top_k=40, return_usage=True),
         replace(WIDE, similarity="l2", shrinkage=True, selection=True, shared_key=True, top_k=200),
     ],

@@ -35,9 +35,9 @@ class PackedGradients {
                  [&](Index item) { pack_grad_out(gradients, item / panels, item % panels); });
     parallel.run(problem_.objects * value_panels, [&](Index item) {
       const Index first = item % value_panels * lanes_;
-      pack_panel(gradients.grad_out[item / value_panels].transposed().from_row(first),
-                 std::min(lanes_, problem_.value_dim - first), problem_.queries, lanes_,
-                 grad_out_rows_ + item * problem_.queries * lanes_);
+      pack_panels(gradients.grad_out[item / value_panels].transposed().from_row(first),
+                  std::min(lanes_, problem_.value_dim - first), problem_.queries, lanes_,
+                  grad_out_rows_ + item * problem_.queries * lanes_);
     });
   }
 
@@ -93,7 +93,7 @@ class PackedGradients {
     const Index first = panel * lanes_, count = scores_.blocks.queries_in_panel(panel);
     const Index at = object * scores_.blocks.padded_queries() + first;
     const Matrix<const Stored> grad_out = gradients.grad_out[object], out = gradients.out[object];
-    pack_panel(grad_out.from_row(first), count, problem_.value_dim, lanes_, grad_out_ + at * problem_.value_dim);
+    pack_panels(grad_out.from_row(first), count, problem_.value_dim, lanes_, grad_out_ + at * problem_.value_dim);
     std::fill_n(delta_ + at, lanes_, T(0));
     for (Index i = 0; i < count; ++i) {
       T sum = 0;

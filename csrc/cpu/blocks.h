@@ -9,9 +9,9 @@
 namespace stm_fast {
 
 // Memory rows of a block: its packed values stay in the second-level cache while the queries of a block pass over them.
-inline constexpr Index rows_per_block = 128;
+inline constexpr Index rows_per_block = 192;
 // Queries of a block, about: their sums stay in the second-level cache too.
-inline constexpr Index queries_per_block = 144;
+inline constexpr Index queries_per_block = 192;
 
 // The queries of one object in panels of SIMD lanes, the panels in blocks of nearly equal size.
 struct QueryBlocks {
