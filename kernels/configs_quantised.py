@@ -1,0 +1,27 @@
+"""The tiles of the read of a quantised memory."""
+
+from dataclasses import dataclass
+
+import torch
+
+WIDEST_KEY = 256
+DTYPES = (torch.int8, torch.float8_e4m3fn)
+OLDEST_FP8 = 89  # the first architecture that multiplies fp8
+
+
+@dataclass(frozen=True)
+class QuantisedConfig:
+    """Tile of forward_quantised.py: queries, memory rows of a step, and value columns of a program."""
+
+    block_m: int
+    block_n: int
+    block_v: int
+    num_warps: int
+    num_stages: int
+
+
+def quantised_config(architecture: int, regular: bool) -> QuantisedConfig:
+    """The tile, that of a wide accumulator which stays in registers; `regular` as for forward_config()."""
+    if architecture in (90, 100) and regular:
+        return QuantisedConfig(64, 64, 256, 8, 2)
+    return QuantisedConfig(64, 32, 128, 8, 2)

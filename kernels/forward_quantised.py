@@ -1,0 +1,292 @@
+"""The forward memory read of a memory of int8 or fp8 (e4m3) numbers, as they lie.
+
+The mathematics is in README.md. A slot is one frame: R rows that share the mean of their keys and the scales of their
+values.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stm_fast.kernels.combine import combine
+from stm_fast.kernels.configs import choose_splits, is_regular
+from stm_fast.kernels.configs_quantised import quantised_config
+from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.targets import Target, target_of
+
+
+def forward_quantised(
+    query: Tensor,
+    key: Tensor,
+    key_scale: Tensor,
+    key_mean: Tensor,
+    value: Tensor,
+    value_scale: Tensor,
+    lengths: Tensor | None,
+    scale: float,
+    splits: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out [B, M, Cv] in the dtype of query and lse [B, M] float32 of the memory read.
+
+    Args:
+        query: [B or 1, M, Ck] float16, bfloat16 or float32.
+        key: [B or 1, T, R, Ck] int8 or float8_e4m3fn, key_scale: [B or 1, T, R], key_mean: [B or 1, T, Ck], float32.
+        value: [B, T, R, Cv] in the dtype of key, value_scale: [B, T, Cv] float32. Any strides; fp8 is multiplied as
+            it lies where rows are contiguous for each channel (a view of [B, T, Cv, R]).
+        lengths: [B] int32 or None, rows that count, slot after slot; clamped to 0..T*R.
+        scale: factor of the scores.
+        splits: parts of the memory, chosen by the number of processors when None.
+    """
+    part_out, part_lse, launch = plan_forward_quantised(
+        *(query, key, key_scale, key_mean, value, value_scale, lengths, scale),
+        target=target_of(query.device),
+        splits=splits,
+    )
+    launch.run()
+    if part_lse.shape[1] == 1:
+        return part_out.squeeze(1), part_lse.squeeze(1)
+    return combine(part_out, part_lse, query.dtype)
+
+
+def plan_forward_quantised(
+    query: Tensor,
+    key: Tensor,
+    key_scale: Tensor,
+    key_mean: Tensor,
+    value: Tensor,
+    value_scale: Tensor,
+    lengths: Tensor | None,
+    scale: float,
+    target: Target,
+    splits: int | None = None,
+) -> tuple[Tensor, Tensor, Launch]:
+    """The outputs [B, splits, M, Cv] and [B, splits, M] of the kernel, and the launch that fills them."""
+    batch, slots, rows, value_dim = value.shape
+    queries, key_dim = query.shape[1:]
+    config = quantised_config(target.architecture, is_regular(key_dim, value_dim))
+    value_programs = triton.cdiv(value_dim, config.block_v)
+    tiles = triton.cdiv(queries, config.block_m)
+    if splits is None:
+        steps = slots * triton.cdiv(rows, config.block_n)
+        splits = choose_splits(target, tiles * value_programs * batch, steps)
+    out = query.new_empty(batch, splits, queries, value_dim, dtype=query.dtype if splits == 1 else torch.float32)
+    lse = query.new_empty(batch, splits, queries, dtype=torch.float32)
+    arguments = {
+        "query": query,
+        "key": key,
+        "key_scale": key_scale,
+        "key_mean": key_mean,
+        "value": value,
+        "value_scale": value_scale,
+        "lengths": lengths,
+        "out": out,
+        "lse": lse,
+        "M": queries,
+        "slots": slots,
+        "R": rows,
+        "splits": splits,
+        "scale": scale * math.log2(math.e),
+        **_strides("query", query, batch, "bmc"),
+        **_strides("key", key, batch, "btrc"),
+        **_strides("key_scale", key_scale, batch, "btr"),
+        **_strides("key_mean", key_mean, batch, "btc"),
+        **_strides("value", value, batch, "btrc"),
+        **_strides("value_scale", value_scale, batch, "btc"),
+        "CK": key_dim,
+        "CV": value_dim,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": max(32, triton.next_power_of_2(key_dim)),
+        "BLOCK_V": config.block_v,
+        "VALUE_PROGRAMS": value_programs,
+        "INTEGER": key.dtype == torch.int8,
+        "PADDED": _is_padded(value),
+    }
+    return out, lse, Launch(_forward_quantised_kernel, (tiles, value_programs * splits, batch), arguments, config)
+
+
+def _is_padded(value: Tensor) -> bool:
+    """Whether the rows of a slot are contiguous and have room up to a multiple of 16."""
+    rows, (between_slots, between_rows, between_channels) = value.shape[2], value.stride()[1:]
+    aligned = (value.storage_offset(), value.stride(0), between_slots, between_channels)
+    return between_rows == 1 and between_channels >= rows and all(stride % 16 == 0 for stride in aligned)
+
+
+def _strides(name: str, tensor: Tensor, batch: int, dimensions: str) -> dict[str, int]:
+    """The strides as kernel arguments stride_<name>_<dimension>; 0 where the batch is shared."""
+    strides = tensor.expand(batch, *tensor.shape[1:]).stride()
+    return {f"stride_{name}_{dimension}": stride for dimension, stride in zip(dimensions, strides, strict=True)}
+
+
+@triton.jit
+def _query_tile(query, m, c, M, stride_query_m, stride_query_c, CK: tl.constexpr):
+    """Queries as float32."""
+    mask = (m < M)[:, None] & (c < CK)[None, :]
+    return tl.load(query + m[:, None] * stride_query_m + c[None, :] * stride_query_c, mask=mask, other=0.0).to(
+        tl.float32
+    )
+
+
+@triton.jit
+def _unit(value_scale, mask):
+    """The scales of the values of a slot; those of all but empty channels are raised, so that quotients stay finite."""
+    return tl.maximum(tl.load(value_scale, mask=mask, other=1.0), 1e-20)
+
+
+@triton.jit
+def _forward_quantised_kernel(
+    query,
+    key,
+    key_scale,
+    key_mean,
+    value,
+    value_scale,
+    lengths,
+    out,
+    lse,
+    M,
+    slots,
+    R,
+    splits,
+    scale,
+    stride_query_b,
+    stride_query_m,
+    stride_query_c,
+    stride_key_b,
+    stride_key_t,
+    stride_key_r,
+    stride_key_c,
+    stride_key_scale_b,
+    stride_key_scale_t,
+    stride_key_scale_r,
+    stride_key_mean_b,
+    stride_key_mean_t,
+    stride_key_mean_c,
+    stride_value_b,
+    stride_value_t,
+    stride_value_r,
+    stride_value_c,
+    stride_value_scale_b,
+    stride_value_scale_t,
+    stride_value_scale_c,
+    CK: tl.constexpr,
+    CV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    VALUE_PROGRAMS: tl.constexpr,
+    INTEGER: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """One tile of queries, one part of the memory, BLOCK_V columns of the values. scale has log2(e)."""
+    part = tl.program_id(1) // VALUE_PROGRAMS
+    value_program = tl.program_id(1) % VALUE_PROGRAMS
+    b = tl.program_id(2).to(tl.int64)
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    c = tl.arange(0, BLOCK_K)
+    v = value_program * BLOCK_V + tl.arange(0, BLOCK_V)
+
+    # blocks of rows, counted through all slots; a slot ends with a block that may not be full
+    blocks_per_slot = tl.cdiv(R, BLOCK_N)
+    length = slots * R
+    if lengths is not None:
+        length = tl.minimum(tl.maximum(tl.load(lengths + b), 0), length)
+    blocks = length // R * blocks_per_slot + tl.cdiv(length % R, BLOCK_N)
+    blocks_per_part = tl.cdiv(blocks, splits)
+    first_block = tl.minimum(part * blocks_per_part, blocks)
+    last_block = tl.minimum(first_block + blocks_per_part, blocks)
+    first_slot = first_block // blocks_per_slot
+    last_slot = tl.cdiv(last_block, blocks_per_slot)
+
+    query += b * stride_query_b
+    exact_query = _query_tile(query, m, c, M, stride_query_m, stride_query_c, CK)
+    LARGEST: tl.constexpr = 127.0 if INTEGER else 448.0
+    query_scale = tl.maximum(tl.max(tl.abs(exact_query), 1) / LARGEST, 1e-30)
+    scaled_query = exact_query / query_scale[:, None]
+    quantised_query = tl.floor(scaled_query + 0.5).to(tl.int8) if INTEGER else scaled_query.to(tl.float8e4nv)
+    query_factor = query_scale * scale
+
+    first = first_slot.to(tl.int64)
+    key += b * stride_key_b + first * stride_key_t
+    key_scale += b * stride_key_scale_b + first * stride_key_scale_t
+    key_mean += b * stride_key_mean_b + first * stride_key_mean_t
+    value += b * stride_value_b + first * stride_value_t
+    value_scale += b * stride_value_scale_b + first * stride_value_scale_t
+    old_value_scale = value_scale
+    key_offsets = n[None, :] * stride_key_r + c[:, None] * stride_key_c  # [BLOCK_K, BLOCK_N], transposed
+    value_offsets = n[:, None] * stride_value_r + v[None, :] * stride_value_c  # [BLOCK_N, BLOCK_V]
+
+    # weights are 0..1 in int8 reads; fp8 has few steps below 1, so there they are 0..256
+    SHIFT: tl.constexpr = 0.0 if INTEGER else 8.0
+    largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    accumulator = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    for slot in range(first_slot, last_slot):
+        # the accumulator is in units of the slot at hand. Units, means and queries are loaded again for every slot:
+        # kept, they would take the registers of the accumulator
+        unit = _unit(value_scale + v * stride_value_scale_c, v < CV)
+        accumulator = accumulator * (_unit(old_value_scale + v * stride_value_scale_c, v < CV) / unit)[None, :]
+        mean = tl.load(key_mean + c * stride_key_mean_c, mask=c < CK, other=0.0)
+        exact_query = _query_tile(query, m, c, M, stride_query_m, stride_query_c, CK)
+        mean_score = tl.sum(exact_query * mean[None, :], 1) * scale
+
+        start = tl.maximum(first_block - slot * blocks_per_slot, 0) * BLOCK_N
+        end = tl.minimum((last_block - slot * blocks_per_slot) * BLOCK_N, tl.minimum(R, length - slot * R))
+        key_rows = key + start.to(tl.int64) * stride_key_r
+        key_scale_rows = key_scale + start.to(tl.int64) * stride_key_scale_r
+        value_rows = value + start.to(tl.int64) * stride_value_r
+        for first_row in range(start, end, BLOCK_N):
+            valid = n < end - first_row
+            key_tile = tl.load(key_rows + key_offsets, mask=(c < CK)[:, None] & valid[None, :], other=0.0)
+            factor = tl.load(key_scale_rows + n * stride_key_scale_r, mask=valid, other=0.0)
+            if INTEGER:
+                score = tl.dot(quantised_query, key_tile, out_dtype=tl.int32).to(tl.float32)
+            else:
+                score = tl.dot(quantised_query, key_tile, out_dtype=tl.float32)
+            score = score * query_factor[:, None] * factor[None, :] + mean_score[:, None]
+            score = tl.where(valid[None, :], score, -float("inf"))
+
+            new_largest = tl.maximum(largest, tl.max(score, 1))
+            # where every score so far is -inf: exp2(-inf - 0) is 0, exp2(-inf + inf) would be NaN
+            shift = tl.where(new_largest == -float("inf"), 0.0, new_largest - SHIFT)
+            weight = tl.math.exp2(score - shift[:, None])
+            rescale = tl.math.exp2(largest - SHIFT - shift)
+            total = total * rescale + tl.sum(weight, 1)
+            largest = new_largest
+
+            # where rows are contiguous, a mask of whole sixteens lets them be loaded sixteen at a time
+            loaded = n < tl.cdiv(end - first_row, 16) * 16 if PADDED else valid
+            value_tile = tl.load(value_rows + value_offsets, mask=loaded[:, None] & (v < CV)[None, :], other=0.0)
+            accumulator = accumulator * rescale[:, None]
+            if INTEGER:
+                # whole numbers up to 127 are exact in float16
+                accumulator = tl.dot(weight.to(tl.float16), value_tile.to(tl.float16), accumulator)
+            else:
+                accumulator = tl.dot(weight.to(tl.float8e4nv), value_tile, accumulator)
+            key_rows += BLOCK_N * stride_key_r
+            key_scale_rows += BLOCK_N * stride_key_scale_r
+            value_rows += BLOCK_N * stride_value_r
+        key += stride_key_t
+        key_scale += stride_key_scale_t
+        key_mean += stride_key_mean_t
+        value += stride_value_t
+        old_value_scale = value_scale
+        value_scale += stride_value_scale_t
+
+    # without any row total is 0 and so is the accumulator; lse stays -inf
+    total = tl.where(total == 0, 1.0, total)
+    row = (b * splits + part) * M + m
+    result = accumulator * _unit(old_value_scale + v * stride_value_scale_c, v < CV)[None, :] / total[:, None]
+    tl.store(
+        out + row[:, None] * CV + v[None, :],
+        result.to(out.dtype.element_ty),
+        mask=(m < M)[:, None] & (v < CV)[None, :],
+    )
+    if value_program == 0:
+        LN2: tl.constexpr = 0.6931471805599453
+        tl.store(lse + row, (largest - SHIFT + tl.math.log2(total)) * LN2, mask=m < M)

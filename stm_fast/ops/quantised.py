@@ -1,0 +1,226 @@
+"""The memory read of a memory of int8 or fp8 numbers: the contract, quantise_memory(), and memory_read_quantised().
+
+Shapes: B objects, M queries, T slots (frames) of R rows each, Ck key width, Cv value width; Bk is B or 1 (shared).
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
+from stm_fast.ops import triton_ops
+from stm_fast.ops.functional import memory_read, merge_reads
+from stm_fast.ops.inputs import accumulation_dtype
+
+logger = logging.getLogger(__name__)
+
+# where Triton's kernels run: its interpreter, for tests, runs them on the CPU
+_DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+# slots are turned into floats in parts of about this many bytes
+SCRATCH_BYTES = 2**25
+# fp8 is multiplied sixteen rows at a time
+PADDED_ROWS = 16
+
+
+class QuantisedMemory(NamedTuple):
+    """A memory of one byte a number; keys are `key * key_scale + key_mean`, values `value * value_scale`.
+
+    A mean that all keys share adds the same to every score of a query, which cancels in the softmax: centred keys have
+    smaller steps at no cost. fp8 values are multiplied as they lie where they are a view of [B, T, Cv, R] with room for
+    a multiple of 16 rows (`quantise_memory` makes them so); other strides are right and slower.
+
+    Rows beyond `lengths` do not matter, but all numbers of a slot of which some count are finite, its padding too.
+    """
+
+    key: Tensor  # [Bk, T, R, Ck] int8 or float8_e4m3fn
+    key_scale: Tensor  # [Bk, T, R, 1] float32
+    key_mean: Tensor  # [Bk, T, 1, Ck] float32
+    value: Tensor  # [B, T, R, Cv], dtype of key
+    value_scale: Tensor  # [B, T, 1, Cv] float32
+
+    def dequantised(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """key [Bk, T*R, Ck] and value [B, T*R, Cv]."""
+        key = self.key.float() * self.key_scale + self.key_mean
+        value = self.value.float() * self.value_scale
+        return key.to(dtype).flatten(1, 2), value.to(dtype).flatten(1, 2)
+
+    def slots(self, first: int, last: int) -> "QuantisedMemory":
+        """A view of some neighbouring slots."""
+        return QuantisedMemory(*(tensor[:, first:last] for tensor in self))
+
+
+def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8) -> QuantisedMemory:
+    """Keys [Bk, T, R, Ck] and values [B, T, R, Cv], floats, as int8 or float8_e4m3fn.
+
+    Keys are centred on the mean of their slot and scaled by row, values by channel of a slot.
+    """
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype: found {dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    if key.ndim != 4 or value.ndim != 4 or key.shape[1:3] != value.shape[1:3]:
+        found = f"key {tuple(key.shape)}, value {tuple(value.shape)}"
+        raise ValueError(f"key, value: found {found}, expected [Bk, T, R, Ck] and [B, T, R, Cv]")
+    key, value = key.float(), value.float()
+    key_mean = key.mean(2, keepdim=True)
+    key, key_scale = _scaled(key - key_mean, 3, dtype)
+    value, value_scale = _scaled(value, 2, dtype)
+    if dtype.is_floating_point:
+        value = _channels_first(value)
+    return QuantisedMemory(key, key_scale, key_mean, value, value_scale)
+
+
+def _scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The numbers in `dtype`, and the scale of all along `dim`."""
+    integer = not dtype.is_floating_point
+    largest = float(torch.iinfo(dtype).max if integer else torch.finfo(dtype).max)
+    scale = numbers.abs().amax(dim, keepdim=True) / largest
+    scale = scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1)
+    # e4m3 has no infinity: what a rounded scale leaves just outside would be NaN
+    scaled = (numbers / scale).clamp(-largest, largest)
+    return (scaled.round() if integer else scaled).to(dtype), scale
+
+
+def _channels_first(value: Tensor) -> Tensor:
+    """The same [B, T, R, Cv], a view of [B, T, Cv, R], zeros behind its rows up to a multiple of PADDED_ROWS."""
+    batch, slots, rows, width = value.shape
+    padded = value.new_zeros(batch, slots, width, math.ceil(rows / PADDED_ROWS) * PADDED_ROWS)
+    padded[..., :rows] = value.mT
+    return padded[..., :rows].mT
+
+
+def memory_read_quantised(
+    query: Tensor,
+    memory: QuantisedMemory,
+    *,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``memory_read`` of a quantised memory: dot similarity, dense, one byte a number read from the device's memory.
+
+    "triton" multiplies bytes: it quantises queries too (by row, to the dtype of the memory), and the weights of an fp8
+    memory. "reference" turns some slots at a time into floats. The error of both against float64 is in
+    kernels/README.md.
+
+    Args:
+        query: ``[B, M, Ck]`` or ``[1, M, Ck]``, any float dtype.
+        memory: T slots of R rows.
+        scale: factor of the scores, default ``1 / sqrt(Ck)``.
+        lengths: ``[B]`` integers: only the first ``lengths[b]`` of the T*R rows count; clamped to 0..T*R.
+        return_lse: also return lse ``[B, M]``, as memory_read() does: such reads merge with any others.
+        backend: "auto" takes "triton" where it can, else "reference".
+
+    Returns:
+        out ``[B, M, Cv]`` in the dtype of query, and lse where asked for.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit together.
+        NotImplementedError: backend="triton" where it cannot, with its reasons.
+    """
+    _check(query, memory, lengths)
+    scale = 1 / math.sqrt(query.shape[2]) if scale is None else float(scale)
+    lengths = None if lengths is None else lengths.to(torch.int32)
+    if backend not in ("auto", "triton", "reference"):
+        raise ValueError(f'backend: found {backend!r}, expected "auto", "triton" or "reference"')
+    reasons = [] if backend == "reference" else triton_reasons(query, memory)
+    if backend == "triton" and reasons:
+        raise NotImplementedError(f"backend 'triton' cannot run this quantised memory read: {'; '.join(reasons)}")
+    if backend == "reference" or reasons:
+        logger.debug("memory_read_quantised: reference: %s", "; ".join(reasons))
+        out, lse = _read_in_parts(query, memory, scale, lengths)
+    else:
+        out, lse = _read_by_triton(query, memory, scale, lengths)
+    return (out, lse) if return_lse else out
+
+
+def triton_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
+    """Why the Triton kernel cannot run this read; empty where it can."""
+    reasons = triton_ops.absent_reasons()
+    if reasons:
+        return reasons
+    device = query.device
+    if device.type != _DEVICE:
+        reasons.append(f"it runs on {_DEVICE} tensors only, found {device.type}")
+    elif memory.key.dtype.is_floating_point and device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major * 10 + minor < OLDEST_FP8:
+            reasons.append(f"fp8 needs compute capability {OLDEST_FP8 / 10}, found {major}.{minor}")
+    if query.dtype not in triton_ops.DTYPES:
+        reasons.append(f"it has no kernel for {query.dtype}")
+    if query.shape[2] > WIDEST_KEY:
+        reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
+    if query.numel() == 0 or memory.key.numel() == 0 or memory.value.numel() == 0:
+        reasons.append("something is empty")
+    if torch.is_grad_enabled() and query.requires_grad:
+        reasons.append("it has no backward")
+    return reasons
+
+
+def _read_by_triton(
+    query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    from stm_fast.kernels.forward_quantised import forward_quantised
+
+    key, key_scale, key_mean, value, value_scale = memory
+    # the kernel has no use for the dimensions of 1
+    scales = key_scale.squeeze(3), key_mean.squeeze(2), value, value_scale.squeeze(2)
+    out, lse = forward_quantised(query, key, *scales, lengths, scale)
+    return out, lse
+
+
+def _read_in_parts(
+    query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(query.dtype)
+    batch, _, rows, value_dim = memory.value.shape
+    out = query.new_zeros(batch, query.shape[1], value_dim, dtype=dtype)
+    lse = query.new_full((batch, query.shape[1]), -math.inf, dtype=dtype)
+    for first, part in _parts(memory, dtype):
+        key, value = part.dequantised(dtype)
+        here = None if lengths is None else (lengths - first * rows).clamp(0, key.shape[1])
+        read = memory_read(query.to(dtype), key, value, scale=scale, lengths=here, return_lse=True)
+        out, lse = merge_reads([out, read[0]], [lse, read[1]])
+    return out.to(query.dtype), lse
+
+
+def _parts(memory: QuantisedMemory, dtype: torch.dtype) -> Iterator[tuple[int, QuantisedMemory]]:
+    """As many slots at a time as fit SCRATCH_BYTES as floats, with the number of the first."""
+    numbers = max(1, memory.key[:, :1].numel() + memory.value[:, :1].numel())
+    step = max(1, SCRATCH_BYTES // (numbers * dtype.itemsize))
+    for first in range(0, memory.key.shape[1], step):
+        yield first, memory.slots(first, first + step)
+
+
+def _check(query: Tensor, memory: QuantisedMemory, lengths: Tensor | None) -> None:
+    key, value = memory.key, memory.value
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if query.ndim != 3 or key.ndim != 4 or value.ndim != 4:
+        raise ValueError(f"query, memory: found {shapes}, expected [B, M, Ck], [Bk, T, R, Ck] and [B, T, R, Cv]")
+    if not query.is_floating_point():
+        raise TypeError(f"query: found {query.dtype}, expected a float dtype")
+    if key.dtype not in DTYPES or value.dtype != key.dtype:
+        expected = " or ".join(map(str, DTYPES))
+        raise TypeError(f"memory: found keys of {key.dtype} and values of {value.dtype}, expected both {expected}")
+    if query.shape[2] != key.shape[3] or query.shape[2] == 0 or key.shape[1:3] != value.shape[1:3]:
+        raise ValueError(f"query, memory: found {shapes}, which do not fit together")
+    if query.shape[0] not in (1, value.shape[0]) or key.shape[0] not in (1, value.shape[0]):
+        raise ValueError(f"query, memory: found {shapes}, expected batches of 1 or that of value")
+    shapes_of_scales = {
+        "key_scale": (*key.shape[:3], 1),
+        "key_mean": (*key.shape[:2], 1, key.shape[3]),
+        "value_scale": (*value.shape[:2], 1, value.shape[3]),
+    }
+    for name, shape in shapes_of_scales.items():
+        tensor = getattr(memory, name)
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            raise ValueError(f"{name}: found {tensor.dtype} {tuple(tensor.shape)}, expected torch.float32 {shape}")
+    for name, tensor in (*memory._asdict().items(), ("lengths", lengths)):
+        if tensor is not None and tensor.device != query.device:
+            raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} as query is")
+    if lengths is not None and (tuple(lengths.shape) != value.shape[:1] or lengths.is_floating_point()):
+        raise ValueError(f"lengths: found {lengths.dtype} {tuple(lengths.shape)}, expected integers [{value.shape[0]}]")
