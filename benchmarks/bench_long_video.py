@@ -1,0 +1,222 @@
+"""What a long video costs: frames per second, latency, bank and memory against the frame's number.
+
+Every policy and storage, and the published loop beside them until it meets a memory limit; each in a process of its
+own. Weights are random: figures of speed and memory, not of masks. Time is that of the step alone: pictures are drawn
+as they are needed and not counted.
+
+python benchmarks/bench_long_video.py --frames 10000 --size 240p --objects 1 --output benchmarks/results/long-video.json
+"""
+
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from stm_fast.benchmarking.machine import describe_machine
+from stm_fast.benchmarking.published_loop import PublishedLoop
+from stm_fast.benchmarking.resident import resident_bytes
+from stm_fast.config import MemoryConfig
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.inference import VideoSegmenter
+from stm_fast.network import stm_resnet18, stm_resnet50
+from stm_fast.video.whole_file import whole_file
+
+PUBLISHED = "published loop"
+SIZES = {"96p": (96, 160), "240p": (240, 432), "480p": (480, 864), "1080p": (1080, 1920)}
+POLICIES = ("everything", "first and previous", "oldest", "least used", "even")
+STORAGES = ("bfloat16", "int8", "fp8", "host", "disk")
+RUNS = (*POLICIES, *STORAGES, PUBLISHED)
+Step = Callable[[Tensor, Tensor | None], object]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every run does."""
+
+    frames: int
+    size: str
+    objects: int
+    every: int
+    cap: int
+    backbone: str
+    threads: int
+    windows: int
+    limit_gb: float
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some neighbouring frames; memory is that after the last of them, but for the peak."""
+
+    last_frame: int
+    frames_per_second: float
+    p50_ms: float
+    p95_ms: float
+    bank_mb: float
+    resident_mb: float
+    peak_mb: float
+
+
+def main(
+    frames: int = 300,
+    size: Annotated[str, typer.Option(help=", ".join(SIZES))] = "240p",
+    objects: int = 1,
+    run: Annotated[list[str], typer.Option(help=f"Some of: {', '.join(RUNS)}.")] = list(RUNS),  # noqa: B006
+    every: Annotated[int, typer.Option(help="Every N-th frame stays.")] = 5,
+    cap: Annotated[int, typer.Option(help="Frames that stay, where frames are evicted.")] = 20,
+    backbone: str = "resnet18",
+    threads: int = 2,
+    windows: Annotated[int, typer.Option(help="Points of each curve.")] = 50,
+    limit_gb: Annotated[float, typer.Option(help="Memory beyond which a run is ended.")] = 8,
+    minutes: Annotated[float, typer.Option(help="Time after which a run is ended.")] = 60,
+    output: Annotated[Path | None, typer.Option(help="JSON; a plot goes beside it where matplotlib is there.")] = None,
+) -> None:
+    """Prints the first and the last window of every run; the last line is one JSON object."""
+    unknown = set(run) - set(RUNS)
+    if unknown:
+        raise typer.BadParameter(f"--run: found {sorted(unknown)}, expected some of {', '.join(RUNS)}")
+    work = Work(frames, size, objects, every, cap, backbone, threads, windows, limit_gb, minutes)
+    results = {}
+    for name in run:
+        results[name] = in_own_process(name, work)
+        print_result(name, results[name])
+    record = {"machine": describe_machine(device()), "work": asdict(work), "runs": results}
+    if output is not None:
+        with whole_file(output) as partial:
+            partial.write_text(json.dumps(record, indent=1))
+        write_plot(results, output.with_suffix(".svg"))
+    print(json.dumps(record))
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def in_own_process(name: str, work: Work) -> dict[str, object]:
+    """The run's windows, and why it ended."""
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        progress = Path(folder) / "windows.json"
+        try:
+            ended = pool.submit(measure, name, work, progress).result()
+        except BrokenProcessPool:
+            ended = "the process died"
+        windows = [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
+    return {"ended": ended, "windows": windows}
+
+
+def measure(name: str, work: Work, progress: Path) -> str:
+    """Runs one contestant and writes a line for every window; returns why it ended."""
+    torch.set_num_threads(work.threads)
+    torch.manual_seed(0)
+    height, width = SIZES[work.size]
+    clip = SyntheticClip(0, frames=work.frames, height=height, width=width, objects=work.objects)
+    model = {"resnet18": stm_resnet18, "resnet50": stm_resnet50}[work.backbone]().to(device()).eval()
+    step, bank_bytes = contestant(name, work, model, progress.parent)
+    window, times, start = max(1, work.frames // work.windows), [], time.monotonic()
+    limit_memory(work.limit_gb)
+    with progress.open("w", buffering=1) as lines:
+        for index, picture in enumerate(clip):
+            frame = torch.from_numpy(picture.image).to(device()).permute(2, 0, 1) / 255
+            planes = torch.stack([torch.from_numpy(picture.ids == i) for i in range(1, work.objects + 1)]).float()
+            began = time.perf_counter()
+            try:
+                step(frame, planes.to(device()) if index == 0 else None)
+            except (RuntimeError, MemoryError) as error:
+                return f"frame {index}: {str(error).splitlines()[0]}"
+            if device() == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+            if len(times) == window or index == work.frames - 1:
+                lines.write(json.dumps(asdict(window_of(index, times, bank_bytes()))) + "\n")
+                times = []
+            if time.monotonic() - start > 60 * work.minutes:
+                return f"frame {index}: out of time"
+    return "the end"
+
+
+def contestant(name: str, work: Work, model: torch.nn.Module, folder: Path) -> tuple[Step, Callable[[], int]]:
+    """What is called for every frame, with the first one's planes; and the size of the bank."""
+    if name == PUBLISHED:
+        loop = PublishedLoop(model, work.every)
+        return loop.step, lambda: 0 if loop.keys is None else loop.keys.nbytes + loop.values.nbytes
+    segmenter = VideoSegmenter(model, memory=memory_of(name, work, folder))
+    ids = list(range(1, work.objects + 1))
+
+    def step(frame: Tensor, planes: Tensor | None) -> None:
+        segmenter.step(frame, planes, None if planes is None else ids)
+
+    return step, lambda: segmenter.bank.nbytes
+
+
+def memory_of(name: str, work: Work, folder: Path) -> MemoryConfig:
+    """The configuration of a policy, capped where it evicts, or of a storage that keeps everything."""
+    if name == "everything":
+        return MemoryConfig(every=work.every)
+    if name == "first and previous":
+        return MemoryConfig(every=None)
+    if name in POLICIES:
+        return MemoryConfig(every=work.every, max_frames=work.cap, evict=name.replace(" ", "_"))
+    if name in ("host", "disk"):
+        return MemoryConfig(every=work.every, place=name, folder=folder if name == "disk" else None)
+    return MemoryConfig(every=work.every, storage=name)
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Makes allocations fail beyond what is taken now and so much more, before the machine runs out."""
+    taken = resident_bytes("VmData")
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + int(gigabytes * 1e9), resource.RLIM_INFINITY))
+
+
+def window_of(last_frame: int, times: list[float], bank_bytes: int) -> Window:
+    median, late = (1e3 * value for value in (statistics.median(times), sorted(times)[int(0.95 * (len(times) - 1))]))
+    on_gpu = device() == "cuda"
+    resident = torch.cuda.memory_allocated() if on_gpu else resident_bytes("VmRSS")
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resident_bytes("VmHWM")
+    rate = len(times) / sum(times)
+    return Window(last_frame, rate, median, late, bank_bytes / 1e6, resident / 1e6, peak / 1e6)
+
+
+def print_result(name: str, result: dict[str, object]) -> None:
+    print(f"{name}: ended with {result['ended']}")
+    windows = result["windows"]
+    assert isinstance(windows, list)
+    for window in windows[:1] + windows[1:][-1:]:
+        print("   ", ", ".join(f"{key} {value:.5g}" for key, value in window.items()))
+
+
+def write_plot(results: dict[str, dict[str, object]], path: Path) -> None:
+    """Four curves of every run; nothing where matplotlib is not there."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    quantities = {"p50_ms": "latency, median [ms]", "p95_ms": "latency, 95 % [ms]"}
+    quantities |= {"bank_mb": "bank [MB]", "resident_mb": "resident memory [MB]"}
+    for axes, (quantity, label) in zip(figure.subplots(2, 2).flat, quantities.items(), strict=True):
+        for name, result in results.items():
+            windows = result["windows"]
+            assert isinstance(windows, list)
+            axes.plot([w["last_frame"] for w in windows], [w[quantity] for w in windows], label=name)
+        axes.set(xlabel="frame", ylabel=label, yscale="log")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="svg")
+
+
+if __name__ == "__main__":
+    typer.run(main)
