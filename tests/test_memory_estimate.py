@@ -4,9 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
+from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference import estimate as estimates
@@ -15,6 +19,7 @@ from stm_fast.memory import MemoryBank
 from stm_fast.memory.estimate import estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import stm_resnet18
+from stm_fast.video import write_mask
 
 LAYOUT = FrameLayout(35, 16, 24, torch.float32, torch.device("cpu"))
 SLOT_BYTES = 35 * 40 * 4
@@ -123,6 +128,23 @@ def test_caps_that_are_too_small_are_found_before_the_first_frame(model):
         InputError, match=r"max_bytes: found 1000, expected at least \d+ for a frame of 3 objects and the"
     ):
         check_fits(run(model, max_bytes=1000))
+
+
+def test_the_command_line_refuses_what_cannot_fit(tmp_path, monkeypatch):
+    (tmp_path / "frames").mkdir()
+    ids = np.zeros((32, 48), np.uint8)
+    ids[8:20, 8:20] = 1
+    write_mask(tmp_path / "mask.png", ids)
+    for index in range(2):
+        Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(tmp_path / f"frames/{index:05}.jpg")
+    monkeypatch.setattr(estimates, "available_bytes", lambda device: 10**6)
+    paths = [str(tmp_path / name) for name in ("frames", "mask.png", "out")]
+    result = CliRunner().invoke(app, ["segment", paths[0], "--masks", paths[1], "--output", paths[2]])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("stm-fast: memory: the run needs ")
+    assert result.stderr.endswith("what would fit: none; take a smaller --max-size\n")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_elsewhere_are_not_on_the_device(model, tmp_path):

@@ -35,11 +35,11 @@ class Run(NamedTuple):
     model: STM
     memory: MemoryConfig
     full_size: tuple[int, int]  # H, W
-    max_size: int | None
-    objects: int
-    later_objects: int  # of these
-    frames: int | None  # that will stay, where no cap is reached
-    given_frames: int  # with a mask by the user
+    max_size: int | None = None
+    objects: int = 1
+    later_objects: int = 0  # of these
+    frames: int | None = None  # that will stay, where no cap is reached
+    given_frames: int = 1  # with a mask by the user
 
 
 class Estimate(NamedTuple):
