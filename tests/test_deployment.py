@@ -14,7 +14,7 @@ from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.stages import STAGES
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
 from stm_fast.network.deployment import WinogradConv, for_inference
-from stm_fast.ops import winograd
+from stm_fast.ops import cpp_ops, winograd
 
 REASONS = winograd.absent_reasons()
 needs_winograd = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
@@ -36,6 +36,10 @@ def trained_looking(model: STM) -> STM:
 def model(request) -> STM:
     torch.manual_seed(0)
     return trained_looking(request.param(key_dim=16, value_dim=32, decoder_dim=16)).eval()
+
+
+def test_an_extension_that_is_here_has_the_convolutions():
+    assert winograd.absent_reasons() == cpp_ops.absent_reasons()
 
 
 @needs_winograd

@@ -51,6 +51,7 @@ def evaluate(
     weights: Weights = None,
     arch: Arch = Architecture.RESNET50,
     every: Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")] = 5,
+    previous: Annotated[bool, typer.Option(help="The previous frame is read too, for one step.")] = True,
     max_size: Annotated[int | None, typer.Option(help="Longest shorter side, in pixels, for the network.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Average over sizes: one --scale for each.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with mirrored frames.")] = False,
@@ -79,7 +80,7 @@ def evaluate(
     sequences = SETS[benchmark](data, split)
     model = load_model(weights, arch, device)
     scales = tuple(scale) if scale else (1.0,)
-    inference = Inference(MemoryConfig(every=every), max_size, backend, scales, flip)
+    inference = Inference(MemoryConfig(every=every, previous=previous), max_size, backend, scales, flip)
     run = describe_run(model, benchmark, split, inference)
     _run(sequences, output, for_inference(model), inference, run)
     if rank() == 0:
