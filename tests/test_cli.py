@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -379,9 +380,17 @@ def test_ctrl_c_ends_with_whole_files(place):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=240)
     assert (process.returncode, output) == (130, "")
-    assert errors == "stm-fast: interrupted; every file that was written is whole\n"
-    found = sorted(path for path in place.out.rglob("*") if path.is_file())
+    found = sorted(place.out.glob("masks/*.png"))
     assert 0 < len(found) < 800
     assert [path.name for path in found] == [f"{number:05d}.png" for number in range(len(found))]
+    *_, interrupted, then, command = errors.splitlines()
+    assert interrupted == (f"stm-fast: interrupted after {len(found)} frames; every file that was written is whole")
+    assert then == "To go on:"
+    assert shlex.split(command) == [*map(str, process.args), "--resume"]
+    assert sorted(path.name for path in place.out.iterdir()) == [
+        f".resume-{len(found)}-0.safetensors",
+        ".resume.json",
+        "masks",
+    ]
     for path in found:
         assert read_mask(path).ids.shape == (HEIGHT, WIDTH)

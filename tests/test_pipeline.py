@@ -218,7 +218,7 @@ def test_a_frame_that_cannot_be_decoded_stops_it(tmp_path, model):
     (source / "5.jpg").write_bytes(whole[:-40])
     with pytest.raises(InputError, match=r"5\.jpg: picture cannot be decoded"):
         segment_video(source, mask(tmp_path / "m.png"), tmp_path / "out", model=model)
-    assert files(tmp_path / "out") == [f"masks/{number}.png" for number in range(5)]
+    assert files(tmp_path / "out") == [".resume.json", *(f"masks/{number}.png" for number in range(5))]
 
 
 def test_a_write_that_fails_stops_it(tmp_path, model, monkeypatch):

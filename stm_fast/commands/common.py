@@ -94,8 +94,20 @@ def task_name(weights: Path | None) -> str:
 
 def print_summary(summary: Summary, weights: Path | None) -> None:
     """One line on stdout, and another one where the network is untrained."""
-    rate = summary.frames / summary.seconds
+    print_result(summary)
+    print_untrained(weights)
+
+
+def print_result(summary: Summary) -> None:
+    """One line on stdout."""
     objects = ", ".join(map(str, summary.object_ids))
-    print(f"{summary.frames} frames, objects {objects}, {rate:.2f} frames/s, results in {summary.output}")
+    speed = "finished earlier"
+    if summary.frames > summary.resumed_at:
+        speed = f"{(summary.frames - summary.resumed_at) / summary.seconds:.2f} frames/s"
+    print(f"{summary.frames} frames, objects {objects}, {speed}, results in {summary.output}")
+
+
+def print_untrained(weights: Path | None) -> None:
+    """A line on stdout where no weights were given."""
     if weights is None:
         print("No --weights were given: the network is untrained, and its masks mean nothing.")

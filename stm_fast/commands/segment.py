@@ -1,12 +1,15 @@
 """stm-fast segment: masks and an overlay of a video."""
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import torch.distributed as distributed
 import typer
 
+from stm_fast.commands.bulk import Segment, segment_many
 from stm_fast.commands.common import (
     Arch,
     Architecture,
@@ -16,9 +19,11 @@ from stm_fast.commands.common import (
     Weights,
     load_for_inference,
     print_summary,
+    print_untrained,
     progress_bar,
     task_name,
 )
+from stm_fast.commands.interruption import how_to_resume, stop_on_signals
 from stm_fast.commands.memory import (
     Every,
     Eviction,
@@ -30,7 +35,14 @@ from stm_fast.commands.memory import (
     Storage,
     memory_config,
 )
-from stm_fast.inference import segment_video
+from stm_fast.errors import InputError
+from stm_fast.inference import InterruptedRun, Summary, segment_video
+from stm_fast.inference.bulk import plan
+from stm_fast.inference.estimate import Estimate
+from stm_fast.inference.shards import process_group, rank, world_size
+from stm_fast.memory import RankLostError
+
+_RANK_LOST = 1
 
 
 class Overlay(StrEnum):
@@ -40,14 +52,24 @@ class Overlay(StrEnum):
 
 
 def segment(
-    source: Annotated[Path, typer.Argument(help="A video file, or a folder of jpg, png or webp frames.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help="Video files, or folders of jpg, png or webp frames.")
+    ],
     masks: Annotated[
         Path,
         typer.Option(
-            "--masks", "-m", help="PNG of object ids: of the first frame, or a folder of them, named as their frames."
+            "--masks",
+            "-m",
+            help="PNG of object ids: of the first frame, or a folder of them, named as their frames. Of several "
+            "videos: a folder that has either for each, named as the video.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder that is empty or does not exist.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="A folder that is empty or does not exist; several videos get one each in it."
+        ),
+    ],
     weights: Weights = None,
     arch: Arch = Architecture.RESNET18,
     every: Every = 5,
@@ -65,8 +87,30 @@ def segment(
     device: Device = "auto",
     backend: Backend = "auto",
     overwrite: Overwrite = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run that the output folder holds.")
+    ] = False,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Between two checkpoints, at least; they take a tenth of the time at most.")
+    ] = 60.0,
+    shard_memory: Annotated[
+        bool, typer.Option("--shard-memory", help="Under torchrun: all processes share the memory of one video.")
+    ] = False,
 ) -> None:
-    """Segment a video from the masks of some of its frames; writes palette PNG masks and an overlay."""
+    """Segment a video from the masks of some of its frames; writes palette PNG masks and an overlay.
+
+    Several videos are done one after the other, and shared out under torchrun; the same command again skips those that
+    are finished and goes on with those that are not.
+    """
+    if resume and overwrite:
+        raise InputError("--resume: found with --overwrite, expected one of them")
+    if shard_memory and (len(sources) > 1 or world_size() == 1):
+        found = f"{len(sources)} videos and {world_size()} processes"
+        raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
+    jobs = plan(sources, output)
+    several = len(jobs) > 1
+    if several and not masks.is_dir():
+        raise InputError(f"{masks}: no such folder of masks, expected one that has masks for each video")
     memory = memory_config(
         every,
         first_and_previous,
@@ -78,18 +122,57 @@ def segment(
         memory_folder,
     )
     model = load_for_inference(weights, arch, device)
-    with progress_bar(task_name(weights)) as advance:
-        summary = segment_video(
-            source,
-            masks,
-            output,
-            model=model,
-            memory=memory,
-            max_size=max_size,
-            backend=backend,
-            overlay=overlay.value,
-            overwrite=overwrite,
-            progress=advance,
-            estimated=lambda estimate: print(f"memory: {estimate}", file=sys.stderr),
-        )
-    print_summary(summary, weights)
+    with stop_on_signals() as stop, process_group(shard_memory) as group:
+
+        def run(source: Path, masks: Path, output: Path, advance: Callable[[int, int | None], None]) -> Summary:
+            return segment_video(
+                source,
+                masks,
+                output,
+                model=model,
+                memory=memory,
+                max_size=max_size,
+                backend=backend,
+                overlay=overlay.value,
+                overwrite=overwrite,
+                resume=resume or (several and not overwrite),
+                checkpoint_seconds=checkpoint_seconds,
+                leave_record=several,
+                group=group,
+                should_stop=stop,
+                progress=advance,
+                estimated=_print_estimate,
+            )
+
+        try:
+            code = segment_many(jobs, masks, run) if several else _segment_one(sources[0], masks, output, run, weights)
+        except InterruptedRun as error:
+            raise _ended(error, stop.exit_code) from None
+        except RankLostError as error:
+            raise _ended(error, _RANK_LOST) from None
+    if several:
+        print_untrained(weights)
+    raise typer.Exit(code)
+
+
+def _segment_one(source: Path, masks: Path, output: Path, run: Segment, weights: Path | None) -> int:
+    """One video, by all processes where they share its memory, else by the first."""
+    if rank() == 0:
+        with progress_bar(task_name(weights)) as advance:
+            summary = run(source, masks, output, advance)
+        print_summary(summary, weights)
+    elif distributed.is_initialized():
+        run(source, masks, output, lambda *_: None)
+    return 0
+
+
+def _print_estimate(estimate: Estimate) -> None:
+    if rank() == 0:
+        print(f"memory: {estimate}", file=sys.stderr)
+
+
+def _ended(why: Exception, code: int) -> typer.Exit:
+    print(f"stm-fast: {why}", file=sys.stderr)
+    if rank() == 0:
+        print(how_to_resume(), file=sys.stderr)
+    return typer.Exit(code)

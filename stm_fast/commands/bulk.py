@@ -1,0 +1,48 @@
+"""Many videos one after the other: finished ones are skipped, and one that fails does not stop the others."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stm_fast.commands.common import print_result, progress_bar
+from stm_fast.errors import InputError
+from stm_fast.inference import InterruptedRun, Summary
+from stm_fast.inference.bulk import Job, masks_of
+from stm_fast.inference.shards import shard, wait_for_all
+
+_UNEXPECTED, _WRONG_USE = 1, 2
+
+# segments (source, masks, output), and says with the callback how far it is
+Segment = Callable[[Path, Path, Path, Callable[[int, int | None], None]], Summary]
+
+
+def segment_many(jobs: Sequence[Job], masks: Path, segment: Segment) -> int:
+    """Segments this process's share of the videos, and waits for the other processes.
+
+    Returns:
+        The exit code: 0, or 2 where some videos were bad input, or 1 where anything else went wrong with one.
+    """
+    share = shard(jobs)
+    failures: dict[Job, Exception] = {}
+    for job in share:
+        try:
+            with progress_bar(job.name) as advance:
+                summary = segment(job.source, masks_of(job, masks), job.output, advance)
+            print_result(summary)
+        except InterruptedRun:
+            raise
+        except Exception as error:
+            failures[job] = error
+            if not isinstance(error, InputError):
+                traceback.print_exc()
+    if failures:
+        print(f"stm-fast: {len(failures)} of {len(share)} videos failed:", file=sys.stderr)
+    for job, failure in failures.items():
+        why = str(failure) if isinstance(failure, InputError) else f"{job.source}: {type(failure).__name__}: {failure}"
+        print(f"stm-fast: {' '.join(why.splitlines())}", file=sys.stderr)
+    # a process that ends with an error would take the others with it
+    wait_for_all()
+    if not failures:
+        return 0
+    return _WRONG_USE if all(isinstance(failure, InputError) for failure in failures.values()) else _UNEXPECTED

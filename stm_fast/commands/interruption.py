@@ -1,0 +1,65 @@
+"""ctrl-C and SIGTERM: a run ends after the frame it is at, and its user is told how to go on."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from stm_fast.inference.shards import world_size
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_FROM_SIGNALS = 128  # what a shell adds to the number of the signal that ended a program
+
+
+class Stop:
+    """Whether somebody has asked for an end."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self._signal is not None
+
+    def ask(self, number: int) -> None:
+        """Notes the signal."""
+        self._signal = number
+
+    @property
+    def exit_code(self) -> int:
+        """130 after ctrl-C, 143 after SIGTERM."""
+        return _FROM_SIGNALS + (self._signal or signal.SIGINT)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """The first signal asks for an end, a second one ends the program at once."""
+    stop = Stop()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _: FrameType | None) -> None:
+        stop.ask(number)
+        restore()
+
+    for number in _SIGNALS:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+def how_to_resume() -> str:
+    """A line, and the command that goes on with this run."""
+    program = [sys.argv[0]]
+    if Path(program[0]).name == "__main__.py":
+        program = [sys.executable, "-m", "stm_fast"]
+    again = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    where = ", under torchrun as before" if world_size() > 1 else ""
+    return f"To go on{where}:\n{shlex.join([*program, *again, '--resume'])}"
