@@ -19,6 +19,7 @@ from torch import Tensor
 from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from stm_fast.kernels.configs_hopper import ALL_HOPPER_CONFIGS, VALUE_DIM, HopperConfig
 from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
@@ -33,14 +34,21 @@ _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", 
 
 
 class HopperCase(NamedTuple):
-    """A dtype, a tile and whether the memory is split, which makes the output float32."""
+    """A dtype, a tile, into how many parts the memory is split, whether there are lengths, and M and N.
+
+    Parts are float32; Triton compiles numbers that are 1 into the kernel.
+    """
 
     dtype: torch.dtype
     config: HopperConfig
     splits: int
+    lengths: bool = True
+    queries: int = 1000
+    rows: int = 5000
 
     def __str__(self) -> str:
-        return f"{_TYPES[self.dtype]}  keys {self.config.block_k:3}  {'parts' if self.splits > 1 else 'whole'}"
+        kind = f"{'parts' if self.splits > 1 else 'whole'} {'lengths' if self.lengths else '':7}"
+        return f"{_TYPES[self.dtype]}  keys {self.config.block_k:3}  {kind} {self.queries:4} {self.rows:4}"
 
 
 class HopperCompiled(NamedTuple):
@@ -59,15 +67,13 @@ class HopperCompiled(NamedTuple):
         return f"{self.case}{counts}  {'yes' if self.serialised else 'no'}"
 
 
-HEADER = f"{'':23} stack  KiB sm  HGMMA  local  copies  serialised"
+HEADER = f"{'':29}   M    N  stack  KiB sm  HGMMA  local  copies  serialised"
 
-CASES = tuple(
-    HopperCase(dtype, config, splits)
-    for dtype, config, splits in (
-        (torch.bfloat16, ALL_HOPPER_CONFIGS[1], 1),
-        (torch.bfloat16, ALL_HOPPER_CONFIGS[0], 5),
-        (torch.float16, ALL_HOPPER_CONFIGS[1], 5),
-    )
+CASES = (
+    HopperCase(torch.bfloat16, ALL_HOPPER_CONFIGS[1], 1),
+    HopperCase(torch.bfloat16, ALL_HOPPER_CONFIGS[0], 5, lengths=False),
+    HopperCase(torch.float16, ALL_HOPPER_CONFIGS[1], 5),
+    HopperCase(torch.float16, ALL_HOPPER_CONFIGS[1], 1, lengths=False, queries=1, rows=1),
 )
 
 
@@ -98,11 +104,12 @@ def compile_hopper(case: HopperCase) -> HopperCompiled:
 
 def _launch_of(case: HopperCase) -> GluonLaunch:
     """The launch that the engine would make; the tensors have no storage."""
+    width_of_keys = case.config.block_k
     query, key, value = (
         torch.empty(2, rows, width, dtype=case.dtype, device="meta")
-        for rows, width in ((1000, case.config.block_k), (5000, case.config.block_k), (5000, VALUE_DIM))
+        for rows, width in ((case.queries, width_of_keys), (case.rows, width_of_keys), (case.rows, VALUE_DIM))
     )
-    lengths = torch.empty(2, dtype=torch.int32, device="meta")
+    lengths = torch.empty(2, dtype=torch.int32, device="meta") if case.lengths else None
     return plan_forward_hopper(query, key, value, lengths, 1.0, Target(90, 132), splits=case.splits)[2]
 
 
@@ -111,16 +118,24 @@ def _source(launch: GluonLaunch) -> GluonASTSource:
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launch.kernel.params):
         argument = launch.arguments[parameter.name]
-        if parameter.is_constexpr:
+        # the launcher makes constants of absent tensors and of numbers that are 1
+        if parameter.is_constexpr or argument is None or (type(argument) is int and argument == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", argument
-        elif isinstance(argument, Tensor):
-            signature[parameter.name], attributes[(index,)] = f"*{_TYPES[argument.dtype]}", [["tt.divisibility", 16]]
-        elif isinstance(argument, int | float):
-            signature[parameter.name] = "i32" if isinstance(argument, int) else "fp32"
-        else:
-            block = ",".join(map(str, argument.block_shape))
-            signature[parameter.name] = f"tensordesc<{_TYPES[argument.base.dtype]}[{block}],{argument.layout!r}>"
+            continue
+        signature[parameter.name] = _type(argument)
+        if isinstance(argument, Tensor) or (isinstance(argument, int) and argument % 16 == 0):
+            attributes[(index,)] = [["tt.divisibility", 16]]
     return GluonASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
+
+
+def _type(argument: Tensor | TensorDescriptor | float) -> str:
+    """Triton's name for the type of an argument."""
+    if isinstance(argument, Tensor):
+        return f"*{_TYPES[argument.dtype]}"
+    if isinstance(argument, TensorDescriptor):
+        block = ",".join(map(str, argument.block_shape))
+        return f"tensordesc<{_TYPES[argument.base.dtype]}[{block}],{argument.layout!r}>"
+    return "i32" if isinstance(argument, int) else "fp32"
 
 
 def _output(tool: str, *arguments: str) -> str:
