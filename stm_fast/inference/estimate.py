@@ -21,7 +21,7 @@ from stm_fast.memory import frames_that_stay
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
-from stm_fast.network.footprint import Footprint, footprint
+from stm_fast.network.footprint import activation_bytes
 from stm_fast.video import FrameReader, object_ids, read_mask
 
 # what libraries and the allocator keep for themselves
@@ -45,7 +45,8 @@ class Run(NamedTuple):
 class Estimate(NamedTuple):
     """Bytes that a run takes at its peak, but for what it shares with any other program."""
 
-    network: Footprint
+    parameters: int
+    activations: int
     bank: BankEstimate
     memory: MemoryConfig
     device: torch.device
@@ -54,7 +55,7 @@ class Estimate(NamedTuple):
     def memory_bytes(self) -> int:
         """On the model's device, without the network's parameters, which are there already."""
         rows = (self.bank.bank or 0) if self._rows_lie_on(self.device) else 0
-        return rows + max(self.network.activations, self.bank.workspace) + LIBRARY_BYTES
+        return rows + max(self.activations, self.bank.workspace) + LIBRARY_BYTES
 
     @property
     def host_bytes(self) -> int:
@@ -71,9 +72,8 @@ class Estimate(NamedTuple):
         if self.bank.bank is not None:
             rows = f"{_text(self.bank.bank)} of rows"
         place = {"device": "", "host": " in host memory", "disk": f" in {self.memory.folder}"}[self.memory.place]
-        network = self.network.parameters + self.network.activations
-        workspace = _text(self.bank.workspace)
-        return f"{_text(network)} for the network, {workspace} for a read, and {rows}{place}"
+        network, workspace = _text(self.parameters + self.activations), _text(self.bank.workspace)
+        return f"{network} for the network, {workspace} for a read, and {rows}{place}"
 
     def _rows_lie_on(self, device: torch.device) -> bool:
         return self.memory.place == "device" or (self.memory.place == "host" and device.type == "cpu")
@@ -104,12 +104,13 @@ def estimate(run: Run) -> Estimate:
     """What a run takes at its peak; frames that wait to be segmented or written are in LIBRARY_BYTES."""
     parameter = next(run.model.parameters())
     height, width = network_size(run.full_size, run.max_size)
-    network = footprint(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
+    activations = activation_bytes(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
+    parameters = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
     stride = run.model.stride
     rows = -(-height // stride) * -(-width // stride)
     layout = FrameLayout(rows, run.model.key_dim, run.model.value_dim, parameter.dtype, parameter.device)
     bank = estimate_bank(run.memory, layout, objects=run.objects, frames=run.frames, later_objects=run.later_objects)
-    return Estimate(network, bank, run.memory, parameter.device)
+    return Estimate(parameters, activations, bank, run.memory, parameter.device)
 
 
 def check_fits(run: Run) -> Estimate:

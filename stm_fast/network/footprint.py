@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +14,14 @@ from torch.utils._pytree import tree_leaves
 from stm_fast.network.stm import STM, Architecture
 
 
-class Footprint(NamedTuple):
-    """Bytes on the network's device."""
-
-    parameters: int
-    activations: int  # at their peak, beside the parameters
-
-
 @lru_cache(maxsize=64)
-def footprint(
+def activation_bytes(
     architecture: Architecture, size: tuple[int, int], full_size: tuple[int, int], objects: int, dtype: torch.dtype
-) -> Footprint:
-    """What one step of an engine takes: a frame memorized, the next one encoded and decoded, masks at full size.
+) -> int:
+    """What one step of an engine takes beside the parameters, at its peak.
 
-    The memory bank and its read are not in it. Every convolution is taken to hold its input and output once more while
+    The step memorizes a frame, encodes and decodes the next one, and makes its masks at full size. The memory bank and
+    its read are not in it. Every convolution is taken to hold its input and output once more while
     it runs, in the layout that its library prefers.
 
     Args:
@@ -45,8 +39,8 @@ def footprint(
         read = features.value.new_empty(objects, *features.value.shape[1:])
         prob = model.decode(read, features).softmax(0)  # [1 + O, h, w]
         interpolate(prob[None], full_size)[0].argmax(0)
-    parameters = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return Footprint(parameters, tensors.peak_bytes)
+    peak: int = tensors.peak_bytes
+    return peak
 
 
 # what convolutions are called with and without inference mode
