@@ -182,6 +182,29 @@ def test_fuzz(data, dtype):
         torch.testing.assert_close(ours, theirs, rtol=1000 * torch.finfo(dtype).eps, atol=1000 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_every_bfloat16_is_read_and_written(contiguous):
+    """A memory of one row is read as it is: all 65,536 values pass through, widened and rounded again."""
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).reshape(1, 1, -1)
+    value = numbers if contiguous else numbers.repeat_interleave(2, dim=2)[..., ::2]
+    key = torch.ones(1, 1, 4, dtype=torch.bfloat16)
+    found = memory_read(key, key, value, backend="cpp")
+    assert torch.equal(found.isnan(), numbers.isnan())
+    assert torch.equal(found.nan_to_num(nan=1.5), numbers.nan_to_num(nan=1.5))
+
+
+def test_rounding_to_bfloat16_is_to_nearest_even():
+    # two rows of equal weight: the mean of neighbours is a tie, with odd and even ones below it
+    numbers = torch.arange(2**15 - 1).to(torch.int16).view(torch.bfloat16)
+    numbers = numbers[numbers < 1e38]  # the sum of two is taken before it is divided
+    value = torch.stack([numbers[:-1], numbers[1:]])[None]  # [1, 2, numbers]
+    key = torch.ones(1, 2, 4, dtype=torch.bfloat16)
+    found = memory_read(key[:, :1], key, value, backend="cpp")[0, 0]
+    expected = value[0].double().mean(0).to(torch.bfloat16)
+    normal = expected.abs() >= torch.finfo(torch.bfloat16).tiny
+    assert torch.equal(found[normal], expected[normal])
+
+
 def test_nan_that_counts_is_not_hidden():
     query, key, value = make_tensors(ReadCase(batch=1), torch.float32)[:3]
     key[0, 5, 0] = math.nan
