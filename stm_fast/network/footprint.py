@@ -21,8 +21,8 @@ def activation_bytes(
     """What one step of an engine takes beside the parameters, at its peak.
 
     The step memorizes a frame, encodes and decodes the next one, and makes its masks at full size. The memory bank and
-    its read are not in it. Every convolution is taken to hold its input and output once more while
-    it runs, in the layout that its library prefers.
+    its read are not in it. Every convolution is taken to hold its input and output once more while it runs, in the
+    layout that its library prefers.
 
     Args:
         size: height and width of frames as the network sees them.
