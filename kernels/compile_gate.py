@@ -40,7 +40,7 @@ from stm_fast.kernels.targets import ARCHITECTURES, Target
 from stm_fast.kernels.usage import plan_usage
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
-BACKWARD_STACK = 64  # bytes a thread of the gradient and usage kernels may spill; the forward kernels spill none
+BACKWARD_STACK = 192  # bytes a thread of the gradient and usage kernels may spill; the forward kernels spill none
 TENSOR_MEMORY = 512  # columns, sm_100
 FEWEST_REGISTERS = 17  # a kernel whose body was optimised away needs hardly any
 

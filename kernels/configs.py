@@ -98,7 +98,7 @@ def forward_config(
     if arithmetic == "tf32x3":
         return ForwardConfig(32, 32, 32, 128, 1, 8, 1)
     if not regular or (weighted and key_dim > 128):
-        return ForwardConfig(64, 32, 32, 128, 1, 8, 1)
+        return ForwardConfig(64, 32, 32, 64 if architecture == 100 else 128, 1, 8, 1)
     block_k = 128 if key_dim % 128 == 0 else 64
     if value_dim == 128:
         return ForwardConfig(128, 64 if architecture in (90, 100) else 32, block_k, 128, 1, 8, 2)
