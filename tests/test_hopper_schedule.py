@@ -7,6 +7,7 @@ import torch
 from gluon_simulator import SOURCE, ScheduleError, simulate
 from torch import Tensor
 
+from stm_fast.kernels import forward_hopper
 from stm_fast.kernels.configs_hopper import HopperConfig, hopper_reasons
 from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
 from stm_fast.kernels.targets import Target
@@ -74,6 +75,33 @@ def test_any_number_of_queries_and_shared_batches(queries: int, shared_query: bo
 def test_whole_tiles() -> None:
     query, key = torch.randn(1, 70, 128).half(), torch.randn(1, 300, 128).half()
     check([query, key * 0.2, torch.randn(1, 300, 512).half()], [290], splits=2, seeds=1, config=HopperConfig())
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_the_engine_chooses_parts_and_joins_them(monkeypatch) -> None:
+    parts = []
+
+    def join(out: Tensor, lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        parts.append(out.shape[1])
+        out, lse = merge_reads(list(out.unbind(1)), list(lse.unbind(1)))
+        return out.to(dtype), lse
+
+    monkeypatch.setattr(GluonLaunch, "run", lambda launch: simulate(launch, 0))
+    monkeypatch.setattr(forward_hopper, "target_of", lambda _: TARGET)
+    monkeypatch.setattr(forward_hopper, "combine", join)
+    for rows in (60, 600):
+        query, key, value = (
+            torch.randn(1, 20, 64).half(),
+            torch.randn(2, rows, 64).half(),
+            torch.randn(2, rows, 512).half(),
+        )
+        lengths = torch.tensor([rows, 7], dtype=torch.int32)
+        out, lse = forward_hopper.forward_hopper(query, key, value, lengths, 0.125)
+        exact = memory_read(*(t.double() for t in (query, key, value)), lengths=lengths, return_lse=True)
+        assert out.dtype == torch.float16
+        torch.testing.assert_close(out.double(), exact[0], rtol=0, atol=4e-3)
+        torch.testing.assert_close(lse.double(), exact[1], rtol=0, atol=1e-5)
+    assert parts == [2]
 
 
 @pytest.mark.parametrize("key_dim", [8, 24])
