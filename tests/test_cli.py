@@ -273,7 +273,10 @@ def test_an_output_folder_that_is_the_source(place):
 
 def test_a_disk_that_fills_up(place, small_disk):
     result = place.segment(source=video(place.folder / "long.mp4", 80), output=small_disk / "out")
-    assert_refused(result, f"disk full while writing {small_disk}")
+    assert result.exit_code == 2
+    estimate, why = result.stderr.splitlines()
+    assert estimate.startswith("memory: ")
+    assert why.startswith(f"stm-fast: disk full while writing {small_disk}")
     found = [path for path in (small_disk / "out").rglob("*") if path.is_file() and path.name != ".resume.json"]
     assert found
     for path in found:

@@ -1,7 +1,10 @@
 """A run that ends early goes on where it was: the same masks, whatever ended it, and nothing half-written."""
 
+import gc
 import json
+import multiprocessing
 import os
+import random
 import time
 from fractions import Fraction
 
@@ -258,3 +261,107 @@ def test_checkpoints_take_a_tenth_of_the_time_at_most():
     assert not pace.due
     assert pace._next - time.monotonic() == pytest.approx(1000, abs=1)
     assert not Pace(60).due
+
+
+# what ends a run from outside
+
+
+def resume_in_process(folder, count):
+    """What a process does that is killed some time."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
+    source, masks = folder / "in.mp4", folder / "given"
+    segment_video(source, masks, folder / "out", model=model, resume=True, checkpoint_seconds=0)
+
+
+def wait_for_masks(process, out, count, delay):
+    deadline = time.monotonic() + 240
+    while process.is_alive() and len(list(out.glob("masks/*.png"))) < count and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(delay)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
+    """STM_FAST_KILLS=20 kills it as often as that."""
+    place = Place(tmp_path, model, count=12 + 6 * KILLS)
+    place.segment(place.folder / "whole")
+    expected = contents(place.folder / "whole")
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stm_fast.inference"])
+    for kill in range(KILLS):
+        process = context.Process(target=resume_in_process, args=(place.folder, place.count))
+        process.start()
+        wait_for_masks(process, place.out, 6 * kill + chance.randrange(1, 7), chance.random() * 0.05)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, "it was killed, and had neither ended nor failed"
+        found = contents(place.out)
+        assert "overlay.mp4" not in found
+        for name, data in masks_of(place.out).items():
+            assert data == expected[name] or "partial" in name
+        if RECORD in found:
+            record = json.loads(found[RECORD])
+            assert {f"masks/{number:05d}.png" for number in range(record["frames"])} <= found.keys()
+    place.segment(resume=True)
+    assert contents(place.out) == expected
+
+
+# nothing piles up
+
+
+@pytest.mark.slow
+def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, model):
+    place = Place(tmp_path, model, count=600)
+    alive = {}
+
+    def look(done, _):
+        if done in (100, 590):
+            gc.collect()
+            alive[done] = (
+                sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()),
+                len(gc.get_objects()),
+            )
+
+    config = MemoryConfig(max_frames=4, evict="even")
+    segment_video(place.video, place.masks, place.out, model=model, memory=config, checkpoint_seconds=0, progress=look)
+    tensors, things = (after - before for before, after in zip(alive[100], alive[590], strict=True))
+    assert abs(tensors) <= 4
+    assert abs(things) < 400, "less than one for each frame in between"
+
+
+@pytest.mark.slow
+def test_an_object_comes_back_after_a_thousand_frames(model):
+    """It is shown once, deleted objects come and go beside it, and its given frame is still what it is told by."""
+    segmenter = VideoSegmenter(model, memory=MemoryConfig(every=5, max_frames=3))
+    still = torch.rand(3, 16, 32)
+    first, other = (torch.zeros(16, 32, dtype=torch.uint8) for _ in range(2))
+    first[4:12, 2:12], other[2:10, 20:30] = 7, 200
+    segmenter.step(still, first)
+    sizes = set()
+    for number in range(1, 1001):
+        frame = torch.rand(3, 16, 32)
+        if number % 100 == 30:
+            segmenter.step(frame, other)
+        else:
+            segmenter.step(frame)
+        if number % 100 == 60:
+            segmenter.delete_objects([200])
+            assert segmenter.object_ids == [7]
+        if number > 200 and number % 100 == 25:
+            sizes.add((segmenter.bank.nbytes, *segmenter.bank.rows))
+    assert len(sizes) == 1
+    assert 0 in segmenter.bank.frames[0]
+    prob = segmenter.step(still)
+    assert prob.shape == (2, 16, 32)
+    # of all that it remembers, the frame that looks the same says most
+    fresh = VideoSegmenter(model, memory=MemoryConfig(every=None, previous=False))
+    fresh.step(still, first)
+    told = fresh.step(still)
+    assert (prob - told).abs().mean() < 0.25
+    again = segmenter.step(still, first)
+    assert torch.equal(again[1] > 0.5, first == 7)

@@ -79,7 +79,9 @@ class Checkpoint:
         self._crew.any(False)
         self._write(Position(frames, False, object_ids))
         self._crew.any(False)
-        self._remove_states(keep=self._state_path(frames))
+        for path in self._folder.glob(f".resume-*-{self._crew.rank}.safetensors"):
+            if path != self._state_path(frames):
+                path.unlink(missing_ok=True)
 
     def finish(self, frames: int, object_ids: list[int], *, leave_record: bool) -> None:
         """Removes the checkpoint; or leaves a record that says that the run is done."""
@@ -88,8 +90,10 @@ class Checkpoint:
             self._write(Position(frames, True, object_ids))
         elif self._crew.leads:
             (self._folder / RECORD).unlink(missing_ok=True)
-        self._crew.any(False)
-        self._remove_states(keep=None)
+        if self._crew.leads:
+            # also those of a run with more processes that was given up
+            for path in self._folder.glob(".resume-*.safetensors"):
+                path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
         path = self._folder / RECORD
@@ -111,11 +115,6 @@ class Checkpoint:
 
     def _state_path(self, frames: int) -> Path:
         return self._folder / f".resume-{frames}-{self._crew.rank}.safetensors"
-
-    def _remove_states(self, keep: Path | None) -> None:
-        for path in self._folder.glob(f".resume-*-{self._crew.rank}.safetensors"):
-            if path != keep:
-                path.unlink(missing_ok=True)
 
 
 class Pace:

@@ -1,0 +1,259 @@
+"""Many videos, and many processes: shared out by video, or with one memory spread over them."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from typer.testing import CliRunner
+
+from stm_fast.__main__ import app
+from stm_fast.errors import InputError
+from stm_fast.inference import InterruptedRun, segment_video
+from stm_fast.inference.bulk import masks_of, plan
+from stm_fast.memory import RankLostError
+from stm_fast.network import save_checkpoint, stm_resnet18
+from stm_fast.video import OverlayVideoWriter, read_mask, write_mask
+
+pytest.importorskip("av")
+
+WIDTH, HEIGHT = 48, 32
+WORLD = 2
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_checkpoint(small_network(), path)
+    return path
+
+
+def small_network():
+    return stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
+
+
+def video(path, count=4):
+    path.parent.mkdir(exist_ok=True)
+    with OverlayVideoWriter(path, WIDTH, HEIGHT, Fraction(25)) as writer:
+        for number in range(count):
+            image = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            writer.write(image, number / 25)
+    return path
+
+
+def mask(path, object_id):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = np.zeros((HEIGHT, WIDTH), np.uint8)
+    ids[4:20, 8:24] = object_id
+    write_mask(path, ids)
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Three videos: a with a mask, b with a folder of them, c with none."""
+    sources = [video(tmp_path / f"many/{name}.mp4") for name in "abc"]
+    mask(tmp_path / "masks/a.png", 3)
+    mask(tmp_path / "masks/b/00000.png", 4)
+    mask(tmp_path / "masks/b/00002.png", 5)
+    return sources
+
+
+def arguments(folder, weights, sources, *more):
+    places = ("--masks", folder / "masks", "--output", folder / "out", "--weights", weights)
+    return [str(argument) for argument in ("segment", *sources, *places, "--overlay", "none", *more)]
+
+
+def changed(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_video_gets_its_masks_and_its_folder(tmp_path):
+    folder = tmp_path / "frames.of.b"
+    folder.mkdir()
+    jobs = plan([Path("x/a.mp4"), folder], tmp_path / "out")
+    assert [job.name for job in jobs] == ["a", "frames.of.b"]
+    assert [job.output for job in jobs] == [tmp_path / "out/a", tmp_path / "out/frames.of.b"]
+    with pytest.raises(InputError, match=r"y/a\.mkv: same name as x/a\.mp4"):
+        plan([Path("x/a.mp4"), Path("y/a.mkv")], tmp_path)
+    with pytest.raises(InputError, match=r"no masks for x/a\.mp4, expected a\.png or a folder a"):
+        masks_of(jobs[0], tmp_path)
+
+
+def test_one_that_fails_does_not_stop_the_others(tmp_path, many, weights):
+    (tmp_path / "many/a2.mp4").write_text("not a video")
+    mask(tmp_path / "masks/a2.png", 1)
+    result = CliRunner().invoke(app, arguments(tmp_path, weights, [many[0], tmp_path / "many/a2.mp4", *many[1:]]))
+    assert result.exit_code == 2, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split("frames/s")[1] for line in lines] == [f", results in {tmp_path / 'out' / name}" for name in "ab"]
+    failed = [line for line in result.stderr.splitlines() if line.startswith("stm-fast: ")]
+    assert failed[0] == "stm-fast: 2 of 4 videos failed:"
+    assert "a2.mp4: not a video" in failed[1]
+    assert "no masks for" in failed[2]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"]
+    assert np.unique(read_mask(tmp_path / "out/a/masks/00000.png").ids).tolist() == [0, 3]
+    assert 5 in read_mask(tmp_path / "out/b/masks/00002.png").ids
+
+
+def test_the_same_command_again_does_what_is_left(tmp_path, many, weights, monkeypatch):
+    assert CliRunner().invoke(app, arguments(tmp_path, weights, many)).exit_code == 2
+    before = changed(tmp_path / "out")
+    mask(tmp_path / "masks/c.png", 6)
+    result = CliRunner().invoke(app, arguments(tmp_path, weights, many))
+    assert result.exit_code == 0, result.output
+    assert [("finished earlier" in line) for line in result.stdout.splitlines()] == [True, True, False]
+    after = changed(tmp_path / "out")
+    assert before.items() <= after.items()
+    assert {path.parent.parent.name for path in after.keys() - before.keys() if path.suffix == ".png"} == {"c"}
+    other = CliRunner().invoke(app, arguments(tmp_path, weights, many, "--every", "2"))
+    assert other.exit_code == 2
+    assert other.stderr.count("holds results of another run; its memory: found every 5") == 3
+    assert changed(tmp_path / "out") == after
+    assert CliRunner().invoke(app, arguments(tmp_path, weights, many, "--every", "2", "--overwrite")).exit_code == 0
+
+
+def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, monkeypatch):
+    def broken(job, masks):
+        if job.name == "a":
+            raise RuntimeError("a bug")
+        return masks_of(job, masks)
+
+    monkeypatch.setattr("stm_fast.commands.bulk.masks_of", broken)
+    result = CliRunner().invoke(app, arguments(tmp_path, weights, many[:2]))
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert f"stm-fast: {many[0]}: RuntimeError: a bug" in result.stderr
+    assert len(list((tmp_path / "out/b/masks").iterdir())) == 4
+
+
+def test_wrong_use_is_one_line(tmp_path, many, weights):
+    for more, words in (
+        (["--shard-memory"], "--shard-memory: found 3 videos and 1 processes"),
+        (["--resume", "--overwrite"], "--resume: found with --overwrite"),
+    ):
+        result = CliRunner().invoke(app, arguments(tmp_path, weights, many, *more))
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"stm-fast: {words}")
+        assert result.stderr.count("\n") == 1
+    result = CliRunner().invoke(app, [*arguments(tmp_path, weights, many), "--masks", str(many[0])])
+    assert result.exit_code == 2
+    assert "no such folder of masks" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# a memory spread over processes
+
+
+def segment_together(rank, folder, store, kill_at, stop_at):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=20)
+    )
+    done = []
+
+    def progress(*_):
+        done.append(None)
+        if (rank, len(done)) == (1, kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        segment_video(
+            folder / "in.mp4",
+            folder / "masks/in.png",
+            folder / "out",
+            model=small_network(),
+            overlay="none",
+            resume=True,
+            checkpoint_seconds=0,
+            group=dist.group.WORLD,
+            # one of them alone is told to stop
+            should_stop=lambda: rank == 1 and len(done) == stop_at,
+            progress=progress,
+        )
+    except InterruptedRun as error:
+        os._exit(error.frames)
+    except RankLostError as error:
+        (folder / "lost.txt").write_text(str(error))
+        os._exit(99)
+    dist.destroy_process_group()
+
+
+def together(folder, kill_at=0, stop_at=0):
+    """The exit codes of processes that go on with what is there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stm_fast.inference", "torch.distributed"])
+    options = (folder, folder / f"store{time.monotonic_ns()}", kill_at, stop_at)
+    ranks = [context.Process(target=segment_together, args=(rank, *options)) for rank in range(WORLD)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(240)
+        process.kill()
+    return [process.exitcode for process in ranks]
+
+
+@pytest.mark.slow
+def test_processes_with_one_memory_stop_die_and_go_on_together(tmp_path):
+    folder = tmp_path / "shared"
+    video(folder / "in.mp4", 16)
+    mask(folder / "masks/in.png", 3)
+    torch.manual_seed(0)
+    segment_video(folder / "in.mp4", folder / "masks/in.png", tmp_path / "one", model=small_network(), overlay="none")
+    assert together(folder, stop_at=4) == [4, 4], "both stop at the frame where one is told to"
+    assert together(folder, kill_at=6) == [99, -signal.SIGKILL]
+    message = (folder / "lost.txt").read_text()
+    assert message.startswith("rank 0 of 2: another rank is gone: ")
+    assert "\n" not in message
+    left = sorted(path.name for path in (folder / "out").iterdir() if path.name.startswith("."))
+    assert {".resume.json"} < set(left)
+    assert together(folder) == [0, 0]
+    assert os.listdir(folder / "out") == ["masks"]
+    resumed = {path.name: path.read_bytes() for path in (folder / "out/masks").iterdir()}
+    (folder / "out").rename(folder / "first")
+    assert together(folder) == [0, 0]
+    assert {path.name: path.read_bytes() for path in (folder / "out/masks").iterdir()} == resumed
+    for path in (tmp_path / "one/masks").iterdir():
+        assert (read_mask(path).ids == read_mask(folder / "out/masks" / path.name).ids).mean() > 0.999
+
+
+# the real program
+
+
+def torchrun(*more):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command += ["-m", "stm_fast", *more]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+
+
+@pytest.mark.slow
+def test_torchrun_shares_out_the_videos(tmp_path, many, weights):
+    mask(tmp_path / "masks/c.png", 6)
+    found = torchrun(*arguments(tmp_path, weights, many))
+    assert found.returncode == 0, found.stderr
+    assert sorted(line.rsplit("/", 1)[1] for line in found.stdout.splitlines() if "results in" in line) == list("abc")
+    assert sorted(os.listdir(tmp_path / "out")) == list("abc")
+
+
+@pytest.mark.slow
+def test_torchrun_shares_a_memory(tmp_path, many, weights):
+    source, given = many[0], tmp_path / "masks/a.png"
+    common = ["--output", str(tmp_path / "out"), "--weights", str(weights), "--overlay", "none", "--shard-memory"]
+    found = torchrun("segment", str(source), "--masks", str(given), *common)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("4 frames, objects 3") == 1
+    assert sorted(os.listdir(tmp_path / "out")) == ["masks"]
+    again = torchrun("segment", str(source), "--masks", str(given), *common)
+    assert again.returncode != 0
+    assert "the output folder is not empty" in again.stderr
