@@ -17,6 +17,7 @@ import torch.distributed as dist
 from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
+from stm_fast.commands.interruption import how_to_resume
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, segment_video
 from stm_fast.inference.bulk import masks_of, plan
@@ -149,6 +150,24 @@ def test_wrong_use_is_one_line(tmp_path, many, weights):
     assert result.exit_code == 2
     assert "no such folder of masks" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "world", "expected"),
+    [
+        ("/bin/stm-fast", "1", "To go on:\n/bin/stm-fast segment 'my clip.mp4' --resume"),
+        ("stm_fast/__main__.py", "1", f"To go on:\n{sys.executable} -m stm_fast segment 'my clip.mp4' --resume"),
+        (
+            "stm_fast/__main__.py",
+            "4",
+            "To go on, with torchrun's options as before:\ntorchrun ... -m stm_fast segment 'my clip.mp4' --resume",
+        ),
+    ],
+)
+def test_the_command_that_goes_on_can_be_copied(monkeypatch, program, world, expected):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setattr(sys, "argv", [program, "segment", "my clip.mp4", "--overwrite"])
+    assert how_to_resume() == expected
 
 
 # a memory spread over processes

@@ -56,10 +56,11 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def how_to_resume() -> str:
-    """A line, and the command that goes on with this run."""
-    program = [sys.argv[0]]
-    if Path(program[0]).name == "__main__.py":
-        program = [sys.executable, "-m", "stm_fast"]
+    """A line, and the command that goes on with this run; torchrun's own options are its user's to fill in."""
+    is_script = Path(sys.argv[0]).name != "__main__.py"
+    program = [sys.argv[0]] if is_script else [sys.executable, "-m", "stm_fast"]
     again = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
-    where = ", under torchrun as before" if world_size() > 1 else ""
-    return f"To go on{where}:\n{shlex.join([*program, *again, '--resume'])}"
+    if world_size() == 1:
+        return f"To go on:\n{shlex.join([*program, *again, '--resume'])}"
+    program = ["--no-python", *program] if is_script else program[1:]
+    return f"To go on, with torchrun's options as before:\ntorchrun ... {shlex.join([*program, *again, '--resume'])}"
