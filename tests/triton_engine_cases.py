@@ -33,7 +33,8 @@ WIDTHS = [
 
 @pytest.mark.parametrize("case", BUILT, ids=str)
 def test_no_worse_than_eager(case: ReadCase) -> None:
-    check_case(case, torch.float32, "triton", DEVICE)
+    # the interpreter takes minutes for wide gradients in float32; it takes those of WIDTHS in float16
+    check_case(case, torch.float32, "triton", DEVICE, gradients=not INTERPRETED or case.value_dim <= 128)
 
 
 @pytest.mark.parametrize("case", WIDTHS, ids=str)
@@ -111,6 +112,8 @@ def test_any_strides_are_followed() -> None:
     torch.testing.assert_close(found, memory_read(*tensors, backend="triton"))
 
 
+# opcheck looks at the .grad of its own copies
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("usage", [False, True])
 def test_operator_passes_opcheck(usage: bool) -> None:
     case = ReadCase(queries=5, rows=9, similarity="l2", shrinkage=True, selection=True)
