@@ -122,7 +122,7 @@ def test_operator_passes_opcheck(usage: bool) -> None:
     torch.library.opcheck(operator, (*leaves, None, 0.25, True, True, 0, usage))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="takes 5 GiB")
+@pytest.mark.gpu  # takes 5 GiB
 def test_a_bank_of_more_than_2_31_elements_is_read_to_its_end() -> None:
     rows = 2**31 // 512 + 100
     value = torch.zeros(1, rows, 512, dtype=torch.bfloat16, device=DEVICE)
