@@ -58,7 +58,7 @@ BACKENDS = (
     Backend("reference", _nothing, _nothing_to_refuse, reference.read),
 )
 # taken by name alone: not run on a GPU yet
-ON_REQUEST = (Backend("hopper", hopper_ops.absent_reasons, hopper_ops.not_supported_reasons, hopper_ops.read),)
+ON_REQUEST = (_engine("hopper", hopper_ops.absent_reasons, hopper_ops.not_supported_reasons, hopper_ops.read),)
 NAMES = tuple(backend.name for backend in (*BACKENDS, *ON_REQUEST))
 
 
