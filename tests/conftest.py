@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
 
 GOLDEN = Path(__file__).parent / "golden"
+# processes that a test starts find its functions as tests.test_x; last, so that no installed package is shadowed
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 REQUIRED = [name for name in os.environ.get("STM_FAST_REQUIRE", "").split(",") if name]
 
 

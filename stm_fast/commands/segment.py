@@ -38,7 +38,7 @@ from stm_fast.commands.memory import (
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, Summary, segment_video
 from stm_fast.inference.bulk import plan
-from stm_fast.inference.estimate import Estimate
+from stm_fast.inference.estimation import Estimate
 from stm_fast.inference.shards import process_group, rank, world_size
 from stm_fast.memory import RankLostError
 

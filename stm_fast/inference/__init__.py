@@ -1,7 +1,7 @@
 """An engine over a video."""
 
 from stm_fast.inference.engine import Segmentation, VideoSegmenter, check_backend
-from stm_fast.inference.estimate import Estimate, Run, estimate
+from stm_fast.inference.estimation import Estimate, Run, estimate
 from stm_fast.inference.pipeline import InterruptedRun, Summary, segment_video
 from stm_fast.inference.results import check_output
 

@@ -17,7 +17,7 @@ from stm_fast.errors import InputError
 from stm_fast.inference.checkpointing import Checkpoint, Pace, Position
 from stm_fast.inference.crew import Crew
 from stm_fast.inference.engine import VideoSegmenter
-from stm_fast.inference.estimate import Estimate, check_fits, run_of
+from stm_fast.inference.estimation import Estimate, check_fits, run_of
 from stm_fast.inference.given import GivenMasks, find_masks
 from stm_fast.inference.identity import describe_run
 from stm_fast.inference.objects import label
