@@ -49,7 +49,7 @@ class Problem(NamedTuple):
             **strides("key", self.key.expand(batch, -1, -1), "bnc"),
             **strides("shrinkage", shrinkage, "bn"),
             **strides("selection", selection, "bmc"),
-            **strides("norms", None if self.norms is None else self.norms[:, 0].expand(batch), "b"),
+            "stride_norms_b": 0 if self.norms is None else self.norms.expand(batch, -1).stride(0),
             "CK": self.query.shape[2],
             "L2": self.l2,
             "PRECISION": "ieee" if self.arithmetic == "half" else self.arithmetic,
