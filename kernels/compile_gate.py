@@ -37,10 +37,12 @@ from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem, half_norms
 from stm_fast.kernels.row_totals import plan_row_totals
 from stm_fast.kernels.targets import ARCHITECTURES, Target
+from stm_fast.kernels.topk_select import plan_candidates, plan_maxima
 from stm_fast.kernels.usage import plan_usage
+from stm_fast.kernels.weighted_sum import lists_of_queries, plan_weighted_sum
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
-BACKWARD_STACK = 192  # bytes a thread of the gradient and usage kernels may spill; the forward kernels spill none
+BACKWARD_STACK = 192  # bytes a thread of the other kernels may spill; the forward kernels spill none
 TENSOR_MEMORY = 512  # columns, sm_100
 FEWEST_REGISTERS = 17  # a kernel whose body was optimised away needs hardly any
 
@@ -50,7 +52,7 @@ Layout = Literal["rows", "channels", "odd"]
 # dot; l2 alone; l2 with shrinkage, selection and query_norm
 Scores = Literal["dot", "l2", "l2 all"]
 
-_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
+_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 _TYPES |= {torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv"}
 
 
@@ -121,26 +123,29 @@ _BACKWARD_HALF: tuple[Shape, ...] = (
     (127, 511, "odd", "l2 all"),
 )
 _BACKWARD_FLOAT32: Shape = (127, 511, "odd", "l2 all")
+_TOP_K = 30
 
 
 def cases() -> Iterator[Case]:
     """Every case of the gate."""
     gradients = ("grad_value", "grad_key", "grad_query")
+    top_k = ("maxima", "candidates")
     for architecture in ARCHITECTURES:
         for shape in _FORWARD_HALF:
             yield Case("forward", architecture, "half", torch.bfloat16, *shape)
         yield Case("forward", architecture, "half", torch.float16, *_FORWARD_HALF[0])
         for arithmetic, shape in product(("ieee", "tf32x3"), _FORWARD_FLOAT32):
             yield Case("forward", architecture, arithmetic, torch.float32, *shape)
-        for kernel in ("combine", "delta"):
+        for kernel in ("combine", "delta", "weighted"):
             yield Case(kernel, architecture, "half", torch.bfloat16, *_BACKWARD_HALF[0])
             yield Case(kernel, architecture, "ieee", torch.float32, *_BACKWARD_HALF[0])
-        for kernel, shape in product(gradients, _BACKWARD_HALF):
+        for kernel, shape in product((*gradients, *top_k), _BACKWARD_HALF):
             yield Case(kernel, architecture, "half", torch.bfloat16, *shape)
         yield Case("usage", architecture, "half", torch.bfloat16, *_BACKWARD_HALF[-1])
-        for kernel in (*gradients, "row_totals"):
+        for kernel in (*gradients, *top_k, "row_totals"):
             yield Case(kernel, architecture, "ieee", torch.float32, *_BACKWARD_FLOAT32)
-        yield Case("grad_key", architecture, "tf32x3", torch.float32, *_BACKWARD_FLOAT32)
+        for kernel in ("grad_key", *top_k):
+            yield Case(kernel, architecture, "tf32x3", torch.float32, *_BACKWARD_FLOAT32)
 
 
 def launch_of(case: Case) -> Launch:
@@ -154,10 +159,15 @@ def launch_of(case: Case) -> Launch:
         return plan_combine(torch.empty(batch, 3, *out.shape[1:], device="meta"), lse[:, None], case.dtype)[-1]
     if case.kernel == "delta":
         return plan_delta(out, lse, out)[-1]
+    if case.kernel == "weighted":
+        rows = torch.empty(batch, queries, _TOP_K, dtype=torch.int64, device="meta")
+        return plan_weighted_sum(lists_of_queries(rows), lse, problem.value, case.dtype)[-1]
     plans = {
         "forward": lambda: plan_forward(problem),
         "row_totals": lambda: plan_row_totals(problem, lse),
         "usage": lambda: plan_usage(problem, lse, totals),
+        "maxima": lambda: plan_maxima(problem, _TOP_K),
+        "candidates": lambda: plan_candidates(problem, lse, _TOP_K, 4 * _TOP_K),
         "grad_value": lambda: plan_grad_value(problem, out, lse, totals),
         "grad_key": lambda: plan_grad_key(problem, out, lse, totals, lse),
         "grad_query": lambda: plan_grad_query(problem, out, lse, totals, lse),

@@ -54,7 +54,7 @@ class CombineConfig:
 
 @dataclass(frozen=True)
 class BackwardConfig:
-    """Tile of the three gradient kernels and of the usage kernel.
+    """Tile of the three gradient kernels, of the usage kernel and of the top-k kernel.
 
     block_m: queries, block_n: memory rows
     block_k, block_v: columns of keys and of values in one product
@@ -80,8 +80,19 @@ class DeltaConfig:
     num_stages: int = 1
 
 
+@dataclass(frozen=True)
+class GatherConfig:
+    """Tile of the weighted sums of listed rows: sums and columns of a program."""
+
+    block_m: int = 32
+    block_c: int = 64
+    num_warps: int = 4
+    num_stages: int = 1
+
+
 COMBINE = CombineConfig()
 DELTA = DeltaConfig()
+GATHER = GatherConfig()
 
 
 def forward_config(
@@ -119,7 +130,7 @@ def is_regular(key_dim: int, value_dim: int) -> bool:
 
 
 def backward_config(arithmetic: Arithmetic, regular: bool) -> BackwardConfig:
-    """The tile of the gradient and usage kernels, the same on every architecture."""
+    """The tile of the gradient, usage and top-k kernels, the same on every architecture."""
     if arithmetic != "half":
         return BackwardConfig(32, 32, 16, 64, 16, 8, 1)
     return BackwardConfig(64, 64, 64, 128, 64, 8, 2) if regular else BackwardConfig(32, 32, 32, 64, 32, 4, 1)
@@ -136,7 +147,7 @@ def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
     yield from all_forward_configs()
     backward = product(ARCHITECTURES, ARITHMETICS, (True, False))
     yield from dict.fromkeys((choice[0], choice[1], backward_config(*choice[1:])) for choice in backward)
-    yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA))
+    yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA, GATHER))
 
 
 def choose_splits(target: Target, tiles: int, steps: int) -> int:

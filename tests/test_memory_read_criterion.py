@@ -24,9 +24,6 @@ if torch.cuda.is_available():
     on_gpu += [("triton", "cuda", dtype, grad) for dtype in dtypes for grad in (False, True)]
     RUNS += [pytest.param(*run, marks=pytest.mark.gpu) for run in on_gpu]
 
-# backends that do not have every option yet, and say so
-STILL_GROWING = {"triton"}
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
@@ -46,15 +43,10 @@ def test_no_worse_than_eager(backend, device, dtype, gradients, case):
     absent = next(entry for entry in BACKENDS if entry.name == backend).absent_reasons()
     if absent:
         pytest.skip("; ".join(absent))
-    try:
-        check_case(case, dtype, backend, device, gradients)
-    except NotImplementedError as refusal:
-        if backend not in STILL_GROWING or "is not built yet" not in str(refusal):
-            raise
-        pytest.xfail(str(refusal))
+    check_case(case, dtype, backend, device, gradients)
 
 
-def test_no_other_backend_refuses_for_want_of_code():
+def test_no_backend_refuses_for_want_of_code():
     richest = ReadCase(similarity="l2", shrinkage=True, selection=True, top_k=7, return_usage=True, lengths=(97, 3))
     inputs = read_inputs(richest, leaves(make_tensors(richest, torch.float32), torch.float32, True))
     growing = {
@@ -62,4 +54,4 @@ def test_no_other_backend_refuses_for_want_of_code():
         for backend in BACKENDS
         if any("is not built yet" in reason for reason in backend.not_supported_reasons(inputs))
     }
-    assert growing == STILL_GROWING
+    assert not growing

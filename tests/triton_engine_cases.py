@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from stm_fast.kernels import configs, forward
+from stm_fast.kernels import configs, forward, topk_backward, topk_select
 from stm_fast.ops import memory_read
 from stm_fast.testing import CASES, ReadCase, check_case, make_tensors, runs
 
@@ -19,19 +19,20 @@ torch.set_num_threads(1)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
-BUILT = [case for case in CASES if case.top_k is None or case.top_k >= case.rows]
 EVERYTHING = ReadCase(similarity="l2", shrinkage=True, selection=True, lengths=(97, 40), return_usage=True)
+TOP = replace(EVERYTHING, top_k=7, queries=9)
 WIDTHS = [
     ReadCase(batch=1, queries=5, rows=70, key_dim=192, value_dim=768),
     ReadCase(batch=1, queries=5, rows=33, key_dim=256, value_dim=1024),
     ReadCase(batch=1, queries=7, rows=40, key_dim=130, value_dim=300),
     ReadCase(batch=1, queries=7, rows=40, key_dim=64, value_dim=128, channels_first=True),
     replace(EVERYTHING, batch=1, lengths=(30,), queries=7, rows=40, key_dim=130, value_dim=128),
+    ReadCase(batch=1, queries=7, rows=140, key_dim=130, value_dim=300, top_k=9),
     ReadCase(batch=1, queries=3, rows=700),  # so few queries that the memory is split
 ]
 
 
-@pytest.mark.parametrize("case", BUILT, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_worse_than_eager(case: ReadCase) -> None:
     # the interpreter takes minutes for wide gradients in float32; it takes those of WIDTHS in float16
     check_case(case, torch.float32, "triton", DEVICE, gradients=not INTERPRETED or case.value_dim <= 128)
@@ -43,7 +44,7 @@ def test_any_width_is_no_worse_than_eager(case: ReadCase) -> None:
 
 
 # the interpreter multiplies bfloat16 wrongly; the tiles of all 16-bit dtypes are the same
-@pytest.mark.parametrize("case", [ReadCase(spread=100.0), EVERYTHING, *WIDTHS], ids=str)
+@pytest.mark.parametrize("case", [ReadCase(spread=100.0), EVERYTHING, TOP, *WIDTHS], ids=str)
 def test_no_worse_than_eager_in_float16(case: ReadCase) -> None:
     check_case(case, torch.float16, "triton", DEVICE)
 
@@ -79,6 +80,37 @@ def test_the_tiles_of_every_architecture_are_right(
     check_case(weighted, torch.float16, "triton", DEVICE, gradients=False)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("most", [1, 2**24])
+def test_top_k_finds_room_for_every_candidate(spread: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk_select, "ROOM", 1)
+    monkeypatch.setattr(topk_select, "BUCKETS", 1)
+    monkeypatch.setattr(topk_select, "MOST_CANDIDATES", most)
+    check_case(replace(TOP, spread=spread), torch.float32, "triton", DEVICE)
+
+
+def test_top_k_is_exact_where_the_passes_round_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk_select, "MARGIN", -0.5)  # a threshold that is far too high
+    check_case(TOP, torch.float32, "triton", DEVICE, gradients=False)
+
+
+def test_top_k_gradients_come_in_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk_backward, "MOST_GATHERED", 2 * 7 * 32 * 4)
+    check_case(TOP, torch.float32, "triton", DEVICE)
+
+
+@pytest.mark.parametrize("top_k", [7, 40])
+def test_top_k_of_equal_scores_takes_the_first_rows(top_k: int) -> None:
+    query, key, value = make_tensors(ReadCase(queries=3, rows=300, spread=0.0), torch.float32, DEVICE)[:3]
+    found = memory_read(query, key, value, top_k=top_k, backend="triton")
+    torch.testing.assert_close(found, value[:, :top_k].mean(1, keepdim=True).expand(-1, 3, -1))
+
+
+def test_objects_that_share_their_scores_share_the_top_k() -> None:
+    case = ReadCase(batch=3, queries=9, rows=150, shared_query=True, shared_key=True, top_k=5, return_usage=True)
+    check_case(case, torch.float32, "triton", DEVICE)
+
+
 def test_lengths_outside_the_memory_are_clamped() -> None:
     query, key, value = make_tensors(ReadCase(), torch.float32, DEVICE)[:3]
     lengths = torch.tensor([-3, 1000], dtype=torch.int32, device=DEVICE)
@@ -92,7 +124,7 @@ def test_lengths_outside_the_memory_are_clamped() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [ReadCase(batch=1, queries=3, rows=700), replace(EVERYTHING, shared_key=True)], ids=str
+    "case", [ReadCase(batch=1, queries=3, rows=700), replace(EVERYTHING, shared_key=True), TOP], ids=str
 )
 def test_two_reads_are_bit_equal(case: ReadCase) -> None:
     results = []
@@ -114,12 +146,12 @@ def test_any_strides_are_followed() -> None:
 
 # opcheck looks at the .grad of its own copies
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("usage", [False, True])
-def test_operator_passes_opcheck(usage: bool) -> None:
+@pytest.mark.parametrize(("usage", "top_k"), [(False, 0), (True, 0), (True, 3)])
+def test_operator_passes_opcheck(usage: bool, top_k: int) -> None:
     case = ReadCase(queries=5, rows=9, similarity="l2", shrinkage=True, selection=True)
     leaves = runs.leaves(make_tensors(case, torch.float32, DEVICE), torch.float32, requires_grad=True)
     operator = torch.ops.stm_fast.memory_read_triton.default
-    torch.library.opcheck(operator, (*leaves, None, 0.25, True, True, 0, usage))
+    torch.library.opcheck(operator, (*leaves, None, 0.25, True, True, top_k, usage))
 
 
 @pytest.mark.gpu  # takes 5 GiB

@@ -45,9 +45,13 @@ def not_supported_reasons(inputs: ReadInputs) -> list[str]:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
     if inputs.value.shape[0] > MOST_OBJECTS:
         reasons.append(f"it takes a batch of at most {MOST_OBJECTS}, found {inputs.value.shape[0]}")
-    if inputs.top_k:
-        reasons.append("top_k is not built yet")
+    if inputs.top_k and _capturing(query):
+        reasons.append("its top_k waits for the device, which a CUDA graph cannot record")
     return reasons
+
+
+def _capturing(tensor: Tensor) -> bool:
+    return tensor.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
 
 
 def read(inputs: ReadInputs) -> ReadResult:
@@ -69,9 +73,13 @@ def _forward(
     return_usage: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from stm_fast.kernels.forward import forward
+    from stm_fast.kernels.topk import topk_forward
     from stm_fast.kernels.usage import usage
 
     problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
+    if 0 < top_k < key.shape[1]:
+        out, lse, sparse_usage = topk_forward(problem, top_k, return_usage)
+        return out, lse, lse.new_empty(0) if sparse_usage is None else sparse_usage
     out, lse = forward(problem)
     return out, lse, usage(problem, lse) if return_usage else lse.new_empty(0)
 
@@ -94,9 +102,13 @@ def _backward(
     top_k: int,
 ) -> tuple[Tensor, ...]:
     from stm_fast.kernels.backward import backward
+    from stm_fast.kernels.topk_backward import topk_backward
 
     problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
-    gradients = backward(problem, grad_out, grad_lse, out, lse)
+    if 0 < top_k < key.shape[1]:
+        gradients = topk_backward(problem, top_k, grad_out, grad_lse)
+    else:
+        gradients = backward(problem, grad_out, grad_lse, out, lse)
     return tuple(query.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
