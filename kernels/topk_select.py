@@ -19,8 +19,7 @@ BUCKETS = 4  # at least so many for each of the k rows: then few rows but the k 
 ROOM = 4  # for the candidates of a query, in multiples of k
 MOST_CANDIDATES = 2**24  # in memory at a time where they do not fit into that room: 64 MiB of scores
 MARGIN = 2.0**-20  # relative, below the threshold: two kernels may round the same score differently
-
-_ABSENT = 2**31 - 1
+ABSENT = 2**31 - 1  # the row of a candidate that is none, behind all others
 
 
 class Selected(NamedTuple):
@@ -59,7 +58,7 @@ def plan_candidates(
     """
     shape = (*threshold.shape, capacity)
     scores = threshold.new_full(shape, -torch.inf)
-    rows = threshold.new_full(shape, _ABSENT, dtype=torch.int32)
+    rows = threshold.new_full(shape, ABSENT, dtype=torch.int32)
     found = threshold.new_zeros(threshold.shape, dtype=torch.int32)
     outputs = {"threshold": threshold.contiguous(), "scores": scores, "rows": rows, "found": found}
     return scores, rows, found, _launch(problem, _splits(problem, count), capacity=capacity, **outputs)
@@ -70,7 +69,7 @@ def _select_above(problem: Problem, threshold: Tensor, count: int, capacity: int
     scores, rows, found, launch = plan_candidates(problem, threshold, count, capacity)
     launch.run()
     if found.numel() == 0:
-        return _best(scores, rows, count)
+        return best(scores, rows, count)
     expected = count if problem.lengths is None else problem.lengths.clamp(max=count)[:, None]
     most, too_few = torch.stack((found.max(), (found < expected).any().int())).tolist()
     if most > capacity:
@@ -81,15 +80,15 @@ def _select_above(problem: Problem, threshold: Tensor, count: int, capacity: int
     if too_few:
         # the second pass rounded by more than the margin, or a bound is not finite: every row is a candidate
         return _select_above(problem, torch.full_like(threshold, -torch.inf), count, capacity)
-    return _best(scores, rows, count)
+    return best(scores, rows, count)
 
 
-def _best(scores: Tensor, rows: Tensor, count: int) -> Selected:
+def best(scores: Tensor, rows: Tensor, count: int) -> Selected:
     """The `count` best of the candidates [B, M, capacity], whatever order they come in."""
-    rows, order = rows.sort(dim=-1)
-    scores, best = scores.gather(-1, order).sort(dim=-1, descending=True, stable=True)
-    rows, scores = rows.gather(-1, best)[..., :count].long(), scores[..., :count]
-    return Selected(rows.masked_fill(rows == _ABSENT, -1), scores)
+    rows, by_row = rows.sort(dim=-1)
+    scores, by_score = scores.gather(-1, by_row).sort(dim=-1, descending=True, stable=True)
+    rows, scores = rows.gather(-1, by_score)[..., :count].long(), scores[..., :count]
+    return Selected(rows.masked_fill(rows == ABSENT, -1), scores)
 
 
 def _same_for_all_objects(problem: Problem) -> bool:

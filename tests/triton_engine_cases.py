@@ -106,6 +106,23 @@ def test_top_k_of_equal_scores_takes_the_first_rows(top_k: int) -> None:
     torch.testing.assert_close(found, value[:, :top_k].mean(1, keepdim=True).expand(-1, 3, -1))
 
 
+def test_top_k_does_not_depend_on_the_order_of_the_candidates() -> None:
+    # the interpreter always finds them in order, a GPU does not
+    scores = torch.tensor([[[1.0, 3.0, -torch.inf, 3.0, 2.0]]], device=DEVICE)
+    rows = torch.tensor([[[9, 8, topk_select.ABSENT, 4, 7]]], dtype=torch.int32, device=DEVICE)
+    assert topk_select.best(scores, rows, 3).rows.tolist() == [[[4, 8, 7]]]
+    assert topk_select.best(scores, rows, 5).rows.tolist() == [[[4, 8, 7, 9, -1]]]
+
+
+def test_top_k_shows_nan() -> None:
+    query, key, value = make_tensors(ReadCase(), torch.float32, DEVICE)[:3]
+    key[0, 50] = torch.nan
+    out = memory_read(query, key, value, top_k=3, backend="triton")
+    assert isinstance(out, torch.Tensor)
+    assert out[0].isnan().all()
+    assert out[1].isfinite().all()
+
+
 def test_objects_that_share_their_scores_share_the_top_k() -> None:
     case = ReadCase(batch=3, queries=9, rows=150, shared_query=True, shared_key=True, top_k=5, return_usage=True)
     check_case(case, torch.float32, "triton", DEVICE)
