@@ -44,6 +44,7 @@ from stm_fast.kernels.weighted_sum import lists_of_queries, plan_weighted_sum
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
 BACKWARD_STACK = 192  # bytes a thread of the other kernels may spill; the forward kernels spill none
 TENSOR_MEMORY = 512  # columns, sm_100
+AMD_ARCHITECTURES = ("gfx90a", "gfx942")
 FEWEST_REGISTERS = 17  # a kernel whose body was optimised away needs hardly any
 
 # how the tensors lie in memory: contiguous rows, channels first, or a slice without any alignment
@@ -261,6 +262,22 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def amd_rows() -> Iterator[str]:
+    """What AMD's compiler makes of the forward kernel with the tiles of sm_80; no limit holds there."""
+    launch = launch_of(Case("forward", 80, "half", torch.bfloat16, *_FORWARD_HALF[0]))
+    options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
+    for architecture in AMD_ARCHITECTURES:
+        target = GPUTarget("hip", architecture, 64)
+        compiled = triton.compile(source(launch), target=target, options=options)
+        assembly = compiled.asm["amdgcn"]
+        counts = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", assembly))
+        yield (
+            f"{architecture}: {counts['vgpr_count']} registers, {counts['vgpr_spill_count']} of them spilled, "
+            f"{counts['private_segment_fixed_size']} bytes of scratch, "
+            f"{compiled.metadata.shared / 1024:.1f} KiB shared, {assembly.count('v_mfma')} matrix instructions"
+        )
+
+
 def breaches(compiled: Compiled) -> list[str]:
     """The limits that one compiled case breaks."""
     case, found = compiled.case, []
@@ -300,6 +317,7 @@ def main() -> int:
         problems += broken
         print(f"{result}{'  BREACH' * bool(broken)}", flush=True)
     problems += unvisited(results)
+    print("AMD, as information:", *amd_rows(), sep="\n")
     print("\n".join(problems) or f"{len(results)} kernels, every configuration visited, no limit broken")
     return 1 if problems else 0
 

@@ -16,6 +16,13 @@ def test_every_configuration_compiles_within_its_limits() -> None:
     assert not problems + compile_gate.unvisited(results)
 
 
+@pytest.mark.slow
+def test_amd_is_in_the_table_as_information() -> None:
+    gfx90a, gfx942 = compile_gate.amd_rows()
+    assert gfx90a.startswith("gfx90a: ")
+    assert gfx942.startswith("gfx942: ")
+
+
 @pytest.mark.parametrize(
     ("change", "breach"),
     [
