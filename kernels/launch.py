@@ -28,7 +28,7 @@ class Launch(NamedTuple):
 def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
     """The arithmetic for a dtype.
 
-    float32 is exact, unless PyTorch is allowed TF32: then it is three TF32 products, nearly as accurate and faster.
+    float32 is exact, unless PyTorch is allowed TF32: then it is three TF32 products, nearly as accurate.
     """
     if dtype != torch.float32:
         return "half"

@@ -185,7 +185,7 @@ def test_a_wrong_route_gets_no_time(monkeypatch):
 
 def test_what_does_not_fit_is_a_result(monkeypatch):
     # 1000 x 1000: inputs in two layouts take 6.1 MB, two affinities 8 MB; 10 x 9000: the inputs alone 46 MB
-    monkeypatch.setattr(runner, "free_bytes", lambda device: 8_500_000)
+    monkeypatch.setattr(runner, "available_bytes", lambda device: 8_500_000)
     rows = rows_of(select("published", "cpp", passes=("forward",), shapes=("M1000-N1000-O1", "M10-N9000-O1")))
     found = {(row.shape, row.route): row for row in rows}
     assert found["M1000-N1000-O1", "published"].refused == "needs about 0.008 GB, 0.0085 GB are free"

@@ -42,18 +42,6 @@ def commit() -> str | None:
     return f"{head} with changes" if head and changed else head
 
 
-def free_bytes(device: str) -> int:
-    """What can still be allocated."""
-    if device == "cuda":
-        # what the caching allocator holds and does not use is free as well
-        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return torch.cuda.mem_get_info()[0] + unused
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=_CHECKOUT, capture_output=True, text=True, check=False)

@@ -12,7 +12,6 @@ import torch
 from stm_fast.benchmarking.accuracy import Exact
 from stm_fast.benchmarking.extra_memory import extra_cpu_bytes, extra_cuda_bytes
 from stm_fast.benchmarking.inputs import Inputs, Layout, in_layout, make_inputs
-from stm_fast.benchmarking.machine import free_bytes
 from stm_fast.benchmarking.records import Row
 from stm_fast.benchmarking.refusals import refusal
 from stm_fast.benchmarking.rounds import quantiles, take_turns
@@ -20,6 +19,7 @@ from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.selection import Selection
 from stm_fast.benchmarking.timing import Call, Reading, make_call, make_clock, matrix_product
 from stm_fast.benchmarking.workload import Shape, Workload, dtype_name
+from stm_fast.inference.estimation import available_bytes
 
 MATRIX_PRODUCT = "torch.mm"
 Report = Callable[[str], None]
@@ -72,7 +72,7 @@ class _Group:
 
     def _make_inputs(self) -> list[Inputs]:
         device = self._selection.device
-        affordable = free_bytes(device) // (4 * _LAYOUTS * self._workloads[0].input_bytes)
+        affordable = available_bytes(torch.device(device)) // (4 * _LAYOUTS * self._workloads[0].input_bytes)
         seeds = range(max(1, min(_INPUT_SETS, affordable)))
         return [make_inputs(self._shape, self._dtype, device, seed) for seed in seeds]
 
@@ -156,7 +156,7 @@ class _Group:
         return self._selection.passes.index(row.pass_name), self._selection.routes.index(row.route)
 
     def _no_room(self, needed: float) -> str | None:
-        free = free_bytes(self._selection.device)
+        free = available_bytes(torch.device(self._selection.device))
         return f"needs about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free" if needed > 0.9 * free else None
 
     def _out_of_time(self) -> str | None:
