@@ -20,6 +20,7 @@ namespace {
 using stm_fast::Accumulator;
 using stm_fast::Batch;
 using stm_fast::BFloat16;
+using stm_fast::Half;
 using stm_fast::Index;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -159,8 +160,10 @@ void for_dtype(ScalarType type, const Function& function) {
       return function(double{});
     case ScalarType::BFloat16:
       return function(BFloat16{});
+    case ScalarType::Half:
+      return function(Half{});
     default:
-      STD_TORCH_CHECK(false, "query: expected float32, float64 or bfloat16");
+      STD_TORCH_CHECK(false, "query: expected float32, float64, bfloat16 or float16");
   }
 }
 

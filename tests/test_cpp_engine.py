@@ -22,7 +22,8 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
 ]
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, *HALVES)
 # enough work for five threads: smaller reads are given fewer
 WIDE = ReadCase(batch=3, queries=50, rows=500, key_dim=64, value_dim=64)
 
@@ -182,27 +183,40 @@ def test_fuzz(data, dtype):
         torch.testing.assert_close(ours, theirs, rtol=1000 * torch.finfo(dtype).eps, atol=1000 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_every_bfloat16_is_read_and_written(contiguous):
+def test_every_number_of_16_bits_is_read_and_written(dtype, contiguous):
     """A memory of one row is read as it is: all 65,536 values pass through, widened and rounded again."""
-    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).reshape(1, 1, -1)
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(1, 1, -1)
     value = numbers if contiguous else numbers.repeat_interleave(2, dim=2)[..., ::2]
-    key = torch.ones(1, 1, 4, dtype=torch.bfloat16)
+    key = torch.ones(1, 1, 4, dtype=dtype)
     found = memory_read(key, key, value, backend="cpp")
     assert torch.equal(found.isnan(), numbers.isnan())
     assert torch.equal(found.nan_to_num(nan=1.5), numbers.nan_to_num(nan=1.5))
 
 
-def test_rounding_to_bfloat16_is_to_nearest_even():
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_rounding_to_16_bits_is_to_nearest_even(dtype):
     # two rows of equal weight: the mean of neighbours is a tie, with odd and even ones below it
-    numbers = torch.arange(2**15 - 1).to(torch.int16).view(torch.bfloat16)
+    numbers = torch.arange(2**15 - 1).to(torch.int16).view(dtype)
     numbers = numbers[numbers < 1e38]  # the sum of two is taken before it is divided
+    numbers = numbers[numbers.isfinite()]
     value = torch.stack([numbers[:-1], numbers[1:]])[None]  # [1, 2, numbers]
-    key = torch.ones(1, 2, 4, dtype=torch.bfloat16)
+    key = torch.ones(1, 2, 4, dtype=dtype)
     found = memory_read(key[:, :1], key, value, backend="cpp")[0, 0]
-    expected = value[0].double().mean(0).to(torch.bfloat16)
-    normal = expected.abs() >= torch.finfo(torch.bfloat16).tiny
-    assert torch.equal(found[normal], expected[normal])
+    expected = value[0].double().mean(0).to(dtype)
+    # the products of two denormal float32 numbers may be flushed to zero; those of float16 are normal in float32
+    checked = expected.abs() >= (torch.finfo(dtype).tiny if dtype == torch.bfloat16 else 0)
+    assert torch.equal(found[checked], expected[checked])
+
+
+def test_sums_beyond_the_largest_float16_become_infinite():
+    # the row is all that each query reads, so its gradient is the sum of theirs
+    query, key = (torch.ones(1, rows, 4, dtype=torch.float16) for rows in (4, 1))
+    value = torch.ones(1, 1, 5, dtype=torch.float16, requires_grad=True)
+    upstream = torch.tensor([16000.0, 16379.0, 16380.0, -16380.0, -20000.0], dtype=torch.float16)
+    memory_read(query, key, value, backend="cpp").backward(upstream.expand(1, 4, 5))
+    assert torch.equal(value.grad[0, 0], (4 * upstream.double()).to(torch.float16))
 
 
 def test_nan_that_counts_is_not_hidden():

@@ -76,21 +76,15 @@ def test_a_named_backend_that_is_absent_says_why(three):
         memory_read(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5), backend="away")
 
 
-def test_float16_on_the_cpu_is_read_by_the_reference(caplog):
-    tensors = [torch.zeros(1, rows, 3, dtype=torch.float16) for rows in (2, 4, 4)]
-    with caplog.at_level(logging.DEBUG, logger="stm_fast"):
-        memory_read(*tensors)
-    assert caplog.records[-1].getMessage() == "memory_read: reference"
-
-
 def test_the_cpp_engine_is_chosen_for_every_option_where_it_is_here(caplog):
     cpp = next(backend for backend in backends.BACKENDS if backend.name == "cpp")
     if cpp.absent_reasons() or torch.cuda.is_available():
         pytest.skip("; ".join(cpp.absent_reasons()) or "a faster one is here")
     query, key, value = torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5)
     with caplog.at_level(logging.DEBUG, logger="stm_fast"):
-        memory_read(query, key, value)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            memory_read(query.to(dtype), key.to(dtype), value.to(dtype))
         memory_read(query, key, value, top_k=2, lengths=torch.tensor([3]), return_usage=True)
         memory_read(query, key, value, similarity="l2", shrinkage=torch.ones(1, 4), selection=torch.ones(1, 2, 3))
     chosen = [record.getMessage() for record in caplog.records if " not " not in record.getMessage()]
-    assert chosen == ["memory_read: cpp"] * 3
+    assert chosen == ["memory_read: cpp"] * 6

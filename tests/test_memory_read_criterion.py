@@ -12,11 +12,7 @@ HALVES = (torch.float16, torch.bfloat16)
 # backend, device, dtype, with gradients. The reference runs the same code with and without them
 RUNS = [
     *(("reference", "cpu", dtype, True) for dtype in (*HALVES, torch.float32, torch.float64)),
-    *(
-        ("cpp", "cpu", dtype, grad)
-        for dtype in (torch.bfloat16, torch.float32, torch.float64)
-        for grad in (False, True)
-    ),
+    *(("cpp", "cpu", dtype, grad) for dtype in (*HALVES, torch.float32, torch.float64) for grad in (False, True)),
 ]
 if torch.cuda.is_available():
     dtypes = (*HALVES, torch.float32)

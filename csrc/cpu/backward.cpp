@@ -370,5 +370,6 @@ void memory_read_backward(const ReadProblem<Stored>& problem, const Parallel& pa
 template void memory_read_backward(const ReadProblem<float>&, const Parallel&, const ReadGradients<float>&);
 template void memory_read_backward(const ReadProblem<double>&, const Parallel&, const ReadGradients<double>&);
 template void memory_read_backward(const ReadProblem<BFloat16>&, const Parallel&, const ReadGradients<BFloat16>&);
+template void memory_read_backward(const ReadProblem<Half>&, const Parallel&, const ReadGradients<Half>&);
 
 }  // namespace stm_fast

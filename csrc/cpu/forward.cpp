@@ -191,5 +191,6 @@ void softmax_statistics(const Scores<Stored>& scores, const Parallel& parallel,
 STM_FAST_INSTANTIATE(float)
 STM_FAST_INSTANTIATE(double)
 STM_FAST_INSTANTIATE(BFloat16)
+STM_FAST_INSTANTIATE(Half)
 
 }  // namespace stm_fast

@@ -201,5 +201,6 @@ TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel)
 template class TopK<float>;
 template class TopK<double>;
 template class TopK<BFloat16>;
+template class TopK<Half>;
 
 }  // namespace stm_fast

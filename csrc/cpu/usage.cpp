@@ -57,5 +57,6 @@ void memory_usage(const Scores<Stored>& scores, const Parallel& parallel, Accumu
 template void memory_usage(const Scores<float>&, const Parallel&, float*);
 template void memory_usage(const Scores<double>&, const Parallel&, double*);
 template void memory_usage(const Scores<BFloat16>&, const Parallel&, float*);
+template void memory_usage(const Scores<Half>&, const Parallel&, float*);
 
 }  // namespace stm_fast

@@ -7,7 +7,7 @@ import torch
 from stm_fast.ops.inputs import ReadInputs, ReadResult
 from stm_fast.ops.registration import call_engine, register_engine
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 register_engine("cpp")
 

@@ -1,8 +1,8 @@
 // The memory read on plain pointers: out_i = sum_j softmax_j(S_ij) value_j, forward and backward.
 //
 // B objects, M queries, N memory rows, Ck key width, Cv value width. Stored is what the tensors hold (float, double,
-// BFloat16); everything is accumulated in Accumulator<Stored>. The affinity is never made: queries are worked on in
-// blocks that pass over the memory in blocks, with a running softmax.
+// BFloat16, Half); everything is accumulated in Accumulator<Stored>. The affinity is never made: queries are worked on
+// in blocks that pass over the memory in blocks, with a running softmax.
 #pragma once
 
 #include <functional>

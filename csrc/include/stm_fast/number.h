@@ -12,7 +12,20 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
+// IEEE binary16.
+struct Half {
+  std::uint16_t bits;
+};
+
 inline float widen(BFloat16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+// The exponent is rebiased by an exact product, which gives denormal numbers their value too; infinity and NaN, which
+// have no value, get the largest exponent instead.
+inline float widen(Half x) {
+  const std::uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
+  const float value = std::bit_cast<float>(magnitude) * 0x1p112f;
+  const std::uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) | special | sign);
+}
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 
@@ -24,7 +37,7 @@ inline Stored narrow(Accumulator<Stored> x) {
   return x;
 }
 
-// Rounds to nearest, ties to even; NaN stays NaN.
+// Both round to nearest, ties to even; NaN stays NaN.
 template <>
 inline BFloat16 narrow<BFloat16>(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
@@ -32,6 +45,26 @@ inline BFloat16 narrow<BFloat16>(float x) {
     return {static_cast<std::uint16_t>((bits >> 16) | 0x40)};
   }
   return {static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+template <>
+inline Half narrow<Half>(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000);
+  const float magnitude = std::fabs(x);
+  std::uint32_t half;
+  if (std::isnan(x)) {
+    half = 0x7e00;
+  } else if (magnitude >= 65520.0f) {
+    half = 0x7c00;
+  } else if (magnitude < 0x1p-14f) {
+    // adding 1/2 rounds to the spacing of the denormal numbers and leaves the result in the low bits
+    half = std::bit_cast<std::uint32_t>(magnitude + 0.5f) - 0x3f000000u;
+  } else {
+    const std::uint32_t rounded = (bits & 0x7fffffff) + 0xfff + ((bits >> 13) & 1);
+    half = (rounded - 0x38000000u) >> 13;
+  }
+  return {static_cast<std::uint16_t>(sign | half)};
 }
 
 }  // namespace stm_fast
