@@ -10,8 +10,9 @@ class MemoryEncoder(Backbone):
 
     def __init__(self, backbone: str) -> None:
         super().__init__(backbone)
-        self.conv1_mask = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.conv1_others = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        stem = self.conv1.out_channels
+        self.conv1_mask = nn.Conv2d(1, stem, kernel_size=7, stride=2, padding=3, bias=False)
+        self.conv1_others = nn.Conv2d(1, stem, kernel_size=7, stride=2, padding=3, bias=False)
 
     def forward(self, frame: Tensor, mask: Tensor, others: Tensor) -> Tensor:
         """Features at stride 16.

@@ -1,0 +1,1 @@
+"""Training: clips in, weights out."""

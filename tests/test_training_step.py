@@ -1,0 +1,111 @@
+"""The training step: the same function as the network frame by frame, and gradients that reach everything."""
+
+import pytest
+import torch
+
+from stm_fast.network import STM
+from stm_fast.network.backbone import batch_norm_mode
+from stm_fast.training.losses import cross_entropy, soft_iou_loss
+from stm_fast.training.step import ClipLoss
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return STM("resnet18_half", key_dim=16, value_dim=16, decoder_dim=16)
+
+
+@pytest.fixture
+def clips():
+    """Two clips of three frames, with two objects and with one."""
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.rand(2, 3, 3, 32, 48, generator=generator)
+    ids = torch.randint(0, 3, (2, 3, 32, 48), generator=generator)
+    ids[1].clamp_(max=1)
+    return frames, ids, [2, 1]
+
+
+def one_by_one(model, frames, first_ids, objects):
+    """What the published loop predicts, with the network's own calls."""
+    masks = torch.stack([(first_ids == label).float() for label in range(1, objects + 1)])
+    keys, values, predictions = [], [], []
+    for time in range(1, len(frames)):
+        key, value = model.memorize(frames[time - 1], masks)
+        keys.append(key)
+        values.append(value)
+        logits = model.segment(frames[time], torch.stack(keys, 2), torch.stack(values, 2))
+        predictions.append(logits)
+        masks = logits.softmax(0)[1:]
+    return torch.stack(predictions)
+
+
+def test_predicts_what_the_network_does_frame_by_frame(model, clips):
+    frames, ids, objects = clips
+    together = ClipLoss(model).predict(frames, ids[:, 0], objects)
+    for clip, count in enumerate(objects):
+        alone = one_by_one(model, frames[clip], ids[clip, 0], count)
+        torch.testing.assert_close(together[clip], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_is_that_of_both_predictions_and_the_mean_of_the_clips(model, clips):
+    frames, ids, objects = clips
+    predicted = ClipLoss(model).predict(frames, ids[:, 0], objects)
+    expected = sum(cross_entropy(predicted[clip][time], ids[clip, time + 1]) for clip in (0, 1) for time in (0, 1)) / 2
+    torch.testing.assert_close(ClipLoss(model)(frames, ids, objects), expected)
+
+
+def test_the_gradient_reaches_every_parameter_and_goes_through_the_memory(model, clips):
+    frames, ids, objects = clips
+    gradients = {}
+    for detached in (False, True):
+        model.zero_grad()
+        ClipLoss(model, iou_weight=0.5, detach_memory=detached)(frames, ids, objects).backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        gradients[detached] = model.memory_encoder.conv1_mask.weight.grad.clone()
+    assert not torch.equal(gradients[False], gradients[True])
+
+
+def test_soft_iou_of_a_right_a_wrong_and_an_absent_object():
+    ids = torch.zeros(4, 4, dtype=torch.int64)
+    ids[:2] = 1
+    sure = 50.0
+    right = torch.stack([(ids == label) * sure for label in (0, 1)])
+    assert float(soft_iou_loss(right, ids)) == pytest.approx(0, abs=1e-6)
+    # 8 pixels of the object, none found: (0 + 1) / (8 + 1); nothing there and 8 pixels said: likewise
+    assert float(soft_iou_loss(right.flip(0), ids)) == pytest.approx(1 - 1 / 17)
+    assert float(soft_iou_loss(right, torch.zeros_like(ids))) == pytest.approx(1 - 1 / 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, i, o: (f[:, :1], i[:, :1], o), r"frames: found shape \[2, 1, 3, 32, 48\]"),
+        (lambda f, i, o: (f[..., :40], i[..., :40], o), r"found \[32, 40\] pixels, expected multiples of 16"),
+        (lambda f, i, o: (f, i[..., :32], o), r"first_ids: found shape \[2, 32, 32\]"),
+        (lambda f, i, o: (f, i, [2, 0]), r"objects: found \[2, 0\]"),
+    ],
+)
+def test_wrong_shapes_are_named(model, clips, change, message):
+    with pytest.raises(ValueError, match=message):
+        ClipLoss(model)(*change(*clips))
+
+
+def test_batch_norm_is_fixed_unless_it_is_said_otherwise(model, clips):
+    frames, ids, objects = clips
+    statistics = model.query_encoder.bn1.running_mean.clone()
+    model.train()
+    ClipLoss(model)(frames, ids, objects)
+    assert torch.equal(model.query_encoder.bn1.running_mean, statistics)
+
+    batch_norm_mode(model, "batch")
+    ClipLoss(model)(frames, ids, objects)
+    moved = model.query_encoder.bn1.running_mean.clone()
+    assert not torch.equal(moved, statistics)
+    model.eval()
+    ClipLoss(model)(frames, ids, objects)
+    model.train()
+    batch_norm_mode(model, "fixed")
+    ClipLoss(model)(frames, ids, objects)
+    assert torch.equal(model.query_encoder.bn1.running_mean, moved)
+    with pytest.raises(ValueError, match="expected 'fixed' or 'batch'"):
+        batch_norm_mode(model, "frozen")
