@@ -92,7 +92,8 @@ def _cell(row: Row | None) -> str:
         return ""
     if row.seconds is None or row.fraction_of_mm is None:
         return str(row.refused)
-    parts = (seconds_text(row.seconds), f"{100 * row.fraction_of_mm:.0f} %", bytes_text(row.extra_bytes))
+    error = f"error {row.error:.1e}" if ROUTES[row.route].quantised and row.error is not None else ""
+    parts = (seconds_text(row.seconds), f"{100 * row.fraction_of_mm:.0f} %", bytes_text(row.extra_bytes), error)
     return ", ".join(part for part in parts if part)
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from io import StringIO
+from itertools import product
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from stm_fast.benchmarking.rounds import quantiles, take_turns
 from stm_fast.benchmarking.table import render
 from stm_fast.benchmarking.timing import Reading, make_call
 from stm_fast.errors import InputError
+from stm_fast.ops.quantised import QuantisedMemory
 
 TINY = "2x3-T2-O2"  # 6 queries, 12 memory rows, 2 objects
 COMPILED = ("compile", "compile-dynamic", "flex")
@@ -117,17 +119,44 @@ def test_bytes_by_hand():
     assert work().affinity_bytes == 4 * 144
 
 
+def tensors_of(inputs):
+    return inputs.query, *inputs.memory, inputs.upstream
+
+
 def test_layouts_hold_the_same_numbers():
     inputs = make_inputs(parse_shape(TINY), torch.float32, "cpu", seed=0)
     channels = in_layout(inputs, "channels")
-    for row_major, channel_major in zip(inputs, channels, strict=True):
+    pairs = zip(tensors_of(inputs), tensors_of(channels), strict=True)
+    for row_major, channel_major in pairs:
         assert torch.equal(row_major, channel_major)
         assert channel_major.mT.is_contiguous()
         assert row_major.is_contiguous()
 
 
+@pytest.mark.parametrize(("shape", "slots"), [(TINY, 2), ("M5-N12-O2", 1)])
+@pytest.mark.parametrize("layout", ["int8", "fp8"])
+def test_a_quantised_layout_has_a_slot_a_frame(layout, shape, slots):
+    inputs = make_inputs(parse_shape(shape), torch.float32, "cpu", seed=0)
+    memory = QuantisedMemory(*in_layout(inputs, layout).memory)
+    assert memory.key.shape == (2, slots, 12 // slots, 128)
+    assert memory.value.dtype.itemsize == 1
+    for found, exact in zip(memory.dequantised(torch.float32), inputs.memory, strict=True):
+        assert 0 < (found - exact).abs().max() < (0.02 if layout == "int8" else 0.2)
+
+
+def test_quantised_routes_carry_their_error():
+    rows = rows_of(select("int8", "fp8", "published"))
+    timed = {row.route: row for row in rows if row.seconds is not None and row.pass_name == "forward"}
+    assert timed["published"].error < 1e-5 < timed["int8"].error < timed["fp8"].error < 0.1
+    moved = 4 * (6 * 128 + 2 * 6 * 512) + 2 * 12 * 640  # queries and results of 4 bytes, memory of 1
+    assert timed["int8"].gb_per_second == pytest.approx(moved / timed["int8"].seconds / 1e9)
+    refused = {(row.route, row.pass_name): row.refused for row in rows if row.refused}
+    assert refused["int8", "top-k"] == "it has no top-k"
+    assert refused["fp8", "backward"] == "it has no backward"
+
+
 def test_routes_on_a_cpu_once():
-    rows = rows_of(select(*(name for name in ROUTES if name not in COMPILED)))
+    rows = rows_of(select(*(name for name in ROUTES if name not in COMPILED and not ROUTES[name].quantised)))
     timed = {(row.route, row.pass_name): row for row in rows if row.seconds is not None}
     assert timed.pop(("torch.mm", "matrix product")).fraction_of_mm == 1
     dense = {(route, pass_name) for route in PLAIN for pass_name in ("forward", "backward")}
@@ -141,9 +170,10 @@ def test_routes_on_a_cpu_once():
     refused = {(row.route, row.pass_name): row.refused for row in rows if row.refused}
     assert "same last dim" in refused["sdpa-flash", "forward"]
     assert "CUDA" in refused["triton", "forward"]
+    assert "CUDA" in refused["hopper", "forward"]
     assert refused["sdpa", "top-k"] == "it has no top-k"
     assert refused["flex-32x32", "backward"] == "it runs on cuda tensors only"
-    assert len(timed) + len(refused) == len(PASSES) * (len(ROUTES) - len(COMPILED))
+    assert len(timed) + len(refused) == len(PASSES) * (len(ROUTES) - len(COMPILED) - 2)
 
 
 @pytest.mark.slow
@@ -156,11 +186,11 @@ def test_compiled_routes_on_a_cpu_once():
 
 
 def test_several_chunks_are_one_read():
-    inputs = make_inputs(parse_shape("M300-N20-O2"), torch.float32, "cpu", seed=0)[:3]
+    inputs = make_inputs(parse_shape("M300-N20-O2"), torch.float32, "cpu", seed=0)
     for pass_name in ("forward", "top-k"):
         chunked, whole = (ROUTES[name].build(work(pass_name)) for name in ("chunks", "last-dim"))
         with torch.no_grad():
-            torch.testing.assert_close(chunked(*inputs), whole(*inputs))
+            torch.testing.assert_close(chunked(inputs.query, *inputs.memory), whole(inputs.query, *inputs.memory))
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -266,6 +296,7 @@ def example_record():
         replace(small, seconds=0.02, extra_bytes=2**24, gb_per_second=3.0, **published),
         replace(large, seconds=0.2, extra_bytes=2**26, gb_per_second=3.0, **published),
         replace(small, route="cpp", seconds=0.01, extra_bytes=10**6, gb_per_second=6.0, **cpp),
+        replace(small, route="int8", error=0.011, seconds=0.01, extra_bytes=10**6, gb_per_second=6.0, **cpp),
         Row("480p-T5-O1", "float32", "forward", "cpp", "out of time"),
         Row("480p-T1-O1", "float32", "forward", "sdpa-flash", "other widths"),
     ]
@@ -375,6 +406,7 @@ def test_figures_are_written_between_the_marks(tmp_path):
     assert "| forward, float32 | 480p-T1-O1 | 480p-T5-O1 |" in text
     assert "| published: bmm, softmax, bmm | 20 ms, 50 %, 16.8 MB | 200 ms, 50 %, 67.1 MB |" in text
     assert "| **cpp** | 10 ms, 100 %, 1.0 MB | out of time |" in text
+    assert "| **int8** | 10 ms, 100 %, 1.0 MB, error 1.1e-02 | |" in text.replace("|  |", "| |")
     assert "Did not run: sdpa-flash (other widths)." in text
     assert "GPU: not measured yet." in text
     assert "CPU: not measured yet." not in text
@@ -430,13 +462,13 @@ def test_gpu_checks_collect_only_files_with_gpu_tests():
 def test_gpu_checks_write_their_record_and_end_with_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(gpu_checks, "HERE", tmp_path)
     monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_checks, "EVERY_ROUTE", (TINY,))
-    monkeypatch.setattr(gpu_checks, "NO_COMPILED", ("2x3-T1-O1",))
+    monkeypatch.setattr(gpu_checks, "TARGETS", (TINY,))
+    monkeypatch.setattr(gpu_checks, "LONGER", ("2x3-T1-O1",))
     monkeypatch.setattr(gpu_checks, "FEW", ("2x3-T1-O2",))
     gpu_checks.time_reads(time.monotonic())
     (path,) = (tmp_path / "results").iterdir()
     assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
     rows = read_record(path).rows
     assert {row.refused for row in rows} == {"out of time"}
-    assert len([row for row in rows if row.shape == TINY]) == len(PASSES) * len(ROUTES)
+    assert {(row.route, row.pass_name) for row in rows if row.shape == TINY} == set(product(ROUTES, PASSES))
     assert not {row.route for row in rows if row.shape != TINY} & set(gpu_checks.COMPILED)

@@ -9,7 +9,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-ROUTES = ("published", "published-tf32", "last-dim", "chunks", "sdpa-efficient", "triton")
+ROUTES = ("published", "published-tf32", "last-dim", "chunks", "sdpa-efficient", "triton", "int8")
 
 
 def test_routes_on_a_gpu_once():
@@ -26,5 +26,7 @@ def test_routes_on_a_gpu_once():
             assert row.seconds > 0
             assert row.error < 0.05
             assert row.extra_bytes >= 0
+        quantised = timed[dtype, "int8", "forward"]
+        assert 0 < quantised.error < 0.05
     assert ("float32", "published-tf32", "forward") in timed
     assert ("bfloat16", "published-tf32", "forward") not in timed

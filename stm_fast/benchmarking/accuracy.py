@@ -27,7 +27,8 @@ class Exact:
     def _read(self, workload: Workload, inputs: Inputs) -> Tensor:
         query = inputs.query[:, self._chosen].double().requires_grad_(self._backward)
         top_k = TOP_K if workload.pass_name == "top-k" else None
-        out = memory_read(query, inputs.key.double(), inputs.value.double(), top_k=top_k, backend="reference")
+        key, value = (tensor.double() for tensor in inputs.memory)
+        out = memory_read(query, key, value, top_k=top_k, backend="reference")
         assert isinstance(out, Tensor)
         if not self._backward:
             return out

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-Read = Callable[[Tensor, Tensor, Tensor], Tensor]
+# of the query and the tensors of the memory: key and value, or those of a QuantisedMemory
+Read = Callable[..., Tensor]
 
 
 def sdpa(backend: SDPBackend | None = None, *, split: bool = False) -> Read:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from stm_fast.benchmarking.attention import Read, flex, flex_tile, sdpa
-from stm_fast.benchmarking.inputs import Layout
+from stm_fast.benchmarking.inputs import BYTES, QUANTISING_BYTES, Layout
 from stm_fast.benchmarking.published import (
     chunks,
     chunks_top_k,
@@ -21,7 +21,8 @@ from stm_fast.benchmarking.published import (
 )
 from stm_fast.benchmarking.workload import KEY_DIM, TOP_K, Workload
 from stm_fast.ops import memory_read
-from stm_fast.ops.backends import BACKENDS
+from stm_fast.ops.backends import BACKENDS, ON_REQUEST
+from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,20 @@ class Route:
     build: Callable[[Workload], Read | str]
     layout: Layout = "channels"
     affinities: Callable[[Workload], float] = lambda workload: 0.0
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the memory is rounded before the read: then its error belongs beside its time."""
+        return self.layout in BYTES
+
+    def peak_bytes(self, workload: Workload) -> float:
+        """About what it takes beyond inputs that lie in rows or by channels."""
+        quantising = QUANTISING_BYTES * workload.memory_elements if self.quantised else 0
+        return self.affinities(workload) * workload.affinity_bytes + quantising
+
+    def memory_itemsize(self, workload: Workload) -> int:
+        """Bytes of a number of the memory as this route stores it."""
+        return BYTES[self.layout].itemsize if self.quantised else workload.dtype.itemsize
 
 
 def _plain(dense: Read, top_k: Read) -> Callable[[Workload], Read]:
@@ -98,6 +113,20 @@ def _ours(backend: str) -> Callable[[Workload], Read]:
     return build
 
 
+def _of_bytes(workload: Workload) -> Read | str:
+    """The read of a memory of one byte a number: by its kernel on a GPU, where falling back would mislead."""
+    if workload.pass_name != "forward":
+        return f"it has no {workload.pass_name}"
+    backend = "triton" if workload.device == "cuda" else "auto"
+
+    def read(query: Tensor, *memory: Tensor) -> Tensor:
+        out = memory_read_quantised(query, QuantisedMemory(*memory), backend=backend)
+        assert isinstance(out, Tensor)
+        return out
+
+    return read
+
+
 def _sdpa_routes() -> Iterator[Route]:
     """Each backend of scaled_dot_product_attention forced, as it is and with values as four heads of width 128."""
     backends = {
@@ -144,7 +173,10 @@ _PEERS = (
     Route("flex", "FlexAttention, default tile", _dense(flex), "rows"),
     *(_flex_route(queries, rows) for queries, rows in ((32, 32), (64, 32), (64, 64))),
 )
-_OURS = tuple(Route(backend.name, "stm_fast", _ours(backend.name), "rows") for backend in BACKENDS)
+_OURS = (
+    *(Route(backend.name, "stm_fast", _ours(backend.name), "rows") for backend in (*BACKENDS, *ON_REQUEST)),
+    *(Route(layout, f"stm_fast, a memory of {layout}", _of_bytes, layout) for layout in BYTES),
+)
 
 ROUTES: dict[str, Route] = {route.name: route for route in (*_PEERS, *_OURS)}
 OURS = tuple(route.name for route in _OURS)

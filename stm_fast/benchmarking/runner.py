@@ -84,8 +84,7 @@ class _Group:
     def _enter(self, workload: Workload, name: str, exact: Exact) -> Entrant | Row:
         """The route after its first call, or the row that says why it does not take part."""
         self._say(workload.pass_name, name, "first call")
-        affinities = ROUTES[name].affinities(workload) * workload.affinity_bytes
-        reason = self._out_of_time() or self._no_room(affinities)
+        reason = self._out_of_time() or self._no_room(ROUTES[name].peak_bytes(workload))
         if reason:
             return self._row(workload, name, reason)
         with warnings.catch_warnings(record=True) as caught:
@@ -172,12 +171,13 @@ class _Group:
 def _timed_row(entrant: Entrant, readings: list[Reading] | str, ceiling: float) -> Row:
     if isinstance(readings, str):
         return replace(entrant.row, refused=readings)
-    times = quantiles(readings)
-    rate = entrant.workload.flop / times["seconds"]
+    times, workload = quantiles(readings), entrant.workload
+    rate = workload.flop / times["seconds"]
+    moved = workload.bytes_with(ROUTES[entrant.route].memory_itemsize(workload))
     return replace(
         entrant.row,
         tflop_per_second=rate / 1e12,
         fraction_of_mm=rate / ceiling,
-        gb_per_second=entrant.workload.bytes / times["seconds"] / 1e9,
+        gb_per_second=moved / times["seconds"] / 1e9,
         **times,
     )

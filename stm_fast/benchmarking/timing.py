@@ -34,7 +34,7 @@ class Reading(NamedTuple):
 def make_call(pass_name: str, read: Read) -> Call:
     """forward and top-k: the read without gradients. backward: the gradients alone, after an untimed forward.
 
-    The results are the read, or the gradients of query, key and value followed by the read.
+    The results are the read, or the gradients of query and memory followed by the read.
     """
     if pass_name == "backward":
         return Call(lambda inputs: _forward_with_graph(read, inputs), _gradients)
@@ -43,11 +43,11 @@ def make_call(pass_name: str, read: Read) -> Call:
 
 def _forward(read: Read, inputs: Inputs) -> Results:
     with torch.no_grad():
-        return (read(inputs.query, inputs.key, inputs.value),)
+        return (read(inputs.query, *inputs.memory),)
 
 
 def _forward_with_graph(read: Read, inputs: Inputs) -> tuple[Tensor, list[Tensor], Tensor]:
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs[:3]]
+    leaves = [tensor.detach().requires_grad_() for tensor in (inputs.query, *inputs.memory)]
     return read(*leaves), leaves, inputs.upstream
 
 

@@ -93,22 +93,28 @@ class Workload:
     @property
     def bytes(self) -> int:
         """The least that has to be read and written: every input once, every result once."""
+        return self.bytes_with(self.dtype.itemsize)
+
+    def bytes_with(self, memory_itemsize: int) -> int:
+        """The same for a memory of numbers of so many bytes; scales, few beside them, are not counted."""
         shape = self.shape
         query, out = shape.queries * KEY_DIM, shape.objects * shape.queries * VALUE_DIM
         key, value = shape.objects * shape.rows * KEY_DIM, shape.objects * shape.rows * VALUE_DIM
         if self.pass_name == "top-k":
             value = shape.objects * min(shape.rows, shape.queries * self._selected) * VALUE_DIM
-        once = query + key + value + out
+        once = (query + out) * self.dtype.itemsize + (key + value) * memory_itemsize
         # the backward reads inputs, out and its gradient, and writes a gradient for each input
-        elements = 2 * once if self.pass_name == "backward" else once
-        return elements * self.dtype.itemsize
+        return 2 * once if self.pass_name == "backward" else once
 
     @property
     def input_bytes(self) -> int:
         """Of query, key and value."""
-        shape = self.shape
-        elements = shape.queries * KEY_DIM + shape.objects * shape.rows * (KEY_DIM + VALUE_DIM)
-        return elements * self.dtype.itemsize
+        return (self.shape.queries * KEY_DIM + self.memory_elements) * self.dtype.itemsize
+
+    @property
+    def memory_elements(self) -> int:
+        """Of keys and values."""
+        return self.shape.objects * self.shape.rows * (KEY_DIM + VALUE_DIM)
 
     @property
     def affinity_bytes(self) -> int:
