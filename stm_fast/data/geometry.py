@@ -1,0 +1,141 @@
+"""Where the pixels of a crop come from: crop, motion and thin-plate warp composed into one map, sampled once.
+
+A view is a matrix [2, 3] that takes an offset from the crop's centre, in pixels of the crop (x, y, 1), to a point of
+the picture in pixels, whose first pixel covers [0, 1).
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision import tv_tensors
+
+Matrix = npt.NDArray[np.float64]
+
+CONTROL_POINTS = 4  # a side
+
+
+class Motion(NamedTuple):
+    """Ranges of a motion a frame: degrees, degrees, logarithm, share of the crop's side."""
+
+    rotation: float
+    shear: float
+    zoom: float
+    translation: float
+
+
+def crop_view(
+    picture: tuple[int, int], size: tuple[int, int], area: float, stretch: float, place: tuple[float, float]
+) -> Matrix:
+    """The view of an upright crop inside the picture.
+
+    Args:
+        picture: H, W of the picture.
+        size: h, w of the crop in its own pixels.
+        area: share of the picture's area it covers; less where it would not fit otherwise.
+        stretch: how much wider than the crop's own shape it is.
+        place: y, x of its centre in the picture, moved inwards where the crop would reach beyond an edge.
+    """
+    aspect = size[1] / size[0] * stretch
+    tall = math.sqrt(area * picture[0] * picture[1] / aspect)
+    tall = min(tall, picture[0], picture[1] / aspect)
+    wide = tall * aspect
+    y = min(max(place[0], tall / 2), picture[0] - tall / 2)
+    x = min(max(place[1], wide / 2), picture[1] - wide / 2)
+    return np.array([[wide / size[1], 0, x], [0, tall / size[0], y]])
+
+
+def mirrored(view: Matrix) -> Matrix:
+    """The view seen left to right."""
+    other: Matrix = view * np.array([-1.0, 1.0, 1.0])
+    return other
+
+
+def draw_path(motion: Motion, frames: int, side: int, generator: np.random.Generator) -> Matrix:
+    """A random walk of motions: matrices [T, 3, 3] of offsets in the crop, in pixels of a crop of this side."""
+    reach = np.array([*np.radians(motion[:2]), motion.zoom, motion.translation * side, motion.translation * side])
+    walk = np.cumsum(generator.uniform(-reach, reach, (frames, 5)), axis=0)
+    angle, shear, zoom, x, y = walk.T
+    cos, sin, slant, grow = np.cos(angle), np.sin(angle), np.tan(shear), np.exp(-zoom)
+    zero, one = np.zeros(frames), np.ones(frames)
+    rows = [
+        [grow * cos, grow * (cos * slant - sin), x],
+        [grow * sin, grow * (sin * slant + cos), y],
+        [zero, zero, one],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)  # [T, 3, 3]
+
+
+def draw_bends(strength: float, frames: int, size: tuple[int, int], generator: np.random.Generator) -> Tensor:
+    """A random walk of thin-plate warps: how far each pixel of the crop goes, in its pixels, [T, h, w, 2]."""
+    reach = strength * max(size)
+    steps = generator.uniform(-reach, reach, (frames, CONTROL_POINTS**2, 2)).cumsum(axis=0)
+    moved = torch.from_numpy(steps).float()  # [T, K, 2]
+    bends: Tensor = _thin_plates(size) @ moved  # [T, h w, 2]
+    return bends.view(frames, *size, 2)
+
+
+def sampling_grid(views: Matrix, size: tuple[int, int], picture: tuple[int, int], bends: Tensor | None) -> Tensor:
+    """Points of `grid_sample` for views [T, 2, 3] of a picture H, W: float32 [T, h, w, 2]."""
+    # to the picture's [-1, 1]; its own pixels need not be known, it may have been decoded smaller
+    extent = np.array([picture[1], picture[0]])[:, None]
+    unit = torch.from_numpy(views * 2 / extent).float()  # [T, 2, 3]
+    offsets = _offsets(size) if bends is None else _offsets(size) + bends.flatten(1, 2)  # [1 or T, h w, 2]
+    points: Tensor = offsets @ unit[:, :, :2].mT + unit[:, None, :, 2] - 1  # [T, h w, 2]
+    return points.view(-1, *size, 2)
+
+
+def resample(data: Tensor, grid: Tensor, padding: str = "reflection") -> Tensor:
+    """Values of data [T, C, H, W] at a grid [T, h, w, 2]: float32 [T, C, h, w].
+
+    A `tv_tensors.Mask` is sampled at the nearest pixel, so that its ids stay ids; anything else bilinearly.
+    """
+    mode = "nearest" if isinstance(data, tv_tensors.Mask) else "bilinear"
+    plain = data.as_subclass(Tensor).float()
+    return F.grid_sample(plain, grid, mode=mode, padding_mode=padding, align_corners=False)
+
+
+def magnification(views: Matrix) -> float:
+    """Pixels of the picture to a pixel of the crop, the least of all views [T, 2, 3]."""
+    return float(np.sqrt(np.abs(np.linalg.det(views[:, :, :2]))).min())
+
+
+@lru_cache(maxsize=8)
+def _offsets(size: tuple[int, int]) -> Tensor:
+    """Offsets x, y of the pixels' centres from the middle: [1, h w, 2]."""
+    y, x = (torch.arange(side) + 0.5 - side / 2 for side in size)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)[None]
+
+
+@lru_cache(maxsize=8)
+def _thin_plates(size: tuple[int, int]) -> Tensor:
+    """What each pixel gets of each control point's displacement: [h w, K], float32.
+
+    The thin-plate spline through K points is linear in their displacements (Bookstein, 1989, equation 5), so its
+    weights are solved for once.
+    """
+    line = torch.linspace(-1, 1, CONTROL_POINTS, dtype=torch.float64)
+    points = torch.cartesian_prod(line, line)  # [K, 2]
+    pixels = _offsets(size)[0].double() * 2 / torch.tensor(size[::-1])  # [h w, 2], in [-1, 1]
+    count = len(points)
+    affine = torch.cat([torch.ones(count, 1, dtype=torch.float64), points], 1)  # [K, 3]
+    system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
+    system[:count, :count] = _bending(points, points)
+    system[:count, count:] = affine
+    system[count:, :count] = affine.T
+    weights = torch.linalg.inv(system)[:, :count]  # [K + 3, K]
+    basis = torch.cat([_bending(pixels, points), torch.ones(len(pixels), 1, dtype=torch.float64), pixels], 1)
+    plates: Tensor = basis @ weights
+    return plates.float()
+
+
+def _bending(first: Tensor, second: Tensor) -> Tensor:
+    """r^2 log r^2 of the distances between two sets of points: [n, m]."""
+    squared = (first[:, None] - second).square().sum(-1)
+    bending: Tensor = torch.special.xlogy(squared, squared)
+    return bending

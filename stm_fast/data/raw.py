@@ -1,0 +1,48 @@
+"""What a source of training clips hands over: shots, a mask each and a picture that is decoded when asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One picture and its mask.
+
+    Attributes:
+        name: where it came from: the file of the picture, or the seed it was drawn from.
+        ids: uint8 [H, W], object ids, 0 is background.
+        read: decodes the picture, RGB uint8 [H / s, W / s, 3]; `s` is at most the argument, a power of two.
+            Raises InputError.
+    """
+
+    name: str
+    ids: Bytes
+    read: Callable[[int], Bytes]
+
+
+class ClipSource(Protocol):
+    """A place clips come from: videos, or stills that are to be set in motion."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether the shots of a clip differ: a video."""
+
+    def __len__(self) -> int:
+        """How many stills or sequences there are."""
+
+    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
+        """A clip of still or sequence `index`, in order of time; a still is one shot T times over.
+
+        Args:
+            frames: number of shots T.
+            max_skip: most frames left out between two shots of a video, 0 takes neighbours.
+            generator: decides which frames these are.
+
+        Raises InputError for files that are missing, broken or do not fit together.
+        """

@@ -1,0 +1,96 @@
+"""Still pictures with masks: folders as `JPEGImages` and `Annotations`, and pairs of globs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from stm_fast.data.pictures import shot_of
+from stm_fast.data.raw import Bytes, Shot
+from stm_fast.data.sequences import VOID
+from stm_fast.errors import InputError
+from stm_fast.video import read_mask
+from stm_fast.video.picture_folder import SUFFIXES, natural_key
+from stm_fast.video.pillow import BROKEN_PICTURE, reason
+
+_HALF = 128
+
+
+class Pair(NamedTuple):
+    """The files of a still."""
+
+    picture: Path
+    mask: Path
+
+
+class StillSource:
+    """Stills to be set in motion.
+
+    Args:
+        pairs: pictures and their masks. A PNG with a palette holds object ids, 255 in it is void (VOC); any other
+            picture is a saliency map and holds one object, where it is at least half white.
+    """
+
+    moving = False
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
+        """One still `frames` times over; nothing here is random."""
+        pair = self._pairs[index]
+        shot = shot_of(pair.picture, _read_ids(pair.mask), pair.mask)
+        return [shot] * frames
+
+
+def still_folder(root: Path) -> StillSource:
+    """The pictures of `JPEGImages` whose masks lie in `Annotations` as PNGs of the same names.
+
+    Raises InputError: a missing folder, no picture in it, a picture without mask.
+    """
+    pictures, masks = root / "JPEGImages", root / "Annotations"
+    for folder in (pictures, masks):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder, expected pictures in JPEGImages and masks in Annotations")
+    files = [file for file in pictures.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    named = {file.stem: file for file in masks.glob("*.png")}
+    return StillSource(_paired(files, named, str(pictures)))
+
+
+def still_globs(root: Path, pictures: str, masks: str) -> StillSource:
+    """Pictures and masks of the same stem, wherever two glob patterns below `root` find them.
+
+    DUTS: ``still_globs(root, "DUTS-TR-Image/*.jpg", "DUTS-TR-Mask/*.png")``; MSRA10K, whose masks lie beside its
+    pictures: ``still_globs(root, "Imgs/*.jpg", "Imgs/*.png")``.
+
+    Raises InputError: a missing folder, no picture found, a picture without mask.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder of stills")
+    return StillSource(_paired(list(root.glob(pictures)), {file.stem: file for file in root.glob(masks)}, pictures))
+
+
+def _paired(pictures: list[Path], masks: dict[str, Path], place: str) -> list[Pair]:
+    if not pictures:
+        raise InputError(f"{place}: no pictures found, expected jpg, png or webp files")
+    for file in pictures:
+        if file.stem not in masks:
+            raise InputError(f"{file}: no mask of this name")
+    return [Pair(file, masks[file.stem]) for file in sorted(pictures, key=lambda file: natural_key(file.name))]
+
+
+def _read_ids(file: Path) -> Bytes:
+    """Object ids [H, W] of a mask."""
+    try:
+        with Image.open(file) as opened:
+            if opened.mode != "P":
+                return (np.array(opened.convert("L")) >= _HALF).astype(np.uint8)
+    except BROKEN_PICTURE as error:
+        raise InputError(f"{file}: not a readable mask ({reason(error)})") from error
+    ids = read_mask(file).ids
+    return np.where(ids == VOID, np.uint8(0), ids)

@@ -1,0 +1,73 @@
+"""Annotated videos: clips of frames in order of time, with gaps."""
+
+from collections.abc import Sequence as Listing
+from pathlib import Path
+
+import numpy as np
+
+from stm_fast.data.pictures import shot_of
+from stm_fast.data.raw import Shot
+from stm_fast.data.sequences import Sequence
+from stm_fast.errors import InputError
+from stm_fast.video.picture_folder import SUFFIXES, natural_key
+
+
+class VideoSource:
+    """Clips of the sequences of a set (`stm_fast.data.sequences`).
+
+    Args:
+        sequences: every frame of which needs a mask; of YouTube-VOS, every frame that its `meta.json` lists.
+        skip_divisor: divides the largest skip, for sets that hold only every n-th frame of their videos.
+
+    Raises InputError: no sequence, a frame without mask.
+    """
+
+    moving = True
+
+    def __init__(self, sequences: Listing[Sequence], skip_divisor: int = 1) -> None:
+        if not sequences:
+            raise InputError("sequences: none given, expected one at least")
+        if skip_divisor < 1:
+            raise InputError(f"skip_divisor: {skip_divisor}, expected at least 1")
+        self._sequences = sequences
+        self._skip_divisor = skip_divisor
+        self._files = [_list_frames(sequence) for sequence in sequences]
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
+        """Frames of sequence `index`; every gap is drawn from 0 to `max_skip`, smaller where the sequence is short."""
+        files = self._files[index]
+        if len(files) < frames:
+            raise InputError(f"{self._sequences[index].frames}: {len(files)} frames, expected at least {frames}")
+        times = draw_times(len(files), frames, max_skip // self._skip_divisor, generator)
+        return [_shot(self._sequences[index], files[time]) for time in times]
+
+
+def draw_times(length: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+    """Times of `frames` frames out of `length`, increasing, with 0 to `max_skip` left out between two."""
+    widest = min(max_skip + 1, (length - 1) // max(frames - 1, 1))
+    steps = generator.integers(1, widest + 1, frames - 1)
+    start = generator.integers(length - int(steps.sum()))
+    return [int(start), *(int(time) for time in start + steps.cumsum())]
+
+
+def _shot(sequence: Sequence, file: Path) -> Shot:
+    return shot_of(file, sequence.read_annotation(file.stem), sequence.annotations / f"{file.stem}.png")
+
+
+def _list_frames(sequence: Sequence) -> list[Path]:
+    if sequence.frames is None:
+        raise InputError(f"{sequence.annotations}: sequence {sequence.name} has no frames")
+    files = [file for file in sequence.frames.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    if sequence.required is not None:
+        files = [file for file in files if file.stem in sequence.required]
+    if not files:
+        raise InputError(f"{sequence.frames}: no frames in it, expected jpg, png or webp pictures")
+    masks = set(sequence.annotated)
+    files.sort(key=lambda file: natural_key(file.name))
+    for file in files:
+        if file.stem not in masks:
+            raise InputError(f"{file}: frame without mask, expected {sequence.annotations / file.stem}.png")
+    return files
