@@ -129,6 +129,13 @@ def test_says_which_architecture_was_found_and_which_expected(tmp_path: Path) ->
         load_checkpoint(STM("resnet50", **SMALL), path)
 
 
+def test_tells_backbones_of_the_same_depth_apart(tmp_path: Path) -> None:
+    half = STM("resnet18_half", **SMALL)
+    save_checkpoint(half, tmp_path / "half.safetensors")
+    assert architecture_of(tmp_path / "half.safetensors") == Architecture("resnet18_half", **SMALL)
+    load_checkpoint(STM("resnet18_half", **SMALL), tmp_path / "half.safetensors")
+
+
 def test_a_checkpoint_of_something_else_has_no_architecture(tmp_path: Path) -> None:
     torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(InputError, match="no STM"):
