@@ -1,4 +1,4 @@
-"""The command line: stm-fast demo | segment | evaluate | benchmark | convert | info."""
+"""The command line: stm-fast demo | segment | train | evaluate | benchmark | convert | info."""
 
 import platform
 import sys
@@ -27,6 +27,7 @@ from stm_fast.commands.common import (
 )
 from stm_fast.commands.evaluate import evaluate
 from stm_fast.commands.segment import segment
+from stm_fast.commands.train import train
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.evaluation import region_similarity
@@ -141,6 +142,7 @@ def info() -> None:
 
 
 app.command(epilog="Example: stm-fast segment clip.mp4 --masks first.png --output out --max-size 480")(segment)
+app.command(epilog="Example: stm-fast train configs/tiny.yaml --output runs/tiny")(train)
 app.command(
     epilog="Example: stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth"
 )(evaluate)

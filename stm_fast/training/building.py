@@ -1,0 +1,66 @@
+"""A configuration's parts: the network and where its clips come from."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
+from stm_fast.data.clips import ClipDataset
+from stm_fast.data.procedural import SyntheticSource
+from stm_fast.data.raw import ClipSource
+from stm_fast.data.sequences import SETS
+from stm_fast.data.stills import still_folder, still_globs
+from stm_fast.data.videos import VideoSource
+from stm_fast.errors import InputError
+from stm_fast.network import STM, load_checkpoint
+from stm_fast.network.backbone import BACKBONES, batch_norm_mode
+from stm_fast.network.checkpoint import load_backbone
+from stm_fast.training.config import StillData, SyntheticData, TrainingConfig, VideoData
+from stm_fast.training.step import ClipLoss
+
+_IMAGENET = {"resnet18": ResNet18_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
+
+
+def build_clip_loss(config: TrainingConfig) -> ClipLoss:
+    """The network a run starts from, drawn from its seed or loaded, inside its loss. Raises InputError."""
+    name = config.network.backbone
+    if name not in BACKBONES:
+        raise InputError(f"network.backbone: found {name!r}, expected one of {', '.join(BACKBONES)}")
+    torch.manual_seed(config.seed)
+    model = STM(**asdict(config.network))
+    if config.weights is not None:
+        load_checkpoint(model, config.weights)
+    elif config.backbone_weights == "imagenet":
+        if name not in _IMAGENET:
+            raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
+        load_backbone(model, _IMAGENET[name])
+    elif config.backbone_weights is not None:
+        load_backbone(model, Path(config.backbone_weights))
+    batch_norm_mode(model, config.batch_norm)
+    loss = config.loss
+    return ClipLoss(model, iou_weight=loss.iou_weight, detach_memory=loss.detach_memory, backend=config.backend)
+
+
+def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
+    """The mixture a run draws its clips from. Raises InputError where data are missing."""
+    return ClipDataset(
+        [(_source(entry), entry.weight) for entry in config.data],
+        length=config.clips_per_epoch,
+        frames=config.clips.frames,
+        size=config.clips.size,
+        max_objects=config.clips.max_objects,
+        augmentation=config.augmentation,
+        seed=config.seed,
+        skip_corrupt=skip_corrupt,
+    )
+
+
+def _source(entry: VideoData | StillData | SyntheticData) -> ClipSource:
+    if isinstance(entry, SyntheticData):
+        return SyntheticSource(entry.length, entry.height, entry.width)
+    if isinstance(entry, VideoData):
+        return VideoSource(SETS[entry.kind](Path(entry.path), entry.split), entry.skip_divisor)
+    if entry.pictures is not None and entry.masks is not None:
+        return still_globs(Path(entry.path), entry.pictures, entry.masks)
+    return still_folder(Path(entry.path))

@@ -1,0 +1,42 @@
+"""A run's state on disk: a plain dictionary, written whole or not at all, read without running code."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stm_fast.errors import InputError
+from stm_fast.video.whole_file import whole_file
+
+FORMAT = "stm_fast training 1"
+
+State = dict[str, Any]
+
+
+def write_state(path: Path, state: State) -> None:
+    """Writes tensors, numbers, text, lists and dictionaries.
+
+    Raises:
+        InputError: the file cannot be written, as on a full disk; the file that was there before is still whole.
+    """
+    # in memory first: torch's own writer does not say why a disk refuses
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT} | state, buffer)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_state(path: Path) -> State:
+    """What `write_state` wrote, on the CPU. Raises InputError where it did not write this."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # what a damaged or hostile file makes the reader raise is open-ended
+    except Exception as error:
+        raise InputError(f"{path}: not a checkpoint of a training run ({type(error).__name__})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{path}: not a checkpoint of a training run, expected one that stm-fast train wrote")
+    return state

@@ -1,0 +1,160 @@
+"""What a training run is made of: frozen dataclasses that a YAML file fills.
+
+The numbers of both stages of the paper (STM, "Two-stage Training" and "Training Details") are in `configs/`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stm_fast.data.augmentation import Augmentation
+from stm_fast.network import Architecture
+
+
+@dataclass(frozen=True)
+class VideoData:
+    """Videos with a mask for every frame that is drawn."""
+
+    kind: Literal["davis16", "davis17", "youtube-vos", "folder"]
+    path: str
+    split: str = "train"
+    weight: float = 1.0  # how often clips come from here, relative to the other entries
+    skip_divisor: int = 1  # YouTube-VOS is annotated every fifth frame: most recipes divide the skip by 5, STM does not
+
+
+@dataclass(frozen=True)
+class StillData:
+    """Still images with masks, of which clips are made by moving them about (stage 1).
+
+    The folder has `JPEGImages` and `Annotations`, or `pictures` and `masks` say by glob what in it is which.
+    """
+
+    kind: Literal["stills"]
+    path: str
+    pictures: str | None = None
+    masks: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SyntheticData:
+    """Procedural clips; `length` of them are different."""
+
+    kind: Literal["synthetic"]
+    length: int = 10_000
+    height: int = 144
+    width: int = 192
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a training sample is."""
+
+    frames: int = 3
+    size: tuple[int, int] = (384, 384)  # height, width
+    max_objects: int = 3
+
+
+@dataclass(frozen=True)
+class Skip:
+    """The most frames left out between two of a clip: `first`, then `step` more every `every` epochs, up to `most`.
+
+    The author's curriculum: 0 to 25, 5 more every 20 epochs.
+    """
+
+    first: int = 0
+    step: int = 5
+    every: int = 20
+    most: int = 25
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The clips of one optimiser step are `batch`, over all processes; each process takes its share in `accumulate`
+    parts, one after the other, which saves memory and changes nothing else."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: float = 1e-5
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    batch: int = 4
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate goes over the steps; see :mod:`stm_fast.training.schedule`."""
+
+    name: Literal["constant", "poly", "cosine"] = "constant"
+    warmup: int = 0  # steps
+    power: float = 0.9
+
+
+@dataclass(frozen=True)
+class Loss:
+    """As in :class:`stm_fast.training.step.ClipLoss`."""
+
+    iou_weight: float = 0.0
+    detach_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Validation:
+    """J&F of whole sequences, every so many epochs."""
+
+    kind: Literal["davis16", "davis17", "youtube-vos", "folder"]
+    path: str
+    split: str = "val"
+    every: int = 1  # epochs
+    max_size: int | None = None  # longest shorter side, in pixels
+    memory_every: int = 5  # frames
+
+
+@dataclass(frozen=True)
+class Log:
+    """How often, in steps, something is written."""
+
+    every: int = 20  # a line with the mean loss since the last one
+    pictures: int | None = 1000  # a clip, its truth and what the network makes of it
+    checkpoint: int = 1000
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole run.
+
+    Attributes:
+        weights: a checkpoint to start from, such as what stage 1 left.
+        backbone_weights: "imagenet" or a file, for both encoders; not looked at where `weights` is given.
+        batch_norm: "fixed" uses stored statistics as the paper does, "batch" those of the batch, for runs from scratch.
+        backend: of the memory read.
+        epochs, clips_per_epoch: how long; an epoch is only a unit that the curriculum and validation count in.
+        ema: decay of the average of the weights that is validated and kept; None keeps the weights themselves.
+        workers: processes that load clips; 0 loads them between the steps.
+    """
+
+    data: tuple[VideoData | StillData | SyntheticData, ...]
+    epochs: int
+    clips_per_epoch: int
+    network: Architecture = field(default_factory=Architecture)
+    weights: str | None = None
+    backbone_weights: str | None = None
+    batch_norm: Literal["fixed", "batch"] = "fixed"
+    seed: int = 0
+    clips: Clips = field(default_factory=Clips)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    skip: Skip = field(default_factory=Skip)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    loss: Loss = field(default_factory=Loss)
+    backend: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: float | None = None
+    workers: int = 0
+    validation: Validation | None = None
+    log: Log = field(default_factory=Log)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.epochs * self.clips_per_epoch // self.optimizer.batch

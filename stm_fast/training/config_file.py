@@ -1,0 +1,173 @@
+"""A YAML file and changes from the command line to a `TrainingConfig`; every fault is named by its key."""
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from stm_fast.errors import InputError
+from stm_fast.training.config import TrainingConfig
+
+
+def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
+    """Reads a training run's configuration.
+
+    Args:
+        path: a YAML file with the names of `TrainingConfig`.
+        changes: ``key=value`` with dots between the keys of what lies inside one another, counted from 0 in lists, as
+            in ``optimizer.lr=1e-4`` or ``data.0.path=DAVIS``; values are written as in YAML.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown or missing key, a value of the wrong type.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected a training configuration in YAML")
+    content = _parsed(path.read_bytes(), str(path))
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found {_described(content)}, expected keys and values")
+    for change in changes:
+        _apply(content, change)
+    return from_plain(content, str(path))
+
+
+def from_plain(content: Mapping[str, Any], source: str) -> TrainingConfig:
+    """A configuration out of what YAML or `dataclasses.asdict` gives. Raises InputError that names `source`."""
+    try:
+        config: TrainingConfig = _built(TrainingConfig, content, "")
+    except _Fault as fault:
+        raise InputError(f"{source}: {fault}") from None
+    return config
+
+
+class _Fault(Exception):
+    """What is wrong, starting with the key."""
+
+
+def _parsed(text: str | bytes, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" in line {mark.line + 1}"
+        raise InputError(f"{source}: not YAML{where} ({getattr(error, 'problem', None) or error})") from None
+
+
+def _apply(content: dict[str, Any], change: str) -> None:
+    """Sets one value of nested dictionaries and lists, in place."""
+    key, equals, value = change.partition("=")
+    if not key or not equals:
+        raise InputError(f"-o {change}: expected key=value")
+    place: Any = content
+    *above, last = key.split(".")
+    for part in above:
+        place = place[_index(place, part, change)] if isinstance(place, list) else _inside(place, part)
+        if not isinstance(place, dict | list):
+            raise InputError(f"-o {change}: {part} is {_described(place)}, nothing lies inside it")
+    place[_index(place, last, change) if isinstance(place, list) else last] = _parsed(value, f"-o {change}")
+
+
+def _inside(place: dict[str, Any], part: str) -> Any:
+    if place.get(part) is None:
+        place[part] = {}
+    return place[part]
+
+
+def _index(place: list[Any], part: str, change: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise InputError(f"-o {change}: found {part!r}, expected 0 to {len(place) - 1}")
+    return int(part)
+
+
+def _built(kind: Any, value: Any, key: str) -> Any:
+    """`value` as `kind`, a type annotation."""
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, key)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _one_of(arguments, value, key)
+    if origin is Literal:
+        if value not in arguments:
+            raise _Fault(f"{key}: found {value!r}, expected {_listed(arguments)}")
+        return value
+    if origin is tuple:
+        return _tuple(arguments, value, key)
+    return _plain(kind, value, key)
+
+
+def _dataclass(kind: Any, value: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _Fault(f"{key}: found {_described(value)}, expected keys and values")
+    hints = get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise _Fault(f"{_joined(key, name)}: unknown key{_nearest(str(name), hints)}")
+    for field in dataclasses.fields(kind):
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if not has_default and field.name not in value:
+            raise _Fault(f"{_joined(key, field.name)}: missing")
+    return kind(**{name: _built(hints[name], inner, _joined(key, name)) for name, inner in value.items()})
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    if len(kinds) == 1:
+        return _built(kinds[0], value, key)
+    # dataclasses that are told apart by the literals of their field `kind`
+    names = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["kind"])}
+    name = value.get("kind") if isinstance(value, Mapping) else None
+    if name not in names:
+        raise _Fault(f"{_joined(key, 'kind')}: found {name!r}, expected {_listed(names)}")
+    return _built(names[name], value, key)
+
+
+def _tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise _Fault(f"{key}: found {_described(value)}, expected a list")
+    kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+    if len(kinds) != len(value):
+        raise _Fault(f"{key}: found {len(value)} values, expected {len(kinds)}")
+    return tuple(
+        _built(kind, inner, _joined(key, str(at))) for at, (kind, inner) in enumerate(zip(kinds, value, strict=True))
+    )
+
+
+def _plain(kind: type, value: Any, key: str) -> Any:
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        # YAML takes 1e-5, without a point, for a word
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if type(value) is not kind:
+        raise _Fault(f"{key}: found {_described(value)}, expected {_NAMES[kind]}")
+    return value
+
+
+_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "keys and values"
+    return "a list" if isinstance(value, list | tuple) else "nothing" if value is None else repr(value)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = get_close_matches(name, known, n=1)
+    return f", did you mean {near[0]}?" if near else f", expected one of {', '.join(known)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _joined(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)

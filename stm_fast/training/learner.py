@@ -1,0 +1,116 @@
+"""One optimiser step over all processes: everything that training changes, and how."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from stm_fast.data.clips import ClipBatch
+from stm_fast.errors import InputError
+from stm_fast.network import STM
+from stm_fast.training.averaging import weight_average
+from stm_fast.training.checkpoint import State
+from stm_fast.training.config import TrainingConfig
+from stm_fast.training.schedule import rate_factor
+from stm_fast.training.step import ClipLoss
+
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+class Learned(NamedTuple):
+    """What a step says of itself."""
+
+    loss: Tensor  # mean over this process's clips, a scalar
+    gradient_norm: Tensor  # before it is clipped, a scalar
+    learning_rate: float
+
+
+class Learner:
+    """The network, its optimiser and the average of its weights.
+
+    Args:
+        config: of the run.
+        clip_loss: the network inside its loss, on the CPU; it is moved to the accelerator's device.
+        accelerator: knows the other processes, the device and the precision.
+
+    Raises:
+        InputError: a batch that cannot be shared out.
+    """
+
+    def __init__(self, config: TrainingConfig, clip_loss: ClipLoss, accelerator: Accelerator) -> None:
+        _check_batch(config, accelerator.num_processes)
+        self._config, self._accelerator = config, accelerator
+        self.clip_loss = clip_loss.to(accelerator.device).train()
+        self._average = None if config.ema is None else weight_average(clip_loss.model, config.ema)
+        optimizer = _OPTIMIZERS[config.optimizer.name](
+            clip_loss.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
+        )
+        self._parallel, self._optimizer = accelerator.prepare(clip_loss, optimizer)
+
+    @property
+    def model(self) -> STM:
+        """What the run makes: the network, or the average of its weights."""
+        if self._average is None:
+            return self.clip_loss.model
+        return cast(STM, self._average.module)
+
+    def step(self, batches: Sequence[ClipBatch], number: int) -> Learned:
+        """Learns from this process's clips of a step, counted from 0; each batch is one part of the share."""
+        # what a step draws, if a network ever does, depends on its number alone, as its clips do
+        torch.manual_seed(hash((self._config.seed, number, self._accelerator.process_index)))
+        rate = self._config.optimizer.lr * rate_factor(self._config.schedule, number, self._config.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        losses = [self._backward(batch, last=batch is batches[-1]) / len(batches) for batch in batches]
+        norm = self._accelerator.clip_grad_norm_(
+            self.clip_loss.parameters(), self._config.optimizer.clip_norm or torch.inf
+        )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._average is not None:
+            self._average.update_parameters(self.clip_loss.model)
+        return Learned(torch.stack(losses).sum(), norm, rate)
+
+    def place(self, batch: ClipBatch) -> tuple[Tensor, Tensor, list[int]]:
+        """Frames ``[B, T, 3, H, W]`` in [0, 1], ids ``[B, T, H, W]`` int64, objects: what a `ClipLoss` takes."""
+        device = self._accelerator.device
+        frames = batch.frames.to(device, non_blocking=True).float() / 255
+        return frames, batch.ids.to(device, non_blocking=True).long(), batch.objects
+
+    def state(self) -> State:
+        """All that a step changes, as tensors, numbers and dictionaries of them."""
+        scaler, average = self._accelerator.scaler, self._average
+        return {
+            "model": self.clip_loss.model.state_dict(),
+            "average": None if average is None else average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Takes over what `state` gave."""
+        self.clip_loss.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _backward(self, batch: ClipBatch, last: bool) -> Tensor:
+        """Adds the gradient of one part's share in the mean; processes add theirs up with the last part's."""
+        with nullcontext() if last else self._accelerator.no_sync(self._parallel):
+            loss: Tensor = self._parallel(*self.place(batch))
+            self._accelerator.backward(loss / self._config.optimizer.accumulate)
+        return loss.detach()
+
+
+def _check_batch(config: TrainingConfig, processes: int) -> None:
+    batch, parts = config.optimizer.batch, config.optimizer.accumulate
+    if batch % (parts * processes):
+        raise InputError(
+            f"optimizer.batch: found {batch} clips a step, expected a multiple of {parts * processes}: "
+            f"optimizer.accumulate {parts} x {processes} processes"
+        )

@@ -1,0 +1,72 @@
+"""What a run says of itself: lines of JSON, and the same numbers for TensorBoard where it is installed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stm_fast.video.whole_file import whole_file, writing
+
+Line = Mapping[str, Any]
+
+
+@dataclass
+class Window:
+    """The steps since the last line."""
+
+    losses: list[float] = field(default_factory=list)  # of each step, over all processes
+    seconds: float = 0.0
+    skipped: int = 0  # corrupt items passed over, since the run began
+
+    def line(self, batch: int) -> dict[str, Any]:
+        """What a line says of them; `batch` clips made a step."""
+        steps = len(self.losses)
+        return {
+            "loss": sum(self.losses) / steps,
+            "clips_per_second": round(steps * batch / self.seconds, 3),
+            "skipped": self.skipped,
+        }
+
+
+class TrainingLog:
+    """Appends to ``log.jsonl`` in a run's folder; each line has the number of steps done, `step`.
+
+    Args:
+        folder: of the run.
+        step: how many steps are done; what was written of later ones, before the run was interrupted, goes.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._file = folder / "log.jsonl"
+        _cut(self._file, step)
+        self._board = _tensorboard(folder / "tensorboard", step)
+
+    def write(self, line: Line) -> None:
+        """Adds a line."""
+        with writing(self._file), self._file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, line["step"])
+            self._board.flush()
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; a last one that was cut off is left out."""
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _cut(file: Path, step: int) -> None:
+    kept = [line for line in read_log(file) if line["step"] <= step] if file.is_file() else []
+    with whole_file(file) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,65 @@
+"""What a run leaves behind, and whether it may go on from there."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stm_fast.errors import InputError
+from stm_fast.training.checkpoint import State, read_state
+from stm_fast.training.config import TrainingConfig
+from stm_fast.video.whole_file import LEFT_OVER, make_folder
+
+# what does not touch the numbers of the steps that are done: it may change while a run is interrupted
+_FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights")
+
+
+class RunFolder:
+    """Names of a run's files.
+
+    ``checkpoint.pt`` all that a run needs to go on, ``model.safetensors`` the weights as of then (their average where
+    the run has one), ``best.safetensors`` those with the highest J&F, ``log.jsonl``, ``tensorboard/``, ``pictures/``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.pt"
+        self.model = path / "model.safetensors"
+        self.best = path / "best.safetensors"
+
+    def picture(self, step: int) -> Path:
+        return self.path / "pictures" / f"step-{step:07}.png"
+
+    def claim(self, resume: bool) -> None:
+        """Makes the folder. Raises InputError where another run lies there."""
+        if self.checkpoint.exists() and not resume:
+            raise InputError(f"{self.checkpoint}: a run lies there already; give another --output, or --resume")
+        make_folder(self.path)
+        for left_over in self.path.glob(LEFT_OVER):
+            left_over.unlink()
+
+    def state(self, config: TrainingConfig) -> State | None:
+        """Where the run stopped; None where it has not got that far.
+
+        Raises:
+            InputError: not a checkpoint, or that of a run with other numbers.
+        """
+        if not self.checkpoint.exists():
+            return None
+        state = read_state(self.checkpoint)
+        before, now = (dict(_flat(content)) for content in (state["config"], dataclasses.asdict(config)))
+        for key in {**before, **now}:
+            old, new = before.get(key), now.get(key)
+            if old != new and key.split(".")[0] not in _FREE:
+                raise InputError(f"{self.checkpoint}: the run began with {key} {old!r}, expected that, found {new!r}")
+        return state
+
+
+def _flat(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value that holds no other ones, with the dotted key that leads to it."""
+    if isinstance(content, dict | list | tuple):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, inner in pairs:
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, content

@@ -1,0 +1,185 @@
+"""A run from its first step to its last, in one piece or many: the same weights either way."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from stm_fast.data.clips import ClipBatch, TrainingClip, collate
+from stm_fast.errors import InputError
+from stm_fast.network import save_checkpoint
+from stm_fast.training.checkpoint import write_state
+from stm_fast.training.config import TrainingConfig
+from stm_fast.training.learner import Learned, Learner
+from stm_fast.training.log import TrainingLog, Window
+from stm_fast.training.pictures import draw_clip, write_picture
+from stm_fast.training.run_folder import RunFolder
+from stm_fast.training.sampler import TicketSampler
+from stm_fast.training.step import ClipLoss
+from stm_fast.training.validation import Validator
+
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class Trainer:
+    """A run of training (STM, "Two-stage Training"); under torchrun a part of it in each process.
+
+    What a step computes depends on the configuration, the weights and the step's number alone. A run that is
+    interrupted anywhere and resumed ends with the same weights, on a CPU to the bit; so does, up to rounding, one with
+    another number of processes.
+
+    Args:
+        config: of the run.
+        clip_loss: the network inside its loss, on the CPU.
+        clips: asked for by tickets.
+        output: folder of the run.
+        resume: go on from the checkpoint in `output`, or begin where there is none.
+
+    Attributes:
+        step: how many steps are done.
+
+    Raises:
+        InputError: a folder that holds another run, a precision that the device has not, a batch that cannot be shared
+            out, sequences that cannot be validated with.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, clip_loss: ClipLoss, clips: Dataset[TrainingClip], output: Path, *, resume: bool
+    ) -> None:
+        self._config, self._clips = config, clips
+        self._accelerator = _accelerator(config)
+        self._folder = RunFolder(output)
+        if self._accelerator.is_main_process:
+            self._folder.claim(resume)
+        self._accelerator.wait_for_everyone()
+        self._learner = Learner(config, clip_loss, self._accelerator)
+        self._validate = None if config.validation is None else Validator(config.validation, config.backend)
+        self.step, self._best, self._window = 0, -math.inf, Window()
+        state = self._folder.state(config)
+        if state is not None:
+            self._learner.restore(state)
+            self.step, self._best, self._window = state["step"], state["best"], Window(**state["window"])
+
+    def run(
+        self, stop: Callable[[], bool] = lambda: False, progress: Callable[[int, int | None], None] | None = None
+    ) -> bool:
+        """Trains to the end, or until `stop` is true in any process; either way the last step is kept.
+
+        Args:
+            progress: called with the steps done and those there are.
+
+        Returns:
+            Whether this was the end.
+
+        Raises:
+            InputError: bad data, a full disk, a loss that is not a number; the last checkpoint is whole.
+        """
+        log = TrainingLog(self._folder.path, self.step) if self._accelerator.is_main_process else None
+        before = time.perf_counter()
+        for batches in self._batches():
+            learned = self._learner.step(batches, self.step)
+            self.step += 1
+            stopping = self._count(learned, batches, stop()) or self.step == self._config.steps
+            self._window.seconds += time.perf_counter() - before
+            self._report(log, learned, batches[0])
+            validated = self._end_of_epoch(log)
+            if stopping or validated or self.step % self._config.log.checkpoint == 0:
+                self._save()
+            if progress is not None:
+                progress(self.step, self._config.steps)
+            if stopping:
+                break
+            before = time.perf_counter()
+        return self.step == self._config.steps
+
+    def close(self) -> None:
+        """Leaves the other processes."""
+        self._accelerator.end_training()
+
+    def _batches(self) -> Iterator[list[ClipBatch]]:
+        """For each step that is left, the parts of this process's share."""
+        workers = self._config.workers
+        loader = DataLoader(
+            self._clips,
+            batch_sampler=TicketSampler(
+                self._config, self.step, self._accelerator.process_index, self._accelerator.num_processes
+            ),
+            collate_fn=collate,
+            num_workers=workers,
+            # spawned, not forked: a forked copy of a process whose threads hold locks can hang
+            multiprocessing_context="spawn" if workers else None,
+            pin_memory=self._accelerator.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+        parts = [iter(loader)] * self._config.optimizer.accumulate
+        for batches in zip(*parts, strict=True):
+            yield list(batches)
+
+    def _count(self, learned: Learned, batches: list[ClipBatch], asked: bool) -> bool:
+        """Adds a step to the window. Returns whether any process was asked to stop."""
+        skipped = sum(batch.skipped for batch in batches)
+        own = torch.stack([learned.loss.double(), *learned.loss.new_tensor([asked, skipped], dtype=torch.float64)])
+        total = self._accelerator.reduce(own, "sum").tolist()
+        loss = total[0] / self._accelerator.num_processes
+        if not math.isfinite(loss):
+            raise InputError(
+                f"{self._folder.path}: the loss of step {self.step} is {loss}; lower optimizer.lr, or set "
+                "optimizer.clip_norm, and go on with --resume"
+            )
+        self._window.losses.append(loss)
+        self._window.skipped += int(total[2])
+        return bool(total[1])
+
+    def _report(self, log: TrainingLog | None, learned: Learned, batch: ClipBatch) -> None:
+        """Writes a line and a picture where they are due."""
+        every = self._config.log
+        last = self.step == self._config.steps
+        if self.step % every.every == 0 or last:
+            line = self._window.line(self._config.optimizer.batch) | {
+                "step": self.step,
+                "epoch": self.step * self._config.optimizer.batch / self._config.clips_per_epoch,
+                "learning_rate": learned.learning_rate,
+                "gradient_norm": learned.gradient_norm.item(),
+            }
+            self._window = Window(skipped=self._window.skipped)
+            if log is not None:
+                log.write(line)
+        if log is not None and every.pictures is not None and (self.step % every.pictures == 0 or last):
+            frames, ids, objects = self._learner.place(batch)
+            picture = draw_clip(self._learner.clip_loss, frames[0], ids[0], objects[0])
+            write_picture(picture, self._folder.picture(self.step))
+
+    def _end_of_epoch(self, log: TrainingLog | None) -> bool:
+        """Validates after an epoch in which that is due, and keeps the best weights. Returns whether it did."""
+        batch, clips = self._config.optimizer.batch, self._config.clips_per_epoch
+        epoch = self.step * batch // clips
+        if self._validate is None or epoch == (self.step - 1) * batch // clips:
+            return False
+        if epoch % self._validate.every and self.step < self._config.steps:
+            return False
+        scores = self._validate(self._learner.model)
+        if log is not None:
+            log.write({"step": self.step} | scores)
+            if scores["J&F-Mean"] > self._best:
+                save_checkpoint(self._learner.model, self._folder.best)
+        self._best = max(self._best, scores["J&F-Mean"])
+        return True
+
+    def _save(self) -> None:
+        """Leaves all that the run needs to go on from here."""
+        if self._accelerator.is_main_process:
+            save_checkpoint(self._learner.model, self._folder.model)
+            progress = {"step": self.step, "best": self._best, "window": asdict(self._window)}
+            write_state(self._folder.checkpoint, self._learner.state() | progress | {"config": asdict(self._config)})
+
+
+def _accelerator(config: TrainingConfig) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=_PRECISIONS[config.precision])
+    except ValueError as error:
+        raise InputError(f"precision: found {config.precision}, which this machine has not ({error})") from error

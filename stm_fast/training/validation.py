@@ -1,0 +1,48 @@
+"""J&F of whole sequences while a run goes on, by the engine and the scorer that `stm-fast evaluate` uses."""
+
+import tempfile
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+from stm_fast.config import MemoryConfig
+from stm_fast.data.sequences import SETS, Sequence
+from stm_fast.errors import InputError
+from stm_fast.evaluation.benchmark_sets import MASKS, Inference, claim_output, run_sequences
+from stm_fast.evaluation.scoring import score_sequences
+from stm_fast.evaluation.tables import overall
+from stm_fast.inference.shards import shard
+from stm_fast.network import STM
+from stm_fast.network.deployment import for_inference
+from stm_fast.training.config import Validation
+
+
+class Validator:
+    """Segments and scores the sequences of a split; processes share them out.
+
+    Attributes:
+        every: epochs from one time to the next.
+
+    Raises:
+        InputError: sequences that are missing or cannot be scored.
+    """
+
+    def __init__(self, validation: Validation, backend: str) -> None:
+        self.every = validation.every
+        self._sequences = SETS[validation.kind](Path(validation.path), validation.split)
+        for sequence in self._sequences:
+            if not sequence.fully_annotated:
+                raise InputError(f"{sequence.annotations}: frames without a mask, expected all to validate with")
+        self._inference = Inference(MemoryConfig(every=validation.memory_every), validation.max_size, backend)
+
+    def __call__(self, model: STM) -> dict[str, float]:
+        """The toolkit's global measures, in [0, 1]."""
+        copy = for_inference(model)
+        share: list[Sequence] = list(shard(self._sequences))
+        with tempfile.TemporaryDirectory(prefix="stm_fast_validation_") as name:
+            folder = Path(name)
+            claim_output(folder, {})
+            run_sequences(share, folder, copy, self._inference)
+            pairs = [(sequence, folder / MASKS / sequence.name) for sequence in share]
+            scores = score_sequences(pairs, workers=1) if pairs else []
+        return overall(gather_object(scores))
