@@ -9,9 +9,11 @@ import torch
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.memory import MemoryBank
+from stm_fast.memory import MemoryBank, places
 from stm_fast.memory.formats import format_of
 from stm_fast.memory.pages import DiskPages, HostPages
+from stm_fast.memory.places import row_format_of
+from stm_fast.memory.storage import FrameLayout, QuantisedPart
 from stm_fast.memory.stream import PageStream
 from stm_fast.ops import memory_read
 from stm_fast.testing.criterion import assert_no_worse_than_eager
@@ -94,6 +96,74 @@ def test_parts_of_a_scaled_bank_are_joined_with_the_right_lse(storage, tmp_path)
     assert len(parts) == 4
     key, value = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
     torch.testing.assert_close(bank.read(query()), read_whole(query(), key, value))
+
+
+@pytest.mark.parametrize("storage", ["int8", "fp8"])
+def test_rows_read_as_they_are_kept_are_those_that_are_decoded(storage):
+    generator = torch.Generator().manual_seed(0)
+    key, value = (tensor[0].flatten(1).T for tensor in stm_like(1, generator))
+    formats = [format_of(storage, torch.float32, decoded=decoded) for decoded in (True, False)]
+    decoded, kept = ({n: t.contiguous()[None, None] for n, t in each.encode(key, value).items()} for each in formats)
+    assert {name: tuple(field[:2]) for name, field in formats[1].fields(PIXELS, CK, CV).items()} == {
+        name: tuple(tensor.shape[2:]) for name, tensor in kept.items()
+    }
+    memory = formats[1].as_kept(kept)
+    assert formats[0].as_kept(decoded) is None
+    for pair in (formats[1].decode(kept, torch.float32), memory.dequantised(torch.float32)):
+        for found, expected in zip(pair, formats[0].decode(decoded, torch.float32), strict=True):
+            assert torch.equal(found, expected)
+    # fp8 is multiplied with sixteen rows of a channel side by side
+    assert memory.value.stride()[2:] == ((1, 48) if storage == "fp8" else (CV, 1))
+
+
+@pytest.mark.parametrize("storage", ["int8", "fp8"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_read_of_bytes_is_that_of_decoded_rows(storage, place, tmp_path, monkeypatch):
+    config = config_of(place, tmp_path, storage=storage, max_frames=5, evict="least_used")
+    banks = []
+    for decoded in (True, False):
+        row_format = format_of(storage, torch.float32, decoded=decoded)
+        monkeypatch.setattr(places, "row_format_of", lambda *_, row_format=row_format: row_format)
+        bank = MemoryBank(config)
+        fill(bank, 3, objects=1)
+        bank.read(query())
+        fill(bank, 5)
+        banks.append(bank)
+    assert all(isinstance(part, QuantisedPart) for part in banks[1]._storage.parts([5, 5]))
+    torch.testing.assert_close(banks[1].read(query()), banks[0].read(query()))
+    assert banks[1].frames == banks[0].frames
+
+
+def test_bytes_are_read_as_they_are_kept_on_a_gpu():
+    def keeps(device, backend="auto", storage="int8"):
+        frame = FrameLayout(PIXELS, CK, CV, torch.float32, torch.device(device))
+        return row_format_of(MemoryConfig(storage=storage), frame, backend).keeps(torch.float32)
+
+    assert keeps("cuda")
+    assert keeps("cuda:1", storage="fp8")
+    assert not keeps("cuda", backend="triton"), "a named backend reads floats"
+    assert not keeps("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize(("storage", "allowed"), [("int8", 2e-2), ("fp8", 8e-2)])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_read_of_bytes_on_the_device(storage, allowed, place, tmp_path):
+    bank = MemoryBank(config_of(place, tmp_path, storage=storage))
+    frames = [tuple(tensor.cuda() for tensor in stm_like(2, torch.Generator().manual_seed(seed))) for seed in range(9)]
+    for key, value in frames:
+        bank.append(key, value)
+    exact = read_whole(query().cuda(), *joined(frames))
+    error = (bank.read(query().cuda()) - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < allowed
+
+
+def test_fp8_rows_of_another_kind_of_device_are_not_restored():
+    bank = MemoryBank(MemoryConfig(storage="fp8"))
+    fill(bank, 2)
+    with pytest.raises(ValueError, match="found fp8 rows of cpu, expected of cuda"):
+        MemoryBank(MemoryConfig(storage="fp8")).load_state_dict(bank.state_dict(), "cuda")
 
 
 def test_centring_takes_the_mean_out_of_a_scale():

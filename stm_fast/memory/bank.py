@@ -173,6 +173,7 @@ class MemoryBank:
         if self._layout is not None and self._storage is not None:
             state["sizes"] = torch.tensor(self._layout[:3])
             state["dtype"] = torch.empty(0, dtype=self._layout.dtype)
+            state["device"] = torch.tensor(list(self._layout.device.type.encode()), dtype=torch.uint8)
             counts = [self._shard.count(count) for count in self._counts]
             rows = self._storage.state_dict(counts)
             state |= {f"storage.{name}": tensor for name, tensor in rows.items()}
@@ -186,7 +187,7 @@ class MemoryBank:
             device: the model's.
 
         Raises:
-            ValueError: the state of a bank that keeps its rows in another way.
+            ValueError: the state of a bank that keeps its rows in another way, as one of fp8 does on a GPU.
         """
         found = bytes(state["kind"].tolist()).decode()
         if found != self._kind:
@@ -198,6 +199,9 @@ class MemoryBank:
         self._slots = [[next(slots) for _ in range(count)] for count in state["counts"].tolist()]
         self._temporary = state["temporary"].tolist()
         if "sizes" in state:
+            written_on, here = bytes(state["device"].tolist()).decode(), torch.device(device).type
+            if self._config.storage == "fp8" and written_on != here:
+                raise ValueError(f"MemoryBank.load_state_dict: found fp8 rows of {written_on}, expected of {here}")
             rows, key_dim, value_dim = state["sizes"].tolist()
             self._layout = FrameLayout(rows, key_dim, value_dim, state["dtype"].dtype, torch.device(device))
             self._storage = self._new_storage(self._layout)
@@ -240,7 +244,7 @@ class MemoryBank:
 
     def _new_storage(self, layout: FrameLayout) -> Storage:
         known = None if self._known_slots is None else self._shard.most(self._known_slots)
-        return storage_of(self._config, layout, known)
+        return storage_of(self._config, layout, known, self._backend)
 
     def _most_that_stay(self, storage: Storage, objects: int) -> int | None:
         """How many frames of each object may stay, the temporary one not counted; None where nothing says."""

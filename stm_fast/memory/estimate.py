@@ -6,8 +6,8 @@ import torch
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.memory.formats import format_of
 from stm_fast.memory.paged import PageLayout
+from stm_fast.memory.places import row_format_of
 from stm_fast.memory.storage import SCRATCH_BYTES, FrameLayout
 
 
@@ -33,7 +33,7 @@ def estimate_bank(
     Raises:
         InputError: a cap in bytes that does not hold one frame.
     """
-    row_format = format_of(config.storage, layout.dtype)
+    row_format = row_format_of(config, layout)
     fields = row_format.fields(layout.rows, layout.key_dim, layout.value_dim)
     page = PageLayout(layout, row_format, config.page_bytes)
     slot_bytes = sum(field.nbytes for field in fields.values())
@@ -60,7 +60,7 @@ def estimate_bank(
 def _workspace(config: MemoryConfig, layout: FrameLayout, page: PageLayout, objects: int, bank: int | None) -> int:
     """What was read, parts of it that are joined, two pages, and rows that are decoded."""
     out = objects * layout.rows * layout.value_dim * max(layout.dtype.itemsize, torch.float32.itemsize)
-    keeps = format_of(config.storage, layout.dtype).keeps(layout.dtype)
+    keeps = row_format_of(config, layout).keeps(layout.dtype)
     if config.place == "device":
         slots = max(1, SCRATCH_BYTES // (objects * layout.slot_bytes))
         decoded = 0 if keeps else objects * slots * layout.slot_bytes

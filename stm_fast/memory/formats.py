@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stm_fast.ops.quantised import PADDED_ROWS, QuantisedMemory
+
 Fields = dict[str, Tensor]
 
 
@@ -32,7 +34,7 @@ class Format(Protocol):
         ...
 
     def keeps(self, dtype: torch.dtype) -> bool:
-        """Whether `decode` to this dtype only gives views: then it takes no memory and no time."""
+        """Whether rows are read as they are kept, without a copy, by a model of this dtype."""
         ...
 
     def encode(self, key: Tensor, value: Tensor) -> Fields:
@@ -41,6 +43,10 @@ class Format(Protocol):
 
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Fields [O, slots, rows, W] to key [O, slots*R, Ck] and value [O, slots*R, Cv]."""
+        ...
+
+    def as_kept(self, fields: Fields) -> QuantisedMemory | None:
+        """A view of the fields where a read multiplies their bytes; None where it takes what `decode` gives."""
         ...
 
 
@@ -62,6 +68,9 @@ class FloatFormat:
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return fields["key"].to(dtype).flatten(1, 2), fields["value"].to(dtype).flatten(1, 2)
 
+    def as_kept(self, fields: Fields) -> QuantisedMemory | None:
+        return None
+
 
 class ScaledFormat:
     """One byte a number: keys centred on their slot's mean and scaled by row, values scaled by channel of a slot.
@@ -69,24 +78,33 @@ class ScaledFormat:
     A mean that all keys of a read share adds the same to every score of a query, and cancels in the softmax; so
     centring costs no accuracy and takes away the largest part of a key. The mean here is each slot's own and is added
     again when rows are decoded, so scores and lse are those of whole keys and parts merge as they are.
+
+    Args:
+        dtype: torch.int8 or torch.float8_e4m3fn.
+        decoded: whether a read turns rows into floats; else it multiplies them as they are kept, for which values of
+            fp8 lie channel by channel, [Cv, R] with R rounded up to a multiple of 16.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, *, decoded: bool = True) -> None:
         self._dtype = dtype
+        self._decoded = decoded
         self._integer = not dtype.is_floating_point
+        self._by_channel = not decoded and not self._integer
         self._largest = float(torch.iinfo(dtype).max if self._integer else torch.finfo(dtype).max)
 
     def fields(self, rows: int, key_dim: int, value_dim: int) -> dict[str, Field]:
+        padded = rows + -rows % PADDED_ROWS
+        value = (value_dim, padded) if self._by_channel else (rows, value_dim)
         return {
             "key": Field(rows, key_dim, self._dtype),
             "key_scale": Field(rows, 1, torch.float32),
             "key_mean": Field(1, key_dim, torch.float32),
-            "value": Field(rows, value_dim, self._dtype),
+            "value": Field(*value, self._dtype),
             "value_scale": Field(1, value_dim, torch.float32),
         }
 
     def keeps(self, dtype: torch.dtype) -> bool:
-        return False
+        return not self._decoded
 
     def encode(self, key: Tensor, value: Tensor) -> Fields:
         key, value = key.float(), value.float()
@@ -94,18 +112,32 @@ class ScaledFormat:
         key = key - key_mean
         key_scale = self._scale(key.abs().amax(1, keepdim=True))  # [R, 1]
         value_scale = self._scale(value.abs().amax(0, keepdim=True))  # [1, Cv]
+        value = self._rounded(value / value_scale)
+        if self._by_channel:
+            value = torch.nn.functional.pad(value.mT, (0, -len(value) % PADDED_ROWS))  # [Cv, R and padding]
         return {
             "key": self._rounded(key / key_scale),
             "key_scale": key_scale,
             "key_mean": key_mean,
-            "value": self._rounded(value / value_scale),
+            "value": value,
             "value_scale": value_scale,
         }
 
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         key = fields["key"].float().mul_(fields["key_scale"]).add_(fields["key_mean"])  # [O, slots, R, Ck]
-        value = fields["value"].float().mul_(fields["value_scale"])  # [O, slots, R, Cv]
+        value = self._value(fields).float().mul_(fields["value_scale"])  # [O, slots, R, Cv]
         return key.to(dtype).flatten(1, 2), value.to(dtype).flatten(1, 2)
+
+    def as_kept(self, fields: Fields) -> QuantisedMemory | None:
+        if self._decoded:
+            return None
+        scales = fields["key_scale"], fields["key_mean"], self._value(fields), fields["value_scale"]
+        return QuantisedMemory(fields["key"], *scales)
+
+    def _value(self, fields: Fields) -> Tensor:
+        """A view [O, slots, R, Cv]."""
+        value = fields["value"]
+        return value[..., : fields["key"].shape[2]].mT if self._by_channel else value
 
     def _scale(self, largest: Tensor) -> Tensor:
         # zeros have any scale; the smallest normal number keeps 0 / scale finite
@@ -117,11 +149,11 @@ class ScaledFormat:
         return (scaled.round() if self._integer else scaled).to(self._dtype)
 
 
-def format_of(storage: str, model_dtype: torch.dtype) -> Format:
-    """The format that MemoryConfig.storage names, for a model of this dtype."""
+def format_of(storage: str, model_dtype: torch.dtype, *, decoded: bool = True) -> Format:
+    """The format that MemoryConfig.storage names, for a model of this dtype; `decoded` as in ScaledFormat."""
     if storage == "model":
         return FloatFormat(model_dtype)
     if storage in ("int8", "fp8"):
-        return ScaledFormat(torch.int8 if storage == "int8" else torch.float8_e4m3fn)
+        return ScaledFormat(torch.int8 if storage == "int8" else torch.float8_e4m3fn, decoded=decoded)
     dtype: torch.dtype = getattr(torch, storage)
     return FloatFormat(dtype)

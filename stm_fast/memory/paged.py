@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stm_fast.memory.formats import Field, Fields, Format
 from stm_fast.memory.pages import Pages
-from stm_fast.memory.storage import FrameLayout, Part
+from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, part_of
 from stm_fast.memory.stream import PageStream
 
 _ALIGNMENT = 64  # of every field in a page, for vector loads
@@ -88,7 +88,7 @@ class PagedStorage:
         for name, rows in fields.items():
             target_fields[name][target_place].copy_(rows[place])
 
-    def parts(self, counts: list[int]) -> Iterator[Part]:
+    def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
         number_of_pages, slots = self._pages_of(max(counts)), self._layout.slots
         steps = [
             [table[page] if page * slots < count else None for table, count in zip(self._tables, counts, strict=True)]
@@ -97,8 +97,7 @@ class PagedStorage:
         for page, buffer in enumerate(self._stream.steps(steps)):
             here = [min(max(count - page * slots, 0), slots) for count in counts]
             fields = {name: rows[:, : max(here)] for name, rows in self._layout.fields(buffer).items()}
-            key, value = self._format.decode(fields, self._frame.dtype)
-            yield Part(page * slots, key, value, here)
+            yield part_of(self._format, self._frame.dtype, page * slots, fields, here)
 
     def keep(self, indices: list[int]) -> None:
         for index, table in enumerate(self._tables):

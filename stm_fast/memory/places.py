@@ -1,23 +1,30 @@
 """From a configuration to a storage: in which format, and where."""
 
 from stm_fast.config import MemoryConfig
-from stm_fast.memory.formats import format_of
+from stm_fast.memory.formats import Format, format_of
 from stm_fast.memory.paged import PagedStorage, PageLayout
 from stm_fast.memory.pages import DiskPages, HostPages, Pages
 from stm_fast.memory.storage import DeviceStorage, FrameLayout, Storage
 
 
-def storage_of(config: MemoryConfig, frame: FrameLayout, known_slots: int | None) -> Storage:
+def row_format_of(config: MemoryConfig, frame: FrameLayout, backend: str = "auto") -> Format:
+    """How rows are kept: bytes so that a GPU multiplies them as they are, unless a named backend wants floats."""
+    decoded = frame.device.type != "cuda" or backend != "auto"
+    return format_of(config.storage, frame.dtype, decoded=decoded)
+
+
+def storage_of(config: MemoryConfig, frame: FrameLayout, known_slots: int | None, backend: str = "auto") -> Storage:
     """The storage that a configuration asks for.
 
     Args:
         frame: what all frames have in common.
         known_slots: how many slots each object will have, where that is known.
+        backend: what will read it.
 
     Raises:
         InputError: a folder that is missing or cannot be written.
     """
-    row_format = format_of(config.storage, frame.dtype)
+    row_format = row_format_of(config, frame, backend)
     if config.place == "device":
         return DeviceStorage(frame, row_format, known_slots)
     layout = PageLayout(frame, row_format, config.page_bytes)

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm_fast.memory.storage import Part
+from stm_fast.memory.storage import Part, QuantisedPart
 from stm_fast.ops import memory_read, merge_reads
+from stm_fast.ops.quantised import memory_read_quantised
 
 
 class Reading(NamedTuple):
@@ -21,16 +22,20 @@ class Reading(NamedTuple):
         return Reading(*merge_reads([self.out.to(dtype), other.out.to(dtype)], [self.lse, other.lse]))
 
 
-def read_part(query: Tensor, part: Part, rows: int, backend: str) -> Reading:
-    """Reads one part: query ``[1, M, Ck]``, `rows` memory rows a slot.
-
-    A backend that reads quantised rows would come in here, before they are decoded.
-    """
-    fewest, most = min(part.counts), part.key.shape[1] // rows
-    lengths = None
-    if fewest < most:
-        lengths = torch.tensor([count * rows for count in part.counts], dtype=torch.int32, device=query.device)
+def read_part(query: Tensor, part: Part | QuantisedPart, rows: int, backend: str) -> Reading:
+    """Reads one part: query ``[1, M, Ck]``, `rows` memory rows a slot; `backend` for rows that are floats."""
+    if isinstance(part, QuantisedPart):
+        lengths = _lengths(part.counts, part.memory.key.shape[1], rows, query.device)
+        return Reading(*memory_read_quantised(query, part.memory, lengths=lengths, return_lse=True))
+    lengths = _lengths(part.counts, part.key.shape[1] // rows, rows, query.device)
     return Reading(*memory_read(query, part.key, part.value, lengths=lengths, return_lse=True, backend=backend))
+
+
+def _lengths(counts: list[int], slots: int, rows: int, device: torch.device) -> Tensor | None:
+    """How many rows of each object count [O], of so many slots; None where all do."""
+    if min(counts) == slots:
+        return None
+    return torch.tensor([count * rows for count in counts], dtype=torch.int32, device=device)
 
 
 def nothing_read(query: Tensor, objects: int, value_dim: int) -> Reading:

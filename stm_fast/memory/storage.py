@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stm_fast.memory.formats import Field, Format
+from stm_fast.memory.formats import Field, Fields, Format
+from stm_fast.ops.quantised import QuantisedMemory
 
 # rows that are not kept as they are read are decoded in parts of about this many bytes
 SCRATCH_BYTES = 2**25
@@ -46,6 +47,30 @@ class Part(NamedTuple):
             yield Part(self.first_slot + slot, self.key[:, place], self.value[:, place], counts)
 
 
+class QuantisedPart(NamedTuple):
+    """The same as it is kept, one byte a number."""
+
+    first_slot: int
+    memory: QuantisedMemory
+    counts: list[int]
+
+    def slots(self, rows: int) -> Iterator["QuantisedPart"]:
+        """The same, one slot at a time."""
+        for slot in range(self.memory.key.shape[1]):
+            counts = [int(slot < count) for count in self.counts]
+            yield QuantisedPart(self.first_slot + slot, self.memory.slots(slot, slot + 1), counts)
+
+
+def part_of(
+    row_format: Format, dtype: torch.dtype, first_slot: int, fields: Fields, counts: list[int]
+) -> Part | QuantisedPart:
+    """A part from its fields [O, slots, rows, W]: as it is kept where it is read so, else decoded to `dtype`."""
+    memory = row_format.as_kept(fields)
+    if memory is not None:
+        return QuantisedPart(first_slot, memory, counts)
+    return Part(first_slot, *row_format.decode(fields, dtype), counts)
+
+
 class Storage(Protocol):
     """Slots 0, 1, ... of every object. A slot is written whole; it is moved only where a cap shrinks."""
 
@@ -70,8 +95,8 @@ class Storage(Protocol):
         """Copies a slot over another one."""
         ...
 
-    def parts(self, counts: list[int]) -> Iterator[Part]:
-        """The first `counts[index]` slots of every object, in the model's dtype. A part lives until the next one."""
+    def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
+        """The first `counts[index]` slots of every object, ready to be read. A part lives until the next one."""
         ...
 
     def keep(self, indices: list[int]) -> None:
@@ -130,12 +155,12 @@ class DeviceStorage:
         for tensor in self._tensors.values():
             tensor[index, target] = tensor[index, source]
 
-    def parts(self, counts: list[int]) -> Iterator[Part]:
+    def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
         longest, step = max(counts), self._slots_a_part(len(counts))
         for first in range(0, longest, step):
             fields = {name: tensor[:, first : min(first + step, longest)] for name, tensor in self._tensors.items()}
-            key, value = self._format.decode(fields, self._layout.dtype)
-            yield Part(first, key, value, [min(max(count - first, 0), step) for count in counts])
+            here = [min(max(count - first, 0), step) for count in counts]
+            yield part_of(self._format, self._layout.dtype, first, fields, here)
 
     def keep(self, indices: list[int]) -> None:
         self._tensors = {name: tensor[indices] for name, tensor in self._tensors.items()}
