@@ -5,23 +5,21 @@
 // become plain pointers and strides; the engine in cpu/ knows nothing of PyTorch.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 #include <tuple>
 
-#include "stm_fast/memory_read.h"
+#include "tensors.h"
 
 namespace {
 
 using stm_fast::Accumulator;
-using stm_fast::Batch;
+using stm_fast::batch_of;
 using stm_fast::BFloat16;
+using stm_fast::check_tensor;
+using stm_fast::data_of;
 using stm_fast::Half;
-using stm_fast::Index;
+using stm_fast::parallel_read;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -41,12 +39,6 @@ struct Arguments {
 
 ScalarType accumulation_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-void check_tensor(const char* name, const Tensor& tensor, int64_t dimensions, ScalarType type) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a cpu tensor");
-  STD_TORCH_CHECK(tensor.dim() == dimensions, name, ": found ", tensor.dim(), " dimensions, expected ", dimensions);
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": its dtype differs from what query's asks for");
 }
 
 void check_same_shape(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
@@ -83,13 +75,6 @@ void check(const Arguments& a) {
   STD_TORCH_CHECK(a.top_k >= 0, "top_k: found ", a.top_k, ", expected 0 or more");
 }
 
-template <class Element>
-Batch<const Element> batch_of(const Tensor& tensor) {
-  const bool shared = tensor.size(0) == 1;
-  return {static_cast<const Element*>(tensor.const_data_ptr()), shared ? 0 : tensor.stride(0), tensor.stride(1),
-          tensor.dim() == 3 ? tensor.stride(2) : 1};
-}
-
 template <class Stored>
 stm_fast::ReadProblem<Stored> problem_of(const Arguments& a) {
   stm_fast::ReadProblem<Stored> problem{
@@ -117,32 +102,6 @@ stm_fast::ReadProblem<Stored> problem_of(const Arguments& a) {
     problem.lengths_stride = a.lengths->stride(0);
   }
   return problem;
-}
-
-// As many threads as PyTorch may use, but none with less to do than it costs to wake it.
-stm_fast::Parallel parallel(const Arguments& a) {
-  constexpr double least_products = 1e6;
-  const double products = static_cast<double>(a.value.size(0)) * static_cast<double>(a.query.size(1)) *
-                          static_cast<double>(a.key.size(1)) * static_cast<double>(a.key.size(2) + a.value.size(2));
-  const Index most = torch::stable::get_num_threads();
-  const Index threads = products >= least_products * most ? most : 1 + static_cast<Index>(products / least_products);
-  return {threads, [threads](Index count, const std::function<void(Index)>& task) {
-            const auto run = [&](int64_t begin, int64_t end) {
-              for (Index i = begin; i < end; ++i) {
-                task(i);
-              }
-            };
-            if (threads == 1) {
-              run(0, count);
-            } else {
-              torch::stable::parallel_for(0, count, stm_fast::divide_up(count, threads), run);
-            }
-          }};
-}
-
-template <class Element>
-Element* data_of(Tensor& tensor) {
-  return static_cast<Element*>(tensor.mutable_data_ptr());
 }
 
 // An empty tensor, like `other`, for an input that is absent.
@@ -182,8 +141,8 @@ std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor
                               : torch::stable::new_empty(value, {0}, accumulation);
   for_dtype(query.scalar_type(), [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
-    stm_fast::memory_read(problem_of<Stored>(arguments), parallel(arguments), data_of<Stored>(out), data_of<T>(lse),
-                          return_usage ? data_of<T>(usage) : nullptr);
+    stm_fast::memory_read(problem_of<Stored>(arguments), parallel_read(query, key, value), data_of<Stored>(out),
+                          data_of<T>(lse), return_usage ? data_of<T>(usage) : nullptr);
   });
   return {out, lse, usage};
 }
@@ -213,7 +172,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
   Tensor grad_selection = zeros_like(selection, query);
   for_dtype(type, [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
-    stm_fast::memory_read_backward(problem_of<Stored>(arguments), parallel(arguments),
+    stm_fast::memory_read_backward(problem_of<Stored>(arguments), parallel_read(query, key, value),
                                    {.grad_out = batch_of<Stored>(grad_out),
                                     .grad_lse = batch_of<T>(grad_lse),
                                     .out = batch_of<Stored>(out),

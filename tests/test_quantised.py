@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from stm_fast.ops import quantised
+from stm_fast.ops import cpp_ops, memory_read, quantised
 from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised, quantise_memory
+from stm_fast.testing import ReadCase, Tensors
+from stm_fast.testing.criterion import assert_no_worse_than_eager
 from stm_fast.testing.quantised import exact_read, relative_error, soft_memory, stm_like_memory
+from stm_fast.testing.rounding import rounded_once
 
 torch.set_num_threads(1)
+
+needs_cpp = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
 
 CASES = Path(__file__).with_name("quantised_engine_cases.py")
 DTYPES = [torch.int8, torch.float8_e4m3fn]
@@ -40,17 +45,85 @@ def test_the_kernel_is_right_on_the_device() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("make", [stm_like_memory, soft_memory])
 @pytest.mark.parametrize("lengths", [None, [0, 150]])
-def test_the_path_by_floats(make, dtype: torch.dtype, lengths: list[int] | None, monkeypatch) -> None:
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
+def test_the_paths_by_floats(backend, make, dtype: torch.dtype, lengths: list[int] | None, monkeypatch) -> None:
     monkeypatch.setattr(quantised, "SCRATCH_BYTES", 1)  # one slot at a time
     query, key, value = make(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
     memory = quantise_memory(key, value, dtype)
     there = None if lengths is None else torch.tensor(lengths)
-    out, lse = memory_read_quantised(query, memory, lengths=there, return_lse=True)
+    out, lse = memory_read_quantised(query, memory, lengths=there, return_lse=True, backend=backend)
     exact_out, exact_lse = exact_read(query, *floats_of(memory), lengths)
     torch.testing.assert_close(out.double(), exact_out, rtol=0, atol=1e-4)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=0, atol=1e-4)
     limit = 0.012 if dtype == torch.int8 else 0.05
     assert relative_error(out, exact_read(query, key, value, lengths)[0]) < limit
+
+
+@needs_cpp
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "lengths", "shared"),
+    [
+        ({"queries": 50, "slots": 3, "rows": 135, "key_dim": 128, "value_dim": 512}, None, False),
+        ({"queries": 1, "slots": 40, "rows": 7, "key_dim": 9, "value_dim": 5}, [279, 100], True),
+        ({"queries": 33, "slots": 2, "rows": 193, "key_dim": 17, "value_dim": 30}, [0, 386], False),
+        ({"queries": 5, "slots": 300, "rows": 1, "key_dim": 1, "value_dim": 1}, [1, 299], True),
+    ],
+    ids=str,
+)
+def test_the_cpp_engine_is_as_right_as_a_read_of_floats(sizes, lengths, shared, query_dtype, dtype) -> None:
+    query, key, value = soft_memory(**sizes)
+    query, memory = query.to(query_dtype), quantise_memory(key[:1] if shared else key, value, dtype)
+    there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    doubles = Tensors(query.double(), *memory.dequantised(torch.float64), None, None)
+    exact = named(memory_read(*doubles[:3], lengths=there, return_lse=True, backend="reference"))
+    floats = query.float(), *memory.dequantised(torch.float32)
+    eager = named(memory_read(*floats, lengths=there, return_lse=True, backend="reference"))
+    case = ReadCase(2, key_dim=query.shape[2], lengths=lengths, rows=doubles.key.shape[1])
+    rounded = rounded_once(case, doubles, query_dtype, {})
+    if lengths is not None:  # what does not count may hold anything
+        for object_, count in enumerate(lengths):
+            memory.value_scale[object_, -(-count // sizes["rows"]) :] = torch.nan
+            if not shared:
+                memory.key_mean[object_, -(-count // sizes["rows"]) :] = torch.nan
+                memory.key_scale[object_].view(-1)[count:] = torch.nan
+    for found in (memory, QuantisedMemory(*(torch.stack([tensor] * 3, -1)[..., 1] for tensor in memory))):
+        results = named(memory_read_quantised(query, found, lengths=there, return_lse=True, backend="cpp"))
+        assert results["out"].dtype == query_dtype
+        assert_no_worse_than_eager(results, eager, rounded, exact)
+
+
+def named(results: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(zip(("out", "lse"), results, strict=True))
+
+
+@needs_cpp
+def test_the_cpp_engine_is_a_well_behaved_operator() -> None:
+    query, key, value = soft_memory(queries=9, slots=2, rows=20, key_dim=16, value_dim=24)
+    memory = quantise_memory(key, value)
+    flat = memory.key.flatten(1, 2), memory.key_scale.flatten(1), memory.key_mean.squeeze(2)
+    values = memory.value.flatten(1, 2), memory.value_scale.squeeze(2)
+    operator = torch.ops.stm_fast.memory_read_quantised_cpp.default
+    torch.library.opcheck(operator, (query, *flat, *values, torch.tensor([40, 9], dtype=torch.int32), 0.25))
+    for changed in ((query.double(), *flat), (query[:, :, 1:], *flat), (query, flat[0].float(), *flat[1:])):
+        with pytest.raises(RuntimeError, match=r"query: |key: |value: "):
+            operator(*changed, *values, None, 0.25)
+
+
+@needs_cpp
+def test_the_cpp_engine_is_taken_where_it_can(caplog) -> None:
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("a faster one is here")
+    query, key, value = soft_memory(queries=2, slots=1, rows=3, key_dim=4, value_dim=5)
+    memory = quantise_memory(key, value)
+    with caplog.at_level("DEBUG", logger="stm_fast.ops.quantised"):
+        memory_read_quantised(query, memory)
+        memory_read_quantised(query.double(), memory)
+        memory_read_quantised(query.requires_grad_(), memory)
+    chosen = [record.getMessage() for record in caplog.records if " not " not in record.getMessage()]
+    assert chosen == [f"memory_read_quantised: {name}" for name in ("cpp", "reference", "reference")]
 
 
 def floats_of(memory: QuantisedMemory) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +181,7 @@ def test_memories_that_do_not_fit_are_refused(change, error: type[Exception], me
     ("options", "error", "message"),
     [
         ({"lengths": torch.zeros(3, dtype=torch.int32)}, ValueError, "lengths: found"),
-        ({"backend": "cpp"}, ValueError, "backend: found 'cpp'"),
+        ({"backend": "abacus"}, ValueError, "backend: found 'abacus'"),
         ({"backend": "triton"}, NotImplementedError, "cannot run this quantised memory read: .+"),
     ],
 )

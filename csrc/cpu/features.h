@@ -9,6 +9,7 @@
 // engine needs to know no more of a similarity than these maps and their transposed derivatives.
 #pragma once
 
+#include "quantised_rows.h"
 #include "stm_fast/memory_read.h"
 #include "stm_fast/pack.h"
 
@@ -30,7 +31,7 @@ class Features {
 
   void of_query(Index object, Index i, T* feature) const {
     const Index key_dim = problem_.key_dim;
-    const Matrix<const Stored> query = problem_.query[object];
+    const Matrix<const Dense<Stored>> query = problem_.query[object];
     T norm = 0;
     for (Index c = 0; c < key_dim; ++c) {
       const T q = widen(query.at(i, c));
@@ -105,7 +106,11 @@ class Features {
   // The same of keys; `columns`, where wanted, are panels [divide_up(dim, width)][count][width] of them transposed.
   void pack_keys(Index object, Index first, Index count, Index width, T* room, T* panels, T* columns = nullptr) const {
     if (!problem_.l2) {
-      return pack_both(problem_.key[object].from_row(first), count, width, panels, columns);
+      pack_both(problem_.key[object].from_row(first), count, width, panels, columns);
+      if constexpr (quantised<Stored>) {
+        dequantise_keys(problem_, object, first, count, width, panels);
+      }
+      return;
     }
     for (Index j = 0; j < count; ++j) {
       of_key(object, first + j, room + j * dim_);

@@ -15,8 +15,8 @@ namespace {
 template <class Stored>
 struct Results {
   using T = Accumulator<Stored>;
-  Stored* out = nullptr;  // [B, M, Cv]
-  T* lse = nullptr;       // [B, M]
+  Dense<Stored>* out = nullptr;  // [B, M, Cv]
+  T* lse = nullptr;              // [B, M]
   Statistics<T> statistics = {};
 };
 
@@ -79,8 +79,7 @@ class ForwardPass {
     for (Index row = segment.begin * rows_per_block; row < end; row += rows_per_block) {
       const Index rows = std::min(rows_per_block, end - row);
       scores_.features.pack_keys(segment.object, row, rows, kernels_.group_rows, work.room, work.keys);
-      pack_panels(problem_.value[segment.object].from_row(row).transposed(), value_dim_, rows, kernels_.group_rows,
-                  work.values);
+      pack_values(segment.object, row, rows, work.values);
       for (Index panel = 0; panel < panels; ++panel) {
         const T* query = work.query + panel * scores_.features.dim() * blocks_.lanes;
         scores_.tile(segment.object, first + panel, row, rows, work.keys, query, work.scores, blocks_.lanes);
@@ -118,6 +117,15 @@ class ForwardPass {
   }
 
  private:
+  // Channels side by side, [channel groups][rows][group_rows].
+  void pack_values(Index object, Index row, Index rows, T* panels) const {
+    const Matrix<const Stored> channels = problem_.value[object].from_row(row).transposed();
+    pack_panels(channels, value_dim_, rows, kernels_.group_rows, panels);
+    if constexpr (quantised<Stored>) {
+      dequantise_values(problem_, object, row, rows, value_dim_, kernels_.group_rows, panels);
+    }
+  }
+
   // Scores [rows, lanes] become weights, and the values are added with them.
   void read_tile(const Workspace& work, Index rows, Index panel, const Partial& result) const {
     const Index lanes = blocks_.lanes;
@@ -141,7 +149,7 @@ class ForwardPass {
     const Index at = object * blocks_.queries + query;
     results_.lse[at] = largest + std::log(total);
     for (Index c = 0; c < value_dim_; ++c) {
-      results_.out[at * value_dim_ + c] = narrow<Stored>(sums[c * blocks_.lanes] * factor);
+      results_.out[at * value_dim_ + c] = narrow<Dense<Stored>>(sums[c * blocks_.lanes] * factor);
     }
   }
 
@@ -164,8 +172,8 @@ void run_forward(const Scores<Stored>& scores, const Parallel& parallel, Index v
 }  // namespace
 
 template <class Stored>
-void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Stored* out, Accumulator<Stored>* lse,
-                 Accumulator<Stored>* usage) {
+void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Dense<Stored>* out,
+                 Accumulator<Stored>* lse, Accumulator<Stored>* usage) {
   const TopK<Stored> top_k(problem, parallel);
   const Scores<Stored> scores(problem, top_k.thresholds());
   run_forward(scores, parallel, problem.value_dim, {.out = out, .lse = lse});
@@ -184,13 +192,15 @@ void softmax_statistics(const Scores<Stored>& scores, const Parallel& parallel,
   run_forward(scores, parallel, 0, Results<Stored>{.statistics = statistics});
 }
 
-#define STM_FAST_INSTANTIATE(Stored)                                                                    \
-  template void memory_read(const ReadProblem<Stored>&, const Parallel&, Stored*, Accumulator<Stored>*, \
-                            Accumulator<Stored>*);                                                      \
+#define STM_FAST_INSTANTIATE(Stored)                                                                           \
+  template void memory_read(const ReadProblem<Stored>&, const Parallel&, Dense<Stored>*, Accumulator<Stored>*, \
+                            Accumulator<Stored>*);                                                             \
   template void softmax_statistics(const Scores<Stored>&, const Parallel&, const Statistics<Accumulator<Stored>>&);
 STM_FAST_INSTANTIATE(float)
 STM_FAST_INSTANTIATE(double)
 STM_FAST_INSTANTIATE(BFloat16)
 STM_FAST_INSTANTIATE(Half)
+STM_FAST_INSTANTIATE(Int8)
+STM_FAST_INSTANTIATE(Float8)
 
 }  // namespace stm_fast

@@ -202,5 +202,7 @@ template class TopK<float>;
 template class TopK<double>;
 template class TopK<BFloat16>;
 template class TopK<Half>;
+template class TopK<Int8>;
+template class TopK<Float8>;
 
 }  // namespace stm_fast

@@ -58,5 +58,7 @@ template void memory_usage(const Scores<float>&, const Parallel&, float*);
 template void memory_usage(const Scores<double>&, const Parallel&, double*);
 template void memory_usage(const Scores<BFloat16>&, const Parallel&, float*);
 template void memory_usage(const Scores<Half>&, const Parallel&, float*);
+template void memory_usage(const Scores<Int8>&, const Parallel&, float*);
+template void memory_usage(const Scores<Float8>&, const Parallel&, float*);
 
 }  // namespace stm_fast

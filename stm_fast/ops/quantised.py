@@ -6,14 +6,14 @@ Shapes: B objects, M queries, T slots (frames) of R rows each, Ck key width, Cv 
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
-from stm_fast.ops import triton_ops
+from stm_fast.ops import cpp_quantised, triton_ops
 from stm_fast.ops.functional import memory_read, merge_reads
 from stm_fast.ops.inputs import accumulation_dtype
 
@@ -104,8 +104,8 @@ def memory_read_quantised(
     """``memory_read`` of a quantised memory: dot similarity, dense, one byte a number read from the device's memory.
 
     "triton" multiplies bytes: it quantises queries too (by row, to the dtype of the memory), and the weights of an fp8
-    memory. "reference" turns some slots at a time into floats. The error of both against float64 is in
-    kernels/README.md.
+    memory. "cpp" makes bytes numbers as it packs them, "reference" some slots at a time. The errors against float64 are
+    in kernels/README.md.
 
     Args:
         query: ``[B, M, Ck]`` or ``[1, M, Ck]``, any float dtype.
@@ -113,29 +113,52 @@ def memory_read_quantised(
         scale: factor of the scores, default ``1 / sqrt(Ck)``.
         lengths: ``[B]`` integers: only the first ``lengths[b]`` of the T*R rows count; clamped to 0..T*R.
         return_lse: also return lse ``[B, M]``, as memory_read() does: such reads merge with any others.
-        backend: "auto" takes "triton" where it can, else "reference".
+        backend: "auto" takes the first that can of "triton", "cpp" and "reference".
 
     Returns:
         out ``[B, M, Cv]`` in the dtype of query, and lse where asked for.
 
     Raises:
         TypeError, ValueError: arguments that do not fit together.
-        NotImplementedError: backend="triton" where it cannot, with its reasons.
+        NotImplementedError: a named backend that cannot, with its reasons.
     """
     _check(query, memory, lengths)
     scale = 1 / math.sqrt(query.shape[2]) if scale is None else float(scale)
     lengths = None if lengths is None else lengths.to(torch.int32)
-    if backend not in ("auto", "triton", "reference"):
-        raise ValueError(f'backend: found {backend!r}, expected "auto", "triton" or "reference"')
-    reasons = [] if backend == "reference" else triton_reasons(query, memory)
-    if backend == "triton" and reasons:
-        raise NotImplementedError(f"backend 'triton' cannot run this quantised memory read: {'; '.join(reasons)}")
-    if backend == "reference" or reasons:
-        logger.debug("memory_read_quantised: reference: %s", "; ".join(reasons))
-        out, lse = _read_in_parts(query, memory, scale, lengths)
-    else:
-        out, lse = _read_by_triton(query, memory, scale, lengths)
+    out, lse = _choose(backend, query, memory).read(query, memory, scale, lengths)
     return (out, lse) if return_lse else out
+
+
+class _Backend(NamedTuple):
+    """One way to read: why it cannot, empty where it can; and the read, with scale and lengths."""
+
+    name: str
+    reasons: Callable[[Tensor, QuantisedMemory], list[str]]
+    read: Callable[[Tensor, QuantisedMemory, float, Tensor | None], tuple[Tensor, Tensor]]
+
+
+def _choose(name: str, query: Tensor, memory: QuantisedMemory) -> _Backend:
+    """The named backend, or for "auto" the first that can."""
+    if name not in ("auto", *(backend.name for backend in _BACKENDS)):
+        names = ", ".join(backend.name for backend in _BACKENDS)
+        raise ValueError(f'backend: found {name!r}, expected "auto" or one of {names}')
+    for backend in _BACKENDS:
+        if name in ("auto", backend.name):
+            reasons = backend.reasons(query, memory)
+            if not reasons:
+                _log("memory_read_quantised: %s", backend.name)
+                return backend
+            if name == backend.name:
+                found = "; ".join(reasons)
+                raise NotImplementedError(f"backend {name!r} cannot run this quantised memory read: {found}")
+            _log("memory_read_quantised: not %s: %s", backend.name, "; ".join(reasons))
+    raise AssertionError("the reference takes everything")
+
+
+def _log(message: str, *arguments: str) -> None:
+    # a compiled graph has made its choice already, and logging would break it
+    if not torch.compiler.is_compiling():
+        logger.debug(message, *arguments)
 
 
 def triton_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
@@ -173,6 +196,16 @@ def _read_by_triton(
     return out, lse
 
 
+def _cpp_reasons(query: Tensor, _memory: QuantisedMemory) -> list[str]:
+    return cpp_quantised.not_supported_reasons(query)
+
+
+def _read_by_cpp(query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    key, key_scale, key_mean, value, value_scale = memory
+    scales = key_scale.squeeze(3), key_mean.squeeze(2), value, value_scale.squeeze(2)
+    return cpp_quantised.read(query, key, *scales, lengths, scale)
+
+
 def _read_in_parts(
     query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -194,6 +227,18 @@ def _parts(memory: QuantisedMemory, dtype: torch.dtype) -> Iterator[tuple[int, Q
     step = max(1, SCRATCH_BYTES // (numbers * dtype.itemsize))
     for first in range(0, memory.key.shape[1], step):
         yield first, memory.slots(first, first + step)
+
+
+def _takes_everything(_query: Tensor, _memory: QuantisedMemory) -> list[str]:
+    return []
+
+
+# in the order of preference
+_BACKENDS = (
+    _Backend("triton", triton_reasons, _read_by_triton),
+    _Backend("cpp", _cpp_reasons, _read_by_cpp),
+    _Backend("reference", _takes_everything, _read_in_parts),
+)
 
 
 def _check(query: Tensor, memory: QuantisedMemory, lengths: Tensor | None) -> None:

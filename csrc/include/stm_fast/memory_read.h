@@ -1,8 +1,9 @@
 // The memory read on plain pointers: out_i = sum_j softmax_j(S_ij) value_j, forward and backward.
 //
 // B objects, M queries, N memory rows, Ck key width, Cv value width. Stored is what the tensors hold (float, double,
-// BFloat16, Half); everything is accumulated in Accumulator<Stored>. The affinity is never made: queries are worked on
-// in blocks that pass over the memory in blocks, with a running softmax.
+// BFloat16, Half; of a quantised memory Int8 or Float8, beside queries and results of float); everything is accumulated
+// in Accumulator<Stored>. The affinity is never made: queries are worked on in blocks that pass over the memory in
+// blocks, with a running softmax.
 #pragma once
 
 #include <functional>
@@ -19,6 +20,15 @@ struct Parallel {
   std::function<void(Index count, const std::function<void(Index)>& task)> run;
 };
 
+// What makes the bytes of a quantised memory numbers: slots of `slot_rows` rows, R; row j is of slot t = j / R.
+//   key_j = key_scale_j * byte + key_mean_t      value_j = value_scale_t * byte
+struct Quantisation {
+  Index slot_rows = 1;
+  Batch<const float> key_scale;    // [Bk, N, 1]
+  Batch<const float> key_mean;     // [Bk, N / R, Ck]
+  Batch<const float> value_scale;  // [B, N / R, Cv]
+};
+
 template <class Stored>
 struct ReadProblem {
   using T = Accumulator<Stored>;
@@ -28,9 +38,9 @@ struct ReadProblem {
   Index rows;
   Index key_dim;
   Index value_dim;
-  Batch<const Stored> query;  // [B, M, Ck]
-  Batch<const Stored> key;    // [B, N, Ck]
-  Batch<const Stored> value;  // [B, N, Cv]
+  Batch<const Dense<Stored>> query;  // [B, M, Ck]
+  Batch<const Stored> key;           // [B, N, Ck]
+  Batch<const Stored> value;         // [B, N, Cv]
   T scale;
   bool l2 = false;         // S_ij = -scale * shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2, else scale * <q_i, k_j>
   bool query_norm = true;  // false leaves q^2 out of l2
@@ -39,6 +49,7 @@ struct ReadProblem {
   const std::int32_t* lengths = nullptr;  // [B], or null: every row counts
   Index lengths_stride = 0;
   Index top_k = 0;  // 0: dense
+  Quantisation quantisation = {};  // of a quantised memory, which has dot similarity
 
   // Memory rows of an object that count.
   Index rows_of(Index object) const {
@@ -54,8 +65,8 @@ struct ReadProblem {
 
 // out [B, M, Cv], lse [B, M] and usage [B, N] (null: not wanted) are contiguous.
 template <class Stored>
-void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Stored* out, Accumulator<Stored>* lse,
-                 Accumulator<Stored>* usage);
+void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Dense<Stored>* out,
+                 Accumulator<Stored>* lse, Accumulator<Stored>* usage);
 
 template <class Stored>
 struct ReadGradients {

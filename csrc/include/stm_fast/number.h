@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 namespace stm_fast {
 
@@ -17,6 +18,15 @@ struct Half {
   std::uint16_t bits;
 };
 
+// Numbers of a quantised memory, before their scales: integers, and floats of 4 bits of exponent and 3 of mantissa
+// ("e4m3fn": no infinity, and only magnitude 0x7f is NaN).
+struct Int8 {
+  std::int8_t bits;
+};
+struct Float8 {
+  std::uint8_t bits;
+};
+
 inline float widen(BFloat16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 // The exponent is rebiased by an exact product, which gives denormal numbers their value too; infinity and NaN, which
 // have no value, get the largest exponent instead.
@@ -26,11 +36,25 @@ inline float widen(Half x) {
   const std::uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) | special | sign);
 }
+inline float widen(Float8 x) {
+  const std::uint32_t magnitude = (x.bits & 0x7fu) << 20, sign = (x.bits & 0x80u) << 24;
+  const float value = std::bit_cast<float>(magnitude) * 0x1p120f;
+  const std::uint32_t special = magnitude == 0x07f00000u ? 0x7f800000u : 0u;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) | special | sign);
+}
+inline float widen(Int8 x) { return static_cast<float>(x.bits); }
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 
 template <class Stored>
 using Accumulator = decltype(widen(Stored{}));
+
+template <class Stored>
+inline constexpr bool quantised = std::is_same_v<Stored, Int8> || std::is_same_v<Stored, Float8>;
+
+// What queries and results are kept as where memory rows are Stored.
+template <class Stored>
+using Dense = std::conditional_t<quantised<Stored>, Accumulator<Stored>, Stored>;
 
 template <class Stored>
 inline Stored narrow(Accumulator<Stored> x) {

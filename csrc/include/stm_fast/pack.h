@@ -44,6 +44,22 @@ inline __attribute__((always_inline)) void load(const Half* from, Quad<float>& t
   const Bits special = reinterpret_cast<Bits>(magnitude >= 0x0f800000u) & 0x7f800000u;
   to = reinterpret_cast<Quad<float>>(reinterpret_cast<Bits>(value) | special | sign);
 }
+inline __attribute__((always_inline)) void load(const Int8* from, Quad<float>& to) {
+  Quad<std::int8_t> bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  to = __builtin_convertvector(bits, Quad<float>);
+}
+// As widen(Float8), four at a time.
+inline __attribute__((always_inline)) void load(const Float8* from, Quad<float>& to) {
+  using Bits = Quad<std::uint32_t>;
+  Quad<std::uint8_t> bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  const Bits wide = __builtin_convertvector(bits, Bits);
+  const Bits magnitude = (wide & 0x7fu) << 20, sign = (wide & 0x80u) << 24;
+  const Quad<float> value = reinterpret_cast<Quad<float>>(magnitude) * 0x1p120f;
+  const Bits special = reinterpret_cast<Bits>(magnitude == 0x07f00000u) & 0x7f800000u;
+  to = reinterpret_cast<Quad<float>>(reinterpret_cast<Bits>(value) | special | sign);
+}
 template <class T>
 inline __attribute__((always_inline)) void store(T* to, const Quad<T>& from) {
   std::memcpy(to, &from, sizeof(from));
