@@ -36,6 +36,8 @@ def not_supported_reasons(query: Tensor) -> list[str]:
     reasons = cpp_ops.absent_reasons()
     if reasons:
         return reasons
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("stm_fast::memory_read_quantised_cpp", "CPU"):
+        return ["the extension was built from older sources, without it; build it again"]
     if query.device.type != "cpu":
         reasons.append(f"it runs on cpu tensors only, found {query.device.type}")
     if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
