@@ -48,7 +48,7 @@ struct ReadProblem {
   Batch<const T> selection;               // [B, M, Ck], or null: 1
   const std::int32_t* lengths = nullptr;  // [B], or null: every row counts
   Index lengths_stride = 0;
-  Index top_k = 0;  // 0: dense
+  Index top_k = 0;                 // 0: dense
   Quantisation quantisation = {};  // of a quantised memory, which has dot similarity
 
   // Memory rows of an object that count.
