@@ -134,7 +134,7 @@ def test_a_read_of_bytes_is_that_of_decoded_rows(storage, place, tmp_path, monke
     assert banks[1].frames == banks[0].frames
 
 
-def test_bytes_are_read_as_they_are_kept_on_a_gpu():
+def test_bytes_are_read_as_they_are_kept():
     def keeps(device, backend="auto", storage="int8"):
         frame = FrameLayout(PIXELS, CK, CV, torch.float32, torch.device(device))
         return row_format_of(MemoryConfig(storage=storage), frame, backend).keeps(torch.float32)
@@ -142,7 +142,10 @@ def test_bytes_are_read_as_they_are_kept_on_a_gpu():
     assert keeps("cuda")
     assert keeps("cuda:1", storage="fp8")
     assert not keeps("cuda", backend="triton"), "a named backend reads floats"
-    assert not keeps("cpu")
+    assert keeps("cpu")
+    assert keeps("cpu", backend="cpp")
+    assert not keeps("cpu", backend="reference")
+    assert not keeps("cpu", storage="fp8")
 
 
 @pytest.mark.gpu

@@ -8,9 +8,13 @@ from stm_fast.memory.storage import DeviceStorage, FrameLayout, Storage
 
 
 def row_format_of(config: MemoryConfig, frame: FrameLayout, backend: str = "auto") -> Format:
-    """How rows are kept: bytes so that a GPU multiplies them as they are, unless a named backend wants floats."""
-    decoded = frame.device.type != "cuda" or backend != "auto"
-    return format_of(config.storage, frame.dtype, decoded=decoded)
+    """How rows are kept: bytes so that the read takes them as they are, unless a named backend wants floats.
+
+    On a CPU that is the C++ engine's, of int8; it has no use for the layout of fp8 that a GPU multiplies.
+    """
+    on_gpu = frame.device.type == "cuda" and backend == "auto"
+    on_cpu = frame.device.type == "cpu" and backend in ("auto", "cpp") and config.storage == "int8"
+    return format_of(config.storage, frame.dtype, decoded=not (on_gpu or on_cpu))
 
 
 def storage_of(config: MemoryConfig, frame: FrameLayout, known_slots: int | None, backend: str = "auto") -> Storage:
