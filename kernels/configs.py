@@ -151,19 +151,23 @@ def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
 
 
 def choose_splits(target: Target, tiles: int, steps: int) -> int:
-    """Into how many parts to split the memory: the fewest that keep at least 90% of the processors busy.
+    """Into how many parts to split the memory: the fewest that keep 90 % of the processors busy, or as many as can be.
 
     Args:
         tiles: programs without a split.
         steps: blocks of memory rows that each of them would visit; a part gets at least four.
     """
     most = max(1, min(steps // 4, target.processors))
-    busy = [_busy(tiles * splits, target.processors) for splits in range(1, most + 1)]
-    enough = min(0.9, max(busy))
-    return next(index for index, share in enumerate(busy, start=1) if share >= enough)
+    shares = [busy_share(tiles, steps, splits, target.processors) for splits in range(1, most + 1)]
+    enough = min(0.9, max(shares))
+    return next(splits for splits, share in enumerate(shares, start=1) if share >= enough)
 
 
-def _busy(programs: int, processors: int) -> float:
-    """The share of processors at work, averaged over the waves of programs."""
-    waves = -(-programs // processors)
-    return programs / (waves * processors) if programs else 1.0
+def busy_share(tiles: int, steps: int, splits: int, processors: int) -> float:
+    """The share of the processors at work, on average until the last program ends.
+
+    Programs run in waves of one a processor, and a wave takes as long as the longest part: `tiles * steps` steps are
+    done in the time of `waves * ceil(steps / splits) * processors`.
+    """
+    waves, longest = -(-tiles * splits // processors), -(-steps // splits)
+    return tiles * steps / (waves * longest * processors) if tiles and steps else 1.0

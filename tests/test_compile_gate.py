@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from stm_fast.benchmarking import grid
 from stm_fast.kernels import compile_gate
 from stm_fast.kernels.compile_gate import Case, Compiled
-from stm_fast.kernels.configs import COMBINE, all_configs, choose_splits
+from stm_fast.kernels.configs import COMBINE, all_configs, busy_share, choose_splits
 from stm_fast.kernels.targets import Target, nearest_architecture
 
 
@@ -46,10 +47,31 @@ def test_a_configuration_that_was_not_visited_is_a_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tiles", "steps", "splits"), [(26, 26, 5), (260, 500, 1), (1, 3, 1), (0, 100, 1), (1, 10000, 119), (131, 1000, 1)]
+    ("tiles", "steps", "splits"),
+    [(26, 26, 5), (260, 500, 1), (1, 3, 1), (0, 100, 1), (1, 10000, 120), (131, 1000, 1), (78, 26, 3)],
 )
 def test_the_memory_is_split_to_fill_the_processors(tiles: int, steps: int, splits: int) -> None:
     assert choose_splits(Target(90, 132), tiles, steps) == splits
+
+
+def test_the_share_of_busy_processors_by_hand() -> None:
+    # 26 tiles x 5 parts are one wave of 130 programs; 26 steps make parts of 6, 6, 6, 6 and 2
+    assert busy_share(26, 26, 5, 132) == pytest.approx(26 * 26 / (6 * 132))
+    # 78 x 5 are three waves of parts of 20 steps
+    assert busy_share(78, 100, 5, 132) == pytest.approx(78 * 100 / (3 * 20 * 132))
+    assert busy_share(132, 7, 1, 132) == 1
+    assert busy_share(0, 7, 1, 132) == busy_share(7, 0, 1, 132) == 1
+
+
+@pytest.mark.parametrize(("queries", "programs"), [(128, 2), (64, 1), (64, 2)], ids=["portable", "hopper", "quantised"])
+def test_a_memory_of_five_frames_or_more_keeps_an_h100_busy(queries: int, programs: int) -> None:
+    """So an even share of the steps for every processor (stream-K) could win 8 % at the most."""
+    for shape in grid():
+        tiles, steps = -(-shape.queries // queries) * programs * shape.objects, -(-shape.rows // 64)
+        share = busy_share(tiles, steps, choose_splits(Target(90, 132), tiles, steps), 132)
+        total = tiles * steps
+        even = total / (-(-total // 132) * 132)
+        assert share > (0.92 if shape.frames >= 5 else 0.88) * even, shape
 
 
 def test_an_unknown_device_takes_the_tiles_of_the_one_before_it() -> None:
