@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,11 +16,12 @@ from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
-from stm_fast.data.sequences import Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
+from stm_fast.data.sequences import SETS, Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.evaluation import contour_accuracy, region_similarity
 from stm_fast.evaluation.augmentation import AugmentedSegmenter
+from stm_fast.evaluation.baselines import copy_first_masks
 from stm_fast.evaluation.benchmark_sets import Inference, claim_output, describe_run, read_timings, run_sequences
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
 from stm_fast.inference import VideoSegmenter
@@ -496,3 +498,44 @@ def test_annotated_sequences_of_nothing(tmp_path):
         annotated_sequences(tmp_path / "nowhere", Objects.ALL)
     with pytest.raises(InputError, match="no folder of a sequence"):
         annotated_sequences(tmp_path, Objects.ALL)
+
+
+def test_procedural_clips_are_a_set_that_is_drawn_once(tmp_path):
+    names = SETS["synthetic"](tmp_path, "3")
+    assert [sequence.name for sequence in names] == [f"seed{seed:06}" for seed in range(3, 3 + len(names))]
+    first = names[0]
+    assert first.fully_annotated
+    drawn = SyntheticClip(3, frames=len(first.annotated), objects=3)
+    assert np.array_equal(first.read_annotation("00007"), drawn[7].ids)
+    assert np.array_equal(np.asarray(Image.open(first.frames / "00007.png")), drawn[7].image)
+    before = (first.frames / "00007.png").stat().st_mtime_ns
+    shutil.rmtree(names[1].annotations)
+    SETS["synthetic"](tmp_path, "3")
+    assert (first.frames / "00007.png").stat().st_mtime_ns == before
+    assert names[1].fully_annotated
+    for split in ("val", "1000000"):
+        with pytest.raises(InputError, match=f"--split: found .*{split}"):
+            SETS["synthetic"](tmp_path, split)
+
+
+def test_copied_first_masks_take_objects_up_where_they_are_given(tmp_path):
+    root, late = write_youtube(tmp_path / "data")
+    [sequence] = youtube_vos(root, "valid")
+    copy_first_masks([sequence], tmp_path / "out")
+    found = tmp_path / "out/Annotations/v1"
+    first = sequence.read_annotation("00000")
+    assert sorted(file.stem for file in found.iterdir()) == [f"{index:05d}" for index in range(0, 16, 5)]
+    assert np.array_equal(read_mask(found / "00005.png").ids, first)
+    assert np.array_equal(read_mask(found / "00015.png").ids, np.where(late > 0, late, first))
+
+
+def test_base_lines_are_scored_beside_it(tmp_path):
+    root = write_davis(tmp_path / "data", names=("blob",))
+    result = small_run(root, tmp_path / "out", "--baselines")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out/results.json").read_text())
+    assert set(record["baselines"]) == {"first mask copied", "untrained network"}
+    copied = score_sequence(davis17(root, "val")[0], tmp_path / "out/baselines/first mask copied/Annotations/blob")
+    mean = np.mean([score.J.mean for score in copied])
+    assert record["baselines"]["first mask copied"]["J-Mean"] == pytest.approx(mean)
+    assert "first mask copied" in result.output

@@ -12,6 +12,7 @@ from stm_fast.commands.common import Arch, Architecture, Backend, Device, Weight
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import MEANINGS, SETS, Sequence, annotated_sequences
 from stm_fast.errors import InputError
+from stm_fast.evaluation.baselines import COPIED, UNTRAINED, copy_first_masks, untrained
 from stm_fast.evaluation.benchmark_sets import (
     MASKS,
     Inference,
@@ -24,9 +25,11 @@ from stm_fast.evaluation.benchmark_sets import (
 from stm_fast.evaluation.record import Record, make_record, write_record
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
-from stm_fast.evaluation.tables import print_tables, write_tables
+from stm_fast.evaluation.tables import overall, print_comparison, print_tables, write_tables
 from stm_fast.inference.shards import rank, shard, wait_for_all
+from stm_fast.network import STM
 from stm_fast.network.deployment import for_inference
+from stm_fast.network.fingerprint import fingerprint
 from stm_fast.video.whole_file import make_folder
 
 
@@ -35,15 +38,19 @@ class Benchmark(StrEnum):
     DAVIS17 = "davis17"
     YOUTUBE_VOS = "youtube-vos"
     FOLDER = "folder"
+    SYNTHETIC = "synthetic"
 
 
-_DEFAULT_SPLITS = {"davis16": "val", "davis17": "val", "youtube-vos": "valid", "folder": "all"}
+_DEFAULT_SPLITS = {"davis16": "val", "davis17": "val", "youtube-vos": "valid", "folder": "all", "synthetic": "0"}
+_BASELINES = "baselines"
 
 
 def evaluate(
     benchmark: Annotated[Benchmark, typer.Argument(help="The set, which says how its annotations count.")],
     data: Annotated[Path | None, typer.Option(help="Its root, which holds JPEGImages or the splits.")] = None,
-    split: Annotated[str | None, typer.Option(help="val for DAVIS, valid for YouTube-VOS, all for a folder.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="val for DAVIS, valid for YouTube-VOS, all for a folder, a seed for synthetic.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="For masks and tables.")] = None,
     only_score: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="PRED GT", help="Run nothing: score PRED against GT.")
@@ -58,13 +65,17 @@ def evaluate(
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html, a page that needs nothing else.")
     ] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Score the first mask copied and an untrained network beside it.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score; one for each core.")] = None,
     device: Device = "auto",
     backend: Backend = "auto",
 ) -> None:
     """Reproduce the scores of a benchmark set: DAVIS-2016, DAVIS-2017, YouTube-VOS or a folder of your own.
 
-    Under torchrun the sequences are shared out; a second run goes on where the first one ended.
+    The set "synthetic" are procedural clips, drawn into --data or else into the output folder. Under torchrun the
+    sequences are shared out; a second run goes on where the first one ended.
     """
     split = split or _DEFAULT_SPLITS[benchmark]
     if report and output is None:
@@ -75,6 +86,8 @@ def evaluate(
         record = make_record({"set": benchmark.value, "split": split, "results": str(only_score[0])}, scores, [])
         _finish(record, scores, pairs, output, report)
         return
+    if benchmark is Benchmark.SYNTHETIC and data is None and output is not None:
+        data = output / "data"
     if data is None or output is None:
         raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
     sequences = SETS[benchmark](data, split)
@@ -83,6 +96,8 @@ def evaluate(
     inference = Inference(MemoryConfig(every=every, previous=previous), max_size, backend, scales, flip)
     run = describe_run(model, benchmark, split, inference)
     _run(sequences, output, for_inference(model), inference, run)
+    if baselines:
+        _run_baselines(sequences, output / _BASELINES, model, inference, run)
     if rank() == 0:
         if weights is None:
             print("stm-fast: no --weights given: the network is untrained and the scores mean nothing", file=sys.stderr)
@@ -90,6 +105,10 @@ def evaluate(
         scores = score_sequences(pairs, workers)
         record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
         _hand_in(benchmark, sequences, scores, output)
+        if baselines and scores:
+            methods = {"this": scores} | _score_baselines(sequences, output / _BASELINES, workers)
+            print_comparison(methods)
+            record["baselines"] = {name: overall(found) for name, found in methods.items() if name != "this"}
         _finish(record, scores, pairs, output, report)
 
 
@@ -107,6 +126,22 @@ def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inferen
 
         run_sequences(share, output, model, inference, step)
     wait_for_all()
+
+
+def _run_baselines(sequences: list[Sequence], folder: Path, model: STM, inference: Inference, run: Record) -> None:
+    network = untrained(model.architecture).to(next(model.parameters()).device)
+    described = run | {"weights_sha256": fingerprint(network)}
+    _run(sequences, folder / UNTRAINED, for_inference(network), inference, described)
+    copy_first_masks(shard(sequences), folder / COPIED)
+    wait_for_all()
+
+
+def _score_baselines(sequences: list[Sequence], folder: Path, workers: int | None) -> dict[str, list[ObjectScore]]:
+    annotated = [sequence for sequence in sequences if sequence.fully_annotated]
+    return {
+        name: score_sequences([(sequence, folder / name / MASKS / sequence.name) for sequence in annotated], workers)
+        for name in (COPIED, UNTRAINED)
+    }
 
 
 def _annotated(sequences: list[Sequence]) -> list[Sequence]:

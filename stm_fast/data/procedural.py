@@ -5,12 +5,10 @@ from functools import lru_cache
 import numpy as np
 
 from stm_fast.data.raw import Shot
-from stm_fast.data.synthetic import SyntheticClip, SyntheticFrame
+from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip, SyntheticFrame
 from stm_fast.data.videos import draw_times
 from stm_fast.errors import InputError
 
-# seeds below are left to demonstrations, tests and evaluation
-FIRST_SEED = 1_000_000
 _OBJECTS = (1, 2, 3)
 _SPAN = 100  # frames of which a clip is drawn
 _KEPT = 32
@@ -38,7 +36,7 @@ class SyntheticSource:
 
     def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
         """Frames of clip `index`, as of a video of 100 frames."""
-        seed = FIRST_SEED + index
+        seed = FIRST_TRAINING_SEED + index
         clip = _open_clip(seed, self._height, self._width)
         times = draw_times(_SPAN, frames, max_skip, generator)
         return [_shot(clip[time], f"synthetic:{seed}:{time}") for time in times]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stm_fast.data.drawn_set import draw_set
 from stm_fast.errors import InputError
 from stm_fast.video import object_ids, read_mask
 from stm_fast.video.picture_folder import SUFFIXES, natural_key
@@ -126,17 +127,33 @@ def folder(root: Path, split: str) -> list[Sequence]:
     return [_checked(Sequence(name, frames / name, annotations / name, Objects.ALL)) for name in names]
 
 
+def synthetic(root: Path, split: str) -> list[Sequence]:
+    """Procedural clips of three objects, drawn into `root` where they are not there yet.
+
+    Args:
+        split: the seed of the first clip.
+    """
+    if not split.isdecimal():
+        raise InputError(f"--split: found {split!r}, expected the seed of the first procedural clip")
+    return [
+        Sequence(name, root / "JPEGImages" / name, root / "Annotations" / name, Objects.FIRST)
+        for name in draw_set(root, int(split))
+    ]
+
+
 SETS: dict[str, Callable[[Path, str], list[Sequence]]] = {
     "davis16": davis16,
     "davis17": davis17,
     "youtube-vos": youtube_vos,
     "folder": folder,
+    "synthetic": synthetic,
 }
 MEANINGS = {
     "davis16": Objects.ONE,
     "davis17": Objects.FIRST,
     "youtube-vos": Objects.ALL,
     "folder": Objects.ALL,
+    "synthetic": Objects.FIRST,
 }
 
 

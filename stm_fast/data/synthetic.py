@@ -16,6 +16,8 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 MAX_OBJECTS = 20
+# training draws seeds from here on; those below are for demonstrations, tests and evaluation
+FIRST_TRAINING_SEED = 1_000_000
 # a drawing is accepted when this share of every object is uncovered in frame 0
 VISIBLE_SHARE = 0.6
 ATTEMPTS = 20

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ def print_tables(scores: list[ObjectScore], split: str) -> None:
     print(f"\n---------- Per sequence results for {split} ----------")
     rows = [[score.name, f"{score.J.mean:.6f}", f"{score.F.mean:.6f}"] for score in scores]
     print(_aligned(SEQUENCE_MEASURES, rows))
+
+
+def print_comparison(methods: Mapping[str, list[ObjectScore]]) -> None:
+    """Several methods' scores of the same set, a line each."""
+    print("\n---------- Beside it ----------")
+    measures = ("J&F-Mean", "J-Mean", "F-Mean")
+    rows = []
+    for name, scores in methods.items():
+        measured = overall(scores)
+        rows.append([name, *(f"{measured[measure]:.6f}" for measure in measures)])
+    print(_aligned(("Method", *measures), rows))
 
 
 def write_tables(scores: list[ObjectScore], split: str, folder: Path) -> None:

@@ -44,7 +44,7 @@ class Learner:
         _check_batch(config, accelerator.num_processes)
         self._config, self._accelerator = config, accelerator
         # faster for convolutions; the weights stay what they are
-        self.clip_loss = clip_loss.to(accelerator.device, memory_format=torch.channels_last).train()
+        self.clip_loss = clip_loss.to(accelerator.device).to(memory_format=torch.channels_last).train()
         self._average = None if config.ema is None else weight_average(clip_loss.model, config.ema)
         optimizer = _OPTIMIZERS[config.optimizer.name](
             clip_loss.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay

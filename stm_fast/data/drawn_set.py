@@ -1,0 +1,59 @@
+"""A benchmark set of procedural clips, drawn where it is not there yet: nothing to fetch, exact masks."""
+
+import os
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
+from stm_fast.errors import InputError
+from stm_fast.video import write_mask
+from stm_fast.video.whole_file import make_folder, writing
+
+SEQUENCES = 8
+_FRAMES = 40
+_OBJECTS = 3
+
+
+def draw_set(root: Path, first_seed: int) -> list[str]:
+    """Draws the clips of a split that `root` lacks, as ``JPEGImages/<name>`` (PNGs) and ``Annotations/<name>``.
+
+    Args:
+        root: a folder of its own.
+        first_seed: of the first clip; the others follow. None of them is one that training draws.
+
+    Returns:
+        The names of the sequences.
+
+    Raises:
+        InputError: a seed of training clips, or a folder that cannot be written.
+    """
+    if not 0 <= first_seed <= FIRST_TRAINING_SEED - SEQUENCES:
+        raise InputError(f"--split: found seed {first_seed}, expected 0 to {FIRST_TRAINING_SEED - SEQUENCES}")
+    names = []
+    for seed in range(first_seed, first_seed + SEQUENCES):
+        names.append(f"seed{seed:06}")
+        if not (root / "Annotations" / names[-1]).is_dir():
+            _draw_sequence(root, names[-1], seed)
+    return names
+
+
+def _draw_sequence(root: Path, name: str, seed: int) -> None:
+    """The annotations get their name last: a sequence that has them is whole."""
+    folders = [root / kind / name for kind in ("JPEGImages", "Annotations")]
+    partial = [folder.with_name(f".{name}.{os.getpid()}.partial") for folder in folders]
+    try:
+        for folder in partial:
+            make_folder(folder)
+        for time, frame in enumerate(SyntheticClip(seed, frames=_FRAMES, objects=_OBJECTS)):
+            with writing(partial[0]):
+                Image.fromarray(frame.image).save(partial[0] / f"{time:05}.png")
+            write_mask(partial[1] / f"{time:05}.png", frame.ids)
+        with writing(folders[1]):
+            shutil.rmtree(folders[0], ignore_errors=True)
+            for whole, folder in zip(partial, folders, strict=True):
+                whole.rename(folder)
+    finally:
+        for folder in partial:
+            shutil.rmtree(folder, ignore_errors=True)
