@@ -111,6 +111,27 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class SyntheticValidation:
+    """The same on procedural clips.
+
+    Attributes:
+        first: number of the first clip; training takes them from 0 up to its `length`, so that fresh ones lie beyond.
+        clips: how many.
+        frames: of each.
+    """
+
+    kind: Literal["synthetic"]
+    first: int = 1_000_000
+    clips: int = 10
+    frames: int = 40
+    height: int = 144
+    width: int = 192
+    every: int = 1
+    max_size: int | None = None
+    memory_every: int = 5
+
+
+@dataclass(frozen=True)
 class Log:
     """How often, in steps, something is written."""
 
@@ -151,7 +172,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = None
     workers: int = 0
-    validation: Validation | None = None
+    validation: Validation | SyntheticValidation | None = None
     log: Log = field(default_factory=Log)
 
     @property

@@ -10,7 +10,7 @@ from stm_fast.training.checkpoint import State, read_state
 from stm_fast.training.config import TrainingConfig
 from stm_fast.video.whole_file import LEFT_OVER, make_folder
 
-# what does not touch the numbers of the steps that are done: it may change while a run is interrupted
+# what does not touch the numbers of the steps that are done: it may change while a run is interrupted, as a folder may move
 _FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights")
 
 
@@ -50,7 +50,7 @@ class RunFolder:
         before, now = (dict(_flat(content)) for content in (state["config"], dataclasses.asdict(config)))
         for key in {**before, **now}:
             old, new = before.get(key), now.get(key)
-            if old != new and key.split(".")[0] not in _FREE:
+            if old != new and key.split(".")[0] not in _FREE and not key.endswith(".path"):
                 raise InputError(f"{self.checkpoint}: the run began with {key} {old!r}, expected that, found {new!r}")
         return state
 

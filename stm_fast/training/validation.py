@@ -1,11 +1,16 @@
 """J&F of whole sequences while a run goes on, by the engine and the scorer that `stm-fast evaluate` uses."""
 
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
+import numpy as np
 from accelerate.utils import gather_object
+from PIL import Image
 
 from stm_fast.config import MemoryConfig
+from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.sequences import SETS, Sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation.benchmark_sets import MASKS, Inference, claim_output, run_sequences
@@ -14,7 +19,10 @@ from stm_fast.evaluation.tables import overall
 from stm_fast.inference.shards import shard
 from stm_fast.network import STM
 from stm_fast.network.deployment import for_inference
-from stm_fast.training.config import Validation
+from stm_fast.training.config import SyntheticValidation, Validation
+from stm_fast.training.pictures import write_picture
+from stm_fast.video import write_mask
+from stm_fast.video.whole_file import make_folder
 
 
 class Validator:
@@ -27,9 +35,9 @@ class Validator:
         InputError: sequences that are missing or cannot be scored.
     """
 
-    def __init__(self, validation: Validation, backend: str) -> None:
+    def __init__(self, validation: Validation | SyntheticValidation, backend: str) -> None:
         self.every = validation.every
-        self._sequences = SETS[validation.kind](Path(validation.path), validation.split)
+        self._sequences = self._open(validation)
         for sequence in self._sequences:
             if not sequence.fully_annotated:
                 raise InputError(f"{sequence.annotations}: frames without a mask, expected all to validate with")
@@ -46,3 +54,23 @@ class Validator:
             pairs = [(sequence, folder / MASKS / sequence.name) for sequence in share]
             scores = score_sequences(pairs, workers=1) if pairs else []
         return overall(gather_object(scores))
+
+    def _open(self, validation: Validation | SyntheticValidation) -> list[Sequence]:
+        if isinstance(validation, Validation):
+            return SETS[validation.kind](Path(validation.path), validation.split)
+        root = Path(tempfile.mkdtemp(prefix="stm_fast_clips_"))
+        weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
+        _draw_clips(validation, root)
+        return SETS["folder"](root, "all")
+
+
+def _draw_clips(validation: SyntheticValidation, root: Path) -> None:
+    """Procedural clips as a folder of sequences."""
+    source = SyntheticSource(validation.first + validation.clips, validation.height, validation.width)
+    for number in range(validation.first, validation.first + validation.clips):
+        shots = source.draw(number, validation.frames, 0, np.random.default_rng(number))
+        for time, shot in enumerate(shots):
+            place = Path(f"{number:07}", f"{time:05}.png")
+            write_picture(Image.fromarray(shot.read(1)), root / "JPEGImages" / place)
+            make_folder((root / "Annotations" / place).parent)
+            write_mask(root / "Annotations" / place, shot.ids)

@@ -1,0 +1,141 @@
+"""Training configurations: what a YAML file may say, and how each fault is named."""
+
+from dataclasses import asdict, astuple
+from pathlib import Path
+
+import pytest
+from training_runs import SMALL
+
+from stm_fast.errors import InputError
+from stm_fast.training.config import Skip, SyntheticData
+from stm_fast.training.config_file import from_plain, read_config
+from stm_fast.training.sampler import TicketSampler
+from stm_fast.training.schedule import Schedule, max_skip, rate_factor
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+MINIMAL = "epochs: 2\nclips_per_epoch: 10\ndata: [{kind: synthetic}]\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    file = tmp_path / "config.yaml"
+
+    def written(text):
+        file.write_text(text)
+        return file
+
+    return written
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_configuration_that_ships_is_one(file):
+    config = read_config(file)
+    assert from_plain(asdict(config), "again") == config
+
+
+def test_what_is_not_said_is_as_in_the_paper(write):
+    config = read_config(write(MINIMAL))
+    assert config.data == (SyntheticData("synthetic"),)
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.batch) == ("adam", 1e-5, 4)
+    assert (config.clips.frames, config.clips.size, config.batch_norm) == (3, (384, 384), "fixed")
+    assert config.network.backbone == "resnet50"
+
+
+def test_a_number_without_a_point_is_a_number(write):
+    config = read_config(write(MINIMAL + "optimizer: {lr: 1e-5, clip_norm: 1}\n"))
+    assert (config.optimizer.lr, config.optimizer.clip_norm) == (1e-5, 1.0)
+
+
+def test_changes_reach_into_what_lies_inside_one_another(write):
+    changes = ["optimizer.lr=3e-4", "data.0.weight=2", "validation={kind: davis16, path: D}", "clips.size=[64, 96]"]
+    config = read_config(write(MINIMAL), [*changes, "validation.every=3", "ema=0.999"])
+    assert config.optimizer.lr == 3e-4
+    assert config.data[0].weight == 2
+    assert config.clips.size == (64, 96)
+    assert config.validation.every == 3
+    assert config.ema == 0.999
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer: {learning_rate: 1}", "optimizer.learning_rate: unknown key, expected one of name, lr"),
+        ("optimzer: {lr: 1}", "optimzer: unknown key, did you mean optimizer?"),
+        ("optimizer: {lr: fast}", "optimizer.lr: found 'fast', expected a number"),
+        ("optimizer: {batch: 4.5}", "optimizer.batch: found 4.5, expected a whole number"),
+        ("optimizer: {batch: true}", "optimizer.batch: found True, expected a whole number"),
+        ("loss: {detach_memory: 1}", "loss.detach_memory: found 1, expected true or false"),
+        ("optimizer: 3", "optimizer: found 3, expected keys and values"),
+        ("precision: fp64", "precision: found 'fp64', expected fp32, bf16 or fp16"),
+        ("clips: {size: [384]}", "clips.size: found 1 values, expected 2"),
+        ("clips: {size: 384}", "clips.size: found 384, expected a list"),
+        ("data: [{kind: davis18, path: D}]", "data.0.kind: found 'davis18', expected davis16, davis17,"),
+        ("data: [{kind: davis16}]", "data.0.path: missing"),
+        ("data: [{kind: davis16, path: D, splt: train}]", "data.0.splt: unknown key, did you mean split?"),
+        ("weights: [1]", "weights: found a list, expected text"),
+        ("epochs:", "epochs: found nothing, expected a whole number"),
+        ("3: 4", "3: unknown key"),
+    ],
+)
+def test_faults_are_named_by_their_key(write, text, message):
+    file = write(MINIMAL + text)
+    with pytest.raises(InputError) as caught:
+        read_config(file)
+    assert str(caught.value).startswith(f"{file}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not YAML in line 1"), ("- 1", "found a list"), ("", "found nothing"), ("epochs: 1\n", "data: missing")],
+)
+def test_a_file_that_is_no_configuration_is_refused(write, text, message):
+    with pytest.raises(InputError, match=message):
+        read_config(write(text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+        read_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("epochs", "-o epochs: expected key=value"),
+        ("data.1.weight=2", "-o data.1.weight=2: found '1', expected 0 to 0"),
+        ("epochs.most=2", "-o epochs.most=2: epochs is 2, nothing lies inside it"),
+        ("epochs=[", "-o epochs=[: not YAML"),
+    ],
+)
+def test_changes_that_fit_nowhere_are_refused(write, change, message):
+    with pytest.raises(InputError) as caught:
+        read_config(write(MINIMAL), [change])
+    assert str(caught.value).startswith(message)
+
+
+def test_the_skip_grows_as_the_author_says():
+    skips = [max_skip(Skip(), epoch) for epoch in (0, 19, 20, 40, 99, 100, 259)]
+    assert skips == [0, 0, 5, 10, 20, 25, 25]
+
+
+def test_the_learning_rate_rises_and_falls():
+    assert [rate_factor(Schedule(), step, 10) for step in (0, 9)] == [1, 1]
+    assert rate_factor(Schedule("poly", power=0.9), 5, 10) == pytest.approx(0.5**0.9)
+    assert rate_factor(Schedule("cosine"), 5, 10) == pytest.approx(0.5)
+    assert [rate_factor(Schedule(warmup=3), step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, 1), (2, 1), (2, 2), (4, 1)])
+def test_a_step_has_the_same_clips_whoever_loads_them(processes, parts):
+    config = from_plain(
+        SMALL | {"optimizer": {"batch": 4, "accumulate": parts}, "skip": {"every": 1}, "clips_per_epoch": 7}, "test"
+    )
+    shares = [list(TicketSampler(config, 1, rank, processes)) for rank in range(processes)]
+    steps = [
+        sorted(
+            astuple(ticket) for share in shares for part in share[step * parts : (step + 1) * parts] for ticket in part
+        )
+        for step in range(2)
+    ]
+    assert steps == [[(0, 4, 0), (0, 5, 0), (0, 6, 0), (1, 0, 5)], [(1, index, 5) for index in range(1, 5)]]

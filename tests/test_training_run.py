@@ -1,0 +1,164 @@
+"""Runs of training: in one piece or in many the same, what they leave behind, and what stops them."""
+
+import json
+import math
+
+import pytest
+import torch
+from training_runs import SMALL, assert_same_up_to_rounding, curve, make_trainer, stop_after, tensors
+
+from stm_fast.errors import InputError
+from stm_fast.network import STM, load_checkpoint
+from stm_fast.training.averaging import weight_average
+from stm_fast.training.checkpoint import read_state, write_state
+
+STEPS = 5
+
+
+def assert_same_run(found, expected):
+    assert curve(found) == curve(expected)
+    ours, theirs = tensors(found), tensors(expected)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert make_trainer(folder, ema=0.9).run()
+    return folder
+
+
+def test_a_run_in_pieces_is_the_run_in_one(whole, tmp_path):
+    for pieces, resume in ((1, False), (3, True)):
+        assert not make_trainer(tmp_path, resume, ema=0.9).run(stop_after(pieces))
+    assert make_trainer(tmp_path, True, ema=0.9).run()
+    assert_same_run(tmp_path, whole)
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_what_was_done_after_the_last_checkpoint_is_done_again(whole, tmp_path):
+    def kill(done, steps):
+        if done == 3:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        make_trainer(tmp_path, ema=0.9).run(progress=kill)
+    assert read_state(tmp_path / "checkpoint.pt")["step"] == 2
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"loss": 0.7')  # a line that a kill cut off
+    assert make_trainer(tmp_path, True, ema=0.9).run()
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_finished_run_has_nothing_left_to_do(whole):
+    before = (whole / "checkpoint.pt").read_bytes()
+    assert make_trainer(whole, True, ema=0.9).run()
+    assert (whole / "checkpoint.pt").read_bytes() == before
+
+
+def test_the_log_has_a_line_for_every_few_steps(whole):
+    lines = curve(whole)
+    assert [line["step"] for line in lines] == [2, 4, STEPS]
+    assert all(math.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines)
+    assert lines[0]["learning_rate"] == pytest.approx(1e-3 * 2 / 3 * (4 / 5) ** 0.9)
+    assert lines[-1]["epoch"] == 2
+
+
+@pytest.mark.slow
+def test_clips_that_workers_load_are_the_same(whole, tmp_path):
+    make_trainer(tmp_path, ema=0.9, workers=1).run()
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_batch_in_parts_is_the_batch(tmp_path):
+    """With fixed statistics: a part's own statistics are not the batch's."""
+    for name, parts in (("whole", 1), ("parts", 2)):
+        changes = {"batch_norm": "fixed", "epochs": 1, "log": {"every": 1, "pictures": None}}
+        make_trainer(tmp_path / name, optimizer={"lr": 1e-5, "batch": 2, "accumulate": parts}, **changes).run()
+    assert_same_up_to_rounding(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_the_average_forgets_its_start_and_follows_the_weights():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = weight_average(model, 0.5)
+    expected = None
+    for step in range(6):
+        with torch.no_grad():
+            model.weight.fill_(step)
+        average.update_parameters(model)
+        kept = min(0.5, (1 + step) / (10 + step))
+        expected = float(step) if expected is None else kept * expected + (1 - kept) * step
+    assert average.module.weight.item() == pytest.approx(expected)
+
+
+def test_what_is_validated_best_is_kept(tmp_path):
+    validation = {"kind": "synthetic", "clips": 1, "frames": 4, "height": 48, "width": 48}
+    make_trainer(tmp_path, validation=validation, log={"every": 2, "pictures": 4, "checkpoint": 100}).run()
+    scores = [line for line in curve(tmp_path) if "J&F-Mean" in line]
+    assert [line["step"] for line in scores] == [3, STEPS]  # the steps that end epochs
+    best = max(line["J&F-Mean"] for line in scores)
+    assert read_state(tmp_path / "checkpoint.pt")["best"] == best
+    for name in ("best", "model"):
+        load_checkpoint(STM(**SMALL["network"]), tmp_path / f"{name}.safetensors")
+    assert [file.name for file in sorted((tmp_path / "pictures").iterdir())] == ["step-0000004.png", "step-0000005.png"]
+
+
+def test_another_run_is_not_overwritten(whole):
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt: a run lies there already; give another --output, or --resume"
+    ):
+        make_trainer(whole, ema=0.9)
+
+
+def test_a_run_goes_on_with_the_numbers_it_began_with(whole):
+    with pytest.raises(InputError, match=r"the run began with optimizer\.lr 0\.001, expected that, found 0\.1"):
+        make_trainer(whole, True, ema=0.9, optimizer={"lr": 0.1, "batch": 2})
+    with pytest.raises(InputError, match=r"the run began with ema 0\.9, expected that, found None"):
+        make_trainer(whole, True)
+    make_trainer(whole, True, ema=0.9, log={"every": 1})
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint of a training run"):
+        make_trainer(tmp_path, True)
+    torch.save({"model": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint of a training run, expected one that"):
+        make_trainer(tmp_path, True)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"optimizer\.batch: found 3 clips a step, expected a multiple of 2"):
+        make_trainer(tmp_path, optimizer={"batch": 3, "accumulate": 2})
+
+
+def test_a_precision_that_the_machine_has_not_is_refused(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has it")
+    with pytest.raises(InputError, match="precision: found fp16, which this machine has not"):
+        make_trainer(tmp_path, precision="fp16")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+    trainer = make_trainer(tmp_path, optimizer={"lr": 1e30, "batch": 2})
+    with pytest.raises(InputError, match=r"the loss of step \d is nan; lower optimizer\.lr"):
+        trainer.run()
+
+
+def test_the_last_good_checkpoint_survives_a_full_disk(small_disk):
+    file = small_disk / "checkpoint.pt"
+    write_state(file, {"step": 1, "model": torch.zeros(10_000)})
+    with pytest.raises(InputError, match=r"disk full while writing .*checkpoint\.pt"):
+        write_state(file, {"step": 2, "model": torch.zeros(30_000)})
+    assert read_state(file)["step"] == 1
+    assert [left.name for left in small_disk.iterdir()] == ["checkpoint.pt"]
+
+
+def test_checkpoints_hold_no_code(whole):
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    assert json.dumps(state["config"])
