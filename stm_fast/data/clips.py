@@ -102,6 +102,8 @@ class ClipDataset(Dataset[TrainingClip]):
     ) -> None:
         if min(length, frames, *size, max_objects) < 1:
             raise InputError(f"clips: {length=}, {frames=}, {size=}, {max_objects=}: expected at least 1 of each")
+        if seed < 0:
+            raise InputError(f"seed: {seed}, expected no negative number")
         weights = np.array([weight for _, weight in sources], np.float64)
         if not len(weights) or weights.min() < 0 or not weights.sum() > 0:
             raise InputError(f"data: weights {weights.tolist()}, expected some that are positive, none negative")

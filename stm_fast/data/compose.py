@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -14,10 +15,10 @@ from stm_fast.data.colour import recolour
 from stm_fast.data.geometry import (
     Matrix,
     Motion,
+    affordable_shrink,
     crop_view,
     draw_bends,
     draw_path,
-    magnification,
     mirrored,
     resample,
     sampling_grid,
@@ -50,12 +51,14 @@ def compose(
     _check_sizes(shots)
     picture = shots[0].ids.shape
     bends = _draw_bends(moving, len(shots), size, augmentation, generator)
-    path = draw_path(_motion(moving, augmentation), len(shots), max(size), generator)
+    path = draw_path(_motion(moving, augmentation), len(shots), min(size), generator)
     view = _draw_view(shots[0].ids, path[0], size, augmentation, generator)
     views = view @ path  # [T, 2, 3]
-    grid = sampling_grid(views, size, picture, bends)  # [T, h, w, 2]
-    ids = resample(tv_tensors.Mask(_stack([shot.ids for shot in shots])), grid)[:, 0].to(torch.uint8)
-    frames = resample(tv_tensors.Video(_read(shots, magnification(views))), grid)  # [T, 3, h, w]
+    masks = tv_tensors.Mask(_stack([shot.ids for shot in shots]))
+    ids = resample(masks, sampling_grid(views, size, picture, bends))[:, 0].to(torch.uint8)  # [T, h, w]
+    shrink = affordable_shrink(views)
+    pictures = tv_tensors.Video(_read(shots, shrink))
+    frames = resample(pictures, sampling_grid(views, size, picture, bends, shrink))  # [T, 3, h, w]
     for shot in pasted:
         _paste(shot, frames, ids, augmentation, generator)
     return recolour(frames, augmentation, generator), ids
@@ -98,7 +101,7 @@ def _draw_view(
     view = _draw_crop(ids, None, size, augmentation, generator)
     mask = tv_tensors.Mask(torch.from_numpy(ids)[None, None])
     for _ in range(AIMS):
-        grid = sampling_grid((view @ motion)[None], size, ids.shape, None)
+        grid = sampling_grid((view @ motion)[None], size, ids.shape)
         if objects_of(resample(mask, grid).to(torch.uint8), augmentation.min_area):
             break
         view = _draw_crop(ids, None, size, augmentation, generator)
@@ -139,12 +142,19 @@ def _paste(shot: Shot, frames: Tensor, ids: Tensor, augmentation: Augmentation, 
     shape = shot.ids == generator.choice(found)  # [H, W]
     (top, bottom), (left, right) = _range(shape.any(1)), _range(shape.any(0))
     box = (bottom - top, right - left)
-    grid = sampling_grid(_draw_pasted_views(box, len(ids), size, augmentation, generator), size, box, None)
+    views = _draw_pasted_views(box, len(ids), size, augmentation, generator)
+    shrink = affordable_shrink(views)
+    grid = sampling_grid(views, size, box, shrink=shrink)
     cut = np.s_[top:bottom, left:right]
-    picture, cover = (_bytes(array)[None].expand(len(ids), -1, -1, -1) for array in (shot.read(1)[cut], shape[cut]))
+    picture, cover = (_shrunk(_bytes(array[cut])[None], shrink) for array in (shot.read(1), shape))
     alpha = resample(cover, grid, padding="zeros")  # [T, 1, h, w]
     frames.lerp_(resample(picture, grid), alpha)
     ids[alpha[:, 0] >= 0.5] = int(unused[0])
+
+
+def _shrunk(image: Tensor, shrink: int) -> Tensor:
+    """Means of blocks [N, C, H, W] -> [N, C, ceil(H / shrink), ceil(W / shrink)]."""
+    return F.avg_pool2d(image.float(), shrink, ceil_mode=True)
 
 
 def _draw_pasted_views(
@@ -156,10 +166,10 @@ def _draw_pasted_views(
 ) -> Matrix:
     """Views [T, 2, 3] of a box of pixels that lies somewhere in the crop."""
     a = augmentation
-    scale = max(box) / (generator.uniform(*a.paste_size) * max(size))
+    scale = max(box) / (generator.uniform(*a.paste_size) * min(size))
     middle = (generator.uniform(*_PASTED_PLACE, 2) - 0.5) * size[::-1]  # x, y in pixels of the crop
     motion = Motion(a.still_rotation, a.still_shear, a.still_zoom, a.paste_translation)
-    path = draw_path(motion, frames, max(size), generator)
+    path = draw_path(motion, frames, min(size), generator)
     # turned about its own middle: go there first, and then on
     path[:, :2, 2] = -(path[:, :2, :2] @ (middle + path[:, :2, 2])[..., None])[..., 0]
     view = np.array([[scale, 0, box[1] / 2], [0, scale, box[0] / 2]])
@@ -178,14 +188,12 @@ def _bytes(array: Bytes | npt.NDArray[np.bool_]) -> Tensor:
 
 
 def _stack(arrays: Sequence[Bytes]) -> Tensor:
-    """Pictures or masks as uint8 [T, C, H, W]; a still T times over is not copied."""
-    if all(array is arrays[0] for array in arrays):
-        return _bytes(arrays[0])[None].expand(len(arrays), -1, -1, -1)
-    return torch.stack([_bytes(array) for array in arrays])
+    """Pictures or masks as uint8 [T, C, H, W]; of a still, one instead of T."""
+    distinct = {id(array): array for array in arrays}
+    return torch.stack([_bytes(array) for array in (distinct.values() if len(distinct) == 1 else arrays)])
 
 
-def _read(shots: Sequence[Shot], reduction: float) -> Tensor:
-    """The pictures uint8 [T, 3, H, W], decoded smaller where this many of their pixels make one of the crop."""
-    shrink = 2 ** int(math.log2(max(reduction, 1)))
+def _read(shots: Sequence[Shot], shrink: int) -> Tensor:
+    """The pictures uint8 [T, 3, H / shrink, W / shrink], rounded up; of a still, one instead of T."""
     read = {id(shot): shot.read(shrink) for shot in shots}
     return _stack([read[id(shot)] for shot in shots])

@@ -18,10 +18,11 @@ from torchvision import tv_tensors
 Matrix = npt.NDArray[np.float64]
 
 CONTROL_POINTS = 4  # a side
+MAX_SHRINK = 8  # what a JPEG can be decoded at
 
 
 class Motion(NamedTuple):
-    """Ranges of a motion a frame: degrees, degrees, logarithm, share of the crop's side."""
+    """Ranges of a motion a frame: degrees, degrees, logarithm, share of the crop's shorter side."""
 
     rotation: float
     shear: float
@@ -73,43 +74,53 @@ def draw_path(motion: Motion, frames: int, side: int, generator: np.random.Gener
 
 def draw_bends(strength: float, frames: int, size: tuple[int, int], generator: np.random.Generator) -> Tensor:
     """A random walk of thin-plate warps: how far each pixel of the crop goes, in its pixels, [T, h, w, 2]."""
-    reach = strength * max(size)
+    reach = strength * min(size)
     steps = generator.uniform(-reach, reach, (frames, CONTROL_POINTS**2, 2)).cumsum(axis=0)
     moved = torch.from_numpy(steps).float()  # [T, K, 2]
     bends: Tensor = _thin_plates(size) @ moved  # [T, h w, 2]
     return bends.view(frames, *size, 2)
 
 
-def sampling_grid(views: Matrix, size: tuple[int, int], picture: tuple[int, int], bends: Tensor | None) -> Tensor:
-    """Points of `grid_sample` for views [T, 2, 3] of a picture H, W: float32 [T, h, w, 2]."""
-    # to the picture's [-1, 1]; its own pixels need not be known, it may have been decoded smaller
-    extent = np.array([picture[1], picture[0]])[:, None]
-    unit = torch.from_numpy(views * 2 / extent).float()  # [T, 2, 3]
-    offsets = _offsets(size) if bends is None else _offsets(size) + bends.flatten(1, 2)  # [1 or T, h w, 2]
-    points: Tensor = offsets @ unit[:, :, :2].mT + unit[:, None, :, 2] - 1  # [T, h w, 2]
-    return points.view(-1, *size, 2)
+def sampling_grid(
+    views: Matrix, size: tuple[int, int], picture: tuple[int, int], bends: Tensor | None = None, shrink: int = 1
+) -> Tensor:
+    """Points of `grid_sample` for views [T, 2, 3] of a picture: float32 [T, h, w, 2].
+
+    Args:
+        size: h, w of the crop.
+        picture: H, W of the picture.
+        bends: [T, h, w, 2] of `draw_bends`.
+        shrink: blocks of this side are one pixel of the picture to be sampled, the last ones perhaps not full.
+    """
+    height, width = (math.ceil(side / shrink) * shrink for side in picture)
+    unit = torch.from_numpy(views * 2 / np.array([[width], [height]])).float()[..., None, None]  # [T, 2, 3, 1, 1]
+    x, y = _offsets(size)
+    if bends is not None:
+        x, y = x + bends[..., 0], y + bends[..., 1]  # [T, h, w]
+    return torch.stack([a * x + (b * y + (c - 1)) for a, b, c in (row.unbind(1) for row in unit.unbind(1))], -1)
 
 
 def resample(data: Tensor, grid: Tensor, padding: str = "reflection") -> Tensor:
-    """Values of data [T, C, H, W] at a grid [T, h, w, 2]: float32 [T, C, h, w].
+    """Values of data [T or 1, C, H, W] at a grid [T, h, w, 2]: float32 [T, C, h, w].
 
     A `tv_tensors.Mask` is sampled at the nearest pixel, so that its ids stay ids; anything else bilinearly.
     """
     mode = "nearest" if isinstance(data, tv_tensors.Mask) else "bilinear"
-    plain = data.as_subclass(Tensor).float()
+    plain = data.as_subclass(Tensor).float().expand(len(grid), -1, -1, -1)
     return F.grid_sample(plain, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
-def magnification(views: Matrix) -> float:
-    """Pixels of the picture to a pixel of the crop, the least of all views [T, 2, 3]."""
-    return float(np.sqrt(np.abs(np.linalg.det(views[:, :, :2]))).min())
+def affordable_shrink(views: Matrix) -> int:
+    """1, 2, 4 or 8: blocks of so many pixels of the picture a side are no larger than a pixel of any view [T, 2, 3]."""
+    least = np.sqrt(np.abs(np.linalg.det(views[:, :, :2]))).min()
+    return 1 << int(np.log2(np.clip(least, 1, MAX_SHRINK)))
 
 
-@lru_cache(maxsize=8)
-def _offsets(size: tuple[int, int]) -> Tensor:
-    """Offsets x, y of the pixels' centres from the middle: [1, h w, 2]."""
-    y, x = (torch.arange(side) + 0.5 - side / 2 for side in size)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)[None]
+def _offsets(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Offsets of the pixels' centres from the middle: x [1, w] and y [h, 1]."""
+    height, width = size
+    x, y = torch.arange(width) + (1 - width) / 2, torch.arange(height) + (1 - height) / 2
+    return x[None], y[:, None]
 
 
 @lru_cache(maxsize=8)
@@ -121,7 +132,8 @@ def _thin_plates(size: tuple[int, int]) -> Tensor:
     """
     line = torch.linspace(-1, 1, CONTROL_POINTS, dtype=torch.float64)
     points = torch.cartesian_prod(line, line)  # [K, 2]
-    pixels = _offsets(size)[0].double() * 2 / torch.tensor(size[::-1])  # [h w, 2], in [-1, 1]
+    x, y = _offsets(size)
+    pixels = torch.cartesian_prod(y[:, 0] * 2 / size[0], x[0] * 2 / size[1]).flip(1).double()  # [h w, 2], in [-1, 1]
     count = len(points)
     affine = torch.cat([torch.ones(count, 1, dtype=torch.float64), points], 1)  # [K, 3]
     system = torch.zeros(count + 3, count + 3, dtype=torch.float64)

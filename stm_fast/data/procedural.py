@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 
 from stm_fast.data.raw import Shot
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip, SyntheticFrame
@@ -50,4 +51,4 @@ def _open_clip(seed: int, height: int, width: int) -> SyntheticClip:
 
 
 def _shot(frame: SyntheticFrame, name: str) -> Shot:
-    return Shot(name, frame.ids, lambda shrink: frame.image)
+    return Shot(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))

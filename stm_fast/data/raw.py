@@ -17,8 +17,8 @@ class Shot:
     Attributes:
         name: where it came from: the file of the picture, or the seed it was drawn from.
         ids: uint8 [H, W], object ids, 0 is background.
-        read: decodes the picture, RGB uint8 [H / s, W / s, 3]; `s` is at most the argument, a power of two.
-            Raises InputError.
+        read: decodes the picture, RGB uint8 [H / s, W / s, 3], rounded up: a pixel for a block of `s` pixels a side,
+            where the argument `s` is 1, 2, 4 or 8. Raises InputError.
     """
 
     name: str

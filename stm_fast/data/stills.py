@@ -11,7 +11,7 @@ from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.data.sequences import VOID
 from stm_fast.errors import InputError
-from stm_fast.video import read_mask
+from stm_fast.video import object_ids, read_mask
 from stm_fast.video.picture_folder import SUFFIXES, natural_key
 from stm_fast.video.pillow import BROKEN_PICTURE, reason
 
@@ -29,8 +29,8 @@ class StillSource:
     """Stills to be set in motion.
 
     Args:
-        pairs: pictures and their masks. A PNG with a palette holds object ids, 255 in it is void (VOC); any other
-            picture is a saliency map and holds one object, where it is at least half white.
+        pairs: pictures and their masks. A PNG with a palette, or a dark grey one, holds object ids; 255 beside others
+            is void (VOC). Any other mask is a saliency map of one object, which is where it is at least half white.
     """
 
     moving = False
@@ -88,9 +88,12 @@ def _read_ids(file: Path) -> Bytes:
     """Object ids [H, W] of a mask."""
     try:
         with Image.open(file) as opened:
-            if opened.mode != "P":
-                return (np.array(opened.convert("L")) >= _HALF).astype(np.uint8)
+            grey = None if opened.mode == "P" else np.array(opened.convert("L"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such mask") from error
     except BROKEN_PICTURE as error:
         raise InputError(f"{file}: not a readable mask ({reason(error)})") from error
+    if grey is not None and grey.max() >= _HALF:
+        return (grey >= _HALF).astype(np.uint8)
     ids = read_mask(file).ids
-    return np.where(ids == VOID, np.uint8(0), ids)
+    return np.where(ids == VOID, np.uint8(0), ids) if len(object_ids(ids)) > 1 else ids

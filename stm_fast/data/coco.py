@@ -1,0 +1,76 @@
+"""Stills out of COCO instances, through pycocotools."""
+
+import contextlib
+import io
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stm_fast.data.pictures import shot_of
+from stm_fast.data.raw import Bytes, Shot
+from stm_fast.errors import InputError
+
+HOW_TO_GET_COCO = "COCO needs pycocotools: pip install 'stm_fast[coco]'"
+_MOST = 254  # ids of a mask
+
+
+class CocoSource:
+    """Pictures of COCO with their instances as objects; the largest is painted first. Crowds are background.
+
+    Args:
+        pictures: the folder of pictures.
+        annotations: the JSON of the instances, as `instances_train2017.json`.
+
+    Raises InputError: pycocotools is not installed, a missing file or folder, no JSON of instances, no instance in it.
+    """
+
+    moving = False
+
+    def __init__(self, pictures: Path, annotations: Path) -> None:
+        if find_spec("pycocotools") is None:
+            raise InputError(HOW_TO_GET_COCO)
+        if not pictures.is_dir():
+            raise InputError(f"{pictures}: no such folder of pictures")
+        self._pictures, self._annotations = pictures, annotations
+        self._coco = _open(annotations)
+        of_picture = self._coco.imgToAnns
+        self._numbers = sorted(n for n in self._coco.imgs if any(_is_object(a) for a in of_picture.get(n, ())))
+        if not self._numbers:
+            raise InputError(f"{annotations}: no instances in it, expected some that are no crowds")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
+        """One picture `frames` times over; nothing here is random."""
+        image = self._coco.imgs[self._numbers[index]]
+        ids = self._paint(image)
+        return [shot_of(self._pictures / image["file_name"], ids, self._annotations)] * frames
+
+    def _paint(self, image: dict[str, Any]) -> Bytes:
+        """Object ids [H, W] of a picture."""
+        ids = np.zeros((image["height"], image["width"]), np.uint8)
+        instances = [one for one in self._coco.imgToAnns[image["id"]] if _is_object(one)]
+        instances.sort(key=lambda one: -one["area"])
+        for label, instance in enumerate(instances[:_MOST], start=1):
+            ids[self._coco.annToMask(instance) > 0] = label
+        return ids
+
+
+def _open(annotations: Path) -> Any:
+    """The `pycocotools.coco.COCO` of a file. Raises InputError."""
+    from pycocotools.coco import COCO
+
+    if not annotations.is_file():
+        raise InputError(f"{annotations}: no such file of annotations")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
+            return COCO(annotations)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise InputError(f"{annotations}: no instances of COCO ({type(error).__name__}: {error})") from error
+
+
+def _is_object(annotation: dict[str, Any]) -> bool:
+    return not annotation.get("iscrowd") and bool(annotation.get("segmentation"))

@@ -1,0 +1,560 @@
+"""Training clips: frame and mask stay together, every item is a function of seed and ticket, bad data are named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from stm_fast.data.augmentation import Augmentation
+from stm_fast.data.clips import ClipDataset, Ticket, collate, renumbered
+from stm_fast.data.geometry import draw_bends
+from stm_fast.data.pictures import read_picture
+from stm_fast.data.procedural import FIRST_SEED, SyntheticSource
+from stm_fast.data.sequences import Objects, Sequence, davis16, folder
+from stm_fast.data.stills import still_folder, still_globs
+from stm_fast.data.videos import VideoSource, draw_times
+from stm_fast.errors import InputError
+from stm_fast.video import write_mask
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SIZE = (48, 64)
+_SOFT = 3  # pixels: how far edges are soft where a picture is enlarged
+SAME_COLOURS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0}
+STILL = Augmentation(
+    **SAME_COLOURS,
+    still_rotation=0,
+    still_shear=0,
+    still_zoom=0,
+    still_translation=0,
+    warp=0,
+    paste=0,
+    video_rotation=0,
+    video_shear=0,
+    video_zoom=0,
+    video_translation=0,
+    crop_area=(1, 1),
+    crop_stretch=1,
+    flip=0,
+    reverse=0,
+)
+WILD = Augmentation(**SAME_COLOURS, warp=1.0, paste=1.0, video_paste=1.0, still_rotation=40)
+
+
+def colour_of(ids):
+    """RGB that tells the id, far apart for small ids: [..., 3]."""
+    number = np.asarray(ids, int)[..., None]
+    return (number * [37, 91, 53] % 256).astype(np.uint8)
+
+
+def painted(height, width, boxes):
+    """Ids [H, W] with boxes {id: (top, left, bottom, right)}."""
+    ids = np.zeros((height, width), np.uint8)
+    for label, (top, left, bottom, right) in boxes.items():
+        ids[top:bottom, left:right] = label
+    return ids
+
+
+def write_pair(root, name, ids, suffix="png"):
+    """A picture whose colours tell the ids, and its mask."""
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(colour_of(ids)).save(root / "JPEGImages" / f"{name}.{suffix}", quality=100, subsampling=0)
+    write_mask(root / "Annotations" / f"{name}.png", ids)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stills(tmp_path):
+    root = tmp_path / "stills"
+    write_pair(root, "wide", painted(60, 100, {3: (5, 5, 40, 40), 7: (20, 50, 55, 90)}))
+    write_pair(root, "tall", painted(90, 50, {1: (30, 10, 70, 40)}))
+    return root
+
+
+@pytest.fixture
+def video(tmp_path):
+    """One sequence of 30 frames: object 9 walks to the right, object 4 comes in frame 20."""
+    root = tmp_path / "video"
+    for time in range(30):
+        boxes = {9: (10, 2 * time, 40, 2 * time + 25)} | ({4: (45, 60, 58, 90)} if time >= 20 else {})
+        write_pair(root, f"walk/{time:05d}", painted(60, 100, boxes))
+    return root
+
+
+def dataset(*sources, augmentation=STILL, skip_corrupt=False, seed=0, frames=3, size=SIZE, max_objects=3):
+    return ClipDataset(
+        [(source, 1.0) for source in sources],
+        length=100,
+        frames=frames,
+        size=size,
+        max_objects=max_objects,
+        augmentation=augmentation,
+        seed=seed,
+        skip_corrupt=skip_corrupt,
+    )
+
+
+def same(first, second):
+    tensors = all(torch.equal(a, b) for a, b in zip(first[:2], second[:2], strict=True))
+    return tensors and first[2:] == second[2:]
+
+
+def inner(ids):
+    """Pixels [T, H, W] all of whose neighbours, `_SOFT` pixels far, have their id; beyond the frame may be another."""
+    around = torch.nn.functional.pad(ids.float()[:, None], (_SOFT,) * 4, value=-1)
+    largest, smallest = (sign * torch.nn.functional.max_pool2d(sign * around, 2 * _SOFT + 1, 1) for sign in (1, -1))
+    return (largest == smallest)[:, 0]
+
+
+# --- an item is a function of seed and ticket
+
+
+def test_items_do_not_depend_on_worker_order_or_process(stills, video):
+    clips = dataset(still_folder(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=(24, 24))
+    tickets = [Ticket(epoch, index, 3) for epoch in (0, 5) for index in range(6)]
+    direct = {ticket: clips[ticket] for ticket in reversed(tickets)}
+    loader = DataLoader(clips, 1, sampler=tickets, num_workers=2, multiprocessing_context="fork", collate_fn=list)
+    for ticket, [clip] in zip(tickets, loader, strict=True):
+        assert same(clip, direct[ticket])
+    assert not same(direct[tickets[0]], direct[tickets[6]]), "two epochs drew the same"
+    assert not same(direct[tickets[0]], dataset(still_folder(stills), augmentation=WILD, seed=1)[tickets[0]])
+
+
+def test_a_batch_is_the_clips_stacked(stills):
+    clips = dataset(still_folder(stills))
+    drawn = [clips[Ticket(0, index, 0)]._replace(faults=("broken",) * index) for index in range(3)]
+    batch = collate(drawn)
+    assert batch.frames.shape == (3, 3, 3, *SIZE)
+    assert batch.ids.shape == (3, 3, *SIZE)
+    assert batch.frames.dtype == batch.ids.dtype == torch.uint8
+    assert torch.equal(batch.frames[1], drawn[1].frames)
+    assert torch.equal(batch.ids[2], drawn[2].ids)
+    assert batch.objects == [clip.objects for clip in drawn]
+    assert batch.names == [clip.name for clip in drawn]
+    assert (batch.skipped, batch.faults) == (3, ["broken"] * 3)
+
+
+# --- frame and mask move together
+
+
+@pytest.mark.parametrize("size", [(48, 64), (80, 40)])
+def test_colours_that_tell_the_id_still_do_after_every_motion(stills, video, size):
+    # all ids are kept as they are, so that the colours tell them
+    clips = dataset(still_folder(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=size)
+    seen = set()
+    for index in range(30):
+        clip = clips[Ticket(0, index, 5)]
+        frames = clip.frames.permute(0, 2, 3, 1)  # [T, h, w, 3]
+        for label in range(1, clip.objects + 1):
+            own = (clip.ids == label) & inner(clip.ids)
+            colours = frames[own].unique(dim=0)
+            assert len(colours) <= 1, f"{clip.name}: object {label} has the colours {colours.tolist()}"
+            seen.update(map(tuple, colours.tolist()))
+    known = {label: tuple(colour_of(label).tolist()) for label in (1, 3, 7, 9, 4)}
+    assert {known[label] for label in (1, 3, 7, 9)} <= seen <= set(known.values())
+
+
+def test_without_changes_a_clip_is_the_picture(tmp_path):
+    ids = painted(*SIZE, {1: (5, 5, 40, 60)})
+    write_pair(tmp_path, "one", ids)
+    clip = dataset(still_folder(tmp_path))[Ticket(0, 0, 0)]
+    for frame, mask in zip(clip.frames, clip.ids, strict=True):
+        assert np.array_equal(frame.permute(1, 2, 0), colour_of(ids))
+        assert np.array_equal(mask, ids)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_decoded_smaller_fit_their_masks(tmp_path, suffix):
+    ids = painted(403, 517, {1: (101, 50, 303, 255), 2: (10, 300, 390, 510)})
+    write_pair(tmp_path, "large", ids, suffix)
+    clips = dataset(still_folder(tmp_path), size=(48, 60))  # 8 pixels to one
+    clip = clips[Ticket(0, 0, 0)]
+    expected = {tuple(colour_of(label).tolist()) for label in (1, 2)}
+    frames = clip.frames.permute(0, 2, 3, 1).int()
+    for label in (1, 2):
+        colours = frames[(clip.ids == label) & inner(clip.ids)]
+        own = colours[0]
+        assert (colours - own).abs().max() <= 3
+        assert min(int((own - torch.tensor(colour)).abs().max()) for colour in expected) <= 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+def test_a_smaller_picture_is_the_mean_of_blocks(tmp_path, suffix, shrink):
+    ids = painted(61, 45, {1: (16, 8, 48, 40)})
+    write_pair(tmp_path, "a", ids, suffix)
+    image = read_picture(tmp_path / "JPEGImages" / f"a.{suffix}", (61, 45), Path("mask.png"), shrink)
+    assert image.shape == (-(-61 // shrink), -(-45 // shrink), 3)
+    inside = image[16 // shrink : 48 // shrink, 8 // shrink : 40 // shrink].astype(int)
+    assert abs(inside - colour_of(1).astype(int)).max() <= 3
+
+
+def test_a_thin_plate_goes_through_its_control_points_and_bends():
+    bends = draw_bends(0.1, 2, (65, 65), np.random.default_rng(0))  # [T, h, w, 2]
+    points = np.random.default_rng(0).uniform(-6.5, 6.5, (2, 4, 4, 2)).cumsum(0)  # [T, x, y, 2]
+    for x, y in ((0, 0), (0, 3), (3, 0), (3, 3)):
+        assert abs(bends[:, y // 3 * 64, x // 3 * 64].numpy() - points[:, x, y]).max() < 0.4
+    assert bends.diff(n=2, dim=1).abs().max() > 0.01, "no more than an affine map"
+
+
+# --- objects
+
+
+def test_objects_are_drawn_and_renumbered(video):
+    clips = dataset(VideoSource(folder(video, "all")))
+    with_both = 0
+    for index in range(30):
+        clip = clips[Ticket(0, index, 8)]
+        assert clip.ids[0].unique().tolist() == list(range(clip.objects + 1))
+        assert int(clip.ids.max()) == clip.objects
+        with_both += clip.objects == 2
+        time = int(Path(clip.name).stem)
+        assert clip.objects == (2 if time >= 20 else 1), "object 4 counts only where the first frame shows it"
+    assert 0 < with_both < 30
+
+
+def test_at_most_so_many_objects(tmp_path):
+    boxes = {label: (0, 8 * at, 30, 8 * at + 8) for at, label in enumerate((3, 50, 100, 200, 254))}
+    write_pair(tmp_path, "row", painted(30, 40, boxes))
+    drawn = [dataset(still_folder(tmp_path), max_objects=2)[Ticket(0, index, 0)] for index in range(20)]
+    assert {clip.objects for clip in drawn} == {2}
+    places = {tuple(int((clip.ids[0] == label).any(0).nonzero()[0]) for label in (1, 2)) for clip in drawn}
+    assert len(places) > 5, "different objects, in different orders"
+
+
+def test_renumbering_is_exact():
+    ids = torch.tensor([[0, 5, 255], [9, 5, 1]], dtype=torch.uint8)
+    assert renumbered(ids, [255, 5]).tolist() == [[0, 2, 1], [0, 2, 0]]
+
+
+def test_pasted_objects_get_ids_of_their_own(stills):
+    plain = dataset(still_folder(stills), max_objects=9)
+    pasting = dataset(still_folder(stills), augmentation=Augmentation(paste=1, paste_most=2, warp=0), max_objects=9)
+    assert max(plain[Ticket(0, index, 0)].objects for index in range(20)) == 2
+    assert max(pasting[Ticket(0, index, 0)].objects for index in range(20)) == 4
+
+
+def test_pasted_objects_move_against_the_background(stills):
+    clips = dataset(still_folder(stills), augmentation=replace(STILL, paste=1.0, paste_translation=0.2))
+    clip = next(clip for clip in (clips[Ticket(0, index, 0)] for index in range(9)) if clip.objects > 1)
+    stays = [torch.equal(clip.ids[0] == label, clip.ids[2] == label) for label in range(1, clip.objects + 1)]
+    assert not all(stays)
+
+
+def test_a_crop_holds_an_object_however_small(tmp_path):
+    write_pair(tmp_path, "corner", painted(200, 200, {1: (180, 180, 196, 196)}))
+    tight = Augmentation(crop_area=(0.05, 0.1), paste=0, still_translation=0, warp=0)
+    clips = dataset(still_folder(tmp_path), augmentation=tight)
+    assert all((clips[Ticket(0, index, 0)].ids[0] == 1).any() for index in range(20))
+
+
+def test_clips_without_an_object_are_drawn_again(tmp_path):
+    write_pair(tmp_path, "empty", painted(40, 40, {}))
+    write_pair(tmp_path, "speck", painted(40, 40, {1: (0, 0, 1, 1)}))
+    with pytest.raises(InputError, match="50 clips drawn and none can be used, expected objects"):
+        dataset(still_folder(tmp_path))[Ticket(0, 0, 0)]
+    write_pair(tmp_path, "full", painted(40, 40, {1: (5, 5, 30, 30)}))
+    clips = dataset(still_folder(tmp_path))
+    assert {Path(clips[Ticket(0, index, 0)].name).stem for index in range(10)} == {"full"}
+
+
+# --- time
+
+
+@pytest.mark.parametrize("max_skip", [0, 1, 4])
+def test_times_increase_by_at_most_the_skip(max_skip):
+    generator = np.random.default_rng(0)
+    drawn = np.array([draw_times(40, 3, max_skip, generator) for _ in range(300)])
+    steps = np.diff(drawn)
+    assert set(steps.flatten()) == set(range(1, max_skip + 2))
+    assert drawn.min() == 0
+    assert drawn.max() == 39
+
+
+def test_a_short_video_limits_the_skip():
+    generator = np.random.default_rng(0)
+    drawn = np.array([draw_times(5, 3, 25, generator) for _ in range(50)])
+    assert drawn.min() == 0
+    assert drawn.max() == 4
+    assert set(np.diff(drawn).flatten()) == {1, 2}
+    assert draw_times(3, 3, 25, generator) == [0, 1, 2]
+    assert draw_times(1, 1, 25, generator) == [0]
+
+
+def test_the_ticket_s_skip_reaches_the_video_and_is_divided(video):
+    def steps(max_skip, divisor):
+        source = VideoSource(folder(video, "all"), divisor)
+        drawn = [source.draw(0, 3, max_skip, np.random.default_rng(seed)) for seed in range(40)]
+        return {int(step) for shots in drawn for step in np.diff([int(Path(shot.name).stem) for shot in shots])}
+
+    assert steps(0, 1) == {1}
+    assert steps(5, 1) == {1, 2, 3, 4, 5, 6}
+    assert steps(5, 5) == {1, 2}
+
+
+def test_videos_are_played_backwards_at_times(video):
+    backwards = replace(STILL, reverse=1.0)
+    clip = dataset(VideoSource(folder(video, "all")), augmentation=backwards)[Ticket(0, 0, 5)]
+    lefts = [int((ids == 1).any(0).nonzero()[0]) for ids in clip.ids]
+    assert lefts == sorted(lefts, reverse=True) != sorted(lefts)
+
+
+# --- colours
+
+
+def test_colours_change_within_the_clip_a_little_and_between_clips_more(stills):
+    vivid = replace(STILL, brightness=0.3, contrast=0.3, saturation=0.3, hue=20.0)
+    drawn = [dataset(still_folder(stills), augmentation=vivid)[Ticket(0, index, 0)] for index in range(20)]
+    means = torch.stack([clip.frames.float().mean((2, 3)) for clip in drawn])  # [20, T, 3]
+    within, between = means.std(1).mean(), means[:, 0].std(0).mean()
+    assert 0.2 < within < between / 2
+
+
+def test_grey_clips_have_no_colour(stills):
+    grey = replace(STILL, grey=1.0, brightness=0.2, contrast=0.2, hue=10.0, saturation=0.2)
+    frames = dataset(still_folder(stills), augmentation=grey)[Ticket(0, 0, 0)].frames
+    assert int(frames.int().amax(1).sub(frames.int().amin(1)).max()) <= 1
+    assert len(frames.unique()) > 2
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"crop_area": (0.0, 1.0)},
+        {"crop_area": (0.8, 0.5)},
+        {"paste_size": (0.5, 1.5)},
+        {"paste": 1.5},
+        {"hue": -1.0},
+        {"still_zoom": float("nan")},
+        {"crop_stretch": 0.5},
+        {"paste_most": 0},
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(numbers):
+    (name,) = numbers
+    with pytest.raises(InputError, match=rf"augmentation\.{name}: .* expected"):
+        Augmentation(**numbers)
+
+
+# --- bad data
+
+
+@pytest.fixture
+def corrupt(stills):
+    """Twelve good stills, one that is cut off, one that is no picture."""
+    for index in range(10):
+        write_pair(stills, f"good{index}", painted(40, 40, {1: (5, 5, 30, 30)}))
+    for name in ("cut", "noise"):
+        write_pair(stills, name, painted(40, 40, {1: (5, 5, 30, 30)}), "jpg")
+    cut, noise = (stills / "JPEGImages" / f"{name}.jpg" for name in ("cut", "noise"))
+    cut.write_bytes(cut.read_bytes()[:300])
+    noise.write_bytes(b"not a picture")
+    return stills
+
+
+def test_corrupt_pictures_are_named(corrupt):
+    clips = dataset(still_folder(corrupt))
+    with pytest.raises(InputError, match=r"(cut|noise)\.jpg: picture cannot be decoded"):
+        [clips[Ticket(0, index, 0)] for index in range(30)]
+
+
+def test_corrupt_pictures_are_skipped_logged_and_counted_the_same_again(corrupt, caplog):
+    clips = dataset(still_folder(corrupt), skip_corrupt=True)
+    batch = collate([clips[Ticket(0, index, 0)] for index in range(30)])
+    assert len(batch.names) == 30
+    assert batch.skipped == len(batch.faults) == len(caplog.records) > 0
+    assert {Path(fault.split(":")[0]).name for fault in batch.faults} == {"cut.jpg", "noise.jpg"}
+    assert not {Path(name).stem for name in batch.names} & {"cut", "noise"}
+    assert collate([clips[Ticket(0, index, 0)] for index in range(30)]).names == batch.names
+
+
+def test_an_epoch_of_nothing_but_corrupt_pictures_ends(tmp_path):
+    write_pair(tmp_path, "only", painted(40, 40, {1: (5, 5, 30, 30)}))
+    (tmp_path / "JPEGImages" / "only.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none can be used.*only\.png"):
+        dataset(still_folder(tmp_path), skip_corrupt=True)[Ticket(0, 0, 0)]
+
+
+def test_a_frame_without_mask_is_named_before_training(video):
+    (video / "Annotations" / "walk" / "00013.png").unlink()
+    with pytest.raises(InputError, match=r"walk/00013\.png: frame without mask"):
+        VideoSource(folder(video, "all"))
+
+
+def test_frames_that_are_not_asked_for_need_no_mask(video):
+    (video / "Annotations" / "walk" / "00013.png").unlink()
+    names = frozenset(f"{time:05d}" for time in range(0, 30, 5))
+    sequence = Sequence("walk", video / "JPEGImages/walk", video / "Annotations/walk", Objects.ALL, names)
+    shots = VideoSource([sequence]).draw(0, 3, 0, np.random.default_rng(0))
+    assert np.diff([int(Path(shot.name).stem) for shot in shots]).tolist() == [5, 5]
+
+
+def test_sizes_that_differ_are_named(stills, video):
+    write_mask(stills / "Annotations" / "tall.png", painted(91, 50, {1: (30, 10, 70, 40)}))
+    with pytest.raises(InputError, match=r"Annotations/tall\.png: mask of 50x91, expected 50x90 as tall\.png"):
+        [dataset(still_folder(stills))[Ticket(0, index, 0)] for index in range(20)]
+    for time in range(1, 30, 2):
+        write_pair(video, f"walk/{time:05d}", painted(61, 100, {1: (5, 5, 30, 30)}))
+    with pytest.raises(InputError, match=r"mask of 100x6[01], expected 100x6[01] as .*walk/000"):
+        dataset(VideoSource(folder(video, "all")))[Ticket(0, 0, 0)]
+
+
+def test_missing_folders_empty_splits_and_short_videos_are_named(tmp_path, video):
+    with pytest.raises(InputError, match=r"nowhere/JPEGImages: no such folder"):
+        still_folder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere: no such folder of stills"):
+        still_globs(tmp_path / "nowhere", "*.jpg", "*.png")
+    with pytest.raises(InputError, match="no pictures found"):
+        still_globs(tmp_path, "*.jpg", "*.png")
+    with pytest.raises(InputError, match="none given"):
+        VideoSource([])
+    lists = video / "ImageSets" / "2016"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"train\.txt: found no sequence"):
+        davis16(video, "train")
+    with pytest.raises(InputError, match="walk: 30 frames, expected at least 31"):
+        VideoSource(folder(video, "all")).draw(0, 31, 0, np.random.default_rng(0))
+    for file in (video / "JPEGImages" / "walk").glob("*.png"):
+        file.unlink()
+    with pytest.raises(InputError, match="no frames in it"):
+        VideoSource(folder(video, "all"))
+
+
+def test_a_still_without_mask_is_named(stills):
+    (stills / "Annotations" / "tall.png").unlink()
+    with pytest.raises(InputError, match=r"tall\.png: no mask of this name"):
+        still_folder(stills)
+
+
+@pytest.mark.parametrize("weights", [[], [0.0], [1.0, -1.0], [float("nan")]])
+def test_weights_that_choose_nothing_are_refused(stills, weights):
+    with pytest.raises(InputError, match="data: weights"):
+        ClipDataset(
+            [(still_folder(stills), weight) for weight in weights],
+            length=1,
+            frames=3,
+            size=SIZE,
+            max_objects=1,
+            augmentation=STILL,
+            seed=0,
+            skip_corrupt=False,
+        )
+
+
+# --- sources
+
+
+def ids_of(source, index=0):
+    return source.draw(index, 1, 0, np.random.default_rng(0))[0].ids
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("P", [0, 1, 2, 255], [0, 1, 2, 0]),  # VOC: 255 is void
+        ("P", [0, 255, 255, 0], [0, 255, 255, 0]),  # one object
+        ("L", [0, 1, 2, 3], [0, 1, 2, 3]),
+        ("L", [0, 255, 128, 100], [0, 1, 1, 0]),  # a saliency map
+        ("1", [0, 255, 255, 0], [0, 1, 1, 0]),
+        ("RGB", [0, 255, 200, 10], [0, 1, 1, 0]),
+    ],
+)
+def test_masks_of_stills_are_ids_or_saliency(tmp_path, mode, values, expected):
+    picture = Image.fromarray(np.array([values], np.uint8))
+    if mode == "P":
+        picture.putpalette(list(range(256)) * 3)
+    Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
+    picture.convert(mode).save(tmp_path / "a.png")
+    assert ids_of(still_globs(tmp_path, "*.jpg", "*.png")).tolist() == [expected]
+
+
+def test_synthetic_clips_have_their_own_seeds():
+    clip = dataset(SyntheticSource(5, 64, 80))[Ticket(0, 0, 3)]
+    kind, seed, _ = clip.name.split(":")
+    assert kind == "synthetic"
+    assert FIRST_SEED <= int(seed) < FIRST_SEED + 5
+    assert 1 <= clip.objects <= 3
+    with pytest.raises(InputError, match="length: 0"):
+        SyntheticSource(0)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two pictures: a box on a larger one and a crowd; nothing."""
+    pytest.importorskip("pycocotools")
+    for name in ("1.jpg", "2.jpg"):
+        Image.new("RGB", (40, 30), (10, 20, 30)).save(tmp_path / name)
+
+    def box(number, left, top, right, bottom, crowd=0):
+        outline: list = [[left, top, right, top, right, bottom, left, bottom]]
+        counts = {"size": [30, 40], "counts": [0, 1200]}
+        area = (right - left) * (bottom - top)
+        segmentation = counts if crowd else outline
+        return {
+            "id": number,
+            "image_id": 1,
+            "iscrowd": crowd,
+            "category_id": 1,
+            "area": area,
+            "segmentation": segmentation,
+        }
+
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 30, "width": 40} for n in (1, 2)]
+    boxes = [box(1, 12, 12, 18, 18), box(2, 5, 5, 25, 25), box(3, 0, 0, 40, 30, crowd=1)]
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1}]}))
+    return file
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+def test_coco_instances_are_objects(coco, capsys):
+    from stm_fast.data.coco import CocoSource
+
+    source = CocoSource(coco.parent, coco)
+    assert len(source) == 1
+    assert capsys.readouterr().out == ""
+    assert np.array_equal(ids_of(source), painted(30, 40, {1: (5, 5, 25, 25), 2: (12, 12, 18, 18)}))
+    clip = dataset(source, size=(30, 40))[Ticket(0, 0, 0)]
+    assert clip.objects == 2
+    assert clip.frames[0, :, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
+    from stm_fast.data import coco as room
+
+    with pytest.raises(InputError, match=r"none\.json: no such file"):
+        room.CocoSource(tmp_path, tmp_path / "none.json")
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        room.CocoSource(tmp_path / "nowhere", coco)
+    for text, message in (("[", "no instances of COCO"), ("[1]", "no instances of COCO"), ("{}", "no instances in it")):
+        coco.write_text(text)
+        with pytest.raises(InputError, match=rf"instances\.json: {message}"):
+            room.CocoSource(tmp_path, coco)
+    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install"):
+        room.CocoSource(tmp_path, coco)
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "static").is_dir(), reason="shared data are absent")
+def test_real_data_give_clips():
+    data = SHARED / "data"
+    videos, stills = VideoSource(davis16(data / "davis16-train", "train")), still_folder(data / "static")
+    assert (len(videos), len(stills)) == (26, 792)
+    clips = dataset(videos, stills, augmentation=Augmentation(video_paste=0.5), size=(96, 96))
+    for index in range(6):
+        clip = clips[Ticket(0, index, 5)]
+        assert clip.ids[0].unique().tolist() == list(range(clip.objects + 1))
+        assert clip.frames.float().std() > 5
