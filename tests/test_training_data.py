@@ -14,9 +14,10 @@ from stm_fast.data.augmentation import Augmentation
 from stm_fast.data.clips import ClipDataset, Ticket, collate, renumbered
 from stm_fast.data.geometry import draw_bends
 from stm_fast.data.pictures import read_picture
-from stm_fast.data.procedural import FIRST_SEED, SyntheticSource
+from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.sequences import Objects, Sequence, davis16, folder
 from stm_fast.data.stills import still_folder, still_globs
+from stm_fast.data.synthetic import FIRST_TRAINING_SEED
 from stm_fast.data.videos import VideoSource, draw_times
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
@@ -485,7 +486,7 @@ def test_synthetic_clips_have_their_own_seeds():
     clip = dataset(SyntheticSource(5, 64, 80))[Ticket(0, 0, 3)]
     kind, seed, _ = clip.name.split(":")
     assert kind == "synthetic"
-    assert FIRST_SEED <= int(seed) < FIRST_SEED + 5
+    assert FIRST_TRAINING_SEED <= int(seed) < FIRST_TRAINING_SEED + 5
     assert 1 <= clip.objects <= 3
     with pytest.raises(InputError, match="length: 0"):
         SyntheticSource(0)
