@@ -1,4 +1,4 @@
-"""Automatic warp specialisation: the installed Triton cannot give it to the forward loop, and the kernel asks for none."""
+"""Automatic warp specialisation: this Triton cannot give it to the forward loop, and the kernel asks for none."""
 
 import os
 import subprocess
