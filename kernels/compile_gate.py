@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stm_fast.kernels.combine import plan_combine
-from stm_fast.kernels.configs import Arithmetic, all_configs
+from stm_fast.kernels.configs import all_configs
 from stm_fast.kernels.delta import plan_delta
 from stm_fast.kernels.forward import plan_forward
 from stm_fast.kernels.grad_key import plan_grad_key
@@ -37,6 +37,7 @@ from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem, half_norms
 from stm_fast.kernels.row_totals import plan_row_totals
 from stm_fast.kernels.targets import ARCHITECTURES, Target
+from stm_fast.kernels.tiles import Arithmetic
 from stm_fast.kernels.topk_select import plan_candidates, plan_maxima
 from stm_fast.kernels.usage import plan_usage
 from stm_fast.kernels.weighted_sum import lists_of_queries, plan_weighted_sum

@@ -1,45 +1,19 @@
 """Which tile each kernel uses where: a table, so that every choice can be listed and compiled beforehand.
 
 The tiles come from compiling, not from timing: large ones that keep all accumulators in registers (no stack) and fit
-the shared and tensor memory of each architecture, by compile_gate.py. Nothing here is chosen by autotuning.
+the shared and tensor memory of each architecture, by compile_gate.py. Nothing is tuned while a read waits for it; what
+`stm-fast benchmark --tune` timed beforehand goes first (tuned.py).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 from stm_fast.kernels.targets import ARCHITECTURES, Target
-
-# how a matrix product is done: 16-bit inputs, or float32 exactly, or float32 as three products in TF32
-Arithmetic = Literal["half", "ieee", "tf32x3"]
-ARITHMETICS: tuple[Arithmetic, ...] = ("half", "ieee", "tf32x3")
+from stm_fast.kernels.tiles import ARITHMETICS, Arithmetic, BackwardConfig, Choice, ForwardConfig
+from stm_fast.kernels.tuned import tuned_tile
 
 WIDEST_KEY = 256
-
-
-@dataclass(frozen=True)
-class ForwardConfig:
-    """Tile of the forward kernel.
-
-    block_m:      queries of a program
-    block_n:      memory rows of a step
-    block_k:      key columns of one product; wider keys are summed in chunks, for which the query is read again
-    block_v:      value columns of one accumulator [block_m, block_v]
-    accumulators: how many of them one program holds
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    block_v: int
-    accumulators: int
-    num_warps: int
-    num_stages: int
-
-    @property
-    def value_width(self) -> int:
-        return self.block_v * self.accumulators
 
 
 @dataclass(frozen=True)
@@ -50,24 +24,6 @@ class CombineConfig:
     block_v: int = 128
     num_warps: int = 4
     num_stages: int = 1
-
-
-@dataclass(frozen=True)
-class BackwardConfig:
-    """Tile of the three gradient kernels, of the usage kernel and of the top-k kernel.
-
-    block_m: queries, block_n: memory rows
-    block_k, block_v: columns of keys and of values in one product
-    block_c: columns of a gradient of queries or keys that one program makes
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    block_c: int
-    block_v: int
-    num_warps: int
-    num_stages: int
 
 
 @dataclass(frozen=True)
@@ -95,14 +51,14 @@ DELTA = DeltaConfig()
 GATHER = GatherConfig()
 
 
-def forward_config(
+def forward_config(choice: Choice) -> ForwardConfig:
+    """The forward tile for Ck up to WIDEST_KEY and any Cv; values wider than value_width take several programs."""
+    return tuned_tile("forward", choice, ForwardConfig) or _forward_config(*choice)
+
+
+def _forward_config(
     architecture: int, arithmetic: Arithmetic, key_dim: int, value_dim: int, regular: bool, weighted: bool
 ) -> ForwardConfig:
-    """The forward tile for Ck up to WIDEST_KEY and any Cv; values wider than value_width take several programs.
-
-    `regular`: is_regular() says so, and rows are contiguous and aligned; others need more registers for addresses.
-    `weighted`: there is a selection, whose product with the squared keys takes registers and shared memory too.
-    """
     if arithmetic == "ieee":
         # without tensor cores the operands of a product are held in registers
         return ForwardConfig(64, 16, 16, 64, 2, 8, 1)
@@ -129,24 +85,34 @@ def is_regular(key_dim: int, value_dim: int) -> bool:
     return key_dim % 64 == 0 and value_dim % 128 == 0
 
 
-def backward_config(arithmetic: Arithmetic, regular: bool) -> BackwardConfig:
-    """The tile of the gradient, usage and top-k kernels, the same on every architecture."""
+def backward_config(choice: Choice) -> BackwardConfig:
+    """The tile of the gradient and usage kernels."""
+    return tuned_tile("backward", choice, BackwardConfig) or _backward_config(choice.arithmetic, choice.regular)
+
+
+def topk_config(choice: Choice) -> BackwardConfig:
+    """The tile of the top-k kernel."""
+    return tuned_tile("top-k", choice, BackwardConfig) or _backward_config(choice.arithmetic, choice.regular)
+
+
+def _backward_config(arithmetic: Arithmetic, regular: bool) -> BackwardConfig:
+    """The same on every architecture."""
     if arithmetic != "half":
         return BackwardConfig(32, 32, 16, 64, 16, 8, 1)
     return BackwardConfig(64, 64, 64, 128, 64, 8, 2) if regular else BackwardConfig(32, 32, 32, 64, 32, 4, 1)
 
 
 def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:
-    """Every (architecture, arithmetic, configuration) that forward_config can return."""
+    """Every (architecture, arithmetic, configuration) of the forward kernel."""
     choices = product(ARCHITECTURES, ARITHMETICS, (64, 128, 192, 256), (128, 256, 512), (True, False), (True, False))
-    yield from dict.fromkeys((choice[0], choice[1], forward_config(*choice)) for choice in choices)
+    yield from dict.fromkeys((choice[0], choice[1], _forward_config(*choice)) for choice in choices)
 
 
 def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
-    """Every (architecture, arithmetic, configuration) that can be chosen at run time."""
+    """Every (architecture, arithmetic, configuration) that is chosen where no table of the user says otherwise."""
     yield from all_forward_configs()
     backward = product(ARCHITECTURES, ARITHMETICS, (True, False))
-    yield from dict.fromkeys((choice[0], choice[1], backward_config(*choice[1:])) for choice in backward)
+    yield from dict.fromkeys((choice[0], choice[1], _backward_config(*choice[1:])) for choice in backward)
     yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA, GATHER))
 
 

@@ -30,11 +30,8 @@ def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor
 def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor, Launch]:
     """The outputs [B, splits, M, Cv] and [B, splits, M] of the forward kernel, and the launch that fills them."""
     batch, rows, value_dim = problem.value.shape
-    queries, key_dim = problem.query.shape[1:]
-    weighted = problem.selection is not None
-    config = forward_config(
-        problem.target.architecture, problem.arithmetic, key_dim, value_dim, problem.regular, weighted
-    )
+    queries = problem.query.shape[1]
+    config = forward_config(problem.choice)
     value_programs = max(1, triton.cdiv(value_dim, config.value_width))  # without any column there is lse still
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:

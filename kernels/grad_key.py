@@ -21,7 +21,7 @@ def plan_grad_key(
     lse, totals (or None) and delta: [B, M] float32, contiguous.
     """
     batch, rows = problem.value.shape[:2]
-    config = backward_config(problem.arithmetic, problem.regular)
+    config = backward_config(problem.choice)
     grad_key = problem.key.new_empty(problem.key.shape)
     shrinkage = problem.shrinkage
     grad_shrinkage = None if shrinkage is None else shrinkage.new_empty(batch, rows)

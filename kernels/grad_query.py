@@ -21,7 +21,7 @@ def plan_grad_query(
     lse, totals (or None) and delta: [B, M] float32, contiguous.
     """
     batch = problem.value.shape[0]
-    config = backward_config(problem.arithmetic, problem.regular)
+    config = backward_config(problem.choice)
     grad_query = problem.query.new_empty(problem.query.shape)
     selection = problem.selection
     grad_selection = None if selection is None else selection.new_empty(selection.shape)

@@ -16,7 +16,7 @@ def plan_grad_value(problem: Problem, grad_out: Tensor, lse: Tensor, totals: Ten
     lse and totals (or None): [B, M] float32, contiguous.
     """
     batch, rows, value_dim = problem.value.shape
-    config = backward_config(problem.arithmetic, problem.regular)
+    config = backward_config(problem.choice)
     grad_value = problem.value.new_empty(problem.value.shape)
     arguments = {
         **problem.score_arguments(),

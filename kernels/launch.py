@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stm_fast.kernels.configs import Arithmetic
+from stm_fast.kernels.tiles import Arithmetic
 
 
 class Launch(NamedTuple):

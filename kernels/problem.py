@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from stm_fast.kernels.configs import Arithmetic, is_regular
+from stm_fast.kernels.configs import is_regular
 from stm_fast.kernels.targets import Target
+from stm_fast.kernels.tiles import Arithmetic, Choice
 
 
 class Problem(NamedTuple):
@@ -29,6 +30,12 @@ class Problem(NamedTuple):
         tensors = (self.query, self.key, self.value)
         aligned = all(tensor.stride(2) == 1 and tensor.stride(1) % 16 == 0 for tensor in tensors)
         return aligned and is_regular(self.key.shape[2], self.value.shape[2])
+
+    @property
+    def choice(self) -> Choice:
+        """What its tiles are chosen by."""
+        widths = self.key.shape[2], self.value.shape[2]
+        return Choice(self.target.architecture, self.arithmetic, *widths, self.regular, self.selection is not None)
 
     def score_arguments(self) -> dict[str, Any]:
         """The kernel arguments that every score depends on."""

@@ -25,7 +25,7 @@ def row_totals(problem: Problem, lse: Tensor) -> Tensor | None:
 
 def plan_row_totals(problem: Problem, lse: Tensor) -> tuple[Tensor, Launch]:
     """The sums [B, M], and the launch that fills them; lse [B, M] float32, contiguous."""
-    config = backward_config(problem.arithmetic, problem.regular)
+    config = backward_config(problem.choice)
     totals = lse.new_empty(lse.shape)
     arguments = {
         **problem.score_arguments(),

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.configs import backward_config, choose_splits
+from stm_fast.kernels.configs import choose_splits, topk_config
 from stm_fast.kernels.launch import Launch, addressable
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import raw_scores
@@ -44,7 +44,7 @@ def select(problem: Problem, count: int) -> Selected:
 def plan_maxima(problem: Problem, count: int) -> tuple[Tensor, Launch]:
     """The largest score of every bucket of rows [B, M, buckets] float32, and the launch that fills it."""
     batch, queries = problem.value.shape[0], problem.query.shape[1]
-    config, splits = backward_config(problem.arithmetic, problem.regular), _splits(problem, count)
+    config, splits = topk_config(problem.choice), _splits(problem, count)
     maxima = problem.value.new_empty(batch, queries, splits * config.block_n, dtype=torch.float32)
     return maxima, _launch(problem, splits, maxima=maxima)
 
@@ -105,7 +105,7 @@ def _of_queries(problem: Problem, part: slice) -> Problem:
 
 def _splits(problem: Problem, count: int) -> int:
     """Into how many parts to split the memory: enough for the processors and for the buckets."""
-    config = backward_config(problem.arithmetic, problem.regular)
+    config = topk_config(problem.choice)
     tiles = triton.cdiv(problem.query.shape[1], config.block_m) * problem.value.shape[0]
     steps = triton.cdiv(problem.key.shape[1], config.block_n)
     return min(steps, max(choose_splits(problem.target, tiles, steps), triton.cdiv(BUCKETS * count, config.block_n)))
@@ -121,7 +121,7 @@ def _launch(
     found: Tensor | None = None,
     capacity: int = 0,
 ) -> Launch:
-    config = backward_config(problem.arithmetic, problem.regular)
+    config = topk_config(problem.choice)
     arguments = {
         **problem.score_arguments(),
         "maxima": maxima,

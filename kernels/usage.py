@@ -22,7 +22,7 @@ def usage(problem: Problem, lse: Tensor) -> Tensor:
 def plan_usage(problem: Problem, lse: Tensor, totals: Tensor | None) -> tuple[Tensor, Launch]:
     """The usage [B, N], and the launch that fills it; lse and totals (or None): [B, M] float32, contiguous."""
     batch, rows = problem.value.shape[:2]
-    config = backward_config(problem.arithmetic, problem.regular)
+    config = backward_config(problem.choice)
     result = lse.new_empty(batch, rows)
     arguments = {
         **problem.score_arguments(),

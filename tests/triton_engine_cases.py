@@ -73,7 +73,7 @@ def test_the_tiles_of_every_architecture_are_right(
     architecture: int, value_dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose = configs.forward_config
-    monkeypatch.setattr(forward, "forward_config", lambda _, *rest: choose(architecture, *rest))
+    monkeypatch.setattr(forward, "forward_config", lambda choice: choose(choice._replace(architecture=architecture)))
     case = ReadCase(batch=1, queries=70, rows=100, key_dim=64, value_dim=value_dim)
     check_case(case, torch.float16, "triton", DEVICE, gradients=False)
     weighted = replace(EVERYTHING, batch=1, lengths=(90,), key_dim=64, value_dim=value_dim)

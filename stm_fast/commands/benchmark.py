@@ -18,6 +18,9 @@ from stm_fast.benchmarking.runner import run_benchmark
 from stm_fast.benchmarking.selection import Selection
 from stm_fast.benchmarking.system_run import parse_workload, run_system
 from stm_fast.benchmarking.table import render
+from stm_fast.benchmarking.timing import make_clock
+from stm_fast.benchmarking.tuning import tune as tune_tiles
+from stm_fast.benchmarking.tuning import write_table
 from stm_fast.benchmarking.workload import DTYPES, PASSES, Shape, grid, parse_shape
 from stm_fast.errors import InputError
 
@@ -35,6 +38,8 @@ _DEFAULT_ROUTES = {
 _DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16,float32"}
 _QUICK_SHAPES = "480p-T1-O1"
 _SYSTEM_SHAPES = "480p-T10-O1"
+_TUNED_SHAPES = "480p-T5-O1,480p-T20-O3"
+_TUNED_DTYPES = "bfloat16"
 _QUICK_ROUTES = ",".join((*_UNCOMPILED, *OURS))
 _QUICK_SECONDS, _QUICK_ROUNDS = 2.0, 3
 _CPU_MINUTES = 2.7  # what starts before this has ended after three
@@ -70,6 +75,12 @@ def benchmark(
     system: Annotated[
         bool, typer.Option("--system", help="Whole frames by stage instead: shapes, rounds, memory and device count.")
     ] = False,
+    tune: Annotated[
+        Path | None,
+        typer.Option(
+            help="Time tiles of the Triton kernels instead; a table for STM_FAST_CONFIGS goes there. Minutes."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One small shape, nothing compiled, few rounds.")] = False,
     json: Annotated[bool, typer.Option("--json", help="End with the JSON on one line, for scripts.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file and its plots.")] = False,
@@ -87,6 +98,9 @@ def benchmark(
             _refuse_results(output)
         workloads = [parse_workload(name.strip()) for name in (shapes or _SYSTEM_SHAPES).split(",")]
         run_system(workloads, place, rounds, memory, output)
+        return
+    if tune is not None:
+        _tune(tune, place, shapes or _TUNED_SHAPES, dtypes or _TUNED_DTYPES, passes, overwrite)
         return
     if minutes is None and shapes is None and place == "cpu":
         minutes = _CPU_MINUTES
@@ -118,6 +132,24 @@ def benchmark(
     print(output)
     if json:
         print(record.to_json())
+
+
+def _tune(path: Path, place: str, shapes: str, dtypes: str, passes: str, overwrite: bool) -> None:
+    if place != "cuda":
+        raise InputError(f"--tune: found {place}, expected a CUDA device, whose Triton kernels it times")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; give another --tune, or --overwrite")
+    chosen = [DTYPES[name] for name in _chosen("--dtypes", dtypes, DTYPES)]
+    with Console(stderr=True).status("starting") as spinner:
+        table = tune_tiles(
+            _shapes(shapes), chosen, _chosen("--passes", passes, PASSES), make_clock(place), spinner.update
+        )
+    write_table(table, path)
+    for tile in table["tiles"]:
+        print(
+            f"{tile['kernel']} {tile['choice']['arithmetic']}: {tile['relative_time']:.3f} of the time: {tile['tile']}"
+        )
+    print(f"{path}: {len(table['tiles'])} tiles; STM_FAST_CONFIGS={path} takes them")
 
 
 def _refuse_results(output: Path) -> None:

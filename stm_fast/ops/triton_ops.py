@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stm_fast.errors import InputError
 from stm_fast.kernels.configs import WIDEST_KEY
 from stm_fast.ops.inputs import ReadInputs, ReadResult
 from stm_fast.ops.registration import call_engine, register_engine
@@ -126,7 +127,12 @@ def _problem(
     from stm_fast.kernels.launch import arithmetic_of
     from stm_fast.kernels.problem import Problem, half_norms
     from stm_fast.kernels.targets import target_of
+    from stm_fast.kernels.tuned import check_table
 
     norms = half_norms(query, selection) if l2 and query_norm else None
     target, arithmetic = target_of(query.device), arithmetic_of(value.dtype)
+    try:
+        check_table(target.architecture)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     return Problem(query, key, value, shrinkage, selection, lengths, scale, l2, norms, target, arithmetic)

@@ -1,0 +1,65 @@
+"""What a tile is, and what it is chosen by."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+# how a matrix product is done: 16-bit inputs, or float32 exactly, or float32 as three products in TF32
+Arithmetic = Literal["half", "ieee", "tf32x3"]
+ARITHMETICS: tuple[Arithmetic, ...] = ("half", "ieee", "tf32x3")
+
+
+class Choice(NamedTuple):
+    """What a tile is chosen by.
+
+    regular:  is_regular() says so, and rows are contiguous and aligned; others need more registers for addresses.
+    weighted: there is a selection, whose product with the squared keys takes registers and shared memory too.
+    """
+
+    architecture: int  # one of targets.ARCHITECTURES
+    arithmetic: Arithmetic
+    key_dim: int
+    value_dim: int
+    regular: bool
+    weighted: bool
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """Tile of the forward kernel.
+
+    block_m:      queries of a program
+    block_n:      memory rows of a step
+    block_k:      key columns of one product; wider keys are summed in chunks, for which the query is read again
+    block_v:      value columns of one accumulator [block_m, block_v]
+    accumulators: how many of them one program holds
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    block_v: int
+    accumulators: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def value_width(self) -> int:
+        return self.block_v * self.accumulators
+
+
+@dataclass(frozen=True)
+class BackwardConfig:
+    """Tile of the three gradient kernels and of the usage kernel, or of the top-k kernel.
+
+    block_m: queries, block_n: memory rows
+    block_k, block_v: columns of keys and of values in one product
+    block_c: columns of a gradient of queries or keys that one program makes
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    block_c: int
+    block_v: int
+    num_warps: int
+    num_stages: int

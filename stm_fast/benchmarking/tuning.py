@@ -1,0 +1,190 @@
+"""Times tiles of the Triton kernels on the GPU at hand and writes the faster ones as a table (stm_fast.kernels.tuned).
+
+A climb: from the tile of configs.py to the best of its neighbours, one field changed, until none is faster.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from stm_fast.benchmarking.inputs import Inputs, make_inputs
+from stm_fast.benchmarking.machine import describe_machine
+from stm_fast.benchmarking.refusals import refusal
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.timing import Call, CudaClock, Results, WallClock, make_call
+from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Shape, Workload
+from stm_fast.video.whole_file import whole_file
+
+Tile = TypeVar("Tile")
+Report = Callable[[str], None]
+
+GAIN = 0.02  # a tile that wins less is noise
+_ROUNDS = 7  # of a tile and a shape, the median counts
+_DIFFERENT = 0.05  # relative: further from the tile of configs.py than the sums' order explains
+_REGISTERS = 192  # of a thread, for accumulators: beyond, all of them are spilled, and compiling takes long
+
+# smallest and largest of each field; stages go up one by one, the others double
+_LIMITS = {
+    "block_m": (16, 128),
+    "block_n": (16, 128),
+    "block_k": (16, 128),
+    "block_v": (32, 512),
+    "block_c": (32, 256),
+    "accumulators": (1, 4),
+    "num_warps": (4, 8),
+    "num_stages": (1, 4),
+}
+# what the time of a pass depends on
+_FIELDS = {
+    "forward": ("block_m", "block_n", "block_v", "accumulators", "num_warps", "num_stages"),
+    "backward": ("block_m", "block_n", "block_k", "block_c", "block_v", "num_warps", "num_stages"),
+    "top-k": ("block_m", "block_n", "block_k", "num_warps", "num_stages"),
+}
+
+
+class Found(NamedTuple):
+    """Where a climb ended."""
+
+    tile: Any
+    time: float
+    tried: int
+
+
+def climb(start: Tile, neighbours: Callable[[Tile], Iterable[Tile]], time_of: Callable[[Tile], float]) -> Found:
+    """The tile from which no neighbour is faster by GAIN; no tile is timed twice, and one that fails takes forever."""
+    times: dict[Any, float] = {start: time_of(start)}
+    best = start
+    while True:
+        around = [tile for tile in neighbours(best) if tile not in times]
+        times |= {tile: time_of(tile) for tile in around}
+        fastest = min(around, key=times.__getitem__, default=best)
+        if times[fastest] >= (1 - GAIN) * times[best]:
+            return Found(best, times[best], len(times))
+        best = fastest
+
+
+def neighbours_of(pass_name: str, tile: Any) -> Iterator[Any]:
+    """Tiles that differ in one field, and forward tiles of as many columns in fewer or more accumulators."""
+    for name in _FIELDS[pass_name]:
+        size, (least, most) = getattr(tile, name), _LIMITS[name]
+        for other in (size - 1, size + 1) if name == "num_stages" else (size // 2, size * 2):
+            if least <= other <= most:
+                yield from _allowed(replace(tile, **{name: other}))
+    if pass_name == "forward":
+        for factor in (2, 4):
+            if tile.accumulators % factor == 0:
+                changes = {"accumulators": tile.accumulators // factor, "block_v": tile.block_v * factor}
+                yield from _allowed(replace(tile, **changes))
+            if tile.accumulators * factor <= _LIMITS["accumulators"][1] and tile.block_v // factor >= 64:
+                changes = {"accumulators": tile.accumulators * factor, "block_v": tile.block_v // factor}
+                yield from _allowed(replace(tile, **changes))
+
+
+def _allowed(tile: Any) -> Iterator[Any]:
+    width = getattr(tile, "value_width", 0)
+    if width <= VALUE_DIM and tile.block_m * width <= _REGISTERS * 32 * tile.num_warps:
+        yield tile
+
+
+def tune(
+    shapes: Sequence[Shape],
+    dtypes: Sequence[torch.dtype],
+    passes: Sequence[str],
+    clock: CudaClock | WallClock,
+    report: Report,
+    device: str = "cuda",
+) -> dict[str, Any]:
+    """The table: machine, and the tiles that are faster than those of configs.py by GAIN or more.
+
+    A tile's time is the geometric mean, over the shapes, of its time relative to the tile of configs.py.
+
+    Args:
+        clock, device: how and where calls are timed.
+        report: told of every tile.
+    """
+    from stm_fast.kernels.targets import target_of
+    from stm_fast.kernels.tuned import SCHEMA
+
+    architecture = target_of(torch.device(device)).architecture
+    tiles = []
+    for dtype, pass_name in product(dtypes, passes):
+        timed = _Timed([Workload(shape, dtype, pass_name, device) for shape in shapes], architecture, clock, report)
+        found = climb(timed.start, partial(neighbours_of, pass_name), timed.relative)
+        # the first and the last tile were timed minutes apart: once more, side by side
+        time = timed.relative(found.tile) / timed.relative(timed.start)
+        if time <= 1 - GAIN:
+            what = {"kernel": pass_name, "choice": timed.choice._asdict(), "tile": asdict(found.tile)}
+            tiles.append(what | {"instead_of": asdict(timed.start), "relative_time": time, "tried": found.tried})
+    machine = describe_machine(device)
+    table = {"schema": SCHEMA, "architecture": architecture, "shapes": [shape.name for shape in shapes]}
+    return table | {name: machine[name] for name in ("gpu", "triton", "torch", "commit", "date")} | {"tiles": tiles}
+
+
+class _Timed:
+    """One pass over some shapes in one dtype, with one tile or another."""
+
+    def __init__(
+        self, workloads: Sequence[Workload], architecture: int, clock: CudaClock | WallClock, report: Report
+    ) -> None:
+        from stm_fast.kernels.configs import backward_config, forward_config, topk_config
+        from stm_fast.kernels.launch import arithmetic_of
+        from stm_fast.kernels.tiles import Choice
+        from stm_fast.kernels.tuned import using
+
+        self._clock, self._report = clock, report
+        self._pass_name, dtype = workloads[0].pass_name, workloads[0].dtype
+        self._calls = [(_call_of(work), make_inputs(work.shape, dtype, work.device, seed=0)) for work in workloads]
+        self.choice = Choice(architecture, arithmetic_of(dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
+        config_of = {"forward": forward_config, "backward": backward_config, "top-k": topk_config}[self._pass_name]
+        with using({}):
+            self.start = config_of(self.choice)
+            self._expected = [call.timed(call.before(inputs)) for call, inputs in self._calls]
+            self._seconds = [self._measure(call, inputs) for call, inputs in self._calls]
+
+    def relative(self, tile: Any) -> float:
+        """Its time over that of `start`, the geometric mean of all shapes; infinite where it fails or is wrong."""
+        from stm_fast.kernels.tuned import using
+
+        try:
+            with using({(self._pass_name, self.choice): tile}):
+                time = math.exp(statistics.fmean(map(self._logarithm, self._calls, self._expected, self._seconds)))
+        except Exception as error:  # too much shared memory, say: whatever Triton raises
+            self._report(f"{self._pass_name}: {tile}: {refusal(error)}")
+            return math.inf
+        self._report(f"{self._pass_name}: {tile}: {time:.3f} of the time")
+        return time
+
+    def _logarithm(self, call_and_inputs: tuple[Call, Inputs], expected: Results, seconds: float) -> float:
+        call, inputs = call_and_inputs
+        if not _same(call.timed(call.before(inputs)), expected):
+            raise ArithmeticError("a wrong result")
+        return math.log(self._measure(call, inputs) / seconds)
+
+    def _measure(self, call: Call, inputs: Inputs) -> float:
+        return statistics.median(self._clock.measure(call, inputs).seconds for _ in range(_ROUNDS))
+
+
+def _call_of(workload: Workload) -> Call:
+    read = ROUTES["triton"].build(workload)
+    assert not isinstance(read, str)
+    return make_call(workload.pass_name, read)
+
+
+def _same(results: Results, expected: Results) -> bool:
+    """Whether no result is further off than the order of sums explains; NaN is."""
+    pairs = zip(results, expected, strict=True)
+    return all((found - right).float().norm() <= _DIFFERENT * right.float().norm() for found, right in pairs)
+
+
+def write_table(table: dict[str, Any], path: Path) -> None:
+    """Writes the JSON file, whole or not at all. Raises InputError where it cannot."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(table, indent=1) + "\n")
