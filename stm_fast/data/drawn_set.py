@@ -35,18 +35,21 @@ def draw_set(root: Path, first_seed: int) -> list[str]:
     for seed in range(first_seed, first_seed + SEQUENCES):
         names.append(f"seed{seed:06}")
         if not (root / "Annotations" / names[-1]).is_dir():
-            _draw_sequence(root, names[-1], seed)
+            draw_sequence(root, names[-1], SyntheticClip(seed, frames=_FRAMES, objects=_OBJECTS))
     return names
 
 
-def _draw_sequence(root: Path, name: str, seed: int) -> None:
-    """The annotations get their name last: a sequence that has them is whole."""
+def draw_sequence(root: Path, name: str, clip: SyntheticClip) -> None:
+    """Draws a clip as ``JPEGImages/<name>`` and ``Annotations/<name>``. Raises InputError where that is not possible.
+
+    The annotations get their name last: a sequence that has them is whole.
+    """
     folders = [root / kind / name for kind in ("JPEGImages", "Annotations")]
     partial = [folder.with_name(f".{name}.{os.getpid()}.partial") for folder in folders]
     try:
         for folder in partial:
             make_folder(folder)
-        for time, frame in enumerate(SyntheticClip(seed, frames=_FRAMES, objects=_OBJECTS)):
+        for time, frame in enumerate(clip):
             with writing(partial[0]):
                 Image.fromarray(frame.image).save(partial[0] / f"{time:05}.png")
             write_mask(partial[1] / f"{time:05}.png", frame.ids)

@@ -58,7 +58,7 @@ def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
 
 def _source(entry: VideoData | StillData | SyntheticData) -> ClipSource:
     if isinstance(entry, SyntheticData):
-        return SyntheticSource(entry.length, entry.height, entry.width)
+        return SyntheticSource(entry.length, entry.height, entry.width, entry.frames, entry.objects)
     if isinstance(entry, VideoData):
         return VideoSource(SETS[entry.kind](Path(entry.path), entry.split), entry.skip_divisor)
     if entry.pictures is not None and entry.masks is not None:

@@ -37,12 +37,14 @@ class StillData:
 
 @dataclass(frozen=True)
 class SyntheticData:
-    """Procedural clips; `length` of them are different."""
+    """Procedural clips, as in :class:`stm_fast.data.procedural.SyntheticSource`."""
 
     kind: Literal["synthetic"]
     length: int = 10_000
     height: int = 144
     width: int = 192
+    frames: int = 100
+    objects: tuple[int, ...] = (1, 2, 3)
     weight: float = 1.0
 
 
@@ -117,13 +119,14 @@ class SyntheticValidation:
     Attributes:
         first: number of the first clip; training takes them from 0 up to its `length`, so that fresh ones lie beyond.
         clips: how many.
-        frames: of each.
+        frames, objects: of each, as for training.
     """
 
     kind: Literal["synthetic"]
     first: int = 1_000_000
     clips: int = 10
     frames: int = 40
+    objects: tuple[int, ...] = (1, 2, 3)
     height: int = 144
     width: int = 192
     every: int = 1

@@ -10,7 +10,7 @@ from stm_fast.training.checkpoint import State, read_state
 from stm_fast.training.config import TrainingConfig
 from stm_fast.video.whole_file import LEFT_OVER, make_folder
 
-# what does not touch the numbers of the steps that are done: it may change while a run is interrupted, as a folder may move
+# what does not touch the numbers of the steps that are done may change while a run is interrupted; so may paths
 _FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights")
 
 

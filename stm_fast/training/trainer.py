@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stm_fast.data.clips import ClipBatch, TrainingClip, collate
 from stm_fast.errors import InputError
+from stm_fast.inference.shards import world_size
 from stm_fast.network import save_checkpoint
 from stm_fast.training.checkpoint import write_state
 from stm_fast.training.config import TrainingConfig
@@ -180,6 +181,12 @@ class Trainer:
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
     try:
-        return Accelerator(mixed_precision=_PRECISIONS[config.precision])
+        # on a machine without a GPU, accelerate sees torchrun's processes only if it is told to stay on the CPU
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), mixed_precision=_PRECISIONS[config.precision]
+        )
     except ValueError as error:
         raise InputError(f"precision: found {config.precision}, which this machine has not ({error})") from error
+    if accelerator.num_processes != world_size():
+        raise InputError(f"found {accelerator.num_processes} processes, expected the {world_size()} of torchrun")
+    return accelerator

@@ -5,11 +5,10 @@ import tempfile
 import weakref
 from pathlib import Path
 
-import numpy as np
 from accelerate.utils import gather_object
-from PIL import Image
 
 from stm_fast.config import MemoryConfig
+from stm_fast.data.drawn_set import draw_sequence
 from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.sequences import SETS, Sequence
 from stm_fast.errors import InputError
@@ -20,9 +19,6 @@ from stm_fast.inference.shards import shard
 from stm_fast.network import STM
 from stm_fast.network.deployment import for_inference
 from stm_fast.training.config import SyntheticValidation, Validation
-from stm_fast.training.pictures import write_picture
-from stm_fast.video import write_mask
-from stm_fast.video.whole_file import make_folder
 
 
 class Validator:
@@ -60,17 +56,8 @@ class Validator:
             return SETS[validation.kind](Path(validation.path), validation.split)
         root = Path(tempfile.mkdtemp(prefix="stm_fast_clips_"))
         weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
-        _draw_clips(validation, root)
+        v = validation
+        source = SyntheticSource(v.first + v.clips, v.height, v.width, v.frames, v.objects)
+        for number in range(v.first, v.first + v.clips):
+            draw_sequence(root, f"{number:07}", source.clip(number))
         return SETS["folder"](root, "all")
-
-
-def _draw_clips(validation: SyntheticValidation, root: Path) -> None:
-    """Procedural clips as a folder of sequences."""
-    source = SyntheticSource(validation.first + validation.clips, validation.height, validation.width)
-    for number in range(validation.first, validation.first + validation.clips):
-        shots = source.draw(number, validation.frames, 0, np.random.default_rng(number))
-        for time, shot in enumerate(shots):
-            place = Path(f"{number:07}", f"{time:05}.png")
-            write_picture(Image.fromarray(shot.read(1)), root / "JPEGImages" / place)
-            make_folder((root / "Annotations" / place).parent)
-            write_mask(root / "Annotations" / place, shot.ids)
