@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 
 from stm_fast.data.augmentation import Augmentation
 from stm_fast.data.clips import ClipDataset, Ticket, collate, renumbered
-from stm_fast.data.geometry import draw_bends
+from stm_fast.data.geometry import Motion, crop_view, draw_bends, draw_path, mirrored, resample, sampling_grid
 from stm_fast.data.pictures import read_picture
 from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.sequences import Objects, Sequence, davis16, folder
@@ -202,6 +202,42 @@ def test_a_smaller_picture_is_the_mean_of_blocks(tmp_path, suffix, shrink):
     assert abs(inside - colour_of(1).astype(int)).max() <= 3
 
 
+def test_pictures_are_turned_as_their_exif_says(tmp_path):
+    ids = painted(20, 40, {1: (0, 0, 20, 10)})
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turn it clockwise
+    stored = Image.fromarray(colour_of(ids)).transpose(Image.Transpose.ROTATE_90)
+    stored.save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
+    for shrink in (1, 2):
+        image = read_picture(tmp_path / "a.jpg", ids.shape, Path("mask.png"), shrink).astype(int)
+        assert abs(image - colour_of(ids[::shrink, ::shrink])).max() <= 6
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_smaller_picture_is_sampled_at_the_same_points(shrink):
+    columns = torch.arange(61.0).expand(1, 1, 40, 61)
+    view = crop_view((40, 61), (10, 10), 0.1, 1.0, (20.0, 42.0))
+    views = mirrored(view) @ draw_path(Motion(5, 5, 0.1, 0.1), 2, 10, np.random.default_rng(0))
+    blocks = torch.nn.functional.avg_pool2d(columns, shrink, ceil_mode=True)
+    full, small = (
+        resample(picture, sampling_grid(views, (10, 10), (40, 61), shrink=s))
+        for picture, s in ((columns, 1), (blocks, shrink))
+    )
+    assert full.max() - full.min() > 10
+    assert torch.allclose(full, small, atol=1e-3)
+
+
+def test_each_frame_moves_on_from_the_one_before():
+    motion = Motion(rotation=10, shear=5, zoom=0.1, translation=0.2)
+    paths = np.stack([draw_path(motion, 4, 100, np.random.default_rng(seed)) for seed in range(200)])  # [200, T, 3, 3]
+    places = paths[:, :, :2, 2]
+    assert abs(places[:, 0]).max() <= 20
+    assert abs(np.diff(places, axis=1)).max() <= 20
+    assert places[:, 3].std() > 1.7 * places[:, 0].std()
+    zooms = np.sqrt(np.linalg.det(paths[:, :, :2, :2]))
+    assert abs(np.log(zooms[:, 0])).max() <= 0.1
+
+
 def test_a_thin_plate_goes_through_its_control_points_and_bends():
     bends = draw_bends(0.1, 2, (65, 65), np.random.default_rng(0))  # [T, h, w, 2]
     points = np.random.default_rng(0).uniform(-6.5, 6.5, (2, 4, 4, 2)).cumsum(0)  # [T, x, y, 2]
@@ -254,7 +290,8 @@ def test_pasted_objects_move_against_the_background(stills):
     assert not all(stays)
 
 
-def test_a_crop_holds_an_object_however_small(tmp_path):
+def test_a_crop_holds_an_object_however_small(tmp_path, monkeypatch):
+    monkeypatch.setattr("stm_fast.data.clips.TRIES", 1)
     write_pair(tmp_path, "corner", painted(200, 200, {1: (180, 180, 196, 196)}))
     tight = Augmentation(crop_area=(0.05, 0.1), paste=0, still_translation=0, warp=0)
     clips = dataset(still_folder(tmp_path), augmentation=tight)
