@@ -4,13 +4,13 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 
 import pytest
-from training_runs import SMALL
 
 from stm_fast.errors import InputError
 from stm_fast.training.config import Skip, SyntheticData
 from stm_fast.training.config_file import from_plain, read_config
 from stm_fast.training.sampler import TicketSampler
 from stm_fast.training.schedule import Schedule, max_skip, rate_factor
+from training_runs import SMALL
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from training_runs import SMALL, assert_same_up_to_rounding, curve, tensors
 
 from stm_fast.training.log import read_log
+from training_runs import SMALL, assert_same_up_to_rounding, curve, tensors
 
 pytestmark = pytest.mark.slow
 

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from training_runs import SMALL, assert_same_up_to_rounding, curve, make_trainer, stop_after, tensors
 
 from stm_fast.errors import InputError
 from stm_fast.network import STM, load_checkpoint
 from stm_fast.training.averaging import weight_average
 from stm_fast.training.checkpoint import read_state, write_state
+from training_runs import SMALL, assert_same_up_to_rounding, curve, make_trainer, stop_after, tensors
 
 STEPS = 5
 

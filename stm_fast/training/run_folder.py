@@ -35,8 +35,10 @@ class RunFolder:
         if self.checkpoint.exists() and not resume:
             raise InputError(f"{self.checkpoint}: a run lies there already; give another --output, or --resume")
         make_folder(self.path)
-        for left_over in self.path.glob(LEFT_OVER):
-            left_over.unlink()
+        # of a run that was killed while it wrote; the second pattern is that of weights
+        for pattern in (LEFT_OVER, ".*.tmp"):
+            for left_over in self.path.glob(pattern):
+                left_over.unlink()
 
     def state(self, config: TrainingConfig) -> State | None:
         """Where the run stopped; None where it has not got that far.

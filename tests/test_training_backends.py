@@ -1,0 +1,63 @@
+"""The fused memory read inside training: the same loss curve as the reference, with less kept for the backward pass."""
+
+import pytest
+import torch
+
+from stm_fast.benchmarking.published import published
+from stm_fast.data.clips import collate
+from stm_fast.ops import memory_read
+from stm_fast.ops.backends import BACKENDS
+from stm_fast.testing.criterion import FACTOR
+from stm_fast.training.building import build_clip_loss, build_clips
+from stm_fast.training.config_file import from_plain
+from stm_fast.training.sampler import TicketSampler
+from training_memory import kept_bytes
+from training_runs import SMALL
+
+STEPS = 20
+
+
+@pytest.fixture(autouse=True)
+def _needs_cpp():
+    reasons = next(backend for backend in BACKENDS if backend.name == "cpp").absent_reasons()
+    if reasons:
+        pytest.skip("; ".join(reasons))
+
+
+def losses(backend, dtype):
+    """The loss of each step of a run in one dtype."""
+    config = from_plain(SMALL | {"backend": backend, "clips_per_epoch": STEPS}, "test")
+    clip_loss, clips = build_clip_loss(config).to(dtype), build_clips(config, skip_corrupt=False)
+    optimizer = torch.optim.Adam(clip_loss.parameters(), lr=1e-4)
+    curve = torch.zeros(STEPS, dtype=torch.float64)
+    for step, tickets in enumerate(TicketSampler(config, 0, 0, 1)):
+        batch = collate([clips[ticket] for ticket in tickets])
+        loss = clip_loss(batch.frames.to(dtype) / 255, batch.ids.long(), batch.objects)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        curve[step] = loss.item()
+    return curve
+
+
+@pytest.mark.slow
+def test_the_loss_curve_is_that_of_the_reference():
+    """Held to the float64 criterion, whose measure, the reference's error, grows from step to step."""
+    exact = losses("reference", torch.float64)
+    errors = {name: (losses(name, torch.float32) - exact).abs() for name in ("reference", "cpp")}
+    growth = errors["reference"].cummax(0).values
+    allowed = FACTOR * growth + 2 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (errors["cpp"] <= allowed).all(), (errors, allowed)
+    assert exact[-5:].mean() < exact[:5].mean()  # it did train
+
+
+def test_no_affinity_is_kept_for_the_backward_pass():
+    objects, queries, rows, key_dim, value_dim = 2, 60, 120, 16, 32
+    inputs = [
+        torch.randn(objects, *shape, requires_grad=True)
+        for shape in ((queries, key_dim), (rows, key_dim), (rows, value_dim))
+    ]
+    affinity = objects * queries * rows * 4
+    out_and_lse = objects * queries * (value_dim + 1) * 4
+    assert kept_bytes(published, *inputs) >= affinity
+    assert kept_bytes(lambda *tensors: memory_read(*tensors, backend="cpp"), *inputs) <= out_and_lse
