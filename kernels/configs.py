@@ -6,8 +6,8 @@ the shared and tensor memory of each architecture, by compile_gate.py. Nothing i
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import product, starmap
 
 from stm_fast.kernels.targets import ARCHITECTURES, Target
 from stm_fast.kernels.tiles import ARITHMETICS, Arithmetic, BackwardConfig, Choice, ForwardConfig
@@ -86,20 +86,39 @@ def is_regular(key_dim: int, value_dim: int) -> bool:
 
 
 def backward_config(choice: Choice) -> BackwardConfig:
-    """The tile of the gradient and usage kernels."""
-    return tuned_tile("backward", choice, BackwardConfig) or _backward_config(choice.arithmetic, choice.regular)
+    """The tile of the kernels of dk, dq, de and ds, and of the usage kernel."""
+    return tuned_tile("backward", choice, BackwardConfig) or _backward_config(choice)
+
+
+def value_config(choice: Choice) -> BackwardConfig:
+    """The tile of the kernel of dv."""
+    return tuned_tile("grad_value", choice, BackwardConfig) or _value_config(choice)
 
 
 def topk_config(choice: Choice) -> BackwardConfig:
     """The tile of the top-k kernel."""
-    return tuned_tile("top-k", choice, BackwardConfig) or _backward_config(choice.arithmetic, choice.regular)
+    return tuned_tile("top-k", choice, BackwardConfig) or _topk_config(choice)
 
 
-def _backward_config(arithmetic: Arithmetic, regular: bool) -> BackwardConfig:
-    """The same on every architecture."""
-    if arithmetic != "half":
+def _backward_config(choice: Choice) -> BackwardConfig:
+    if choice.arithmetic != "half":
         return BackwardConfig(32, 32, 16, 64, 16, 8, 1)
-    return BackwardConfig(64, 64, 64, 128, 64, 8, 2) if regular else BackwardConfig(32, 32, 32, 64, 32, 4, 1)
+    return BackwardConfig(64, 64, 64, 128, 64, 8, 2) if choice.regular else BackwardConfig(32, 32, 32, 64, 32, 4, 1)
+
+
+def _value_config(choice: Choice) -> BackwardConfig:
+    """Wide where that stays in registers (not beside a selection): every program makes the scores again."""
+    wide = _key_in_one_product(choice) and not choice.weighted and choice.value_dim % 256 == 0
+    return replace(_backward_config(choice), **{"block_k": 128, "block_v": 256} if wide else {})
+
+
+def _topk_config(choice: Choice) -> BackwardConfig:
+    return replace(_backward_config(choice), **{"block_k": 128} if _key_in_one_product(choice) else {})
+
+
+def _key_in_one_product(choice: Choice) -> bool:
+    """Whether a tile may be as wide as the keys: loads inside a loop over their chunks are not pipelined."""
+    return choice.arithmetic == "half" and choice.regular and choice.key_dim == 128
 
 
 def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:
@@ -111,8 +130,10 @@ def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:
 def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
     """Every (architecture, arithmetic, configuration) that is chosen where no table of the user says otherwise."""
     yield from all_forward_configs()
-    backward = product(ARCHITECTURES, ARITHMETICS, (True, False))
-    yield from dict.fromkeys((choice[0], choice[1], _backward_config(*choice[1:])) for choice in backward)
+    widths = (64, 128, 192, 256), (128, 256, 512)
+    choices = list(starmap(Choice, product(ARCHITECTURES, ARITHMETICS, *widths, (True, False), (True, False))))
+    pairs = product((_backward_config, _value_config, _topk_config), choices)
+    yield from dict.fromkeys((choice.architecture, choice.arithmetic, config_of(choice)) for config_of, choice in pairs)
     yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA, GATHER))
 
 

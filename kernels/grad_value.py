@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.configs import backward_config
+from stm_fast.kernels.configs import value_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import raw_scores, softmax_weights
@@ -16,7 +16,7 @@ def plan_grad_value(problem: Problem, grad_out: Tensor, lse: Tensor, totals: Ten
     lse and totals (or None): [B, M] float32, contiguous.
     """
     batch, rows, value_dim = problem.value.shape
-    config = backward_config(problem.choice)
+    config = value_config(problem.choice)
     grad_value = problem.value.new_empty(problem.value.shape)
     arguments = {
         **problem.score_arguments(),

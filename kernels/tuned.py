@@ -18,11 +18,12 @@ from stm_fast.kernels.tiles import BackwardConfig, Choice, ForwardConfig
 VARIABLE = "STM_FAST_CONFIGS"
 SCHEMA = 1
 
-# whose tile; the usage kernel takes that of the backward
-Kernel = Literal["forward", "backward", "top-k"]
+# whose tile; the usage kernel takes that of the backward, which is not that of dv
+Kernel = Literal["forward", "backward", "grad_value", "top-k"]
 KINDS: dict[Kernel, type[ForwardConfig] | type[BackwardConfig]] = {
     "forward": ForwardConfig,
     "backward": BackwardConfig,
+    "grad_value": BackwardConfig,
     "top-k": BackwardConfig,
 }
 Tiles = Mapping[tuple[Kernel, Choice], ForwardConfig | BackwardConfig]

@@ -80,6 +80,12 @@ def test_the_tiles_of_every_architecture_are_right(
     check_case(weighted, torch.float16, "triton", DEVICE, gradients=False)
 
 
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_keys_that_are_one_product_are_right(top_k: int | None) -> None:
+    case = ReadCase(batch=1, queries=70, rows=150, key_dim=128, value_dim=256, top_k=top_k)
+    check_case(case, torch.float16, "triton", DEVICE)
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 @pytest.mark.parametrize("most", [1, 2**24])
 def test_top_k_finds_room_for_every_candidate(spread: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,12 @@ _LIMITS = {
     "num_warps": (4, 8),
     "num_stages": (1, 4),
 }
-# what the time of a pass depends on
+# the kernels of a pass that have a tile of their own
+_KERNELS = {"forward": ("forward",), "backward": ("grad_value", "backward"), "top-k": ("top-k",)}
+# what the time of a kernel depends on
 _FIELDS = {
     "forward": ("block_m", "block_n", "block_v", "accumulators", "num_warps", "num_stages"),
+    "grad_value": ("block_m", "block_n", "block_k", "block_v", "num_warps", "num_stages"),
     "backward": ("block_m", "block_n", "block_k", "block_c", "block_v", "num_warps", "num_stages"),
     "top-k": ("block_m", "block_n", "block_k", "num_warps", "num_stages"),
 }
@@ -71,14 +74,14 @@ def climb(start: Tile, neighbours: Callable[[Tile], Iterable[Tile]], time_of: Ca
         best = fastest
 
 
-def neighbours_of(pass_name: str, tile: Any) -> Iterator[Any]:
+def neighbours_of(kernel: str, tile: Any) -> Iterator[Any]:
     """Tiles that differ in one field, and forward tiles of as many columns in fewer or more accumulators."""
-    for name in _FIELDS[pass_name]:
+    for name in _FIELDS[kernel]:
         size, (least, most) = getattr(tile, name), _LIMITS[name]
         for other in (size - 1, size + 1) if name == "num_stages" else (size // 2, size * 2):
             if least <= other <= most:
                 yield from _allowed(replace(tile, **{name: other}))
-    if pass_name == "forward":
+    if kernel == "forward":
         for factor in (2, 4):
             if tile.accumulators % factor == 0:
                 changes = {"accumulators": tile.accumulators // factor, "block_v": tile.block_v * factor}
@@ -115,13 +118,15 @@ def tune(
 
     architecture = target_of(torch.device(device)).architecture
     tiles = []
-    for dtype, pass_name in product(dtypes, passes):
-        timed = _Timed([Workload(shape, dtype, pass_name, device) for shape in shapes], architecture, clock, report)
-        found = climb(timed.start, partial(neighbours_of, pass_name), timed.relative)
+    kernels = [(pass_name, kernel) for pass_name in passes for kernel in _KERNELS[pass_name]]
+    for dtype, (pass_name, kernel) in product(dtypes, kernels):
+        workloads = [Workload(shape, dtype, pass_name, device) for shape in shapes]
+        timed = _Timed(kernel, workloads, architecture, clock, report)
+        found = climb(timed.start, partial(neighbours_of, kernel), timed.relative)
         # the first and the last tile were timed minutes apart: once more, side by side
         time = timed.relative(found.tile) / timed.relative(timed.start)
         if time <= 1 - GAIN:
-            what = {"kernel": pass_name, "choice": timed.choice._asdict(), "tile": asdict(found.tile)}
+            what = {"kernel": kernel, "choice": timed.choice._asdict(), "tile": asdict(found.tile)}
             tiles.append(what | {"instead_of": asdict(timed.start), "relative_time": time, "tried": found.tried})
     machine = describe_machine(device)
     table = {"schema": SCHEMA, "architecture": architecture, "shapes": [shape.name for shape in shapes]}
@@ -129,23 +134,28 @@ def tune(
 
 
 class _Timed:
-    """One pass over some shapes in one dtype, with one tile or another."""
+    """One pass over some shapes in one dtype, one of its kernels with one tile or another."""
 
     def __init__(
-        self, workloads: Sequence[Workload], architecture: int, clock: CudaClock | WallClock, report: Report
+        self,
+        kernel: str,
+        workloads: Sequence[Workload],
+        architecture: int,
+        clock: CudaClock | WallClock,
+        report: Report,
     ) -> None:
-        from stm_fast.kernels.configs import backward_config, forward_config, topk_config
+        from stm_fast.kernels.configs import backward_config, forward_config, topk_config, value_config
         from stm_fast.kernels.launch import arithmetic_of
         from stm_fast.kernels.tiles import Choice
         from stm_fast.kernels.tuned import using
 
-        self._clock, self._report = clock, report
-        self._pass_name, dtype = workloads[0].pass_name, workloads[0].dtype
+        self._kernel, self._clock, self._report = kernel, clock, report
+        dtype = workloads[0].dtype
         self._calls = [(_call_of(work), make_inputs(work.shape, dtype, work.device, seed=0)) for work in workloads]
         self.choice = Choice(architecture, arithmetic_of(dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
-        config_of = {"forward": forward_config, "backward": backward_config, "top-k": topk_config}[self._pass_name]
+        config_of = {"forward": forward_config, "grad_value": value_config, "top-k": topk_config}
         with using({}):
-            self.start = config_of(self.choice)
+            self.start = config_of.get(kernel, backward_config)(self.choice)
             self._expected = [call.timed(call.before(inputs)) for call, inputs in self._calls]
             self._seconds = [self._measure(call, inputs) for call, inputs in self._calls]
 
@@ -154,12 +164,12 @@ class _Timed:
         from stm_fast.kernels.tuned import using
 
         try:
-            with using({(self._pass_name, self.choice): tile}):
+            with using({(self._kernel, self.choice): tile}):
                 time = math.exp(statistics.fmean(map(self._logarithm, self._calls, self._expected, self._seconds)))
         except Exception as error:  # too much shared memory, say: whatever Triton raises
-            self._report(f"{self._pass_name}: {tile}: {refusal(error)}")
+            self._report(f"{self._kernel}: {tile}: {refusal(error)}")
             return math.inf
-        self._report(f"{self._pass_name}: {tile}: {time:.3f} of the time")
+        self._report(f"{self._kernel}: {tile}: {time:.3f} of the time")
         return time
 
     def _logarithm(self, call_and_inputs: tuple[Call, Inputs], expected: Results, seconds: float) -> float:
