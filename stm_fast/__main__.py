@@ -48,16 +48,28 @@ _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 class _OneLineErrors(TyperGroup):
     """Ends with exit code 2 and one line where the user is at fault; any other exception is a bug and shows."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:  # help, which is no error
+            return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            raise _wrong_use(error) from None
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except InputError as error:
             raise _ended(str(error), _WRONG_USE) from None
         except _UsageError as error:
-            what = error.format_message().removesuffix(".")
-            raise _ended(f"{what}; see {error.ctx.command_path} --help", _WRONG_USE) from None
+            raise _wrong_use(error) from None
         except KeyboardInterrupt:
             raise _ended("interrupted; every file that was written is whole", _INTERRUPTED) from None
+
+
+def _wrong_use(error: Any) -> typer.Exit:
+    what = error.format_message().removesuffix(".")
+    return _ended(f"{what}; see {error.ctx.command_path} --help", _WRONG_USE)
 
 
 def _ended(why: str, code: int) -> typer.Exit:

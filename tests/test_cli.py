@@ -341,6 +341,8 @@ def test_wrong_options(place, more, words):
 def test_wrong_use(tmp_path):
     assert_refused(run("segment"), "Missing argument", "see", "segment --help")
     assert_refused(run("sgement"), "No such command 'sgement'", "segment")
+    assert_refused(run("--colour"), "No such option: --colour", "see", "--help")
+    assert_refused(run("--colour", "demo"), "No such option: --colour", "see", "--help")
     assert_refused(run("demo", "--objects", 0, "--output", tmp_path / "out"), "--objects")
     assert_refused(run("demo", "--backend", "abacus", "--output", tmp_path / "out"), "backend: found 'abacus'")
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,8 @@ from stm_fast.errors import InputError
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.stages import STAGES
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
-from stm_fast.network.deployment import WinogradConv, for_inference
+from stm_fast.network.deployment import for_inference
+from stm_fast.network.winograd_layers import WinogradConv
 from stm_fast.ops import cpp_ops, winograd
 
 REASONS = winograd.absent_reasons()

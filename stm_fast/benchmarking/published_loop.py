@@ -90,7 +90,7 @@ class PublishedLoop:
         key, value = self._model.query_key_value(r4)
         key, value, r3, r2 = (x.expand(self._objects, -1, -1, -1) for x in (key, value, r3, r2))
         read = self._read(keys[1 : 1 + self._objects], values[1 : 1 + self._objects], key)
-        logits = self._model.decoder(torch.cat([read, value], dim=1), r3, r2)  # [O, 2, H', W']
+        logits = self._model.decoder(read, value, r3, r2)  # [O, 2, H', W']
         return unpad(self._aggregated(F.softmax(logits, dim=1)[:, 1]), pads)
 
     def _read(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:

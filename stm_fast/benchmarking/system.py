@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from stm_fast.network.deployment import for_inference
 from stm_fast.video import open_frames, write_mask
 from stm_fast.video.writer import OverlayPictureWriter
 
-SIZES = {"240p": (240, 428), "480p": (480, 854), "1080p": (1080, 1920)}
+SIZES = {"64p": (64, 112), "240p": (240, 428), "480p": (480, 854), "1080p": (1080, 1920)}
 BACKBONES = {"resnet18": stm_resnet18, "resnet50": stm_resnet50}
 PUBLISHED = "published loop"
 ENGINES: dict[str, Callable[[STM], STM]] = {
@@ -224,6 +224,9 @@ def _peak(contestant: str, workload: SystemWorkload, device: str, threads: int) 
     torch.set_num_threads(threads)
     clip = _Clip(workload)
     model = make_model(contestant, workload, device)
+    # what libraries load at a first call is no part of it
+    small = replace(workload, size="64p", memory_frames=1)
+    make_step(contestant, model, small, _Clip(small))(clip.picture(0)[:, :64, :112])
     with PeakMemory(device) as memory:
         step = make_step(contestant, model, workload, clip)
         for index in range(2):

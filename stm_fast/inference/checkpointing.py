@@ -1,7 +1,8 @@
 """Where an interrupted run goes on: hidden files in its output folder, replaced as it advances, gone when it is done.
 
 ``.resume.json`` names the run and the position; ``.resume-<position>-<rank>.safetensors`` is the state of each process
-at that position. The JSON file is renamed into place when every state is whole, so it never names one that is not.
+at that position. The JSON file is renamed into place when every state is whole and on the disk, so it never names one
+that is not.
 """
 
 import json
@@ -110,7 +111,7 @@ class Checkpoint:
     def _write(self, position: Position) -> None:
         if self._crew.leads:
             record = {"format": _FORMAT, **position._asdict(), "run": self._run}
-            with whole_file(self._folder / RECORD) as partial:
+            with whole_file(self._folder / RECORD, durable=True) as partial:
                 partial.write_text(json.dumps(record, indent=1) + "\n")
 
     def _state_path(self, frames: int) -> Path:
@@ -140,7 +141,7 @@ class Pace:
 
 def _save_state(path: Path, state: dict[str, Tensor]) -> None:
     try:
-        with whole_file(path) as partial:
+        with whole_file(path, durable=True) as partial:
             safetensors.torch.save_file(state, partial)
     except SafetensorError as error:
         raise InputError(f"cannot write {path}: {error}") from error

@@ -1,5 +1,6 @@
 """From what was read to a mask: residual blocks and two refinement stages (STM, "Decoder")."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,17 +47,19 @@ class Decoder(nn.Module):
         self.refine2 = Refine(r2_channels, decoder_dim)
         self.predict = nn.Conv2d(decoder_dim, 2, kernel_size=3, padding=1)
 
-    def forward(self, r4: Tensor, r3: Tensor, r2: Tensor) -> Tensor:
+    def forward(self, read: Tensor, query_value: Tensor, r3: Tensor, r2: Tensor) -> Tensor:
         """Logits of background and object.
 
         Args:
-            r4: [O, C, h, w], what each object read, joined with the query's value.
-            r3: [B, C3, 2h, 2w] skip features of the query; B = O, or 1 and then shared by all objects.
+            read: [O, Cv, h, w], what each object read.
+            query_value: [B, Cv, h, w]; B = O, or 1 and then shared by all objects.
+            r3: [B, C3, 2h, 2w] skip features of the query, likewise.
             r2: [B, C2, 4h, 4w] likewise.
 
         Returns:
             [O, 2, 16h, 16w].
         """
+        r4 = torch.cat([read, query_value.expand(len(read), -1, -1, -1)], dim=1)  # [O, 2 Cv, h, w]
         m4 = self.merged_block(self.compress(r4))  # [O, D, h, w]
         m3 = self.refine3(r3, m4)  # [O, D, 2h, 2w]
         m2 = self.refine2(r2, m3)  # [O, D, 4h, 4w]

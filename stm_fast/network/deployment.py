@@ -7,78 +7,46 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from stm_fast.network.backbone import Backbone
-from stm_fast.network.decoder import ResidualBlock
 from stm_fast.network.encoders import MemoryEncoder
+from stm_fast.network.shared_work import SharingDecoder, SharingMemoryEncoder, SharingQueryEncoder
 from stm_fast.network.stm import STM
+from stm_fast.network.winograd_layers import replace_convolutions
 from stm_fast.ops import winograd
 
 
-def for_inference(model: STM) -> STM:
+def for_inference(model: STM, *, dtype: torch.dtype | None = None, objects_at_a_time: int | None = None) -> STM:
     """A copy that only infers; results differ by rounding alone.
 
-    BatchNorm with fixed statistics is a scale and a shift: the convolution before it takes them over. In float32 on a
-    CPU, where the extension is there, convolutions of 3 x 3 take a quarter of the products
-    (:mod:`stm_fast.ops.winograd`), with their activations and sums built in.
+    BatchNorm with fixed statistics is a scale and a shift: the convolution before it takes them over. What objects
+    share is computed once (:mod:`stm_fast.network.shared_work`). In float32 on a CPU, where the extension is there,
+    convolutions of 3 x 3 take a quarter of the products (:mod:`stm_fast.ops.winograd`), with their activations and sums
+    built in.
 
     The copy has no gradients, stays on its device and in its dtype, and has other entries in its state dict: keep the
     original to train, load, save or move.
+
+    Args:
+        dtype: of the copy, by default the model's.
+        objects_at_a_time: how many objects are encoded and decoded together: more keep a GPU busy, fewer take less
+            memory. By default all on a GPU, and one on a CPU, where together they would be no faster.
     """
     copy = deepcopy(model).eval().requires_grad_(False)
+    weight = copy.decoder.compress.weight
+    on_cpu = weight.device.type == "cpu"
+    if objects_at_a_time is None and on_cpu:
+        objects_at_a_time = 1
     for encoder in (copy.memory_encoder, copy.query_encoder):
         _fold_stem(encoder)
         _fold_blocks(encoder)
-    weight = copy.decoder.compress.weight
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and not winograd.absent_reasons():
+    copy.add_module("query_encoder", SharingQueryEncoder(copy.query_encoder, copy.decoder))
+    copy.add_module("memory_encoder", SharingMemoryEncoder(copy.memory_encoder, objects_at_a_time))
+    copy.add_module("decoder", SharingDecoder(copy.decoder, copy.value_dim, objects_at_a_time))
+    copy.to(dtype or weight.dtype)
+    if on_cpu:
         copy.to(memory_format=torch.channels_last)
-        _replace_convolutions(copy)
+        if (dtype or weight.dtype) == torch.float32 and not winograd.absent_reasons():
+            replace_convolutions(copy)
     return copy
-
-
-class WinogradConv(nn.Module):
-    """A convolution of 3 x 3, with the weights of another one."""
-
-    points: Tensor  # [36, C, K]
-    bias: Tensor  # [K]
-
-    def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
-        super().__init__()
-        self.relu = relu
-        self.register_buffer("points", winograd.transform_weight(conv.weight.detach()))
-        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``[B, C, H, W]``, and ``[B, K, H, W]`` to add, to ``[B, K, H, W]``."""
-        return winograd.conv3x3(x, self.points, self.bias, relu=self.relu, residual=residual)
-
-
-class WinogradResidualBlock(nn.Module):
-    """A `ResidualBlock` whose activations and sum are part of its convolutions."""
-
-    def __init__(self, block: ResidualBlock) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = (WinogradConv(conv, relu=True) for conv in (block.conv1, block.conv2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to the same shape."""
-        joined: Tensor = self.conv2(self.conv1(x), residual=x)
-        return joined
-
-
-def _replace_convolutions(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, ResidualBlock) and _fits(child.conv1):
-            setattr(module, name, WinogradResidualBlock(child))
-        elif isinstance(child, nn.Conv2d) and _fits(child):
-            setattr(module, name, WinogradConv(child))
-        else:
-            _replace_convolutions(child)
-
-
-def _fits(conv: nn.Conv2d) -> bool:
-    three = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
-    plain = conv.groups == 1 and conv.dilation == (1, 1)
-    return three and plain and conv.in_channels % winograd.LANES == 0 and conv.out_channels % winograd.LANES == 0
 
 
 def _fold_stem(encoder: Backbone) -> None:

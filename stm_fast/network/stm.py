@@ -36,8 +36,8 @@ class QueryFeatures(NamedTuple):
 
     key: Tensor  # [B, Ck, h, w]
     value: Tensor  # [B, Cv, h, w]
-    r3: Tensor  # [B, C3, 2h, 2w]
-    r2: Tensor  # [B, C2, 4h, 4w]
+    r3: Tensor  # [B, C3, 2h, 2w]; of a network made ready for inference [B, D, 2h, 2w]
+    r2: Tensor  # [B, C2, 4h, 4w]; likewise [B, D, 4h, 4w]
     pads: Pads  # what was added around the frame
 
 
@@ -138,8 +138,10 @@ class STM(nn.Module):
                 f"read: found shape {list(read.shape)}, expected [O, Cv, h, w] like features.value "
                 f"{list(features.value.shape)}"
             )
-        _, query_value = _for_each_object(features, len(read))
-        return self._predict(torch.cat([read, query_value], dim=1), features)
+        _check_one_frame(features)
+        logits = self.decoder(read, features.value, features.r3, features.r2)  # [O, 2, H', W']
+        probability = logits.float().softmax(dim=1)[:, 1]  # [O, H', W']
+        return soft_aggregation(unpad(probability, features.pads))  # [1 + O, H, W]
 
     def segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Segments a frame with all of the given memory, as published.
@@ -162,9 +164,10 @@ class STM(nn.Module):
                 "expected [O, Ck, T, h, w] and [O, Cv, T, h, w]"
             )
         features = self.encode_query(frame)
-        query_key, query_value = _for_each_object(features, len(keys))
+        _check_one_frame(features)
+        query_key, query_value = (x.expand(len(keys), -1, -1, -1) for x in (features.key, features.value))
         merged, _ = self.memory_read(keys, values, query_key, query_value)  # [O, 2 Cv, h, w]
-        return self._predict(merged, features)
+        return self.decode(merged[:, : self.value_dim], features)
 
     def forward(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The same as `segment`."""
@@ -178,14 +181,7 @@ class STM(nn.Module):
         batch = frame if frame.ndim == 4 else frame[None]  # [B, 3, H, W]
         return pad_to_multiple(batch.to(self.query_encoder.mean.dtype), self.stride)
 
-    def _predict(self, merged: Tensor, features: QueryFeatures) -> Tensor:
-        logits = self.decoder(merged, features.r3, features.r2)  # [O, 2, H', W']
-        probability = logits.float().softmax(dim=1)[:, 1]  # [O, H', W']
-        return soft_aggregation(unpad(probability, features.pads))  # [1 + O, H, W]
 
-
-def _for_each_object(features: QueryFeatures, objects: int) -> tuple[Tensor, Tensor]:
-    """The query's key [O, Ck, h, w] and value [O, Cv, h, w]: views, the same for every object."""
+def _check_one_frame(features: QueryFeatures) -> None:
     if len(features.key) != 1:
         raise ValueError(f"frame: found features of {len(features.key)} frames, expected those of one")
-    return features.key.expand(objects, -1, -1, -1), features.value.expand(objects, -1, -1, -1)

@@ -66,7 +66,15 @@ def transform_weight(weight: Tensor) -> Tensor:
     return points.reshape(POINTS, *points.shape[2:]).to(weight.dtype).contiguous()
 
 
-def conv3x3(x: Tensor, points: Tensor, bias: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+def conv3x3(
+    x: Tensor,
+    points: Tensor,
+    bias: Tensor,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
+    overwrite: bool = False,
+) -> Tensor:
     """A convolution of 3 x 3 with stride 1 and a border of zeros, in float32 on a CPU; without gradients.
 
     Rounding errors are about four times those of the direct convolution.
@@ -77,6 +85,7 @@ def conv3x3(x: Tensor, points: Tensor, bias: Tensor, *, relu: bool = False, resi
         bias: ``[K]``.
         relu: negative inputs count as 0.
         residual: ``[B, K, H, W]``, added to the result.
+        overwrite: the result may take the residual's place, and does where that is channels last.
 
     Returns:
         ``[B, K, H, W]``, channels last.
@@ -84,16 +93,23 @@ def conv3x3(x: Tensor, points: Tensor, bias: Tensor, *, relu: bool = False, resi
     pictures = x.permute(0, 2, 3, 1).contiguous()  # [B, H, W, C]
     batch, height, width, _ = pictures.shape
     added = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()  # [B, H, W, K]
-    out = pictures.new_empty(batch, height, width, points.shape[2])
+    # an element of the residual is read just before that of the result is written
+    out = added if added is not None and overwrite else pictures.new_empty(batch, height, width, points.shape[2])
     rows, across = -(-height // TILE), -(-width // TILE)
     # every thread has a row of tiles to transform
     step = max(-(-TILES_AT_A_TIME // across), torch.get_num_threads())
     for index in range(batch):
         for first in range(0, rows, step):
             count = min(step, rows - first)
-            strip = torch.ops.stm_fast.winograd_input(pictures[index], first, count, relu)  # [36, tiles, C]
-            products = torch.bmm(strip, points)  # [36, tiles, K]
+            products = _products(pictures[index], points, first, count, relu)
             torch.ops.stm_fast.winograd_output(
                 out[index], products, bias, None if added is None else added[index], first, count
             )
+            del products  # before the next ones need their room
     return out.permute(0, 3, 1, 2)
+
+
+def _products(picture: Tensor, points: Tensor, first: int, count: int, relu: bool) -> Tensor:
+    """``[36, tiles, K]`` of `count` rows of tiles."""
+    strip = torch.ops.stm_fast.winograd_input(picture, first, count, relu)  # [36, tiles, C]
+    return torch.bmm(strip, points)

@@ -101,7 +101,7 @@ class ClipLoss(nn.Module):
         r4, r3, r2 = self.model.query_encoder(frame)
         query_key, query_value = self.model.query_key_value(r4)  # [B, Ck, h, w], [B, Cv, h, w]
         merged, _ = self._read(memory.key, memory.value, query_key[owner], query_value[owner])  # [P, 2 Cv, h, w]
-        both = self.model.decoder(merged, r3[owner], r2[owner])  # [P, 2, H, W]
+        both = self.model.decoder(*merged.chunk(2, dim=1), r3[owner], r2[owner])  # [P, 2, H, W]
         probability = both.float().softmax(1)[:, 1]  # [P, H, W]
         return tuple(soft_aggregation(of_clip) for of_clip in torch.split(probability, objects))
 

@@ -35,12 +35,29 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Path to write to inside the block; renamed to `path` at its end, removed if the block raises."""
+def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Path to write to inside the block; renamed to `path` at its end, removed if the block raises.
+
+    Args:
+        durable: wait until it is on the disk: then the file is there, and whole, after a loss of power too.
+    """
     partial = partial_path(path)
     try:
         with writing(path):
             yield partial
+            if durable:
+                _sync(partial)
             os.replace(partial, path)
+            if durable:
+                _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""The network's parts for inference: what depends on the frame alone once, then some objects at a time.
+
+Each belongs together with the others, and has no gradients. The parts that they are made of belong to them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stm_fast.network.decoder import Decoder
+from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
+
+
+class SharingMemoryEncoder(nn.Module):
+    """A `MemoryEncoder` whose two convolutions of masks are one.
+
+    Args:
+        encoder: with its BatchNorm folded.
+        objects_at_a_time: fewer need less memory; None: all.
+    """
+
+    def __init__(self, encoder: MemoryEncoder, objects_at_a_time: int | None) -> None:
+        super().__init__()
+        self.objects_at_a_time = objects_at_a_time
+        self.trunk = encoder
+        weight = torch.cat([encoder.conv1_mask.weight, encoder.conv1_others.weight], dim=1)  # [C1, 2, 7, 7]
+        self.conv1_masks = _with(encoder.conv1_mask, weight, None)
+        del encoder.conv1_mask, encoder.conv1_others
+
+    def forward(self, frame: Tensor, mask: Tensor, others: Tensor) -> Tensor:
+        """As in `MemoryEncoder`: ``[1, 3, H, W]`` and twice ``[O, 1, H, W]`` to r4 ``[O, C4, H/16, W/16]``."""
+        of_frame = self.trunk.conv1(self.trunk.normalise(frame))  # [1, C1, H/2, W/2]
+        masks = torch.cat([mask, others], dim=1)  # [O, 2, H, W]
+        return _joined([self._features(of_frame, some) for some in _in_turn(masks, self.objects_at_a_time)])
+
+    def _features(self, of_frame: Tensor, masks: Tensor) -> Tensor:
+        r4, _, _ = self.trunk.stages(self.conv1_masks(masks).add_(of_frame))
+        return r4
+
+
+class SharingQueryEncoder(nn.Module):
+    """A `QueryEncoder` that goes on to what the decoder makes of the frame alone: so r3 and r2 need not be kept.
+
+    Args:
+        encoder: with its BatchNorm folded.
+        decoder: whose refinement stages take part.
+    """
+
+    def __init__(self, encoder: QueryEncoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.register_buffer("mean", encoder.mean)
+        self.encoder = encoder
+        self.skip3, self.skip2 = (
+            nn.Sequential(refine.skip_conv, refine.skip_block) for refine in (decoder.refine3, decoder.refine2)
+        )
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[1, 3, H, W]`` to r4 ``[1, C4, h, w]`` and details ``[1, D, 2h, 2w]`` and ``[1, D, 4h, 4w]``."""
+        r4, r3, r2 = self.encoder(frame)
+        return r4, self.skip3(r3), self.skip2(r2)
+
+
+class SharingDecoder(nn.Module):
+    """A `Decoder` for what a `SharingQueryEncoder` gives.
+
+    Its first convolution is one of what was read and one of the query's value, which objects share.
+
+    Args:
+        value_dim: Cv; the channels beyond it are the query's.
+        objects_at_a_time: fewer need less memory; None: all.
+    """
+
+    def __init__(self, decoder: Decoder, value_dim: int, objects_at_a_time: int | None) -> None:
+        super().__init__()
+        self.objects_at_a_time = objects_at_a_time
+        weight, bias = decoder.compress.weight, decoder.compress.bias
+        self.compress_read = _with(decoder.compress, weight[:, :value_dim], None)
+        self.compress_query = _with(decoder.compress, weight[:, value_dim:], bias)
+        self.blocks = nn.ModuleList(
+            [decoder.merged_block, decoder.refine3.merged_block, decoder.refine2.merged_block]
+        )
+        self.predict = decoder.predict
+
+    def forward(self, read: Tensor, query_value: Tensor, detail3: Tensor, detail2: Tensor) -> Tensor:
+        """As in `Decoder`, with details ``[1, D, 2h, 2w]`` and ``[1, D, 4h, 4w]`` for skip features."""
+        m4 = self.compress_read(read).add_(self.compress_query(query_value))  # [O, D, h, w]
+        in_turn = _in_turn(m4, self.objects_at_a_time)
+        logits = _joined([self._logits(some, detail3, detail2) for some in in_turn])  # [O, 2, 4h, 4w]
+        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+
+    def _logits(self, m: Tensor, *details: Tensor) -> Tensor:
+        first, *rest = self.blocks
+        m = first(m)
+        for detail, block in zip(details, rest, strict=True):
+            m = block(_twice_as_large(m).add_(detail))  # [O, D, 2h, 2w], then [O, D, 4h, 4w]
+        logits: Tensor = self.predict(F.relu_(m))
+        return logits
+
+
+def _twice_as_large(m: Tensor) -> Tensor:
+    return F.interpolate(m, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _with(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """A convolution like another one, with other weights ``[K, C, k, k]``."""
+    found = nn.Conv2d(
+        weight.shape[1],
+        weight.shape[0],
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        bias=bias is not None,
+        device="meta",
+    )
+    found.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        found.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return found
+
+
+def _in_turn(objects: Tensor, at_a_time: int | None) -> tuple[Tensor, ...]:
+    return objects.split(at_a_time or len(objects))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
