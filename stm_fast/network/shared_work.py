@@ -76,9 +76,7 @@ class SharingDecoder(nn.Module):
         weight, bias = decoder.compress.weight, decoder.compress.bias
         self.compress_read = _with(decoder.compress, weight[:, :value_dim], None)
         self.compress_query = _with(decoder.compress, weight[:, value_dim:], bias)
-        self.blocks = nn.ModuleList(
-            [decoder.merged_block, decoder.refine3.merged_block, decoder.refine2.merged_block]
-        )
+        self.blocks = nn.ModuleList([decoder.merged_block, decoder.refine3.merged_block, decoder.refine2.merged_block])
         self.predict = decoder.predict
 
     def forward(self, read: Tensor, query_value: Tensor, detail3: Tensor, detail2: Tensor) -> Tensor:
@@ -119,7 +117,7 @@ def _with(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 
 
 def _in_turn(objects: Tensor, at_a_time: int | None) -> tuple[Tensor, ...]:
-    return objects.split(at_a_time or len(objects))
+    return torch.split(objects, at_a_time or len(objects))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -1,6 +1,5 @@
 """The network's convolutions of 3 x 3 with a quarter of the products, in float32 on a CPU."""
 
-import torch
 from torch import Tensor, nn
 
 from stm_fast.network.decoder import ResidualBlock
