@@ -12,7 +12,8 @@ from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.stages import STAGES
-from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast.network import STM
+from stm_fast.network.backbone import BACKBONES
 from stm_fast.network.deployment import for_inference
 from stm_fast.network.winograd_layers import WinogradConv
 from stm_fast.ops import cpp_ops, winograd
@@ -33,10 +34,10 @@ def trained_looking(model: STM) -> STM:
     return model
 
 
-@pytest.fixture(scope="module", params=[stm_resnet18, stm_resnet50], ids=["resnet18", "resnet50"])
+@pytest.fixture(scope="module", params=BACKBONES)
 def model(request) -> STM:
     torch.manual_seed(0)
-    return trained_looking(request.param(key_dim=16, value_dim=32, decoder_dim=16)).eval()
+    return trained_looking(STM(request.param, key_dim=16, value_dim=32, decoder_dim=16)).eval()
 
 
 def test_an_extension_that_is_here_has_the_convolutions():
@@ -97,9 +98,21 @@ def test_winograd_operators_are_registered_well():
     torch.library.opcheck(ops.winograd_output, (picture, products, torch.randn(8), torch.randn(9, 10, 8), 0, 2))
 
 
-def test_a_prepared_network_computes_the_same(model):
-    prepared = for_inference(model)
-    frame, masks = torch.rand(3, 70, 90), torch.rand(2, 70, 90) / 2
+@needs_winograd
+def test_a_result_that_takes_the_place_of_the_residual():
+    """Where the residual is channels last; what is done with another layout is no matter of the caller's."""
+    x, points, bias = torch.randn(2, 8, 9, 10), winograd.transform_weight(torch.randn(8, 8, 3, 3)), torch.randn(8)
+    residual = torch.randn(2, 8, 9, 10).to(memory_format=torch.channels_last)
+    expected = winograd.conv3x3(x, points, bias, residual=residual)
+    out = winograd.conv3x3(x, points, bias, residual=residual, overwrite=True)
+    assert torch.equal(out, expected)
+    assert out.data_ptr() == residual.data_ptr()
+
+
+@pytest.mark.parametrize("objects_at_a_time", [None, 1, 2, 5])
+def test_a_prepared_network_computes_the_same(model, objects_at_a_time):
+    prepared = for_inference(model, objects_at_a_time=objects_at_a_time)
+    frame, masks = torch.rand(3, 70, 90), torch.rand(3, 70, 90) / 3
     keys, values = zip(*(each.memorize(frame, masks) for each in (model, prepared)), strict=True)
     torch.testing.assert_close(keys[1], keys[0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(values[1], values[0], rtol=1e-3, atol=1e-4)

@@ -16,10 +16,12 @@ import torch
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, VideoSegmenter, segment_video
-from stm_fast.inference.checkpointing import RECORD, Pace
+from stm_fast.inference.checkpointing import RECORD, Checkpoint, Pace
+from stm_fast.inference.crew import Crew
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.network.deployment import for_inference
 from stm_fast.video import OverlayVideoWriter, write_mask
+from stm_fast.video.whole_file import partial_path
 
 pytest.importorskip("av")
 
@@ -366,3 +368,14 @@ def test_an_object_comes_back_after_a_thousand_frames(model):
     assert (prob - told).abs().mean() < 0.25
     again = segmenter.step(still, first)
     assert torch.equal(again[1] > 0.5, first == 7)
+
+
+def test_a_checkpoint_is_on_the_disk_before_anything_names_it(tmp_path, monkeypatch):
+    calls = []
+    rename = os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(os.readlink(f"/proc/self/fd/{file}")))
+    monkeypatch.setattr(os, "replace", lambda old, new: calls.append(new.name) or rename(old, new))
+    Checkpoint(tmp_path, {}, Crew(None)).save(3, [1], {"rows": torch.zeros(2)})
+    state, record = (tmp_path / name for name in (".resume-3-0.safetensors", ".resume.json"))
+    expected = [[str(partial_path(path)), path.name, str(tmp_path)] for path in (state, record)]
+    assert calls == expected[0] + expected[1]
