@@ -7,6 +7,7 @@ import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from stm_fast.data.clips import ClipDataset
+from stm_fast.data.coco import CocoSource
 from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.raw import ClipSource
 from stm_fast.data.sequences import SETS
@@ -16,7 +17,7 @@ from stm_fast.errors import InputError
 from stm_fast.network import STM, load_checkpoint
 from stm_fast.network.backbone import BACKBONES, batch_norm_mode
 from stm_fast.network.checkpoint import load_backbone
-from stm_fast.training.config import StillData, SyntheticData, TrainingConfig, VideoData
+from stm_fast.training.config import CocoData, Data, SyntheticData, TrainingConfig, VideoData
 from stm_fast.training.step import ClipLoss
 
 _IMAGENET = {"resnet18": ResNet18_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
@@ -56,11 +57,13 @@ def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
     )
 
 
-def _source(entry: VideoData | StillData | SyntheticData) -> ClipSource:
+def _source(entry: Data) -> ClipSource:
     if isinstance(entry, SyntheticData):
         return SyntheticSource(entry.length, entry.height, entry.width, entry.frames, entry.objects)
     if isinstance(entry, VideoData):
         return VideoSource(SETS[entry.kind](Path(entry.path), entry.split), entry.skip_divisor)
+    if isinstance(entry, CocoData):
+        return CocoSource(Path(entry.pictures), Path(entry.annotations))
     if entry.pictures is not None and entry.masks is not None:
         return still_globs(Path(entry.path), entry.pictures, entry.masks)
     return still_folder(Path(entry.path))

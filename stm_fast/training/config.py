@@ -36,6 +36,16 @@ class StillData:
 
 
 @dataclass(frozen=True)
+class CocoData:
+    """Pictures of COCO with their instances, for stage 1."""
+
+    kind: Literal["coco"]
+    pictures: str  # folder
+    annotations: str  # JSON of the instances
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class SyntheticData:
     """Procedural clips, as in :class:`stm_fast.data.procedural.SyntheticSource`."""
 
@@ -46,6 +56,9 @@ class SyntheticData:
     frames: int = 100
     objects: tuple[int, ...] = (1, 2, 3)
     weight: float = 1.0
+
+
+Data = VideoData | StillData | CocoData | SyntheticData
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ class TrainingConfig:
         workers: processes that load clips; 0 loads them between the steps.
     """
 
-    data: tuple[VideoData | StillData | SyntheticData, ...]
+    data: tuple[Data, ...]
     epochs: int
     clips_per_epoch: int
     network: Architecture = field(default_factory=Architecture)

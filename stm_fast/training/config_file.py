@@ -11,6 +11,7 @@ import yaml
 
 from stm_fast.errors import InputError
 from stm_fast.training.config import TrainingConfig
+from stm_fast.training.limits import check_limits
 
 
 def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
@@ -22,7 +23,7 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
             in ``optimizer.lr=1e-4`` or ``data.0.path=DAVIS``; values are written as in YAML.
 
     Raises:
-        InputError: no such file, not YAML, an unknown or missing key, a value of the wrong type.
+        InputError: no such file, not YAML, an unknown or missing key, a value of the wrong type or out of range.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a training configuration in YAML")
@@ -31,7 +32,9 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
         raise InputError(f"{path}: found {_described(content)}, expected keys and values")
     for change in changes:
         _apply(content, change)
-    return from_plain(content, str(path))
+    config = from_plain(content, str(path))
+    check_limits(config, str(path))
+    return config
 
 
 def from_plain(content: Mapping[str, Any], source: str) -> TrainingConfig:

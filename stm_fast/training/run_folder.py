@@ -8,10 +8,12 @@ from typing import Any
 from stm_fast.errors import InputError
 from stm_fast.training.checkpoint import State, read_state
 from stm_fast.training.config import TrainingConfig
+from stm_fast.training.config_file import from_plain
 from stm_fast.video.whole_file import LEFT_OVER, make_folder
 
 # what does not touch the numbers of the steps that are done may change while a run is interrupted; so may paths
 _FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights")
+_PLACES = ("path", "pictures", "annotations")
 
 
 class RunFolder:
@@ -49,10 +51,13 @@ class RunFolder:
         if not self.checkpoint.exists():
             return None
         state = read_state(self.checkpoint)
-        before, now = (dict(_flat(content)) for content in (state["config"], dataclasses.asdict(config)))
+        # read anew: an earlier version wrote fewer keys, which have their defaults
+        began = from_plain(state["config"], str(self.checkpoint))
+        before, now = (dict(_flat(dataclasses.asdict(content))) for content in (began, config))
         for key in {**before, **now}:
             old, new = before.get(key), now.get(key)
-            if old != new and key.split(".")[0] not in _FREE and not key.endswith(".path"):
+            parts = key.split(".")
+            if old != new and parts[0] not in _FREE and parts[-1] not in _PLACES:
                 raise InputError(f"{self.checkpoint}: the run began with {key} {old!r}, expected that, found {new!r}")
         return state
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from stm_fast.data.clips import ClipBatch, TrainingClip, collate
+from stm_fast.data.clips import ClipBatch, TrainingClip
 from stm_fast.errors import InputError
 from stm_fast.inference.shards import world_size
 from stm_fast.network import save_checkpoint
 from stm_fast.training.checkpoint import write_state
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.learner import Learned, Learner
+from stm_fast.training.loading import load_steps
 from stm_fast.training.log import TrainingLog, Window
 from stm_fast.training.pictures import draw_clip, write_picture
 from stm_fast.training.run_folder import RunFolder
@@ -104,22 +105,14 @@ class Trainer:
 
     def _batches(self) -> Iterator[list[ClipBatch]]:
         """For each step that is left, the parts of this process's share."""
-        workers = self._config.workers
-        loader = DataLoader(
+        rank, processes = self._accelerator.process_index, self._accelerator.num_processes
+        return load_steps(
             self._clips,
-            batch_sampler=TicketSampler(
-                self._config, self.step, self._accelerator.process_index, self._accelerator.num_processes
-            ),
-            collate_fn=collate,
-            num_workers=workers,
-            # spawned, not forked: a forked copy of a process whose threads hold locks can hang
-            multiprocessing_context="spawn" if workers else None,
+            TicketSampler(self._config, self.step, rank, processes),
+            parts=self._config.optimizer.accumulate,
+            workers=self._config.workers,
             pin_memory=self._accelerator.device.type == "cuda",
-            generator=torch.Generator(),
         )
-        parts = [iter(loader)] * self._config.optimizer.accumulate
-        for batches in zip(*parts, strict=True):
-            yield list(batches)
 
     def _count(self, learned: Learned, batches: list[ClipBatch], asked: bool) -> bool:
         """Adds a step to the window. Returns whether any process was asked to stop."""

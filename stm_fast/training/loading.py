@@ -1,0 +1,44 @@
+"""Clips off the disk for the steps that are left, beside the training or between its steps."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from stm_fast.data.clips import ClipBatch, TrainingClip, collate
+from stm_fast.errors import InputError
+from stm_fast.training.sampler import TicketSampler
+
+
+def load_steps(
+    clips: Dataset[TrainingClip], sampler: TicketSampler, *, parts: int, workers: int, pin_memory: bool
+) -> Iterator[list[ClipBatch]]:
+    """For each step the parts of this process's share.
+
+    Args:
+        clips: asked for by the sampler's tickets.
+        parts: batches of the sampler that make a step.
+        workers: processes that load; 0 loads here.
+        pin_memory: for a GPU.
+
+    Raises:
+        InputError: a clip that cannot be loaded.
+    """
+    loader = DataLoader(
+        clips,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        # spawned, not forked: a forked copy of a process whose threads hold locks can hang
+        multiprocessing_context="spawn" if workers else None,
+        pin_memory=pin_memory,
+        # torch's own generator is left alone
+        generator=torch.Generator(),
+    )
+    try:
+        for step in zip(*[iter(loader)] * parts, strict=True):
+            yield list(step)
+    except InputError as error:
+        # a worker's error comes with its traceback, the message last
+        message = str(error).strip().splitlines()[-1]
+        raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")) from error

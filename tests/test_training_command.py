@@ -1,0 +1,119 @@
+"""stm-fast train: what it prints, how it is stopped and resumed, and one clear line for every mistake."""
+
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from stm_fast.__main__ import app
+from stm_fast.training.log import read_log
+from stm_fast.video import write_mask
+from training_runs import SMALL
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder of two videos of five frames."""
+    root = tmp_path / "data"
+    generator = np.random.default_rng(0)
+    ids = np.zeros((40, 48), np.uint8)
+    ids[8:32, 10:40] = 1
+    for name in ("first", "second"):
+        for kind in ("JPEGImages", "Annotations"):
+            (root / kind / name).mkdir(parents=True)
+        for time in range(5):
+            image = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(image).save(root / "JPEGImages" / name / f"{time}.jpg")
+            write_mask(root / "Annotations" / name / f"{time}.png", ids)
+    return root
+
+
+@pytest.fixture
+def train(data, tmp_path):
+    """Runs the command on `data`."""
+    config = tmp_path / "config.yaml"
+    source = {"kind": "folder", "path": str(data), "split": "all"}
+    config.write_text(yaml.safe_dump(SMALL | {"data": [source], "log": {"every": 1, "pictures": None}}))
+    return lambda *more: CliRunner().invoke(app, ["train", str(config), "--output", str(tmp_path / "run"), *more])
+
+
+def assert_refused(result, message):
+    assert result.exit_code == 2
+    assert result.stderr.startswith("stm-fast: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_stopped_and_resumed(train, tmp_path):
+    stopped = train("--stop-after-minutes", "0")
+    assert (stopped.exit_code, stopped.stdout) == (0, f"1 steps so far, results in {tmp_path / 'run'}\n")
+    assert stopped.stderr.startswith("To go on:\n")
+    resumed = train("--resume")
+    assert resumed.exception is None, resumed.exception
+    assert (resumed.exit_code, resumed.stdout) == (0, f"5 steps done, results in {tmp_path / 'run'}\n")
+    assert [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_a_corrupt_picture_is_named_or_passed_over_and_counted(train, data, tmp_path):
+    for file in (data / "JPEGImages" / "first").iterdir():
+        file.write_bytes(b"\xff\xd8no")
+    assert_refused(train(), f"{data / 'JPEGImages' / 'first'}")
+    assert train("--skip-corrupt", "--resume").exit_code == 0
+    skipped = [line["skipped"] for line in read_log(tmp_path / "run" / "log.jsonl")]
+    assert skipped == sorted(skipped)
+    assert skipped[-1] > 0
+
+
+@pytest.mark.slow
+def test_a_corrupt_picture_that_a_worker_reads_is_named_in_one_line(train, data):
+    for file in (data / "JPEGImages").glob("*/*"):
+        file.write_bytes(b"\xff\xd8no")
+    assert_refused(train("-o", "workers=1"), f"{data / 'JPEGImages'}")
+
+
+def test_a_frame_without_mask_is_named(train, data):
+    (data / "Annotations" / "second" / "3.png").unlink()
+    assert_refused(train(), f"{data / 'JPEGImages' / 'second' / '3.jpg'}: frame without mask")
+
+
+def test_masks_of_other_sizes_are_named(train, data):
+    for file in (data / "Annotations").glob("*/*"):
+        write_mask(file, np.ones((8, 8), np.uint8))
+    assert_refused(train(), "Annotations")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.0.path=nowhere", "nowhere"),
+        ("data.0={kind: davis17, path: nowhere}", "nowhere/ImageSets/2017/train.txt: no such list of sequences"),
+        ("data=[]", "data: found [], expected one source at least"),
+        ("optimizer.lrr=1", "optimizer.lrr: unknown key, did you mean lr?"),
+        ("network.backbone=vgg", "network.backbone: found 'vgg', expected one of"),
+        ("weights=nowhere.pth", "nowhere.pth: no such file"),
+        ("backend=fast", "backend: found 'fast', expected one of auto, "),
+        ("clips.size=[30, 32]", "clips.size: found [30, 32], expected multiples of 16"),
+        ("clips.frames=1", "clips.frames: found 1, expected at least 2"),
+        ("optimizer.batch=0", "optimizer.batch: found 0, expected at least 1"),
+        ("optimizer.batch=100", "epochs: found 2, expected clips for one batch of 100 at least"),
+        ("optimizer.lr=0", "optimizer.lr: found 0.0, expected more than 0"),
+        ("skip.first=-1", "skip.first: found -1, expected at least 0"),
+        ("ema=1", "ema: found 1.0, expected 0 or more, less than 1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(train, change, message):
+    assert_refused(train("-o", change), message)
+
+
+def test_an_empty_split_is_named(train, data):
+    (data / "ImageSets").mkdir()
+    (data / "ImageSets" / "train.txt").write_text("\n")
+    assert_refused(train("-o", "data.0.split=train"), "train.txt: found no sequence")
+
+
+def test_what_is_not_installed_is_named(train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert_refused(train(), "training needs accelerate: pip install 'stm_fast[train]'")
