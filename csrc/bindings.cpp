@@ -6,9 +6,11 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include <exception>
 #include <optional>
 #include <tuple>
 
+#include "stm_fast/tile_kernels.h"
 #include "tensors.h"
 
 namespace {
@@ -192,8 +194,26 @@ STABLE_TORCH_LIBRARY_IMPL(stm_fast, CPU, m) {
   m.impl("memory_read_cpp_backward", TORCH_BOX(&memory_read_backward));
 }
 
+namespace {
+
+PyObject* instructions(PyObject*, PyObject*) {
+  try {
+    return PyUnicode_FromString(stm_fast::instructions());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
+PyMethodDef methods[] = {
+    {"instructions", instructions, METH_NOARGS, "The instruction set whose tile kernels the engine uses."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

@@ -191,6 +191,9 @@ def test_every_number_of_16_bits_is_read_and_written(dtype, contiguous):
     value = numbers if contiguous else numbers.repeat_interleave(2, dim=2)[..., ::2]
     key = torch.ones(1, 1, 4, dtype=dtype)
     found = memory_read(key, key, value, backend="cpp")
+    if dtype == torch.bfloat16:  # vdpbf16ps takes denormal numbers for 0
+        denormal = numbers.abs() < torch.finfo(dtype).tiny
+        found, numbers = found.masked_fill(denormal, 0), numbers.masked_fill(denormal, 0)
     assert torch.equal(found.isnan(), numbers.isnan())
     assert torch.equal(found.nan_to_num(nan=1.5), numbers.nan_to_num(nan=1.5))
 

@@ -15,8 +15,8 @@ inline constexpr Index queries_per_block = 192;
 
 // The queries of one object in panels of SIMD lanes, the panels in blocks of nearly equal size.
 struct QueryBlocks {
-  template <class T>
-  QueryBlocks(Index queries, const TileKernels<T>& kernels)
+  template <class Element>
+  QueryBlocks(Index queries, const ForwardKernels<Element>& kernels)
       : queries(queries),
         lanes(kernels.lanes),
         panels(divide_up(queries, lanes)),

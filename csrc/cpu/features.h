@@ -92,30 +92,37 @@ class Features {
     return sum;
   }
 
-  // Panels [divide_up(count, width)][dim][width] of queries; `room` is for count features.
-  void pack_queries(Index object, Index first, Index count, Index width, T* room, T* panels) const {
-    if (!problem_.l2) {
-      return pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
+  // Panels [divide_up(count, width)][dim in elements][width] of queries; `room` is for count features. Pairs are of
+  // numbers as they are stored: for dot similarity alone.
+  template <class Element>
+  void pack_queries(Index object, Index first, Index count, Index width, T* room, Element* panels) const {
+    if constexpr (std::is_same_v<Element, T>) {
+      if (problem_.l2) {
+        for (Index i = 0; i < count; ++i) {
+          of_query(object, first + i, room + i * dim_);
+        }
+        return pack_panels(Matrix<const T>{room, dim_, 1}, count, dim_, width, panels);
+      }
     }
-    for (Index i = 0; i < count; ++i) {
-      of_query(object, first + i, room + i * dim_);
-    }
-    pack_panels(Matrix<const T>{room, dim_, 1}, count, dim_, width, panels);
+    pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
   }
 
   // The same of keys; `columns`, where wanted, are panels [divide_up(dim, width)][count][width] of them transposed.
-  void pack_keys(Index object, Index first, Index count, Index width, T* room, T* panels, T* columns = nullptr) const {
-    if (!problem_.l2) {
-      pack_both(problem_.key[object].from_row(first), count, width, panels, columns);
-      if constexpr (quantised<Stored>) {
-        dequantise_keys(problem_, object, first, count, width, panels);
+  template <class Element>
+  void pack_keys(Index object, Index first, Index count, Index width, T* room, Element* panels,
+                 Element* columns = nullptr) const {
+    if constexpr (std::is_same_v<Element, T>) {
+      if (problem_.l2) {
+        for (Index j = 0; j < count; ++j) {
+          of_key(object, first + j, room + j * dim_);
+        }
+        return pack_both(Matrix<const T>{room, dim_, 1}, count, width, panels, columns);
       }
-      return;
     }
-    for (Index j = 0; j < count; ++j) {
-      of_key(object, first + j, room + j * dim_);
+    pack_both(problem_.key[object].from_row(first), count, width, panels, columns);
+    if constexpr (quantised<Stored>) {
+      dequantise_keys(problem_, object, first, count, width, panels);
     }
-    pack_both(Matrix<const T>{room, dim_, 1}, count, width, panels, columns);
   }
 
  private:
@@ -144,8 +151,8 @@ class Features {
     }
   }
 
-  template <class Element>
-  void pack_both(Matrix<const Element> rows, Index count, Index width, T* panels, T* columns) const {
+  template <class Number, class Element>
+  void pack_both(Matrix<const Number> rows, Index count, Index width, Element* panels, Element* columns) const {
     pack_panels(rows, count, dim_, width, panels);
     if (columns != nullptr) {
       pack_panels(rows.transposed(), dim_, count, width, columns);

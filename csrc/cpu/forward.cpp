@@ -20,12 +20,13 @@ struct Results {
   Statistics<T> statistics = {};
 };
 
-template <class Stored>
+// Element: what is multiplied.
+template <class Stored, class Element>
 class ForwardPass {
   using T = Accumulator<Stored>;
 
  public:
-  ForwardPass(const Scores<Stored>& scores, Index value_dim, const Results<Stored>& results)
+  ForwardPass(const Scores<Stored, Element>& scores, Index value_dim, const Results<Stored>& results)
       : scores_(scores),
         problem_(scores.problem),
         kernels_(scores.kernels),
@@ -38,20 +39,20 @@ class ForwardPass {
   struct Workspace {
     Workspace(const ForwardPass& pass, Carver& carver) {
       const Index queries = pass.blocks_.largest_block() * pass.blocks_.lanes;
-      const Index rows = round_up(rows_per_block, pass.kernels_.group_rows), features = pass.scores_.features.dim();
-      query = carver.take<T>(queries * features);
-      keys = carver.take<T>(rows * features);
-      values = carver.take<T>(pass.padded_value_dim_ * rows_per_block);
+      const Index rows = round_up(rows_per_block, pass.kernels_.group_rows);
+      query = carver.take<Element>(queries * pass.scores_.depth);
+      keys = carver.take<Element>(rows * pass.scores_.depth);
+      values = carver.take<Element>(pass.padded_value_dim_ * depth_of<Element>(rows_per_block));
       scores = carver.take<T>(rows * pass.blocks_.lanes);
       rescale = carver.take<T>(pass.blocks_.lanes);
-      room = carver.take<T>(std::max(queries, rows_per_block) * features);
+      room = carver.take<T>(std::max(queries, rows_per_block) * pass.scores_.features.dim());
     }
-    T* query;    // [panels][features][lanes]
-    T* keys;     // [row groups][features][group_rows]
-    T* values;   // [channel groups][rows][group_rows]
-    T* scores;   // [rows][lanes]
-    T* rescale;  // [lanes]
-    T* room;     // for features that are not yet packed
+    Element* query;   // [panels][features][lanes]
+    Element* keys;    // [row groups][features][group_rows]
+    Element* values;  // [channel groups][rows][group_rows]
+    T* scores;        // [rows][lanes]
+    T* rescale;       // [lanes]
+    T* room;          // for features that are not yet packed
   };
 
   // What a block of queries has read so far, by panel.
@@ -81,7 +82,7 @@ class ForwardPass {
       scores_.features.pack_keys(segment.object, row, rows, kernels_.group_rows, work.room, work.keys);
       pack_values(segment.object, row, rows, work.values);
       for (Index panel = 0; panel < panels; ++panel) {
-        const T* query = work.query + panel * scores_.features.dim() * blocks_.lanes;
+        const Element* query = work.query + panel * scores_.depth * blocks_.lanes;
         scores_.tile(segment.object, first + panel, row, rows, work.keys, query, work.scores, blocks_.lanes);
         read_tile(work, rows, panel, result);
       }
@@ -118,7 +119,7 @@ class ForwardPass {
 
  private:
   // Channels side by side, [channel groups][rows][group_rows].
-  void pack_values(Index object, Index row, Index rows, T* panels) const {
+  void pack_values(Index object, Index row, Index rows, Element* panels) const {
     const Matrix<const Stored> channels = problem_.value[object].from_row(row).transposed();
     pack_panels(channels, value_dim_, rows, kernels_.group_rows, panels);
     if constexpr (quantised<Stored>) {
@@ -132,8 +133,9 @@ class ForwardPass {
     T* sums = result.sums + panel * padded_value_dim_ * lanes;
     kernels_.softmax_step(work.scores, rows, lanes,
                           {result.largest + panel * lanes, result.total + panel * lanes, work.rescale});
-    kernels_.rescale_and_add_product({padded_value_dim_, rows, work.values, 0, work.scores, lanes, sums, lanes},
-                                     work.rescale);
+    const auto* const weights = reinterpret_cast<const Element*>(work.scores);
+    kernels_.rescale_and_add_product(
+        {padded_value_dim_, depth_of<Element>(rows), work.values, 0, weights, lanes, sums, lanes}, work.rescale);
   }
 
   // A query that nothing counts for has a total of 0.
@@ -153,20 +155,27 @@ class ForwardPass {
     }
   }
 
-  const Scores<Stored>& scores_;
+  const Scores<Stored, Element>& scores_;
   const ReadProblem<Stored>& problem_;
-  const TileKernels<T>& kernels_;
+  const ForwardKernels<Element>& kernels_;
   const QueryBlocks& blocks_;
   Index value_dim_;
   Index padded_value_dim_;
   Results<Stored> results_;
 };
 
-template <class Stored>
-void run_forward(const Scores<Stored>& scores, const Parallel& parallel, Index value_dim,
+template <class Stored, class Element>
+void run_forward(const Scores<Stored, Element>& scores, const Parallel& parallel, Index value_dim,
                  const Results<Stored>& results) {
   const Schedule schedule = schedule_of(scores.problem, scores.blocks.count, rows_per_block, parallel.threads);
-  run_pass(ForwardPass<Stored>(scores, value_dim, results), schedule, parallel);
+  run_pass(ForwardPass<Stored, Element>(scores, value_dim, results), schedule, parallel);
+}
+
+// Whether numbers are multiplied as they are stored. Features of l2 would lose accuracy, and the scores of a top-k read
+// are those of its thresholds, to the bit.
+template <class Stored>
+bool multiplies_pairs(const ReadProblem<Stored>& problem) {
+  return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && !problem.l2 && problem.top_k == 0;
 }
 
 }  // namespace
@@ -176,7 +185,14 @@ void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, D
                  Accumulator<Stored>* lse, Accumulator<Stored>* usage) {
   const TopK<Stored> top_k(problem, parallel);
   const Scores<Stored> scores(problem, top_k.thresholds());
-  run_forward(scores, parallel, problem.value_dim, {.out = out, .lse = lse});
+  const Results<Stored> results{.out = out, .lse = lse};
+  if (multiplies_pairs(problem)) {
+    if constexpr (std::is_same_v<Stored, BFloat16>) {
+      run_forward(Scores<Stored, BFloat16Pair>(problem), parallel, problem.value_dim, results);
+    }
+  } else {
+    run_forward(scores, parallel, problem.value_dim, results);
+  }
   if (usage != nullptr) {
     memory_usage(scores, parallel, usage);
   }

@@ -18,22 +18,33 @@ struct Thresholds {
   const Index* last = nullptr;
 };
 
-template <class Stored>
+// The kernels of scores made by products of Element.
+template <class Element>
+const auto& kernels_of() {
+  if constexpr (std::is_same_v<Element, BFloat16Pair>) {
+    return *pair_kernels();
+  } else {
+    return tile_kernels<Element>();
+  }
+}
+
+template <class Stored, class Element = Accumulator<Stored>>
 class Scores {
   using T = Accumulator<Stored>;
 
  public:
   explicit Scores(const ReadProblem<Stored>& problem, Thresholds<T> thresholds = {})
       : problem(problem),
-        kernels(tile_kernels<T>()),
+        kernels(kernels_of<Element>()),
         blocks(problem.queries, kernels),
         features(problem),
+        depth(depth_of<Element>(features.dim())),
         thresholds_(thresholds) {}
 
   // The scores of one panel of queries against packed rows [row, row + rows); -inf outside of the top k.
-  void tile(Index object, Index panel, Index row, Index rows, const T* keys, const T* query, T* scores,
+  void tile(Index object, Index panel, Index row, Index rows, const Element* keys, const Element* query, T* scores,
             Index stride) const {
-    kernels.scaled_product({rows, features.dim(), keys, 0, query, blocks.lanes, scores, stride}, problem.scale);
+    kernels.scaled_product({rows, depth, keys, 0, query, blocks.lanes, scores, stride}, problem.scale);
     if (thresholds_.score != nullptr) {
       const Index first = object * blocks.padded_queries() + panel * blocks.lanes;
       keep_largest(thresholds_.score + first, thresholds_.last + first, row, rows, scores, stride);
@@ -41,9 +52,10 @@ class Scores {
   }
 
   const ReadProblem<Stored>& problem;
-  const TileKernels<T>& kernels;
+  const decltype(kernels_of<Element>()) kernels;
   const QueryBlocks blocks;
   const Features<Stored> features;
+  const Index depth;  // of features, in elements
 
  private:
   void keep_largest(const T* threshold, const Index* last, Index row, Index rows, T* scores, Index stride) const {

@@ -1,6 +1,12 @@
 // The choice of the tile kernels at run time: one binary for every machine.
 #include "stm_fast/tile_kernels.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+
 namespace stm_fast {
 
 #define STM_FAST_DECLARE(isa)                      \
@@ -9,42 +15,83 @@ namespace stm_fast {
   extern const TileKernels<double> double_kernels; \
   }
 STM_FAST_DECLARE(portable)
+STM_FAST_DECLARE(emulated)
 STM_FAST_DECLARE(avx2)
 STM_FAST_DECLARE(avx512)
 #undef STM_FAST_DECLARE
-
-#if defined(__x86_64__)
+namespace emulated {
+extern const ForwardKernels<BFloat16Pair> pair_kernels;
+}
+namespace avx512_bf16 {
+extern const ForwardKernels<BFloat16Pair> pair_kernels;
+}
 
 namespace {
 
+struct InstructionSet {
+  const char* name;
+  bool (*here)();
+  const TileKernels<float>* floats;
+  const TileKernels<double>* doubles;
+  const ForwardKernels<BFloat16Pair>* pairs;
+};
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+#endif
+
+// the best first; what stands behind "portable" is taken by name alone
+const InstructionSet sets[] = {
+#if defined(__x86_64__)
+    {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512::double_kernels, &avx512_bf16::pair_kernels},
+    {"avx512", has_avx512, &avx512::float_kernels, &avx512::double_kernels, nullptr},
+    {"avx2", has_avx2, &avx2::float_kernels, &avx2::double_kernels, nullptr},
+#endif
+    {"portable", always, &portable::float_kernels, &portable::double_kernels, nullptr},
+    {"emulated", always, &emulated::float_kernels, &emulated::double_kernels, &emulated::pair_kernels},
+};
+
+const InstructionSet& choose() {
+  const char* const wanted = std::getenv("STM_FAST_CPU");
+  const auto fits = [wanted](const InstructionSet& set) {
+    return set.here() && (wanted == nullptr || std::string(wanted) == set.name);
+  };
+  const auto* const found = std::find_if(std::begin(sets), std::end(sets), fits);
+  if (found != std::end(sets)) {
+    return *found;
+  }
+  std::string names;
+  for (const InstructionSet& set : sets) {
+    names += set.here() ? std::string(names.empty() ? "" : ", ") + set.name : "";
+  }
+  throw std::runtime_error("STM_FAST_CPU: found '" + std::string(wanted) + "', expected one of " + names);
+}
+
+const InstructionSet& chosen() {
+  static const InstructionSet& set = choose();
+  return set;
+}
 
 }  // namespace
 
 template <>
 const TileKernels<float>& tile_kernels<float>() {
-  return has_avx512() ? avx512::float_kernels : has_avx2() ? avx2::float_kernels : portable::float_kernels;
+  return *chosen().floats;
 }
 template <>
 const TileKernels<double>& tile_kernels<double>() {
-  return has_avx512() ? avx512::double_kernels : has_avx2() ? avx2::double_kernels : portable::double_kernels;
+  return *chosen().doubles;
 }
-
-#else
-
-template <>
-const TileKernels<float>& tile_kernels<float>() {
-  return portable::float_kernels;
-}
-template <>
-const TileKernels<double>& tile_kernels<double>() {
-  return portable::double_kernels;
-}
-
-#endif
+const ForwardKernels<BFloat16Pair>* pair_kernels() { return chosen().pairs; }
+const char* instructions() { return chosen().name; }
 
 }  // namespace stm_fast

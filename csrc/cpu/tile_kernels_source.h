@@ -6,6 +6,8 @@
 //   STM_FAST_VECTOR_BYTES  size of a vector register
 //   STM_FAST_GROUP_ROWS    rows of C kept in registers at once
 //   STM_FAST_VECTORS       vectors in a row of C kept in registers at once
+//   STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right)  where it has products of bfloat16 numbers: sum plus those of both
+//                          halves
 // GCC and Clang vector extensions only: no intrinsics, no -m flags. Every function carries the target attribute itself,
 // because templates do not inherit it from a pragma.
 #include <cmath>
@@ -36,6 +38,7 @@ template <class T>
 STM_FAST_INLINE Vector<T> load(const T* p) {
   return *reinterpret_cast<const Vector<T>*>(p);
 }
+STM_FAST_INLINE Vector<std::uint32_t> load(const BFloat16Pair* p) { return load(&p->bits); }
 template <class T>
 STM_FAST_INLINE void store(T* p, Vector<T> x) {
   *reinterpret_cast<Vector<T>*>(p) = x;
@@ -44,6 +47,7 @@ template <class T>
 STM_FAST_INLINE Vector<T> fill(T x) {
   return x - Vector<T>{};
 }
+STM_FAST_INLINE Vector<std::uint32_t> fill(BFloat16Pair x) { return fill(x.bits); }
 
 // e^x for x <= 0. Float: x = n log 2 + r with |r| <= log(2) / 2 (log 2 in two parts, so that r is exact enough), then a
 // polynomial of degree 6 fitted to the smallest relative error: within 1e-7 of the true value. Below -87 the result is
@@ -76,12 +80,25 @@ STM_FAST_INLINE Vector<double> exp(Vector<double> x) {
   return result;
 }
 
+// sum + left * right; of pairs, both products.
+template <class Lanes>
+STM_FAST_INLINE Lanes multiply_add(Lanes sum, Lanes left, Lanes right) {
+  return sum + left * right;
+}
+#if defined(STM_FAST_MULTIPLY_ADD_PAIRS)
+STM_FAST_INLINE Vector<float> multiply_add(Vector<float> sum, Vector<std::uint32_t> left, Vector<std::uint32_t> right) {
+  return STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right);
+}
+#endif
+
 enum class Update { assign, add, rescale };
 
 // One group of rows: the tile of C stays in registers over the whole depth. `scale` is one number for Update::assign,
 // one a lane for Update::rescale.
-template <class T, Update update, bool packed>
-STM_FAST_INLINE void multiply_group(const Product<T>& product, const T* a, T* c, const T* scale) {
+template <class Element, Update update, bool packed>
+STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,
+                                    const Sum<Element>* scale) {
+  using T = Sum<Element>;
   Vector<T> sum[group_rows][vectors];
   STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) {
@@ -95,13 +112,13 @@ STM_FAST_INLINE void multiply_group(const Product<T>& product, const T* a, T* c,
       }
     }
   }
-  const T* b = product.b;
+  const Element* b = product.b;
   for (Index k = 0; k < product.depth; ++k, b += product.b_stride) {
-    Vector<T> right[vectors];
+    decltype(load(b)) right[vectors];
     STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) { right[j] = load(b + j * width<T>); }
     STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
-      const Vector<T> left = fill(packed ? a[k * group_rows + i] : a[i * product.a_stride + k]);
-      STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) { sum[i][j] += left * right[j]; }
+      const auto left = fill(packed ? a[k * group_rows + i] : a[i * product.a_stride + k]);
+      STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) { sum[i][j] = multiply_add(sum[i][j], left, right[j]); }
     }
   }
   STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
@@ -112,33 +129,69 @@ STM_FAST_INLINE void multiply_group(const Product<T>& product, const T* a, T* c,
   }
 }
 
-template <class T, Update update, bool packed>
-STM_FAST_TARGET void multiply(const Product<T>& product, const T* scale) {
+template <class Element, Update update, bool packed>
+STM_FAST_TARGET void multiply(const Product<Element>& product, const Sum<Element>* scale) {
   for (Index row = 0; row < product.rows; row += group_rows) {
-    const T* a = product.a + row * (packed ? product.depth : product.a_stride);
-    multiply_group<T, update, packed>(product, a, product.c + row * product.c_stride, scale);
+    const Element* a = product.a + row * (packed ? product.depth : product.a_stride);
+    multiply_group<Element, update, packed>(product, a, product.c + row * product.c_stride, scale);
   }
 }
 
-template <class T>
-STM_FAST_TARGET void scaled_product(const Product<T>& product, T scale) {
-  multiply<T, Update::assign, true>(product, &scale);
+template <class Element>
+STM_FAST_TARGET void scaled_product(const Product<Element>& product, Sum<Element> scale) {
+  multiply<Element, Update::assign, true>(product, &scale);
 }
 template <class T>
 STM_FAST_TARGET void add_product(const Product<T>& product) {
   multiply<T, Update::add, true>(product, nullptr);
 }
-template <class T>
-STM_FAST_TARGET void rescale_and_add_product(const Product<T>& product, const T* scale) {
-  multiply<T, Update::rescale, true>(product, scale);
+template <class Element>
+STM_FAST_TARGET void rescale_and_add_product(const Product<Element>& product, const Sum<Element>* scale) {
+  multiply<Element, Update::rescale, true>(product, scale);
 }
 template <class T>
 STM_FAST_TARGET void add_product_of_rows(const Product<T>& product) {
   multiply<T, Update::add, false>(product, nullptr);
 }
 
+// Writes the weights of the scores of one vector of queries over them; returns their sum.
 template <class T>
-STM_FAST_TARGET void softmax_step(T* scores, Index rows, Index stride, const RunningSoftmax<T>& state) {
+STM_FAST_INLINE Vector<T> write_weights(T* scores, T* weights, Index rows, Index stride, Vector<T> shift) {
+  Vector<T> total = {};
+  for (Index i = 0; i < rows; ++i) {
+    const Vector<T> weight = exp(load(scores + i * stride) - shift);
+    store(weights + i * stride, weight);
+    total += weight;
+  }
+  return total;
+}
+
+// The upper half is x as a bfloat16, rounded to nearest, ties to even; NaN stays NaN.
+STM_FAST_INLINE Vector<std::uint32_t> round_upper_half(Vector<float> x) {
+  using Bits = Vector<std::uint32_t>;
+  const Bits bits = reinterpret_cast<Bits>(x);
+  const Bits rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+  return x == x ? rounded : fill(std::uint32_t{0x7fc00000});
+}
+
+// The same in pairs of rows; the second of an odd last one is 0. The sum is of the weights before they are rounded.
+STM_FAST_INLINE Vector<float> write_weights(float* scores, BFloat16Pair* weights, Index rows, Index stride,
+                                            Vector<float> shift) {
+  Vector<float> total = {};
+  for (Index i = 0; i < rows; i += 2) {
+    const Vector<float> first = exp(load(scores + i * stride) - shift);
+    const Vector<float> second = i + 1 < rows ? exp(load(scores + (i + 1) * stride) - shift) : Vector<float>{};
+    store(&weights[i / 2 * stride].bits, round_upper_half(first) >> 16 | (round_upper_half(second) & 0xffff0000u));
+    total += first;
+    total += second;
+  }
+  return total;
+}
+
+template <class Element>
+STM_FAST_TARGET void softmax_step(Sum<Element>* scores, Index rows, Index stride,
+                                  const RunningSoftmax<Sum<Element>>& state) {
+  using T = Sum<Element>;
   for (Index j = 0; j < lanes<T>; j += width<T>) {
     const Vector<T> before = load(state.largest + j);
     Vector<T> largest = before;
@@ -149,14 +202,10 @@ STM_FAST_TARGET void softmax_step(T* scores, Index rows, Index stride, const Run
     // where nothing counts yet the largest is -inf, and -inf - -inf would be NaN
     const Vector<T> shift = largest == fill(-T(INFINITY)) ? fill(T(0)) : largest;
     const Vector<T> rescale = exp(before - shift);
-    Vector<T> total = rescale * load(state.total + j);
-    for (Index i = 0; i < rows; ++i) {
-      const Vector<T> weight = exp(load(scores + i * stride + j) - shift);
-      store(scores + i * stride + j, weight);
-      total += weight;
-    }
+    auto* const weights = reinterpret_cast<Element*>(scores + j);
+    const Vector<T> total = write_weights(scores + j, weights, rows, stride, shift);
     store(state.largest + j, largest);
-    store(state.total + j, total);
+    store(state.total + j, rescale * load(state.total + j) + total);
     store(state.rescale + j, rescale);
   }
 }
@@ -181,17 +230,14 @@ STM_FAST_TARGET void softmax_backward(const T* weights, T* grad_weights, Index r
   }
 }
 
+template <class Element>
+constexpr ForwardKernels<Element> forward_table = {
+    group_rows, lanes<Sum<Element>>, scaled_product<Element>, rescale_and_add_product<Element>, softmax_step<Element>,
+};
+
 template <class T>
 constexpr TileKernels<T> table = {
-    group_rows,
-    lanes<T>,
-    scaled_product<T>,
-    add_product<T>,
-    rescale_and_add_product<T>,
-    add_product_of_rows<T>,
-    softmax_step<T>,
-    weights<T>,
-    softmax_backward<T>,
+    forward_table<T>, add_product<T>, add_product_of_rows<T>, weights<T>, softmax_backward<T>,
 };
 
 }  // namespace stm_fast::STM_FAST_ISA

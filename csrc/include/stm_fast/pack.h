@@ -1,4 +1,4 @@
-// Packing: strided rows of any stored type into panels of accumulators that the tile kernels read straight through.
+// Packing: strided rows of any stored type into panels of elements that the tile kernels read straight through.
 //
 // Rows are moved four by four, which every machine has vectors for: panels are a multiple of four rows wide.
 #pragma once
@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "stm_fast/element.h"
 #include "stm_fast/matrix.h"
 #include "stm_fast/number.h"
 #include "stm_fast/scratch.h"
@@ -60,15 +61,32 @@ inline __attribute__((always_inline)) void load(const Float8* from, Quad<float>&
   const Bits special = reinterpret_cast<Bits>(magnitude == 0x07f00000u) & 0x7f800000u;
   to = reinterpret_cast<Quad<float>>(reinterpret_cast<Bits>(value) | special | sign);
 }
-template <class T>
-inline __attribute__((always_inline)) void store(T* to, const Quad<T>& from) {
+// Four pairs of neighbours.
+inline __attribute__((always_inline)) void load(const BFloat16* from, Quad<std::uint32_t>& to) {
+  std::memcpy(&to, from, sizeof(to));
+}
+template <class Element, class Vector>
+inline __attribute__((always_inline)) void store(Element* to, const Vector& from) {
   std::memcpy(to, &from, sizeof(from));
 }
 
+// An element of each of four rows that lie side by side; the numbers of an element are `stride` apart.
+template <class Stored, class Vector>
+inline __attribute__((always_inline)) void load_across(const Stored* from, Index /*stride*/, Vector& to) {
+  load(from, to);
+}
+inline __attribute__((always_inline)) void load_across(const BFloat16* from, Index stride, Quad<std::uint32_t>& to) {
+  Quad<std::uint16_t> first, second;
+  std::memcpy(&first, from, sizeof(first));
+  std::memcpy(&second, from + stride, sizeof(second));
+  using Bits = Quad<std::uint32_t>;
+  to = __builtin_convertvector(first, Bits) | __builtin_convertvector(second, Bits) << 16;
+}
+
 // Four elements of each of four rows, transposed: to[d][r] = rows[r][d], `width` apart.
-template <class Stored>
-inline void transpose_quad(const Stored* from, Index row_stride, Accumulator<Stored>* to, Index width) {
-  using Vector = Quad<Accumulator<Stored>>;
+template <class Stored, class Element>
+inline void transpose_quad(const Stored* from, Index row_stride, Element* to, Index width) {
+  using Vector = Quad<typename ElementTraits<Element>::Lane>;
   Vector a, b, c, d;
   load(from, a);
   load(from + row_stride, b);
@@ -87,20 +105,26 @@ inline void transpose_quad(const Stored* from, Index row_stride, Accumulator<Sto
 }  // namespace packing
 
 // Panels [divide_up(rows, width)][depth][width]: `width` rows of the source side by side, zeros in the lanes beyond.
-template <class Stored>
+// The depth is that of the source in elements, zeros in what an odd one leaves.
+template <class Stored, class Element>
 class PanelPacker {
-  using T = Accumulator<Stored>;
-  static constexpr Index quad = packing::quad;
+  static constexpr Index quad = packing::quad, numbers = ElementTraits<Element>::numbers;
+  using Quad = packing::Quad<typename ElementTraits<Element>::Lane>;
 
  public:
-  PanelPacker(Matrix<const Stored> source, Index rows, Index depth, Index width, T* panels)
-      : source_(source), rows_(rows), depth_(depth), width_(width), panels_(panels) {}
+  PanelPacker(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels)
+      : source_(source),
+        rows_(rows),
+        columns_(columns),
+        depth_(depth_of<Element>(columns)),
+        width_(width),
+        panels_(panels) {}
 
   void run() const {
     if (rows_ % width_ != 0) {
-      std::fill_n(panels_ + rows_ / width_ * width_ * depth_, width_ * depth_, T(0));
+      std::fill_n(panels_ + rows_ / width_ * width_ * depth_, width_ * depth_, Element{});
     }
-    const Index whole_rows = rows_ / quad * quad, whole_depth = depth_ / quad * quad;
+    const Index whole_rows = rows_ / quad * quad, whole_depth = columns_ / (quad * numbers) * quad;
     if (source_.row_stride == 1) {
       copy_quads(whole_rows, whole_depth);
     } else if (source_.column_stride == 1) {
@@ -113,16 +137,16 @@ class PanelPacker {
   }
 
  private:
-  T* at(Index row) const { return panels_ + row / width_ * width_ * depth_ + row % width_; }
+  Element* at(Index row) const { return panels_ + row / width_ * width_ * depth_ + row % width_; }
 
   // Rows lie side by side: four columns are four streams to read, and fill whole cache lines of narrow panels.
   void copy_quads(Index rows, Index depth) const {
     for (Index d = 0; d < depth; d += quad) {
-      T* panel = panels_ + d * width_;
+      Element* panel = panels_ + d * width_;
       for (Index row = 0, lane = 0; row < rows; row += quad) {
         for (Index i = 0; i < quad; ++i) {
-          packing::Quad<T> four;
-          packing::load(&source_.at(row, d + i), four);
+          Quad four;
+          packing::load_across(&source_.at(row, (d + i) * numbers), source_.column_stride, four);
           packing::store(panel + lane + i * width_, four);
         }
         lane += quad;
@@ -138,37 +162,48 @@ class PanelPacker {
   void transpose_quads(Index rows, Index depth) const {
     constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
     for (Index row = 0; row < rows; row += quad) {
-      T* const to = at(row);
+      Element* const to = at(row);
       for (Index d = 0; d < depth; d += quad) {
         if (row + quad < rows) {
           // the next four rows, a line at each step: no hardware foresees a jump to another row
-          const Index step = d / quad, column = std::min(step / quad * line, depth - 1);
+          const Index step = d / quad, column = std::min(step / quad * line, columns_ - 1);
           __builtin_prefetch(&source_.at(row + quad + step % quad, column));
         }
-        packing::transpose_quad(&source_.at(row, d), source_.row_stride, to + d * width_, width_);
+        packing::transpose_quad(&source_.at(row, d * numbers), source_.row_stride, to + d * width_, width_);
       }
     }
   }
 
-  void copy_elements(Index row, Index row_end, Index column, Index column_end) const {
+  void copy_elements(Index row, Index row_end, Index begin, Index end) const {
     for (; row < row_end; ++row) {
-      T* const to = at(row);
-      for (Index d = column; d < column_end; ++d) {
-        to[d * width_] = widen(source_.at(row, d));
+      Element* const to = at(row);
+      for (Index d = begin; d < end; ++d) {
+        to[d * width_] = element(row, d);
       }
+    }
+  }
+
+  Element element(Index row, Index d) const {
+    if constexpr (numbers == 1) {
+      return widen(source_.at(row, d));
+    } else {
+      const std::uint32_t first = source_.at(row, 2 * d).bits;
+      const std::uint32_t second = 2 * d + 1 < columns_ ? source_.at(row, 2 * d + 1).bits : 0;
+      return {first | second << 16};
     }
   }
 
   Matrix<const Stored> source_;
   Index rows_;
+  Index columns_;
   Index depth_;
   Index width_;
-  T* panels_;
+  Element* panels_;
 };
 
-template <class Stored>
-void pack_panels(Matrix<const Stored> source, Index rows, Index depth, Index width, Accumulator<Stored>* panels) {
-  PanelPacker<Stored>(source, rows, depth, width, panels).run();
+template <class Stored, class Element>
+void pack_panels(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels) {
+  PanelPacker<Stored, Element>(source, rows, columns, width, panels).run();
 }
 
 }  // namespace stm_fast

@@ -1,24 +1,28 @@
 // The inner loops of the engine, compiled once for each instruction set and chosen at run time.
 //
+// STM_FAST_CPU=portable (or avx2, ...) in the environment takes another set than the best. Set "emulated" has the tiles
+// of AVX-512 and the arithmetic of its bfloat16 products on any machine: slow, for tests.
+//
 // Every product has the form C += A B with the columns of B and C in SIMD lanes, `lanes` columns at a time:
 //   A  [rows, depth]   read one element at a time and broadcast; packed: [row group][depth][group_rows], or row by row
 //   B  [depth, lanes]  rows b_stride apart
 //   C  [rows, lanes]   rows c_stride apart; rows are padded to whole groups of `group_rows`
 #pragma once
 
+#include "stm_fast/element.h"
 #include "stm_fast/matrix.h"
 
 namespace stm_fast {
 
-template <class T>
+template <class Element>
 struct Product {
   Index rows;
-  Index depth;
-  const T* a;
+  Index depth;  // in elements
+  const Element* a;
   Index a_stride;  // of a row, where A is not packed
-  const T* b;
+  const Element* b;
   Index b_stride;
-  T* c;
+  Sum<Element>* c;
   Index c_stride;
 };
 
@@ -30,26 +34,42 @@ struct RunningSoftmax {
   T* rescale;  // [lanes] out: what sums made before this block are to be multiplied by
 };
 
-template <class T>
-struct TileKernels {
+// What the dense forward read needs.
+template <class Element>
+struct ForwardKernels {
+  using T = Sum<Element>;
+
   Index group_rows;
   Index lanes;
 
-  void (*scaled_product)(const Product<T>&, T scale);                  // C = scale * A B, A packed
-  void (*add_product)(const Product<T>&);                              // C += A B, A packed
-  void (*rescale_and_add_product)(const Product<T>&, const T* scale);  // C = scale[lane] * C + A B, A packed
-  void (*add_product_of_rows)(const Product<T>&);                      // C += A B, A row by row
+  void (*scaled_product)(const Product<Element>&, T scale);                  // C = scale * A B, A packed
+  void (*rescale_and_add_product)(const Product<Element>&, const T* scale);  // C = scale[lane] * C + A B, A packed
 
-  // Scores [rows, lanes] become weights exp(score - largest), after `largest` has taken them in.
+  // Scores [rows, lanes] become weights exp(score - largest), after `largest` has taken them in: elements of depth
+  // `rows` where the scores were, side by side with the stride they had.
   void (*softmax_step)(T* scores, Index rows, Index stride, const RunningSoftmax<T>&);
+};
+
+template <class T>
+struct TileKernels : ForwardKernels<T> {
+  void (*add_product)(const Product<T>&);          // C += A B, A packed
+  void (*add_product_of_rows)(const Product<T>&);  // C += A B, A row by row
+
   // Scores [rows, lanes] become weights exp(score - largest[lane]) * factor[lane].
   void (*weights)(T* scores, Index rows, Index stride, const T* largest, const T* factor);
   // grad_weights [rows, lanes] become weights * (grad_weights - delta[lane]): the softmax backward.
   void (*softmax_backward)(const T* weights, T* grad_weights, Index rows, Index stride, const T* delta);
 };
 
-// The best kernels for this machine; T is float or double.
+// The kernels in use; T is float or double. Throws std::runtime_error where STM_FAST_CPU names none that this machine
+// has.
 template <class T>
 const TileKernels<T>& tile_kernels();
+
+// Those for products of bfloat16 numbers; null where the machine has none that are faster than products of floats.
+const ForwardKernels<BFloat16Pair>* pair_kernels();
+
+// Their name.
+const char* instructions();
 
 }  // namespace stm_fast

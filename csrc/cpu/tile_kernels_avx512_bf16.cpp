@@ -1,0 +1,23 @@
+// The forward kernels for AVX512_BF16: the tiles of AVX-512 with vdpbf16ps, two products of bfloat16 numbers a lane.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define STM_FAST_ISA avx512_bf16
+#define STM_FAST_TARGET \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,prefer-vector-width=512")))
+#define STM_FAST_VECTOR_BYTES 64
+#define STM_FAST_GROUP_ROWS 8
+#define STM_FAST_VECTORS 3
+#define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
+  (Vector<float>)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)(left), (__m512bh)(right))
+
+#include "tile_kernels_source.h"
+
+namespace stm_fast::avx512_bf16 {
+
+extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
+
+}  // namespace stm_fast::avx512_bf16
+
+#endif

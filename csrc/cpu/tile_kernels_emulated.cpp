@@ -1,0 +1,41 @@
+// The tiles of AVX-512 and the arithmetic of vdpbf16ps on any machine: what this one cannot run is tested so.
+// every function with vectors of this size is inlined: there is no call whose convention could differ
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+#define STM_FAST_ISA emulated
+#define STM_FAST_TARGET
+#define STM_FAST_VECTOR_BYTES 64
+#define STM_FAST_GROUP_ROWS 8
+#define STM_FAST_VECTORS 3
+#define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
+  multiply_add_half(multiply_add_half(sum, (left), (right)), (left) << 16, (right) << 16)
+
+#include <cstdint>
+
+namespace stm_fast::emulated {
+
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef std::uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
+
+// Denormal numbers count as 0.
+inline __attribute__((always_inline)) Floats flushed(Bits x) {
+  return reinterpret_cast<Floats>((x & 0x7f800000u) != 0u ? x : x & 0x80000000u);
+}
+
+// sum + left * right of the bfloat16 numbers in the upper halves: a product is exact, the sum is rounded once.
+inline __attribute__((always_inline)) Floats multiply_add_half(Floats sum, Bits left, Bits right) {
+  const Floats exact = flushed(left & 0xffff0000u) * flushed(right & 0xffff0000u);
+  return flushed(reinterpret_cast<Bits>(flushed(reinterpret_cast<Bits>(sum)) + exact));
+}
+
+}  // namespace stm_fast::emulated
+
+#include "tile_kernels_source.h"
+
+namespace stm_fast::emulated {
+
+extern const TileKernels<float> float_kernels = table<float>;
+extern const TileKernels<double> double_kernels = table<double>;
+extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
+
+}  // namespace stm_fast::emulated

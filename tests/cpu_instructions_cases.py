@@ -1,0 +1,45 @@
+"""The C++ engine with the tile kernels that STM_FAST_CPU names.
+
+Not collected by itself: test_cpp_instructions.py runs it in processes of its own.
+"""
+
+import os
+
+import pytest
+import torch
+
+from stm_fast import _C, memory_read
+from stm_fast.testing import ReadCase, check_case
+
+torch.set_num_threads(1)
+
+# whole and broken panels of 48 queries, groups of 8 rows and of 8 channels, pairs of rows and of channels
+SHAPES = (
+    ReadCase(batch=1, queries=50, rows=195, key_dim=16, value_dim=24),
+    ReadCase(queries=97, rows=33, key_dim=17, value_dim=9, channels_first=True),
+    ReadCase(queries=49, rows=7, key_dim=1, value_dim=1, lengths=(7, 0)),
+    ReadCase(queries=3, rows=401, key_dim=9, value_dim=10, lengths=(401, 194), shared_key=True),
+    ReadCase(spread=100.0),
+)
+RICH = (
+    ReadCase(similarity="l2", shrinkage=True, selection=True, return_usage=True, lengths=(97, 40)),
+    ReadCase(top_k=7, return_usage=True),
+)
+
+
+def test_the_kernels_asked_for_are_in_use() -> None:
+    assert _C.instructions() == os.environ["STM_FAST_CPU"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES, *RICH], ids=str)
+def test_no_worse_than_eager(case: ReadCase, dtype: torch.dtype) -> None:
+    check_case(case, dtype, "cpp", "cpu", True)
+
+
+def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
+    # vdpbf16ps takes denormal numbers for 0, products of floats do not; only dot products are made of bfloat16 numbers
+    key, value = torch.ones(1, 1, 4, dtype=torch.bfloat16), torch.full((1, 1, 3), 2.0**-130, dtype=torch.bfloat16)
+    by_pairs = _C.instructions() in ("avx512_bf16", "emulated")
+    assert (memory_read(key, key, value, backend="cpp") == 0).all() == by_pairs
+    assert (memory_read(key, key, value, similarity="l2", backend="cpp") != 0).all()

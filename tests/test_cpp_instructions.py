@@ -1,0 +1,58 @@
+"""The choice of the C++ engine's instruction set, and each set by itself: one a process, because it is chosen once."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stm_fast.ops import cpp_ops
+
+pytestmark = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
+
+CASES = Path(__file__).with_name("cpu_instructions_cases.py")
+READ = """
+import torch
+from stm_fast import memory_read
+memory_read(*[torch.ones(1, 2, 3)] * 3, backend="cpp")
+"""
+WHICH = "import torch, stm_fast._C; print(stm_fast._C.instructions())"
+
+
+def run(instructions: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "STM_FAST_CPU": instructions}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+
+
+def test_a_set_that_is_not_here_is_refused_with_those_that_are():
+    child = run("abacus", "-c", READ)
+    assert child.returncode == 1
+    last = child.stderr.strip().splitlines()[-1]
+    assert "STM_FAST_CPU: found 'abacus', expected one of " in last
+    assert last.endswith("portable, emulated")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx512", "avx2", "portable", "emulated"])
+def test_every_set_is_right(instructions):
+    if run(instructions, "-c", WHICH).returncode != 0:
+        pytest.skip("this machine does not have it")
+    child = run(instructions, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES))
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert "skipped" not in child.stdout
+
+
+def test_the_binary_multiplies_bfloat16_with_the_instruction_for_it():
+    from stm_fast import _C
+
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", _C.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    if "zmm" not in listing:
+        pytest.skip("the binary is not for x86-64")
+    # two products of 8 rows by 3 vectors
+    assert sum("vdpbf16ps" in line and "zmm" in line for line in listing.splitlines()) >= 2 * 8 * 3
