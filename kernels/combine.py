@@ -9,14 +9,19 @@ from stm_fast.kernels.configs import COMBINE
 from stm_fast.kernels.launch import Launch
 
 
-def combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """out [B, M, Cv] in `dtype` and lse [B, M], of parts [B, S, M, Cv] and [B, S, M], float32 and contiguous."""
-    out, lse, launch = plan_combine(part_out, part_lse, dtype)
+def combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype, dependent: bool = False) -> tuple[Tensor, Tensor]:
+    """out [B, M, Cv] in `dtype` and lse [B, M], of parts [B, S, M, Cv] and [B, S, M], float32 and contiguous.
+
+    dependent: its kernel may start before the one that makes the parts has ended (programmatic dependent launch).
+    """
+    out, lse, launch = plan_combine(part_out, part_lse, dtype, dependent)
     launch.run()
     return out, lse
 
 
-def plan_combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Launch]:
+def plan_combine(
+    part_out: Tensor, part_lse: Tensor, dtype: torch.dtype, dependent: bool = False
+) -> tuple[Tensor, Tensor, Launch]:
     """The outputs of the combine kernel and the launch that fills them."""
     batch, parts, queries, value_dim = part_out.shape
     out = part_out.new_empty(batch, queries, value_dim, dtype=dtype)
@@ -31,20 +36,33 @@ def plan_combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype) -> tupl
         "CV": value_dim,
         "BLOCK_M": COMBINE.block_m,
         "BLOCK_V": COMBINE.block_v,
+        "DEPENDENT": dependent,
     }
     grid = (triton.cdiv(queries, COMBINE.block_m), triton.cdiv(value_dim, COMBINE.block_v), batch)
-    return out, lse, Launch(_combine_kernel, grid, arguments, COMBINE)
+    return out, lse, Launch(_combine_kernel, grid, arguments, COMBINE, dependent)
 
 
 @triton.jit
 def _combine_kernel(
-    part_out, part_lse, out, lse, M, parts, CV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr
+    part_out,
+    part_lse,
+    out,
+    lse,
+    M,
+    parts,
+    CV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     b = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     mask = (m < M)[:, None] & (column < CV)[None, :]
 
+    if DEPENDENT:
+        # until the kernel before has ended and its parts are seen
+        tl.extra.cuda.gdc_wait()
     largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     for part in range(parts):
         row = (b * parts + part) * M + m

@@ -45,6 +45,7 @@ from stm_fast.kernels.weighted_sum import lists_of_queries, plan_weighted_sum
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
 BACKWARD_STACK = 192  # bytes a thread of the other kernels may spill; the forward kernels spill none
 TENSOR_MEMORY = 512  # columns, sm_100
+OLDEST_DEPENDENT = 90  # the first architecture with programmatic dependent launch
 AMD_ARCHITECTURES = ("gfx90a", "gfx942")
 FEWEST_REGISTERS = 17  # a kernel whose body was optimised away needs hardly any
 
@@ -70,16 +71,21 @@ class Case(NamedTuple):
     layout: Layout
     scores: Scores = "dot"
 
+    @property
+    def dependent(self) -> bool:
+        """Whether the second of two kernels may start before the first has ended."""
+        return self.kernel.endswith(" pdl")
+
     def __str__(self) -> str:
         kind = f"{_TYPES[self.dtype]} {self.arithmetic:7}{self.scores:7}{self.layout:9}"
-        return f"sm_{self.architecture:<4}{self.kernel:11}{kind}{self.key_dim:4}/{self.value_dim:<5}"
+        return f"sm_{self.architecture:<4}{self.kernel:12}{kind}{self.key_dim:4}/{self.value_dim:<5}"
 
 
 class Compiled(NamedTuple):
     """What came of one case.
 
     registers and stack (bytes) of a thread; shared memory (bytes) and tensor memory (columns) of a block; the number of
-    wgmma instructions.
+    wgmma instructions; whether it starts another kernel early or waits for the one before.
     """
 
     case: Case
@@ -90,6 +96,7 @@ class Compiled(NamedTuple):
     tensor_memory: int
     wgmma: int
     seconds: float
+    dependent: bool = False
 
     def __str__(self) -> str:
         memory = f"{self.stack:6} {self.shared / 1024:7.1f} {self.tensor_memory:5} {self.wgmma:6}"
@@ -97,7 +104,7 @@ class Compiled(NamedTuple):
 
 
 HEADER = (
-    f"{'arch':7}{'kernel':11}{'dtype':12}{'scores':7}{'layout':9}  Ck/Cv   regs  stack  KiB sm  tmem  wgmma seconds"
+    f"{'arch':7}{'kernel':12}{'dtype':12}{'scores':7}{'layout':9}  Ck/Cv   regs  stack  KiB sm  tmem  wgmma seconds"
 )
 
 Shape = tuple[int, int, Layout, Scores]  # Ck, Cv
@@ -138,6 +145,9 @@ def cases() -> Iterator[Case]:
         yield Case("forward", architecture, "half", torch.float16, *_FORWARD_HALF[0])
         for arithmetic, shape in product(("ieee", "tf32x3"), _FORWARD_FLOAT32):
             yield Case("forward", architecture, arithmetic, torch.float32, *shape)
+        if architecture >= OLDEST_DEPENDENT:
+            for kernel in ("forward pdl", "combine pdl"):
+                yield Case(kernel, architecture, "half", torch.bfloat16, *_FORWARD_HALF[0])
         for kernel in ("combine", "delta", "weighted"):
             yield Case(kernel, architecture, "half", torch.bfloat16, *_BACKWARD_HALF[0])
             yield Case(kernel, architecture, "ieee", torch.float32, *_BACKWARD_HALF[0])
@@ -157,8 +167,9 @@ def launch_of(case: Case) -> Launch:
     out = torch.empty(batch, queries, case.value_dim, dtype=case.dtype, device="meta")
     lse = torch.empty(batch, queries, device="meta")
     totals = None if case.arithmetic == "half" else lse
-    if case.kernel == "combine":
-        return plan_combine(torch.empty(batch, 3, *out.shape[1:], device="meta"), lse[:, None], case.dtype)[-1]
+    if case.kernel.startswith("combine"):
+        parts = torch.empty(batch, 3, *out.shape[1:], device="meta")
+        return plan_combine(parts, lse[:, None], case.dtype, case.dependent)[-1]
     if case.kernel == "delta":
         return plan_delta(out, lse, out)[-1]
     if case.kernel == "weighted":
@@ -166,6 +177,7 @@ def launch_of(case: Case) -> Launch:
         return plan_weighted_sum(lists_of_queries(rows), lse, problem.value, case.dtype)[-1]
     plans = {
         "forward": lambda: plan_forward(problem),
+        "forward pdl": lambda: plan_forward(problem, splits=5),
         "row_totals": lambda: plan_row_totals(problem, lse),
         "usage": lambda: plan_usage(problem, lse, totals),
         "maxima": lambda: plan_maxima(problem, _TOP_K),
@@ -190,7 +202,7 @@ def _problem(case: Case) -> Problem:
         scale=1.0,
         l2=case.scores != "dot",
         norms=half_norms(query, None) if everything else None,
-        target=Target(case.architecture, processors=100),
+        target=Target(case.architecture, processors=100, dependent_launch=case.dependent),
         arithmetic=case.arithmetic,
     )
 
@@ -208,9 +220,8 @@ def compile_case(case: Case) -> Compiled:
     """Compiles one case and reads what the assembler says of it."""
     started = time.perf_counter()
     launch = launch_of(case)
-    options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
     target = GPUTarget("cuda", case.architecture, 32)
-    compiled = triton.compile(source(launch), target=target, options=options)
+    compiled = triton.compile(source(launch), target=target, options=launch.options)
     registers, stack = resources(compiled.asm["cubin"])
     return Compiled(
         case,
@@ -221,6 +232,7 @@ def compile_case(case: Case) -> Compiled:
         getattr(compiled.metadata, "tmem_size", None) or 0,
         compiled.asm["ptx"].count("wgmma.mma_async"),
         time.perf_counter() - started,
+        "griddepcontrol" in compiled.asm["ptx"],
     )
 
 
@@ -282,7 +294,7 @@ def amd_rows() -> Iterator[str]:
 def breaches(compiled: Compiled) -> list[str]:
     """The limits that one compiled case breaks."""
     case, found = compiled.case, []
-    stack = 0 if case.kernel in ("forward", "combine") else BACKWARD_STACK
+    stack = 0 if case.kernel.startswith(("forward", "combine")) else BACKWARD_STACK
     if compiled.stack > stack:
         found.append(f"{compiled.stack} bytes of stack, the limit is {stack}")
     if compiled.shared > SHARED_MEMORY[case.architecture] * 1024:
@@ -291,8 +303,15 @@ def breaches(compiled: Compiled) -> list[str]:
         found.append(f"{compiled.tensor_memory} columns of tensor memory, the limit is {TENSOR_MEMORY}")
     if compiled.registers < FEWEST_REGISTERS:
         found.append(f"{compiled.registers} registers: the kernel is empty")
-    if case.architecture == 90 and case.kernel == "forward" and case.arithmetic == "half" and not compiled.wgmma:
+    if (
+        case.architecture == 90
+        and case.kernel.startswith("forward")
+        and case.arithmetic == "half"
+        and not compiled.wgmma
+    ):
         found.append("no wgmma")
+    if compiled.dependent != case.dependent:
+        found.append(f"{'a' if compiled.dependent else 'no'} griddepcontrol")
     return [f"{case}: {breach}" for breach in found]
 
 

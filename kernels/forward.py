@@ -24,7 +24,7 @@ def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor
     launch.run()
     if part_lse.shape[1] == 1:
         return part_out.squeeze(1), part_lse.squeeze(1)
-    return combine(part_out, part_lse, problem.value.dtype)
+    return combine(part_out, part_lse, problem.value.dtype, problem.target.dependent_launch)
 
 
 def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor, Launch]:
@@ -53,6 +53,7 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
         "BLOCK_V": config.block_v,
         "ACCUMULATORS": config.accumulators,
         "VALUE_PROGRAMS": value_programs,
+        "DEPENDENTS": problem.target.dependent_launch and splits > 1,
     }
     return out, lse, Launch(_forward_kernel, (tiles, value_programs * splits, batch), arguments, config)
 
@@ -97,6 +98,7 @@ def _forward_kernel(
     BLOCK_V: tl.constexpr,
     ACCUMULATORS: tl.constexpr,
     VALUE_PROGRAMS: tl.constexpr,
+    DEPENDENTS: tl.constexpr,
 ):
     """One tile of queries, one part of the memory, ACCUMULATORS * BLOCK_V columns of the values."""
     WIDTH: tl.constexpr = ACCUMULATORS * BLOCK_V
@@ -191,6 +193,9 @@ def _forward_kernel(
         key += BLOCK_N * stride_key_n
         value += BLOCK_N * stride_value_n
 
+    if DEPENDENTS:
+        # the combine kernel may take processors that have no more to read; it waits for the parts itself
+        tl.extra.cuda.gdc_launch_dependents()
     # without any row total is 0 and so are the accumulators; lse stays -inf
     total = tl.where(total == 0, 1.0, total)
     row = (b * splits + part) * M + m

@@ -11,18 +11,25 @@ from stm_fast.kernels.tiles import Arithmetic
 class Launch(NamedTuple):
     """One launch of one Triton kernel.
 
-    config is the entry of configs.py behind it; its num_warps and num_stages are the launch options.
+    config:    the entry of configs.py behind it; its num_warps and num_stages are launch options.
+    dependent: it may start before the launch before it has ended, and waits in its kernel for that.
     """
 
     kernel: Any
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
     config: Any
+    dependent: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler and the launcher are told."""
+        options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+        return options | ({"launch_pdl": True} if self.dependent else {})
 
     def run(self) -> None:
         if 0 not in self.grid:
-            options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
-            self.kernel[self.grid](**self.arguments, **options)
+            self.kernel[self.grid](**self.arguments, **self.options)
 
 
 def arithmetic_of(dtype: torch.dtype) -> Arithmetic:

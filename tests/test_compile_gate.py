@@ -1,7 +1,11 @@
 """Every kernel configuration compiles for every architecture within its limits. No GPU is needed."""
 
+import re
+
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
 from stm_fast.benchmarking import grid
 from stm_fast.kernels import compile_gate
@@ -32,6 +36,7 @@ def test_amd_is_in_the_table_as_information() -> None:
         ({"tensor_memory": 608}, "tensor memory"),
         ({"registers": 4}, "empty"),
         ({"wgmma": 0}, "no wgmma"),
+        ({"dependent": True}, "a griddepcontrol"),
     ],
 )
 def test_each_limit_is_enforced(change: dict[str, int], breach: str) -> None:
@@ -40,6 +45,25 @@ def test_each_limit_is_enforced(change: dict[str, int], breach: str) -> None:
     assert compile_gate.breaches(good) == []
     (found,) = compile_gate.breaches(good._replace(**change))
     assert breach in found
+
+
+COMBINE_CASE = Case("combine", 90, "half", torch.bfloat16, 128, 512, "rows")
+
+
+def test_no_kernel_starts_before_the_last_has_ended_unless_the_target_says_so() -> None:
+    assert not Target(90, 132).dependent_launch
+    assert "launch_pdl" not in compile_gate.launch_of(COMBINE_CASE).options
+    assert compile_gate.launch_of(COMBINE_CASE._replace(kernel="combine pdl")).options["launch_pdl"]
+    assert not {case.architecture for case in compile_gate.cases() if case.dependent} & {80, 86, 89}
+
+
+@pytest.mark.slow
+def test_a_combine_kernel_that_starts_early_waits_before_it_loads() -> None:
+    launch = compile_gate.launch_of(COMBINE_CASE._replace(kernel="combine pdl"))
+    compiled = triton.compile(compile_gate.source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
+    found = re.findall(r"griddepcontrol\.\w+|ld\.global|st\.global", compiled.asm["ptx"])
+    assert found[0] == "griddepcontrol.wait"
+    assert "ld.global" in found
 
 
 def test_a_configuration_that_was_not_visited_is_a_problem() -> None:
