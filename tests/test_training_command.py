@@ -117,3 +117,8 @@ def test_an_empty_split_is_named(train, data):
 def test_what_is_not_installed_is_named(train, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert_refused(train(), "training needs accelerate: pip install 'stm_fast[train]'")
+
+
+def test_a_full_disk_is_named(train, small_disk):
+    # the last --output counts
+    assert_refused(train("--output", str(small_disk / "run")), "model.safetensors: cannot be written")

@@ -146,7 +146,7 @@ def test_a_precision_that_the_machine_has_not_is_refused(tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     trainer = make_trainer(tmp_path, optimizer={"lr": 1e30, "batch": 2})
-    with pytest.raises(InputError, match=r"the loss of step \d is nan; lower optimizer\.lr"):
+    with pytest.raises(InputError, match=r"the loss of step \d is nan; begin anew with a lower optimizer\.lr"):
         trainer.run()
 
 

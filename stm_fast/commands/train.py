@@ -40,7 +40,7 @@ def train(
         print(f"{trainer.step} steps {'done' if finished else 'so far'}, results in {output}")
         if not finished:
             print(how_to_resume(), file=sys.stderr)
-    if stop():
+    if stop() and not finished:
         raise typer.Exit(stop.exit_code)
 
 

@@ -122,8 +122,8 @@ class Trainer:
         loss = total[0] / self._accelerator.num_processes
         if not math.isfinite(loss):
             raise InputError(
-                f"{self._folder.path}: the loss of step {self.step} is {loss}; lower optimizer.lr, or set "
-                "optimizer.clip_norm, and go on with --resume"
+                f"{self._folder.path}: the loss of step {self.step} is {loss}; begin anew with a lower optimizer.lr or "
+                "an optimizer.clip_norm"
             )
         self._window.losses.append(loss)
         self._window.skipped += int(total[2])
