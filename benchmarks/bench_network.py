@@ -1,15 +1,17 @@
 """Times whole frames by stage, the engine beside the published loop in the same run, and writes the figures down.
 
-python benchmarks/bench_network.py                     what README shows: about 20 minutes on two CPU cores
+python benchmarks/bench_network.py                     what README shows
 python benchmarks/bench_network.py 480p-T10-O1         one workload
+python benchmarks/bench_network.py --weights FILE      with a trained network: then J of the masks means something
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 import torch
 
-from stm_fast.benchmarking.system_run import parse_workload, run_system
+from stm_fast.benchmarking.system_run import parse_workload, run_system, usual_contestants
 from stm_fast.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -25,14 +27,20 @@ WORKLOADS = {
         "1080p-T10-O10",
     ],
 }
-ROUNDS = {"cpu": 7, "cuda": 50}
+ROUNDS = {"cpu": 3, "cuda": 50}
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description="Times whole frames by stage.")
+    parser.add_argument("workloads", nargs="*", default=WORKLOADS[device], metavar="480p-T10-O1")
+    parser.add_argument("--rounds", type=int, default=ROUNDS[device])
+    parser.add_argument("--weights")
+    options = parser.parse_args(arguments)
     try:
-        workloads = [parse_workload(name) for name in names or WORKLOADS[device]]
-        run_system(workloads, device, ROUNDS[device], peaks=True, output=RESULTS / f"network-{device}.json")
+        workloads = [parse_workload(name, options.weights) for name in options.workloads]
+        output = RESULTS / f"network-{device}.json"
+        run_system(workloads, usual_contestants(device), device, options.rounds, peaks=True, output=output)
     except InputError as error:
         print(f"bench_network: {error}", file=sys.stderr)
         return 2

@@ -1,43 +1,64 @@
-"""Writes the tables of README.md and benchmarks/README.md from benchmarks/results/memory-read-*.json.
+"""Writes the tables of README.md and benchmarks/README.md from benchmarks/results/*.json.
 
-python benchmarks/make_tables.py rewrites only what stands between the two marks; a second run changes nothing.
+python benchmarks/make_tables.py rewrites only what stands between marks; a second run changes nothing.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from system_tables import whole_frames
+
 from stm_fast.benchmarking import Record, Row, read_record
 from stm_fast.benchmarking.routes import OURS, ROUTES
+from stm_fast.benchmarking.system_records import SystemRecord, read_system_record
 from stm_fast.benchmarking.units import bytes_text, rate_text, seconds_text
 from stm_fast.errors import InputError
 from stm_fast.video.whole_file import whole_file
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"
+FRAMES_BEGIN, FRAMES_END = "<!-- whole frames: written by benchmarks/make_tables.py -->", "<!-- end of whole frames -->"
 # README shows the forward read, benchmarks/README.md everything
 DOCUMENTS = {HERE.parent / "README.md": ("forward",), HERE / "README.md": ("forward", "backward", "top-k")}
 
 
 def main() -> int:
     try:
-        records = [read_record(path) for path in sorted((HERE / "results").glob("memory-read-*.json"))]
-        for document, passes in DOCUMENTS.items():
+        for document in DOCUMENTS:
+            text = as_measured(document)
             with whole_file(document) as partial:
-                partial.write_text(with_figures(document, records, passes))
+                partial.write_text(text)
     except InputError as error:
         print(f"make_tables: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def with_figures(document: Path, records: Sequence[Record], passes: Sequence[str]) -> str:
-    """The text of a document with the figures of today between its marks."""
-    text = document.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{document}: expected the lines {BEGIN} and {END} once each, in this order")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{figures(records, passes)}\n{END}{rest.split(END)[1]}"
+def as_measured(document: Path) -> str:
+    """The text of one of DOCUMENTS with what is in results/ between its marks."""
+    reads = [read_record(path) for path in sorted((HERE / "results").glob("memory-read-*.json"))]
+    frames = [read_system_record(path) for path in sorted((HERE / "results").glob("network-*.json"))]
+    text = with_figures(document, document.read_text(), reads, DOCUMENTS[document])
+    return with_frames(document, text, frames, by_stage=document.parent == HERE)
+
+
+def with_figures(document: Path, text: str, records: Sequence[Record], passes: Sequence[str]) -> str:
+    """The text of a document with the memory reads of some records."""
+    return _between(document, text, (BEGIN, END), figures(records, passes))
+
+
+def with_frames(document: Path, text: str, records: Sequence[SystemRecord], *, by_stage: bool) -> str:
+    """The text of a document with the whole frames of some records."""
+    return _between(document, text, (FRAMES_BEGIN, FRAMES_END), whole_frames(records, by_stage=by_stage))
+
+
+def _between(document: Path, text: str, marks: tuple[str, str], body: str) -> str:
+    begin, end = marks
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"{document}: expected the lines {begin} and {end} once each, in this order")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
 
 
 def figures(records: Sequence[Record], passes: Sequence[str]) -> str:

@@ -37,9 +37,12 @@ from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.benchmarking.plots import write_plots
 from stm_fast.benchmarking.refusals import refusal
 from stm_fast.benchmarking.rounds import quantiles, take_turns
+from stm_fast.benchmarking.system import SystemRow, SystemWorkload
+from stm_fast.benchmarking.system_records import SystemRecord, read_system_record, write_system_record
 from stm_fast.benchmarking.table import render
 from stm_fast.benchmarking.timing import Reading, make_call
 from stm_fast.errors import InputError
+from stm_fast.inference.stages import STAGES
 from stm_fast.ops.quantised import QuantisedMemory
 
 TINY = "2x3-T2-O2"  # 6 queries, 12 memory rows, 2 objects
@@ -399,7 +402,7 @@ def test_results_are_not_overwritten_unasked(name, tmp_path):
 def test_figures_are_written_between_the_marks(tmp_path):
     document = tmp_path / "README.md"
     document.write_text(f"before\n{make_tables.BEGIN}\nold\n{make_tables.END}\nafter\n")
-    text = make_tables.with_figures(document, [example_record()], ("forward",))
+    text = make_tables.with_figures(document, document.read_text(), [example_record()], ("forward",))
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
@@ -410,21 +413,44 @@ def test_figures_are_written_between_the_marks(tmp_path):
     assert "Did not run: sdpa-flash (other widths)." in text
     assert "GPU: not measured yet." in text
     assert "CPU: not measured yet." not in text
-    document.write_text(text)
-    assert make_tables.with_figures(document, [example_record()], ("forward",)) == text
+    assert make_tables.with_figures(document, text, [example_record()], ("forward",)) == text
 
 
 def test_a_document_without_marks_is_refused(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("nothing to see")
     with pytest.raises(InputError, match=r"README\.md: expected the lines"):
-        make_tables.with_figures(document, [], ("forward",))
+        make_tables.with_figures(document, document.read_text(), [], ("forward",))
 
 
 def test_the_documents_hold_the_figures_of_the_results():
-    records = [read_record(path) for path in sorted((make_tables.HERE / "results").glob("memory-read-*.json"))]
-    for document, passes in make_tables.DOCUMENTS.items():
-        assert document.read_text() == make_tables.with_figures(document, records, passes), "run make_tables.py"
+    for document in make_tables.DOCUMENTS:
+        assert document.read_text() == make_tables.as_measured(document), "run make_tables.py"
+
+
+def test_whole_frames_are_written_down_and_read_again(tmp_path):
+    workload = SystemWorkload("480p", objects=3, memory_frames=10)
+    stages = dict.fromkeys(STAGES, 0.1)
+    rows = [
+        SystemRow(workload, "published", 3, 0.9, 0.8, 1.0, stages, 1.0, 5 * 10**9),
+        SystemRow(workload, "prepared", 3, 0.3, 0.2, 0.4, stages, 0.99951, 10**9),
+    ]
+    record = SystemRecord(describe_machine("cpu"), rows, {workload.name: {"decode": 0.001}})
+    write_system_record(record, tmp_path / "network.json")
+    read = read_system_record(tmp_path / "network.json")
+    assert read == record
+    marks = f"{make_tables.FRAMES_BEGIN}\n{make_tables.FRAMES_END}\n"
+    text = make_tables.with_frames(tmp_path, marks, [read], by_stage=True)
+    assert "| resnet50 | 480p-T10-O3 |" in text
+    assert "| published loop, in plain PyTorch | 900 ms, 5,000 MB |" in text
+    assert "| for_inference | 300 ms, 3.00x, J 0.9995, 1,000 MB |" in text
+    assert "| memory encoder | 100 | 100 |" in text
+    assert "| frame, 20 to 80 % | 800 to 1000 | 200 to 400 |" in text
+    assert "decode 1.0 ms." in text
+    assert "GPU: not measured yet." in text
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(InputError, match="expected the JSON of stm-fast benchmark --system"):
+        read_system_record(tmp_path / "other.json")
 
 
 def test_gpu_checks_without_a_gpu(monkeypatch, capsys):

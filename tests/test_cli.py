@@ -331,6 +331,7 @@ def test_cuda_where_there_is_none(place):
         (["--device", "abacus"], "--device: found 'abacus'"),
         (["--device", "mps"], "--device: found 'mps'"),
         (["--backend", "abacus"], "backend: found 'abacus', expected"),
+        (["--dtype", "int8"], "dtype: found 'int8', expected one of"),
         (["--colour"], "No such option: --colour"),
     ],
 )

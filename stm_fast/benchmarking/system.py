@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,25 +22,39 @@ from stm_fast.benchmarking.published_loop import SLOTS, PublishedLoop
 from stm_fast.benchmarking.resident import PeakMemory
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.evaluation import region_similarity
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.objects import label
 from stm_fast.inference.stages import STAGES, StageClock
-from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast.network import STM, architecture_of, load_checkpoint
 from stm_fast.network.deployment import for_inference
 from stm_fast.video import open_frames, write_mask
 from stm_fast.video.writer import OverlayPictureWriter
 
 SIZES = {"64p": (64, 112), "240p": (240, 428), "480p": (480, 854), "1080p": (1080, 1920)}
-BACKBONES = {"resnet18": stm_resnet18, "resnet50": stm_resnet50}
-PUBLISHED = "published loop"
-ENGINES: dict[str, Callable[[STM], STM]] = {
-    "engine": lambda model: model,
-    "engine, prepared": for_inference,
-    "engine, bfloat16": lambda model: for_inference(model).bfloat16(),
-    "engine, float16": lambda model: for_inference(model).half(),
-}
+PUBLISHED = "published"
 FRAMES = 4  # of the clip, shown over and over
+_SIMILARITY = "similarity"  # beside the stages, among what is read of a frame
 _NEVER = 10**9  # no frame is its multiple, so the memory stays as long as it is
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to run the engine."""
+
+    what: str
+    prepare: Callable[[STM], STM]
+    previous: bool = True  # whether the previous frame is memorised for a step
+
+
+ENGINES = {
+    "engine": Engine("the network as it is trained", lambda model: model),
+    "prepared": Engine("for_inference", for_inference),
+    "no-previous": Engine("prepared, without the previous frame", for_inference, previous=False),
+    "bfloat16": Engine("prepared, in bfloat16", partial(for_inference, dtype=torch.bfloat16)),
+    "float16": Engine("prepared, in float16", partial(for_inference, dtype=torch.float16)),
+}
+CONTESTANTS = {PUBLISHED: "published loop, in plain PyTorch"} | {name: each.what for name, each in ENGINES.items()}
 
 Step = Callable[[Tensor], Tensor]  # a frame [3, H, W] uint8 to labels [H, W] uint8, both in the host's memory
 
@@ -52,9 +67,16 @@ class SystemWorkload:
     objects: int = 1
     memory_frames: int = 10  # that stay; the previous frame is read as well
     backbone: str = "resnet50"
+    weights: str | None = None  # a checkpoint, whose backbone then counts; None: drawn from a seed
 
     def __str__(self) -> str:
-        return f"{self.size}, {self.objects} objects, {self.memory_frames} memory frames, {self.backbone}"
+        network = self.backbone if self.weights is None else Path(self.weights).name
+        return f"{self.name}, {network}"
+
+    @property
+    def name(self) -> str:
+        """What `parse_workload` takes."""
+        return f"{self.size}-T{self.memory_frames}-O{self.objects}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,7 @@ class SystemRow:
     frame_seconds_20: float  # quantiles
     frame_seconds_80: float
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    agreement: float = 1.0  # share of pixels with the label of the contestant that is named first, at the least
+    similarity: float = 1.0  # J between its masks and those of the contestant named first, mean over objects and frames
     peak_bytes: int | None = None  # above the loaded network; None where it was not measured
 
 
@@ -79,7 +101,7 @@ def measure_system(
     """Times contestants in turns on one workload.
 
     Args:
-        contestants: PUBLISHED or names of ENGINES; labels are compared with those of the first.
+        contestants: some of CONTESTANTS; masks are compared with those of the first.
         rounds: frames of each, after one that is not counted.
         peaks: measure each one's peak memory too, in a process of its own.
     """
@@ -88,19 +110,16 @@ def measure_system(
     steps = {name: make_step(name, models[name], workload, clip) for name in contestants}
     clocks = {name: StageClock(model) for name, model in models.items()}
     readings: dict[str, defaultdict[str, list[float]]] = {name: defaultdict(list) for name in contestants}
-    agreements = dict.fromkeys(contestants, 1.0)
     for index in range(-1, rounds):
         picture = clip.picture(index + 2)
         labels = {name: _timed(steps[name], clocks[name], picture, readings[name]) for name in contestants}
         for name in contestants:
-            agreement = float((labels[name] == labels[contestants[0]]).float().mean())
-            agreements[name] = min(agreements[name], agreement)
+            readings[name][_SIMILARITY].append(_similarity(labels[name], labels[contestants[0]], workload.objects))
     return [
         _row(
             workload,
             name,
             readings[name],
-            agreements[name],
             peak_bytes(name, workload, device) if peaks else None,
         )
         for name in contestants
@@ -108,15 +127,22 @@ def measure_system(
 
 
 def make_model(contestant: str, workload: SystemWorkload, device: str) -> STM:
-    """The contestant's network, with weights drawn from a seed; it works as fast as a trained one."""
-    torch.manual_seed(0)
-    model = BACKBONES[workload.backbone]().eval().to(device)
-    return model if contestant == PUBLISHED else ENGINES[contestant](model)
+    """The contestant's network; with weights drawn from a seed it works as fast as a trained one."""
+    if workload.weights is None:
+        torch.manual_seed(0)
+        model = STM(workload.backbone)
+    else:
+        model = STM(**vars(architecture_of(workload.weights)))
+        load_checkpoint(model, workload.weights)
+    model = model.eval().to(device)
+    return model if contestant == PUBLISHED else ENGINES[contestant].prepare(model)
 
 
 def make_step(contestant: str, model: STM, workload: SystemWorkload, clip: "_Clip") -> Step:
     """The contestant with its memory filled."""
-    return (_published_step if contestant == PUBLISHED else _engine_step)(model, workload, clip)
+    if contestant == PUBLISHED:
+        return _published_step(model, workload, clip)
+    return _engine_step(model, workload, clip, previous=ENGINES[contestant].previous)
 
 
 def peak_bytes(contestant: str, workload: SystemWorkload, device: str) -> int:
@@ -187,8 +213,9 @@ def _published_step(model: STM, workload: SystemWorkload, clip: _Clip) -> Step:
     return lambda picture: loop.step(as_float(picture)).argmax(0).to(torch.uint8).cpu()
 
 
-def _engine_step(model: STM, workload: SystemWorkload, clip: _Clip) -> Step:
-    segmenter = VideoSegmenter(model, memory=MemoryConfig(every=_NEVER, frames=workload.memory_frames))
+def _engine_step(model: STM, workload: SystemWorkload, clip: _Clip, *, previous: bool) -> Step:
+    memory = MemoryConfig(every=_NEVER, previous=previous, frames=workload.memory_frames)
+    segmenter = VideoSegmenter(model, memory=memory)
     segmenter.step(clip.picture(0), clip.ids)
     segmenter.step(clip.picture(1))
     for index in range(1, workload.memory_frames):
@@ -208,15 +235,20 @@ def _timed(step: Step, clock: StageClock, picture: Tensor, readings: defaultdict
     return labels
 
 
-def _row(
-    workload: SystemWorkload, name: str, readings: dict[str, list[float]], agreement: float, peak: int | None
-) -> SystemRow:
+def _similarity(labels: Tensor, others: Tensor, objects: int) -> float:
+    """J, mean over the objects, between two label pictures ``[H, W]``."""
+    planes = torch.arange(1, objects + 1, dtype=labels.dtype)[:, None, None]  # [O, 1, 1]
+    return float(region_similarity((labels == planes).numpy(), (others == planes).numpy()).mean())
+
+
+def _row(workload: SystemWorkload, name: str, readings: dict[str, list[float]], peak: int | None) -> SystemRow:
     # the first frame of a contestant warms up
     counted = {stage: seconds[1:] for stage, seconds in readings.items()}
     frame = sorted(counted.pop("frame"))
+    similarity = statistics.mean(counted.pop(_SIMILARITY))
     low, high = (frame[round(share * (len(frame) - 1))] for share in (0.2, 0.8))
     stages = {stage: statistics.median(seconds) for stage, seconds in counted.items()}
-    return SystemRow(workload, name, len(frame), statistics.median(frame), low, high, stages, agreement, peak)
+    return SystemRow(workload, name, len(frame), statistics.median(frame), low, high, stages, similarity, peak)
 
 
 @torch.inference_mode()

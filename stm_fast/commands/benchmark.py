@@ -16,7 +16,8 @@ from stm_fast.benchmarking.records import Record, write_record
 from stm_fast.benchmarking.routes import OURS, ROUTES
 from stm_fast.benchmarking.runner import run_benchmark
 from stm_fast.benchmarking.selection import Selection
-from stm_fast.benchmarking.system_run import parse_workload, run_system
+from stm_fast.benchmarking.system import CONTESTANTS
+from stm_fast.benchmarking.system_run import parse_workload, run_system, usual_contestants
 from stm_fast.benchmarking.table import render
 from stm_fast.benchmarking.timing import make_clock
 from stm_fast.benchmarking.tuning import tune as tune_tiles
@@ -56,7 +57,10 @@ def benchmark(
     shapes: Annotated[
         str | None, typer.Option(help="Such as 480p-T20-O3 (O objects), 8x14-T1-O1, M48-N32400-O1; or all.")
     ] = None,
-    routes: Annotated[str | None, typer.Option(help=f"Some of: {', '.join(ROUTES)}.")] = None,
+    routes: Annotated[
+        str | None,
+        typer.Option(help=f"Some of: {', '.join(ROUTES)}; with --system of: {', '.join(CONTESTANTS)}."),
+    ] = None,
     passes: Annotated[str, typer.Option(help=f"Some of: {', '.join(PASSES)}.")] = _ALL,
     dtypes: Annotated[str | None, typer.Option(help=f"Some of: {', '.join(DTYPES)}.")] = None,
     device: Annotated[Device, typer.Option(help="Where the reads run.")] = Device.AUTO,
@@ -73,8 +77,12 @@ def benchmark(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
     system: Annotated[
-        bool, typer.Option("--system", help="Whole frames by stage instead: shapes, rounds, memory and device count.")
+        bool,
+        typer.Option("--system", help="Whole frames by stage instead: shapes, routes, rounds, memory, device count."),
     ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="With --system: a checkpoint; else a network drawn from a seed, as fast.")
+    ] = None,
     tune: Annotated[
         Path | None,
         typer.Option(
@@ -96,8 +104,10 @@ def benchmark(
     if system:
         if not overwrite:
             _refuse_results(output)
-        workloads = [parse_workload(name.strip()) for name in (shapes or _SYSTEM_SHAPES).split(",")]
-        run_system(workloads, place, rounds, memory, output)
+        names = (shapes or _SYSTEM_SHAPES).split(",")
+        workloads = [parse_workload(name.strip(), None if weights is None else str(weights)) for name in names]
+        contestants = _chosen("--routes", routes or ",".join(usual_contestants(place)), CONTESTANTS)
+        run_system(workloads, contestants, place, rounds, memory, output)
         return
     if tune is not None:
         _tune(tune, place, shapes or _TUNED_SHAPES, dtypes or _TUNED_DTYPES, passes, overwrite)

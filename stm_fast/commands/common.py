@@ -17,6 +17,7 @@ from stm_fast.errors import InputError
 from stm_fast.inference import Summary
 from stm_fast.network import STM, architecture_of, load_checkpoint, stm_resnet18, stm_resnet50
 from stm_fast.network.deployment import for_inference
+from stm_fast.network.precision import PRECISIONS, choose_dtype
 from stm_fast.ops.backends import BACKENDS
 
 
@@ -29,6 +30,9 @@ Weights = Annotated[Path | None, typer.Option(help="Checkpoint: ours (.safetenso
 Arch = Annotated[Architecture, typer.Option(help="The network where no weights are given.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[str, typer.Option(help=f"Of the memory read: auto, {', '.join(b.name for b in BACKENDS)}.")]
+Precision = Annotated[
+    str, typer.Option("--dtype", help=f"Of the network: {', '.join(PRECISIONS)} (16 bits where they are fast).")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the output folder holds.")]
 
 
@@ -45,9 +49,14 @@ def load_model(weights: Path | None, arch: Architecture, device: str) -> STM:
     return model.to(place).eval()
 
 
-def load_for_inference(weights: Path | None, arch: Architecture, device: str) -> STM:
-    """The same network made ready for inference."""
-    return for_inference(load_model(weights, arch, device))
+def load_for_inference(weights: Path | None, arch: Architecture, device: str, precision: str = "float32") -> STM:
+    """The same network made ready for inference, in a dtype by its name."""
+    return prepare(load_model(weights, arch, device), precision)
+
+
+def prepare(model: STM, precision: str) -> STM:
+    """A network made ready for inference, in a dtype by its name."""
+    return for_inference(model, dtype=choose_dtype(precision, next(model.parameters()).device))
 
 
 def _device(name: str) -> torch.device:

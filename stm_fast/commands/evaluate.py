@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from stm_fast.commands.common import Arch, Architecture, Backend, Device, Weights, load_model, progress_bar
+from stm_fast.commands.common import (
+    Arch,
+    Architecture,
+    Backend,
+    Device,
+    Precision,
+    Weights,
+    load_model,
+    prepare,
+    progress_bar,
+)
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import MEANINGS, SETS, Sequence, annotated_sequences
 from stm_fast.errors import InputError
@@ -28,7 +38,6 @@ from stm_fast.evaluation.scoring import ObjectScore, score_sequences
 from stm_fast.evaluation.tables import overall, print_comparison, print_tables, write_tables
 from stm_fast.inference.shards import rank, shard, wait_for_all
 from stm_fast.network import STM
-from stm_fast.network.deployment import for_inference
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.video.whole_file import make_folder
 
@@ -70,6 +79,7 @@ def evaluate(
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score; one for each core.")] = None,
     device: Device = "auto",
+    dtype: Precision = "float32",
     backend: Backend = "auto",
 ) -> None:
     """Reproduce the scores of a benchmark set: DAVIS-2016, DAVIS-2017, YouTube-VOS or a folder of your own.
@@ -92,12 +102,13 @@ def evaluate(
         raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
     sequences = SETS[benchmark](data, split)
     model = load_model(weights, arch, device)
+    prepared = prepare(model, dtype)
     scales = tuple(scale) if scale else (1.0,)
     inference = Inference(MemoryConfig(every=every, previous=previous), max_size, backend, scales, flip)
-    run = describe_run(model, benchmark, split, inference)
-    _run(sequences, output, for_inference(model), inference, run)
+    run = describe_run(model, benchmark, split, inference) | {"dtype": str(next(prepared.parameters()).dtype)}
+    _run(sequences, output, prepared, inference, run)
     if baselines:
-        _run_baselines(sequences, output / _BASELINES, model, inference, run)
+        _run_baselines(sequences, output / _BASELINES, model, dtype, inference, run)
     if rank() == 0:
         if weights is None:
             print("stm-fast: no --weights given: the network is untrained and the scores mean nothing", file=sys.stderr)
@@ -128,10 +139,12 @@ def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inferen
     wait_for_all()
 
 
-def _run_baselines(sequences: list[Sequence], folder: Path, model: STM, inference: Inference, run: Record) -> None:
+def _run_baselines(
+    sequences: list[Sequence], folder: Path, model: STM, dtype: str, inference: Inference, run: Record
+) -> None:
     network = untrained(model.architecture).to(next(model.parameters()).device)
     described = run | {"weights_sha256": fingerprint(network)}
-    _run(sequences, folder / UNTRAINED, for_inference(network), inference, described)
+    _run(sequences, folder / UNTRAINED, prepare(network, dtype), inference, described)
     copy_first_masks(shard(sequences), folder / COPIED)
     wait_for_all()
 

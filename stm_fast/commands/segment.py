@@ -16,6 +16,7 @@ from stm_fast.commands.common import (
     Backend,
     Device,
     Overwrite,
+    Precision,
     Weights,
     load_for_inference,
     print_summary,
@@ -85,6 +86,7 @@ def segment(
     ] = None,
     overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = Overlay.VIDEO,
     device: Device = "auto",
+    dtype: Precision = "float32",
     backend: Backend = "auto",
     overwrite: Overwrite = False,
     resume: Annotated[
@@ -121,7 +123,7 @@ def segment(
         memory_place,
         memory_folder,
     )
-    model = load_for_inference(weights, arch, device)
+    model = load_for_inference(weights, arch, device, dtype)
     with stop_on_signals() as stop, process_group(shard_memory) as group:
 
         def run(source: Path, masks: Path, output: Path, advance: Callable[[int, int | None], None]) -> Summary:

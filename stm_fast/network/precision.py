@@ -1,0 +1,33 @@
+"""In which dtype a network runs."""
+
+import torch
+
+from stm_fast.errors import InputError
+
+PRECISIONS = ("float32", "bfloat16", "float16", "auto")
+# what a CPU multiplies bfloat16 with, in the names of torch.cpu.get_capabilities()
+_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of a name. "auto" is the fastest one: 16 bits where the device has instructions for them, else float32.
+
+    Raises:
+        InputError: a name that is none of PRECISIONS.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"dtype: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
+    if has_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; others are slower in it than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in _INSTRUCTIONS)
