@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from stm_fast.training.checkpoint import read_state
 from stm_fast.training.log import read_log
 from training_runs import SMALL, assert_same_up_to_rounding, curve, tensors
 
@@ -72,6 +73,26 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_weights(config, tmp
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (killed / "pictures").is_dir()
     assert not list(killed.glob(".*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_ends_a_run_with_a_checkpoint(config, tmp_path, number, code):
+    """As ctrl-C in a terminal: the process that loads the clips gets it too."""
+    file = config(epochs=1000, workers=1, log={"every": 1, "pictures": None})
+    command = [*TRAIN, file, "--output", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    log = tmp_path / "run" / "log.jsonl"
+    end = time.monotonic() + PATIENCE
+    while not (log.is_file() and read_log(log)) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code, err
+    steps = read_state(tmp_path / "run" / "checkpoint.pt")["step"]
+    assert out.startswith(f"{steps} steps so far")
+    assert "To go on:" in err
 
 
 def test_two_processes_train_as_one(config, tmp_path):

@@ -1,5 +1,6 @@
 """Clips off the disk for the steps that are left, beside the training or between its steps."""
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -31,6 +32,7 @@ def load_steps(
         num_workers=workers,
         # spawned, not forked: a forked copy of a process whose threads hold locks can hang
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_ignore_signals,
         pin_memory=pin_memory,
         # torch's own generator is left alone
         generator=torch.Generator(),
@@ -42,3 +44,9 @@ def load_steps(
         # a worker's error comes with its traceback, the message last
         message = str(error).strip().splitlines()[-1]
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")) from error
+
+
+def _ignore_signals(_: int) -> None:
+    """A terminal's ctrl-C and a scheduler's SIGTERM reach all processes; the one that trains ends the others."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
