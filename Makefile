@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test check fix bench gpu clean
+.PHONY: setup build demo test sanitize check fix bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,10 @@ demo: setup
 
 test: setup
 	STM_FAST_REQUIRE=cpp $(BIN)/pytest
+
+# the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer; a build of its own in build/sanitize
+sanitize: setup
+	.ci/sanitize $(BIN)/python
 
 # rewrites nothing; make fix does
 check: setup

@@ -6,6 +6,7 @@ absent is written into the package, and `stm-fast info` prints it.
 
 STM_FAST_EXTENSION=1   a build without the extension fails (CI, release wheels)
 STM_FAST_EXTENSION=0   the extension is not built
+STM_FAST_SANITIZE=1    it stops at the first wrong access and at undefined behaviour (.ci/sanitize)
 """
 
 import os
@@ -16,6 +17,7 @@ from setuptools import find_packages, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 WANTED = os.getenv("STM_FAST_EXTENSION", "auto")
+SANITIZERS = ["-fsanitize=address,undefined"] if os.getenv("STM_FAST_SANITIZE") == "1" else []
 REASON_FILE = "_C_absent.txt"  # read by stm_fast/ops/cpp_ops.py
 
 
@@ -57,13 +59,14 @@ extension = CppExtension(
     depends=sorted(str(path) for path in Path("csrc").glob("**/*.h")),
     extra_compile_args={
         "cxx": [
-            "-O3",
+            *(["-O1", "-g", "-fno-sanitize-recover=all", *SANITIZERS] if SANITIZERS else ["-O3"]),
             "-fvisibility=hidden",
             "-DPy_LIMITED_API=0x030b0000",
             "-DTORCH_TARGET_VERSION=0x020b000000000000",
             "-DTORCH_STABLE_ONLY",
         ]
     },
+    extra_link_args=SANITIZERS,
     py_limited_api=True,
 )
 

@@ -1,0 +1,94 @@
+"""A fuzz of the C++ engine: shapes, options, dtypes and strides from a list of seeds.
+
+STM_FAST_FUZZ=40 takes more seeds than a test run does; .ci/sanitize does so under the sanitizers.
+"""
+
+import math
+import os
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from stm_fast.ops import cpp_ops, memory_read
+from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised, quantise_memory
+from stm_fast.testing import ReadCase, check_case, make_tensors, options
+
+pytestmark = [
+    pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons())),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
+
+SEEDS = range(int(os.environ.get("STM_FAST_FUZZ", "12")))
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def random_case(draw: random.Random) -> ReadCase:
+    batch, rows, l2 = draw.randint(1, 3), draw.choice([0, 1, 7, 8, 191, 193, draw.randint(2, 500)]), draw.random() < 0.4
+    return ReadCase(
+        batch=batch,
+        queries=draw.choice([0, 1, 23, 25, 48, 49, draw.randint(2, 200)]),
+        rows=rows,
+        key_dim=draw.randint(1, 40),
+        value_dim=draw.randint(0, 40),
+        shared_query=draw.random() < 0.3,
+        shared_key=draw.random() < 0.3,
+        lengths=tuple(draw.randint(0, rows) for _ in range(batch)) if draw.random() < 0.4 else None,
+        poison=draw.choice([math.nan, math.inf]),
+        similarity="l2" if l2 else "dot",
+        shrinkage=l2 and draw.random() < 0.6,
+        selection=l2 and draw.random() < 0.6,
+        query_norm=draw.random() < 0.7,
+        top_k=draw.randint(1, 200) if draw.random() < 0.3 else None,
+        return_usage=draw.random() < 0.5,
+    )
+
+
+def elsewhere(tensor: Tensor, draw: random.Random) -> Tensor:
+    """The same numbers at the very end of their storage, dimensions in another order and with gaps between."""
+    order = draw.sample(range(tensor.ndim), tensor.ndim)
+    steps = [draw.choice([1, 1, 2, 3]) for _ in order]
+    moved = tensor.permute(order)
+    sizes = [max(0, (size - 1) * step + 1) for size, step in zip(moved.shape, steps, strict=True)]
+    roomy = torch.empty(sizes, dtype=tensor.dtype).fill_(99)  # not NaN: there is none of int8
+    view = roomy[tuple(slice(None, None, step) for step in steps)].copy_(moved)
+    view = view.permute([order.index(dimension) for dimension in range(tensor.ndim)])
+    # an expanded batch has a stride of 0
+    return view.expand(3, *view.shape[1:])[:1] if view.shape[0] == 1 else view
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reads(seed):
+    draw = random.Random(seed)
+    case, dtype = random_case(draw), draw.choice(DTYPES)
+    check_case(case, dtype, "cpp")
+    tensors = make_tensors(case, dtype)
+    results = []
+    for given in (tensors, [None if t is None else elsewhere(t, draw) for t in tensors]):
+        extras = {"shrinkage": given[3], "selection": given[4], **options(case)}
+        results.append(memory_read(*given[:3], **extras, return_lse=True, return_usage=True, backend="cpp"))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reads_of_bytes(seed):
+    draw = random.Random(seed)
+    batch, slots, rows = draw.randint(1, 3), draw.randint(0, 5), draw.choice([1, 5, 48, 100, 200])
+    key_batch, key_dim, value_dim = draw.choice([1, batch]), draw.randint(1, 40), draw.randint(0, 40)
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(draw.choice([1, batch]), draw.randint(0, 60), key_dim, generator=generator)
+    key = torch.randn(key_batch, slots, rows, key_dim, generator=generator)
+    value = torch.randn(batch, slots, rows, value_dim, generator=generator)
+    memory = quantise_memory(key, value, draw.choice([torch.int8, torch.float8_e4m3fn]))
+    lengths = torch.tensor([draw.randint(0, slots * rows) for _ in range(batch)]) if draw.random() < 0.5 else None
+    moved = QuantisedMemory(*(elsewhere(tensor, draw) for tensor in memory))
+    reads = [
+        memory_read_quantised(query, memory, lengths=lengths, return_lse=True, backend="cpp"),
+        memory_read_quantised(elsewhere(query, draw), moved, lengths=lengths, return_lse=True, backend="cpp"),
+        memory_read_quantised(query, memory, lengths=lengths, return_lse=True, backend="reference"),
+    ]
+    for contiguous, strided, expected in zip(*reads, strict=True):
+        assert torch.equal(strided, contiguous)
+        torch.testing.assert_close(contiguous, expected, rtol=1e-5, atol=1e-5)
