@@ -332,6 +332,7 @@ def test_cuda_where_there_is_none(place):
         (["--device", "mps"], "--device: found 'mps'"),
         (["--backend", "abacus"], "backend: found 'abacus', expected"),
         (["--dtype", "int8"], "dtype: found 'int8', expected one of"),
+        (["--compile", "magic"], "compile: found 'magic', expected one of"),
         (["--colour"], "No such option: --colour"),
     ],
 )

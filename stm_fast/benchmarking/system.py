@@ -52,6 +52,11 @@ ENGINES = {
     "prepared": Engine("for_inference", for_inference),
     "no-previous": Engine("prepared, without the previous frame", for_inference, previous=False),
     "bfloat16": Engine("prepared, in bfloat16", partial(for_inference, dtype=torch.bfloat16)),
+    "compiled": Engine("prepared, torch.compile", partial(for_inference, compile="default")),
+    "bfloat16-graphs": Engine(
+        "prepared, in bfloat16, CUDA graphs by torch.compile",
+        partial(for_inference, dtype=torch.bfloat16, compile="reduce-overhead"),
+    ),
     "float16": Engine("prepared, in float16", partial(for_inference, dtype=torch.float16)),
 }
 CONTESTANTS = {PUBLISHED: "published loop, in plain PyTorch"} | {name: each.what for name, each in ENGINES.items()}

@@ -32,7 +32,7 @@ def parse_workload(text: str, weights: str | None = None) -> SystemWorkload:
 def usual_contestants(device: str) -> tuple[str, ...]:
     """Reduced precision is for devices that have instructions for it."""
     reduced = ["bfloat16"] if has_bfloat16(torch.device(device)) else []
-    reduced += ["float16"] if device == "cuda" else []
+    reduced += ["bfloat16-graphs", "float16"] if device == "cuda" else []
     return (PUBLISHED, "prepared", "no-previous", *reduced)
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from stm_fast.errors import InputError
 from stm_fast.inference import Summary
 from stm_fast.network import STM, architecture_of, load_checkpoint, stm_resnet18, stm_resnet50
+from stm_fast.network.compilation import COMPILE_MODES
 from stm_fast.network.deployment import for_inference
 from stm_fast.network.precision import PRECISIONS, choose_dtype
 from stm_fast.ops.backends import BACKENDS
@@ -33,6 +34,9 @@ Backend = Annotated[str, typer.Option(help=f"Of the memory read: auto, {', '.joi
 Precision = Annotated[
     str, typer.Option("--dtype", help=f"Of the network: {', '.join(PRECISIONS)} (16 bits where they are fast).")
 ]
+Compile = Annotated[
+    str | None, typer.Option("--compile", help=f"torch.compile the network: {', '.join(COMPILE_MODES)}.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the output folder holds.")]
 
 
@@ -49,14 +53,16 @@ def load_model(weights: Path | None, arch: Architecture, device: str) -> STM:
     return model.to(place).eval()
 
 
-def load_for_inference(weights: Path | None, arch: Architecture, device: str, precision: str = "float32") -> STM:
+def load_for_inference(
+    weights: Path | None, arch: Architecture, device: str, precision: str = "float32", compile: str | None = None
+) -> STM:
     """The same network made ready for inference, in a dtype by its name."""
-    return prepare(load_model(weights, arch, device), precision)
+    return prepare(load_model(weights, arch, device), precision, compile)
 
 
-def prepare(model: STM, precision: str) -> STM:
+def prepare(model: STM, precision: str, compile: str | None = None) -> STM:
     """A network made ready for inference, in a dtype by its name."""
-    return for_inference(model, dtype=choose_dtype(precision, next(model.parameters()).device))
+    return for_inference(model, dtype=choose_dtype(precision, next(model.parameters()).device), compile=compile)
 
 
 def _device(name: str) -> torch.device:

@@ -14,6 +14,7 @@ from stm_fast.commands.common import (
     Arch,
     Architecture,
     Backend,
+    Compile,
     Device,
     Overwrite,
     Precision,
@@ -87,6 +88,7 @@ def segment(
     overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = Overlay.VIDEO,
     device: Device = "auto",
     dtype: Precision = "float32",
+    compile: Compile = None,
     backend: Backend = "auto",
     overwrite: Overwrite = False,
     resume: Annotated[
@@ -123,7 +125,7 @@ def segment(
         memory_place,
         memory_folder,
     )
-    model = load_for_inference(weights, arch, device, dtype)
+    model = load_for_inference(weights, arch, device, dtype, compile)
     with stop_on_signals() as stop, process_group(shard_memory) as group:
 
         def run(source: Path, masks: Path, output: Path, advance: Callable[[int, int | None], None]) -> Summary:

@@ -129,6 +129,8 @@ class VideoSegmenter:
             raise InputError(
                 f"frame {self._frame_count}: found a mask that is not to be memorized, expected one or other"
             )
+        if self._model.compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         size = tuple(frame.shape[1:])
         given = None if mask is None else self._given(mask, size, objects)
         self._size = size

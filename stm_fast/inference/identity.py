@@ -37,6 +37,7 @@ def describe_run(
         "network": str(model.architecture),
         "weights": fingerprint(model),
         "dtype": str(parameter.dtype),
+        "compiled": model.compiled,
         "device": parameter.device.type,
         "memory": asdict(memory),
         "max_size": max_size,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from stm_fast.network.backbone import Backbone
+from stm_fast.network.compilation import compile_calls
 from stm_fast.network.encoders import MemoryEncoder
 from stm_fast.network.shared_work import SharingDecoder, SharingMemoryEncoder, SharingQueryEncoder
 from stm_fast.network.stm import STM
@@ -14,7 +15,13 @@ from stm_fast.network.winograd_layers import replace_convolutions
 from stm_fast.ops import winograd
 
 
-def for_inference(model: STM, *, dtype: torch.dtype | None = None, objects_at_a_time: int | None = None) -> STM:
+def for_inference(
+    model: STM,
+    *,
+    dtype: torch.dtype | None = None,
+    objects_at_a_time: int | None = None,
+    compile: str | None = None,
+) -> STM:
     """A copy that only infers; results differ by rounding alone.
 
     BatchNorm with fixed statistics is a scale and a shift: the convolution before it takes them over. What objects
@@ -29,6 +36,10 @@ def for_inference(model: STM, *, dtype: torch.dtype | None = None, objects_at_a_
         dtype: of the copy, by default the model's.
         objects_at_a_time: how many objects are encoded and decoded together: more keep a GPU busy, fewer take less
             memory. By default all on a GPU, and one on a CPU, where together they would be no faster.
+        compile: a mode of torch.compile for the copy's parts (:mod:`stm_fast.network.compilation`).
+
+    Raises:
+        InputError: no such mode.
     """
     copy = deepcopy(model).eval().requires_grad_(False)
     weight = copy.decoder.compress.weight
@@ -46,6 +57,11 @@ def for_inference(model: STM, *, dtype: torch.dtype | None = None, objects_at_a_
         copy.to(memory_format=torch.channels_last)
         if (dtype or weight.dtype) == torch.float32 and not winograd.absent_reasons():
             replace_convolutions(copy)
+    if compile is not None:
+        parts = [copy.query_encoder, copy.query_key_value, copy.memory_key_value]
+        per_object = [(copy.memory_encoder, "features"), (copy.decoder, "logits")]
+        compile_calls([*((part, "forward") for part in parts), *per_object], compile)
+        copy.compiled = True
     return copy
 
 

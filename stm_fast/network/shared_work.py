@@ -31,9 +31,10 @@ class SharingMemoryEncoder(nn.Module):
         """As in `MemoryEncoder`: ``[1, 3, H, W]`` and twice ``[O, 1, H, W]`` to r4 ``[O, C4, H/16, W/16]``."""
         of_frame = self.trunk.conv1(self.trunk.normalise(frame))  # [1, C1, H/2, W/2]
         masks = torch.cat([mask, others], dim=1)  # [O, 2, H, W]
-        return _joined([self._features(of_frame, some) for some in _in_turn(masks, self.objects_at_a_time)])
+        return _joined([self.features(of_frame, some) for some in _in_turn(masks, self.objects_at_a_time)])
 
-    def _features(self, of_frame: Tensor, masks: Tensor) -> Tensor:
+    def features(self, of_frame: Tensor, masks: Tensor) -> Tensor:
+        """Of some objects: ``[1, C1, H/2, W/2]`` and ``[O, 2, H, W]`` to r4 ``[O, C4, H/16, W/16]``."""
         r4, _, _ = self.trunk.stages(self.conv1_masks(masks).add_(of_frame))
         return r4
 
@@ -83,10 +84,11 @@ class SharingDecoder(nn.Module):
         """As in `Decoder`, with details ``[1, D, 2h, 2w]`` and ``[1, D, 4h, 4w]`` for skip features."""
         m4 = self.compress_read(read).add_(self.compress_query(query_value))  # [O, D, h, w]
         in_turn = _in_turn(m4, self.objects_at_a_time)
-        logits = _joined([self._logits(some, detail3, detail2) for some in in_turn])  # [O, 2, 4h, 4w]
+        logits = _joined([self.logits(some, detail3, detail2) for some in in_turn])  # [O, 2, 4h, 4w]
         return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
 
-    def _logits(self, m: Tensor, *details: Tensor) -> Tensor:
+    def logits(self, m: Tensor, *details: Tensor) -> Tensor:
+        """Of some objects: m4 ``[O, D, h, w]`` and the details to ``[O, 2, 4h, 4w]``."""
         first, *rest = self.blocks
         m = first(m)
         for detail, block in zip(details, rest, strict=True):

@@ -54,12 +54,14 @@ class STM(nn.Module):
         value_dim: channels of a value, Cv.
         stride: pixels of a frame per pixel of a key, in each direction.
         architecture: the constructor's arguments.
+        compiled: whether parts are compiled; what they return is then there until the next frame.
 
     Raises:
         ValueError: `backbone` is not one of `BACKBONES`.
     """
 
     stride = 16
+    compiled = False
 
     def __init__(
         self, backbone: str = "resnet50", key_dim: int = 128, value_dim: int = 512, decoder_dim: int = 256

@@ -1,0 +1,58 @@
+"""torch.compile for the parts of a network, safe where the number of objects changes."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from stm_fast.errors import InputError
+
+# as torch.compile names them; "reduce-overhead" replays CUDA graphs
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+
+_log = logging.getLogger(__name__)
+
+
+class _Switch:
+    """Shared by the parts of a network: the first that cannot be compiled turns compiling off for all."""
+
+    on = True
+
+
+class CompiledCall:
+    """A method of a module, compiled: once for one object, once for any larger number.
+
+    Compiling is tried at the first call. If it fails, a line in the log says why and the method runs as it is.
+    """
+
+    def __init__(self, method: Callable[..., Any], mode: str, switch: _Switch) -> None:
+        self._method, self._switch = method, switch
+        self._compiled = torch.compile(method, mode=mode)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        if self._switch.on:
+            for tensor in inputs:
+                if tensor.shape[0] > 1:  # of one object and of more are two programs anyway
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            try:
+                return self._compiled(*inputs)
+            except TorchDynamoException as error:
+                self._switch.on = False
+                _log.warning("torch.compile: %s; the network runs without it", " ".join(str(error).split())[:200])
+        return self._method(*inputs)
+
+
+def compile_calls(calls: list[tuple[nn.Module, str]], mode: str) -> None:
+    """Compiles methods of modules, each named with its module, in place.
+
+    Raises:
+        InputError: a mode that is none of COMPILE_MODES.
+    """
+    if mode not in COMPILE_MODES:
+        raise InputError(f"compile: found {mode!r}, expected one of {', '.join(COMPILE_MODES)}")
+    switch = _Switch()
+    for module, name in calls:
+        setattr(module, name, CompiledCall(getattr(module, name), mode, switch))
