@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from stm_fast.errors import InputError
 
@@ -31,6 +31,8 @@ class CompiledCall:
     def __init__(self, method: Callable[..., Any], mode: str, switch: _Switch) -> None:
         self._method, self._switch = method, switch
         self._compiled = torch.compile(method, mode=mode)
+        # importing it takes as long as all of torch: only those who compile shall wait
+        self._failure = import_module("torch._dynamo.exc").TorchDynamoException
 
     def __call__(self, *inputs: Tensor) -> Any:
         if self._switch.on:
@@ -39,7 +41,7 @@ class CompiledCall:
                     torch._dynamo.maybe_mark_dynamic(tensor, 0)
             try:
                 return self._compiled(*inputs)
-            except TorchDynamoException as error:
+            except self._failure as error:
                 self._switch.on = False
                 _log.warning("torch.compile: %s; the network runs without it", " ".join(str(error).split())[:200])
         return self._method(*inputs)

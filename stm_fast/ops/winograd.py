@@ -15,6 +15,7 @@ POINTS = 36
 LANES = 8  # channels are a multiple of it
 # points of this many tiles stay in a core's share of the last cache between the transforms and the products
 TILES_AT_A_TIME = 216
+_THREADS_TRACED = 8
 
 # G of the paper's equation 24, for the points 0, 1, -1, 2, -2 and infinity
 _WEIGHT_TRANSFORM = torch.tensor(
@@ -96,8 +97,9 @@ def conv3x3(
     # an element of the residual is read just before that of the result is written
     out = added if added is not None and overwrite else pictures.new_empty(batch, height, width, points.shape[2])
     rows, across = -(-height // TILE), -(-width // TILE)
-    # every thread has a row of tiles to transform
-    step = max(-(-TILES_AT_A_TIME // across), torch.get_num_threads())
+    # every thread has a row of tiles to transform; a program being traced cannot ask how many there are
+    threads = _THREADS_TRACED if torch.compiler.is_compiling() else torch.get_num_threads()
+    step = max(-(-TILES_AT_A_TIME // across), threads)
     for index in range(batch):
         for first in range(0, rows, step):
             count = min(step, rows - first)
