@@ -13,12 +13,13 @@ from typer.core import TyperGroup
 
 from stm_fast.commands.benchmark import benchmark
 from stm_fast.commands.common import (
+    DEFAULT_WEIGHTS,
     Arch,
-    Architecture,
     Backend,
     Device,
     Overwrite,
     Weights,
+    is_untrained,
     load_for_inference,
     load_model,
     print_summary,
@@ -96,8 +97,8 @@ def demo(
     frames: Annotated[int, typer.Option(min=2, help="Length of the clip.")] = 30,
     objects: Annotated[int, typer.Option(min=1, max=6, help="How many objects it has.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws another clip.")] = 0,
-    weights: Weights = None,
-    arch: Arch = Architecture.RESNET18,
+    weights: Weights = DEFAULT_WEIGHTS,
+    arch: Arch = None,
     device: Device = "auto",
     backend: Backend = "auto",
     overwrite: Overwrite = False,
@@ -112,27 +113,29 @@ def demo(
         for index, frame in enumerate(clip):
             writer.write(frame.image, float(index / _DEMO_FRAME_RATE))
     write_mask(mask, clip[0].ids)
-    with progress_bar(task_name(weights)) as advance:
+    untrained = is_untrained(weights, arch)
+    with progress_bar(task_name(untrained)) as advance:
         summary = segment_video(
             video, mask, output / "result", model=model, backend=backend, overwrite=overwrite, progress=advance
         )
     _print_similarity(clip, summary)
-    print_summary(summary, weights)
+    print_summary(summary, untrained)
 
 
 @app.command(epilog="Example: stm-fast convert STM_weights.pth stm.safetensors")
 def convert(
     source: Annotated[Path, typer.Argument(help="The published .pth, with or without 'module.' in its names.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    half: Annotated[bool, typer.Option("--half", help="Convolutions as float16: half the size.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a published checkpoint into a safetensors file; no code in it is ever run."""
+    """Turn a checkpoint into a safetensors file; no code in it is ever run."""
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; give another name, or --overwrite")
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")
-    model = load_model(source, Architecture.RESNET50, "cpu")
-    save_checkpoint(model, target)
+    model = load_model(source, None, "cpu")
+    save_checkpoint(model, target, half=half)
     print(f"{target}: {model.architecture}")
 
 

@@ -14,8 +14,17 @@ from torch import Tensor
 from torchvision.models import resnet18
 
 from stm_fast.errors import InputError
-from stm_fast.network import STM, Architecture, architecture_of, load_checkpoint, save_checkpoint, stm_resnet18
-from stm_fast.network.checkpoint import our_name, published_name
+from stm_fast.network import (
+    STM,
+    Architecture,
+    architecture_of,
+    load_checkpoint,
+    released,
+    save_checkpoint,
+    stm_resnet18,
+    stm_resnet18_half,
+)
+from stm_fast.network.checkpoint import our_name, published_name, read_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"key_dim": 8, "value_dim": 16, "decoder_dim": 8}
@@ -130,10 +139,37 @@ def test_says_which_architecture_was_found_and_which_expected(tmp_path: Path) ->
 
 
 def test_tells_backbones_of_the_same_depth_apart(tmp_path: Path) -> None:
-    half = STM("resnet18_half", **SMALL)
-    save_checkpoint(half, tmp_path / "half.safetensors")
-    assert architecture_of(tmp_path / "half.safetensors") == Architecture("resnet18_half", **SMALL)
-    load_checkpoint(STM("resnet18_half", **SMALL), tmp_path / "half.safetensors")
+    path = tmp_path / "half.safetensors"
+    for unit_keys in (False, True):
+        half = STM("resnet18_half", **SMALL, unit_keys=unit_keys)
+        save_checkpoint(half, path)
+        assert architecture_of(path) == Architecture("resnet18_half", **SMALL, unit_keys=unit_keys)
+        load_checkpoint(STM("resnet18_half", **SMALL, unit_keys=unit_keys), path)
+    with pytest.raises(InputError, match=r"found the weights of .*unit_keys, expected STM"):
+        load_checkpoint(STM("resnet18_half", **SMALL), path)
+
+
+def test_half_keeps_all_but_convolutions_as_it_is(tmp_path: Path) -> None:
+    model = small_stm()
+    for half in (False, True):
+        save_checkpoint(model, tmp_path / f"{half}.safetensors", half=half)
+    whole, halved = (read_state_dict(tmp_path / f"{half}.safetensors") for half in (False, True))
+    assert (tmp_path / "True.safetensors").stat().st_size < 0.6 * (tmp_path / "False.safetensors").stat().st_size
+    for name, tensor in whole.items():
+        kernel = name.endswith("weight") and tensor.ndim == 4
+        assert halved[name].dtype == (torch.float16 if kernel else tensor.dtype), name
+        assert torch.equal(halved[name], tensor.half() if kernel else tensor), name
+    load_checkpoint(model, tmp_path / "True.safetensors")
+    assert all(tensor.dtype != torch.float16 for tensor in model.state_dict().values())
+
+
+def test_the_weights_of_the_package_are_those_of_its_architecture() -> None:
+    assert architecture_of(released.FILE) == released.ARCHITECTURE == stm_resnet18_half().architecture
+    assert released.FILE.stat().st_size <= 24_000_000
+    loaded, untrained = stm_resnet18_half().state_dict(), stm_resnet18_half(weights=None).state_dict()
+    name = "decoder.predict.weight"
+    assert torch.equal(loaded[name], read_state_dict(released.FILE)[name].float())
+    assert not torch.equal(loaded[name], untrained[name])
 
 
 def test_a_checkpoint_of_something_else_has_no_architecture(tmp_path: Path) -> None:

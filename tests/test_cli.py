@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
-from stm_fast.network import load_checkpoint, save_checkpoint, stm_resnet18
+from stm_fast.network import load_checkpoint, released, save_checkpoint, stm_resnet18
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.video import OverlayVideoWriter, read_mask, write_mask
@@ -114,13 +114,20 @@ def test_segment(place):
     assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, ids())
 
 
-def test_segment_without_weights_says_what_that_means(place):
-    arguments = [argument for argument in place.arguments("--overlay", "none") if argument != place.weights]
-    result = run(*(argument for argument in arguments if argument != "--weights"))
+def test_segment_takes_the_weights_of_the_package(place):
+    by_default = run("segment", place.video, "--masks", place.mask, "--output", place.out)
+    assert by_default.exit_code == 0, by_default.output
+    assert "untrained" not in by_default.stdout
+    named = place.segment(weights=released.FILE, output=place.folder / "named")
+    assert named.exit_code == 0, named.output
+    for file in sorted((place.out / "masks").iterdir()):
+        assert file.read_bytes() == (place.folder / "named/masks" / file.name).read_bytes()
+
+
+def test_an_untrained_network_says_what_that_means(place):
+    result = place.segment("--overlay", "none", "--arch", "resnet18", weights="default")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[1:] == [
-        "No --weights were given: the network is untrained, and its masks mean nothing."
-    ]
+    assert result.stdout.splitlines()[1:] == ["The network is untrained, as --arch asks: its masks mean nothing."]
 
 
 def test_demo(tmp_path, weights):

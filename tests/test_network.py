@@ -82,6 +82,20 @@ def test_untrained_weights_are_seeded_and_neither_dead_nor_saturated(build: type
     assert logits.abs().max() < 10
 
 
+def test_unit_keys_have_one_length_and_begin_alike() -> None:
+    torch.manual_seed(0)
+    model = STM("resnet18_half", key_dim=16, value_dim=16, decoder_dim=8, unit_keys=True).eval()
+    frame = torch.rand(3, 64, 96)
+    with torch.no_grad():
+        memory_key, _ = model.memorize(frame, torch.zeros(1, 64, 96))
+        query_key = model.encode_query(frame).key
+        for key in (memory_key, query_key):
+            torch.testing.assert_close(key.norm(dim=1), model.query_key_value.key_length.expand(1, 4, 6))
+        scores = query_key.flatten(2).mT @ memory_key.flatten(2) / math.sqrt(16)  # [1, M, N]
+    torch.testing.assert_close(scores[0].diagonal(), torch.full((24,), 20.0), atol=1e-3, rtol=0)
+    assert torch.equal(scores[0].argmax(1), torch.arange(24))
+
+
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47), (1, 16), (72, 100)])
 def test_sizes(height: int, width: int) -> None:
     model = small_stm()

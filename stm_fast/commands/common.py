@@ -19,6 +19,7 @@ from stm_fast.network import STM, architecture_of, load_checkpoint, stm_resnet18
 from stm_fast.network.compilation import COMPILE_MODES
 from stm_fast.network.deployment import for_inference
 from stm_fast.network.precision import PRECISIONS, choose_dtype
+from stm_fast.network.released import DEFAULT, weights_file
 from stm_fast.ops.backends import BACKENDS
 
 
@@ -27,8 +28,10 @@ class Architecture(StrEnum):
     RESNET50 = "resnet50"
 
 
-Weights = Annotated[Path | None, typer.Option(help="Checkpoint: ours (.safetensors) or the published .pth.")]
-Arch = Annotated[Architecture, typer.Option(help="The network where no weights are given.")]
+Weights = Annotated[
+    Path, typer.Option(help="Checkpoint: ours (.safetensors) or the published .pth; default is the package's own.")
+]
+Arch = Annotated[Architecture | None, typer.Option(help="Take an untrained network instead of the default weights.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[str, typer.Option(help=f"Of the memory read: auto, {', '.join(b.name for b in BACKENDS)}.")]
 Precision = Annotated[
@@ -40,21 +43,29 @@ Compile = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the output folder holds.")]
 
 
-def load_model(weights: Path | None, arch: Architecture, device: str) -> STM:
-    """The network on its device; untrained where there are no weights."""
+DEFAULT_WEIGHTS = Path(DEFAULT)
+
+
+def is_untrained(weights: Path, arch: Architecture | None) -> bool:
+    """Whether a network without trained weights was asked for."""
+    return weights == DEFAULT_WEIGHTS and arch is not None
+
+
+def load_model(weights: Path, arch: Architecture | None, device: str) -> STM:
+    """The network on its device."""
     place = _device(device)
-    if weights is None:
+    if is_untrained(weights, arch):
         torch.manual_seed(0)
         model = stm_resnet18() if arch is Architecture.RESNET18 else stm_resnet50()
     else:
-        architecture = architecture_of(weights)
-        model = STM(**vars(architecture))
-        load_checkpoint(model, weights)
+        file = weights_file(weights)
+        model = STM(**vars(architecture_of(file)))
+        load_checkpoint(model, file)
     return model.to(place).eval()
 
 
 def load_for_inference(
-    weights: Path | None, arch: Architecture, device: str, precision: str = "float32", compile: str | None = None
+    weights: Path, arch: Architecture | None, device: str, precision: str = "float32", compile: str | None = None
 ) -> STM:
     """The same network made ready for inference, in a dtype by its name."""
     return prepare(load_model(weights, arch, device), precision, compile)
@@ -102,15 +113,16 @@ def progress_bar(what: str, unit: str = "frames") -> Iterator[Callable[[int, int
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def task_name(weights: Path | None) -> str:
+def task_name(untrained: bool) -> str:
     """What the progress bar of a segmentation says."""
-    return "segmenting, untrained" if weights is None else "segmenting"
+    return "segmenting, untrained" if untrained else "segmenting"
 
 
-def print_summary(summary: Summary, weights: Path | None) -> None:
+def print_summary(summary: Summary, untrained: bool) -> None:
     """One line on stdout, and another one where the network is untrained."""
     print_result(summary)
-    print_untrained(weights)
+    if untrained:
+        print_untrained()
 
 
 def print_result(summary: Summary) -> None:
@@ -122,7 +134,6 @@ def print_result(summary: Summary) -> None:
     print(f"{summary.frames} frames, objects {objects}, {speed}, results in {summary.output}")
 
 
-def print_untrained(weights: Path | None) -> None:
-    """A line on stdout where no weights were given."""
-    if weights is None:
-        print("No --weights were given: the network is untrained, and its masks mean nothing.")
+def print_untrained() -> None:
+    """A line on stdout."""
+    print("The network is untrained, as --arch asks: its masks mean nothing.")

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from stm_fast.commands.common import (
+    DEFAULT_WEIGHTS,
     Arch,
-    Architecture,
     Backend,
     Device,
     Precision,
     Weights,
+    is_untrained,
     load_model,
     prepare,
     progress_bar,
@@ -64,8 +65,8 @@ def evaluate(
     only_score: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="PRED GT", help="Run nothing: score PRED against GT.")
     ] = None,
-    weights: Weights = None,
-    arch: Arch = Architecture.RESNET50,
+    weights: Weights = DEFAULT_WEIGHTS,
+    arch: Arch = None,
     every: Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")] = 5,
     previous: Annotated[bool, typer.Option(help="The previous frame is read too, for one step.")] = True,
     max_size: Annotated[int | None, typer.Option(help="Longest shorter side, in pixels, for the network.")] = None,
@@ -110,8 +111,8 @@ def evaluate(
     if baselines:
         _run_baselines(sequences, output / _BASELINES, model, dtype, inference, run)
     if rank() == 0:
-        if weights is None:
-            print("stm-fast: no --weights given: the network is untrained and the scores mean nothing", file=sys.stderr)
+        if is_untrained(weights, arch):
+            print("stm-fast: the network is untrained, as --arch asks: the scores mean nothing", file=sys.stderr)
         pairs = [(sequence, output / MASKS / sequence.name) for sequence in _annotated(sequences)]
         scores = score_sequences(pairs, workers)
         record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)

@@ -11,14 +11,15 @@ import typer
 
 from stm_fast.commands.bulk import Segment, segment_many
 from stm_fast.commands.common import (
+    DEFAULT_WEIGHTS,
     Arch,
-    Architecture,
     Backend,
     Compile,
     Device,
     Overwrite,
     Precision,
     Weights,
+    is_untrained,
     load_for_inference,
     print_summary,
     print_untrained,
@@ -72,8 +73,8 @@ def segment(
             "--output", "-o", help="A folder that is empty or does not exist; several videos get one each in it."
         ),
     ],
-    weights: Weights = None,
-    arch: Arch = Architecture.RESNET18,
+    weights: Weights = DEFAULT_WEIGHTS,
+    arch: Arch = None,
     every: Every = 5,
     first_and_previous: FirstAndPrevious = False,
     max_memory_frames: MaxFrames = None,
@@ -126,6 +127,7 @@ def segment(
         memory_folder,
     )
     model = load_for_inference(weights, arch, device, dtype, compile)
+    untrained = is_untrained(weights, arch)
     with stop_on_signals() as stop, process_group(shard_memory) as group:
 
         def run(source: Path, masks: Path, output: Path, advance: Callable[[int, int | None], None]) -> Summary:
@@ -149,22 +151,24 @@ def segment(
             )
 
         try:
-            code = segment_many(jobs, masks, run) if several else _segment_one(sources[0], masks, output, run, weights)
+            code = (
+                segment_many(jobs, masks, run) if several else _segment_one(sources[0], masks, output, run, untrained)
+            )
         except InterruptedRun as error:
             raise _ended(error, stop.exit_code) from None
         except RankLostError as error:
             raise _ended(error, _RANK_LOST) from None
-    if several:
-        print_untrained(weights)
+    if several and untrained:
+        print_untrained()
     raise typer.Exit(code)
 
 
-def _segment_one(source: Path, masks: Path, output: Path, run: Segment, weights: Path | None) -> int:
+def _segment_one(source: Path, masks: Path, output: Path, run: Segment, untrained: bool) -> int:
     """One video, by all processes where they share its memory, else by the first."""
     if rank() == 0:
-        with progress_bar(task_name(weights)) as advance:
+        with progress_bar(task_name(untrained)) as advance:
             summary = run(source, masks, output, advance)
-        print_summary(summary, weights)
+        print_summary(summary, untrained)
     elif distributed.is_initialized():
         run(source, masks, output, lambda *_: None)
     return 0

@@ -1,10 +1,13 @@
 """Networks by name, in torchvision's builder style."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from stm_fast.network.checkpoint import load_backbone, load_checkpoint
+from stm_fast.network.released import ARCHITECTURE, DEFAULT, weights_file
 from stm_fast.network.stm import STM
 
 
@@ -38,15 +41,30 @@ def stm_resnet18(
     return _build("resnet18", weights, weights_backbone, kwargs)
 
 
+def stm_resnet18_half(*, weights: str | Path | None = DEFAULT, **kwargs: int) -> STM:
+    """The network whose weights come with the package: a ResNet-18 of half width, 2.4 M parameters.
+
+    Args:
+        weights: "default" for those of the package, see their model card in `stm_fast/weights`; a checkpoint; or None
+            for an untrained network.
+        kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 64, 128, 64.
+
+    Raises:
+        InputError: a file that is missing, damaged or does not fit.
+    """
+    widths = {name: value for name, value in asdict(ARCHITECTURE).items() if name != "backbone"}
+    return _build("resnet18_half", weights, None, widths | kwargs)
+
+
 def _build(
     backbone: str,
     weights: str | Path | None,
     weights_backbone: ResNet18_Weights | ResNet50_Weights | str | Path | None,
-    kwargs: dict[str, int],
+    kwargs: dict[str, Any],
 ) -> STM:
     model = STM(backbone, **kwargs)
     if weights is not None:
-        load_checkpoint(model, weights)
+        load_checkpoint(model, weights_file(weights))
     elif weights_backbone is not None:
         load_backbone(model, weights_backbone)
     return model

@@ -77,15 +77,21 @@ def load_checkpoint(model: STM, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def save_checkpoint(model: STM, path: str | Path) -> None:
+def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None:
     """Writes all weights as safetensors, whole or not at all.
 
     The file's metadata name the format and the architecture.
+
+    Args:
+        half: convolutions as float16; statistics, scales and shifts stay as they are.
 
     Raises:
         InputError: the file cannot be written.
     """
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        kernels = (name for name, weight in model.named_parameters() if weight.ndim > 1)
+        state |= {name: state[name].half() for name in kernels}
     facts = {name: str(value) for name, value in dataclasses.asdict(model.architecture).items()}
     with _whole_file(Path(path)) as temporary:
         safetensors.torch.save_file(state, temporary, {"format": FORMAT, **facts})
@@ -172,7 +178,8 @@ def _recognise(state: Mapping[str, Tensor]) -> Architecture | None:
     blocks = tuple(_blocks(state, stage) for stage in ("layer1", "layer2", "layer3"))
     for backbone, layout in BACKBONES.items():
         if layout.blocks == blocks and layout.channels[-1] == key.shape[1]:
-            return Architecture(backbone, key.shape[0], value.shape[0], compress.shape[0])
+            unit_keys = "memory_key_value.key_length" in state
+            return Architecture(backbone, key.shape[0], value.shape[0], compress.shape[0], unit_keys)
     return None
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from stm_fast.network.aggregation import soft_aggregation
@@ -13,6 +14,9 @@ from stm_fast.network.key_value import KeyValue
 from stm_fast.network.padding import Pads, pad_to_multiple, unpad
 from stm_fast.ops import MemoryRead
 
+# how much an untrained memory encoder of unit keys sees of masks: more would part its keys from the query's
+_FIRST_MASK_GAIN = 0.3
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -22,11 +26,12 @@ class Architecture:
     key_dim: int = 128
     value_dim: int = 512
     decoder_dim: int = 256
+    unit_keys: bool = False
 
     def __str__(self) -> str:
         return (
             f"STM with {self.backbone}, key_dim={self.key_dim}, value_dim={self.value_dim}, "
-            f"decoder_dim={self.decoder_dim}"
+            f"decoder_dim={self.decoder_dim}" + (", unit_keys" if self.unit_keys else "")
         )
 
 
@@ -64,19 +69,26 @@ class STM(nn.Module):
     compiled = False
 
     def __init__(
-        self, backbone: str = "resnet50", key_dim: int = 128, value_dim: int = 512, decoder_dim: int = 256
+        self,
+        backbone: str = "resnet50",
+        key_dim: int = 128,
+        value_dim: int = 512,
+        decoder_dim: int = 256,
+        unit_keys: bool = False,
     ) -> None:
         super().__init__()
-        self.architecture = Architecture(backbone, key_dim, value_dim, decoder_dim)
+        self.architecture = Architecture(backbone, key_dim, value_dim, decoder_dim, unit_keys)
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.memory_encoder = MemoryEncoder(backbone)
         self.query_encoder = QueryEncoder(backbone)
         r2_channels, r3_channels, r4_channels = BACKBONES[backbone].channels
-        self.memory_key_value = KeyValue(r4_channels, key_dim, value_dim)
-        self.query_key_value = KeyValue(r4_channels, key_dim, value_dim)
+        self.memory_key_value = KeyValue(r4_channels, key_dim, value_dim, unit_keys)
+        self.query_key_value = KeyValue(r4_channels, key_dim, value_dim, unit_keys)
         self.memory_read = MemoryRead()
         self.decoder = Decoder(2 * value_dim, r3_channels, r2_channels, decoder_dim)
+        if unit_keys:
+            self._compare_from_the_start()
 
     def memorize(self, frame: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Makes the memory of one frame, for each object its own.
@@ -173,6 +185,15 @@ class STM(nn.Module):
     def forward(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The same as `segment`."""
         return self.segment(frame, keys, values)
+
+    def _compare_from_the_start(self) -> None:
+        """Both encoders begin alike: what looks alike has like keys before anything is learnt."""
+        self.memory_encoder.load_state_dict(self.query_encoder.state_dict(), strict=False)
+        self.memory_key_value.key.load_state_dict(self.query_key_value.key.state_dict())
+        for conv in (self.memory_encoder.conv1_mask, self.memory_encoder.conv1_others):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            with torch.no_grad():
+                conv.weight.mul_(_FIRST_MASK_GAIN)
 
     def _padded(self, frame: Tensor) -> tuple[Tensor, Pads]:
         if not frame.is_floating_point():

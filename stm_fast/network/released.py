@@ -1,0 +1,14 @@
+"""The weights that come with the package; `weights/README.md` there is their model card."""
+
+from pathlib import Path
+
+from stm_fast.network.stm import Architecture
+
+DEFAULT = "default"
+ARCHITECTURE = Architecture("resnet18_half", key_dim=64, value_dim=128, decoder_dim=64, unit_keys=True)
+FILE = Path(__file__).parents[1] / "weights" / "stm_resnet18_half.safetensors"
+
+
+def weights_file(weights: str | Path) -> Path:
+    """The file that `weights` names: "default" is that of the package."""
+    return FILE if str(weights) == DEFAULT else Path(weights)
