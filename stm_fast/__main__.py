@@ -33,7 +33,7 @@ from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference import Summary, check_backend, check_output, segment_video
-from stm_fast.network import save_checkpoint
+from stm_fast.network import released, save_checkpoint
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
 
@@ -152,6 +152,7 @@ def info() -> None:
         properties = torch.cuda.get_device_properties(index)
         memory = properties.total_memory / 2**30
         print(f"{f'cuda:{index}':12} {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB")
+    print(f"{'weights':12} default: {released.ARCHITECTURE}")
     for backend in BACKENDS:
         print(f"{backend.name:12} {'; '.join(backend.absent_reasons()) or 'ready'}")
 
