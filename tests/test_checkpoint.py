@@ -89,6 +89,7 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
             "key_dim": "8",
             "value_dim": "16",
             "decoder_dim": "8",
+            "unit_keys": "False",
         }
 
 
