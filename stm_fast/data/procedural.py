@@ -55,10 +55,10 @@ class SyntheticSource:
             raise InputError(f"synthetic clip {index}: {error}") from error
 
     def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
-        """Some frames of clip `index`."""
+        """Some frames of clip `index`, named by its seed."""
         clip = self.clip(index)
         times = draw_times(self._frames, frames, max_skip, generator)
-        return [_shot(clip[time], f"synthetic:{index}:{time}") for time in times]
+        return [_shot(clip[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}") for time in times]
 
 
 # a clip takes longer to set up than to render
