@@ -1,5 +1,6 @@
 """stm-fast train: what it prints, how it is stopped and resumed, and one clear line for every mistake."""
 
+import multiprocessing
 import sys
 
 import numpy as np
@@ -71,7 +72,9 @@ def test_a_corrupt_picture_is_named_or_passed_over_and_counted(train, data, tmp_
 def test_a_corrupt_picture_that_a_worker_reads_is_named_in_one_line(train, data):
     for file in (data / "JPEGImages").glob("*/*"):
         file.write_bytes(b"\xff\xd8no")
+    before = multiprocessing.active_children()
     assert_refused(train("-o", "workers=1"), f"{data / 'JPEGImages'}")
+    assert set(multiprocessing.active_children()) <= set(before), "a loader that stays would be waited for for ever"
 
 
 def test_a_frame_without_mask_is_named(train, data):

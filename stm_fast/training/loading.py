@@ -1,7 +1,7 @@
 """Clips off the disk for the steps that are left, beside the training or between its steps."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -13,7 +13,7 @@ from stm_fast.training.sampler import TicketSampler
 
 def load_steps(
     clips: Dataset[TrainingClip], sampler: TicketSampler, *, parts: int, workers: int, pin_memory: bool
-) -> Iterator[list[ClipBatch]]:
+) -> Generator[list[ClipBatch], None, None]:
     """For each step the parts of this process's share.
 
     Args:
@@ -37,13 +37,18 @@ def load_steps(
         # torch's own generator is left alone
         generator=torch.Generator(),
     )
+    batches = iter(loader)
     try:
-        for step in zip(*[iter(loader)] * parts, strict=True):
+        for step in zip(*[batches] * parts, strict=True):
             yield list(step)
     except InputError as error:
         # a worker's error comes with its traceback, the message last
         message = str(error).strip().splitlines()[-1]
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")) from error
+    finally:
+        # an error's traceback keeps the loader; its processes, which ignore SIGTERM, would be waited for at exit
+        if workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _ignore_signals(_: int) -> None:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -83,27 +84,29 @@ class Trainer:
         """
         log = TrainingLog(self._folder.path, self.step) if self._accelerator.is_main_process else None
         before = time.perf_counter()
-        for batches in self._batches():
-            learned = self._learner.step(batches, self.step)
-            self.step += 1
-            stopping = self._count(learned, batches, stop()) or self.step == self._config.steps
-            self._window.seconds += time.perf_counter() - before
-            self._report(log, learned, batches[0])
-            validated = self._end_of_epoch(log)
-            if stopping or validated or self.step % self._config.log.checkpoint == 0:
-                self._save()
-            if progress is not None:
-                progress(self.step, self._config.steps)
-            if stopping:
-                break
-            before = time.perf_counter()
+        # however it ends, the loaders end with it
+        with closing(self._batches()) as steps:
+            for batches in steps:
+                learned = self._learner.step(batches, self.step)
+                self.step += 1
+                stopping = self._count(learned, batches, stop()) or self.step == self._config.steps
+                self._window.seconds += time.perf_counter() - before
+                self._report(log, learned, batches[0])
+                validated = self._end_of_epoch(log)
+                if stopping or validated or self.step % self._config.log.checkpoint == 0:
+                    self._save()
+                if progress is not None:
+                    progress(self.step, self._config.steps)
+                if stopping:
+                    break
+                before = time.perf_counter()
         return self.step == self._config.steps
 
     def close(self) -> None:
         """Leaves the other processes."""
         self._accelerator.end_training()
 
-    def _batches(self) -> Iterator[list[ClipBatch]]:
+    def _batches(self) -> Generator[list[ClipBatch], None, None]:
         """For each step that is left, the parts of this process's share."""
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         return load_steps(
