@@ -118,7 +118,7 @@ def evaluate(
         record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
         _hand_in(benchmark, sequences, scores, output)
         if baselines and scores:
-            methods = {"this": scores} | _score_baselines(sequences, output / _BASELINES, workers)
+            methods = {"this": scores} | _score_baselines(pairs, output / _BASELINES, workers)
             print_comparison(methods)
             record["baselines"] = {name: overall(found) for name, found in methods.items() if name != "this"}
         _finish(record, scores, pairs, output, report)
@@ -150,10 +150,11 @@ def _run_baselines(
     wait_for_all()
 
 
-def _score_baselines(sequences: list[Sequence], folder: Path, workers: int | None) -> dict[str, list[ObjectScore]]:
-    annotated = [sequence for sequence in sequences if sequence.fully_annotated]
+def _score_baselines(
+    pairs: list[tuple[Sequence, Path]], folder: Path, workers: int | None
+) -> dict[str, list[ObjectScore]]:
     return {
-        name: score_sequences([(sequence, folder / name / MASKS / sequence.name) for sequence in annotated], workers)
+        name: score_sequences([(sequence, folder / name / MASKS / sequence.name) for sequence, _ in pairs], workers)
         for name in (COPIED, UNTRAINED)
     }
 

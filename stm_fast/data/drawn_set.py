@@ -1,6 +1,5 @@
 """A benchmark set of procedural clips, drawn where it is not there yet: nothing to fetch, exact masks."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from PIL import Image
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
-from stm_fast.video.whole_file import make_folder, writing
+from stm_fast.video.whole_file import whole_folder, writing
 
 SEQUENCES = 8
 _FRAMES = 40
@@ -44,19 +43,10 @@ def draw_sequence(root: Path, name: str, clip: SyntheticClip) -> None:
 
     The annotations get their name last: a sequence that has them is whole.
     """
-    folders = [root / kind / name for kind in ("JPEGImages", "Annotations")]
-    partial = [folder.with_name(f".{name}.{os.getpid()}.partial") for folder in folders]
-    try:
-        for folder in partial:
-            make_folder(folder)
+    pictures, annotations = root / "JPEGImages" / name, root / "Annotations" / name
+    shutil.rmtree(pictures, ignore_errors=True)
+    with whole_folder(annotations) as masks, whole_folder(pictures) as images:
         for time, frame in enumerate(clip):
-            with writing(partial[0]):
-                Image.fromarray(frame.image).save(partial[0] / f"{time:05}.png")
-            write_mask(partial[1] / f"{time:05}.png", frame.ids)
-        with writing(folders[1]):
-            shutil.rmtree(folders[0], ignore_errors=True)
-            for whole, folder in zip(partial, folders, strict=True):
-                whole.rename(folder)
-    finally:
-        for folder in partial:
-            shutil.rmtree(folder, ignore_errors=True)
+            with writing(images):
+                Image.fromarray(frame.image).save(images / f"{time:05}.png")
+            write_mask(masks / f"{time:05}.png", frame.ids)

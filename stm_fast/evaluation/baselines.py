@@ -1,7 +1,5 @@
 """What a score is worth: the same set without a method, and without training."""
 
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +11,7 @@ from stm_fast.data.sequences import Ids, Sequence
 from stm_fast.evaluation.benchmark_sets import MASKS
 from stm_fast.network import STM, Architecture
 from stm_fast.video import MaskWriter, open_frames
-from stm_fast.video.whole_file import make_folder, writing
+from stm_fast.video.whole_file import make_folder, whole_folder
 
 COPIED = "first mask copied"
 UNTRAINED = "untrained network"
@@ -31,15 +29,9 @@ def copy_first_masks(sequences: Iterable[Sequence], output: Path) -> None:
     make_folder(output / MASKS)
     for sequence in sequences:
         final = output / MASKS / sequence.name
-        if final.is_dir():
-            continue
-        partial = final.with_name(f".{sequence.name}.{os.getpid()}.partial")
-        try:
-            _copy(sequence, partial)
-            with writing(final):
-                partial.rename(final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        if not final.is_dir():
+            with whole_folder(final) as partial:
+                _copy(sequence, partial)
 
 
 def _copy(sequence: Sequence, folder: Path) -> None:

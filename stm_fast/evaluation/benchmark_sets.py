@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 import shutil
 import time
 import zipfile
@@ -31,7 +30,7 @@ from stm_fast.memory.policy import frames_that_stay
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames
-from stm_fast.video.whole_file import make_folder, whole_file, writing
+from stm_fast.video.whole_file import make_folder, whole_file, whole_folder
 
 MASKS = "Annotations"
 TIMINGS = "timings"
@@ -128,15 +127,10 @@ def _run_whole(sequence: Sequence, output: Path, model: STM, inference: Inferenc
     final = output / MASKS / sequence.name
     for left_over in final.parent.glob(f".{sequence.name}.*.partial"):
         shutil.rmtree(left_over)
-    partial = final.with_name(f".{sequence.name}.{os.getpid()}.partial")
-    try:
+    with whole_folder(final) as partial:
         timing = _run(sequence, partial, model, inference)
         with whole_file(output / TIMINGS / f"{sequence.name}.json") as file:
             file.write_text(json.dumps(asdict(timing), indent=1) + "\n")
-        with writing(final):
-            partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _run(sequence: Sequence, folder: Path, model: STM, inference: Inference) -> Timing:

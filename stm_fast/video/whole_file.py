@@ -1,7 +1,8 @@
-"""Files are written whole or not at all."""
+"""Files and folders are written whole or not at all."""
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,3 +62,16 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Folder to fill inside the block; renamed to `path` at its end, removed if the block raises."""
+    partial = partial_path(path)
+    try:
+        make_folder(partial)
+        yield partial
+        with writing(path):
+            partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
