@@ -30,7 +30,8 @@ from stm_fast.benchmarking.resident import resident_bytes
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.inference import VideoSegmenter
-from stm_fast.network import stm_resnet18, stm_resnet50
+from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast.network.deployment import for_inference
 from stm_fast.video.whole_file import whole_file
 
 PUBLISHED = "published loop"
@@ -147,12 +148,12 @@ def measure(name: str, work: Work, progress: Path) -> str:
     return "the end"
 
 
-def contestant(name: str, work: Work, model: torch.nn.Module, folder: Path) -> tuple[Step, Callable[[], int]]:
+def contestant(name: str, work: Work, model: STM, folder: Path) -> tuple[Step, Callable[[], int]]:
     """What is called for every frame, with the first one's planes; and the size of the bank."""
     if name == PUBLISHED:
         loop = PublishedLoop(model, work.every)
         return loop.step, lambda: 0 if loop.keys is None else loop.keys.nbytes + loop.values.nbytes
-    segmenter = VideoSegmenter(model, memory=memory_of(name, work, folder))
+    segmenter = VideoSegmenter(for_inference(model), memory=memory_of(name, work, folder))
     ids = list(range(1, work.objects + 1))
 
     def step(frame: Tensor, planes: Tensor | None) -> None:
