@@ -90,6 +90,7 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
             "value_dim": "16",
             "decoder_dim": "8",
             "unit_keys": "False",
+            "position_waves": "0",
         }
 
 
@@ -141,12 +142,12 @@ def test_says_which_architecture_was_found_and_which_expected(tmp_path: Path) ->
 
 def test_tells_backbones_of_the_same_depth_apart(tmp_path: Path) -> None:
     path = tmp_path / "half.safetensors"
-    for unit_keys in (False, True):
-        half = STM("resnet18_half", **SMALL, unit_keys=unit_keys)
+    for keys in ({}, {"unit_keys": True}, {"unit_keys": True, "position_waves": 2}):
+        half = STM("resnet18_half", **SMALL, **keys)
         save_checkpoint(half, path)
-        assert architecture_of(path) == Architecture("resnet18_half", **SMALL, unit_keys=unit_keys)
-        load_checkpoint(STM("resnet18_half", **SMALL, unit_keys=unit_keys), path)
-    with pytest.raises(InputError, match=r"found the weights of .*unit_keys, expected STM"):
+        assert architecture_of(path) == Architecture("resnet18_half", **SMALL, **keys)
+        load_checkpoint(STM("resnet18_half", **SMALL, **keys), path)
+    with pytest.raises(InputError, match=r"found the weights of .*unit_keys, position_waves=2, expected STM"):
         load_checkpoint(STM("resnet18_half", **SMALL), path)
 
 

@@ -1,5 +1,6 @@
 """The network: the published one's numbers, and what each of its parts promises."""
 
+import itertools
 import math
 
 import pytest
@@ -94,6 +95,22 @@ def test_unit_keys_have_one_length_and_begin_alike() -> None:
         scores = query_key.flatten(2).mT @ memory_key.flatten(2) / math.sqrt(16)  # [1, M, N]
     torch.testing.assert_close(scores[0].diagonal(), torch.full((24,), 20.0), atol=1e-3, rtol=0)
     assert torch.equal(scores[0].argmax(1), torch.arange(24))
+
+
+def test_position_waves_make_scores_fall_with_the_distance_alone() -> None:
+    torch.manual_seed(0)
+    model = STM("resnet18_half", key_dim=16, value_dim=16, decoder_dim=8, unit_keys=True, position_waves=3).eval()
+    assert model.key_dim == 16 + 4 * 3
+    with torch.no_grad():
+        memory_key, _ = model.memorize(torch.rand(3, 64, 96), torch.zeros(1, 64, 96))
+        query_key = model.encode_query(torch.rand(3, 64, 96)).key
+        assert query_key.shape == memory_key.shape == (1, 28, 4, 6)
+        q, k = (key[0, 16:].double() for key in (query_key, memory_key))  # [12, 4, 6]
+        scores = torch.einsum("cij,cuv->ijuv", q, k) / math.sqrt(28)
+    for i, j, u, v in itertools.product(range(4), range(6), range(4), range(6)):
+        turns = [(wave * (i - u) / 16, wave * (j - v) / 16) for wave in (1, 2, 4)]  # waves of 16, 8 and 4 places
+        expected = sum(0.5 * (math.cos(2 * math.pi * y) + math.cos(2 * math.pi * x)) for y, x in turns)
+        assert scores[i, j, u, v] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47), (1, 16), (72, 100)])

@@ -179,7 +179,8 @@ def _recognise(state: Mapping[str, Tensor]) -> Architecture | None:
     for backbone, layout in BACKBONES.items():
         if layout.blocks == blocks and layout.channels[-1] == key.shape[1]:
             unit_keys = "memory_key_value.key_length" in state
-            return Architecture(backbone, key.shape[0], value.shape[0], compress.shape[0], unit_keys)
+            waves = len(state.get("memory_key_value.position_strength", ()))
+            return Architecture(backbone, key.shape[0], value.shape[0], compress.shape[0], unit_keys, waves)
     return None
 
 

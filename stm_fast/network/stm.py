@@ -27,11 +27,14 @@ class Architecture:
     value_dim: int = 512
     decoder_dim: int = 256
     unit_keys: bool = False
+    position_waves: int = 0
 
     def __str__(self) -> str:
         return (
             f"STM with {self.backbone}, key_dim={self.key_dim}, value_dim={self.value_dim}, "
-            f"decoder_dim={self.decoder_dim}" + (", unit_keys" if self.unit_keys else "")
+            f"decoder_dim={self.decoder_dim}"
+            + (", unit_keys" if self.unit_keys else "")
+            + (f", position_waves={self.position_waves}" if self.position_waves else "")
         )
 
 
@@ -55,7 +58,7 @@ class STM(nn.Module):
     Weights are drawn from PyTorch's global generator: seed it first. Frames are converted to the weights' dtype.
 
     Attributes:
-        key_dim: channels of a key, Ck.
+        key_dim: channels of a key, Ck, with those of its position.
         value_dim: channels of a value, Cv.
         stride: pixels of a frame per pixel of a key, in each direction.
         architecture: the constructor's arguments.
@@ -75,16 +78,17 @@ class STM(nn.Module):
         value_dim: int = 512,
         decoder_dim: int = 256,
         unit_keys: bool = False,
+        position_waves: int = 0,
     ) -> None:
         super().__init__()
-        self.architecture = Architecture(backbone, key_dim, value_dim, decoder_dim, unit_keys)
-        self.key_dim = key_dim
+        self.architecture = Architecture(backbone, key_dim, value_dim, decoder_dim, unit_keys, position_waves)
         self.value_dim = value_dim
         self.memory_encoder = MemoryEncoder(backbone)
         self.query_encoder = QueryEncoder(backbone)
         r2_channels, r3_channels, r4_channels = BACKBONES[backbone].channels
-        self.memory_key_value = KeyValue(r4_channels, key_dim, value_dim, unit_keys)
-        self.query_key_value = KeyValue(r4_channels, key_dim, value_dim, unit_keys)
+        self.memory_key_value = KeyValue(r4_channels, key_dim, value_dim, unit_keys, position_waves)
+        self.query_key_value = KeyValue(r4_channels, key_dim, value_dim, unit_keys, position_waves)
+        self.key_dim = self.query_key_value.key_dim
         self.memory_read = MemoryRead()
         self.decoder = Decoder(2 * value_dim, r3_channels, r2_channels, decoder_dim)
         if unit_keys:

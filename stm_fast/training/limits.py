@@ -43,6 +43,7 @@ def _lengths(config: TrainingConfig) -> Iterator[Check]:
     for key, count in counts.items():
         yield key, count, count is None or count >= 1, "at least 1"
     naturals = {
+        "network.position_waves": config.network.position_waves,
         "workers": config.workers,
         "schedule.warmup": config.schedule.warmup,
         "skip.first": config.skip.first,
