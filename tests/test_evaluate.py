@@ -321,6 +321,16 @@ def test_a_set_is_run_scored_and_written_down(tmp_path):
     assert "frames/s without loading" in result.stdout
 
 
+def test_some_sequences_of_a_split(tmp_path):
+    root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
+    refused = small_run(root, output, "--sequence", "moon")
+    assert refused.exit_code == 2
+    assert "--sequence: found 'moon', expected one of" in refused.stderr
+    assert "blob, star" in refused.stderr
+    assert small_run(root, output, "--sequence", "star").exit_code == 0
+    assert [path.name for path in (output / "Annotations").iterdir()] == ["star"]
+
+
 def test_the_masks_are_those_of_the_engine(tmp_path, model):
     root = write_davis(tmp_path / "davis", names=("blob",))
     (sequence,) = davis17(root, "val")
@@ -421,6 +431,7 @@ def test_only_score_of_one_folder_of_masks(tmp_path):
         (("davis17", "-o", "out"), "--data: missing"),
         (("davis17", "--data", "nowhere"), "--output: missing"),
         (("folder", "--only-score", "nowhere", "nowhere"), "nowhere: no such folder of results"),
+        (("folder", "--only-score", ".", ".", "--sequence", "a"), "--sequence: found 'a' with --only-score"),
         (("davis17", "--data", "nowhere", "-o", "out"), "no such list of sequences"),
     ],
 )

@@ -61,6 +61,9 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="val for DAVIS, valid for YouTube-VOS, all for a folder, a seed for synthetic.")
     ] = None,
+    sequence: Annotated[
+        list[str] | None, typer.Option(help="Only this sequence of the split; may be given again.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="For masks and tables.")] = None,
     only_score: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="PRED GT", help="Run nothing: score PRED against GT.")
@@ -91,6 +94,8 @@ def evaluate(
     split = split or _DEFAULT_SPLITS[benchmark]
     if report and output is None:
         raise InputError("--output: missing, needed for --report")
+    if only_score is not None and sequence:
+        raise InputError(f"--sequence: found {sequence[0]!r} with --only-score, expected a set to run")
     if only_score is not None:
         pairs = _pairs(*only_score, benchmark, data, split)
         scores = score_sequences(pairs, workers)
@@ -101,7 +106,7 @@ def evaluate(
         data = output / "data"
     if data is None or output is None:
         raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
-    sequences = SETS[benchmark](data, split)
+    sequences = _chosen(SETS[benchmark](data, split), sequence, data)
     model = load_model(weights, arch, device)
     prepared = prepare(model, dtype)
     scales = tuple(scale) if scale else (1.0,)
@@ -122,6 +127,16 @@ def evaluate(
             print_comparison(methods)
             record["baselines"] = {name: overall(found) for name, found in methods.items() if name != "this"}
         _finish(record, scores, pairs, output, report)
+
+
+def _chosen(sequences: list[Sequence], names: list[str] | None, data: Path) -> list[Sequence]:
+    if not names:
+        return sequences
+    known = {sequence.name: sequence for sequence in sequences}
+    for name in names:
+        if name not in known:
+            raise InputError(f"--sequence: found {name!r}, expected one of {data}: {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inference, run: Record) -> None:
