@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -24,7 +25,7 @@ from stm_fast.network import (
     stm_resnet18,
     stm_resnet18_half,
 )
-from stm_fast.network.checkpoint import our_name, published_name, read_state_dict
+from stm_fast.network.checkpoint import load_start, our_name, published_name, read_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"key_dim": 8, "value_dim": 16, "decoder_dim": 8}
@@ -138,6 +139,27 @@ def test_says_which_architecture_was_found_and_which_expected(tmp_path: Path) ->
         load_checkpoint(stm_resnet18(key_dim=32, value_dim=16, decoder_dim=8), path)
     with torch.device("meta"), pytest.raises(InputError, match=r"resnet18.*expected .*resnet50"):
         load_checkpoint(STM("resnet50", **SMALL), path)
+
+
+@pytest.mark.parametrize("unit_keys", [False, True])
+def test_position_waves_are_added_to_weights_without(tmp_path: Path, unit_keys: bool) -> None:
+    path, frame = tmp_path / "start.safetensors", torch.rand(3, 32, 48)
+    start = STM("resnet18_half", **SMALL, unit_keys=unit_keys).eval()
+    save_checkpoint(start, path)
+    model = STM("resnet18_half", **SMALL, unit_keys=unit_keys, position_waves=2).eval()
+    load_start(model, path)
+
+    def scores(network: STM) -> Tensor:
+        key = network.encode_query(frame).key[0].flatten(1)[: SMALL["key_dim"]]  # [Ck, M], without positions
+        return key.T @ key / math.sqrt(network.key_dim)
+
+    with torch.no_grad():
+        torch.testing.assert_close(scores(model), scores(start))
+        others = (model.encode_query(frame).value, model.memorize(frame, torch.ones(1, 32, 48))[1])
+        expected = (start.encode_query(frame).value, start.memorize(frame, torch.ones(1, 32, 48))[1])
+        torch.testing.assert_close(others, expected)
+    with pytest.raises(InputError, match="expected STM"):
+        load_start(STM("resnet18", **SMALL), path)
 
 
 def test_tells_backbones_of_the_same_depth_apart(tmp_path: Path) -> None:

@@ -77,6 +77,25 @@ def load_checkpoint(model: STM, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
+def load_start(model: STM, path: str | Path) -> None:
+    """Loads weights to train on, in place: those of the same network, or of the same one without position waves.
+
+    Position waves that the file does not have keep their strength, and add to scores that are what they were.
+
+    Raises:
+        InputError: as `load_checkpoint` does.
+    """
+    found, without_waves = architecture_of(path), dataclasses.replace(model.architecture, position_waves=0)
+    if found == model.architecture or found != without_waves:
+        load_checkpoint(model, path)
+        return
+    start = STM(**dataclasses.asdict(without_waves))
+    load_checkpoint(start, path)
+    model.load_state_dict(start.state_dict(), strict=False)
+    model.memory_key_value.take_over(start.memory_key_value)
+    model.query_key_value.take_over(start.query_key_value)
+
+
 def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None:
     """Writes all weights as safetensors, whole or not at all.
 

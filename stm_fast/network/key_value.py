@@ -44,6 +44,16 @@ class KeyValue(nn.Module):
         strength = torch.full((position_waves,), 0.5 * math.log(_FIRST_FALL / 2 * math.sqrt(self.key_dim)))
         self.position_strength = nn.Parameter(strength) if position_waves else None  # logarithms of amplitudes
 
+    def take_over(self, other: "KeyValue") -> None:
+        """Takes the weights of one without position waves, such that scores are as they were but for the position's."""
+        self.load_state_dict(other.state_dict(), strict=False)
+        # a score is over sqrt(Ck), and Ck has grown
+        grown = (self.key_dim / other.key_dim) ** 0.25
+        lengths = list(self.key.parameters()) if self.key_length is None else [self.key_length]
+        with torch.no_grad():
+            for length in lengths:
+                length.mul_(grown)
+
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, C, h, w] to key [B, Ck, h, w] and value [B, Cv, h, w]."""
         key = self.key(features)

@@ -14,9 +14,9 @@ from stm_fast.data.sequences import SETS
 from stm_fast.data.stills import still_folder, still_globs
 from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
-from stm_fast.network import STM, load_checkpoint
+from stm_fast.network import STM
 from stm_fast.network.backbone import BACKBONES, batch_norm_mode
-from stm_fast.network.checkpoint import load_backbone
+from stm_fast.network.checkpoint import load_backbone, load_start
 from stm_fast.training.config import CocoData, Data, SyntheticData, TrainingConfig, VideoData
 from stm_fast.training.step import ClipLoss
 
@@ -31,7 +31,7 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
     torch.manual_seed(config.seed)
     model = STM(**asdict(config.network))
     if config.weights is not None:
-        load_checkpoint(model, config.weights)
+        load_start(model, config.weights)
     elif config.backbone_weights == "imagenet":
         if name not in _IMAGENET:
             raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
