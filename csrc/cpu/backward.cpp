@@ -12,51 +12,57 @@ namespace stm_fast {
 
 namespace {
 
-// The query side of the products of the backward, packed once for all tasks.
+// The query side of the products of the backward. Features and delta are made once for all tasks. The gradient of the
+// output is packed again for each block of rows, a panel at a time, right before the product that reads it from the
+// first-level cache: for about 2 % of the time of the products it saves two copies of it, [B, M, Cv] each.
 template <class Stored>
-class PackedGradients {
+class QuerySide {
   using T = Accumulator<Stored>;
 
  public:
-  PackedGradients(const Scores<Stored>& scores, const Parallel& parallel, const ReadGradients<Stored>& gradients)
+  QuerySide(const Scores<Stored>& scores, const Parallel& parallel, const ReadGradients<Stored>& gradients)
       : scores_(scores),
         problem_(scores.problem),
+        gradients_(gradients),
         lanes_(scores.blocks.lanes),
         wide_features_(round_up(scores.features.dim(), lanes_)),
         wide_values_(round_up(problem_.value_dim, lanes_)),
         scratch_(bytes()) {
     Carver carver(scratch_.get());
     carve(carver);
-    const Index panels = scores.blocks.panels, value_panels = wide_values_ / lanes_;
+    const Index panels = scores.blocks.panels;
     run_items<Room>(scores, problem_.query_batches() * panels, parallel, [&](Index item, const Room& room) {
       pack_feature_rows(item / panels, item % panels, room.feature);
     });
-    parallel.run(problem_.objects * panels,
-                 [&](Index item) { pack_grad_out(gradients, item / panels, item % panels); });
-    parallel.run(problem_.objects * value_panels, [&](Index item) {
-      const Index first = item % value_panels * lanes_;
-      pack_panels(gradients.grad_out[item / value_panels].transposed().from_row(first),
-                  std::min(lanes_, problem_.value_dim - first), problem_.queries, lanes_,
-                  grad_out_rows_ + item * problem_.queries * lanes_);
-    });
+    parallel.run(problem_.objects * panels, [&](Index item) { make_delta(item / panels, item % panels); });
   }
 
   Index wide_features() const { return wide_features_; }
   Index wide_values() const { return wide_values_; }
 
-  // [value_dim][lanes] of a panel
-  const T* grad_out(Index object, Index panel) const {
-    return grad_out_ + (object * scores_.blocks.panels + panel) * problem_.value_dim * lanes_;
-  }
   // [lanes] of a panel
   const T* delta(Index object, Index panel) const { return delta_ + (object * scores_.blocks.panels + panel) * lanes_; }
   // from a query on: [lanes] of the columns of a panel, query after query
-  const T* grad_out_rows(Index object, Index column_panel, Index query) const {
-    return grad_out_rows_ + ((object * wide_values_ / lanes_ + column_panel) * problem_.queries + query) * lanes_;
-  }
   const T* feature_rows(Index object, Index column_panel, Index query) const {
     const Index batch = problem_.query_batches() == 1 ? 0 : object;
     return feature_rows_ + ((batch * wide_features_ / lanes_ + column_panel) * problem_.queries + query) * lanes_;
+  }
+
+  // The gradient of the output of a panel of queries, as [value_dim][lanes]; so many channels at a time that what is
+  // written stays in the first-level cache until its lines are full.
+  void pack_grad_out(Index object, Index panel, T* columns) const {
+    constexpr Index channels = 128;
+    const Matrix<const Stored> rows = gradients_.grad_out[object].from_row(panel * lanes_);
+    for (Index c = 0; c < problem_.value_dim; c += channels) {
+      pack_panels(rows.transposed().from_row(c).transposed(), scores_.blocks.queries_in_panel(panel),
+                  std::min(channels, problem_.value_dim - c), lanes_, columns + c * lanes_);
+    }
+  }
+  // That of queries from `query` on, of the channels of a panel: [queries][lanes].
+  void pack_grad_out_rows(Index object, Index column_panel, Index query, Index queries, T* rows) const {
+    const Index first = column_panel * lanes_;
+    pack_panels(gradients_.grad_out[object].from_row(query).transposed().from_row(first),
+                std::min(lanes_, problem_.value_dim - first), queries, lanes_, rows);
   }
 
  private:
@@ -66,11 +72,8 @@ class PackedGradients {
   };
 
   void carve(Carver& carver) {
-    const Index padded = scores_.blocks.padded_queries();
     feature_rows_ = carver.take<T>(problem_.query_batches() * problem_.queries * wide_features_);
-    grad_out_ = carver.take<T>(problem_.objects * padded * problem_.value_dim);
-    grad_out_rows_ = carver.take<T>(problem_.objects * problem_.queries * wide_values_);
-    delta_ = carver.take<T>(problem_.objects * padded);
+    delta_ = carver.take<T>(problem_.objects * scores_.blocks.padded_queries());
   }
   Index bytes() {
     Carver carver(nullptr);
@@ -89,30 +92,27 @@ class PackedGradients {
     }
   }
 
-  void pack_grad_out(const ReadGradients<Stored>& gradients, Index object, Index panel) const {
-    const Index first = panel * lanes_, count = scores_.blocks.queries_in_panel(panel);
-    const Index at = object * scores_.blocks.padded_queries() + first;
-    const Matrix<const Stored> grad_out = gradients.grad_out[object], out = gradients.out[object];
-    pack_panels(grad_out.from_row(first), count, problem_.value_dim, lanes_, grad_out_ + at * problem_.value_dim);
+  void make_delta(Index object, Index panel) const {
+    const Index first = panel * lanes_, at = object * scores_.blocks.padded_queries() + first;
+    const Matrix<const Stored> grad_out = gradients_.grad_out[object], out = gradients_.out[object];
     std::fill_n(delta_ + at, lanes_, T(0));
-    for (Index i = 0; i < count; ++i) {
+    for (Index i = 0; i < scores_.blocks.queries_in_panel(panel); ++i) {
       T sum = 0;
       for (Index c = 0; c < problem_.value_dim; ++c) {
         sum += widen(grad_out.at(first + i, c)) * widen(out.at(first + i, c));
       }
-      delta_[at + i] = sum - gradients.grad_lse[object].at(first + i, 0);
+      delta_[at + i] = sum - gradients_.grad_lse[object].at(first + i, 0);
     }
   }
 
   const Scores<Stored>& scores_;
   const ReadProblem<Stored>& problem_;
+  const ReadGradients<Stored>& gradients_;
   Index lanes_;
   Index wide_features_;
   Index wide_values_;
-  T* feature_rows_ = nullptr;   // [Bq][feature panels][M][lanes]
-  T* grad_out_ = nullptr;       // [B][panels][value_dim][lanes]
-  T* grad_out_rows_ = nullptr;  // [B][value panels][M][lanes]
-  T* delta_ = nullptr;          // [B][panels][lanes]
+  T* feature_rows_ = nullptr;  // [Bq][feature panels][M][lanes]
+  T* delta_ = nullptr;         // [B][panels][lanes]
   Scratch scratch_;
 };
 
@@ -138,7 +138,7 @@ class BackwardPass {
         parallel_(parallel),
         gradients_(gradients),
         weights_(scores, parallel),
-        packed_(scores, parallel, gradients),
+        query_side_(scores, parallel, gradients),
         padded_features_(round_up(scores.features.dim(), kernels_.group_rows)) {
     plan();
   }
@@ -164,6 +164,9 @@ class BackwardPass {
   }
 
  private:
+  // In floats, at Ck 128 and Cv 512 on AVX2: keys, their columns, dK and room 4 x 0.1 MB, values and dV 0.8, the tiles
+  // P and dS 0.3, the rest 0.2: 1.7 MB a thread. Besides, for M queries: the features twice and a dQ for each thread,
+  // 1 KB + 0.5 KB a thread each. At 480p with two threads that is 6.8 MB, whatever the memory.
   struct Workspace {
     Workspace(const BackwardPass& pass, Carver& carver) {
       const Index rows = pass.padded_rows(), queries = pass.tile_stride(), features = pass.scores_.features.dim();
@@ -172,9 +175,10 @@ class BackwardPass {
       values = carver.take<T>(rows * pass.problem_.value_dim);
       weights = carver.take<T>(rows * queries);
       grad_scores = carver.take<T>(rows * queries);
-      grad_features = carver.take<T>(rows * pass.packed_.wide_features());
-      grad_values = carver.take<T>(rows * pass.packed_.wide_values());
+      grad_features = carver.take<T>(rows * pass.query_side_.wide_features());
+      grad_values = carver.take<T>(rows * pass.query_side_.wide_values());
       grad_keys = carver.take<T>(rows * pass.problem_.key_dim);
+      grad_out = carver.take<T>(std::max(queries, pass.problem_.value_dim) * pass.lanes());
       room = carver.take<T>(rows * features);
     }
     T* keys;           // [row groups][features][group_rows]
@@ -185,6 +189,7 @@ class BackwardPass {
     T* grad_features;  // [feature panels][rows][lanes]: dK / scale, of one object
     T* grad_values;    // [value panels][rows][lanes]
     T* grad_keys;      // [rows][key_dim], of all objects
+    T* grad_out;       // a panel: [value_dim][lanes] of queries, or [queries][lanes] of channels
     T* room;           // for features that are not yet packed
   };
 
@@ -245,8 +250,8 @@ class BackwardPass {
   void pass_over_queries(Index object, Index row, Index rows, const Workspace& work, T* grad_queries) const {
     scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.room, work.keys, work.key_columns);
     pack_panels(problem_.value[object].from_row(row), rows, problem_.value_dim, kernels_.group_rows, work.values);
-    std::fill_n(work.grad_values, packed_.wide_values() * padded_rows(), T(0));
-    std::fill_n(work.grad_features, packed_.wide_features() * padded_rows(), T(0));
+    std::fill_n(work.grad_values, query_side_.wide_values() * padded_rows(), T(0));
+    std::fill_n(work.grad_features, query_side_.wide_features() * padded_rows(), T(0));
     for (Index block = 0; block < blocks_.count; ++block) {
       const Index first = blocks_.first_panel(block), query = first * lanes();
       for (Index panel = first; panel < first + blocks_.panels_in(block); ++panel) {
@@ -256,12 +261,13 @@ class BackwardPass {
                               grad_queries + panel * lanes() * padded_features_, lanes()});
       }
       const Index queries = blocks_.queries_in_block(block);
-      for (Index panel = 0; panel < packed_.wide_values() / lanes(); ++panel) {
-        add_queries(work.weights, packed_.grad_out_rows(object, panel, query), queries, rows,
+      for (Index panel = 0; panel < query_side_.wide_values() / lanes(); ++panel) {
+        query_side_.pack_grad_out_rows(object, panel, query, queries, work.grad_out);
+        add_queries(work.weights, work.grad_out, queries, rows,
                     work.grad_values + panel * padded_rows() * lanes());
       }
-      for (Index panel = 0; panel < packed_.wide_features() / lanes(); ++panel) {
-        add_queries(work.grad_scores, packed_.feature_rows(object, panel, query), queries, rows,
+      for (Index panel = 0; panel < query_side_.wide_features() / lanes(); ++panel) {
+        add_queries(work.grad_scores, query_side_.feature_rows(object, panel, query), queries, rows,
                     work.grad_features + panel * padded_rows() * lanes());
       }
     }
@@ -273,9 +279,9 @@ class BackwardPass {
     T* weights = work.weights + column;
     T* grad_scores = work.grad_scores + column;
     weights_.tile(object, panel, row, rows, work.keys, weights, stride);
-    kernels_.scaled_product(
-        {rows, value_dim, work.values, 0, packed_.grad_out(object, panel), lanes(), grad_scores, stride}, T(1));
-    kernels_.softmax_backward(weights, grad_scores, rows, stride, packed_.delta(object, panel));
+    query_side_.pack_grad_out(object, panel, work.grad_out);
+    kernels_.scaled_product({rows, value_dim, work.values, 0, work.grad_out, lanes(), grad_scores, stride}, T(1));
+    kernels_.softmax_backward(weights, grad_scores, rows, stride, query_side_.delta(object, panel));
   }
 
   // sums[row][lane] += sum over the queries of a block of tile[row][query] * columns[query][lane].
@@ -283,17 +289,21 @@ class BackwardPass {
     kernels_.add_product_of_rows({rows, queries, tile, tile_stride(), columns, lanes(), sums, lanes()});
   }
 
-  // Element [row][column] of panels [panels][rows][lanes].
-  T element(const T* panels, Index row, Index column) const {
-    return panels[(column / lanes() * padded_rows() + row) * lanes() + column % lanes()];
+  // Row `row` of panels [panels][rows][lanes].
+  template <class To>
+  void copy_row(const T* panels, Index row, Index columns, To* to) const {
+    for (Index first = 0; first < columns; first += lanes()) {
+      const T* const from = panels + (first / lanes() * padded_rows() + row) * lanes();
+      for (Index i = 0; i < std::min(lanes(), columns - first); ++i) {
+        to[first + i] = narrow<To>(from[i]);
+      }
+    }
   }
 
   void write_values(Index object, Index row, Index rows, const Workspace& work) const {
     for (Index j = 0; j < rows; ++j) {
-      Stored* to = gradients_.value + (object * problem_.rows + row + j) * problem_.value_dim;
-      for (Index c = 0; c < problem_.value_dim; ++c) {
-        to[c] = narrow<Stored>(element(work.grad_values, j, c));
-      }
+      copy_row(work.grad_values, j, problem_.value_dim,
+               gradients_.value + (object * problem_.rows + row + j) * problem_.value_dim);
     }
   }
 
@@ -301,8 +311,9 @@ class BackwardPass {
     const Index features = scores_.features.dim();
     T* const grad = work.room;
     for (Index j = 0; j < rows; ++j) {
+      copy_row(work.grad_features, j, features, grad);
       for (Index f = 0; f < features; ++f) {
-        grad[f] = problem_.scale * element(work.grad_features, j, f);
+        grad[f] *= problem_.scale;
       }
       const T grad_of_shrinkage = scores_.features.backward_of_key(
           object, row + j, grad, work.grad_keys + j * problem_.key_dim, work.key_columns);
@@ -349,7 +360,7 @@ class BackwardPass {
   const Parallel& parallel_;
   const ReadGradients<Stored>& gradients_;
   const SoftmaxWeights<Stored> weights_;
-  const PackedGradients<Stored> packed_;
+  const QuerySide<Stored> query_side_;
   Index padded_features_;
   std::vector<Task> tasks_;
   Index slots_ = 0;
