@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stm_fast.benchmarking.resident import CLEAR, PeakMemory
 from stm_fast.ops import cpp_ops, memory_read
 from stm_fast.testing import ReadCase, Tensors, check_case, make_tensors, options
 
@@ -220,6 +221,89 @@ def test_sums_beyond_the_largest_float16_become_infinite():
     upstream = torch.tensor([16000.0, 16379.0, 16380.0, -16380.0, -20000.0], dtype=torch.float16)
     memory_read(query, key, value, backend="cpp").backward(upstream.expand(1, 4, 5))
     assert torch.equal(value.grad[0, 0], (4 * upstream.double()).to(torch.float16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_values_near_the_largest_number_are_read(dtype):
+    # sums before their division are up to 300 times as large; one channel is so large, its neighbour as small
+    query, key, value = make_tensors(ReadCase(batch=1, queries=50, rows=300), dtype)[:3]
+    plain = memory_read(query, key, value, backend="cpp")
+    value[..., 7] = value[..., 7].sign() * 3e38
+    value[..., 9] = -3.3e38
+    value[..., 8] *= 1e-30
+    found, expected = (
+        memory_read(*(t.to(kind) for t in (query, key, value)), backend="cpp").double()
+        for kind in (dtype, torch.float64)
+    )
+    assert found.isfinite().all()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found[..., 7:10:2], expected[..., 7:10:2], rtol=0, atol=10 * eps * 3e38)
+    torch.testing.assert_close(found[..., 8], expected[..., 8], rtol=0, atol=10 * eps * 1e-30)
+    assert torch.equal(found[..., 10:], plain[..., 10:].double())
+
+
+@pytest.mark.parametrize("large", [math.inf, -math.inf, math.nan])
+def test_values_that_are_no_numbers_stay_in_their_channel(large):
+    query, key, value = make_tensors(ReadCase(batch=1), torch.float32)[:3]
+    plain = memory_read(query, key, value, backend="cpp")
+    value[0, 5, 3] = large
+    found = memory_read(query, key, value, backend="cpp")
+    assert torch.equal(found[..., 3].nan_to_num(nan=1.5), torch.full((1, 33), large).nan_to_num(nan=1.5))
+    found[..., 3] = plain[..., 3]
+    assert torch.equal(found, plain)
+
+
+# of 400 rows 50 are few enough to be read one by one, 51 are not
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("top_k", [1, 20, 50, 51])
+def test_top_k(top_k, channels_first):
+    case = ReadCase(batch=1, queries=30, rows=400, value_dim=6, channels_first=channels_first)
+    check_case(replace(case, top_k=top_k), torch.float32, "cpp")
+
+
+# one affinity for up to three objects at a time, and for none where they have rows of their own
+@pytest.mark.parametrize("objects", [2, 3, 5])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ReadCase(),
+        ReadCase(lengths=(250,)),
+        ReadCase(top_k=5),
+        ReadCase(similarity="l2", shrinkage=True, selection=True),
+        ReadCase(similarity="l2", shrinkage=True, shared_shrinkage=False),
+    ],
+    ids=str,
+)
+def test_a_shared_affinity_reads_as_objects_one_by_one(objects, case, threads):
+    lengths = None if case.lengths is None else case.lengths * objects
+    shape = replace(case, batch=objects, queries=70, rows=300, key_dim=32, shared_query=True, shared_key=True)
+    case = replace(shape, lengths=lengths)
+    tensors = make_tensors(case, torch.float32)
+    together = run(case, tensors)
+    for i in range(objects):
+        of_object = Tensors(*(None if t is None else t[i % len(t)][None] for t in tensors))
+        alone = run(replace(case, batch=1, lengths=None if lengths is None else lengths[:1]), of_object)
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[i], theirs[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="the system does not tell the peak of resident memory")
+def test_the_scratch_of_the_backward_is_under_8_megabytes_at_480p(threads):
+    if threads > 2:
+        pytest.skip("each thread has scratch of its own")
+    shapes = ((1620, 128), (1000, 128), (1000, 512))
+    query, key, value = (torch.randn(1, *shape, requires_grad=True) for shape in shapes)
+    out = memory_read(query, key, value, backend="cpp")
+    upstream = torch.ones(1620, 512)[None]
+    with PeakMemory("cpu") as peak:
+        gradients = torch.autograd.grad(out, (query, key, value), upstream)
+    assert 1e6 < peak.bytes - sum(gradient.nbytes for gradient in gradients) < 8e6
+
+
+def test_nan_that_counts_is_not_hidden_from_a_top_k_read():
+    query, key, value = make_tensors(ReadCase(batch=1), torch.float32)[:3]
+    key[0, 90, 0] = math.nan
+    assert memory_read(query, key, value, top_k=5, backend="cpp").isnan().all()
 
 
 def test_nan_that_counts_is_not_hidden():

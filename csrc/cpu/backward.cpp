@@ -14,7 +14,7 @@ namespace {
 
 // The query side of the products of the backward. Features and delta are made once for all tasks. The gradient of the
 // output is packed again for each block of rows, a panel at a time, right before the product that reads it from the
-// first-level cache: for about 2 % of the time of the products it saves two copies of it, [B, M, Cv] each.
+// first-level cache: it takes a few percent of the time and saves two copies of it, [B, M, Cv] each.
 template <class Stored>
 class QuerySide {
   using T = Accumulator<Stored>;
@@ -263,8 +263,7 @@ class BackwardPass {
       const Index queries = blocks_.queries_in_block(block);
       for (Index panel = 0; panel < query_side_.wide_values() / lanes(); ++panel) {
         query_side_.pack_grad_out_rows(object, panel, query, queries, work.grad_out);
-        add_queries(work.weights, work.grad_out, queries, rows,
-                    work.grad_values + panel * padded_rows() * lanes());
+        add_queries(work.weights, work.grad_out, queries, rows, work.grad_values + panel * padded_rows() * lanes());
       }
       for (Index panel = 0; panel < query_side_.wide_features() / lanes(); ++panel) {
         add_queries(work.grad_scores, query_side_.feature_rows(object, panel, query), queries, rows,

@@ -1,6 +1,7 @@
 // The forward read: blocks of queries pass over blocks of memory rows with a running softmax (the loop order of
 // FlashAttention-2, Dao 2023, algorithm 1, with queries in SIMD lanes). Where queries are few the memory is shared out
 // between threads, and the parts are joined exactly.
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -11,13 +12,17 @@ namespace stm_fast {
 
 namespace {
 
-// What is written; null where it is not wanted.
+// Objects that share an affinity are read together, but so many at most: their sums are the greater part of the
+// scratch memory, 0.4 MB each at Cv 512, twice a thread.
+constexpr Index objects_together = 3;
+
+// What a pass is to write.
 template <class Stored>
-struct Results {
+struct Results : ReadResults<Stored> {
   using T = Accumulator<Stored>;
-  Dense<Stored>* out = nullptr;  // [B, M, Cv]
-  T* lse = nullptr;              // [B, M]
   Statistics<T> statistics = {};
+  std::atomic<bool>* overflowed = nullptr;  // set where a result is not finite
+  T value_unit = 1;                         // other than 1: only what is not finite is written, read in this unit
 };
 
 // Element: what is multiplied.
@@ -26,11 +31,13 @@ class ForwardPass {
   using T = Accumulator<Stored>;
 
  public:
-  ForwardPass(const Scores<Stored, Element>& scores, Index value_dim, const Results<Stored>& results)
+  ForwardPass(const Scores<Stored, Element>& scores, const Affinities& affinities, Index value_dim,
+              const Results<Stored>& results)
       : scores_(scores),
         problem_(scores.problem),
         kernels_(scores.kernels),
         blocks_(scores.blocks),
+        affinities_(affinities),
         value_dim_(value_dim),
         padded_value_dim_(round_up(value_dim, kernels_.group_rows)),
         results_(results) {}
@@ -43,48 +50,60 @@ class ForwardPass {
       query = carver.take<Element>(queries * pass.scores_.depth);
       keys = carver.take<Element>(rows * pass.scores_.depth);
       values = carver.take<Element>(pass.padded_value_dim_ * depth_of<Element>(rows_per_block));
-      scores = carver.take<T>(rows * pass.blocks_.lanes);
-      rescale = carver.take<T>(pass.blocks_.lanes);
+      tile_size = rows * pass.blocks_.lanes;
+      tiles = pass.affinities_.most_objects() > 1 ? pass.blocks_.largest_block() : 1;
+      scores = carver.take<T>(tiles * tile_size);
+      rescale = carver.take<T>(tiles * pass.blocks_.lanes);
       room = carver.take<T>(std::max(queries, rows_per_block) * pass.scores_.features.dim());
     }
     Element* query;   // [panels][features][lanes]
     Element* keys;    // [row groups][features][group_rows]
     Element* values;  // [channel groups][rows][group_rows]
-    T* scores;        // [rows][lanes]
-    T* rescale;       // [lanes]
+    T* scores;        // [tiles][rows][lanes]
+    T* rescale;       // [tiles][lanes]
     T* room;          // for features that are not yet packed
+    Index tiles;      // of a block of queries where several objects need them, else one
+    Index tile_size;
   };
 
   // What a block of queries has read so far, by panel.
   struct Partial {
     Partial(const ForwardPass& pass, Carver& carver) {
       const Index queries = pass.blocks_.largest_block() * pass.blocks_.lanes;
-      sums = carver.take<T>(queries * pass.padded_value_dim_);
+      sums = carver.take<T>(pass.affinities_.most_objects() * queries * pass.padded_value_dim_);
       largest = carver.take<T>(queries);
       total = carver.take<T>(queries);
     }
-    T* sums;     // [panels][value_dim padded][lanes], relative to `largest`
+    T* sums;     // [objects][panels][value_dim padded][lanes], relative to `largest`
     T* largest;  // [panels][lanes]
     T* total;    // [panels][lanes]
   };
 
   void read(const Segment& segment, const Workspace& work, const Partial& result) const {
+    const Index object = affinities_.first_object(segment.affinity), objects = affinities_.objects_of(segment.affinity);
     const Index first = blocks_.first_panel(segment.query_block), panels = blocks_.panels_in(segment.query_block);
-    scores_.features.pack_queries(segment.object, first * blocks_.lanes, blocks_.queries_in_block(segment.query_block),
+    scores_.features.pack_queries(object, first * blocks_.lanes, blocks_.queries_in_block(segment.query_block),
                                   blocks_.lanes, work.room, work.query);
-    std::fill_n(result.sums, panels * padded_value_dim_ * blocks_.lanes, T(0));
+    std::fill_n(result.sums, objects * object_size(), T(0));
     std::fill_n(result.largest, panels * blocks_.lanes, -std::numeric_limits<T>::infinity());
     std::fill_n(result.total, panels * blocks_.lanes, T(0));
 
-    const Index end = std::min(problem_.rows_of(segment.object), segment.end * rows_per_block);
+    const Index end = std::min(problem_.rows_of(object), segment.end * rows_per_block);
     for (Index row = segment.begin * rows_per_block; row < end; row += rows_per_block) {
       const Index rows = std::min(rows_per_block, end - row);
-      scores_.features.pack_keys(segment.object, row, rows, kernels_.group_rows, work.room, work.keys);
-      pack_values(segment.object, row, rows, work.values);
-      for (Index panel = 0; panel < panels; ++panel) {
-        const Element* query = work.query + panel * scores_.depth * blocks_.lanes;
-        scores_.tile(segment.object, first + panel, row, rows, work.keys, query, work.scores, blocks_.lanes);
-        read_tile(work, rows, panel, result);
+      scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.room, work.keys);
+      for (Index other = 0; other < objects; ++other) {
+        pack_values(object + other, row, rows, work.values);
+        for (Index panel = 0; panel < panels; ++panel) {
+          const Index tile = panel % work.tiles;
+          if (other == 0) {
+            const Element* query = work.query + panel * scores_.depth * blocks_.lanes;
+            scores_.tile(object, first + panel, row, rows, work.keys, query, work.scores + tile * work.tile_size,
+                         blocks_.lanes);
+            make_weights(work, rows, panel, tile, result);
+          }
+          add_values(work, rows, tile, result.sums + other * object_size() + panel * panel_size());
+        }
       }
     }
   }
@@ -98,26 +117,34 @@ class ForwardPass {
       const T old_scale = std::exp(whole.largest[i] - shift), new_scale = std::exp(part.largest[i] - shift);
       whole.largest[i] = largest;
       whole.total[i] = old_scale * whole.total[i] + new_scale * part.total[i];
-      const Index first = i / lanes * padded_value_dim_ * lanes + i % lanes;
-      for (Index c = 0; c < value_dim_; ++c) {
-        const Index at = first + c * lanes;
-        whole.sums[at] = old_scale * whole.sums[at] + new_scale * part.sums[at];
+      for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
+        const Index first = object * object_size() + i / lanes * panel_size() + i % lanes;
+        for (Index c = 0; c < value_dim_; ++c) {
+          const Index at = first + c * lanes;
+          whole.sums[at] = old_scale * whole.sums[at] + new_scale * part.sums[at];
+        }
       }
     }
   }
 
   void write(const Segment& segment, const Partial& result) const {
     const Index first = blocks_.first_panel(segment.query_block);
-    for (Index panel = 0; panel < blocks_.panels_in(segment.query_block); ++panel) {
-      for (Index i = 0; i < blocks_.queries_in_panel(first + panel); ++i) {
-        const Index query = (first + panel) * blocks_.lanes + i, at = panel * blocks_.lanes + i;
-        write_query(segment.object, query, result.largest[at], result.total[at],
-                    result.sums + panel * padded_value_dim_ * blocks_.lanes + i);
+    for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
+      for (Index panel = 0; panel < blocks_.panels_in(segment.query_block); ++panel) {
+        for (Index i = 0; i < blocks_.queries_in_panel(first + panel); ++i) {
+          const Index query = (first + panel) * blocks_.lanes + i, at = panel * blocks_.lanes + i;
+          write_query(affinities_.first_object(segment.affinity) + object, query, result.largest[at], result.total[at],
+                      result.sums + object * object_size() + panel * panel_size() + i);
+        }
       }
     }
   }
 
  private:
+  // Sums of one panel of queries, of one object.
+  Index panel_size() const { return padded_value_dim_ * blocks_.lanes; }
+  Index object_size() const { return blocks_.largest_block() * panel_size(); }
+
   // Channels side by side, [channel groups][rows][group_rows].
   void pack_values(Index object, Index row, Index rows, Element* panels) const {
     const Matrix<const Stored> channels = problem_.value[object].from_row(row).transposed();
@@ -125,17 +152,28 @@ class ForwardPass {
     if constexpr (quantised<Stored>) {
       dequantise_values(problem_, object, row, rows, value_dim_, kernels_.group_rows, panels);
     }
+    if constexpr (std::is_same_v<Element, T>) {
+      if (results_.value_unit != T(1)) {
+        std::transform(panels, panels + padded_value_dim_ * rows, panels,
+                       [this](T x) { return x * results_.value_unit; });
+      }
+    }
   }
 
-  // Scores [rows, lanes] become weights, and the values are added with them.
-  void read_tile(const Workspace& work, Index rows, Index panel, const Partial& result) const {
+  // Scores [rows, lanes] of a tile become weights.
+  void make_weights(const Workspace& work, Index rows, Index panel, Index tile, const Partial& result) const {
     const Index lanes = blocks_.lanes;
-    T* sums = result.sums + panel * padded_value_dim_ * lanes;
-    kernels_.softmax_step(work.scores, rows, lanes,
-                          {result.largest + panel * lanes, result.total + panel * lanes, work.rescale});
-    const auto* const weights = reinterpret_cast<const Element*>(work.scores);
+    kernels_.softmax_step(work.scores + tile * work.tile_size, rows, lanes,
+                          {result.largest + panel * lanes, result.total + panel * lanes, work.rescale + tile * lanes});
+  }
+
+  // The packed values are added to the sums of a panel with the weights of a tile.
+  void add_values(const Workspace& work, Index rows, Index tile, T* sums) const {
+    const Index lanes = blocks_.lanes;
+    const auto* const weights = reinterpret_cast<const Element*>(work.scores + tile * work.tile_size);
     kernels_.rescale_and_add_product(
-        {padded_value_dim_, depth_of<Element>(rows), work.values, 0, weights, lanes, sums, lanes}, work.rescale);
+        {padded_value_dim_, depth_of<Element>(rows), work.values, 0, weights, lanes, sums, lanes},
+        work.rescale + tile * lanes);
   }
 
   // A query that nothing counts for has a total of 0.
@@ -149,9 +187,27 @@ class ForwardPass {
       return;
     }
     const Index at = object * blocks_.queries + query;
+    Dense<Stored>* const out = results_.out + at * value_dim_;
+    if (results_.value_unit != T(1)) {
+      return write_overflowed(sums, factor, out);
+    }
     results_.lse[at] = largest + std::log(total);
+    bool finite = true;
     for (Index c = 0; c < value_dim_; ++c) {
-      results_.out[at * value_dim_ + c] = narrow<Dense<Stored>>(sums[c * blocks_.lanes] * factor);
+      const T mean = sums[c * blocks_.lanes] * factor;
+      finite &= std::isfinite(mean);
+      out[c] = narrow<Dense<Stored>>(mean);
+    }
+    if (!finite) {
+      results_.overflowed->store(true, std::memory_order_relaxed);
+    }
+  }
+
+  void write_overflowed(const T* sums, T factor, Dense<Stored>* out) const {
+    for (Index c = 0; c < value_dim_; ++c) {
+      if (!std::isfinite(widen(out[c]))) {
+        out[c] = narrow<Dense<Stored>>(sums[c * blocks_.lanes] * factor / results_.value_unit);
+      }
     }
   }
 
@@ -159,6 +215,7 @@ class ForwardPass {
   const ReadProblem<Stored>& problem_;
   const ForwardKernels<Element>& kernels_;
   const QueryBlocks& blocks_;
+  const Affinities affinities_;
   Index value_dim_;
   Index padded_value_dim_;
   Results<Stored> results_;
@@ -167,8 +224,9 @@ class ForwardPass {
 template <class Stored, class Element>
 void run_forward(const Scores<Stored, Element>& scores, const Parallel& parallel, Index value_dim,
                  const Results<Stored>& results) {
-  const Schedule schedule = schedule_of(scores.problem, scores.blocks.count, rows_per_block, parallel.threads);
-  run_pass(ForwardPass<Stored, Element>(scores, value_dim, results), schedule, parallel);
+  const Affinities affinities(scores.problem, value_dim == 0 ? scores.problem.objects : objects_together);
+  const Schedule schedule = schedule_of(scores.problem, affinities, scores.blocks.count, parallel.threads);
+  run_pass(ForwardPass<Stored, Element>(scores, affinities, value_dim, results), schedule, parallel);
 }
 
 // Whether numbers are multiplied as they are stored. Features of l2 would lose accuracy, and the scores of a top-k read
@@ -178,20 +236,44 @@ bool multiplies_pairs(const ReadProblem<Stored>& problem) {
   return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && !problem.l2 && problem.top_k == 0;
 }
 
-}  // namespace
+// Whether a top-k read takes the values of the rows that it found one by one: a row costs several times as much as in a
+// product of blocks.
+template <class Stored>
+bool gathers_values(const ReadProblem<Stored>& problem) {
+  constexpr Index rows_for_one = 8;
+  return !quantised<Stored> && problem.top_k > 0 && problem.top_k * rows_for_one <= problem.rows;
+}
 
 template <class Stored>
-void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Dense<Stored>* out,
-                 Accumulator<Stored>* lse, Accumulator<Stored>* usage) {
-  const TopK<Stored> top_k(problem, parallel);
-  const Scores<Stored> scores(problem, top_k.thresholds());
-  const Results<Stored> results{.out = out, .lse = lse};
+void read_all_values(const Scores<Stored>& scores, const Parallel& parallel, const ReadResults<Stored>& wanted) {
+  const ReadProblem<Stored>& problem = scores.problem;
+  std::atomic<bool> overflowed = false;
+  Results<Stored> results{wanted, {}, &overflowed};
   if (multiplies_pairs(problem)) {
     if constexpr (std::is_same_v<Stored, BFloat16>) {
       run_forward(Scores<Stored, BFloat16Pair>(problem), parallel, problem.value_dim, results);
     }
   } else {
     run_forward(scores, parallel, problem.value_dim, results);
+  }
+  if (overflowed) {
+    // the sums before their division are up to N times as large as the results: once more, in a larger unit
+    results.value_unit = Accumulator<Stored>(0x1p-24);
+    run_forward(scores, parallel, problem.value_dim, results);
+  }
+}
+
+}  // namespace
+
+template <class Stored>
+void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Dense<Stored>* out,
+                 Accumulator<Stored>* lse, Accumulator<Stored>* usage) {
+  const ReadResults<Stored> wanted{out, lse};
+  const bool gathers = gathers_values(problem);
+  const TopK<Stored> top_k(problem, parallel, gathers ? wanted : ReadResults<Stored>{});
+  const Scores<Stored> scores(problem, top_k.thresholds());
+  if (!gathers) {
+    read_all_values(scores, parallel, wanted);
   }
   if (usage != nullptr) {
     memory_usage(scores, parallel, usage);
@@ -205,7 +287,7 @@ void softmax_statistics(const Scores<Stored>& scores, const Parallel& parallel,
   const Index count = scores.problem.objects * scores.blocks.padded_queries();
   std::fill_n(statistics.largest, count, std::numeric_limits<T>::infinity());
   std::fill_n(statistics.factor, count, T(0));
-  run_forward(scores, parallel, 0, Results<Stored>{.statistics = statistics});
+  run_forward(scores, parallel, 0, Results<Stored>{{}, statistics});
 }
 
 #define STM_FAST_INSTANTIATE(Stored)                                                                           \

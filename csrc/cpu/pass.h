@@ -1,6 +1,7 @@
 // Work shared out between the threads, with scratch memory made before they start.
 #pragma once
 
+#include "blocks.h"
 #include "schedule.h"
 #include "stm_fast/memory_read.h"
 #include "stm_fast/scratch.h"
@@ -39,8 +40,8 @@ void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parall
   using Workspace = typename Pass::Workspace;
   using Partial = typename Pass::Partial;
   const Index partial_bytes = bytes_of<Partial>(pass);
-  // a share leaves at most two groups unfinished: its first and its last
-  const Index share_bytes = bytes_of<Workspace>(pass) + 3 * partial_bytes;
+  // a share leaves at most two groups unfinished, its first and its last; whole ones before the last take its place
+  const Index share_bytes = bytes_of<Workspace>(pass) + 2 * partial_bytes;
   const Scratch scratch(schedule.shares() * share_bytes);
   const auto partial = [&](Index share, Index which) {
     Carver carver(scratch.get() + share * share_bytes + which * partial_bytes);
@@ -49,11 +50,11 @@ void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parall
   const auto unfinished = [&](Index share, bool first) { return partial(share, first ? 0 : 1); };
 
   parallel.run(schedule.shares(), [&](Index share) {
-    Carver carver(scratch.get() + share * share_bytes + 3 * partial_bytes);
+    Carver carver(scratch.get() + share * share_bytes + 2 * partial_bytes);
     const Workspace workspace(pass, carver);
     for (const Segment& segment : schedule.segments(share)) {
       const bool first = &segment == &schedule.segments(share).front();
-      const Partial result = segment.whole() ? partial(share, 2) : unfinished(share, first);
+      const Partial result = segment.whole() ? partial(share, 1) : unfinished(share, first);
       pass.read(segment, workspace, result);
       if (segment.whole()) {
         pass.write(segment, result);
@@ -77,12 +78,29 @@ void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parall
   });
 }
 
-// The schedule of a pass: blocks of rows that count, for each object.
+// The objects in runs, each of which is worked on with scores made once: one by one, or where the problem shares its
+// affinity up to `most` together.
+struct Affinities {
+  template <class Stored>
+  Affinities(const ReadProblem<Stored>& problem, Index most)
+      : objects(problem.objects), count(divide_up(objects, problem.shares_affinity() ? std::max<Index>(1, most) : 1)) {}
+
+  Index first_object(Index affinity) const { return affinity * objects / count; }
+  Index objects_of(Index affinity) const { return first_object(affinity + 1) - first_object(affinity); }
+  Index most_objects() const { return count == 0 ? 0 : divide_up(objects, count); }
+
+  const Index objects;
+  const Index count;
+};
+
+// The schedule of a pass: blocks of rows that count, for each affinity.
 template <class Stored>
-Schedule schedule_of(const ReadProblem<Stored>& problem, Index query_blocks, Index rows_per_block, Index threads) {
+Schedule schedule_of(const ReadProblem<Stored>& problem, const Affinities& affinities, Index query_blocks,
+                     Index threads) {
   std::vector<Index> row_blocks;
-  for (Index object = 0; object < problem.objects; ++object) {
-    row_blocks.push_back(std::max<Index>(1, divide_up(problem.rows_of(object), rows_per_block)));
+  for (Index affinity = 0; affinity < affinities.count; ++affinity) {
+    const Index rows = problem.rows_of(affinities.first_object(affinity));
+    row_blocks.push_back(std::max<Index>(1, divide_up(rows, rows_per_block)));
   }
   return Schedule(std::move(row_blocks), query_blocks, threads);
 }

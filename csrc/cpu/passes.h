@@ -23,11 +23,19 @@ void softmax_statistics(const Scores<Stored>& scores, const Parallel& parallel,
 template <class Stored>
 void memory_usage(const Scores<Stored>& scores, const Parallel& parallel, Accumulator<Stored>* usage);
 
-// Finds the thresholds of a top-k read, and owns them; none where the read is dense.
+// What a read writes; null where it is not wanted.
+template <class Stored>
+struct ReadResults {
+  Dense<Stored>* out = nullptr;        // [B, M, Cv]
+  Accumulator<Stored>* lse = nullptr;  // [B, M]
+};
+
+// Finds the thresholds of a top-k read, and owns them; none where the read is dense. Where `out` is wanted it reads as
+// well: the values of the rows that it found, and no others.
 template <class Stored>
 class TopK {
  public:
-  TopK(const ReadProblem<Stored>& problem, const Parallel& parallel);
+  TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results = {});
   Thresholds<Accumulator<Stored>> thresholds() const { return thresholds_; }
 
  private:

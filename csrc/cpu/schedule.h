@@ -1,8 +1,8 @@
 // The forward pass cut into as many equal shares as there are threads.
 //
 // A unit of work is one block of queries against one block of memory rows. The units of one block of queries (of one
-// object) form a group and lie side by side; a share is a run of units, so it cuts at most two groups. That keeps every
-// thread busy whether there are many objects, many queries or, for few queries, a long memory.
+// affinity) form a group and lie side by side; a share is a run of units, so it cuts at most two groups. That keeps
+// every thread busy whether there are many objects, many queries or, for few queries, a long memory.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace stm_fast {
 
 // A piece of one group: row blocks [begin, end) of `row_blocks`.
 struct Segment {
-  Index object;
+  Index affinity;
   Index query_block;
   Index begin;
   Index end;
@@ -27,7 +27,7 @@ struct Segment {
 
 class Schedule {
  public:
-  // `row_blocks[b]` of object b, at least 1 each: an object without rows has an output too.
+  // `row_blocks[a]` of affinity a, at least 1 each: an object without rows has an output too.
   Schedule(std::vector<Index> row_blocks, Index query_blocks, Index threads)
       : row_blocks_(std::move(row_blocks)), query_blocks_(query_blocks), first_unit_{0} {
     for (const Index blocks : row_blocks_) {
@@ -57,10 +57,10 @@ class Schedule {
   }
 
   Segment segment_at(Index unit) const {
-    const Index object = std::upper_bound(first_unit_.begin(), first_unit_.end(), unit) - first_unit_.begin() - 1;
-    const Index blocks = row_blocks_[object];
-    const Index within = unit - first_unit_[object];
-    return {object, within / blocks, within % blocks, blocks, blocks};
+    const Index affinity = std::upper_bound(first_unit_.begin(), first_unit_.end(), unit) - first_unit_.begin() - 1;
+    const Index blocks = row_blocks_[affinity];
+    const Index within = unit - first_unit_[affinity];
+    return {affinity, within / blocks, within % blocks, blocks, blocks};
   }
 
   std::vector<Index> row_blocks_;

@@ -1,5 +1,6 @@
-// The thresholds of a top-k read: each query keeps the k best rows it has met in a heap while it passes over the
-// memory.
+// The top-k read: each query keeps the k best rows it has met in a heap while it passes over the memory. The worst of
+// them is its threshold; where k is small, their values are read one by one.
+#include <cmath>
 #include <limits>
 
 #include "pass.h"
@@ -9,77 +10,106 @@ namespace stm_fast {
 
 namespace {
 
-// The k best rows of one query as a heap with the worst of them at the root; at equal scores the higher index is worse.
+template <class T>
+struct Row {
+  T score;  // then its weight
+  Index index;
+};
+
+// The k best rows of one query as a heap with the worst of them at the root; at equal scores the higher index is worse,
+// and no score is better than NaN.
 template <class T>
 class Best {
  public:
-  Best(T* scores, Index* indices, Index* count, Index k) : scores_(scores), indices_(indices), count_(*count), k_(k) {}
+  Best(Row<T>* rows, Index* count, Index k) : rows_(rows), count_(*count), k_(k) {}
 
   bool full() const { return count_ == k_; }
-  T worst_score() const { return scores_[0]; }
-  Index worst_index() const { return indices_[0]; }
-  Index count() const { return count_; }
-  T score(Index i) const { return scores_[i]; }
-  Index index(Index i) const { return indices_[i]; }
+  const Row<T>& worst() const { return rows_[0]; }
+  Row<T>* begin() const { return rows_; }
+  Row<T>* end() const { return rows_ + count_; }
 
-  void offer(T score, Index index) {
+  void offer(const Row<T>& row) {
     if (!full()) {
-      rise(count_++, score, index);
-    } else if (worse(scores_[0], indices_[0], score, index)) {
-      sink(score, index);
+      rise(count_++, row);
+    } else if (worse(rows_[0], row)) {
+      sink(row);
     }
   }
 
  private:
-  static bool worse(T score, Index index, T other, Index other_index) {
-    return score < other || (score == other && index > other_index);
+  static bool worse(const Row<T>& row, const Row<T>& other) {
+    const bool equal = row.score == other.score || (std::isnan(row.score) && std::isnan(other.score));
+    return equal ? row.index > other.index : row.score < other.score || std::isnan(other.score);
   }
 
-  void rise(Index at, T score, Index index) {
+  void rise(Index at, const Row<T>& row) {
     while (at > 0) {
       const Index parent = (at - 1) / 2;
-      if (!worse(score, index, scores_[parent], indices_[parent])) {
+      if (!worse(row, rows_[parent])) {
         break;
       }
-      set(at, scores_[parent], indices_[parent]);
+      rows_[at] = rows_[parent];
       at = parent;
     }
-    set(at, score, index);
+    rows_[at] = row;
   }
 
-  void sink(T score, Index index) {
+  void sink(const Row<T>& row) {
     Index at = 0;
     for (Index child = 1; child < k_; child = 2 * at + 1) {
-      if (child + 1 < k_ && worse(scores_[child + 1], indices_[child + 1], scores_[child], indices_[child])) {
+      if (child + 1 < k_ && worse(rows_[child + 1], rows_[child])) {
         ++child;
       }
-      if (!worse(scores_[child], indices_[child], score, index)) {
+      if (!worse(rows_[child], row)) {
         break;
       }
-      set(at, scores_[child], indices_[child]);
+      rows_[at] = rows_[child];
       at = child;
     }
-    set(at, score, index);
+    rows_[at] = row;
   }
 
-  void set(Index at, T score, Index index) {
-    scores_[at] = score;
-    indices_[at] = index;
-  }
-
-  T* scores_;
-  Index* indices_;
+  Row<T>* rows_;
   Index& count_;
   Index k_;
 };
+
+// Scores become softmax weights, in the order of their rows whatever way they were found; returns lse, -inf where
+// nothing counts.
+template <class T>
+T make_weights(const Best<T>& best) {
+  std::sort(best.begin(), best.end(), [](const Row<T>& row, const Row<T>& other) { return row.index < other.index; });
+  T largest = -std::numeric_limits<T>::infinity();
+  for (const Row<T>& row : best) {
+    largest = std::max(largest, row.score);
+  }
+  const T shift = std::isfinite(largest) ? largest : T(0);
+  T total = 0;
+  for (Row<T>& row : best) {
+    row.score = std::exp(row.score - shift);
+    total += row.score;
+  }
+  for (Row<T>& row : best) {
+    row.score = total == T(0) ? T(0) : row.score / total;
+  }
+  return shift + std::log(total);
+}
 
 template <class Stored>
 class TopKPass {
   using T = Accumulator<Stored>;
 
  public:
-  TopKPass(const Scores<Stored>& scores, T* threshold, Index* last)
-      : scores_(scores), blocks_(scores.blocks), k_(scores.problem.top_k), threshold_(threshold), last_(last) {}
+  TopKPass(const Scores<Stored>& scores, const Affinities& affinities, T* threshold, Index* last,
+           const ReadResults<Stored>& results)
+      : scores_(scores),
+        problem_(scores.problem),
+        blocks_(scores.blocks),
+        affinities_(affinities),
+        k_(problem_.top_k),
+        threshold_(threshold),
+        last_(last),
+        results_(results) {}
 
   struct Workspace {
     Workspace(const TopKPass& pass, Carver& carver) {
@@ -98,31 +128,32 @@ class TopKPass {
 
   struct Partial {
     Partial(const TopKPass& pass, Carver& carver)
-        : scores(carver.take<T>(pass.block_queries() * pass.k_)),
-          indices(carver.take<Index>(pass.block_queries() * pass.k_)),
+        : rows(carver.take<Row<T>>(pass.block_queries() * pass.k_)),
           counts(carver.take<Index>(pass.block_queries())),
+          sums(carver.take<T>(pass.problem_.value_dim)),
           k(pass.k_) {}
 
-    Best<T> best(Index query) const { return Best<T>(scores + query * k, indices + query * k, counts + query, k); }
+    Best<T> best(Index query) const { return Best<T>(rows + query * k, counts + query, k); }
 
-    T* scores;       // [queries of a block][k]
-    Index* indices;  // [queries of a block][k]
-    Index* counts;   // [queries of a block]
+    Row<T>* rows;   // [queries of a block][k]
+    Index* counts;  // [queries of a block]
+    T* sums;        // [value_dim]
     Index k;
   };
 
   void read(const Segment& segment, const Workspace& work, const Partial& result) const {
+    const Index object = affinities_.first_object(segment.affinity);
     const Index first = blocks_.first_panel(segment.query_block),
                 queries = blocks_.queries_in_block(segment.query_block);
-    scores_.features.pack_queries(segment.object, first * blocks_.lanes, queries, blocks_.lanes, work.room, work.query);
+    scores_.features.pack_queries(object, first * blocks_.lanes, queries, blocks_.lanes, work.room, work.query);
     std::fill_n(result.counts, queries, Index(0));
-    const Index end = std::min(scores_.problem.rows_of(segment.object), segment.end * rows_per_block);
+    const Index end = std::min(problem_.rows_of(object), segment.end * rows_per_block);
     for (Index row = segment.begin * rows_per_block; row < end; row += rows_per_block) {
       const Index rows = std::min(rows_per_block, end - row);
-      scores_.features.pack_keys(segment.object, row, rows, scores_.kernels.group_rows, work.room, work.keys);
+      scores_.features.pack_keys(object, row, rows, scores_.kernels.group_rows, work.room, work.keys);
       for (Index panel = 0; panel < blocks_.panels_in(segment.query_block); ++panel) {
         const T* query = work.query + panel * scores_.features.dim() * blocks_.lanes;
-        scores_.tile(segment.object, first + panel, row, rows, work.keys, query, work.scores, blocks_.lanes);
+        scores_.tile(object, first + panel, row, rows, work.keys, query, work.scores, blocks_.lanes);
         for (Index i = 0; i < blocks_.queries_in_panel(first + panel); ++i) {
           offer_column(work.scores + i, row, rows, result.best(panel * blocks_.lanes + i));
         }
@@ -133,21 +164,31 @@ class TopKPass {
   void add(const Segment& segment, const Partial& part, const Partial& whole) const {
     for (Index query = 0; query < blocks_.queries_in_block(segment.query_block); ++query) {
       Best<T> best = whole.best(query);
-      const Best<T> others = part.best(query);
-      for (Index i = 0; i < others.count(); ++i) {
-        best.offer(others.score(i), others.index(i));
+      for (const Row<T>& row : part.best(query)) {
+        best.offer(row);
       }
     }
   }
 
   void write(const Segment& segment, const Partial& result) const {
-    const Index first =
-        segment.object * blocks_.padded_queries() + blocks_.first_panel(segment.query_block) * blocks_.lanes;
+    const Index first = blocks_.first_panel(segment.query_block) * blocks_.lanes;
+    const Index object = affinities_.first_object(segment.affinity), objects = affinities_.objects_of(segment.affinity);
     for (Index query = 0; query < blocks_.queries_in_block(segment.query_block); ++query) {
       const Best<T> best = result.best(query);
       // fewer rows than k: all of them are taken
-      threshold_[first + query] = best.full() ? best.worst_score() : -std::numeric_limits<T>::infinity();
-      last_[first + query] = best.full() ? best.worst_index() : scores_.problem.rows;
+      const T threshold = best.full() ? best.worst().score : -std::numeric_limits<T>::infinity();
+      const Index last = best.full() ? best.worst().index : problem_.rows;
+      const T lse = results_.out == nullptr ? T(0) : make_weights(best);
+      for (Index other = object; other < object + objects; ++other) {
+        threshold_[other * blocks_.padded_queries() + first + query] = threshold;
+        last_[other * blocks_.padded_queries() + first + query] = last;
+        if (results_.out != nullptr) {
+          results_.lse[other * problem_.queries + first + query] = lse;
+        }
+      }
+    }
+    for (Index other = object; results_.out != nullptr && other < object + objects; ++other) {
+      read_values(other, first, blocks_.queries_in_block(segment.query_block), result);
     }
   }
 
@@ -157,28 +198,62 @@ class TopKPass {
   void offer_column(const T* scores, Index row, Index rows, Best<T> best) const {
     Index j = 0;
     for (; j < rows && !best.full(); ++j) {
-      best.offer(scores[j * blocks_.lanes], row + j);
+      best.offer({scores[j * blocks_.lanes], row + j});
     }
     // rows come in order of their index: at a tie the one that is there stays
     for (; j < rows; ++j) {
       const T score = scores[j * blocks_.lanes];
-      if (!(score <= best.worst_score())) {
-        best.offer(score, row + j);
+      if (!(score <= best.worst().score)) {
+        best.offer({score, row + j});
+      }
+    }
+  }
+
+  // The values of the best rows, summed with their weights. Where the numbers of a channel lie side by side, few
+  // channels at a time: they stay in the caches while all queries look into them.
+  void read_values(Index object, Index first, Index queries, const Partial& result) const {
+    const Matrix<const Stored> value = problem_.value[object];
+    const Index dim = problem_.value_dim, step = value.row_stride < value.column_stride ? 4 : dim;
+    for (Index channel = 0; channel < dim; channel += step) {
+      const Index channels = std::min(step, dim - channel);
+      for (Index query = 0; query < queries; ++query) {
+        std::fill_n(result.sums, channels, T(0));
+        for (const Row<T>& row : result.best(query)) {
+          add_row(&value.at(row.index, channel), value.column_stride, channels, row.score, result.sums);
+        }
+        Dense<Stored>* const out = results_.out + (object * problem_.queries + first + query) * dim + channel;
+        std::transform(result.sums, result.sums + channels, out, narrow<Dense<Stored>>);
+      }
+    }
+  }
+
+  static void add_row(const Stored* from, Index stride, Index channels, T weight, T* sums) {
+    if (stride == 1) {
+      for (Index c = 0; c < channels; ++c) {
+        sums[c] += weight * widen(from[c]);
+      }
+    } else {
+      for (Index c = 0; c < channels; ++c) {
+        sums[c] += weight * widen(from[c * stride]);
       }
     }
   }
 
   const Scores<Stored>& scores_;
+  const ReadProblem<Stored>& problem_;
   const QueryBlocks& blocks_;
+  const Affinities affinities_;
   Index k_;
   T* threshold_;
   Index* last_;
+  ReadResults<Stored> results_;
 };
 
 }  // namespace
 
 template <class Stored>
-TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel) : scratch_(0) {
+TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results)
+    : scratch_(0) {
   if (problem.top_k == 0 || problem.top_k >= problem.rows) {
     return;
   }
@@ -193,8 +268,9 @@ TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel)
   // the lanes beyond the queries take nothing
   std::fill_n(threshold, count, std::numeric_limits<T>::infinity());
   std::fill_n(last, count, Index(-1));
-  const Schedule schedule = schedule_of(problem, scores.blocks.count, rows_per_block, parallel.threads);
-  run_pass(TopKPass<Stored>(scores, threshold, last), schedule, parallel);
+  const Affinities affinities(problem, problem.objects);
+  const Schedule schedule = schedule_of(problem, affinities, scores.blocks.count, parallel.threads);
+  run_pass(TopKPass<Stored>(scores, affinities, threshold, last, results), schedule, parallel);
   thresholds_ = {threshold, last};
 }
 

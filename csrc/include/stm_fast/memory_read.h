@@ -61,6 +61,15 @@ struct ReadProblem {
   }
   Index query_batches() const { return query.batch_stride == 0 ? 1 : objects; }
   Index key_batches() const { return key.batch_stride == 0 ? 1 : objects; }
+
+  // Whether every object has the same scores.
+  bool shares_affinity() const {
+    bool shares = query_batches() == 1 && key_batches() == 1 && shrinkage.batch_stride == 0;
+    for (Index object = 1; object < objects; ++object) {
+      shares = shares && rows_of(object) == rows_of(0);
+    }
+    return shares;
+  }
 };
 
 // out [B, M, Cv], lse [B, M] and usage [B, N] (null: not wanted) are contiguous.
