@@ -3,9 +3,11 @@
 python benchmarks/make_tables.py rewrites only what stands between marks; a second run changes nothing.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from system_tables import whole_frames
 
@@ -19,6 +21,7 @@ from stm_fast.video.whole_file import whole_file
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"
 FRAMES_BEGIN, FRAMES_END = "<!-- whole frames: written by benchmarks/make_tables.py -->", "<!-- end of whole frames -->"
+STORAGE_BEGIN, STORAGE_END = "<!-- storage: written by benchmarks/make_tables.py -->", "<!-- end of storage -->"
 # README shows the forward read, benchmarks/README.md everything
 DOCUMENTS = {HERE.parent / "README.md": ("forward",), HERE / "README.md": ("forward", "backward", "top-k")}
 
@@ -40,7 +43,12 @@ def as_measured(document: Path) -> str:
     reads = [read_record(path) for path in sorted((HERE / "results").glob("memory-read-*.json"))]
     frames = [read_system_record(path) for path in sorted((HERE / "results").glob("network-*.json"))]
     text = with_figures(document, document.read_text(), reads, DOCUMENTS[document])
-    return with_frames(document, text, frames, by_stage=document.parent == HERE)
+    text = with_frames(document, text, frames, by_stage=document.parent == HERE)
+    if document.parent != HERE:
+        return text
+    measured = HERE / "results" / "storage-masks.json"
+    record = json.loads(measured.read_text()) if measured.is_file() else None
+    return _between(document, text, (STORAGE_BEGIN, STORAGE_END), storage(record))
 
 
 def with_figures(document: Path, text: str, records: Sequence[Record], passes: Sequence[str]) -> str:
@@ -51,6 +59,22 @@ def with_figures(document: Path, text: str, records: Sequence[Record], passes: S
 def with_frames(document: Path, text: str, records: Sequence[SystemRecord], *, by_stage: bool) -> str:
     """The text of a document with the whole frames of some records."""
     return _between(document, text, (FRAMES_BEGIN, FRAMES_END), whole_frames(records, by_stage=by_stage))
+
+
+def storage(record: dict[str, Any] | None) -> str:
+    """Markdown of what `storage_masks.py` measured."""
+    if record is None:
+        return "Not measured yet."
+    names = list(next(iter(record["J"].values())))
+    lines = [f"| J, mean and smallest | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
+    for clip, found in record["J"].items():
+        cells = (f"{found[name]['mean']:.4f}, {found[name]['smallest']:.4f}" for name in names)
+        lines.append(f"| {clip} | {' | '.join(cells)} |")
+    machine = record["machine"]
+    head = (
+        f"Weights {record['weights']}, every {record['every']} frames in memory, commit {str(machine['commit'])[:12]}."
+    )
+    return "\n".join([head, "", *lines])
 
 
 def _between(document: Path, text: str, marks: tuple[str, str], body: str) -> str:

@@ -1,9 +1,6 @@
 """What a bank's storage changes in the masks: J between those of a float32 bank and of every other, frame by frame.
 
-Without --weights the network is untrained: J then says how far the storage moves the network's output, and nothing of
-how good masks are.
-
-python benchmarks/storage_masks.py --frames 60 --size 240p --video clip.mp4=first_mask.png
+python benchmarks/storage_masks.py --frames 40 --size 240p --video clip.mp4=first_mask.png --output storage-masks.json
 """
 
 import json
@@ -17,12 +14,15 @@ import torch
 import typer
 from torch import Tensor
 
+from stm_fast.benchmarking.machine import describe_machine
+from stm_fast.commands.common import DEFAULT_WEIGHTS, load_for_inference
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference import VideoSegmenter
-from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast.network import STM
 from stm_fast.video import open_frames, read_mask
+from stm_fast.video.whole_file import whole_file
 
 STORAGES = ("bfloat16", "float16", "int8", "fp8")
 HEIGHTS = {"96p": (96, 160), "240p": (240, 432), "480p": (480, 864)}
@@ -39,15 +39,15 @@ def main(
     size: Annotated[str, typer.Option(help=f"Of drawn clips: {', '.join(HEIGHTS)}.")] = "96p",
     seeds: Annotated[int, typer.Option(help="How many drawn clips.")] = 2,
     video: Annotated[list[str], typer.Option(help="More clips: VIDEO=FIRST_MASK.")] = [],  # noqa: B006
-    weights: Path | None = None,
+    weights: Path = DEFAULT_WEIGHTS,
     max_size: int = 240,
     every: int = 1,
     threads: int = 2,
+    output: Path | None = None,
 ) -> None:
     """Prints the mean and the smallest J of every storage; the last line is one JSON object."""
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    model = stm_resnet18() if weights is None else stm_resnet50(weights=weights)
+    model = load_for_inference(weights, None, "cpu")
     results: dict[str, dict[str, dict[str, float]]] = {}
     for clip in clips(frames, HEIGHTS[size], seeds, video):
         whole = masks(model, clip, MemoryConfig(every=every), max_size)
@@ -57,7 +57,11 @@ def main(
             similarity = agreement(found[1:], whole[1:])
             results[clip.name][storage] = {"mean": float(np.mean(similarity)), "smallest": float(np.min(similarity))}
             print(f"{clip.name} {storage}: J {np.mean(similarity):.4f}, smallest {np.min(similarity):.4f}")
-    print(json.dumps({"weights": "untrained" if weights is None else str(weights), "J": results}))
+    record = {"machine": describe_machine("cpu"), "weights": weights.name, "every": every, "J": results}
+    if output is not None:
+        with whole_file(output) as partial:
+            partial.write_text(json.dumps(record, indent=1))
+    print(json.dumps(record))
 
 
 def clips(frames: int, size: tuple[int, int], seeds: int, videos: list[str]) -> Iterator[Clip]:
