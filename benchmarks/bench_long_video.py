@@ -52,6 +52,7 @@ class Work:
     every: int
     cap: int
     backbone: str
+    decoder_dim: int
     threads: int
     windows: int
     limit_gb: float
@@ -79,6 +80,7 @@ def main(
     every: Annotated[int, typer.Option(help="Every N-th frame stays.")] = 5,
     cap: Annotated[int, typer.Option(help="Frames that stay, where frames are evicted.")] = 20,
     backbone: str = "resnet18",
+    decoder_dim: Annotated[int, typer.Option(help="The decoder is most of a small network's time.")] = 256,
     threads: int = 2,
     windows: Annotated[int, typer.Option(help="Points of each curve.")] = 50,
     limit_gb: Annotated[float, typer.Option(help="Memory beyond which a run is ended.")] = 8,
@@ -89,7 +91,7 @@ def main(
     unknown = set(run) - set(RUNS)
     if unknown:
         raise typer.BadParameter(f"--run: found {sorted(unknown)}, expected some of {', '.join(RUNS)}")
-    work = Work(frames, size, objects, every, cap, backbone, threads, windows, limit_gb, minutes)
+    work = Work(frames, size, objects, every, cap, backbone, decoder_dim, threads, windows, limit_gb, minutes)
     results = {}
     for name in run:
         results[name] = in_own_process(name, work)
@@ -124,7 +126,8 @@ def measure(name: str, work: Work, progress: Path) -> str:
     torch.manual_seed(0)
     height, width = SIZES[work.size]
     clip = SyntheticClip(0, frames=work.frames, height=height, width=width, objects=work.objects)
-    model = {"resnet18": stm_resnet18, "resnet50": stm_resnet50}[work.backbone]().to(device()).eval()
+    build = {"resnet18": stm_resnet18, "resnet50": stm_resnet50}[work.backbone]
+    model = build(decoder_dim=work.decoder_dim).to(device()).eval()
     step, bank_bytes = contestant(name, work, model, progress.parent)
     window, times, start = max(1, work.frames // work.windows), [], time.monotonic()
     limit_memory(work.limit_gb)
