@@ -5,7 +5,9 @@ from pathlib import Path
 from stm_fast.network.stm import Architecture
 
 DEFAULT = "default"
-ARCHITECTURE = Architecture("resnet18_half", key_dim=64, value_dim=128, decoder_dim=64, unit_keys=True)
+ARCHITECTURE = Architecture(
+    "resnet18_half", key_dim=64, value_dim=128, decoder_dim=64, unit_keys=True, position_waves=4
+)
 FILE = Path(__file__).parents[1] / "weights" / "stm_resnet18_half.safetensors"
 
 
