@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"
 FRAMES_BEGIN, FRAMES_END = "<!-- whole frames: written by benchmarks/make_tables.py -->", "<!-- end of whole frames -->"
 STORAGE_BEGIN, STORAGE_END = "<!-- storage: written by benchmarks/make_tables.py -->", "<!-- end of storage -->"
+LONG_BEGIN, LONG_END = "<!-- long videos: written by benchmarks/make_tables.py -->", "<!-- end of long videos -->"
 # README shows the forward read, benchmarks/README.md everything
 DOCUMENTS = {HERE.parent / "README.md": ("forward",), HERE / "README.md": ("forward", "backward", "top-k")}
 
@@ -48,7 +49,9 @@ def as_measured(document: Path) -> str:
         return text
     measured = HERE / "results" / "storage-masks.json"
     record = json.loads(measured.read_text()) if measured.is_file() else None
-    return _between(document, text, (STORAGE_BEGIN, STORAGE_END), storage(record))
+    text = _between(document, text, (STORAGE_BEGIN, STORAGE_END), storage(record))
+    videos = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("long-video-*.json"))]
+    return _between(document, text, (LONG_BEGIN, LONG_END), long_videos(videos))
 
 
 def with_figures(document: Path, text: str, records: Sequence[Record], passes: Sequence[str]) -> str:
@@ -75,6 +78,29 @@ def storage(record: dict[str, Any] | None) -> str:
         f"Weights {record['weights']}, every {record['every']} frames in memory, commit {str(machine['commit'])[:12]}."
     )
     return "\n".join([head, "", *lines])
+
+
+def long_videos(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown of what `bench_long_video.py` measured: a line for each run, after 1,000 frames and at its end."""
+    if not records:
+        return "Not measured yet."
+    lines = ["| run | frames | bank | resident after 1,000 frames, at the end | frames/s then, at the end |"]
+    lines.append("|---|---|---|---|---|")
+    for record in records:
+        work = record["work"]
+        for name, run in record["runs"].items():
+            early = next(window for window in run["windows"] if window["last_frame"] >= 999)
+            late = run["windows"][-1]
+            network = f"{work['backbone']} with a decoder of {work['decoder_dim']}"
+            what = f"{name}, {network}, {work['size']}, every {work['every']}"
+            cells = [
+                f"{late['last_frame'] + 1:,}",
+                bytes_text(1e6 * late["bank_mb"]),
+                f"{early['resident_mb']:,.0f} MB, {late['resident_mb']:,.0f} MB",
+                f"{early['frames_per_second']:.1f}, {late['frames_per_second']:.1f}",
+            ]
+            lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _between(document: Path, text: str, marks: tuple[str, str], body: str) -> str:
