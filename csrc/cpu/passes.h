@@ -23,14 +23,14 @@ void softmax_statistics(const Scores<Stored>& scores, const Parallel& parallel,
 template <class Stored>
 void memory_usage(const Scores<Stored>& scores, const Parallel& parallel, Accumulator<Stored>* usage);
 
-// What a read writes; null where it is not wanted.
+// What a read writes, both or none: lse is null where it is not wanted.
 template <class Stored>
 struct ReadResults {
   Dense<Stored>* out = nullptr;        // [B, M, Cv]
   Accumulator<Stored>* lse = nullptr;  // [B, M]
 };
 
-// Finds the thresholds of a top-k read, and owns them; none where the read is dense. Where `out` is wanted it reads as
+// Finds the thresholds of a top-k read, and owns them; none where the read is dense. Where `lse` is wanted it reads as
 // well: the values of the rows that it found, and no others.
 template <class Stored>
 class TopK {

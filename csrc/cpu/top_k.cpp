@@ -178,21 +178,23 @@ class TopKPass {
       // fewer rows than k: all of them are taken
       const T threshold = best.full() ? best.worst().score : -std::numeric_limits<T>::infinity();
       const Index last = best.full() ? best.worst().index : problem_.rows;
-      const T lse = results_.out == nullptr ? T(0) : make_weights(best);
+      const T lse = reads() ? make_weights(best) : T(0);
       for (Index other = object; other < object + objects; ++other) {
         threshold_[other * blocks_.padded_queries() + first + query] = threshold;
         last_[other * blocks_.padded_queries() + first + query] = last;
-        if (results_.out != nullptr) {
+        if (reads()) {
           results_.lse[other * problem_.queries + first + query] = lse;
         }
       }
     }
-    for (Index other = object; results_.out != nullptr && other < object + objects; ++other) {
+    for (Index other = object; reads() && other < object + objects; ++other) {
       read_values(other, first, blocks_.queries_in_block(segment.query_block), result);
     }
   }
 
  private:
+  // out is null too where values have no channels
+  bool reads() const { return results_.lse != nullptr; }
   Index block_queries() const { return blocks_.largest_block() * blocks_.lanes; }
 
   void offer_column(const T* scores, Index row, Index rows, Best<T> best) const {
