@@ -89,7 +89,7 @@ def long_videos(records: Sequence[dict[str, Any]]) -> str:
     for record in records:
         work = record["work"]
         for name, run in record["runs"].items():
-            early = next(window for window in run["windows"] if window["last_frame"] >= 999)
+            early = next((window for window in run["windows"] if window["last_frame"] >= 999), run["windows"][-1])
             late = run["windows"][-1]
             network = f"{work['backbone']} with a decoder of {work['decoder_dim']}"
             what = f"{name}, {network}, {work['size']}, every {work['every']}"
@@ -113,7 +113,7 @@ def _between(document: Path, text: str, marks: tuple[str, str], body: str) -> st
 
 def figures(records: Sequence[Record], passes: Sequence[str]) -> str:
     """Markdown of every record; a kind of device without one is not measured yet."""
-    parts = [_record(record, passes) for record in records]
+    parts = [_record(record, passes) for record in records if any(row.pass_name in passes for row in record.rows)]
     for device, name in (("cpu", "CPU"), ("cuda", "GPU")):
         if not any(record.machine["device"] == device for record in records):
             parts.append(f"{name}: not measured yet.")

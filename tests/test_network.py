@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast.network.key_value import positions
 from stm_fast.network.padding import pad_to_multiple, unpad
 
 
@@ -111,6 +112,11 @@ def test_position_waves_make_scores_fall_with_the_distance_alone() -> None:
         turns = [(wave * (i - u) / 16, wave * (j - v) / 16) for wave in (1, 2, 4)]  # waves of 16, 8 and 4 places
         expected = sum(0.5 * (math.cos(2 * math.pi * y) + math.cos(2 * math.pi * x)) for y, x in turns)
         assert scores[i, j, u, v] == pytest.approx(expected, abs=1e-5)
+
+
+def test_positions_of_a_wide_frame_are_right_in_16_bits() -> None:
+    amplitudes = torch.ones(4, dtype=torch.bfloat16)
+    assert torch.equal(positions(68, 120, amplitudes), positions(68, 120, amplitudes.float()))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47), (1, 16), (72, 100)])

@@ -241,7 +241,7 @@ bool multiplies_pairs(const ReadProblem<Stored>& problem) {
 template <class Stored>
 bool gathers_values(const ReadProblem<Stored>& problem) {
   constexpr Index rows_for_one = 8;
-  return !quantised<Stored> && problem.top_k > 0 && problem.top_k * rows_for_one <= problem.rows;
+  return !quantised<Stored> && problem.top_k > 0 && problem.top_k <= problem.rows / rows_for_one;
 }
 
 template <class Stored>

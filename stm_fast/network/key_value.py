@@ -71,6 +71,8 @@ def positions(height: int, width: int, amplitudes: Tensor) -> Tensor:
 
     The dot product of two places' channels is ``sum over waves of a^2 (cos(f dx) + cos(f dy))``.
     """
+    # phases of many turns are no numbers for 16 bits
+    amplitudes = amplitudes.to(torch.promote_types(amplitudes.dtype, torch.float32))
     y, x = (torch.arange(side, device=amplitudes.device, dtype=amplitudes.dtype) for side in (height, width))
     waves = torch.arange(len(amplitudes), device=amplitudes.device)
     frequency = 2 * math.pi / (_LONGEST_WAVE * min(height, width)) * 2**waves  # [waves], per place
