@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 from stm_fast.data.augmentation import Augmentation
 from stm_fast.data.clips import ClipDataset, Ticket, collate, renumbered
 from stm_fast.data.geometry import Motion, crop_view, draw_bends, draw_path, mirrored, resample, sampling_grid
+from stm_fast.data.occlusion import draw_occlusion
 from stm_fast.data.pictures import read_picture
 from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.sequences import Objects, Sequence, davis16, folder
 from stm_fast.data.stills import still_folder, still_globs
-from stm_fast.data.synthetic import FIRST_TRAINING_SEED
+from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.data.videos import VideoSource, draw_times
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
@@ -527,6 +528,40 @@ def test_synthetic_clips_have_their_own_seeds():
     assert 1 <= clip.objects <= 3
     with pytest.raises(InputError, match="length: 0"):
         SyntheticSource(0)
+
+
+def hidden_share(clip, times):
+    """How much of its area in the first and the last frame the best hidden object has lost in between."""
+    areas = np.array([np.bincount(clip.ids(time).ravel(), minlength=4)[1:4] for time in times])
+    ends = np.minimum(areas[0], areas[-1])
+    return ((ends - areas.min(0)) / np.maximum(ends, 1)).max()
+
+
+def test_an_occlusion_hides_an_object_between_frames_that_show_it():
+    shares: dict[str, list[float]] = {"occlusion": [], "ordinary": []}
+    for seed in range(12):
+        clip = SyntheticClip(FIRST_TRAINING_SEED + seed, frames=100, height=48, width=80)
+        generator = np.random.default_rng(seed)
+        times = draw_occlusion(clip, 4, 22, generator)
+        assert times is not None
+        assert len(times) == 4
+        assert times == sorted(set(times))
+        assert 0 <= times[0] < times[-1] <= min(times[0] + 2 * 22, 99)
+        assert times == draw_occlusion(clip, 4, 22, np.random.default_rng(seed))
+        shares["occlusion"].append(hidden_share(clip, times))
+        shares["ordinary"].append(hidden_share(clip, draw_times(100, 4, 14, generator)))
+    assert np.mean(shares["occlusion"]) > 0.7 > 0.4 > np.mean(shares["ordinary"])
+
+
+def test_no_occlusion_where_nothing_moves_or_nothing_is():
+    generator = np.random.default_rng(0)
+    still = SyntheticClip(3, frames=30, height=48, width=80, speed=0.0)
+    assert draw_occlusion(still, 3, 10, generator) is None
+    assert draw_occlusion(SyntheticClip(3, frames=30, height=48, width=80, objects=0), 3, 10, generator) is None
+    source = SyntheticSource(3, 48, 80, 6, hidden=1.0)
+    assert len(source.draw(0, 2, 1, generator)) == 2
+    with pytest.raises(InputError, match=r"hidden: 1\.5"):
+        SyntheticSource(3, hidden=1.5)
 
 
 @pytest.fixture

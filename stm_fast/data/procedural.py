@@ -5,6 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from stm_fast.data.occlusion import draw_occlusion
 from stm_fast.data.raw import Shot
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip, SyntheticFrame
 from stm_fast.data.videos import draw_times
@@ -21,8 +22,11 @@ class SyntheticSource:
         height, width: their size in pixels.
         frames: how long they are.
         objects: how many objects they have, one number after the other in turn.
+        object_size: as in `SyntheticClip`.
+        hidden: share of the draws of 3 frames and more in which an object is hidden between the first and the last.
 
-    Raises InputError for a length below 1, no number of objects, and numbers that `SyntheticClip` refuses.
+    Raises InputError for a length below 1, no number of objects, a share beyond 0 and 1, and numbers that
+    `SyntheticClip` refuses.
     """
 
     moving = True
@@ -34,13 +38,18 @@ class SyntheticSource:
         width: int = 192,
         frames: int = 100,
         objects: tuple[int, ...] = (1, 2, 3),
+        object_size: tuple[float, float] = (0.16, 0.24),
+        hidden: float = 0.0,
     ) -> None:
         if length < 1:
             raise InputError(f"length: {length} synthetic clips, expected at least 1")
         if not objects:
             raise InputError("objects: no number of objects of synthetic clips, expected one at least")
+        if not 0 <= hidden <= 1:
+            raise InputError(f"hidden: {hidden}, expected a share from 0 to 1")
         self._length, self._height, self._width = length, height, width
         self._frames, self._objects = frames, objects
+        self._object_size, self._hidden = object_size, hidden
 
     def __len__(self) -> int:
         return self._length
@@ -50,21 +59,27 @@ class SyntheticSource:
         seed = FIRST_TRAINING_SEED + index
         objects = self._objects[seed % len(self._objects)]
         try:
-            return _open_clip(seed, self._frames, self._height, self._width, objects)
+            return _open_clip(seed, self._frames, self._height, self._width, objects, self._object_size)
         except ValueError as error:
             raise InputError(f"synthetic clip {index}: {error}") from error
 
     def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
         """Some frames of clip `index`, named by its seed."""
         clip = self.clip(index)
-        times = draw_times(self._frames, frames, max_skip, generator)
+        times = None
+        if frames >= 3 and self._hidden and generator.random() < self._hidden:
+            times = draw_occlusion(clip, frames, (max_skip + 1) * (frames - 1) // 2, generator)
+        if times is None:
+            times = draw_times(self._frames, frames, max_skip, generator)
         return [_shot(clip[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}") for time in times]
 
 
 # a clip takes longer to set up than to render
 @lru_cache(maxsize=_KEPT)
-def _open_clip(seed: int, frames: int, height: int, width: int, objects: int) -> SyntheticClip:
-    return SyntheticClip(seed, frames=frames, height=height, width=width, objects=objects)
+def _open_clip(
+    seed: int, frames: int, height: int, width: int, objects: int, object_size: tuple[float, float]
+) -> SyntheticClip:
+    return SyntheticClip(seed, frames=frames, height=height, width=width, objects=objects, object_size=object_size)
 
 
 def _shot(frame: SyntheticFrame, name: str) -> Shot:

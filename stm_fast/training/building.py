@@ -59,7 +59,15 @@ def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
 
 def _source(entry: Data) -> ClipSource:
     if isinstance(entry, SyntheticData):
-        return SyntheticSource(entry.length, entry.height, entry.width, entry.frames, entry.objects)
+        return SyntheticSource(
+            entry.length,
+            entry.height,
+            entry.width,
+            entry.frames,
+            entry.objects,
+            object_size=entry.object_size,
+            hidden=entry.hidden,
+        )
     if isinstance(entry, VideoData):
         return VideoSource(SETS[entry.kind](Path(entry.path), entry.split), entry.skip_divisor)
     if isinstance(entry, CocoData):

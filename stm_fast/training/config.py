@@ -55,6 +55,8 @@ class SyntheticData:
     width: int = 192
     frames: int = 100
     objects: tuple[int, ...] = (1, 2, 3)
+    object_size: tuple[float, float] = (0.16, 0.24)
+    hidden: float = 0.0
     weight: float = 1.0
 
 
