@@ -530,6 +530,22 @@ def test_synthetic_clips_have_their_own_seeds():
         SyntheticSource(0)
 
 
+def test_masks_of_sbd(tmp_path):
+    scipy_io = pytest.importorskip("scipy.io")
+    Image.new("RGB", (40, 30), (10, 20, 30)).save(tmp_path / "a.jpg")
+    ids = np.zeros((30, 40), np.uint8)
+    ids[3:9, 4:20], ids[12:20, 10:30] = 1, 2
+    scipy_io.savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": ids, "Categories": [[5], [7]]}})
+    (shot,) = still_globs(tmp_path, "*.jpg", "*.mat").draw(0, 1, 0, np.random.default_rng(0))
+    assert np.array_equal(shot.ids, ids)
+    scipy_io.savemat(tmp_path / "a.mat", {"GTinst": np.ones(3)})
+    with pytest.raises(InputError, match=r"a\.mat: found no Segmentation"):
+        ids_of(still_globs(tmp_path, "*.jpg", "*.mat"))
+    (tmp_path / "a.mat").write_bytes(b"no MATLAB file" * 20)
+    with pytest.raises(InputError, match=r"a\.mat: not a readable MATLAB file"):
+        ids_of(still_globs(tmp_path, "*.jpg", "*.mat"))
+
+
 def hidden_share(clip, times):
     """How much of its area in the first and the last frame the best hidden object has lost in between."""
     areas = np.array([np.bincount(clip.ids(time).ravel(), minlength=4)[1:4] for time in times])

@@ -9,6 +9,7 @@ from PIL import Image
 
 from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
+from stm_fast.data.sbd import read_mat
 from stm_fast.data.sequences import VOID
 from stm_fast.errors import InputError
 from stm_fast.video import object_ids, read_mask
@@ -30,7 +31,8 @@ class StillSource:
 
     Args:
         pairs: pictures and their masks. A PNG with a palette, or a dark grey one, holds object ids; 255 beside others
-            is void (VOC). Any other mask is a saliency map of one object, which is where it is at least half white.
+            is void (VOC). A .mat file is one of SBD. Any other mask is a saliency map of one object, which is where it
+            is at least half white.
     """
 
     moving = False
@@ -66,7 +68,7 @@ def still_globs(root: Path, pictures: str, masks: str) -> StillSource:
     """Pictures and masks of the same stem, wherever two glob patterns below `root` find them.
 
     DUTS: ``still_globs(root, "DUTS-TR-Image/*.jpg", "DUTS-TR-Mask/*.png")``; MSRA10K, whose masks lie beside its
-    pictures: ``still_globs(root, "Imgs/*.jpg", "Imgs/*.png")``.
+    pictures: ``still_globs(root, "Imgs/*.jpg", "Imgs/*.png")``; SBD: ``still_globs(root, "img/*.jpg", "inst/*.mat")``.
 
     Raises InputError: a missing folder, no picture found, a picture without mask.
     """
@@ -86,6 +88,8 @@ def _paired(pictures: list[Path], masks: dict[str, Path], place: str) -> list[Pa
 
 def _read_ids(file: Path) -> Bytes:
     """Object ids [H, W] of a mask."""
+    if file.suffix == ".mat":
+        return read_mat(file)
     try:
         with Image.open(file) as opened:
             grey = None if opened.mode == "P" else np.array(opened.convert("L"))
