@@ -1,10 +1,13 @@
 """The training step: the same function as the network frame by frame, and gradients that reach everything."""
 
+import math
+
 import pytest
 import torch
 
 from stm_fast.network import STM
 from stm_fast.network.backbone import batch_norm_mode
+from stm_fast.training.affinity import affinity_loss, shares
 from stm_fast.training.losses import cross_entropy, soft_iou_loss
 from stm_fast.training.step import ClipLoss
 
@@ -74,6 +77,45 @@ def test_soft_iou_of_a_right_a_wrong_and_an_absent_object():
     # 8 pixels of the object, none found: (0 + 1) / (8 + 1); nothing there and 8 pixels said: likewise
     assert float(soft_iou_loss(right.flip(0), ids)) == pytest.approx(1 - 1 / 17)
     assert float(soft_iou_loss(right, torch.zeros_like(ids))) == pytest.approx(1 - 1 / 9)
+
+
+def test_the_affinity_copies_masks_and_each_class_weighs_alike():
+    ids = torch.zeros(2, 1, 4, 8, dtype=torch.int64)  # one object's memory frame and the frame, two rows each
+    ids[0, 0, :, 4:] = 1
+    ids[1, 0, :, :4] = 1
+    ids[1, 0, 0, 0] = 2
+    seen = shares(ids.transpose(0, 1), torch.tensor([1]), 4)  # [1, 3, 2, 1, 2]
+    assert seen[0, :, 0, 0].T.tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert seen[0, :, 1, 0].T.tolist() == [[15 / 16, 1 / 16, 0], [0, 0, 1]]
+    found, expected = seen[:, :, :1], seen[:, :, 1:]
+    unlike = torch.tensor([0.0, 20.0]).reshape(1, 1, 1, 1, 2)
+    sure = affinity_loss(torch.tensor([20.0, -20.0]).reshape(1, 1, 1, 2), unlike - 10, found, expected, "auto")
+    # the object and the background are copied rightly; nothing in the memory is another object
+    assert float(sure) == pytest.approx(-math.log(1e-4) / 16 / 3, rel=1e-5)
+    even = affinity_loss(torch.zeros(1, 1, 1, 2), unlike, found, expected, "auto")
+    assert float(even) == pytest.approx((math.log(2) * (15 / 16 + 1) - math.log(1e-4) / 16) / 3, rel=1e-5)
+
+
+def test_the_affinity_loss_is_added_clip_by_clip(model, clips):
+    frames, ids, objects = clips
+    together = ClipLoss(model, affinity_weight=0.5)(frames, ids, objects)
+    assert together > ClipLoss(model)(frames, ids, objects) + 0.1
+    alone = [
+        ClipLoss(model, affinity_weight=0.5)(frames[clip : clip + 1], ids[clip : clip + 1], objects[clip : clip + 1])
+        for clip in (0, 1)
+    ]
+    torch.testing.assert_close(together, torch.stack(alone).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_affinity_loss_moves_the_keys_alone(model, clips):
+    frames, ids, objects = clips
+    gradients = []
+    for weight in (0.0, 0.5):
+        model.zero_grad()
+        ClipLoss(model, affinity_weight=weight)(frames[:, :2], ids[:, :2], objects).backward()
+        gradients.append([layer.weight.grad.clone() for layer in (model.query_key_value.key, model.decoder.predict)])
+    assert not torch.allclose(gradients[0][0], gradients[1][0], atol=1e-4)
+    torch.testing.assert_close(gradients[0][1], gradients[1][1], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

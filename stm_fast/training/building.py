@@ -40,7 +40,13 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
         load_backbone(model, Path(config.backbone_weights))
     batch_norm_mode(model, config.batch_norm)
     loss = config.loss
-    return ClipLoss(model, iou_weight=loss.iou_weight, detach_memory=loss.detach_memory, backend=config.backend)
+    return ClipLoss(
+        model,
+        iou_weight=loss.iou_weight,
+        affinity_weight=loss.affinity_weight,
+        detach_memory=loss.detach_memory,
+        backend=config.backend,
+    )
 
 
 def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:

@@ -112,6 +112,7 @@ class Loss:
     """As in :class:`stm_fast.training.step.ClipLoss`."""
 
     iou_weight: float = 0.0
+    affinity_weight: float = 0.0
     detach_memory: bool = False
 
 

@@ -67,6 +67,7 @@ def _rates(config: TrainingConfig) -> Iterator[Check]:
     yield "optimizer.clip_norm", norm, norm is None or norm > 0, "more than 0"
     yield "schedule.power", config.schedule.power, config.schedule.power >= 0, "at least 0"
     yield "loss.iou_weight", config.loss.iou_weight, config.loss.iou_weight >= 0, "at least 0"
+    yield "loss.affinity_weight", config.loss.affinity_weight, config.loss.affinity_weight >= 0, "at least 0"
     yield "ema", ema, ema is None or 0 <= ema < 1, "0 or more, less than 1"
 
 
