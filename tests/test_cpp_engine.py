@@ -51,11 +51,43 @@ def read_and_gradients(case: ReadCase, dtype: torch.dtype = torch.float32, backe
     return [out, lse, usage, *gradients]
 
 
-# around the panels of 24 queries, the blocks of 192 queries and of 192 rows
-@pytest.mark.parametrize("queries", [23, 24, 25, 191, 192, 193, 300])
+# around the panels of 24 queries, the blocks of 192 queries and of 192 rows; up to 256 queries there are no panels
+@pytest.mark.parametrize("queries", [23, 25, 192, 257, 263, 264, 265, 385])
 @pytest.mark.parametrize("rows", [191, 192, 193, 577])
 def test_block_boundaries(queries, rows):
     check_case(ReadCase(batch=1, queries=queries, rows=rows, key_dim=9, value_dim=5), torch.float32, "cpp")
+
+
+# values of 64 channels are read as they lie, of 37 they are packed; with one and two threads the memory is shared out,
+# with five the queries are
+@pytest.mark.parametrize("value_dim", [64, 37])
+@pytest.mark.parametrize("queries", [1, 3, 16, 17, 48, 63, 64, 65])
+def test_few_queries(queries, value_dim, threads):
+    check_case(ReadCase(batch=1, queries=queries, rows=3101, key_dim=32, value_dim=value_dim), torch.float32, "cpp")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_are_read_as_they_lie_to_the_bit(dtype):
+    query, key, value = make_tensors(ReadCase(batch=1, queries=21, rows=420, key_dim=16, value_dim=64), dtype)[:3]
+    assert value.stride(2) == 1
+    expected = memory_read(query, key, value, backend="cpp")
+    gaps = torch.full((1, 420, 128), math.nan, dtype=dtype)[..., :64].copy_(value)
+    by_channel = with_strides(value, (0, 2, 1))
+    for moved in (gaps, by_channel):
+        assert torch.equal(memory_read(query, key, moved, backend="cpp"), expected)
+
+
+def test_few_queries_have_a_pass_of_their_own():
+    # within a pass the others do not change a bit of what a query reads; the two passes sum in another order
+    query, key, value = make_tensors(
+        ReadCase(batch=1, queries=300, rows=2000, key_dim=32, value_dim=64), torch.float32
+    )[:3]
+    read = {count: memory_read(query[:, :count], key, value, backend="cpp") for count in (1, 16, 65, 256, 257, 300)}
+    for few in (1, 16, 65):
+        assert torch.equal(read[few], read[256][:, :few])
+    assert torch.equal(read[257], read[300][:, :257])
+    assert not torch.equal(read[256], read[257][:, :256])
+    torch.testing.assert_close(read[256], read[257][:, :256], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -63,7 +95,9 @@ def test_block_boundaries(queries, rows):
     "case",
     [
         replace(WIDE, batch=1, queries=9, rows=4000),
+        replace(WIDE, batch=1, queries=260, rows=500),
         replace(WIDE, lengths=(500, 0, 193)),
+        replace(WIDE, lengths=(500, 0, 193), queries=260),
         replace(WIDE, shared_key=True, shared_query=True, lengths=(500, 0, 193)),
         replace(WIDE, shared_key=True, lengths=(1, 300, 193)),
         replace(WIDE, batch=1, queries=9, rows=4000, top_k=40, return_usage=True),
@@ -92,8 +126,9 @@ def test_two_runs_are_equal_to_the_bit(case, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_strides_do_not_change_a_bit(dtype):
-    case = ReadCase(queries=30, rows=140, key_dim=11, value_dim=13)
+@pytest.mark.parametrize("queries", [30, 260])
+def test_strides_do_not_change_a_bit(dtype, queries):
+    case = ReadCase(batch=1, queries=queries, rows=140, key_dim=11, value_dim=13)
     tensors = make_tensors(case, dtype)[:3]
     expected = memory_read(*tensors, backend="cpp")
     for orders in itertools.product(itertools.permutations(range(3)), repeat=3):
@@ -224,9 +259,10 @@ def test_sums_beyond_the_largest_float16_become_infinite():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_values_near_the_largest_number_are_read(dtype):
+@pytest.mark.parametrize("queries", [50, 260])
+def test_values_near_the_largest_number_are_read(queries, dtype):
     # sums before their division are up to 300 times as large; one channel is so large, its neighbour as small
-    query, key, value = make_tensors(ReadCase(batch=1, queries=50, rows=300), dtype)[:3]
+    query, key, value = make_tensors(ReadCase(batch=1, queries=queries, rows=300), dtype)[:3]
     plain = memory_read(query, key, value, backend="cpp")
     value[..., 7] = value[..., 7].sign() * 3e38
     value[..., 9] = -3.3e38
@@ -274,9 +310,10 @@ def test_top_k(top_k, channels_first):
     ],
     ids=str,
 )
-def test_a_shared_affinity_reads_as_objects_one_by_one(objects, case, threads):
+@pytest.mark.parametrize("queries", [70, 260])
+def test_a_shared_affinity_reads_as_objects_one_by_one(objects, case, queries, threads):
     lengths = None if case.lengths is None else case.lengths * objects
-    shape = replace(case, batch=objects, queries=70, rows=300, key_dim=32, shared_query=True, shared_key=True)
+    shape = replace(case, batch=objects, queries=queries, rows=300, key_dim=32, shared_query=True, shared_key=True)
     case = replace(shape, lengths=lengths)
     tensors = make_tensors(case, torch.float32)
     together = run(case, tensors)

@@ -28,10 +28,10 @@ def random_case(draw: random.Random) -> ReadCase:
     batch, rows, l2 = draw.randint(1, 3), draw.choice([0, 1, 7, 8, 191, 193, draw.randint(2, 500)]), draw.random() < 0.4
     return ReadCase(
         batch=batch,
-        queries=draw.choice([0, 1, 23, 25, 48, 49, draw.randint(2, 200)]),
+        queries=draw.choice([0, 1, 23, 48, 49, 265, draw.randint(2, 200)]),
         rows=rows,
         key_dim=draw.randint(1, 40),
-        value_dim=draw.randint(0, 40),
+        value_dim=draw.choice([32, 64, draw.randint(0, 40)]),
         shared_query=draw.random() < 0.3,
         shared_key=draw.random() < 0.3,
         lengths=tuple(draw.randint(0, rows) for _ in range(batch)) if draw.random() < 0.4 else None,

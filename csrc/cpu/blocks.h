@@ -21,6 +21,9 @@ struct QueryBlocks {
         lanes(kernels.lanes),
         panels(divide_up(queries, lanes)),
         count(divide_up(panels, std::max<Index>(1, queries_per_block / lanes))) {}
+  // In `most` blocks, where there are so many panels.
+  QueryBlocks(Index queries, Index lanes, Index most)
+      : queries(queries), lanes(lanes), panels(divide_up(queries, lanes)), count(std::min(panels, most)) {}
 
   Index padded_queries() const { return panels * lanes; }
   Index first_panel(Index block) const { return block * panels / count; }

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <limits>
 
+#include "few_queries.h"
 #include "pass.h"
 #include "passes.h"
+#include "results.h"
 
 namespace stm_fast {
 
@@ -55,6 +57,7 @@ class ForwardPass {
       scores = carver.take<T>(tiles * tile_size);
       rescale = carver.take<T>(tiles * pass.blocks_.lanes);
       room = carver.take<T>(std::max(queries, rows_per_block) * pass.scores_.features.dim());
+      means = carver.take<T>(pass.value_dim_);
     }
     Element* query;   // [panels][features][lanes]
     Element* keys;    // [row groups][features][group_rows]
@@ -62,6 +65,7 @@ class ForwardPass {
     T* scores;        // [tiles][rows][lanes]
     T* rescale;       // [tiles][lanes]
     T* room;          // for features that are not yet packed
+    T* means;         // [value_dim], of one query
     Index tiles;      // of a block of queries where several objects need them, else one
     Index tile_size;
   };
@@ -112,29 +116,32 @@ class ForwardPass {
   void add(const Segment& segment, const Partial& part, const Partial& whole) const {
     const Index lanes = blocks_.lanes;
     for (Index i = 0; i < blocks_.panels_in(segment.query_block) * lanes; ++i) {
-      const T largest = std::max(whole.largest[i], part.largest[i]);
-      const T shift = largest == -std::numeric_limits<T>::infinity() ? T(0) : largest;
-      const T old_scale = std::exp(whole.largest[i] - shift), new_scale = std::exp(part.largest[i] - shift);
-      whole.largest[i] = largest;
-      whole.total[i] = old_scale * whole.total[i] + new_scale * part.total[i];
+      const Joint<T> joint(whole.largest[i], part.largest[i]);
+      whole.largest[i] = joint.largest;
+      whole.total[i] = joint.of(whole.total[i], part.total[i]);
       for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
         const Index first = object * object_size() + i / lanes * panel_size() + i % lanes;
         for (Index c = 0; c < value_dim_; ++c) {
           const Index at = first + c * lanes;
-          whole.sums[at] = old_scale * whole.sums[at] + new_scale * part.sums[at];
+          whole.sums[at] = joint.of(whole.sums[at], part.sums[at]);
         }
       }
     }
   }
 
-  void write(const Segment& segment, const Partial& result) const {
+  void write(const Segment& segment, const Workspace& work, const Partial& result) const {
     const Index first = blocks_.first_panel(segment.query_block);
     for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
       for (Index panel = 0; panel < blocks_.panels_in(segment.query_block); ++panel) {
         for (Index i = 0; i < blocks_.queries_in_panel(first + panel); ++i) {
           const Index query = (first + panel) * blocks_.lanes + i, at = panel * blocks_.lanes + i;
-          write_query(affinities_.first_object(segment.affinity) + object, query, result.largest[at], result.total[at],
-                      result.sums + object * object_size() + panel * panel_size() + i);
+          const T* const sums = result.sums + object * object_size() + panel * panel_size() + i;
+          const T factor = mean_factor(result.total[at]);
+          for (Index c = 0; c < value_dim_; ++c) {
+            work.means[c] = sums[c * blocks_.lanes] * factor;
+          }
+          finish(affinities_.first_object(segment.affinity) + object, query, result.largest[at], result.total[at],
+                 work.means);
         }
       }
     }
@@ -176,37 +183,24 @@ class ForwardPass {
         work.rescale + tile * lanes);
   }
 
-  // A query that nothing counts for has a total of 0.
-  void write_query(Index object, Index query, T largest, T total, const T* sums) const {
-    const bool empty = total == T(0);
-    const T factor = empty ? T(0) : T(1) / total;
+  void finish(Index object, Index query, T largest, T total, const T* means) const {
     if (results_.statistics.factor != nullptr) {
       const Index at = object * blocks_.padded_queries() + query;
-      results_.statistics.largest[at] = empty ? std::numeric_limits<T>::infinity() : largest;
-      results_.statistics.factor[at] = factor;
+      results_.statistics.largest[at] = total == T(0) ? std::numeric_limits<T>::infinity() : largest;
+      results_.statistics.factor[at] = mean_factor(total);
       return;
     }
     const Index at = object * blocks_.queries + query;
-    Dense<Stored>* const out = results_.out + at * value_dim_;
     if (results_.value_unit != T(1)) {
-      return write_overflowed(sums, factor, out);
+      return write_overflowed(means, results_.out + at * value_dim_);
     }
-    results_.lse[at] = largest + std::log(total);
-    bool finite = true;
-    for (Index c = 0; c < value_dim_; ++c) {
-      const T mean = sums[c * blocks_.lanes] * factor;
-      finite &= std::isfinite(mean);
-      out[c] = narrow<Dense<Stored>>(mean);
-    }
-    if (!finite) {
-      results_.overflowed->store(true, std::memory_order_relaxed);
-    }
+    write_query<Stored>(results_, at, value_dim_, largest, total, means, *results_.overflowed);
   }
 
-  void write_overflowed(const T* sums, T factor, Dense<Stored>* out) const {
+  void write_overflowed(const T* means, Dense<Stored>* out) const {
     for (Index c = 0; c < value_dim_; ++c) {
       if (!std::isfinite(widen(out[c]))) {
-        out[c] = narrow<Dense<Stored>>(sums[c * blocks_.lanes] * factor / results_.value_unit);
+        out[c] = narrow<Dense<Stored>>(means[c] / results_.value_unit);
       }
     }
   }
@@ -229,11 +223,38 @@ void run_forward(const Scores<Stored, Element>& scores, const Parallel& parallel
   run_pass(ForwardPass<Stored, Element>(scores, affinities, value_dim, results), schedule, parallel);
 }
 
+// Blocks of queries for a memory that is read by few: all in one, so that each row is met once, but a block for each
+// thread where the rows are too few to be shared out.
+template <class Stored>
+QueryBlocks blocks_of_few(const Scores<Stored>& scores, Index threads) {
+  constexpr Index row_blocks_for_one = 8;
+  const ReadProblem<Stored>& problem = scores.problem;
+  const bool long_memory = problem.rows >= threads * row_blocks_for_one * rows_per_block;
+  return QueryBlocks(problem.queries, scores.kernels.group_rows, long_memory ? 1 : threads);
+}
+
+template <class Stored>
+void run_few_queries(const Scores<Stored>& scores, const Parallel& parallel, const ReadResults<Stored>& results,
+                     std::atomic<bool>& overflowed) {
+  const Affinities affinities(scores.problem, objects_together);
+  const QueryBlocks blocks = blocks_of_few(scores, parallel.threads);
+  const Schedule schedule = schedule_of(scores.problem, affinities, blocks.count, parallel.threads);
+  run_pass(FewQueriesPass<Stored>(scores, affinities, blocks, results, overflowed), schedule, parallel);
+}
+
 // Whether numbers are multiplied as they are stored. Features of l2 would lose accuracy, and the scores of a top-k read
 // are those of its thresholds, to the bit.
 template <class Stored>
 bool multiplies_pairs(const ReadProblem<Stored>& problem) {
   return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && !problem.l2 && problem.top_k == 0;
+}
+
+// Whether the sums of all queries stay in the second-level cache. Scores are made in the order of their thresholds by
+// the general pass alone.
+template <class Stored>
+bool has_few_queries(const ReadProblem<Stored>& problem) {
+  constexpr Index most_queries = 256;
+  return problem.top_k == 0 && problem.queries <= most_queries;
 }
 
 // Whether a top-k read takes the values of the rows that it found one by one: a row costs several times as much as in a
@@ -253,6 +274,8 @@ void read_all_values(const Scores<Stored>& scores, const Parallel& parallel, con
     if constexpr (std::is_same_v<Stored, BFloat16>) {
       run_forward(Scores<Stored, BFloat16Pair>(problem), parallel, problem.value_dim, results);
     }
+  } else if (has_few_queries(problem)) {
+    run_few_queries(scores, parallel, wanted, overflowed);
   } else {
     run_forward(scores, parallel, problem.value_dim, results);
   }

@@ -33,7 +33,7 @@ void run_items(const Owner& owner, Index items, const Parallel& parallel, const 
 // One pass of all queries over the memory rows that count. A Pass has
 //   void read(segment, workspace, partial)     the rows of a segment, read by its queries
 //   void add(segment, part, whole)             joins the results of two segments of one group
-//   void write(segment, partial)               a finished group
+//   void write(segment, workspace, partial)    a finished group
 //   Workspace, Partial                         made of (pass, carver)
 template <class Pass>
 void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parallel) {
@@ -57,7 +57,7 @@ void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parall
       const Partial result = segment.whole() ? partial(share, 1) : unfinished(share, first);
       pass.read(segment, workspace, result);
       if (segment.whole()) {
-        pass.write(segment, result);
+        pass.write(segment, workspace, result);
       }
     }
   });
@@ -74,7 +74,8 @@ void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parall
         break;
       }
     }
-    pass.write(group, whole);
+    Carver carver(scratch.get() + share * share_bytes + 2 * partial_bytes);
+    pass.write(group, Workspace(pass, carver), whole);
   });
 }
 

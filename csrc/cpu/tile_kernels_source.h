@@ -10,9 +10,11 @@
 //                          halves
 // GCC and Clang vector extensions only: no intrinsics, no -m flags. Every function carries the target attribute itself,
 // because templates do not inherit it from a pragma.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
+#include "stm_fast/scratch.h"
 #include "stm_fast/tile_kernels.h"
 
 #define STM_FAST_INLINE STM_FAST_TARGET inline __attribute__((always_inline))
@@ -210,6 +212,137 @@ STM_FAST_TARGET void softmax_step(Sum<Element>* scores, Index rows, Index stride
   }
 }
 
+// The same of one query, whose scores lie side by side.
+template <class T>
+STM_FAST_INLINE void softmax_step_of_row(T* scores, Index rows, T* largest, T* total, T* rescale) {
+  const Index padded = round_up(rows, width<T>);
+  for (Index i = rows; i < padded; ++i) {
+    scores[i] = -T(INFINITY);
+  }
+  Vector<T> most = fill(*largest);
+  for (Index i = 0; i < padded; i += width<T>) {
+    const Vector<T> score = load(scores + i);
+    most = score > most ? score : most;
+  }
+  const T before = *largest;
+  for (Index i = 0; i < width<T>; ++i) {
+    *largest = most[i] > *largest ? most[i] : *largest;
+  }
+  const Vector<T> shift = fill(*largest == -T(INFINITY) ? T(0) : *largest);
+  Vector<T> sum = {};
+  for (Index i = 0; i < padded; i += width<T>) {
+    const Vector<T> weight = exp(load(scores + i) - shift);
+    store(scores + i, weight);
+    sum += weight;
+  }
+  *rescale = exp(fill(before) - shift)[0];
+  *total *= *rescale;
+  for (Index i = 0; i < width<T>; ++i) {
+    *total += sum[i];
+  }
+}
+
+template <class T>
+STM_FAST_TARGET void softmax_step_of_rows(T* scores, Index queries, Index rows, Index stride,
+                                          const RunningSoftmax<T>& state) {
+  for (Index i = 0; i < queries; ++i) {
+    softmax_step_of_row(scores + i * stride, rows, state.largest + i, state.total + i, state.rescale + i);
+  }
+}
+
+// Two vectors of channels, for AVX2 a cache line. Of so many rows at a time a strip stays in the first-level cache, and
+// those that follow are asked for early enough.
+constexpr Index strip_vectors = 2;
+constexpr Index strip_rows = 16;
+template <class T>
+constexpr Index strip_lanes = strip_vectors * width<T>;
+
+// One group of queries: the sums of a strip stay in registers. The first group reads the values as they lie, leaves
+// them side by side in `room` for the others, and asks for as many of those that come next.
+template <class T, Update update, bool first>
+STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query, Index row, Index rows, const T* values,
+                                    const T* next, T* sums, T* room) {
+  Vector<T> sum[group_rows][strip_vectors];
+  STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
+    STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
+      const T* const old = sums + i * strip_lanes<T> + j * width<T>;
+      if constexpr (update == Update::assign) {
+        sum[i][j] = Vector<T>{};
+      } else if constexpr (update == Update::add) {
+        sum[i][j] = load(old);
+      } else {
+        sum[i][j] = fill(product.rescale[query + i]) * load(old);
+      }
+    }
+  }
+  const T* const weights = product.weights + query * product.weights_stride + row;
+  for (Index k = 0; k < rows; ++k) {
+    const T* const from = first ? values + k * product.row_stride : room + k * strip_lanes<T>;
+    Vector<T> right[strip_vectors];
+    STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
+      right[j] = load(from + j * width<T>);
+      if constexpr (first) {
+        store(room + k * strip_lanes<T> + j * width<T>, right[j]);
+        if (j * STM_FAST_VECTOR_BYTES % cache_line == 0) {
+          __builtin_prefetch(next + k * strip_lanes<T> + j * width<T>, 0, 2);
+        }
+      }
+    }
+    STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
+      const Vector<T> left = fill(weights[i * product.weights_stride + k]);
+      STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) { sum[i][j] += left * right[j]; }
+    }
+  }
+  STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
+    STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
+      store(sums + i * strip_lanes<T> + j * width<T>, sum[i][j]);
+    }
+  }
+}
+
+// Memory rows [row, row + rows), few enough for `room`.
+template <class T, Update update>
+STM_FAST_INLINE void add_strips(const StripProduct<T>& product, Index row, Index rows) {
+  alignas(cache_line) T room[strip_rows * strip_lanes<T>];
+  const Index after = product.rows + product.rows_after - row - rows;
+  T* sums = product.sums;
+  for (Index strip = 0; strip < product.strips; ++strip) {
+    const T* const values = product.values + strip * product.strip_stride + row * product.row_stride;
+    // in the order in which they lie: what asks for memory line by line is answered sooner
+    const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);
+    const T* const next = product.values + next_row * product.row_stride + line % product.strips * product.strip_stride;
+    multiply_strip<T, update, true>(product, 0, row, rows, values, next, sums, room);
+    sums += group_rows * strip_lanes<T>;
+    for (Index query = group_rows; query < product.queries; query += group_rows) {
+      multiply_strip<T, update, false>(product, query, row, rows, values, next, sums, room);
+      sums += group_rows * strip_lanes<T>;
+    }
+  }
+}
+
+template <class T>
+STM_FAST_TARGET void rescale_and_add_strips(const StripProduct<T>& product) {
+  for (Index row = 0; row < product.rows; row += strip_rows) {
+    const Index rows = product.rows - row < strip_rows ? product.rows - row : strip_rows;
+    if (row > 0) {
+      add_strips<T, Update::add>(product, row, rows);
+    } else if (product.rescale != nullptr) {
+      add_strips<T, Update::rescale>(product, row, rows);
+    } else {
+      add_strips<T, Update::assign>(product, row, rows);
+    }
+  }
+}
+
+template <class T>
+STM_FAST_TARGET void scale_strips(const T* sums, Index strips, Index stride, T scale, T* row) {
+  for (Index strip = 0; strip < strips; ++strip) {
+    STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
+      store(row + strip * strip_lanes<T> + j * width<T>, fill(scale) * load(sums + strip * stride + j * width<T>));
+    }
+  }
+}
+
 template <class T>
 STM_FAST_TARGET void weights(T* scores, Index rows, Index stride, const T* largest, const T* factor) {
   for (Index i = 0; i < rows; ++i) {
@@ -237,7 +370,9 @@ constexpr ForwardKernels<Element> forward_table = {
 
 template <class T>
 constexpr TileKernels<T> table = {
-    forward_table<T>, add_product<T>, add_product_of_rows<T>, weights<T>, softmax_backward<T>,
+    forward_table<T>,          strip_lanes<T>,  softmax_step_of_rows<T>,
+    rescale_and_add_strips<T>, scale_strips<T>, add_product<T>,
+    add_product_of_rows<T>,    weights<T>,      softmax_backward<T>,
 };
 
 }  // namespace stm_fast::STM_FAST_ISA

@@ -170,7 +170,7 @@ class TopKPass {
     }
   }
 
-  void write(const Segment& segment, const Partial& result) const {
+  void write(const Segment& segment, const Workspace& /*work*/, const Partial& result) const {
     const Index first = blocks_.first_panel(segment.query_block) * blocks_.lanes;
     const Index object = affinities_.first_object(segment.affinity), objects = affinities_.objects_of(segment.affinity);
     for (Index query = 0; query < blocks_.queries_in_block(segment.query_block); ++query) {

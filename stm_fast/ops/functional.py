@@ -78,9 +78,13 @@ def memory_read(
         0 if top_k is None or top_k >= rows else top_k,
         return_usage,
     )
-    # the inputs have their dtype by now: autocast would cast the backend's own float32 products once more
-    with torch.autocast(query.device.type, enabled=False):
-        result = backends.choose(backend, inputs).read(inputs)
+    chosen = backends.choose(backend, inputs)
+    if _is_autocast(query.device.type):
+        # the inputs have their dtype by now: autocast would cast the backend's own float32 products once more
+        with torch.autocast(query.device.type, enabled=False):
+            result = chosen.read(inputs)
+    else:
+        result = chosen.read(inputs)
     wanted = ((result.lse, return_lse), (result.usage, return_usage))
     extras = [tensor for tensor, asked in wanted if asked and tensor is not None]
     return (result.out, *extras) if extras else result.out
@@ -123,10 +127,14 @@ def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor,
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast a read takes the lower precision, as PyTorch's own attention does; float64 stays."""
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _is_autocast(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.dtype in (torch.float16, torch.bfloat16, torch.float32) else t for t in tensors)
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _check_are_tensors(**arguments: Tensor | None) -> None:
@@ -147,14 +155,21 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             raise TypeError(f"{name}: found {tensor.dtype}, expected {query.dtype} as query has")
         if tensor.device != query.device:
             raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} as query is")
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    if query.shape[2] != key.shape[2] or query.shape[2] == 0:
+    (query_batch, _, width), (key_batch, rows, key_width) = query.shape, key.shape
+    batch, value_rows, _ = value.shape
+    if width != key_width or width == 0:
+        shapes = _shapes(query, key, value)
         raise ValueError(f"key: width differs from query's or is 0: {shapes}, expected [B, M, Ck] and [B, N, Ck]")
-    if key.shape[1] != value.shape[1]:
+    if rows != value_rows:
+        shapes = _shapes(query, key, value)
         raise ValueError(f"value: number of rows differs from key's: {shapes}, expected [B, N, Ck] and [B, N, Cv]")
-    for name, tensor in (("query", query), ("key", key)):
-        if tensor.shape[0] not in (1, value.shape[0]):
-            raise ValueError(f"{name}: batch is neither 1 nor value's: {shapes}")
+    for name, found in (("query", query_batch), ("key", key_batch)):
+        if found not in (1, batch):
+            raise ValueError(f"{name}: batch is neither 1 nor value's: {_shapes(query, key, value)}")
+
+
+def _shapes(query: Tensor, key: Tensor, value: Tensor) -> str:
+    return f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
 
 
 def _check_options(

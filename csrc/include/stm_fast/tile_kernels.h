@@ -26,12 +26,30 @@ struct Product {
   Index c_stride;
 };
 
-// The running softmax of `lanes` queries (Milakov and Gimelshein 2018, algorithm 3).
+// The running softmax of queries (Milakov and Gimelshein 2018, algorithm 3).
 template <class T>
 struct RunningSoftmax {
-  T* largest;  // [lanes] largest score so far
-  T* total;    // [lanes] sum of the weights relative to it
-  T* rescale;  // [lanes] out: what sums made before this block are to be multiplied by
+  T* largest;  // [queries] largest score so far
+  T* total;    // [queries] sum of the weights relative to it
+  T* rescale;  // [queries] out: what sums made before this block are to be multiplied by
+};
+
+// sums = rescale[query] * sums + weights * values (`rescale` null: sums = weights * values), with channels in SIMD
+// lanes: values are read as they lie, and no lane waits for a query that is not there. Channels come in strips of
+// `strip_lanes`.
+template <class T>
+struct StripProduct {
+  Index queries;  // padded to whole groups of `group_rows`
+  Index rows;
+  Index strips;
+  const T* weights;  // [queries][rows]
+  Index weights_stride;
+  const T* values;     // [strips][rows][strip_lanes] by the strides below
+  Index strip_stride;  // from a strip to the next
+  Index row_stride;    // from a row to the next
+  Index rows_after;    // rows that follow in memory, and will be read next
+  const T* rescale;    // [queries] or null
+  T* sums;             // [strips][queries][strip_lanes]
 };
 
 // What the dense forward read needs.
@@ -52,6 +70,15 @@ struct ForwardKernels {
 
 template <class T>
 struct TileKernels : ForwardKernels<T> {
+  Index strip_lanes;
+
+  // Scores [queries, rows], `stride` apart, become weights exp(score - largest), as softmax_step has them the other way
+  // round; up to the next whole vector they may be written beyond their end.
+  void (*softmax_step_of_rows)(T* scores, Index queries, Index rows, Index stride, const RunningSoftmax<T>&);
+  void (*rescale_and_add_strips)(const StripProduct<T>&);
+  // row[strips * strip_lanes] = scale * the sums of one query, whose strips are `stride` apart.
+  void (*scale_strips)(const T* sums, Index strips, Index stride, T scale, T* row);
+
   void (*add_product)(const Product<T>&);          // C += A B, A packed
   void (*add_product_of_rows)(const Product<T>&);  // C += A B, A row by row
 
