@@ -12,9 +12,9 @@ namespace stm_fast {
 
 namespace {
 
-// The query side of the products of the backward. Features and delta are made once for all tasks. The gradient of the
-// output is packed again for each block of rows, a panel at a time, right before the product that reads it from the
-// first-level cache: it takes a few percent of the time and saves two copies of it, [B, M, Cv] each.
+// The query side of the products of the backward. Delta is made once for all tasks. Features in rows, and the gradient
+// of the output, are packed again for each block of rows, right before the product that reads them: it takes a few
+// percent of the time and saves a copy of the features, and two of the gradient, [B, M, Cv] each.
 template <class Stored>
 class QuerySide {
   using T = Accumulator<Stored>;
@@ -31,9 +31,6 @@ class QuerySide {
     Carver carver(scratch_.get());
     carve(carver);
     const Index panels = scores.blocks.panels;
-    run_items<Room>(scores, problem_.query_batches() * panels, parallel, [&](Index item, const Room& room) {
-      pack_feature_rows(item / panels, item % panels, room.feature);
-    });
     parallel.run(problem_.objects * panels, [&](Index item) { make_delta(item / panels, item % panels); });
   }
 
@@ -42,10 +39,9 @@ class QuerySide {
 
   // [lanes] of a panel
   const T* delta(Index object, Index panel) const { return delta_ + (object * scores_.blocks.panels + panel) * lanes_; }
-  // from a query on: [lanes] of the columns of a panel, query after query
-  const T* feature_rows(Index object, Index column_panel, Index query) const {
-    const Index batch = problem_.query_batches() == 1 ? 0 : object;
-    return feature_rows_ + ((batch * wide_features_ / lanes_ + column_panel) * problem_.queries + query) * lanes_;
+  // The features of queries from `query` on: [feature panels][queries][lanes].
+  void pack_feature_rows(Index object, Index query, Index queries, T* room, T* rows) const {
+    scores_.features.pack_query_columns(object, query, queries, lanes_, room, rows);
   }
 
   // The gradient of the output of a panel of queries, as [value_dim][lanes]; so many channels at a time that what is
@@ -66,30 +62,11 @@ class QuerySide {
   }
 
  private:
-  struct Room {
-    Room(const Scores<Stored>& scores, Carver& carver) : feature(carver.take<T>(scores.features.dim())) {}
-    T* feature;
-  };
-
-  void carve(Carver& carver) {
-    feature_rows_ = carver.take<T>(problem_.query_batches() * problem_.queries * wide_features_);
-    delta_ = carver.take<T>(problem_.objects * scores_.blocks.padded_queries());
-  }
+  void carve(Carver& carver) { delta_ = carver.take<T>(problem_.objects * scores_.blocks.padded_queries()); }
   Index bytes() {
     Carver carver(nullptr);
     carve(carver);
     return carver.used();
-  }
-
-  void pack_feature_rows(Index batch, Index panel, T* feature) const {
-    const Index first = panel * lanes_;
-    for (Index i = first; i < first + scores_.blocks.queries_in_panel(panel); ++i) {
-      scores_.features.of_query(batch, i, feature);
-      for (Index f = 0; f < wide_features_; ++f) {
-        const Index to = ((batch * wide_features_ / lanes_ + f / lanes_) * problem_.queries + i) * lanes_ + f % lanes_;
-        feature_rows_[to] = f < scores_.features.dim() ? feature[f] : T(0);
-      }
-    }
   }
 
   void make_delta(Index object, Index panel) const {
@@ -111,8 +88,7 @@ class QuerySide {
   Index lanes_;
   Index wide_features_;
   Index wide_values_;
-  T* feature_rows_ = nullptr;  // [Bq][feature panels][M][lanes]
-  T* delta_ = nullptr;         // [B][panels][lanes]
+  T* delta_ = nullptr;  // [B][panels][lanes]
   Scratch scratch_;
 };
 
@@ -164,9 +140,9 @@ class BackwardPass {
   }
 
  private:
-  // In floats, at Ck 128 and Cv 512 on AVX2: keys, their columns, dK and room 4 x 0.1 MB, values and dV 0.8, the tiles
-  // P and dS 0.3, the rest 0.2: 1.7 MB a thread. Besides, for M queries: the features twice and a dQ for each thread,
-  // 1 KB + 0.5 KB a thread each. At 480p with two threads that is 6.8 MB, whatever the memory.
+  // In floats, at Ck 128 and Cv 512 on AVX2: keys, their columns, dK, columns and room 5 x 0.1 MB, values and dV 0.8,
+  // the tiles P and dS 0.3, the rest 0.1: 1.7 MB a thread. Besides, for M queries: the features and a dQ for each
+  // thread, 0.5 KB each. At 480p with two threads that is 5.9 MB, whatever the memory.
   struct Workspace {
     Workspace(const BackwardPass& pass, Carver& carver) {
       const Index rows = pass.padded_rows(), queries = pass.tile_stride(), features = pass.scores_.features.dim();
@@ -178,8 +154,9 @@ class BackwardPass {
       grad_features = carver.take<T>(rows * pass.query_side_.wide_features());
       grad_values = carver.take<T>(rows * pass.query_side_.wide_values());
       grad_keys = carver.take<T>(rows * pass.problem_.key_dim);
-      grad_out = carver.take<T>(std::max(queries, pass.problem_.value_dim) * pass.lanes());
-      room = carver.take<T>(rows * features);
+      columns = carver.take<T>(std::max({queries * pass.query_side_.wide_features(), queries * pass.lanes(),
+                                         pass.problem_.value_dim * pass.lanes()}));
+      room = carver.take<T>(std::max(rows, queries) * features);
     }
     T* keys;           // [row groups][features][group_rows]
     T* key_columns;    // [feature groups][rows][group_rows]
@@ -189,8 +166,9 @@ class BackwardPass {
     T* grad_features;  // [feature panels][rows][lanes]: dK / scale, of one object
     T* grad_values;    // [value panels][rows][lanes]
     T* grad_keys;      // [rows][key_dim], of all objects
-    T* grad_out;       // a panel: [value_dim][lanes] of queries, or [queries][lanes] of channels
-    T* room;           // for features that are not yet packed
+    T* columns;  // of the gradient of the output: [value_dim][lanes] of a panel of queries, or [queries][lanes] of
+                 // one of channels; of the features: [feature panels][queries][lanes]
+    T* room;     // for features that are not yet packed
   };
 
   struct FeatureRoom {
@@ -262,11 +240,12 @@ class BackwardPass {
       }
       const Index queries = blocks_.queries_in_block(block);
       for (Index panel = 0; panel < query_side_.wide_values() / lanes(); ++panel) {
-        query_side_.pack_grad_out_rows(object, panel, query, queries, work.grad_out);
-        add_queries(work.weights, work.grad_out, queries, rows, work.grad_values + panel * padded_rows() * lanes());
+        query_side_.pack_grad_out_rows(object, panel, query, queries, work.columns);
+        add_queries(work.weights, work.columns, queries, rows, work.grad_values + panel * padded_rows() * lanes());
       }
+      query_side_.pack_feature_rows(object, query, queries, work.room, work.columns);
       for (Index panel = 0; panel < query_side_.wide_features() / lanes(); ++panel) {
-        add_queries(work.grad_scores, query_side_.feature_rows(object, panel, query), queries, rows,
+        add_queries(work.grad_scores, work.columns + panel * queries * lanes(), queries, rows,
                     work.grad_features + panel * padded_rows() * lanes());
       }
     }
@@ -278,8 +257,8 @@ class BackwardPass {
     T* weights = work.weights + column;
     T* grad_scores = work.grad_scores + column;
     weights_.tile(object, panel, row, rows, work.keys, weights, stride);
-    query_side_.pack_grad_out(object, panel, work.grad_out);
-    kernels_.scaled_product({rows, value_dim, work.values, 0, work.grad_out, lanes(), grad_scores, stride}, T(1));
+    query_side_.pack_grad_out(object, panel, work.columns);
+    kernels_.scaled_product({rows, value_dim, work.values, 0, work.columns, lanes(), grad_scores, stride}, T(1));
     kernels_.softmax_backward(weights, grad_scores, rows, stride, query_side_.delta(object, panel));
   }
 

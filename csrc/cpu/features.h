@@ -107,7 +107,19 @@ class Features {
     pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
   }
 
-  // The same of keys; `columns`, where wanted, are panels [divide_up(dim, width)][count][width] of them transposed.
+  // Panels [divide_up(dim, width)][count][width] of queries transposed.
+  void pack_query_columns(Index object, Index first, Index count, Index width, T* room, T* columns) const {
+    if (problem_.l2) {
+      for (Index i = 0; i < count; ++i) {
+        of_query(object, first + i, room + i * dim_);
+      }
+      return pack_panels(Matrix<const T>{room, dim_, 1}.transposed(), dim_, count, width, columns);
+    }
+    pack_panels(problem_.query[object].from_row(first).transposed(), dim_, count, width, columns);
+  }
+
+  // Panels [divide_up(count, width)][dim in elements][width] of keys; `columns`, where wanted, are panels
+  // [divide_up(dim, width)][count][width] of them transposed.
   template <class Element>
   void pack_keys(Index object, Index first, Index count, Index width, T* room, Element* panels,
                  Element* columns = nullptr) const {
