@@ -16,8 +16,10 @@ from stm_fast.network import STM
 from stm_fast.network.backbone import BACKBONES
 from stm_fast.network.deployment import for_inference
 from stm_fast.network.precision import choose_dtype
+from stm_fast.network.stem import BandedConv, pooled, whole
 from stm_fast.network.winograd_layers import WinogradConv
 from stm_fast.ops import cpp_ops, winograd
+from stm_fast.ops.room import Room
 
 REASONS = winograd.absent_reasons()
 needs_winograd = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
@@ -108,6 +110,49 @@ def test_a_result_that_takes_the_place_of_the_residual():
     out = winograd.conv3x3(x, points, bias, residual=residual, overwrite=True)
     assert torch.equal(out, expected)
     assert out.data_ptr() == residual.data_ptr()
+
+
+@needs_winograd
+@pytest.mark.parametrize("size", [(2, 1, 1), (1, 17, 9), (2, 33, 216)], ids=str)
+def test_a_residual_block_is_its_two_convolutions(size, poisoned_memory):
+    batch, height, width = size
+    x = torch.randn(batch, 8, height, width).to(memory_format=torch.channels_last)
+    first, second = (
+        winograd.Convolution(winograd.transform_weight(torch.randn(8, 8, 3, 3)), torch.randn(8)) for _ in range(2)
+    )
+    expected = winograd.conv3x3(winograd.conv3x3(x, *first, relu=True), *second, relu=True, residual=x)
+    out = winograd.residual_block(x, first, second)
+    assert torch.equal(out, expected)
+    assert out.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("rows", [None, 1, 3, 50])
+def test_a_stem_in_bands_is_the_whole_stem(rows):
+    conv = torch.nn.Conv2d(3, 8, kernel_size=7, stride=2, padding=3)
+    x = torch.rand(2, 3, 64, 48)
+    with torch.no_grad():
+        convolved = conv(x)
+        banded = BandedConv(conv, rows)
+        torch.testing.assert_close(whole(banded(x), 32), convolved)
+        torch.testing.assert_close(pooled(banded(x), 16), F.max_pool2d(F.relu(convolved), 3, 2, 1))
+
+
+def test_a_place_is_taken_again_when_nothing_shares_its_memory():
+    room, like = Room(), torch.empty(0)
+    first, second = room.empty(like, 2**19), room.empty(like, 2**10, 2**9)
+    assert second.shape == (2**10, 2**9)
+    assert second.data_ptr() - first.data_ptr() == first.nbytes
+    start, view = first.data_ptr(), first[5:]
+    del first
+    assert room.empty(like, 2**19).data_ptr() != start  # the view is still there
+    del view
+    assert room.empty(like, 2**18).data_ptr() == start
+    del second
+    # what lay side by side is one place again
+    assert room.empty(like, 2**20).data_ptr() == start
+    large = room.empty(like.double(), 2**26)
+    assert large.dtype == torch.float64
+    large[-1] = 1
 
 
 @pytest.mark.parametrize("objects_at_a_time", [None, 1, 2, 5])

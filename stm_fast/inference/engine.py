@@ -135,8 +135,8 @@ class VideoSegmenter:
         given = None if mask is None else self._given(mask, size, objects)
         self._size = size
         small_size = network_size(size, self._max_size)
-        small = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), small_size)  # [3, h, w]
         self._memorize_seen()
+        small = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), small_size)  # [3, h, w]
         prob = self._predict(small, given)  # [1 + O, h, w]
         full = _resized(prob, size)  # [1 + O, H, W]
         if given is not None:
@@ -303,7 +303,7 @@ def _resized(planes: Tensor, size: tuple[int, ...]) -> Tensor:
 def _in_unit_range(frame: Tensor) -> Tensor:
     """The frame in [0, 1], in a dtype that can be resized."""
     if frame.dtype == torch.uint8:
-        return frame.float() / 255
+        return frame.float().div_(255)
     return frame.float() if frame.dtype in (torch.float16, torch.bfloat16) else frame
 
 

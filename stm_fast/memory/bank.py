@@ -124,7 +124,7 @@ class MemoryBank:
             query_key: ``[1, Ck, h, w]``.
 
         Returns:
-            ``[O, Cv, h, w]``.
+            ``[O, Cv, h, w]``, channels last.
 
         Raises:
             ValueError: nothing was appended yet.
@@ -137,7 +137,7 @@ class MemoryBank:
         if self._measures_usage:
             self._measure_usage(lse_by_slot, whole)
         out = whole.out.to(query_key.dtype)  # [O, M, Cv]
-        return out.mT.reshape(self.objects, self._layout.value_dim, *query_key.shape[2:])
+        return out.mT.view(self.objects, self._layout.value_dim, *query_key.shape[2:])
 
     def remove(self, indices: list[int]) -> None:
         """Forgets objects; the others move up."""

@@ -120,11 +120,16 @@ class Backbone(nn.Module):
 
     def normalise(self, frame: Tensor) -> Tensor:
         """Frames [B, 3, H, W] in [0, 1] to zero mean and unit variance over ImageNet."""
-        return (frame - self.mean) / self.std
+        return (frame - self.mean).div_(self.std)
 
-    def stages(self, stem: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output of the first convolution(s) [B, C1, H/2, W/2] to r4 [B, C4, H/16, W/16], r3 (H/8) and r2 (H/4)."""
-        x = F.max_pool2d(F.relu_(self.bn1(stem)), kernel_size=3, stride=2, padding=1)  # [B, C1, H/4, W/4]
+        # under its own name, so that what was as large as r2 is gone before r2 is there
+        x = F.max_pool2d(F.relu_(self.bn1(x)), kernel_size=3, stride=2, padding=1)  # [B, C1, H/4, W/4]
+        return self.layers(x)
+
+    def layers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What was pooled, [B, C1, H/4, W/4], to r4, r3 and r2."""
         r2: Tensor = self.layer1(x)  # [B, C2, H/4, W/4]
         r3: Tensor = self.layer2(r2)  # [B, C3, H/8, W/8]
         r4: Tensor = self.layer3(r3)  # [B, C4, H/16, W/16]

@@ -14,6 +14,10 @@ from stm_fast.network.stm import STM
 from stm_fast.network.winograd_layers import replace_convolutions
 from stm_fast.ops import winograd
 
+_CACHE_LINE = 64
+# of the pooled stem, on a CPU: at 480p the convolution's 17 are 1.9 MB where the whole map is 26.5 MB
+_ROWS_AT_A_TIME = 8
+
 
 def for_inference(
     model: STM,
@@ -46,23 +50,44 @@ def for_inference(
     on_cpu = weight.device.type == "cpu"
     if objects_at_a_time is None and on_cpu:
         objects_at_a_time = 1
+    rows = _ROWS_AT_A_TIME if on_cpu and compile is None else None
     for encoder in (copy.memory_encoder, copy.query_encoder):
         _fold_stem(encoder)
         _fold_blocks(encoder)
-    copy.add_module("query_encoder", SharingQueryEncoder(copy.query_encoder, copy.decoder))
-    copy.add_module("memory_encoder", SharingMemoryEncoder(copy.memory_encoder, objects_at_a_time))
+    copy.add_module("query_encoder", SharingQueryEncoder(copy.query_encoder, copy.decoder, rows))
+    copy.add_module("memory_encoder", SharingMemoryEncoder(copy.memory_encoder, objects_at_a_time, rows))
     copy.add_module("decoder", SharingDecoder(copy.decoder, copy.value_dim, objects_at_a_time))
     copy.to(dtype or weight.dtype)
     if on_cpu:
         copy.to(memory_format=torch.channels_last)
         if (dtype or weight.dtype) == torch.float32 and not winograd.absent_reasons():
             replace_convolutions(copy)
+        _lay_together(copy)
     if compile is not None:
         parts = [copy.query_encoder, copy.query_key_value, copy.memory_key_value]
         per_object = [(copy.memory_encoder, "features"), (copy.decoder, "logits")]
         compile_calls([*((part, "forward") for part in parts), *per_object], compile)
         copy.compiled = True
     return copy
+
+
+def _lay_together(model: STM) -> None:
+    """Moves parameters and buffers into one block of memory.
+
+    What was made on the way to them leaves holes between them, 420 MiB for `stm_resnet50`, over which glibc's malloc
+    spreads what it is asked for later: the peak of a frame of three objects at 480p was 20 to 60 MiB higher.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    block = torch.empty(sum(_padded_bytes(tensor) for tensor in tensors), dtype=torch.uint8)
+    first = 0
+    for tensor in tensors:
+        place = block[first : first + tensor.nbytes].view(tensor.dtype)
+        tensor.data = place.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+        first += _padded_bytes(tensor)
+
+
+def _padded_bytes(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // _CACHE_LINE) * _CACHE_LINE
 
 
 def _fold_stem(encoder: Backbone) -> None:

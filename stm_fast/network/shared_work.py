@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
+from stm_fast.network.stem import BandedConv, pooled, whole
+from stm_fast.ops.room import ROOM
 
 
 class SharingMemoryEncoder(nn.Module):
@@ -17,25 +19,30 @@ class SharingMemoryEncoder(nn.Module):
     Args:
         encoder: with its BatchNorm folded.
         objects_at_a_time: fewer need less memory; None: all.
+        rows_at_a_time: of the stem, likewise.
     """
 
-    def __init__(self, encoder: MemoryEncoder, objects_at_a_time: int | None) -> None:
+    def __init__(
+        self, encoder: MemoryEncoder, objects_at_a_time: int | None, rows_at_a_time: int | None = None
+    ) -> None:
         super().__init__()
         self.objects_at_a_time = objects_at_a_time
         self.trunk = encoder
         weight = torch.cat([encoder.conv1_mask.weight, encoder.conv1_others.weight], dim=1)  # [C1, 2, 7, 7]
-        self.conv1_masks = _with(encoder.conv1_mask, weight, None)
-        del encoder.conv1_mask, encoder.conv1_others
+        self.stem_masks = BandedConv(_with(encoder.conv1_mask, weight, None), rows_at_a_time)
+        self.stem_frame = BandedConv(encoder.conv1, rows_at_a_time)
+        del encoder.conv1_mask, encoder.conv1_others, encoder.conv1
 
     def forward(self, frame: Tensor, mask: Tensor, others: Tensor) -> Tensor:
         """As in `MemoryEncoder`: ``[1, 3, H, W]`` and twice ``[O, 1, H, W]`` to r4 ``[O, C4, H/16, W/16]``."""
-        of_frame = self.trunk.conv1(self.trunk.normalise(frame))  # [1, C1, H/2, W/2]
-        masks = torch.cat([mask, others], dim=1)  # [O, 2, H, W]
-        return _joined([self.features(of_frame, some) for some in _in_turn(masks, self.objects_at_a_time)])
+        of_frame = whole(self.stem_frame(self.trunk.normalise(frame)), frame.shape[2] // 2)  # [1, C1, H/2, W/2]
+        in_turn = zip(*(_in_turn(planes, self.objects_at_a_time) for planes in (mask, others)), strict=True)
+        return _joined([self.features(of_frame, torch.cat(some, dim=1)) for some in in_turn])
 
     def features(self, of_frame: Tensor, masks: Tensor) -> Tensor:
         """Of some objects: ``[1, C1, H/2, W/2]`` and ``[O, 2, H, W]`` to r4 ``[O, C4, H/16, W/16]``."""
-        r4, _, _ = self.trunk.stages(self.conv1_masks(masks).add_(of_frame))
+        bands = ((rows, band.add_(of_frame[:, :, rows])) for rows, band in self.stem_masks(masks))
+        r4, _, _ = self.trunk.layers(pooled(bands, masks.shape[2] // 4))
         return r4
 
 
@@ -45,20 +52,26 @@ class SharingQueryEncoder(nn.Module):
     Args:
         encoder: with its BatchNorm folded.
         decoder: whose refinement stages take part.
+        rows_at_a_time: of the stem; fewer need less memory; None: all.
     """
 
-    def __init__(self, encoder: QueryEncoder, decoder: Decoder) -> None:
+    def __init__(self, encoder: QueryEncoder, decoder: Decoder, rows_at_a_time: int | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", encoder.mean)
-        self.encoder = encoder
-        self.skip3, self.skip2 = (
-            nn.Sequential(refine.skip_conv, refine.skip_block) for refine in (decoder.refine3, decoder.refine2)
-        )
+        self.trunk = encoder
+        self.stem = BandedConv(encoder.conv1, rows_at_a_time)
+        del encoder.conv1
+        refines = decoder.refine3, decoder.refine2
+        self.convs = nn.ModuleList([refine.skip_conv for refine in refines])
+        self.blocks = nn.ModuleList([refine.skip_block for refine in refines])
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[1, 3, H, W]`` to r4 ``[1, C4, h, w]`` and details ``[1, D, 2h, 2w]`` and ``[1, D, 4h, 4w]``."""
-        r4, r3, r2 = self.encoder(frame)
-        return r4, self.skip3(r3), self.skip2(r2)
+        stem = self.stem(self.trunk.normalise(frame))
+        r4, *skips = self.trunk.layers(pooled(stem, frame.shape[2] // 4))
+        # popped, so that r3 and r2 are gone as soon as they were convolved
+        detail3, detail2 = [block(conv(skips.pop(0))) for conv, block in zip(self.convs, self.blocks, strict=True)]
+        return r4, detail3, detail2
 
 
 class SharingDecoder(nn.Module):
@@ -92,13 +105,17 @@ class SharingDecoder(nn.Module):
         first, *rest = self.blocks
         m = first(m)
         for detail, block in zip(details, rest, strict=True):
-            m = block(_twice_as_large(m).add_(detail))  # [O, D, 2h, 2w], then [O, D, 4h, 4w]
+            m = _twice_as_large(m).add_(detail)  # [O, D, 2h, 2w], then [O, D, 4h, 4w]
+            m = block(m)
         logits: Tensor = self.predict(F.relu_(m))
         return logits
 
 
 def _twice_as_large(m: Tensor) -> Tensor:
-    return F.interpolate(m, scale_factor=2, mode="bilinear", align_corners=False)
+    batch, channels, height, width = m.shape
+    out = ROOM.empty(m, batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+    torch.ops.aten.upsample_bilinear2d.out(m.detach(), out.shape[2:], False, 2.0, 2.0, out=out)
+    return out
 
 
 def _with(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
@@ -123,4 +140,8 @@ def _in_turn(objects: Tensor, at_a_time: int | None) -> tuple[Tensor, ...]:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(parts) == 1:
+        return parts[0]
+    _, channels, height, width = parts[0].shape
+    out = ROOM.empty(parts[0], sum(map(len, parts)), height, width, channels).permute(0, 3, 1, 2)
+    return torch.cat([part.detach() for part in parts], out=out)

@@ -1,8 +1,10 @@
 """The network's convolutions of 3 x 3 with a quarter of the products, in float32 on a CPU."""
 
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stm_fast.network.decoder import ResidualBlock
+from stm_fast.network.in_place_layers import InPlaceBlock, PointwiseConv
 from stm_fast.ops import winograd
 
 
@@ -12,20 +14,19 @@ class WinogradConv(nn.Module):
     points: Tensor  # [36, C, K]
     bias: Tensor  # [K]
 
-    def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.relu = relu
         self.register_buffer("points", winograd.transform_weight(conv.weight.detach()))
         bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, K, H, W]``."""
-        return winograd.conv3x3(x, self.points, self.bias, relu=self.relu)
+        return winograd.conv3x3(x, self.points, self.bias)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """The same, added to ``[B, K, H, W]``, which is overwritten where it is channels last."""
-        return winograd.conv3x3(x, self.points, self.bias, relu=self.relu, residual=residual, overwrite=True)
+        return winograd.conv3x3(x, self.points, self.bias, residual=residual, overwrite=True)
 
 
 class WinogradResidualBlock(nn.Module):
@@ -33,11 +34,12 @@ class WinogradResidualBlock(nn.Module):
 
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
-        self.conv1, self.conv2 = (WinogradConv(conv, relu=True) for conv in (block.conv1, block.conv2))
+        self.conv1, self.conv2 = (WinogradConv(conv) for conv in (block.conv1, block.conv2))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the same shape."""
-        return self.conv2.add_to(x, self.conv1(x))
+        first, second = (winograd.Convolution(conv.points, conv.bias) for conv in (self.conv1, self.conv2))
+        return winograd.residual_block(x, first, second)
 
 
 def replace_convolutions(module: nn.Module) -> None:
@@ -47,8 +49,12 @@ def replace_convolutions(module: nn.Module) -> None:
             setattr(module, name, WinogradResidualBlock(child))
         elif isinstance(child, nn.Conv2d) and _fits(child):
             setattr(module, name, WinogradConv(child))
+        elif isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1) and child.groups == 1:
+            setattr(module, name, PointwiseConv(child))
         else:
             replace_convolutions(child)
+            if isinstance(child, (BasicBlock, Bottleneck)):
+                setattr(module, name, InPlaceBlock(child))
 
 
 def _fits(conv: nn.Conv2d) -> bool:

@@ -5,16 +5,21 @@ transformed, multiplied with transformed weights as 36 matrix products over the 
 transforms are those of the C++ engine; csrc/include/stm_fast/winograd.h says more.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stm_fast.ops import cpp_ops
+from stm_fast.ops.room import ROOM
 
 TILE = 4
 POINTS = 36
 LANES = 8  # channels are a multiple of it
 # points of this many tiles stay in a core's share of the last cache between the transforms and the products
 TILES_AT_A_TIME = 216
+# and their points are no more than this, or at least one row of tiles
+STRIP_BYTES = 2**23
 _THREADS_TRACED = 8
 
 # G of the paper's equation 24, for the points 0, 1, -1, 2, -2 and infinity
@@ -49,6 +54,13 @@ def _fake_output(
 
 torch.library.register_fake("stm_fast::winograd_input", _fake_input)
 torch.library.register_fake("stm_fast::winograd_output", _fake_output)
+
+
+class Convolution(NamedTuple):
+    """What `conv3x3` takes of one."""
+
+    points: Tensor  # [36, C, K]
+    bias: Tensor  # [K]
 
 
 def absent_reasons() -> list[str]:
@@ -91,15 +103,12 @@ def conv3x3(
     Returns:
         ``[B, K, H, W]``, channels last.
     """
-    pictures = x.permute(0, 2, 3, 1).contiguous()  # [B, H, W, C]
+    pictures = x.detach().permute(0, 2, 3, 1).contiguous()  # [B, H, W, C]
     batch, height, width, _ = pictures.shape
-    added = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()  # [B, H, W, K]
+    added = None if residual is None else residual.detach().permute(0, 2, 3, 1).contiguous()  # [B, H, W, K]
     # an element of the residual is read just before that of the result is written
-    out = added if added is not None and overwrite else pictures.new_empty(batch, height, width, points.shape[2])
-    rows, across = -(-height // TILE), -(-width // TILE)
-    # every thread has a row of tiles to transform; a program being traced cannot ask how many there are
-    threads = _THREADS_TRACED if torch.compiler.is_compiling() else torch.get_num_threads()
-    step = max(-(-TILES_AT_A_TIME // across), threads)
+    out = added if added is not None and overwrite else ROOM.empty(pictures, batch, height, width, points.shape[2])
+    rows, step = -(-height // TILE), _tile_rows_at_a_time(pictures)
     for index in range(batch):
         for first in range(0, rows, step):
             count = min(step, rows - first)
@@ -111,7 +120,59 @@ def conv3x3(
     return out.permute(0, 3, 1, 2)
 
 
+def residual_block(x: Tensor, first: Convolution, second: Convolution) -> Tensor:
+    """Twice an activation and a convolution of 3 x 3 around an identity, in float32 on a CPU; without gradients.
+
+    The second convolution follows the first strip by strip, so that no more than three strips lie between them. Its
+    strip takes the place of the input's, of which nothing but the residual is needed then.
+
+    Args:
+        x: ``[B, C, H, W]``, overwritten where it is channels last; C a multiple of 8.
+        first: from C channels to C.
+        second: likewise.
+
+    Returns:
+        ``[B, C, H, W]``, channels last.
+    """
+    pictures = x.detach().permute(0, 2, 3, 1).contiguous()  # [B, H, W, C]
+    rows, step = -(-pictures.shape[1] // TILE), _tile_rows_at_a_time(pictures)
+    for picture in pictures:
+        near: list[Tensor] = []  # strips of the first convolution: the one above, the one here, the one below
+        for start in range(0, rows + step, step):
+            if start < rows:
+                near.append(_strip(picture, first, start, min(step, rows - start)))
+            if start > 0:
+                count = min(step, rows - start + step)
+                here = ROOM.empty(picture, sum(map(len, near)), *picture.shape[1:])
+                torch.cat(near, out=here)
+                above = 0 if start == step else step
+                products = _products(here, second.points, above, count, True)
+                place = picture[(start - step) * TILE :][: count * TILE]
+                torch.ops.stm_fast.winograd_output(place, products, second.bias, place, 0, count)
+                del products, here
+                near = near[-2:]
+    return pictures.permute(0, 3, 1, 2)
+
+
+def _strip(picture: Tensor, convolution: Convolution, first: int, count: int) -> Tensor:
+    """The convolution of an activation, ``[rows, W, K]``, for `count` rows of tiles."""
+    products = _products(picture, convolution.points, first, count, True)
+    height = min((first + count) * TILE, picture.shape[0]) - first * TILE
+    out = ROOM.empty(picture, height, picture.shape[1], convolution.points.shape[2])
+    torch.ops.stm_fast.winograd_output(out, products, convolution.bias, None, 0, count)
+    return out
+
+
+def _tile_rows_at_a_time(pictures: Tensor) -> int:
+    """Of ``[B, H, W, C]``."""
+    _, _, width, channels = pictures.shape
+    # every thread has a row of tiles to transform; a program being traced cannot ask how many there are
+    threads = _THREADS_TRACED if torch.compiler.is_compiling() else torch.get_num_threads()
+    tiles = min(TILES_AT_A_TIME, STRIP_BYTES // (POINTS * channels * pictures.itemsize))
+    return max(-(-tiles // -(-width // TILE)), threads)
+
+
 def _products(picture: Tensor, points: Tensor, first: int, count: int, relu: bool) -> Tensor:
     """``[36, tiles, K]`` of `count` rows of tiles."""
     strip = torch.ops.stm_fast.winograd_input(picture, first, count, relu)  # [36, tiles, C]
-    return torch.bmm(strip, points)
+    return torch.bmm(strip, points, out=ROOM.empty(strip, POINTS, strip.shape[1], points.shape[2]))
