@@ -205,8 +205,8 @@ def test_the_published_loop_the_engine_and_the_prepared_engine_agree(model):
 def test_a_whole_frame_is_timed_by_stage(monkeypatch):
     monkeypatch.setattr("stm_fast.benchmarking.system.SIZES", {"tiny": (48, 64)})
     workload = SystemWorkload("tiny", objects=2, memory_frames=3, backbone="resnet18")
-    rows = measure_system(workload, [PUBLISHED, "engine", "prepared", "no-previous"], 2, "cpu")
-    assert [row.contestant for row in rows] == [PUBLISHED, "engine", "prepared", "no-previous"]
+    rows = measure_system(workload, [PUBLISHED, "engine", "prepared", "no-previous", "bfloat16-memory"], 2, "cpu")
+    assert [row.contestant for row in rows] == [PUBLISHED, "engine", "prepared", "no-previous", "bfloat16-memory"]
     for row in rows:
         assert 0 <= row.similarity <= 1
         assert set(row.stage_seconds) == set(STAGES)

@@ -36,6 +36,7 @@ PUBLISHED = "published"
 FRAMES = 4  # of the clip, shown over and over
 _SIMILARITY = "similarity"  # beside the stages, among what is read of a frame
 _NEVER = 10**9  # no frame is its multiple, so the memory stays as long as it is
+_MEMORY = MemoryConfig(every=_NEVER)
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,16 @@ class Engine:
 
     what: str
     prepare: Callable[[STM], STM]
-    previous: bool = True  # whether the previous frame is memorised for a step
+    memory: MemoryConfig = _MEMORY
 
 
 ENGINES = {
     "engine": Engine("the network as it is trained", lambda model: model),
     "prepared": Engine("for_inference", for_inference),
-    "no-previous": Engine("prepared, without the previous frame", for_inference, previous=False),
+    "no-previous": Engine("prepared, without the previous frame", for_inference, replace(_MEMORY, previous=False)),
+    "bfloat16-memory": Engine(
+        "prepared, memory rows kept in bfloat16", for_inference, replace(_MEMORY, storage="bfloat16")
+    ),
     "bfloat16": Engine("prepared, in bfloat16", partial(for_inference, dtype=torch.bfloat16)),
     "compiled": Engine("prepared, torch.compile", partial(for_inference, compile="default")),
     "bfloat16-graphs": Engine(
@@ -147,7 +151,7 @@ def make_step(contestant: str, model: STM, workload: SystemWorkload, clip: "_Cli
     """The contestant with its memory filled."""
     if contestant == PUBLISHED:
         return _published_step(model, workload, clip)
-    return _engine_step(model, workload, clip, previous=ENGINES[contestant].previous)
+    return _engine_step(model, workload, clip, ENGINES[contestant].memory)
 
 
 def peak_bytes(contestant: str, workload: SystemWorkload, device: str) -> int:
@@ -218,9 +222,8 @@ def _published_step(model: STM, workload: SystemWorkload, clip: _Clip) -> Step:
     return lambda picture: loop.step(as_float(picture)).argmax(0).to(torch.uint8).cpu()
 
 
-def _engine_step(model: STM, workload: SystemWorkload, clip: _Clip, *, previous: bool) -> Step:
-    memory = MemoryConfig(every=_NEVER, previous=previous, frames=workload.memory_frames)
-    segmenter = VideoSegmenter(model, memory=memory)
+def _engine_step(model: STM, workload: SystemWorkload, clip: _Clip, memory: MemoryConfig) -> Step:
+    segmenter = VideoSegmenter(model, memory=replace(memory, frames=workload.memory_frames))
     segmenter.step(clip.picture(0), clip.ids)
     segmenter.step(clip.picture(1))
     for index in range(1, workload.memory_frames):

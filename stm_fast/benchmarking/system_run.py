@@ -33,7 +33,7 @@ def usual_contestants(device: str) -> tuple[str, ...]:
     """Reduced precision is for devices that have instructions for it."""
     reduced = ["bfloat16"] if has_bfloat16(torch.device(device)) else []
     reduced += ["bfloat16-graphs", "float16"] if device == "cuda" else []
-    return (PUBLISHED, "prepared", "no-previous", *reduced)
+    return (PUBLISHED, "prepared", "no-previous", "bfloat16-memory", *reduced)
 
 
 def run_system(

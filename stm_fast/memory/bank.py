@@ -4,7 +4,9 @@ O objects, Ck key width, Cv value width, h and w the frame at stride 16; a slot 
 rows are the frame's h*w pixels.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from stm_fast.memory.places import storage_of
 from stm_fast.memory.policy import Slot, eviction_of, victim
 from stm_fast.memory.reading import Reading, nothing_read, read_part, usage_of
 from stm_fast.memory.sharded import Shard
-from stm_fast.memory.storage import FrameLayout, Storage
+from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, Storage
 
 
 class MemoryBank:
@@ -291,13 +293,15 @@ class MemoryBank:
     def _read_here(self, query: Tensor, layout: FrameLayout, storage: Storage) -> tuple[Reading, list[Tensor]]:
         """Reads the slots that lie in this process; with lse [O, M] of every slot where usage is measured."""
         counts = [self._shard.count(count) for count in self._counts]
+        parts = iter(storage.parts(counts) if max(counts, default=0) else ())
+        pieces: Iterable[Part | QuantisedPart]
+        pieces = chain.from_iterable(part.slots(layout.rows) for part in parts) if self._measures_usage else parts
         reading, lse_by_slot = None, []
-        for part in storage.parts(counts) if max(counts, default=0) else ():
-            for piece in part.slots(layout.rows) if self._measures_usage else (part,):
-                found = read_part(query, piece, layout.rows, self._backend)
-                reading = found if reading is None else reading.joined(found)
-                if self._measures_usage:
-                    lse_by_slot.append(found.lse)
+        # map, unlike a loop over the parts, holds none while the next one is decoded
+        for found in map(partial(read_part, query, rows=layout.rows, backend=self._backend), pieces):
+            reading = found if reading is None else reading.joined(found)
+            if self._measures_usage:
+                lse_by_slot.append(found.lse)
         return reading or nothing_read(query, self.objects, layout.value_dim), lse_by_slot
 
     def _measure_usage(self, lse_by_slot: list[Tensor], whole: Reading) -> None:
