@@ -43,7 +43,7 @@ fix: setup
 
 # every table of README and benchmarks/README.md, from what is measured here
 bench: setup
-	$(BIN)/stm-fast benchmark --overwrite --output benchmarks/results/memory-read-cpu.json --device cpu
+	$(BIN)/stm-fast benchmark --overwrite --no-plots --output benchmarks/results/memory-read-cpu.json --device cpu
 	$(BIN)/python benchmarks/bench_network.py
 	$(BIN)/python benchmarks/make_tables.py
 
