@@ -33,12 +33,12 @@ class ForwardPass {
   using T = Accumulator<Stored>;
 
  public:
-  ForwardPass(const Scores<Stored, Element>& scores, const Affinities& affinities, Index value_dim,
-              const Results<Stored>& results)
+  ForwardPass(const Scores<Stored, Element>& scores, const Affinities& affinities, const QueryBlocks& blocks,
+              Index value_dim, const Results<Stored>& results)
       : scores_(scores),
         problem_(scores.problem),
         kernels_(scores.kernels),
-        blocks_(scores.blocks),
+        blocks_(blocks),
         affinities_(affinities),
         value_dim_(value_dim),
         padded_value_dim_(round_up(value_dim, kernels_.group_rows)),
@@ -215,12 +215,24 @@ class ForwardPass {
   Results<Stored> results_;
 };
 
+// Each block packs all memory rows for itself. So as few as keep every thread busy, and at least so small that their sums
+// stay in the third-level cache; but not smaller than queries_per_block for many threads, which share the rows out instead.
+template <class Stored, class Element>
+QueryBlocks blocks_of_many(const Scores<Stored, Element>& scores, const Affinities& affinities, Index threads) {
+  constexpr Index most_queries = 816;
+  const Index panels = scores.blocks.panels, lanes = scores.blocks.lanes;
+  const Index least = divide_up(panels, std::max<Index>(1, most_queries / lanes));
+  const Index for_threads = divide_up(threads, std::max<Index>(1, affinities.count));
+  return QueryBlocks(scores.problem.queries, lanes, std::clamp(for_threads, least, std::max(least, scores.blocks.count)));
+}
+
 template <class Stored, class Element>
 void run_forward(const Scores<Stored, Element>& scores, const Parallel& parallel, Index value_dim,
                  const Results<Stored>& results) {
   const Affinities affinities(scores.problem, value_dim == 0 ? scores.problem.objects : objects_together);
-  const Schedule schedule = schedule_of(scores.problem, affinities, scores.blocks.count, parallel.threads);
-  run_pass(ForwardPass<Stored, Element>(scores, affinities, value_dim, results), schedule, parallel);
+  const QueryBlocks blocks = blocks_of_many(scores, affinities, parallel.threads);
+  const Schedule schedule = schedule_of(scores.problem, affinities, blocks.count, parallel.threads);
+  run_pass(ForwardPass<Stored, Element>(scores, affinities, blocks, value_dim, results), schedule, parallel);
 }
 
 // Blocks of queries for a memory that is read by few: all in one, so that each row is met once, but a block for each
