@@ -51,11 +51,17 @@ def read_and_gradients(case: ReadCase, dtype: torch.dtype = torch.float32, backe
     return [out, lse, usage, *gradients]
 
 
-# around the panels of 24 queries, the blocks of 192 queries and of 192 rows; up to 256 queries there are no panels
-@pytest.mark.parametrize("queries", [23, 25, 192, 257, 263, 264, 265, 385])
+# around the panels of 24 queries, the least blocks of 192 queries and of 192 rows; up to 256 queries there are no panels
+@pytest.mark.parametrize("queries", [23, 25, 192, 257, 263, 264, 265, 384, 385])
 @pytest.mark.parametrize("rows", [191, 192, 193, 577])
 def test_block_boundaries(queries, rows):
     check_case(ReadCase(batch=1, queries=queries, rows=rows, key_dim=9, value_dim=5), torch.float32, "cpp")
+
+
+# a block of queries for each thread, of 816 at most: one, some and more than there are threads, cut at odd rows
+@pytest.mark.parametrize("queries", [385, 817, 1650])
+def test_blocks_of_threads(queries, threads):
+    check_case(ReadCase(batch=1, queries=queries, rows=577, key_dim=9, value_dim=5), torch.float32, "cpp")
 
 
 # values of 64 channels are read as they lie, of 37 they are packed; with one and two threads the memory is shared out,

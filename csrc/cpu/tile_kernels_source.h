@@ -95,25 +95,14 @@ STM_FAST_INLINE Vector<float> multiply_add(Vector<float> sum, Vector<std::uint32
 
 enum class Update { assign, add, rescale };
 
-// One group of rows: the tile of C stays in registers over the whole depth. `scale` is one number for Update::assign,
-// one a lane for Update::rescale.
+// One group of rows: the product stays in registers over the whole depth, and meets what C held at the end. So its
+// first sums wait for no cache, and a sum of many blocks is rounded as a tree is. `scale` is one number for
+// Update::assign, one a lane for Update::rescale.
 template <class Element, Update update, bool packed>
 STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,
                                     const Sum<Element>* scale) {
   using T = Sum<Element>;
-  Vector<T> sum[group_rows][vectors];
-  STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
-    STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) {
-      const T* old = c + i * product.c_stride + j * width<T>;
-      if constexpr (update == Update::assign) {
-        sum[i][j] = Vector<T>{};
-      } else if constexpr (update == Update::add) {
-        sum[i][j] = load(old);
-      } else {
-        sum[i][j] = load(scale + j * width<T>) * load(old);
-      }
-    }
-  }
+  Vector<T> sum[group_rows][vectors] = {};
   const Element* b = product.b;
   for (Index k = 0; k < product.depth; ++k, b += product.b_stride) {
     decltype(load(b)) right[vectors];
@@ -125,8 +114,14 @@ STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Eleme
   }
   STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) {
-      const Vector<T> result = update == Update::assign ? *scale * sum[i][j] : sum[i][j];
-      store(c + i * product.c_stride + j * width<T>, result);
+      T* const at = c + i * product.c_stride + j * width<T>;
+      if constexpr (update == Update::assign) {
+        store(at, *scale * sum[i][j]);
+      } else if constexpr (update == Update::add) {
+        store(at, load(at) + sum[i][j]);
+      } else {
+        store(at, load(scale + j * width<T>) * load(at) + sum[i][j]);
+      }
     }
   }
 }

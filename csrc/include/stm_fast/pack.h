@@ -139,20 +139,24 @@ class PanelPacker {
  private:
   Element* at(Index row) const { return panels_ + row / width_ * width_ * depth_ + row % width_; }
 
+  // Both loops over quads work on copies of the members, which stores of numbers could change for all a compiler knows.
+
   // Rows lie side by side: four columns are four streams to read, and fill whole cache lines of narrow panels.
   void copy_quads(Index rows, Index depth) const {
+    const Matrix<const Stored> source = source_;
+    const Index width = width_, next_panel = width_ * depth_;
     for (Index d = 0; d < depth; d += quad) {
-      Element* panel = panels_ + d * width_;
+      Element* panel = panels_ + d * width;
       for (Index row = 0, lane = 0; row < rows; row += quad) {
         for (Index i = 0; i < quad; ++i) {
           Quad four;
-          packing::load_across(&source_.at(row, (d + i) * numbers), source_.column_stride, four);
-          packing::store(panel + lane + i * width_, four);
+          packing::load_across(&source.at(row, (d + i) * numbers), source.column_stride, four);
+          packing::store(panel + lane + i * width, four);
         }
         lane += quad;
-        if (lane == width_) {
+        if (lane == width) {
           lane = 0;
-          panel += width_ * depth_;
+          panel += next_panel;
         }
       }
     }
@@ -161,15 +165,17 @@ class PanelPacker {
   // Columns lie side by side.
   void transpose_quads(Index rows, Index depth) const {
     constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
+    const Matrix<const Stored> source = source_;
+    const Index width = width_, last_column = columns_ - 1;
     for (Index row = 0; row < rows; row += quad) {
       Element* const to = at(row);
       for (Index d = 0; d < depth; d += quad) {
         if (row + quad < rows) {
           // the next four rows, a line at each step: no hardware foresees a jump to another row
-          const Index step = d / quad, column = std::min(step / quad * line, columns_ - 1);
-          __builtin_prefetch(&source_.at(row + quad + step % quad, column));
+          const Index step = d / quad, column = std::min(step / quad * line, last_column);
+          __builtin_prefetch(&source.at(row + quad + step % quad, column));
         }
-        packing::transpose_quad(&source_.at(row, d * numbers), source_.row_stride, to + d * width_, width_);
+        packing::transpose_quad(&source.at(row, d * numbers), source.row_stride, to + d * width, width);
       }
     }
   }
