@@ -51,7 +51,7 @@ def read_and_gradients(case: ReadCase, dtype: torch.dtype = torch.float32, backe
     return [out, lse, usage, *gradients]
 
 
-# around the panels of 24 queries, the least blocks of 192 queries and of 192 rows; up to 256 queries there are no panels
+# around panels of 24 queries, the least blocks of 192 queries and of 192 rows; up to 256 queries there are no panels
 @pytest.mark.parametrize("queries", [23, 25, 192, 257, 263, 264, 265, 384, 385])
 @pytest.mark.parametrize("rows", [191, 192, 193, 577])
 def test_block_boundaries(queries, rows):

@@ -215,8 +215,8 @@ class ForwardPass {
   Results<Stored> results_;
 };
 
-// Each block packs all memory rows for itself. So as few as keep every thread busy, and at least so small that their sums
-// stay in the third-level cache; but not smaller than queries_per_block for many threads, which share the rows out instead.
+// Each block packs all memory rows for itself. So there are as few as keep every thread busy, yet so small that their
+// sums stay in the third-level cache. Where threads are many they share out the rows instead of ever smaller blocks.
 template <class Stored, class Element>
 QueryBlocks blocks_of_many(const Scores<Stored, Element>& scores, const Affinities& affinities, Index threads) {
   constexpr Index most_queries = 816;
