@@ -223,7 +223,8 @@ QueryBlocks blocks_of_many(const Scores<Stored, Element>& scores, const Affiniti
   const Index panels = scores.blocks.panels, lanes = scores.blocks.lanes;
   const Index least = divide_up(panels, std::max<Index>(1, most_queries / lanes));
   const Index for_threads = divide_up(threads, std::max<Index>(1, affinities.count));
-  return QueryBlocks(scores.problem.queries, lanes, std::clamp(for_threads, least, std::max(least, scores.blocks.count)));
+  return QueryBlocks(scores.problem.queries, lanes,
+                     std::clamp(for_threads, least, std::max(least, scores.blocks.count)));
 }
 
 template <class Stored, class Element>
