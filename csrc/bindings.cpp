@@ -178,6 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
                                    {.grad_out = batch_of<Stored>(grad_out),
                                     .grad_lse = batch_of<T>(grad_lse),
                                     .out = batch_of<Stored>(out),
+                                    .lse = batch_of<T>(lse),
                                     .query = data_of<Stored>(grad_query),
                                     .key = data_of<Stored>(grad_key),
                                     .value = data_of<Stored>(grad_value),

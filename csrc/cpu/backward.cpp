@@ -113,7 +113,7 @@ class BackwardPass {
         blocks_(scores.blocks),
         parallel_(parallel),
         gradients_(gradients),
-        weights_(scores, parallel),
+        weights_(scores, parallel, gradients.lse),
         query_side_(scores, parallel, gradients),
         padded_features_(round_up(scores.features.dim(), kernels_.group_rows)) {
     plan();

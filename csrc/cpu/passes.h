@@ -7,8 +7,8 @@
 namespace stm_fast {
 
 // The softmax of every query in two numbers, [B][padded queries] each: a weight is exp(score - largest) * factor. Where
-// no row counts, and in the lanes beyond the queries, they are +inf and 0. lse alone says the same, but rounded to its
-// own size: too coarse for large scores.
+// no row counts, and in the lanes beyond the queries, they are +inf and 0. lse and 1 say the same, but rounded to the
+// size of lse: too coarse for large scores.
 template <class T>
 struct Statistics {
   T* largest;

@@ -1,6 +1,10 @@
 // Tiles of the finished softmax P, made again from the scores: for the passes that come after the forward one.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "pass.h"
 #include "passes.h"
 
@@ -11,11 +15,14 @@ class SoftmaxWeights {
   using T = Accumulator<Stored>;
 
  public:
-  SoftmaxWeights(const Scores<Stored>& scores, const Parallel& parallel)
+  // `lse` [B, M, 1] of the same read, where it is at hand, may save a pass over the keys.
+  SoftmaxWeights(const Scores<Stored>& scores, const Parallel& parallel, const Batch<const T>& lse = {})
       : scores_(scores), batches_(scores.problem.query_batches()), scratch_(bytes()) {
     Carver carver(scratch_.get());
     carve(carver);
-    softmax_statistics(scores, parallel, statistics_);
+    if (!(lse && take_statistics(lse))) {
+      softmax_statistics(scores, parallel, statistics_);
+    }
     run_items<Room>(scores, batches_ * scores.blocks.panels, parallel, [&](Index item, const Room& room) {
       const Index panel = item % scores_.blocks.panels, lanes = scores_.blocks.lanes;
       scores_.features.pack_queries(item / scores_.blocks.panels, panel * lanes, scores_.blocks.queries_in_panel(panel),
@@ -37,6 +44,30 @@ class SoftmaxWeights {
         : features(carver.take<T>(scores.blocks.lanes * scores.features.dim())) {}
     T* features;
   };
+
+  // Statistics from the lse: false where one is so large that its rounding would be seen, or NaN.
+  bool take_statistics(const Batch<const T>& lse) {
+    // up to here its rounding is about that of a product's score
+    constexpr T most = std::is_same_v<T, float> ? 16 : 0;
+    const ReadProblem<Stored>& problem = scores_.problem;
+    const Index padded = scores_.blocks.padded_queries();
+    std::fill_n(statistics_.largest, problem.objects * padded, std::numeric_limits<T>::infinity());
+    std::fill_n(statistics_.factor, problem.objects * padded, T(0));
+    for (Index object = 0; object < problem.objects; ++object) {
+      for (Index query = 0; query < problem.queries; ++query) {
+        const T found = lse[object].at(query, 0);
+        if (found == -std::numeric_limits<T>::infinity()) {
+          continue;
+        }
+        if (!(std::abs(found) <= most)) {
+          return false;
+        }
+        statistics_.largest[object * padded + query] = found;
+        statistics_.factor[object * padded + query] = 1;
+      }
+    }
+    return true;
+  }
 
   void carve(Carver& carver) {
     const Index padded = scores_.blocks.padded_queries();

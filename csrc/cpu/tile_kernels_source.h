@@ -252,24 +252,12 @@ constexpr Index strip_rows = 16;
 template <class T>
 constexpr Index strip_lanes = strip_vectors * width<T>;
 
-// One group of queries: the sums of a strip stay in registers. The first group reads the values as they lie, leaves
-// them side by side in `room` for the others, and asks for as many of those that come next.
+// One group of queries: what is added to the sums of a strip stays in registers. The first group reads the values as
+// they lie, leaves them side by side in `room` for the others, and asks for as many of those that come next.
 template <class T, Update update, bool first>
 STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query, Index row, Index rows, const T* values,
                                     const T* next, T* sums, T* room) {
-  Vector<T> sum[group_rows][strip_vectors];
-  STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
-    STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
-      const T* const old = sums + i * strip_lanes<T> + j * width<T>;
-      if constexpr (update == Update::assign) {
-        sum[i][j] = Vector<T>{};
-      } else if constexpr (update == Update::add) {
-        sum[i][j] = load(old);
-      } else {
-        sum[i][j] = fill(product.rescale[query + i]) * load(old);
-      }
-    }
-  }
+  Vector<T> sum[group_rows][strip_vectors] = {};
   const T* const weights = product.weights + query * product.weights_stride + row;
   for (Index k = 0; k < rows; ++k) {
     const T* const from = first ? values + k * product.row_stride : room + k * strip_lanes<T>;
@@ -290,7 +278,14 @@ STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query,
   }
   STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
-      store(sums + i * strip_lanes<T> + j * width<T>, sum[i][j]);
+      T* const at = sums + i * strip_lanes<T> + j * width<T>;
+      if constexpr (update == Update::assign) {
+        store(at, sum[i][j]);
+      } else if constexpr (update == Update::add) {
+        store(at, load(at) + sum[i][j]);
+      } else {
+        store(at, fill(product.rescale[query + i]) * load(at) + sum[i][j]);
+      }
     }
   }
 }

@@ -84,6 +84,7 @@ struct ReadGradients {
   Batch<const Stored> grad_out;  // [B, M, Cv]
   Batch<const T> grad_lse;       // [B, M, 1]
   Batch<const Stored> out;       // [B, M, Cv]
+  Batch<const T> lse;            // [B, M, 1]
   // results, contiguous, of the shapes of the inputs; zero on entry; null where the input is
   Stored* query;
   Stored* key;
