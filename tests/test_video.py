@@ -233,6 +233,23 @@ def test_a_truncated_video_is_refused(tmp_path: Path, faststart: bool) -> None:
 
 
 @needs_av
+@pytest.mark.parametrize("cut", [1, 300, 5_000])
+def test_a_truncated_matroska_file_is_refused(tmp_path: Path, cut: int) -> None:
+    pictures = [np.random.default_rng(k).integers(0, 256, (48, 64, 3), dtype=np.uint8) for k in range(10)]
+    path = write_video(tmp_path / "v.mkv", pictures)
+    assert len(list(open_frames(path))) == 10
+    path.write_bytes(path.read_bytes()[:-cut])
+    refuses(path, "truncated")
+
+
+@needs_av
+def test_a_matroska_file_that_states_no_length_is_read(tmp_path: Path) -> None:
+    pictures = [numbered_picture(k) for k in range(10)]
+    path = write_video(tmp_path / "v.mkv", pictures, container={"live": "1"})
+    assert len(list(open_frames(path))) == 10
+
+
+@needs_av
 def test_a_damaged_frame_is_named_when_it_is_reached(tmp_path: Path) -> None:
     import av
 

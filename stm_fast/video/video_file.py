@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.errors import InputError
+from stm_fast.video import matroska
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.pyav import require_av
 
@@ -30,8 +31,8 @@ NOT_VIDEO_FORMATS = frozenset({"tty"})
 class VideoFile(FrameReader):
     """Frames of the first video stream of a file; constant and variable frame rate, rotation applied.
 
-    The index of the file is compared with its size and the first frame is decoded, so that what is not a whole video
-    is refused before work starts. Pixels are taken as stored: a non-square pixel aspect is not stretched.
+    What the file says of its length is compared with its size and the first frame is decoded, so that what is not a
+    whole video is refused before work starts. Pixels are taken as stored: a non-square pixel aspect is not stretched.
 
     Raises InputError: not a video, no video stream, truncated, or no frame in it.
     """
@@ -124,11 +125,13 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _check_complete(path: Path, container: InputContainer, stream: VideoStream) -> None:
-    """Refuse a file that ends before the last packet its own index names (MP4, MOV, AVI)."""
+    """Refuse a file that ends before the last packet of its own index (MP4, MOV, AVI), or its stated end (Matroska)."""
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if "matroska" in container.format.name:
+        end = matroska.stated_end(path) or end
     size = path.stat().st_size
     if end > size:
-        raise InputError(f"{path}: truncated: its index reaches to byte {end}, the file has {size}")
+        raise InputError(f"{path}: truncated: it says that it reaches to byte {end}, the file has {size}")
 
 
 @dataclass(frozen=True)
