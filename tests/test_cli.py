@@ -334,6 +334,7 @@ def test_cuda_where_there_is_none(place):
         (["--every", "0"], "--every"),
         (["--every", "often"], "--every"),
         (["--max-size", "9"], "max_size: found 9, expected at least 16"),
+        (["--min-size", "0"], "min_size: found 0, expected at least 1"),
         (["--overlay", "hologram"], "--overlay"),
         (["--device", "abacus"], "--device: found 'abacus'"),
         (["--device", "mps"], "--device: found 'mps'"),

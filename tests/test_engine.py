@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
@@ -275,10 +276,28 @@ def test_large_frames_are_resized_on_the_way_in_and_masks_on_the_way_out(model):
     assert segmenter.bank.rows == [2 * 3 * 4] * 2
 
 
-def test_small_frames_are_not_enlarged(model):
+def test_small_frames_are_not_enlarged_unasked(model):
     plain, _ = segment(model, clip(3), {0: two_objects()})
-    limited, _ = segment(model, clip(3), {0: two_objects()}, max_size=480)
+    limited, _ = segment(model, clip(3), {0: two_objects()}, max_size=480, min_size=min(SIZE))
     assert torch.equal(plain[2].prob, limited[2].prob)
+
+
+def test_small_frames_are_enlarged_for_the_network_alone(model):
+    video, mask = clip(3), two_objects()
+    double = tuple(2 * side for side in SIZE)
+    results, segmenter = segment(model, video, {0: mask}, max_size=2 * min(SIZE), min_size=2 * min(SIZE))
+    assert segmenter.bank.rows == [2 * 5 * 7] * 2
+    assert torch.equal(results[0].mask, mask), "a given mask keeps its own resolution"
+
+    larger = interpolate(video, size=double, mode="bilinear", align_corners=False, antialias=True)
+    planes = torch.stack([mask == object_id for object_id in segmenter.object_ids]).float()
+    planes = interpolate(planes[None], size=double, mode="bilinear", align_corners=False, antialias=True)[0]
+    by_hand = VideoSegmenter(model)
+    by_hand.step(larger[0], planes, segmenter.object_ids)
+    for result, frame in zip(results[1:], larger[1:], strict=True):
+        prob = by_hand.step(frame)
+        expected = interpolate(prob[None], size=SIZE, mode="bilinear", align_corners=False, antialias=True)[0]
+        torch.testing.assert_close(result.prob, expected)
 
 
 def test_frames_are_uint8_or_float(model):
@@ -386,6 +405,10 @@ def test_other_bad_input_is_named(model):
         VideoSegmenter(model).step(frame, torch.zeros(2, *SIZE), objects=[2, 2])
     with pytest.raises(InputError, match="max_size: found 8, expected at least 16"):
         VideoSegmenter(model, max_size=8)
+    with pytest.raises(InputError, match="min_size: found 0, expected at least 1"):
+        VideoSegmenter(model, min_size=0)
+    with pytest.raises(InputError, match="min_size: found 48, expected 1 to max_size, 32"):
+        VideoSegmenter(model, max_size=32, min_size=48)
     with pytest.raises(InputError, match="backend: found 'abacus', expected"):
         VideoSegmenter(model, backend="abacus")
     with pytest.raises(ValueError, match="every: found 0"):

@@ -1,5 +1,6 @@
 """What a run is said to take, beside what it takes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 before = kilobytes("VmRSS")
 memory = MemoryConfig(every=1, frames=5, storage=sys.argv[1])
 segment(240, 432, memory)
-expected = estimate(Run(model, memory, (240, 432), None, 2, 0, 5, 1))
+expected = estimate(Run(model, memory, (240, 432), objects=2, frames=5))
 print(kilobytes("VmHWM") - before, expected.memory_bytes)
 """
 
@@ -102,7 +103,10 @@ print(kilobytes("VmHWM") - before, expected.memory_bytes)
 @pytest.mark.parametrize(("storage", "network"), [("model", "plain"), ("int8", "prepared")])
 def test_a_run_takes_no_more_than_was_estimated(storage, network):
     command = [sys.executable, "-c", MEASURED, storage, network]
-    measured, expected = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    # what glibc keeps of large blocks that were freed differs by 60 MB from run to run: let it keep none
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    measured, expected = map(int, result.stdout.split())
     # no lower bound: a system that reclaims idle pages meanwhile makes a process look smaller than what it asked for
     assert measured <= expected, "more was taken"
 

@@ -95,12 +95,13 @@ def test_a_video_becomes_masks_and_an_overlay(tmp_path, model):
     assert [frame.image.shape for frame in overlay] == [(HEIGHT, WIDTH, 3)] * 9
 
 
-def test_the_masks_are_the_engines(tmp_path, model):
+@pytest.mark.parametrize("size", [{"max_size": 24}, {"min_size": 80}], ids=["smaller", "larger"])
+def test_the_masks_are_the_engines(tmp_path, model, size):
     source = video(tmp_path / "in.mp4")
     mask(tmp_path / "given/00000.png"), mask(tmp_path / "given/00004.png", square(9, 30))
     memory = MemoryConfig(every=3)
-    segment_video(source, tmp_path / "given", tmp_path / "out", model=model, memory=memory, max_size=24)
-    segmenter = VideoSegmenter(model, memory=memory, max_size=24)
+    segment_video(source, tmp_path / "given", tmp_path / "out", model=model, memory=memory, **size)
+    segmenter = VideoSegmenter(model, memory=memory, **size)
     given = {t: torch.from_numpy(read_mask(tmp_path / f"given/{t:05d}.png").ids) for t in (0, 4)}
     images = (torch.from_numpy(frame.image).permute(2, 0, 1) for frame in open_frames(source))
     for result in segmenter.propagate(images, given):

@@ -214,6 +214,7 @@ def test_a_record_says_that_a_run_is_done(place):
     ("change", "words"),
     [
         ({"max_size": 16}, "its max_size: found None, expected 16"),
+        ({"min_size": 96}, "its min_size: found 1, expected 96"),
         ({"memory": MemoryConfig(every=3)}, r"its memory: found every 5, .*expected every 3"),
         ({"overlay": "pictures"}, "its overlay: found none, expected pictures"),
         ("video", "its video: found in.mp4"),

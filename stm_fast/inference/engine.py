@@ -54,11 +54,13 @@ class VideoSegmenter:
         memory: what is remembered.
         max_size: frames whose shorter side is longer are made that small for the network; masks come back at the
             frame's own size.
+        min_size: frames whose shorter side is shorter are made that large for the network, which finds smaller things.
         backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
         shard: this process's part of the memory, where several segment the same video together.
 
     Raises:
-        InputError: a `max_size` below 16, or a backend that is unknown or cannot run here.
+        InputError: a `max_size` below 16 or below `min_size`, a `min_size` below 1, or a backend that is unknown or
+            cannot run here.
     """
 
     def __init__(
@@ -67,15 +69,19 @@ class VideoSegmenter:
         *,
         memory: MemoryConfig | None = None,
         max_size: int | None = None,
+        min_size: int = 1,
         backend: str = "auto",
         shard: Shard | None = None,
     ) -> None:
         if max_size is not None and max_size < 16:
             raise InputError(f"max_size: found {max_size}, expected at least 16")
+        if min_size < 1 or (max_size is not None and min_size > max_size):
+            expected = "at least 1" if max_size is None else f"1 to max_size, {max_size}"
+            raise InputError(f"min_size: found {min_size}, expected {expected}")
         check_backend(model, backend)
         self._model = model.eval()
         self._memory = memory or MemoryConfig()
-        self._max_size = max_size
+        self._max_size, self._min_size = max_size, min_size
         known = self._memory.frames
         slots = None if known is None else known + self._memory.previous
         self._bank = MemoryBank(self._memory, frames=slots, backend=backend, shard=shard)
@@ -134,7 +140,7 @@ class VideoSegmenter:
         size = tuple(frame.shape[1:])
         given = None if mask is None else self._given(mask, size, objects)
         self._size = size
-        small_size = network_size(size, self._max_size)
+        small_size = network_size(size, self._max_size, self._min_size)
         self._memorize_seen()
         small = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), small_size)  # [3, h, w]
         prob = self._predict(small, given)  # [1 + O, h, w]
@@ -274,12 +280,11 @@ class VideoSegmenter:
         return next(self._model.parameters()).device
 
 
-def network_size(size: tuple[int, ...], max_size: int | None) -> tuple[int, ...]:
-    """Height and width of a frame as the network sees it: the shorter side is `max_size` at most."""
+def network_size(size: tuple[int, ...], max_size: int | None, min_size: int) -> tuple[int, ...]:
+    """Height and width of a frame as the network sees it: the shorter side is `min_size` to `max_size`."""
     shorter = min(size)
-    if max_size is None or shorter <= max_size:
-        return size
-    return tuple(round(side * max_size / shorter) for side in size)
+    wanted = max(min_size, shorter if max_size is None else min(shorter, max_size))
+    return tuple(round(side * wanted / shorter) for side in size)
 
 
 def check_backend(model: STM, backend: str) -> None:

@@ -36,6 +36,7 @@ class Run(NamedTuple):
     memory: MemoryConfig
     full_size: tuple[int, int]  # H, W
     max_size: int | None = None
+    min_size: int = 1
     objects: int = 1
     later_objects: int = 0  # of these
     frames: int | None = None  # that will stay, where no cap is reached
@@ -79,7 +80,9 @@ class Estimate(NamedTuple):
         return self.memory.place == "device" or (self.memory.place == "host" and device.type == "cpu")
 
 
-def run_of(model: STM, memory: MemoryConfig, max_size: int | None, reader: FrameReader, given: GivenMasks) -> Run:
+def run_of(
+    model: STM, memory: MemoryConfig, max_size: int | None, min_size: int, reader: FrameReader, given: GivenMasks
+) -> Run:
     """What is known of a video before its first frame.
 
     Raises:
@@ -97,13 +100,14 @@ def run_of(model: STM, memory: MemoryConfig, max_size: int | None, reader: Frame
     frames = memory.frames
     if frames is None and reader.frame_count is not None:
         frames = frames_that_stay(memory, reader.frame_count, given.files)
-    return Run(model, memory, (reader.height, reader.width), max_size, len(every), len(every - first), frames, len(ids))
+    size, later = (reader.height, reader.width), len(every - first)
+    return Run(model, memory, size, max_size, min_size, len(every), later, frames, len(ids))
 
 
 def estimate(run: Run) -> Estimate:
     """What a run takes at its peak; frames that wait to be segmented or written are in LIBRARY_BYTES."""
     parameter = next(run.model.parameters())
-    height, width = network_size(run.full_size, run.max_size)
+    height, width = network_size(run.full_size, run.max_size, run.min_size)
     activations = activation_bytes(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
     parameters = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
     stride = run.model.stride
@@ -126,7 +130,8 @@ def check_fits(run: Run) -> Estimate:
     lacking = _lacking(needed)
     if lacking is None:
         return needed
-    options = ", ".join(_options_that_fit(run)) or "none; take a smaller --max-size"
+    size = "--min-size" if min(run.full_size) < run.min_size else "--max-size"
+    options = ", ".join(_options_that_fit(run)) or f"none; take a smaller {size}"
     raise InputError(f"memory: the run needs {lacking}; what would fit: {options}")
 
 

@@ -63,6 +63,7 @@ def segment_video(
     model: STM,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
+    min_size: int = 1,
     backend: str = "auto",
     overlay: Overlay = "video",
     overwrite: bool = False,
@@ -85,7 +86,7 @@ def segment_video(
         masks: a palette PNG of object ids for the first frame, or a folder of such PNGs named as their frames
             ("00033.png" is frame 33 of a video). Objects may appear in later masks.
         output: a folder that is empty or does not exist, unless `overwrite`; the input is not in it.
-        model, memory, max_size, backend: as in :class:`VideoSegmenter`.
+        model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         overlay: "video" for ``overlay.mp4``, "pictures" for ``overlay/<frame>.jpg``, or "none".
         resume: go on with the interrupted run that `output` holds; start one where it holds nothing.
         checkpoint_seconds: between two checkpoints, at least; they take a tenth of the time at most.
@@ -106,17 +107,27 @@ def segment_video(
     reader = open_frames(source)
     given = find_masks(masks, reader)
     memory = _with_known_size(memory or MemoryConfig(), reader, given)
-    segmenter = VideoSegmenter(model, memory=memory, max_size=max_size, backend=backend, shard=Shard(group))
+    segmenter = VideoSegmenter(
+        model, memory=memory, max_size=max_size, min_size=min_size, backend=backend, shard=Shard(group)
+    )
     crew = Crew(group)
     run = describe_run(
-        source, given, model, memory, max_size=max_size, backend=backend, overlay=overlay, processes=crew.world
+        source,
+        given,
+        model,
+        memory,
+        max_size=max_size,
+        min_size=min_size,
+        backend=backend,
+        overlay=overlay,
+        processes=crew.world,
     )
     checkpoint = Checkpoint(output, run, crew)
     position = checkpoint.find() if resume else None
     if position is not None and position.finished:
         return Summary(position.frames, 0.0, position.object_ids, output, position.frames)
     crew.agree(lambda: check_output(output, overwrite, (source, masks), resume=resume))
-    estimate = check_fits(run_of(model, memory, max_size, reader, given))
+    estimate = check_fits(run_of(model, memory, max_size, min_size, reader, given))
     if estimated is not None:
         estimated(estimate)
 
