@@ -86,9 +86,7 @@ def segment(
     max_size: Annotated[
         int | None, typer.Option(help="Frames whose shorter side has more pixels are made that small.")
     ] = None,
-    min_size: Annotated[
-        int, typer.Option(help="Frames whose shorter side has fewer pixels are made that large: finds smaller things.")
-    ] = 1,
+    min_size: Annotated[int, typer.Option(help="Frames whose shorter side has fewer pixels are made that large.")] = 1,
     overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = Overlay.VIDEO,
     device: Device = "auto",
     dtype: Precision = "float32",

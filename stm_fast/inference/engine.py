@@ -54,7 +54,7 @@ class VideoSegmenter:
         memory: what is remembered.
         max_size: frames whose shorter side is longer are made that small for the network; masks come back at the
             frame's own size.
-        min_size: frames whose shorter side is shorter are made that large for the network, which finds smaller things.
+        min_size: frames whose shorter side is shorter are made that large.
         backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
         shard: this process's part of the memory, where several segment the same video together.
 
@@ -140,19 +140,19 @@ class VideoSegmenter:
         size = tuple(frame.shape[1:])
         given = None if mask is None else self._given(mask, size, objects)
         self._size = size
-        small_size = network_size(size, self._max_size, self._min_size)
+        inner_size = network_size(size, self._max_size, self._min_size)
         self._memorize_seen()
-        small = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), small_size)  # [3, h, w]
-        prob = self._predict(small, given)  # [1 + O, h, w]
+        inner = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), inner_size)  # [3, h, w]
+        prob = self._predict(inner, given)  # [1 + O, h, w]
         full = _resized(prob, size)  # [1 + O, H, W]
         if given is not None:
             ids, planes = given
             full = impose(full, self._ids, ids, planes)
-            prob = impose(prob, self._ids, ids, _resized(planes, small_size))
+            prob = impose(prob, self._ids, ids, _resized(planes, inner_size))
             self._ids += [object_id for object_id in ids if object_id not in self._ids]
         if self._ids:
             given_ids = [] if given is None else given[0]
-            self._seen = _Seen(small, prob[1:], self._frame_count, given_ids) if memorize else None
+            self._seen = _Seen(inner, prob[1:], self._frame_count, given_ids) if memorize else None
         self._frame_count += 1
         return full
 
