@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import time
 from fractions import Fraction
 
@@ -269,7 +270,7 @@ def test_checkpoints_take_a_tenth_of_the_time_at_most():
 # what ends a run from outside
 
 
-def resume_in_process(folder, count):
+def resume_in_process(folder):
     """What a process does that is killed some time."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -298,7 +299,7 @@ def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
     context.set_forkserver_preload(["stm_fast.inference"])
     for _ in range(KILLS):
         before = len(list(place.out.glob("masks/*.png")))
-        process = context.Process(target=resume_in_process, args=(place.folder, place.count))
+        process = context.Process(target=resume_in_process, args=(place.folder,))
         process.start()
         wait_for_masks(process, place.out, before + chance.randrange(1, 7), chance.random() * 0.02)
         process.kill()
@@ -306,11 +307,43 @@ def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
         assert process.exitcode == -9, "it was killed, and had neither ended nor failed"
         found = contents(place.out)
         assert "overlay.mp4" not in found
-        for name, data in masks_of(place.out).items():
-            assert data == expected[name] or "partial" in name
+        for path in place.out.glob("masks/*.png"):
+            assert path.read_bytes() == expected[f"masks/{path.name}"]
         if RECORD in found:
             record = json.loads(found[RECORD])
             assert {f"masks/{number:05d}.png" for number in range(record["frames"])} <= found.keys()
+    place.segment(resume=True)
+    assert contents(place.out) == expected
+
+
+def die_inside_a_write(folder, name):
+    """Killed when the file of that name is written and has not got its name yet."""
+    replace = os.replace
+
+    def replace_or_die(partial, path):
+        if path.name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(partial, path)
+
+    os.replace = replace_or_die
+    resume_in_process(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["00003.png", RECORD])
+def test_kill_9_inside_a_write_leaves_no_half_of_a_file(tmp_path, model, name):
+    place = Place(tmp_path, model)
+    place.segment(place.folder / "whole")
+    expected = contents(place.folder / "whole")
+    process = multiprocessing.get_context("forkserver").Process(target=die_inside_a_write, args=(place.folder, name))
+    process.start()
+    process.join(240)
+    assert process.exitcode == -9
+    found = contents(place.out)
+    assert name not in {path.rpartition("/")[2] for path in found}
+    assert any(f"/.{name}.{process.pid}.partial" in f"/{path}" for path in found), "it was in the middle of that write"
+    for path in place.out.glob("masks/*.png"):
+        assert path.read_bytes() == expected[f"masks/{path.name}"]
     place.segment(resume=True)
     assert contents(place.out) == expected
 
