@@ -32,7 +32,7 @@ from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.inference import VideoSegmenter
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
 from stm_fast.network.deployment import for_inference
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 PUBLISHED = "published loop"
 SIZES = {"96p": (96, 160), "240p": (240, 432), "480p": (480, 864), "1080p": (1080, 1920)}

@@ -16,7 +16,7 @@ from stm_fast.benchmarking.routes import OURS, ROUTES
 from stm_fast.benchmarking.system_records import SystemRecord, read_system_record
 from stm_fast.benchmarking.units import bytes_text, rate_text, seconds_text
 from stm_fast.errors import InputError
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"

@@ -22,7 +22,7 @@ from stm_fast.evaluation import region_similarity
 from stm_fast.inference import VideoSegmenter
 from stm_fast.network import STM
 from stm_fast.video import open_frames, read_mask
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 STORAGES = ("bfloat16", "float16", "int8", "fp8")
 HEIGHTS = {"96p": (96, 160), "240p": (240, 432), "480p": (480, 864)}

@@ -14,6 +14,7 @@ FLOORS = {
     "config": 0,
     "errors": 0,
     "ops": 1,
+    "whole_file": 1,
     "testing": 2,
     "network": 2,
     "memory": 2,

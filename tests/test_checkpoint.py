@@ -258,7 +258,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full_disk)
-    with pytest.raises(InputError, match=r"stm\.safetensors: cannot be written"):
+    with pytest.raises(InputError, match=r"disk full while writing .*stm\.safetensors"):
         save_checkpoint(small_stm(), tmp_path / "stm.safetensors")
     assert not os.listdir(tmp_path)
     with pytest.raises(InputError, match="is not a folder"):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from fractions import Fraction
@@ -22,7 +23,7 @@ from stm_fast.inference.crew import Crew
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.network.deployment import for_inference
 from stm_fast.video import OverlayVideoWriter, write_mask
-from stm_fast.video.whole_file import partial_path
+from stm_fast.whole_file import partial_path
 
 pytest.importorskip("av")
 
@@ -329,23 +330,44 @@ def die_inside_a_write(folder, name):
     resume_in_process(folder)
 
 
+def die_inside_safetensors(folder, _):
+    """Killed by the first byte of the second state that safetensors writes."""
+    save, states = safetensors.torch.save_file, []
+
+    def save_or_die(*arguments):
+        states.append(None)
+        if len(states) == 2:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        save(*arguments)
+
+    safetensors.torch.save_file = save_or_die
+    resume_in_process(folder)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["00003.png", RECORD])
-def test_kill_9_inside_a_write_leaves_no_half_of_a_file(tmp_path, model, name):
+@pytest.mark.parametrize(
+    ("die", "name", "end"),
+    [
+        (die_inside_a_write, "00003.png", signal.SIGKILL),
+        (die_inside_a_write, RECORD, signal.SIGKILL),
+        (die_inside_safetensors, ".resume-*.safetensors", signal.SIGXFSZ),
+    ],
+)
+def test_a_kill_inside_a_write_leaves_nothing_for_ever(tmp_path, model, die, name, end):
     place = Place(tmp_path, model)
     place.segment(place.folder / "whole")
     expected = contents(place.folder / "whole")
-    process = multiprocessing.get_context("forkserver").Process(target=die_inside_a_write, args=(place.folder, name))
+    process = multiprocessing.get_context("forkserver").Process(target=die, args=(place.folder, name))
     process.start()
     process.join(240)
-    assert process.exitcode == -9
-    found = contents(place.out)
-    assert name not in {path.rpartition("/")[2] for path in found}
-    assert any(f"/.{name}.{process.pid}.partial" in f"/{path}" for path in found), "it was in the middle of that write"
+    assert process.exitcode == -end
+    assert list(place.out.rglob(f".{name}.{process.pid}.partial")), "it was in the middle of that write"
     for path in place.out.glob("masks/*.png"):
         assert path.read_bytes() == expected[f"masks/{path.name}"]
     place.segment(resume=True)
     assert contents(place.out) == expected
+    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4"]
 
 
 # nothing piles up
@@ -411,5 +433,5 @@ def test_a_checkpoint_is_on_the_disk_before_anything_names_it(tmp_path, monkeypa
     monkeypatch.setattr(os, "replace", lambda old, new: calls.append(new.name) or rename(old, new))
     Checkpoint(tmp_path, {}, Crew(None)).save(3, [1], {"rows": torch.zeros(2)})
     state, record = (tmp_path / name for name in (".resume-3-0.safetensors", ".resume.json"))
-    expected = [[str(partial_path(path)), path.name, str(tmp_path)] for path in (state, record)]
-    assert calls == expected[0] + expected[1]
+    written = str(partial_path(state) / state.name), str(partial_path(record))
+    assert calls == [written[0], state.name, str(tmp_path), written[1], record.name, str(tmp_path)]

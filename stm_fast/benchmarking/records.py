@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stm_fast.errors import InputError
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 _SCHEMA = 1
 

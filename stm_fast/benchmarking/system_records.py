@@ -7,7 +7,7 @@ from typing import Any
 
 from stm_fast.benchmarking.system import SystemRow, SystemWorkload
 from stm_fast.errors import InputError
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 _SCHEMA = 1
 

@@ -21,7 +21,7 @@ from stm_fast.benchmarking.refusals import refusal
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.timing import Call, CudaClock, Results, WallClock, make_call
 from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Shape, Workload
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 Tile = TypeVar("Tile")
 Report = Callable[[str], None]

@@ -40,7 +40,7 @@ from stm_fast.evaluation.tables import overall, print_comparison, print_tables, 
 from stm_fast.inference.shards import rank, shard, wait_for_all
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
-from stm_fast.video.whole_file import make_folder
+from stm_fast.whole_file import make_folder
 
 
 class Benchmark(StrEnum):

@@ -8,7 +8,7 @@ from PIL import Image
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
-from stm_fast.video.whole_file import whole_folder, writing
+from stm_fast.whole_file import whole_folder, writing
 
 SEQUENCES = 8
 _FRAMES = 40

@@ -11,7 +11,7 @@ from stm_fast.data.sequences import Ids, Sequence
 from stm_fast.evaluation.benchmark_sets import MASKS
 from stm_fast.network import STM, Architecture
 from stm_fast.video import MaskWriter, open_frames
-from stm_fast.video.whole_file import make_folder, whole_folder
+from stm_fast.whole_file import make_folder, whole_folder
 
 COPIED = "first mask copied"
 UNTRAINED = "untrained network"

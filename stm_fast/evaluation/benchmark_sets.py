@@ -5,7 +5,6 @@
 """
 
 import json
-import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,7 @@ from stm_fast.memory.policy import frames_that_stay
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames
-from stm_fast.video.whole_file import make_folder, whole_file, whole_folder
+from stm_fast.whole_file import make_folder, remove_left_over, whole_file, whole_folder
 
 MASKS = "Annotations"
 TIMINGS = "timings"
@@ -125,8 +124,7 @@ def write_zip(sequences: Iterable[Sequence], output: Path, file: Path, prefix: s
 def _run_whole(sequence: Sequence, output: Path, model: STM, inference: Inference) -> None:
     """Segments a sequence under a temporary name; masks and timing get their names at the end."""
     final = output / MASKS / sequence.name
-    for left_over in final.parent.glob(f".{sequence.name}.*.partial"):
-        shutil.rmtree(left_over)
+    remove_left_over(final.parent, sequence.name)
     with whole_folder(final) as partial:
         timing = _run(sequence, partial, model, inference)
         with whole_file(output / TIMINGS / f"{sequence.name}.json") as file:

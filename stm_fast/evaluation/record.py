@@ -13,7 +13,7 @@ import torch
 from stm_fast.evaluation.benchmark_sets import Timing
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.evaluation.tables import overall
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 Record = dict[str, Any]
 

@@ -19,7 +19,7 @@ from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.inference.stages import STAGES
 from stm_fast.video import DAVIS_PALETTE, draw_overlay, read_mask
 from stm_fast.video.picture_folder import SUFFIXES
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 STRIPS = 6  # sequences whose worst frames are shown
 STRIP_FRAMES = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stm_fast.evaluation.scoring import ObjectScore
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 GLOBAL_MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 SEQUENCE_MEASURES = ("Sequence", "J-Mean", "F-Mean")

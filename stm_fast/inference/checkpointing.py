@@ -17,7 +17,7 @@ from torch import Tensor
 from stm_fast.errors import InputError
 from stm_fast.inference.crew import Crew
 from stm_fast.inference.identity import Run
-from stm_fast.video.whole_file import make_folder, whole_file
+from stm_fast.whole_file import make_folder, whole_file, write_tensors
 
 RECORD = ".resume.json"
 _FORMAT = 1
@@ -75,7 +75,7 @@ class Checkpoint:
         """Replaces the checkpoint. What is written for the first `frames` frames has to be on disk already."""
         make_folder(self._folder)
         if state:
-            _save_state(self._state_path(frames), state)
+            write_tensors(self._state_path(frames), state, durable=True)
         # every process's state is there before the record names it, and the record before old states go
         self._crew.any(False)
         self._write(Position(frames, False, object_ids))
@@ -137,14 +137,6 @@ class Pace:
         """A checkpoint that was begun at `since`, of `time.monotonic`, is there."""
         now = time.monotonic()
         self._next = now + max(self._seconds, (now - since) / _SHARE)
-
-
-def _save_state(path: Path, state: dict[str, Tensor]) -> None:
-    try:
-        with whole_file(path, durable=True) as partial:
-            safetensors.torch.save_file(state, partial)
-    except SafetensorError as error:
-        raise InputError(f"cannot write {path}: {error}") from error
 
 
 def _shown(value: Any, other: Any) -> str:

@@ -19,7 +19,7 @@ from stm_fast.video import (
     draw_overlay,
     read_mask,
 )
-from stm_fast.video.whole_file import LEFT_OVER
+from stm_fast.whole_file import LEFT_OVER, remove_left_over
 
 Overlay = Literal["video", "pictures", "none"]
 
@@ -59,7 +59,9 @@ class Results:
         self._palette = palette
         if not resumed:
             _remove_earlier(folder)
-        _remove_left_over(folder)
+        # of a process that was killed
+        for part in (folder, folder / "masks", folder / "overlay"):
+            remove_left_over(part)
         self._masks = MaskWriter(folder / "masks", palette)
         self._video: OverlayVideoWriter | None = None
         self._pictures: OverlayPictureWriter | None = None
@@ -120,13 +122,6 @@ def check_overlay(overlay: str) -> None:
 def _holds_anything(folder: Path) -> bool:
     """Whether there is more in it than what a process that was killed had not finished."""
     return folder.is_dir() and any(not path.match(LEFT_OVER) for path in folder.iterdir())
-
-
-def _remove_left_over(folder: Path) -> None:
-    """What a process that was killed had begun to write."""
-    for part in (folder, folder / "masks", folder / "overlay"):
-        for path in part.glob(LEFT_OVER):
-            path.unlink(missing_ok=True)
 
 
 def _remove_earlier(folder: Path) -> None:

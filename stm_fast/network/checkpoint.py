@@ -1,9 +1,7 @@
 """Weights in and out of files: the published checkpoint, our own safetensors, torchvision's trunks."""
 
 import dataclasses
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -14,6 +12,7 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights
 from stm_fast.errors import InputError
 from stm_fast.network.backbone import BACKBONES
 from stm_fast.network.stm import STM, Architecture
+from stm_fast.whole_file import write_tensors
 
 FORMAT = "stm_fast"
 MOST_PROBLEMS = 10  # how many of a checkpoint's faults a message names before it counts
@@ -112,8 +111,10 @@ def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None
         kernels = (name for name, weight in model.named_parameters() if weight.ndim > 1)
         state |= {name: state[name].half() for name in kernels}
     facts = {name: str(value) for name, value in dataclasses.asdict(model.architecture).items()}
-    with _whole_file(Path(path)) as temporary:
-        safetensors.torch.save_file(state, temporary, {"format": FORMAT, **facts})
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
+    write_tensors(path, state, {"format": FORMAT, **facts})
 
 
 def architecture_of(path: str | Path) -> Architecture:
@@ -230,22 +231,3 @@ def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
     if problems:
         rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
         raise InputError(f"{source}: does not fit the network: {'; '.join(problems[:MOST_PROBLEMS])}{rest}")
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder that becomes `path` if the block ends well, and disappears otherwise."""
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        usual_mode = temporary.stat().st_mode
-        yield temporary
-        # safetensors makes files that only their owner can read
-        temporary.chmod(usual_mode)
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,14 +1,13 @@
 """A run's state on disk: a plain dictionary, written whole or not at all, read without running code."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stm_fast.errors import InputError
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 FORMAT = "stm_fast training 1"
 
@@ -24,10 +23,8 @@ def write_state(path: Path, state: State) -> None:
     # in memory first: torch's own writer does not say why a disk refuses
     buffer = io.BytesIO()
     torch.save({"format": FORMAT} | state, buffer)
-    with whole_file(path) as partial, partial.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
+    with whole_file(path, durable=True) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def read_state(path: Path) -> State:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stm_fast.video.whole_file import whole_file, writing
+from stm_fast.whole_file import whole_file, writing
 
 Line = Mapping[str, Any]
 

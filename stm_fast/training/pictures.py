@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stm_fast.training.step import ClipLoss
 from stm_fast.video.overlay import draw_overlay
-from stm_fast.video.whole_file import make_folder, whole_file
+from stm_fast.whole_file import make_folder, whole_file
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from stm_fast.errors import InputError
 from stm_fast.training.checkpoint import State, read_state
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.config_file import from_plain
-from stm_fast.video.whole_file import LEFT_OVER, make_folder
+from stm_fast.whole_file import make_folder, remove_left_over
 
 # what does not touch the numbers of the steps that are done may change while a run is interrupted; so may paths
 _FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights")
@@ -37,10 +37,7 @@ class RunFolder:
         if self.checkpoint.exists() and not resume:
             raise InputError(f"{self.checkpoint}: a run lies there already; give another --output, or --resume")
         make_folder(self.path)
-        # of a run that was killed while it wrote; the second pattern is that of weights
-        for pattern in (LEFT_OVER, ".*.tmp"):
-            for left_over in self.path.glob(pattern):
-                left_over.unlink()
+        remove_left_over(self.path)
 
     def state(self, config: TrainingConfig) -> State | None:
         """Where the run stopped; None where it has not got that far.

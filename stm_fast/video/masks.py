@@ -9,7 +9,7 @@ from PIL import Image
 
 from stm_fast.errors import InputError
 from stm_fast.video.pillow import BROKEN_PICTURE, reason
-from stm_fast.video.whole_file import whole_file
+from stm_fast.whole_file import whole_file
 
 # more ids than this in one mask are the grey levels of soft edges, not objects
 MAX_IDS = 20

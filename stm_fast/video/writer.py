@@ -16,7 +16,7 @@ from PIL import Image
 from stm_fast.errors import InputError
 from stm_fast.video.masks import write_mask
 from stm_fast.video.pyav import require_av
-from stm_fast.video.whole_file import make_folder, partial_path, whole_file, writing
+from stm_fast.whole_file import make_folder, partial_path, whole_file, writing
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

@@ -1,11 +1,16 @@
 """Files and folders are written whole or not at all."""
 
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from stm_fast.errors import InputError
 
@@ -46,13 +51,61 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         with writing(path):
             yield partial
-            if durable:
-                _sync(partial)
-            os.replace(partial, path)
-            if durable:
-                _sync(path.parent)
+            _put_in_place(partial, path, durable)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, *, durable: bool = False
+) -> None:
+    """Writes a safetensors file.
+
+    Args:
+        tensors: contiguous.
+        durable: as in `whole_file`.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    # safetensors writes to a hidden file of its own beside the one that it is given, and a process that is killed
+    # leaves that file: so both are in a folder whose name says what it is
+    folder = partial_path(path)
+    file = folder / path.name
+    try:
+        with writing(path):
+            folder.mkdir()
+            # that hidden file can be read by its owner alone
+            file.touch()
+            usual_mode = file.stat().st_mode
+            safetensors.torch.save_file(tensors, file, metadata)
+            file.chmod(usual_mode)
+            _put_in_place(file, path, durable)
+    except SafetensorError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_over(folder: Path, name: str | None = None) -> None:
+    """Removes what processes that were killed had begun to write.
+
+    Args:
+        name: of the one file or folder whose beginnings are meant; all where it is not given.
+    """
+    for path in folder.glob(LEFT_OVER if name is None else f".{glob.escape(name)}.*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _put_in_place(partial: Path, path: Path, durable: bool) -> None:
+    if durable:
+        _sync(partial)
+    os.replace(partial, path)
+    if durable:
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
