@@ -25,7 +25,7 @@ POLICIES = {
     "pages": MemoryConfig(place="host", page_bytes=2 * 4 * PIXELS * (CK + CV)),
     "int8": MemoryConfig(storage="int8"),
 }
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 30
 
 
 def run(bank):

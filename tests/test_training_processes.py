@@ -64,7 +64,8 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_weights(config, tmp
     long = {"epochs": 8, "ema": 0.9, "log": {"every": 1, "pictures": 3, "checkpoint": 2}}  # 20 steps
     file, whole, killed = config(**long), tmp_path / "whole", tmp_path / "killed"
     run(file, "--output", str(whole))
-    for lines in sorted(random.Random().sample(range(1, 19), 3)):
+    # far enough from the end that a busy machine cannot get there before the kill
+    for lines in sorted(random.Random().sample(range(1, 13), 3)):
         assert kill_after(lines, file, "--output", str(killed), "--resume")
     run(file, "--output", str(killed), "--resume")
     assert curve(killed) == curve(whole)
