@@ -74,7 +74,8 @@ def write_tensors(
     file = folder / path.name
     try:
         with writing(path):
-            folder.mkdir()
+            # in a container a process that was killed had the id of this one
+            folder.mkdir(exist_ok=True)
             # that hidden file can be read by its owner alone
             file.touch()
             usual_mode = file.stat().st_mode
@@ -121,6 +122,8 @@ def _sync(path: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Folder to fill inside the block; renamed to `path` at its end, removed if the block raises."""
     partial = partial_path(path)
+    # in a container a process that was killed had the id of this one
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         make_folder(partial)
         yield partial

@@ -1,0 +1,51 @@
+"""What is written has its name when it is whole, and what a killed process left is in nobody's way."""
+
+import os
+
+import pytest
+import safetensors.torch
+import torch
+
+from stm_fast.errors import InputError
+from stm_fast.whole_file import partial_path, remove_left_over, whole_folder, write_tensors
+
+
+def test_tensors_are_written_alone_and_can_be_read_by_whom_the_folder_lets(tmp_path):
+    (tmp_path / "other").touch()
+    write_tensors(tmp_path / "x.safetensors", {"a": torch.arange(3)}, {"format": "test"})
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "x.safetensors")["a"], torch.arange(3))
+    assert sorted(os.listdir(tmp_path)) == ["other", "x.safetensors"]
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_process_with_the_id_of_one_that_was_killed(tmp_path):
+    tensors, folder = tmp_path / "x.safetensors", tmp_path / "masks"
+    for path in (tensors, folder):
+        partial_path(path).mkdir()
+        (partial_path(path) / path.name).write_text("half")
+        (partial_path(path) / "stale").write_text("half")
+    write_tensors(tensors, {"a": torch.zeros(1)})
+    assert safetensors.torch.load_file(tensors).keys() == {"a"}
+    with whole_folder(folder) as partial:
+        (partial / "new").touch()
+    assert os.listdir(folder) == ["new"]
+    assert sorted(os.listdir(tmp_path)) == ["masks", "x.safetensors"]
+
+
+def test_left_overs_of_one_name_or_of_all(tmp_path):
+    for name in ("a[1]", "a1"):
+        (tmp_path / f".{name}.7.partial").mkdir()
+        (tmp_path / f".{name}.8.partial").touch()
+    (tmp_path / ".resume.json").touch()
+    remove_left_over(tmp_path, "a[1]")
+    assert sorted(os.listdir(tmp_path)) == [".a1.7.partial", ".a1.8.partial", ".resume.json"]
+    remove_left_over(tmp_path)
+    assert os.listdir(tmp_path) == [".resume.json"]
+
+
+def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
+    for path in (tmp_path / "absent/x.safetensors", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match="cannot write ") as caught:
+            write_tensors(path, {"a": torch.zeros(1)})
+        assert "\n" not in str(caught.value)
+    assert not os.listdir(tmp_path)
