@@ -83,7 +83,9 @@ def write_tensors(
             file.chmod(usual_mode)
             _put_in_place(file, path, durable)
     except SafetensorError as error:
-        raise InputError(f"cannot write {path}: {error}") from error
+        # it has the system's reason in words alone
+        full = os.strerror(errno.ENOSPC) in str(error)
+        raise InputError(f"disk full while writing {path}" if full else f"cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -124,4 +124,5 @@ def test_what_is_not_installed_is_named(train, monkeypatch):
 
 def test_a_full_disk_is_named(train, small_disk):
     # the last --output counts
-    assert_refused(train("--output", str(small_disk / "run")), "model.safetensors: cannot be written")
+    run = small_disk / "run"
+    assert_refused(train("--output", str(run)), f"disk full while writing {run / 'model.safetensors'}\n")
