@@ -70,12 +70,10 @@ def write_tensors(
     """
     # safetensors writes to a hidden file of its own beside the one that it is given, and a process that is killed
     # leaves that file: so both are in a folder whose name says what it is
-    folder = partial_path(path)
-    file = folder / path.name
     try:
-        with writing(path):
-            # in a container a process that was killed had the id of this one
-            folder.mkdir(exist_ok=True)
+        with _scratch_folder(path) as folder, writing(path):
+            folder.mkdir()
+            file = folder / path.name
             # that hidden file can be read by its owner alone
             file.touch()
             usual_mode = file.stat().st_mode
@@ -86,8 +84,6 @@ def write_tensors(
         # it has the system's reason in words alone
         full = os.strerror(errno.ENOSPC) in str(error)
         raise InputError(f"disk full while writing {path}" if full else f"cannot write {path}: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_left_over(folder: Path, name: str | None = None) -> None:
@@ -123,13 +119,20 @@ def _sync(path: Path) -> None:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Folder to fill inside the block; renamed to `path` at its end, removed if the block raises."""
-    partial = partial_path(path)
-    # in a container a process that was killed had the id of this one
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with _scratch_folder(path) as partial:
         make_folder(partial)
         yield partial
         with writing(path):
             partial.rename(path)
+
+
+@contextmanager
+def _scratch_folder(path: Path) -> Iterator[Path]:
+    """Where there is no folder yet, and none after the block."""
+    folder = partial_path(path)
+    # in a container a process that was killed had the id of this one
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
