@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from stm_fast.benchmarking.inputs import Inputs, in_layout, make_inputs
-from stm_fast.benchmarking.resident import CLEAR, PeakMemory
+from stm_fast.benchmarking.resident import CLEAR, PeakMemory, map_large_blocks
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.timing import Call, Results, make_call
 from stm_fast.benchmarking.workload import Workload
@@ -49,6 +49,7 @@ def extra_cpu_bytes(route: str, workload: Workload) -> int | None:
 
 def _send_extra_bytes(sender: Connection, route: str, workload: Workload, threads: int) -> None:
     torch.set_num_threads(threads)
+    map_large_blocks()
     sender.send(_measure(route, workload))
 
 

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def resident_bytes(name: str) -> int:
@@ -26,6 +27,17 @@ def give_back_free_memory() -> None:
     trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)
+
+
+def map_large_blocks() -> None:
+    """From now on blocks of 128 KiB and more are mappings of their own, which go back to the system when freed.
+
+    By itself glibc puts those of up to 32 MiB into its heap after the first is freed, and where they come to lie there
+    decides whether the peak counts what is free already.
+    """
+    set_option: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, 128 * 1024)
 
 
 class PeakMemory:
