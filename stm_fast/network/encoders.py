@@ -14,19 +14,22 @@ class MemoryEncoder(Backbone):
         self.conv1_mask = nn.Conv2d(1, stem, kernel_size=7, stride=2, padding=3, bias=False)
         self.conv1_others = nn.Conv2d(1, stem, kernel_size=7, stride=2, padding=3, bias=False)
 
-    def forward(self, frame: Tensor, mask: Tensor, others: Tensor) -> Tensor:
+    def forward(self, frame: Tensor, mask: Tensor, others: Tensor, owner: Tensor | None = None) -> Tensor:
         """Features at stride 16.
 
         Args:
-            frame: [B, 3, H, W] in [0, 1]; B may be 1 and is then shared, and computed once, for all objects.
+            frame: [B, 3, H, W] in [0, 1].
             mask: [O, 1, H, W], soft mask of each object.
             others: [O, 1, H, W], soft mask of the other objects together.
+            owner: [O] int64, each object's frame; None: one frame for all objects, or one frame an object.
 
         Returns:
             r4 [O, C4, H/16, W/16].
         """
-        stem = self.conv1(self.normalise(frame)) + self.conv1_mask(mask) + self.conv1_others(others)
-        r4, _, _ = self.stages(stem)
+        of_frame = self.conv1(self.normalise(frame))  # [B, C1, H/2, W/2]
+        if owner is not None:
+            of_frame = of_frame[owner]
+        r4, _, _ = self.stages(of_frame + self.conv1_mask(mask) + self.conv1_others(others))
         return r4
 
 

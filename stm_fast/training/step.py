@@ -113,7 +113,7 @@ class ClipLoss(nn.Module):
     ) -> _Memory:
         """The memory with frames ``[B, 3, H, W]`` and soft masks ``[P, H, W]`` added to it."""
         others = torch.cat([(part.sum(0) - part).clamp(0, 1) for part in torch.split(masks, objects)])  # [P, H, W]
-        r4 = self.model.memory_encoder(frame[owner], masks[:, None], others[:, None])
+        r4 = self.model.memory_encoder(frame, masks[:, None], others[:, None], owner)
         key, value = (x[:, :, None] for x in self.model.memory_key_value(r4))  # [P, C, 1, h, w]
         if memory is None:
             return _Memory(key, value)
@@ -122,9 +122,10 @@ class ClipLoss(nn.Module):
     def _segmented(self, frame: Tensor, memory: _Memory, owner: Tensor, objects: list[int]) -> _Step:
         """Each clip's frame ``[B, 3, H, W]``, segmented."""
         r4, r3, r2 = self.model.query_encoder(frame)
-        query_key, query_value = (x[owner] for x in self.model.query_key_value(r4))  # [P, Ck, h, w], [P, Cv, h, w]
-        merged, _ = self._read(memory.key, memory.value, query_key, query_value)  # [P, 2 Cv, h, w]
-        both = self.model.decoder(*merged.chunk(2, dim=1), r3[owner], r2[owner])  # [P, 2, H, W]
+        key, value = self.model.query_key_value(r4)  # [B, Ck, h, w], [B, Cv, h, w]
+        query_key = key[owner]  # [P, Ck, h, w]
+        merged, _ = self._read(memory.key, memory.value, query_key, value[owner])  # [P, 2 Cv, h, w]
+        both = self.model.decoder(merged[:, : self.model.value_dim], value, r3, r2, owner)  # [P, 2, H, W]
         probability = both.float().softmax(1)[:, 1]  # [P, H, W]
         logits = tuple(soft_aggregation(of_clip) for of_clip in torch.split(probability, objects))
         return _Step(logits, query_key, memory.key)
