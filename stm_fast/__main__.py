@@ -24,6 +24,7 @@ from stm_fast.commands.common import (
     load_model,
     print_summary,
     progress_bar,
+    smallest_side,
     task_name,
 )
 from stm_fast.commands.evaluate import evaluate
@@ -116,7 +117,14 @@ def demo(
     untrained = is_untrained(weights, arch)
     with progress_bar(task_name(untrained)) as advance:
         summary = segment_video(
-            video, mask, output / "result", model=model, backend=backend, overwrite=overwrite, progress=advance
+            video,
+            mask,
+            output / "result",
+            model=model,
+            min_size=smallest_side(weights, arch, None),
+            backend=backend,
+            overwrite=overwrite,
+            progress=advance,
         )
     _print_similarity(clip, summary)
     print_summary(summary, untrained)

@@ -19,6 +19,7 @@ from torchvision.models import resnet18
 from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
+from stm_fast.commands.common import Architecture, smallest_side
 from stm_fast.network import load_checkpoint, released, save_checkpoint, stm_resnet18
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
@@ -318,6 +319,22 @@ def test_a_pickle_with_code(place, command):
         assert_refused(run("convert", bomb, place.folder / "x.safetensors"), "bomb.pth: not a checkpoint")
         assert not (place.folder / "x.safetensors").exists()
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "arch", "min_size", "max_size", "expected"),
+    [
+        ("default", None, None, None, released.MIN_SIZE),
+        ("default", None, None, 240, 240),  # what the user asks for comes first
+        ("default", None, 1, None, 1),
+        (released.FILE, None, None, None, released.MIN_SIZE),
+        ("default", "resnet18", None, None, 1),
+        ("own.pth", None, None, None, 1),
+        ("own.pth", None, 300, None, 300),
+    ],
+)
+def test_small_frames_are_enlarged_by_default_for_the_weights_that_want_it(weights, arch, min_size, max_size, expected):
+    assert smallest_side(Path(weights), arch and Architecture(arch), min_size, max_size) == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -498,6 +498,16 @@ def test_given_masks_stay_right_at_every_scale(model):
     torch.testing.assert_close(prob.sum(0), torch.ones(SIZE))
 
 
+def test_small_frames_are_enlarged_for_the_network(model):
+    pictures, ids = draw(2)
+    frames, mask = torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(ids[0])
+    augmented = AugmentedSegmenter(model, memory=MemoryConfig(), min_size=2 * min(SIZE))
+    alone, as_it_is = VideoSegmenter(model, min_size=2 * min(SIZE)), VideoSegmenter(model)
+    prob, expected, other = ([s.step(frames[0], mask), s.step(frames[1])][1] for s in (augmented, alone, as_it_is))
+    assert torch.equal(prob, expected)
+    assert not torch.equal(prob, other)
+
+
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0)])
 def test_scales_are_above_zero(model, scales):
     with pytest.raises(InputError, match="scales"):

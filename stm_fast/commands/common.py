@@ -19,7 +19,7 @@ from stm_fast.network import STM, architecture_of, load_checkpoint, stm_resnet18
 from stm_fast.network.compilation import COMPILE_MODES
 from stm_fast.network.deployment import for_inference
 from stm_fast.network.precision import PRECISIONS, choose_dtype
-from stm_fast.network.released import DEFAULT, weights_file
+from stm_fast.network.released import DEFAULT, FILE, MIN_SIZE, weights_file
 from stm_fast.ops.backends import BACKENDS
 
 
@@ -32,6 +32,16 @@ Weights = Annotated[
     Path, typer.Option(help="Checkpoint: ours (.safetensors) or the published .pth; default is the package's own.")
 ]
 Arch = Annotated[Architecture | None, typer.Option(help="Take an untrained network instead of the default weights.")]
+MaxSize = Annotated[
+    int | None, typer.Option(help="Frames whose shorter side has more pixels are made that small for the network.")
+]
+MinSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Frames whose shorter side has fewer pixels are made that large for the network; by default none are, and "
+        f"with the package's own weights those of fewer than {MIN_SIZE}."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[str, typer.Option(help=f"Of the memory read: auto, {', '.join(b.name for b in BACKENDS)}.")]
 Precision = Annotated[
@@ -49,6 +59,15 @@ DEFAULT_WEIGHTS = Path(DEFAULT)
 def is_untrained(weights: Path, arch: Architecture | None) -> bool:
     """Whether a network without trained weights was asked for."""
     return weights == DEFAULT_WEIGHTS and arch is not None
+
+
+def smallest_side(weights: Path, arch: Architecture | None, min_size: int | None, max_size: int | None = None) -> int:
+    """`min_size` of a `VideoSegmenter`: what --min-size asks for, or else what suits the weights."""
+    if min_size is not None:
+        return min_size
+    if is_untrained(weights, arch) or weights_file(weights).resolve() != FILE:
+        return 1
+    return MIN_SIZE if max_size is None else min(MIN_SIZE, max_size)
 
 
 def load_model(weights: Path, arch: Architecture | None, device: str) -> STM:

@@ -13,12 +13,15 @@ from stm_fast.commands.common import (
     Arch,
     Backend,
     Device,
+    MaxSize,
+    MinSize,
     Precision,
     Weights,
     is_untrained,
     load_model,
     prepare,
     progress_bar,
+    smallest_side,
 )
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import MEANINGS, SETS, Sequence, annotated_sequences
@@ -72,7 +75,8 @@ def evaluate(
     arch: Arch = None,
     every: Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")] = 5,
     previous: Annotated[bool, typer.Option(help="The previous frame is read too, for one step.")] = True,
-    max_size: Annotated[int | None, typer.Option(help="Longest shorter side, in pixels, for the network.")] = None,
+    max_size: MaxSize = None,
+    min_size: MinSize = None,
     scale: Annotated[list[float] | None, typer.Option(help="Average over sizes: one --scale for each.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with mirrored frames.")] = False,
     report: Annotated[
@@ -110,7 +114,14 @@ def evaluate(
     model = load_model(weights, arch, device)
     prepared = prepare(model, dtype)
     scales = tuple(scale) if scale else (1.0,)
-    inference = Inference(MemoryConfig(every=every, previous=previous), max_size, backend, scales, flip)
+    inference = Inference(
+        memory=MemoryConfig(every=every, previous=previous),
+        max_size=max_size,
+        min_size=smallest_side(weights, arch, min_size, max_size),
+        backend=backend,
+        scales=scales,
+        flip=flip,
+    )
     run = describe_run(model, benchmark, split, inference) | {"dtype": str(next(prepared.parameters()).dtype)}
     _run(sequences, output, prepared, inference, run)
     if baselines:

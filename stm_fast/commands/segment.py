@@ -16,6 +16,8 @@ from stm_fast.commands.common import (
     Backend,
     Compile,
     Device,
+    MaxSize,
+    MinSize,
     Overwrite,
     Precision,
     Weights,
@@ -24,6 +26,7 @@ from stm_fast.commands.common import (
     print_summary,
     print_untrained,
     progress_bar,
+    smallest_side,
     task_name,
 )
 from stm_fast.commands.interruption import how_to_resume, stop_on_signals
@@ -83,10 +86,8 @@ def segment(
     memory_storage: Storage = "model",
     memory_place: MemoryPlace = "device",
     memory_folder: Folder = None,
-    max_size: Annotated[
-        int | None, typer.Option(help="Frames whose shorter side has more pixels are made that small.")
-    ] = None,
-    min_size: Annotated[int, typer.Option(help="Frames whose shorter side has fewer pixels are made that large.")] = 1,
+    max_size: MaxSize = None,
+    min_size: MinSize = None,
     overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = Overlay.VIDEO,
     device: Device = "auto",
     dtype: Precision = "float32",
@@ -139,7 +140,7 @@ def segment(
                 model=model,
                 memory=memory,
                 max_size=max_size,
-                min_size=min_size,
+                min_size=smallest_side(weights, arch, min_size, max_size),
                 backend=backend,
                 overlay=overlay.value,
                 overwrite=overwrite,

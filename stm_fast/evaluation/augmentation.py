@@ -42,8 +42,8 @@ class AugmentedSegmenter:
     Each remembers what it saw itself. Given masks are right in the outcome, to the pixel.
 
     Args:
-        model, memory, max_size, backend: as in :class:`VideoSegmenter`.
-        scales: of the frame's sides; a scale counts before `max_size` does.
+        model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
+        scales: of the frame's sides; a scale counts before `max_size` and `min_size` do.
         flip: every scale mirrored too.
 
     Raises:
@@ -56,6 +56,7 @@ class AugmentedSegmenter:
         *,
         memory: MemoryConfig,
         max_size: int | None = None,
+        min_size: int = 1,
         backend: str = "auto",
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
@@ -64,7 +65,11 @@ class AugmentedSegmenter:
             raise InputError(f"scales: found {list(scales)}, expected one at least, all above 0")
         self._device = next(model.parameters()).device
         self._views = [
-            _View(VideoSegmenter(model, memory=memory, max_size=max_size, backend=backend), scale, mirrored)
+            _View(
+                VideoSegmenter(model, memory=memory, max_size=max_size, min_size=min_size, backend=backend),
+                scale,
+                mirrored,
+            )
             for scale, mirrored in product(scales, (False, True) if flip else (False,))
         ]
 

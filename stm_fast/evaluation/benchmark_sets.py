@@ -42,6 +42,7 @@ class Inference:
 
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     max_size: int | None = None
+    min_size: int = 1
     backend: str = "auto"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -172,6 +173,7 @@ def _segmenter(model: STM, inference: Inference, reader: FrameReader) -> Augment
         model,
         memory=memory,
         max_size=inference.max_size,
+        min_size=inference.min_size,
         backend=inference.backend,
         scales=inference.scales,
         flip=inference.flip,

@@ -8,7 +8,9 @@ DEFAULT = "default"
 ARCHITECTURE = Architecture(
     "resnet18_half", key_dim=64, value_dim=128, decoder_dim=64, unit_keys=True, position_waves=4
 )
-FILE = Path(__file__).parents[1] / "weights" / "stm_resnet18_half.safetensors"
+# frames with a shorter side of fewer pixels want to be made that large: see the scores in the model card
+MIN_SIZE = 480
+FILE = Path(__file__).resolve().parents[1] / "weights" / "stm_resnet18_half.safetensors"
 
 
 def weights_file(weights: str | Path) -> Path:

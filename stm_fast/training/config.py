@@ -124,7 +124,8 @@ class Validation:
     path: str
     split: str = "val"
     every: int = 1  # epochs
-    max_size: int | None = None  # longest shorter side, in pixels
+    max_size: int | None = None  # the shorter side of larger frames, in pixels, for the network
+    min_size: int = 1  # of smaller frames
     memory_every: int = 5  # frames
 
 
@@ -147,6 +148,7 @@ class SyntheticValidation:
     width: int = 192
     every: int = 1
     max_size: int | None = None
+    min_size: int = 1
     memory_every: int = 5
 
 

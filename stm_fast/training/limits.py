@@ -39,7 +39,9 @@ def _lengths(config: TrainingConfig) -> Iterator[Check]:
     if config.validation is not None:
         validation = config.validation
         counts |= {"validation.every": validation.every, "validation.memory_every": validation.memory_every}
-        counts |= {"validation.max_size": validation.max_size}
+        counts |= {"validation.min_size": validation.min_size}
+        most, least = validation.max_size, max(16, validation.min_size)
+        yield "validation.max_size", most, most is None or most >= least, f"at least {least}"
     for key, count in counts.items():
         yield key, count, count is None or count >= 1, "at least 1"
     naturals = {

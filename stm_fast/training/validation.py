@@ -37,7 +37,8 @@ class Validator:
         for sequence in self._sequences:
             if not sequence.fully_annotated:
                 raise InputError(f"{sequence.annotations}: frames without a mask, expected all to validate with")
-        self._inference = Inference(MemoryConfig(every=validation.memory_every), validation.max_size, backend)
+        memory = MemoryConfig(every=validation.memory_every)
+        self._inference = Inference(memory, validation.max_size, validation.min_size, backend)
 
     def __call__(self, model: STM) -> dict[str, float]:
         """The toolkit's global measures, in [0, 1]."""
