@@ -263,12 +263,18 @@ class MemoryBank:
         self._slots += [[] for _ in range(objects - self.objects)]
         for index, slots in enumerate(self._slots):
             while most is not None and len(slots) > most:
-                if self._shard.world > 1:
-                    raise InputError("max_bytes: a memory shared by ranks takes no more objects later; cap its frames")
                 gone, last = self._victim(slots, number), len(slots) - 1
-                storage.move(index, last, gone)
+                self._move(storage, index, last, gone)
                 slots[gone] = slots[last]
                 slots.pop()
+
+    def _move(self, storage: Storage, index: int, source: int, target: int) -> None:
+        """Copies a slot of an object over another one, which may lie on another rank."""
+        assert self._layout is not None
+        shard, device = self._shard, self._layout.device
+        rows, into = (storage.slot(index, shard.local(slot)) if shard.holds(slot) else {} for slot in (source, target))
+        for name in rows | into:
+            shard.copy(source, target, rows.get(name), into.get(name), device)
 
     def _place(self, slots: list[Slot], new: Slot, most: int | None) -> int | None:
         """The slot that a frame gets, with the books kept; one behind those that stay is the temporary frame's."""

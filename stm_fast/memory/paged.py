@@ -78,15 +78,14 @@ class PagedStorage:
         table = self._tables[index]
         while len(table) < self._pages_of(slot + 1):
             table.append(self._pages.allocate())
-        fields, place = self._slot(index, slot)
+        fields = self.slot(index, slot)
         for name, rows in self._format.encode(key, value).items():
-            fields[name][place].copy_(rows)
+            fields[name].copy_(rows)
 
-    def move(self, index: int, source: int, target: int) -> None:
-        fields, place = self._slot(index, source)
-        target_fields, target_place = self._slot(index, target)
-        for name, rows in fields.items():
-            target_fields[name][target_place].copy_(rows[place])
+    def slot(self, index: int, slot: int) -> Fields:
+        page, place = divmod(slot, self._layout.slots)
+        fields = self._layout.fields(self._pages.open(self._tables[index][page]))
+        return {name: rows[place] for name, rows in fields.items()}
 
     def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
         number_of_pages, slots = self._pages_of(max(counts)), self._layout.slots
@@ -127,8 +126,3 @@ class PagedStorage:
 
     def _pages_of(self, slots: int) -> int:
         return -(-slots // self._layout.slots)
-
-    def _slot(self, index: int, slot: int) -> tuple[Fields, int]:
-        """The fields of the page that a slot is on, and its place there."""
-        page, place = divmod(slot, self._layout.slots)
-        return self._layout.fields(self._pages.open(self._tables[index][page])), place

@@ -5,6 +5,9 @@ rank s % world. A read is joined exactly from the (out, lse) of every rank, with
 ranks; so all of them go on with the same bits.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -66,12 +69,44 @@ class Shard:
         padded[:, : mine.shape[1]] = mine
         return torch.stack(self._gather(padded), dim=-1).flatten(1)[:, :slots]
 
+    def copy(self, source: int, target: int, rows: Tensor | None, into: Tensor | None, device: torch.device) -> None:
+        """Copies a tensor that belongs to a slot over that of another slot.
+
+        Args:
+            source, target: the slots.
+            rows: the tensor of `source` on the rank that holds it, None elsewhere.
+            into: that of `target`, likewise.
+            device: the model's, from which NCCL sends.
+        """
+        if rows is not None and into is not None:
+            into.copy_(rows)
+        elif rows is not None:
+            sent = self._carried(rows, device).copy_(rows)
+            with self._together():
+                dist.send(sent.view(torch.uint8), group=self._group, group_dst=target % self.world)
+        elif into is not None:
+            received = self._carried(into, device)
+            with self._together():
+                dist.recv(received.view(torch.uint8), group=self._group, group_src=source % self.world)
+            into.copy_(received)
+
+    def _carried(self, like: Tensor, device: torch.device) -> Tensor:
+        """An empty tensor that the group can send or receive: gloo does so in host memory alone."""
+        place = device if dist.get_backend(self._group) == dist.Backend.NCCL else "cpu"
+        return torch.empty_like(like, device=place, memory_format=torch.contiguous_format)
+
     def _gather(self, mine: Tensor) -> list[Tensor]:
         """The tensor of every rank."""
         parts = [torch.empty_like(mine, memory_format=torch.contiguous_format) for _ in range(self.world)]
-        try:
+        with self._together():
             dist.all_gather(parts, mine.contiguous(), group=self._group)
+        return parts
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What is done with other ranks ends with RankLostError where one is gone."""
+        try:
+            yield
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise RankLostError(f"rank {self.rank} of {self.world}: another rank is gone: {reason}") from error
-        return parts

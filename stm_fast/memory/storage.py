@@ -72,7 +72,7 @@ def part_of(
 
 
 class Storage(Protocol):
-    """Slots 0, 1, ... of every object. A slot is written whole; it is moved only where a cap shrinks."""
+    """Slots 0, 1, ... of every object. A slot is written whole."""
 
     @property
     def nbytes(self) -> int:
@@ -91,8 +91,8 @@ class Storage(Protocol):
         """Puts a frame, key [R, Ck] and value [R, Cv], into a slot of one object."""
         ...
 
-    def move(self, index: int, source: int, target: int) -> None:
-        """Copies a slot over another one."""
+    def slot(self, index: int, slot: int) -> Fields:
+        """Views [rows, W] of the fields of a slot that was written; what is written to them is in the slot."""
         ...
 
     def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
@@ -151,9 +151,8 @@ class DeviceStorage:
         for name, rows in self._format.encode(key, value).items():
             self._tensors[name][index, slot] = rows
 
-    def move(self, index: int, source: int, target: int) -> None:
-        for tensor in self._tensors.values():
-            tensor[index, target] = tensor[index, source]
+    def slot(self, index: int, slot: int) -> Fields:
+        return {name: tensor[index, slot] for name, tensor in self._tensors.items()}
 
     def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
         longest, step = max(counts), self._slots_a_part(len(counts))
