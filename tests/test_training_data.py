@@ -1,6 +1,7 @@
 """Training clips: frame and mask stay together, every item is a function of seed and ticket, bad data are named."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,6 +204,20 @@ def test_a_smaller_picture_is_the_mean_of_blocks(tmp_path, suffix, shrink):
     assert abs(inside - colour_of(1).astype(int)).max() <= 3
 
 
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_pictures_of_any_colours_are_rgb_and_deep_ones_are_refused(tmp_path, shrink):
+    file = tmp_path / "a.png"
+    grey = Image.fromarray(np.full((8, 12), 200, np.uint8))
+    for picture in (grey, grey.convert("P"), grey.convert("1", dither=Image.Dither.NONE), grey.convert("LA")):
+        picture.save(file)
+        found = read_picture(file, (8, 12), file, shrink)
+        assert found.shape == (8 // shrink, 12 // shrink, 3)
+        assert (found == np.array(picture.convert("RGB"))[0, 0]).all()
+    Image.fromarray(np.full((8, 12), 3000, np.uint16)).save(file)
+    with pytest.raises(InputError, match=r"a\.png: picture of mode I;16, expected 8 bits a channel"):
+        read_picture(file, (8, 12), file, shrink)
+
+
 def test_pictures_are_turned_as_their_exif_says(tmp_path):
     ids = painted(20, 40, {1: (0, 0, 20, 10)})
     exif = Image.Exif()
@@ -282,6 +297,12 @@ def test_pasted_objects_get_ids_of_their_own(stills):
     pasting = dataset(still_folder(stills), augmentation=Augmentation(paste=1, paste_most=2, warp=0), max_objects=9)
     assert max(plain[Ticket(0, index, 0)].objects for index in range(20)) == 2
     assert max(pasting[Ticket(0, index, 0)].objects for index in range(20)) == 4
+
+
+def test_what_is_pasted_where_all_is_object_has_an_id_too(tmp_path):
+    write_pair(tmp_path, "full", painted(60, 60, {1: (0, 0, 60, 60)}))
+    clips = dataset(still_folder(tmp_path), augmentation=replace(STILL, paste=1.0, paste_most=1))
+    assert all(clips[Ticket(0, index, 0)].ids.unique().tolist() == [1, 2] for index in range(5))
 
 
 def test_pasted_objects_move_against_the_background(stills):
@@ -464,8 +485,15 @@ def test_missing_folders_empty_splits_and_short_videos_are_named(tmp_path, video
     (lists / "train.txt").write_text("\n")
     with pytest.raises(InputError, match=r"train\.txt: found no sequence"):
         davis16(video, "train")
+    for pattern in ("/*.jpg", ""):
+        with pytest.raises(InputError, match=re.escape(f"{tmp_path}: found the pattern '{pattern}'")):
+            still_globs(tmp_path, pattern, "*.png")
+    source = VideoSource(folder(video, "all"))
     with pytest.raises(InputError, match="walk: 30 frames, expected at least 31"):
-        VideoSource(folder(video, "all")).draw(0, 31, 0, np.random.default_rng(0))
+        source.draw(0, 31, 0, np.random.default_rng(0))
+    with pytest.raises(InputError, match="walk: 30 frames, expected at least 31"):
+        dataset(source, frames=31)
+    assert dataset(source, frames=31, skip_corrupt=True)
     for file in (video / "JPEGImages" / "walk").glob("*.png"):
         file.unlink()
     with pytest.raises(InputError, match="no frames in it"):
@@ -528,6 +556,8 @@ def test_synthetic_clips_have_their_own_seeds():
     assert 1 <= clip.objects <= 3
     with pytest.raises(InputError, match="length: 0"):
         SyntheticSource(0)
+    with pytest.raises(InputError, match="frames: synthetic clips of 2, expected at least 3"):
+        SyntheticSource(5, 64, 80, frames=2).draw(0, 3, 0, np.random.default_rng(0))
 
 
 def test_masks_of_sbd(tmp_path):
@@ -540,6 +570,14 @@ def test_masks_of_sbd(tmp_path):
     assert np.array_equal(shot.ids, ids)
     scipy_io.savemat(tmp_path / "a.mat", {"GTinst": np.ones(3)})
     with pytest.raises(InputError, match=r"a\.mat: found no Segmentation"):
+        ids_of(still_globs(tmp_path, "*.jpg", "*.mat"))
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 255, (30, 40), np.uint8)
+    scipy_io.savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": noise}}, do_compression=True)
+    damaged = bytearray((tmp_path / "a.mat").read_bytes())
+    damaged[-40] ^= 255
+    (tmp_path / "a.mat").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"a\.mat: not a readable MATLAB file"):
         ids_of(still_globs(tmp_path, "*.jpg", "*.mat"))
     (tmp_path / "a.mat").write_bytes(b"no MATLAB file" * 20)
     with pytest.raises(InputError, match=r"a\.mat: not a readable MATLAB file"):
@@ -624,6 +662,7 @@ def test_coco_instances_are_objects(coco, capsys):
 def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
     from stm_fast.data import coco as room
 
+    whole = json.loads(coco.read_text())
     with pytest.raises(InputError, match=r"none\.json: no such file"):
         room.CocoSource(tmp_path, tmp_path / "none.json")
     with pytest.raises(InputError, match="nowhere: no such folder"):
@@ -632,6 +671,12 @@ def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
         coco.write_text(text)
         with pytest.raises(InputError, match=rf"instances\.json: {message}"):
             room.CocoSource(tmp_path, coco)
+    for content, key in ((whole["images"][0], "height"), (whole["annotations"][0], "area")):
+        value = content.pop(key)
+        coco.write_text(json.dumps(whole))
+        with pytest.raises(InputError, match=rf"instances\.json: (image|annotation) 1: no {key}"):
+            room.CocoSource(tmp_path, coco)
+        content[key] = value
     monkeypatch.setattr(room, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install"):
         room.CocoSource(tmp_path, coco)

@@ -83,9 +83,11 @@ class ClipDataset(Dataset[TrainingClip]):
         max_objects: most objects of a clip; of more, so many are drawn, and the others are background.
         augmentation: what is changed at random. Objects to paste are drawn from those sources whose clips do not move.
         seed: of everything random.
-        skip_corrupt: whether to pass over files that cannot be used; each is logged as a warning and counted.
+        skip_corrupt: whether to pass over files that cannot be used, and videos that are too short; each is logged as a
+            warning and counted.
 
-    Raises InputError: numbers out of range, no source; when an item is drawn: a corrupt file, no object anywhere.
+    Raises InputError: numbers out of range, no source, a video that is too short; when an item is drawn: a corrupt
+    file, no object anywhere.
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class ClipDataset(Dataset[TrainingClip]):
         if not len(weights) or weights.min() < 0 or not weights.sum() > 0:
             raise InputError(f"data: weights {weights.tolist()}, expected some that are positive, none negative")
         self._sources = [source for source, _ in sources]
+        for source in () if skip_corrupt else self._sources:
+            source.check_length(frames)
         self._stills = [source for source in self._sources if not source.moving]
         self._shares = weights / weights.sum()
         self._length, self._frames, self._size, self._max_objects = length, frames, size, max_objects

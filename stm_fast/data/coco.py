@@ -23,7 +23,8 @@ class CocoSource:
         pictures: the folder of pictures.
         annotations: the JSON of the instances, as `instances_train2017.json`.
 
-    Raises InputError: pycocotools is not installed, a missing file or folder, no JSON of instances, no instance in it.
+    Raises InputError: pycocotools is not installed, a missing file or folder, no JSON of instances, no instance in it,
+        one without what is needed.
     """
 
     moving = False
@@ -39,9 +40,16 @@ class CocoSource:
         self._numbers = sorted(n for n in self._coco.imgs if any(_is_object(a) for a in of_picture.get(n, ())))
         if not self._numbers:
             raise InputError(f"{annotations}: no instances in it, expected some that are no crowds")
+        for number in self._numbers:
+            _check_keys(annotations, "image", self._coco.imgs[number], ("file_name", "height", "width"))
+            for instance in filter(_is_object, of_picture[number]):
+                _check_keys(annotations, "annotation", instance, ("area",))
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def check_length(self, frames: int) -> None:
+        """A still is as long as it is asked to be."""
 
     def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
         """One picture `frames` times over; nothing here is random."""
@@ -74,3 +82,9 @@ def _open(annotations: Path) -> Any:
 
 def _is_object(annotation: dict[str, Any]) -> bool:
     return not annotation.get("iscrowd") and bool(annotation.get("segmentation"))
+
+
+def _check_keys(file: Path, what: str, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if key not in entry:
+            raise InputError(f"{file}: {what} {entry['id']}: no {key}, expected one as COCO has")

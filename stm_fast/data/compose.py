@@ -135,7 +135,7 @@ def _some_object_point(ids: Bytes, generator: np.random.Generator) -> tuple[floa
 def _paste(shot: Shot, frames: Tensor, ids: Tensor, augmentation: Augmentation, generator: np.random.Generator) -> None:
     """Put one object of a still over frames [T, 3, h, w] and ids [T, h, w], on a way of its own."""
     found = objects_of(torch.from_numpy(shot.ids), augmentation.min_area)
-    unused = torch.nonzero(torch.bincount(ids.flatten(), minlength=256) == 0)
+    unused = 1 + torch.nonzero(torch.bincount(ids.flatten(), minlength=256)[1:] == 0)
     if not found or not len(unused):
         return
     size = (ids.shape[1], ids.shape[2])

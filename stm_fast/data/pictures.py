@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.errors import InputError
-from stm_fast.video.pillow import BROKEN_PICTURE, reason
+from stm_fast.video.pillow import BROKEN_PICTURE, check_depth, reason
 
 _QUARTER_TURNS = range(5, 9)
 
@@ -28,16 +28,20 @@ def read_picture(file: Path, size: tuple[int, int], mask: Path, shrink: int) -> 
         mask: the file of the mask, to name where the sizes differ.
         shrink: 1, 2, 4 or 8.
 
-    Raises InputError: no such file, a broken one, a size other than that of its mask.
+    Raises InputError: no such file, a broken one, more than 8 bits a channel, a size other than that of its mask.
     """
     try:
         with Image.open(file) as opened:
             width, height = opened.size
             opened.draft("RGB", (max(1, width // shrink), max(1, height // shrink)))
-            decoded = opened if opened.size != (width, height) else opened.reduce(shrink)
+            check_depth(opened, file)
+            decoded = opened.convert("RGB")
+            if opened.size == (width, height):
+                decoded = decoded.reduce(shrink)
             turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
-            upright = ImageOps.exif_transpose(decoded) if turn != 1 else decoded
-            image = np.array(upright.convert("RGB"))  # [H / shrink, W / shrink, 3]
+            image = np.array(ImageOps.exif_transpose(decoded) if turn != 1 else decoded)  # [H / shrink, W / shrink, 3]
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such picture") from error
     except BROKEN_PICTURE as error:

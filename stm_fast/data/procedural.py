@@ -54,6 +54,11 @@ class SyntheticSource:
     def __len__(self) -> int:
         return self._length
 
+    def check_length(self, frames: int) -> None:
+        """Raises InputError where clips are shorter than that."""
+        if self._frames < frames:
+            raise InputError(f"frames: synthetic clips of {self._frames}, expected at least {frames}")
+
     def clip(self, index: int) -> SyntheticClip:
         """Clip `index`; beyond the `length` lie clips that are never drawn from."""
         seed = FIRST_TRAINING_SEED + index
@@ -65,6 +70,7 @@ class SyntheticSource:
 
     def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
         """Some frames of clip `index`, named by its seed."""
+        self.check_length(frames)
         clip = self.clip(index)
         times = None
         if frames >= 3 and self._hidden and generator.random() < self._hidden:

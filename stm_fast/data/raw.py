@@ -36,6 +36,9 @@ class ClipSource(Protocol):
     def __len__(self) -> int:
         """How many stills or sequences there are."""
 
+    def check_length(self, frames: int) -> None:
+        """Raises InputError where a clip cannot have so many frames."""
+
     def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
         """A clip of still or sequence `index`, in order of time; a still is one shot T times over.
 

@@ -1,5 +1,6 @@
 """Masks of the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), which are MATLAB files."""
 
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def read_mat(file: Path) -> Bytes:
         found = loadmat(file, variable_names=_NAMES)
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such mask") from error
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
         raise InputError(f"{file}: not a readable MATLAB file ({error})") from error
     for name in _NAMES:
         fields = getattr(found.get(name), "dtype", np.dtype(float)).names or ()

@@ -43,6 +43,9 @@ class StillSource:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    def check_length(self, frames: int) -> None:
+        """A still is as long as it is asked to be."""
+
     def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
         """One still `frames` times over; nothing here is random."""
         pair = self._pairs[index]
@@ -70,11 +73,18 @@ def still_globs(root: Path, pictures: str, masks: str) -> StillSource:
     DUTS: ``still_globs(root, "DUTS-TR-Image/*.jpg", "DUTS-TR-Mask/*.png")``; MSRA10K, whose masks lie beside its
     pictures: ``still_globs(root, "Imgs/*.jpg", "Imgs/*.png")``; SBD: ``still_globs(root, "img/*.jpg", "inst/*.mat")``.
 
-    Raises InputError: a missing folder, no picture found, a picture without mask.
+    Raises InputError: a missing folder, a pattern that is none, no picture found, a picture without mask.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder of stills")
-    return StillSource(_paired(list(root.glob(pictures)), {file.stem: file for file in root.glob(masks)}, pictures))
+    return StillSource(_paired(_found(root, pictures), {file.stem: file for file in _found(root, masks)}, pictures))
+
+
+def _found(root: Path, pattern: str) -> list[Path]:
+    try:
+        return list(root.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"{root}: found the pattern {pattern!r}, expected one of files below it ({error})") from None
 
 
 def _paired(pictures: list[Path], masks: dict[str, Path], place: str) -> list[Pair]:

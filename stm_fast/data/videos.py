@@ -36,13 +36,22 @@ class VideoSource:
     def __len__(self) -> int:
         return len(self._sequences)
 
+    def check_length(self, frames: int) -> None:
+        """Raises InputError that names a sequence with fewer frames."""
+        for index in range(len(self)):
+            self._check_length(index, frames)
+
     def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
         """Frames of sequence `index`; every gap is drawn from 0 to `max_skip`, smaller where the sequence is short."""
+        self._check_length(index, frames)
         files = self._files[index]
-        if len(files) < frames:
-            raise InputError(f"{self._sequences[index].frames}: {len(files)} frames, expected at least {frames}")
         times = draw_times(len(files), frames, max_skip // self._skip_divisor, generator)
         return [_shot(self._sequences[index], files[time]) for time in times]
+
+    def _check_length(self, index: int, frames: int) -> None:
+        found = len(self._files[index])
+        if found < frames:
+            raise InputError(f"{self._sequences[index].frames}: {found} frames, expected at least {frames}")
 
 
 def draw_times(length: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from stm_fast.errors import InputError
 from stm_fast.video.frames import Frame, FrameReader
-from stm_fast.video.pillow import BROKEN_PICTURE, reason
+from stm_fast.video.pillow import BROKEN_PICTURE, check_depth, reason
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 # a folder states no rate: the one of DAVIS
@@ -19,7 +19,6 @@ FRAME_RATE = Fraction(24)
 
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = range(5, 9)
-_DEEP_MODES = ("I", "F")
 
 
 class PictureFolder(FrameReader):
@@ -79,8 +78,7 @@ def _read_size(file: Path) -> tuple[int, int]:
     """Width and height as seen, from the header alone."""
     try:
         with Image.open(file) as picture:
-            if picture.mode.startswith(_DEEP_MODES):
-                raise InputError(f"{file}: picture of mode {picture.mode}, expected 8 bits a channel")
+            check_depth(picture, file)
             width, height = picture.size
             return (height, width) if _orientation(picture) in _QUARTER_TURNS else (width, height)
     except InputError:
