@@ -2,9 +2,11 @@
 
 import multiprocessing
 import sys
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -97,6 +99,8 @@ def test_masks_of_other_sizes_are_named(train, data):
         ("optimizer.lrr=1", "optimizer.lrr: unknown key, did you mean lr?"),
         ("network.backbone=vgg", "network.backbone: found 'vgg', expected one of"),
         ("weights=nowhere.pth", "nowhere.pth: no such file"),
+        ("data.0={kind: synthetic, frames: 2}", "frames: synthetic clips of 2, expected at least 3"),
+        ("data.0={kind: stills, path: nowhere, pictures: a}", "nowhere: found a pattern of pictures or of masks alone"),
         ("backend=fast", "backend: found 'fast', expected one of auto, "),
         ("clips.size=[30, 32]", "clips.size: found [30, 32], expected multiples of 16"),
         ("clips.frames=1", "clips.frames: found 1, expected at least 2"),
@@ -109,6 +113,21 @@ def test_masks_of_other_sizes_are_named(train, data):
 )
 def test_mistakes_are_told_in_one_line(train, change, message):
     assert_refused(train("-o", change), message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_backend_that_cannot_run_here_is_refused_at_once(train, tmp_path):
+    assert_refused(train("-o", "backend=triton"), "backend 'triton' cannot run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(train, monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.ResNet18_Weights.get_state_dict", offline)
+    result = train("-o", "network.backbone=resnet18", "-o", "backbone_weights=imagenet")
+    assert_refused(result, "cannot be downloaded (<urlopen error no route to host>)")
 
 
 def test_an_empty_split_is_named(train, data):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import multiprocessing
+import shutil
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from stm_fast.errors import InputError
 from stm_fast.network import STM, load_checkpoint
 from stm_fast.training.averaging import weight_average
 from stm_fast.training.checkpoint import read_state, write_state
+from stm_fast.training.config_file import from_plain
+from stm_fast.training.log import TrainingLog
+from stm_fast.training.run_folder import RunFolder
 from training_runs import SMALL, assert_same_up_to_rounding, curve, make_trainer, stop_after, tensors
 
 STEPS = 5
@@ -57,7 +62,8 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again(whole, tmp_path):
 
 def test_a_finished_run_has_nothing_left_to_do(whole):
     before = (whole / "checkpoint.pt").read_bytes()
-    assert make_trainer(whole, True, ema=0.9).run()
+    for epochs in (2, 1):  # also where it is longer than is asked for now
+        assert make_trainer(whole, True, ema=0.9, epochs=epochs).run()
     assert (whole / "checkpoint.pt").read_bytes() == before
 
 
@@ -108,6 +114,20 @@ def test_what_is_validated_best_is_kept(tmp_path):
     assert [file.name for file in sorted((tmp_path / "pictures").iterdir())] == ["step-0000004.png", "step-0000005.png"]
 
 
+def test_scores_of_another_validation_do_not_count(tmp_path):
+    validation = {"kind": "synthetic", "clips": 1, "frames": 4, "height": 48, "width": 48}
+    make_trainer(tmp_path, validation=validation).run()
+    folder, config = RunFolder(tmp_path), {"validation": validation}
+    for changes, kept in ((config, True), (config | {"log": {"every": 1}}, True), ({}, False)):
+        assert math.isfinite(folder.state(from_plain(SMALL | changes, "test"))["best"]) == kept
+
+
+def test_sequences_that_cannot_be_scored_are_named_before_training(tmp_path):
+    validation = {"kind": "synthetic", "clips": 1, "frames": 2, "height": 48, "width": 48}
+    with pytest.raises(InputError, match="found 2 annotated frames, expected 3 at least to score"):
+        make_trainer(tmp_path, validation=validation)
+
+
 def test_another_run_is_not_overwritten(whole):
     with pytest.raises(
         InputError, match=r"checkpoint\.pt: a run lies there already; give another --output, or --resume"
@@ -142,12 +162,48 @@ def test_a_precision_that_the_machine_has_not_is_refused(tmp_path):
         pytest.skip("a GPU has it")
     with pytest.raises(InputError, match="precision: found fp16, which this machine has not"):
         make_trainer(tmp_path, precision="fp16")
+    make_trainer(tmp_path)  # and nothing of it stays
+
+
+def test_a_process_has_one_precision(whole, tmp_path):
+    with pytest.raises(InputError, match="precision: found bf16 in a process that began with another one"):
+        make_trainer(tmp_path, precision="bf16")
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     trainer = make_trainer(tmp_path, optimizer={"lr": 1e30, "batch": 2})
     with pytest.raises(InputError, match=r"the loss of step \d is nan; begin anew with a lower optimizer\.lr"):
         trainer.run()
+
+
+def write_logs_on_a_full_disk(disk):
+    """As a process of its own: TensorBoard's thread leaves its traceback wherever it ends."""
+    for kibibytes in (0, 4, 8, 12, 16, 24, 32):
+        folder, other = disk / str(kibibytes), disk / "other"
+        folder.mkdir()
+        other.write_bytes(bytes((124 - kibibytes) * 1024))
+        with pytest.raises(InputError, match="disk full while writing"):  # noqa: PT012
+            log = TrainingLog(folder, 0)
+            for step in range(1000):
+                log.write({"step": step, "loss": 0.1})
+        other.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_the_log_is_named(small_disk):
+    pytest.importorskip("tensorboard")
+    process = multiprocessing.get_context("spawn").Process(target=write_logs_on_a_full_disk, args=(small_disk,))
+    process.start()
+    process.join(600)
+    assert process.exitcode == 0
+
+
+def test_tensorboard_has_what_the_log_has(whole):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(whole / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(line["step"], pytest.approx(line["loss"])) for line in curve(whole)]
 
 
 def test_the_last_good_checkpoint_survives_a_full_disk(small_disk):

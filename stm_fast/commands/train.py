@@ -56,4 +56,5 @@ def _trainer(path: Path, changes: list[str], output: Path, resume: bool, skip_co
     from stm_fast.training.trainer import Trainer
 
     config = read_config(path, changes)
-    return Trainer(config, build_clip_loss(config), build_clips(config, skip_corrupt), output, resume=resume)
+    clips = build_clips(config, skip_corrupt)  # before weights, which may have to be downloaded
+    return Trainer(config, build_clip_loss(config), clips, output, resume=resume)

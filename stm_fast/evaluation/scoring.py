@@ -53,10 +53,8 @@ def score_sequence(sequence: Sequence, results: Path) -> list[ObjectScore]:
         InputError: fewer than three annotated frames, a result that is missing, of another size, or with an object
             beyond the annotated ones.
     """
+    check_length(sequence)
     names = sequence.annotated[1:-1]
-    if not names:
-        found = len(sequence.annotated)
-        raise InputError(f"{sequence.annotations}: found {found} annotated frames, expected 3 at least to score")
     ids = _scored_ids(sequence)
     region, contour = (np.zeros((len(ids), len(names))) for _ in range(2))  # [O, T]
     for index, name in enumerate(names):
@@ -67,6 +65,13 @@ def score_sequence(sequence: Sequence, results: Path) -> list[ObjectScore]:
     return [
         ObjectScore(sequence.name, object_id, names, region[row], contour[row]) for row, object_id in enumerate(ids)
     ]
+
+
+def check_length(sequence: Sequence) -> None:
+    """Raises InputError where a sequence has fewer than three annotated frames, too few to score."""
+    found = len(sequence.annotated)
+    if found < 3:
+        raise InputError(f"{sequence.annotations}: found {found} annotated frames, expected 3 at least to score")
 
 
 def score_sequences(pairs: Iterable[tuple[Sequence, Path]], workers: int | None = None) -> list[ObjectScore]:

@@ -142,12 +142,16 @@ def load_backbone(model: STM, weights: ResNet18_Weights | ResNet50_Weights | str
         weights: torchvision's weights of the same ResNet (may be downloaded), or a file with its state dict.
 
     Raises:
-        InputError: the file is missing or no checkpoint, or the weights are those of another network.
+        InputError: the file is missing or no checkpoint, the download failed, or the weights are those of another
+            network.
     """
     if isinstance(weights, str | Path):
         found = _trunk(read_state_dict(weights))
     else:
-        found = _trunk(weights.get_state_dict(check_hash=True))
+        try:
+            found = _trunk(weights.get_state_dict(check_hash=True))
+        except (OSError, RuntimeError) as error:  # RuntimeError: another hash
+            raise InputError(f"{weights}: cannot be downloaded ({error}); expected a network, or a file") from error
     for encoder in (model.memory_encoder, model.query_encoder):
         _check_fit(found, _trunk(encoder.state_dict()), weights)
         encoder.load_state_dict(found, strict=False)

@@ -78,6 +78,8 @@ def _source(entry: Data) -> ClipSource:
         return VideoSource(SETS[entry.kind](Path(entry.path), entry.split), entry.skip_divisor)
     if isinstance(entry, CocoData):
         return CocoSource(Path(entry.pictures), Path(entry.annotations))
+    if (entry.pictures is None) != (entry.masks is None):
+        raise InputError(f"{entry.path}: found a pattern of pictures or of masks alone, expected both or none")
     if entry.pictures is not None and entry.masks is not None:
         return still_globs(Path(entry.path), entry.pictures, entry.masks)
     return still_folder(Path(entry.path))

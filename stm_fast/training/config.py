@@ -88,7 +88,7 @@ class Skip:
 @dataclass(frozen=True)
 class Optimizer:
     """The clips of one optimiser step are `batch`, over all processes; each process takes its share in `accumulate`
-    parts, one after the other, which saves memory and changes nothing else."""
+    parts, one after the other, which saves memory and, with `batch_norm: fixed`, changes nothing else."""
 
     name: Literal["adam", "adamw"] = "adam"
     lr: float = 1e-5
@@ -168,7 +168,8 @@ class TrainingConfig:
     Attributes:
         weights: a checkpoint to start from, such as what stage 1 left.
         backbone_weights: "imagenet" or a file, for both encoders; not looked at where `weights` is given.
-        batch_norm: "fixed" uses stored statistics as the paper does, "batch" those of the batch, for runs from scratch.
+        batch_norm: "fixed" uses stored statistics as the paper does, "batch" those of the batch, for runs from scratch;
+            of several processes and parts each has its own.
         backend: of the memory read.
         epochs, clips_per_epoch: how long; an epoch is only a unit that the curriculum and validation count in.
         ema: decay of the average of the weights that is validated and kept; None keeps the weights themselves.

@@ -53,7 +53,7 @@ class _Fault(Exception):
 def _parsed(text: str | bytes, source: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" in line {mark.line + 1}"
         raise InputError(f"{source}: not YAML{where} ({getattr(error, 'problem', None) or error})") from None
@@ -124,7 +124,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, key: str) -> Any:
     # dataclasses that are told apart by the literals of their field `kind`
     names = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["kind"])}
     name = value.get("kind") if isinstance(value, Mapping) else None
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise _Fault(f"{_joined(key, 'kind')}: found {name!r}, expected {_listed(names)}")
     return _built(names[name], value, key)
 

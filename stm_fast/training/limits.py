@@ -54,6 +54,7 @@ def _lengths(config: TrainingConfig) -> Iterator[Check]:
     }
     for key, number in naturals.items():
         yield key, number, number >= 0, "at least 0"
+    yield "seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63 - 1"
     frames, size = config.clips.frames, config.clips.size
     yield "clips.frames", frames, frames >= 2, "at least 2: one with its mask, one to segment"
     whole = all(side > 0 and side % STM.stride == 0 for side in size)

@@ -35,18 +35,24 @@ class TrainingLog:
     Args:
         folder: of the run.
         step: how many steps are done; what was written of later ones, before the run was interrupted, goes.
+
+    Raises InputError where it cannot be written, then and later.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self._file = folder / "log.jsonl"
         _cut(self._file, step)
-        self._board = _tensorboard(folder / "tensorboard", step)
+        self._folder = folder / "tensorboard"
+        with writing(self._folder):
+            self._board = _tensorboard(self._folder, step)
 
     def write(self, line: Line) -> None:
         """Adds a line."""
         with writing(self._file), self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        if self._board is not None:
+        if self._board is None:
+            return
+        with writing(self._folder):
             for name, value in line.items():
                 if name != "step" and isinstance(value, int | float):
                     self._board.add_scalar(name, value, line["step"])

@@ -1,6 +1,7 @@
 """What a run leaves behind, and whether it may go on from there."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class RunFolder:
     def state(self, config: TrainingConfig) -> State | None:
         """Where the run stopped; None where it has not got that far.
 
+        Its best score counts as long as the validation is the same.
+
         Raises:
             InputError: not a checkpoint, or that of a run with other numbers.
         """
@@ -54,7 +57,11 @@ class RunFolder:
         for key in {**before, **now}:
             old, new = before.get(key), now.get(key)
             parts = key.split(".")
-            if old != new and parts[0] not in _FREE and parts[-1] not in _PLACES:
+            if old == new or parts[-1] in _PLACES:
+                continue
+            if parts[0] == "validation":
+                state["best"] = -math.inf  # scores of one set say nothing of another's
+            if parts[0] not in _FREE:
                 raise InputError(f"{self.checkpoint}: the run began with {key} {old!r}, expected that, found {new!r}")
         return state
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from stm_fast.data.clips import ClipBatch, TrainingClip
 from stm_fast.errors import InputError
+from stm_fast.inference import check_backend
 from stm_fast.inference.shards import world_size
 from stm_fast.network import save_checkpoint
 from stm_fast.training.checkpoint import write_state
@@ -33,8 +34,9 @@ class Trainer:
     """A run of training (STM, "Two-stage Training"); under torchrun a part of it in each process.
 
     What a step computes depends on the configuration, the weights and the step's number alone. A run that is
-    interrupted anywhere and resumed ends with the same weights, on a CPU to the bit; so does, up to rounding, one with
-    another number of processes.
+    interrupted anywhere and resumed ends with the same weights, with the same number of threads on a CPU to the bit.
+    So does, up to rounding, one with another number of processes, where BatchNorm is fixed: else each process and each
+    part of a batch has statistics of its own.
 
     Args:
         config: of the run.
@@ -47,8 +49,9 @@ class Trainer:
         step: how many steps are done.
 
     Raises:
-        InputError: a folder that holds another run, a precision that the device has not, a batch that cannot be shared
-            out, sequences that cannot be validated with.
+        InputError: a folder that holds another run, a precision that the device has not, a backend that cannot run
+            there, a batch that cannot be shared out, sequences that cannot be validated with, machines that do not see
+            the same folder.
     """
 
     def __init__(
@@ -61,12 +64,14 @@ class Trainer:
             self._folder.claim(resume)
         self._accelerator.wait_for_everyone()
         self._learner = Learner(config, clip_loss, self._accelerator)
+        check_backend(clip_loss.model, config.backend)
         self._validate = None if config.validation is None else Validator(config.validation, config.backend)
         self.step, self._best, self._window = 0, -math.inf, Window()
         state = self._folder.state(config)
         if state is not None:
             self._learner.restore(state)
             self.step, self._best, self._window = state["step"], state["best"], Window(**state["window"])
+        self._check_that_all_begin_alike()
 
     def run(
         self, stop: Callable[[], bool] = lambda: False, progress: Callable[[int, int | None], None] | None = None
@@ -100,11 +105,19 @@ class Trainer:
                 if stopping:
                     break
                 before = time.perf_counter()
-        return self.step == self._config.steps
+        return self.step >= self._config.steps
 
     def close(self) -> None:
         """Leaves the other processes."""
         self._accelerator.end_training()
+
+    def _check_that_all_begin_alike(self) -> None:
+        steps = self._accelerator.gather(torch.tensor([self.step], device=self._accelerator.device)).unique().tolist()
+        if len(steps) > 1:
+            raise InputError(
+                f"{self._folder.checkpoint}: found at steps {steps} by different processes, expected the same by all: "
+                "all machines have to see one output folder"
+            )
 
     def _batches(self) -> Generator[list[ClipBatch], None, None]:
         """For each step that is left, the parts of this process's share."""
@@ -176,13 +189,17 @@ class Trainer:
 
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
+    on_cpu = not torch.accelerator.is_available()
+    # accelerate would notice too late: what it was asked for first stays with the process
+    if config.precision == "fp16" and on_cpu:
+        raise InputError("precision: found fp16, which this machine has not: it needs a GPU")
+    if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise InputError("precision: found bf16, which this GPU has not")
     try:
         # on a machine without a GPU, accelerate sees torchrun's processes only if it is told to stay on the CPU
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(), mixed_precision=_PRECISIONS[config.precision]
-        )
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision=_PRECISIONS[config.precision])
     except ValueError as error:
-        raise InputError(f"precision: found {config.precision}, which this machine has not ({error})") from error
+        raise InputError(f"precision: found {config.precision} in a process that began with another one") from error
     if accelerator.num_processes != world_size():
         raise InputError(f"found {accelerator.num_processes} processes, expected the {world_size()} of torchrun")
     return accelerator

@@ -13,7 +13,7 @@ from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.sequences import SETS, Sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation.benchmark_sets import MASKS, Inference, claim_output, run_sequences
-from stm_fast.evaluation.scoring import score_sequences
+from stm_fast.evaluation.scoring import check_length, score_sequences
 from stm_fast.evaluation.tables import overall
 from stm_fast.inference.shards import shard
 from stm_fast.network import STM
@@ -37,6 +37,7 @@ class Validator:
         for sequence in self._sequences:
             if not sequence.fully_annotated:
                 raise InputError(f"{sequence.annotations}: frames without a mask, expected all to validate with")
+            check_length(sequence)
         memory = MemoryConfig(every=validation.memory_every)
         self._inference = Inference(memory, validation.max_size, validation.min_size, backend)
 
