@@ -18,21 +18,23 @@ STEPS = 20
 
 
 @pytest.fixture(autouse=True)
-def _needs_cpp():
+def _needs_cpp(request):
+    if request.node.get_closest_marker("gpu") is not None:
+        return
     reasons = next(backend for backend in BACKENDS if backend.name == "cpp").absent_reasons()
     if reasons:
         pytest.skip("; ".join(reasons))
 
 
-def losses(backend, dtype):
+def losses(backend, dtype, device="cpu"):
     """The loss of each step of a run in one dtype."""
     config = from_plain(SMALL | {"backend": backend, "clips_per_epoch": STEPS}, "test")
-    clip_loss, clips = build_clip_loss(config).to(dtype), build_clips(config, skip_corrupt=False)
+    clip_loss, clips = build_clip_loss(config).to(device, dtype), build_clips(config, skip_corrupt=False)
     optimizer = torch.optim.Adam(clip_loss.parameters(), lr=1e-4)
     curve = torch.zeros(STEPS, dtype=torch.float64)
     for step, tickets in enumerate(TicketSampler(config, 0, 0, 1)):
         batch = collate([clips[ticket] for ticket in tickets])
-        loss = clip_loss(batch.frames.to(dtype) / 255, batch.ids.long(), batch.objects)
+        loss = clip_loss(batch.frames.to(device, dtype) / 255, batch.ids.to(device).long(), batch.objects)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -40,14 +42,19 @@ def losses(backend, dtype):
     return curve
 
 
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+
 @pytest.mark.slow
-def test_the_loss_curve_is_that_of_the_reference():
+@pytest.mark.parametrize(("backend", "device"), [("cpp", "cpu"), pytest.param("triton", "cuda", marks=ON_A_GPU)])
+def test_the_loss_curve_is_that_of_the_reference(backend, device, monkeypatch):
     """Held to the float64 criterion, whose measure, the reference's error, grows from step to step."""
-    exact = losses("reference", torch.float64)
-    errors = {name: (losses(name, torch.float32) - exact).abs() for name in ("reference", "cpp")}
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions would hide what the read does
+    exact = losses("reference", torch.float64, device)
+    errors = {name: (losses(name, torch.float32, device) - exact).abs() for name in ("reference", backend)}
     growth = errors["reference"].cummax(0).values
     allowed = FACTOR * growth + 2 * torch.finfo(torch.float32).eps * exact.abs().max()
-    assert (errors["cpp"] <= allowed).all(), (errors, allowed)
+    assert (errors[backend] <= allowed).all(), (errors, allowed)
     assert exact[-5:].mean() < exact[:5].mean()  # it did train
 
 

@@ -50,10 +50,11 @@ def run(*arguments, launcher=TRAIN):
 def kill_after(lines, *arguments):
     """Starts a run and kills it when its log has at least so many lines. Returns whether it had not ended by then."""
     log = Path(arguments[arguments.index("--output") + 1]) / "log.jsonl"
+    before = log.stat().st_ino if log.is_file() else None  # a run begins by writing the log anew
     process = subprocess.Popen([*TRAIN, *arguments], env=environment(), stdout=subprocess.DEVNULL)
     end = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < end:
-        if log.is_file() and len(read_log(log)) >= lines:
+        if log.is_file() and log.stat().st_ino != before and len(read_log(log)) >= lines:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
@@ -61,12 +62,13 @@ def kill_after(lines, *arguments):
 
 
 def test_a_run_that_is_killed_three_times_ends_with_the_same_weights(config, tmp_path):
-    long = {"epochs": 8, "ema": 0.9, "log": {"every": 1, "pictures": 3, "checkpoint": 2}}  # 20 steps
+    long = {"epochs": 24, "ema": 0.9, "log": {"every": 1, "pictures": 3, "checkpoint": 2}}  # 60 steps
     file, whole, killed = config(**long), tmp_path / "whole", tmp_path / "killed"
     run(file, "--output", str(whole))
     # far enough from the end that a busy machine cannot get there before the kill
-    for lines in sorted(random.Random().sample(range(1, 13), 3)):
-        assert kill_after(lines, file, "--output", str(killed), "--resume")
+    draws = sorted(random.Random().sample(range(1, 13), 3))
+    for lines in draws:
+        assert kill_after(lines, file, "--output", str(killed), "--resume"), draws
     run(file, "--output", str(killed), "--resume")
     assert curve(killed) == curve(whole)
     ours, theirs = tensors(killed), tensors(whole)
@@ -104,6 +106,34 @@ def test_two_processes_train_as_one(config, tmp_path):
     done = run(file, "--output", str(tmp_path / "two"), launcher=torchrun)
     assert done.stdout.count("4 steps done") == 1
     assert_same_up_to_rounding(tmp_path / "two", tmp_path / "one")
+
+
+def test_processes_that_do_not_see_one_folder_are_told(config, tmp_path):
+    """As machines whose --output is on a disk of their own: only the first has the checkpoint."""
+    fixed = {"batch_norm": "fixed", "optimizer": {"lr": 1e-5, "batch": 2}}
+    file = config(**fixed)
+    run(file, "--output", str(tmp_path / "0"), "--stop-after-minutes", "0")
+    script = tmp_path / "each.py"
+    script.write_text(
+        "import os, sys\n"
+        "from stm_fast.__main__ import main\n"
+        "sys.argv += [os.path.join(sys.argv.pop(), os.environ['RANK'])]\n"
+        "main()\n"
+    )
+    arguments = [str(script), "train", file, "--resume", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode != 0
+    assert "checkpoint.pt: found at steps [0, 1] by different processes, expected the same by all" in done.stderr
+
+
+def test_bfloat16_trains_nearly_as_float32(config, tmp_path):
+    file = config(batch_norm="fixed", log={"every": 1, "pictures": None})
+    for precision in ("fp32", "bf16"):
+        run(file, "--output", str(tmp_path / precision), "-o", f"precision={precision}")
+    exact, rounded = ([line["loss"] for line in curve(tmp_path / name)] for name in ("fp32", "bf16"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
 
 
 def test_the_tiny_configuration_learns_two_clips_by_heart(tmp_path):
