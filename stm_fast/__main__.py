@@ -35,6 +35,7 @@ from stm_fast.errors import InputError
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference import Summary, check_backend, check_output, segment_video
 from stm_fast.network import released, save_checkpoint
+from stm_fast.network.mean import into_mean
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
 
@@ -132,17 +133,24 @@ def demo(
 
 @app.command(epilog="Example: stm-fast convert STM_weights.pth stm.safetensors")
 def convert(
-    source: Annotated[Path, typer.Argument(help="The published .pth, with or without 'module.' in its names.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="The published .pth, with or without 'module.' in its names, or ours; of several, which may be named "
+            "twice, the mean is taken.",
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     half: Annotated[bool, typer.Option("--half", help="Convolutions as float16: half the size.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a checkpoint into a safetensors file; no code in it is ever run."""
+    """Turn a checkpoint, or the mean of several, into a safetensors file; no code in them is ever run."""
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; give another name, or --overwrite")
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")
-    model = load_model(source, None, "cpu")
+    model = into_mean([load_model(source, None, "cpu") for source in sources])
     save_checkpoint(model, target, half=half)
     print(f"{target}: {model.architecture}")
 

@@ -165,6 +165,22 @@ def test_convert(tmp_path, prefix):
     assert sorted(os.listdir(tmp_path)) == ["stm.pth", "stm.safetensors"]
 
 
+def test_convert_takes_the_mean_of_several(tmp_path):
+    names = [str(tmp_path / f"{name}.safetensors") for name in "abc"]
+    models = [stm_resnet18(**SMALL) for _ in range(2)]
+    for model, name in zip(models, names, strict=False):
+        save_checkpoint(model, name)
+    result = run("convert", names[0], names[1], names[0], names[2])
+    assert result.exit_code == 0, result.output
+    found = stm_resnet18(**SMALL)
+    load_checkpoint(found, names[2])
+    for mean, one, other in zip(*(model.parameters() for model in (found, *models)), strict=True):
+        torch.testing.assert_close(mean, (2 * one + other) / 3)
+    save_checkpoint(stm_resnet18(**SMALL | {"key_dim": 8}), names[1])
+    refused = run("convert", names[0], names[1], tmp_path / "d.safetensors")
+    assert_refused(refused, "mean: found STM with resnet18, key_dim=16", "key_dim=8", "expected equal ones")
+
+
 def test_info():
     result = run("info")
     assert result.exit_code == 0

@@ -24,6 +24,7 @@ class SyntheticSource:
         objects: how many objects they have, one number after the other in turn.
         object_size: as in `SyntheticClip`.
         hidden: share of the draws of 3 frames and more in which an object is hidden between the first and the last.
+            They are about as long as the longest others; `max_skip` does not limit their single gaps.
 
     Raises InputError for a length below 1, no number of objects, a share beyond 0 and 1, and numbers that
     `SyntheticClip` refuses.

@@ -1,0 +1,28 @@
+"""One network out of several of the same kind."""
+
+from collections.abc import Sequence
+
+import torch
+
+from stm_fast.errors import InputError
+from stm_fast.network.stm import STM
+
+
+@torch.no_grad()
+def into_mean(models: Sequence[STM]) -> STM:
+    """The first model, with the mean of all models' weights and statistics.
+
+    Ends of runs that began alike often score better so than each does ("Model soups", Wortsman et al., ICML 2022).
+
+    Raises:
+        InputError: models of different architectures.
+    """
+    first, *rest = models
+    for other in rest:
+        if other.architecture != first.architecture:
+            raise InputError(f"mean: found {first.architecture} and {other.architecture}, expected equal ones")
+    states = [model.state_dict() for model in models]
+    for name, tensor in states[0].items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.stack([state[name].double() for state in states]).mean(0))
+    return first
