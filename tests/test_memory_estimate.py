@@ -145,7 +145,7 @@ def test_frames_that_are_enlarged_are_estimated_so(model):
     assert small < enlarged == large
 
 
-@pytest.mark.parametrize(("more", "option"), [([], "--max-size"), (["--min-size", "64"], "--min-size")])
+@pytest.mark.parametrize(("more", "option"), [(["--min-size", "1"], "--max-size"), ([], "--min-size")])
 def test_the_command_line_refuses_what_cannot_fit(tmp_path, monkeypatch, more, option):
     (tmp_path / "frames").mkdir()
     ids = np.zeros((32, 48), np.uint8)
