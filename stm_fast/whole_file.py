@@ -1,11 +1,11 @@
 """Files and folders are written whole or not at all."""
 
 import errno
-import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -53,7 +53,8 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
             yield partial
             _put_in_place(partial, path, durable)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first says why
+            partial.unlink()
 
 
 def write_tensors(
@@ -92,7 +93,11 @@ def remove_left_over(folder: Path, name: str | None = None) -> None:
     Args:
         name: of the one file or folder whose beginnings are meant; all where it is not given.
     """
-    for path in folder.glob(LEFT_OVER if name is None else f".{glob.escape(name)}.*.partial"):
+    # as partial_path() names them, and not those of another name that begins alike
+    pattern = re.compile(rf"\.{'.*' if name is None else re.escape(name)}\.\d+\.partial")
+    for path in folder.glob(LEFT_OVER):
+        if pattern.fullmatch(path.name) is None:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -101,13 +106,13 @@ def remove_left_over(folder: Path, name: str | None = None) -> None:
 
 def _put_in_place(partial: Path, path: Path, durable: bool) -> None:
     if durable:
-        _sync(partial)
+        sync(partial)
     os.replace(partial, path)
     if durable:
-        _sync(path.parent)
+        sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -123,6 +123,32 @@ def test_the_same_command_again_does_what_is_left(tmp_path, many, weights, monke
     assert CliRunner().invoke(app, arguments(tmp_path, weights, many, "--every", "2", "--overwrite")).exit_code == 0
 
 
+def test_an_interruption_while_all_is_overwritten_is_gone_on_with(tmp_path, many, weights, monkeypatch):
+    """As the command that is printed does: without --overwrite, with records of the options before."""
+    assert CliRunner().invoke(app, arguments(tmp_path, weights, many[:2])).exit_code == 0
+    (tmp_path / "out/b/mine.txt").touch()
+    monkeypatch.setattr("stm_fast.commands.interruption.Stop.__call__", lambda stop: True)
+    assert (
+        CliRunner().invoke(app, arguments(tmp_path, weights, many[:2], "--every", "2", "--overwrite")).exit_code == 130
+    )
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / "out/b") == ["mine.txt"]
+    (tmp_path / "out/b/mine.txt").unlink()
+    result = CliRunner().invoke(app, arguments(tmp_path, weights, many[:2], "--every", "2", "--resume"))
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "out/b/masks").iterdir())) == 4
+
+
+def test_what_is_overwritten_is_not_the_input(tmp_path, many, weights):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "masks").rename(tmp_path / "out/a")
+    result = CliRunner().invoke(
+        app, [*arguments(tmp_path, weights, many[:2], "--overwrite"), "--masks", str(tmp_path / "out/a")]
+    )
+    assert "the output folder holds the input" in result.stderr
+    assert (tmp_path / "out/a/a.png").is_file()
+
+
 def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, monkeypatch):
     def broken(job, masks):
         if job.name == "a":
@@ -155,18 +181,23 @@ def test_wrong_use_is_one_line(tmp_path, many, weights):
 @pytest.mark.parametrize(
     ("program", "world", "expected"),
     [
-        ("/bin/stm-fast", "1", "To go on:\n/bin/stm-fast segment 'my clip.mp4' --resume"),
-        ("stm_fast/__main__.py", "1", f"To go on:\n{sys.executable} -m stm_fast segment 'my clip.mp4' --resume"),
+        ("/bin/stm-fast", "1", "To go on:\n/bin/stm-fast segment --resume 'my clip.mp4' -- -v.mp4"),
+        (
+            "stm_fast/__main__.py",
+            "1",
+            f"To go on:\n{sys.executable} -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
+        ),
         (
             "stm_fast/__main__.py",
             "4",
-            "To go on, with torchrun's options as before:\ntorchrun ... -m stm_fast segment 'my clip.mp4' --resume",
+            "To go on, with torchrun's options as before:\n"
+            "torchrun ... -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
         ),
     ],
 )
 def test_the_command_that_goes_on_can_be_copied(monkeypatch, program, world, expected):
     monkeypatch.setenv("WORLD_SIZE", world)
-    monkeypatch.setattr(sys, "argv", [program, "segment", "my clip.mp4", "--overwrite"])
+    monkeypatch.setattr(sys, "argv", [program, "segment", "my clip.mp4", "--overwrite", "--", "-v.mp4"])
     assert how_to_resume() == expected
 
 

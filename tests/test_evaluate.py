@@ -25,8 +25,9 @@ from stm_fast.evaluation.baselines import copy_first_masks
 from stm_fast.evaluation.benchmark_sets import Inference, claim_output, describe_run, read_timings, run_sequences
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
 from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.given import find_masks
 from stm_fast.network import STM, stm_resnet18
-from stm_fast.video import object_ids, read_mask, write_mask
+from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 
 SIZE = (32, 48)
 FRAMES = 5
@@ -386,6 +387,46 @@ def test_results_of_two_configurations_are_not_mixed(tmp_path):
     assert "results of another run" in result.stderr
 
 
+def test_results_of_two_sets_are_not_mixed(tmp_path):
+    output = tmp_path / "out"
+    assert small_run(write_davis(tmp_path / "first", names=("blob",)), output).exit_code == 0
+    result = small_run(write_davis(tmp_path / "other", names=("blob",)), output)
+    assert result.exit_code == 2
+    assert "results of another run" in result.stderr
+
+
+def test_annotations_are_not_taken_for_results(tmp_path):
+    pictures, masks = draw(0)
+    write_sequence(tmp_path / "JPEGImages/blob", tmp_path / "Annotations/blob", pictures, dict(enumerate(masks)))
+    result = run_command("folder", "--data", tmp_path, "-o", tmp_path, "--arch", "resnet18")
+    assert result.exit_code == 2
+    assert "which holds the annotations of the set; give another folder" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Annotations", "JPEGImages"]
+
+
+def test_a_sequence_that_is_too_short_to_score_is_named_before_the_run(tmp_path):
+    root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
+    for index in range(2, FRAMES):
+        (root / f"JPEGImages/480p/star/{index:05d}.jpg").unlink()
+        (root / f"Annotations/480p/star/{index:05d}.png").unlink()
+    result = small_run(root, output)
+    assert result.exit_code == 2
+    assert "star: found 2 annotated frames, expected 3 at least to score" in result.stderr
+    assert not output.exists()
+
+
+def test_files_that_finder_leaves_are_no_frames(tmp_path):
+    pictures, masks = draw(0)
+    write_sequence(tmp_path / "JPEGImages/blob", tmp_path / "Annotations/blob", pictures, dict(enumerate(masks)))
+    for name in ("JPEGImages/blob/._00000.jpg", "Annotations/blob/._00000.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    (sequence,) = SETS["folder"](tmp_path, "all")
+    assert sequence.fully_annotated
+    assert find_masks(tmp_path / "Annotations/blob", open_frames(tmp_path / "JPEGImages/blob")).files.keys() == set(
+        range(FRAMES)
+    )
+
+
 def test_youtube_vos_runs_all_frames_and_hands_in_the_required(tmp_path):
     root, late = write_youtube(tmp_path / "youtube")
     output = tmp_path / "out"
@@ -467,6 +508,16 @@ def test_two_processes_share_the_sequences(tmp_path):
     assert len(json.loads((shared / "results.json").read_text())["sequences"]) == 3
 
 
+@pytest.mark.slow
+def test_processes_draw_a_procedural_set_once(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stm_fast"]
+    arguments = ["evaluate", "synthetic", "--sequence", "seed000001", "--min-size", "1", "-o", str(tmp_path / "out")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    found = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
+    assert found.returncode == 0, found.stderr
+    assert len(list((tmp_path / "out/data/Annotations").iterdir())) == 8
+
+
 # augmentation
 
 
@@ -508,7 +559,7 @@ def test_small_frames_are_enlarged_for_the_network(model):
     assert not torch.equal(prob, other)
 
 
-@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0)])
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
 def test_scales_are_above_zero(model, scales):
     with pytest.raises(InputError, match="scales"):
         AugmentedSegmenter(model, memory=MemoryConfig(), scales=scales)

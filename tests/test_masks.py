@@ -3,6 +3,8 @@
 import os
 import random
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,19 @@ def test_grey_values_are_ids(tmp_path: Path, mode: str, values: list[list[int]],
     assert mask.palette is None
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_values_of_few_bits_are_ids_too(tmp_path: Path, bits: int) -> None:
+    values = np.arange(2**bits, dtype=np.uint8)[None]  # [1, W]
+    packed = np.packbits(np.unpackbits(values.T, axis=1)[:, -bits:].ravel()).tobytes()
+    header = struct.pack(">IIBBBBB", values.shape[1], 1, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + packed)), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    np.testing.assert_array_equal(masks.read_mask(tmp_path / "m.png").ids, values)
+
+
 def test_colours_are_refused(tmp_path: Path) -> None:
     for mode in ("RGB", "RGBA", "LA"):
         Image.new(mode, (4, 3)).save(tmp_path / "m.png")
@@ -117,6 +132,8 @@ def test_lossy_formats_are_refused(tmp_path: Path) -> None:
 
 
 def test_soft_edges_are_refused_and_many_objects_are_not(tmp_path: Path) -> None:
+    masks.write_mask(tmp_path / "m.png", np.arange(40, dtype=np.uint8)[None])
+    assert masks.read_mask(tmp_path / "m.png", most_ids=None).ids.max() == 39
     masks.write_mask(tmp_path / "m.png", np.arange(21, dtype=np.uint8)[None])
     assert masks.object_ids(masks.read_mask(tmp_path / "m.png").ids) == list(range(1, 21))
     masks.write_mask(tmp_path / "m.png", np.arange(22, dtype=np.uint8)[None])

@@ -16,7 +16,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference import estimation as estimates
 from stm_fast.inference.estimation import Run, check_fits, estimate
-from stm_fast.memory import MemoryBank
+from stm_fast.memory import MemoryBank, Shard
 from stm_fast.memory.estimate import estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import stm_resnet18
@@ -24,6 +24,7 @@ from stm_fast.video import write_mask
 
 LAYOUT = FrameLayout(35, 16, 24, torch.float32, torch.device("cpu"))
 SLOT_BYTES = 35 * 40 * 4
+PAGE_BYTES = 5632  # with what aligns its fields
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,48 @@ def test_a_bank_without_end_is_told_by_the_frame():
 def test_objects_that_come_later_cost_a_copy():
     together, later = (estimate_bank(MemoryConfig(), LAYOUT, objects=3, frames=9, later_objects=n) for n in (0, 2))
     assert later.bank == together.bank + (together.bank * 24 // 40) // 3
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_each_process_takes_its_part_of_a_bank(place, world):
+    config = MemoryConfig(place=place, page_bytes=SLOT_BYTES, max_frames=7)
+    expected = estimate_bank(config, LAYOUT, objects=2, frames=None, world=world).bank
+    shard = Shard()
+    shard.world = world  # of rank 0, which has most
+    bank = MemoryBank(config, shard=shard)
+    for _ in range(9):
+        bank.append(torch.randn(2, 16, 5, 7), torch.randn(2, 24, 5, 7))
+    bank.append(torch.randn(2, 16, 5, 7), torch.randn(2, 24, 5, 7), temporary=True)
+    assert bank.nbytes == expected
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize(("slots", "world", "fits"), [(4, 1, False), (5, 1, True), (2, 2, False), (3, 2, True)])
+def test_given_frames_that_a_cap_in_bytes_does_not_hold(place, slots, world, fits):
+    """Four of them and the previous frame; `slots` of each of two objects fit into one process."""
+    config = MemoryConfig(place=place, page_bytes=SLOT_BYTES, max_bytes=2 * slots * PAGE_BYTES)
+    given = {"objects": 2, "frames": None, "given_frames": 4, "world": world}
+    if fits:
+        estimate_bank(config, LAYOUT, **given)
+    else:
+        words = "for 4 frames with given masks, which are never evicted, of 2 objects and the previous one"
+        with pytest.raises(InputError, match=rf"max_bytes: found {config.max_bytes}, expected at least \d+ {words}"):
+            estimate_bank(config, LAYOUT, **given)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_pages_of_files_are_not_what_a_container_lacks(tmp_path, version):
+    limit, used = estimates._GROUP_FILES[2 - version]
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / used).write_text("900\n")
+    (tmp_path / limit).with_name("memory.stat").write_text("anon 300\nactive_file 500\ninactive_file 90\nslab 7\n")
+    assert estimates._group_bytes(tmp_path) == 690
+    (tmp_path / used).write_text("2000\n")
+    assert estimates._group_bytes(tmp_path) == 0
+    (tmp_path / limit).write_text("max\n")
+    assert estimates._group_bytes(tmp_path) > 10**18
 
 
 MEASURED = """

@@ -14,6 +14,7 @@ from PIL import Image
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference import VideoSegmenter, pipeline, results, segment_video
+from stm_fast.inference.overlap import FRAMES_WAITING
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
 
@@ -187,7 +188,7 @@ def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypa
     segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, overlay="none")
     assert len(most) == 40
     # each queue's frames, and one in the hands of each of the three threads
-    assert max(most) <= 2 * pipeline._FRAMES_WAITING + 3
+    assert max(most) <= 2 * FRAMES_WAITING + 3
 
 
 def test_frames_are_written_while_later_ones_are_segmented(tmp_path, model):
@@ -196,7 +197,7 @@ def test_frames_are_written_while_later_ones_are_segmented(tmp_path, model):
     segment_video(
         source, given, out, model=model, overlay="none", progress=lambda *_: seen.append(len(files(out / "masks")))
     )
-    assert seen[-1] >= 30 - pipeline._FRAMES_WAITING - 2
+    assert seen[-1] >= 30 - FRAMES_WAITING - 2
     assert all(a <= b for a, b in pairwise(seen))
 
 
@@ -239,7 +240,7 @@ def test_a_write_that_fails_stops_it(tmp_path, model, monkeypatch):
             model=model,
             progress=lambda *seen: done.append(seen),
         )
-    assert len(done) <= 3 + pipeline._FRAMES_WAITING + 2
+    assert len(done) <= 3 + FRAMES_WAITING + 2
     assert_whole(tmp_path / "out", 3)
 
 

@@ -195,7 +195,7 @@ def test_what_has_no_interrupted_run_is_started_or_refused(place):
         place.segment(resume=True, overlay="none")
     with pytest.raises(InterruptedRun):
         place.segment(overwrite=True, stop_at=3, overlay="none")
-    with pytest.raises(InputError, match="holds an interrupted run; --resume goes on with it"):
+    with pytest.raises(InputError, match="holds a run; --resume goes on with it"):
         place.segment(overlay="none")
     (place.folder / "killed").mkdir()
     (place.folder / "killed/.resume.json.123.partial").write_text("{")

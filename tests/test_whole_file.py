@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from stm_fast.errors import InputError
-from stm_fast.whole_file import partial_path, remove_left_over, whole_folder, write_tensors
+from stm_fast.whole_file import partial_path, remove_left_over, whole_file, whole_folder, write_tensors
 
 
 def test_tensors_are_written_alone_and_can_be_read_by_whom_the_folder_lets(tmp_path):
@@ -33,12 +33,13 @@ def test_a_process_with_the_id_of_one_that_was_killed(tmp_path):
 
 
 def test_left_overs_of_one_name_or_of_all(tmp_path):
-    for name in ("a[1]", "a1"):
+    for name in ("a[1]", "a1", "a[1].v2"):
         (tmp_path / f".{name}.7.partial").mkdir()
         (tmp_path / f".{name}.8.partial").touch()
     (tmp_path / ".resume.json").touch()
     remove_left_over(tmp_path, "a[1]")
-    assert sorted(os.listdir(tmp_path)) == [".a1.7.partial", ".a1.8.partial", ".resume.json"]
+    others = [".a1.7.partial", ".a1.8.partial", ".a[1].v2.7.partial", ".a[1].v2.8.partial", ".resume.json"]
+    assert sorted(os.listdir(tmp_path)) == others
     remove_left_over(tmp_path)
     assert os.listdir(tmp_path) == [".resume.json"]
 
@@ -48,4 +49,6 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
         with pytest.raises(InputError, match="cannot write ") as caught:
             write_tensors(path, {"a": torch.zeros(1)})
         assert "\n" not in str(caught.value)
+        with pytest.raises(InputError, match="cannot write "), whole_file(path) as partial:
+            partial.touch()
     assert not os.listdir(tmp_path)

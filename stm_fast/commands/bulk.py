@@ -3,18 +3,28 @@
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from stm_fast.commands.common import print_result, progress_bar
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, Summary
 from stm_fast.inference.bulk import Job, masks_of
+from stm_fast.inference.results import check_output, remove_results
 from stm_fast.inference.shards import shard, wait_for_all
 
 _UNEXPECTED, _WRONG_USE = 1, 2
 
 # segments (source, masks, output), and says with the callback how far it is
 Segment = Callable[[Path, Path, Path, Callable[[int, int | None], None]], Summary]
+
+
+def clear(jobs: Sequence[Job], masks: Path) -> None:
+    """Removes earlier results of all videos, so that after an interruption the same goes on without --overwrite."""
+    for job in jobs:
+        with suppress(InputError):  # its own turn tells
+            check_output(job.output, True, (job.source, masks_of(job, masks)))
+            remove_results(job.output)
 
 
 def segment_many(jobs: Sequence[Job], masks: Path, segment: Segment) -> int:

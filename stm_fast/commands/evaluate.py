@@ -38,7 +38,7 @@ from stm_fast.evaluation.benchmark_sets import (
 )
 from stm_fast.evaluation.record import Record, make_record, write_record
 from stm_fast.evaluation.report import write_report
-from stm_fast.evaluation.scoring import ObjectScore, score_sequences
+from stm_fast.evaluation.scoring import ObjectScore, check_length, score_sequences
 from stm_fast.evaluation.tables import overall, print_comparison, print_tables, write_tables
 from stm_fast.inference.shards import rank, shard, wait_for_all
 from stm_fast.network import STM
@@ -110,7 +110,11 @@ def evaluate(
         data = output / "data"
     if data is None or output is None:
         raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
-    sequences = _chosen(SETS[benchmark](data, split), sequence, data)
+    sequences = _chosen(_opened(benchmark, data, split), sequence, data)
+    _check_output(output, sequences)
+    to_score = _annotated(sequences)
+    for each in to_score:
+        check_length(each)
     model = load_model(weights, arch, device)
     prepared = prepare(model, dtype)
     scales = tuple(scale) if scale else (1.0,)
@@ -122,14 +126,15 @@ def evaluate(
         scales=scales,
         flip=flip,
     )
-    run = describe_run(model, benchmark, split, inference) | {"dtype": str(next(prepared.parameters()).dtype)}
+    run = describe_run(model, benchmark, split, inference)
+    run |= {"data": str(data.resolve()), "dtype": str(next(prepared.parameters()).dtype)}
     _run(sequences, output, prepared, inference, run)
     if baselines:
         _run_baselines(sequences, output / _BASELINES, model, dtype, inference, run)
     if rank() == 0:
         if is_untrained(weights, arch):
             print("stm-fast: the network is untrained, as --arch asks: the scores mean nothing", file=sys.stderr)
-        pairs = [(sequence, output / MASKS / sequence.name) for sequence in _annotated(sequences)]
+        pairs = [(sequence, output / MASKS / sequence.name) for sequence in to_score]
         scores = score_sequences(pairs, workers)
         record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
         _hand_in(benchmark, sequences, scores, output)
@@ -138,6 +143,22 @@ def evaluate(
             print_comparison(methods)
             record["baselines"] = {name: overall(found) for name, found in methods.items() if name != "this"}
         _finish(record, scores, pairs, output, report)
+
+
+def _opened(benchmark: str, data: Path, split: str) -> list[Sequence]:
+    if benchmark == Benchmark.SYNTHETIC and rank() > 0:
+        wait_for_all()  # for the first process, which draws what is not there yet
+    sequences = SETS[benchmark](data, split)
+    if benchmark == Benchmark.SYNTHETIC and rank() == 0:
+        wait_for_all()
+    return sequences
+
+
+def _check_output(output: Path, sequences: list[Sequence]) -> None:
+    """Annotations of the set would be taken for results."""
+    for sequence in sequences:
+        if sequence.annotations.resolve() == (output / MASKS / sequence.name).resolve():
+            raise InputError(f"--output: found {output}, which holds the annotations of the set; give another folder")
 
 
 def _chosen(sequences: list[Sequence], names: list[str] | None, data: Path) -> list[Sequence]:
@@ -188,7 +209,7 @@ def _score_baselines(
 def _annotated(sequences: list[Sequence]) -> list[Sequence]:
     """The sequences that can be scored here."""
     annotated = [sequence for sequence in sequences if sequence.fully_annotated]
-    if len(annotated) < len(sequences):
+    if len(annotated) < len(sequences) and rank() == 0:
         missing = len(sequences) - len(annotated)
         print(f"stm-fast: {missing} of {len(sequences)} sequences are not scored: not annotated", file=sys.stderr)
     return annotated

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch.distributed as distributed
 import typer
 
-from stm_fast.commands.bulk import Segment, segment_many
+from stm_fast.commands.bulk import Segment, clear, segment_many
 from stm_fast.commands.common import (
     DEFAULT_WEIGHTS,
     Arch,
@@ -45,7 +45,7 @@ from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, Summary, segment_video
 from stm_fast.inference.bulk import plan
 from stm_fast.inference.estimation import Estimate
-from stm_fast.inference.shards import process_group, rank, world_size
+from stm_fast.inference.shards import process_group, rank, shard, world_size
 from stm_fast.memory import RankLostError
 
 _RANK_LOST = 1
@@ -130,6 +130,8 @@ def segment(
     )
     model = load_for_inference(weights, arch, device, dtype, compile)
     untrained = is_untrained(weights, arch)
+    if several and overwrite:
+        clear(shard(jobs), masks)
     with stop_on_signals() as stop, process_group(shard_memory) as group:
 
         def run(source: Path, masks: Path, output: Path, advance: Callable[[int, int | None], None]) -> Summary:

@@ -62,7 +62,8 @@ class Sequence:
         """Whether every required frame has its annotation, so that results can be scored here."""
         if self.frames is None:
             return True
-        names = self.required or {file.stem for file in self.frames.iterdir() if file.suffix.lower() in SUFFIXES}
+        pictures = (file for file in self.frames.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+        names = self.required or {file.stem for file in pictures}
         return names <= set(self.annotated)
 
     def read_annotation(self, name: str) -> Ids:

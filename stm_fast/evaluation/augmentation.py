@@ -1,5 +1,6 @@
 """Test-time augmentation: the same video at several sizes and mirrored, and the mean of what is seen."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -61,7 +62,7 @@ class AugmentedSegmenter:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
     ) -> None:
-        if not scales or min(scales) <= 0:
+        if not scales or not all(0 < scale < math.inf for scale in scales):
             raise InputError(f"scales: found {list(scales)}, expected one at least, all above 0")
         self._device = next(model.parameters()).device
         self._views = [

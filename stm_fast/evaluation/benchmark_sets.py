@@ -23,7 +23,7 @@ from stm_fast.data.sequences import Sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation.augmentation import AugmentedSegmenter
 from stm_fast.inference.objects import label
-from stm_fast.inference.overlap import Behind, ahead
+from stm_fast.inference.overlap import FRAMES_WAITING, Behind, ahead
 from stm_fast.inference.stages import StageClock
 from stm_fast.memory.policy import frames_that_stay
 from stm_fast.network import STM
@@ -33,7 +33,6 @@ from stm_fast.whole_file import make_folder, remove_left_over, whole_file, whole
 
 MASKS = "Annotations"
 TIMINGS = "timings"
-_FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,8 @@ def _run(sequence: Sequence, folder: Path, model: STM, inference: Inference) -> 
         masks.write(*named)
         beside["write"] += time.perf_counter() - before
 
-    frames_ahead = ahead(_timed(reader, beside), _FRAMES_WAITING)
-    with StageClock(model) as clock, Behind(write, _FRAMES_WAITING) as writer, closing(frames_ahead) as frames:
+    frames_ahead = ahead(_timed(reader, beside), FRAMES_WAITING)
+    with StageClock(model) as clock, Behind(write, FRAMES_WAITING) as writer, closing(frames_ahead) as frames:
         for frame in frames:
             ids, new = sequence.given(frame.name, segmenter.object_ids) or (None, None)
             clock.start()

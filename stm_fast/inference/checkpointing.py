@@ -20,6 +20,7 @@ from stm_fast.inference.identity import Run
 from stm_fast.whole_file import make_folder, whole_file, write_tensors
 
 RECORD = ".resume.json"
+STATES = ".resume-*.safetensors"
 _FORMAT = 1
 # of the time of a run that its checkpoints may take
 _SHARE = 0.1
@@ -93,7 +94,7 @@ class Checkpoint:
             (self._folder / RECORD).unlink(missing_ok=True)
         if self._crew.leads:
             # also those of a run with more processes that was given up
-            for path in self._folder.glob(".resume-*.safetensors"):
+            for path in self._folder.glob(STATES):
                 path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:

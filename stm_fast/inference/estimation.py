@@ -17,6 +17,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import network_size
 from stm_fast.inference.given import GivenMasks
+from stm_fast.inference.overlap import FRAMES_WAITING
 from stm_fast.memory import frames_that_stay
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
@@ -27,6 +28,11 @@ from stm_fast.video import FrameReader, object_ids, read_mask
 # what libraries and the allocator keep for themselves
 LIBRARY_BYTES = 2**26
 _MOST_FRAMES = 10**6
+# limit and use of a control group, versions 2 and 1
+_GROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 class Run(NamedTuple):
@@ -40,7 +46,8 @@ class Run(NamedTuple):
     objects: int = 1
     later_objects: int = 0  # of these
     frames: int | None = None  # that will stay, where no cap is reached
-    given_frames: int = 1  # with a mask by the user
+    given_frames: int = 1  # with a mask by the user, of the object that has most
+    world: int = 1  # processes that share the memory
 
 
 class Estimate(NamedTuple):
@@ -49,6 +56,7 @@ class Estimate(NamedTuple):
     parameters: int
     activations: int
     bank: BankEstimate
+    waiting: int  # frames that are decoded and not segmented, or segmented and not written, in host memory
     memory: MemoryConfig
     device: torch.device
 
@@ -56,12 +64,15 @@ class Estimate(NamedTuple):
     def memory_bytes(self) -> int:
         """On the model's device, without the network's parameters, which are there already."""
         rows = (self.bank.bank or 0) if self._rows_lie_on(self.device) else 0
-        return rows + max(self.activations, self.bank.workspace) + LIBRARY_BYTES
+        waiting = self.waiting if self.device.type == "cpu" else 0
+        return rows + waiting + max(self.activations, self.bank.workspace) + LIBRARY_BYTES
 
     @property
     def host_bytes(self) -> int:
         """In host memory beside a GPU."""
-        return (self.bank.bank or 0) if self.device.type != "cpu" and self.memory.place == "host" else 0
+        if self.device.type == "cpu":
+            return 0
+        return self.waiting + ((self.bank.bank or 0) if self.memory.place == "host" else 0)
 
     @property
     def disk_bytes(self) -> int:
@@ -81,7 +92,13 @@ class Estimate(NamedTuple):
 
 
 def run_of(
-    model: STM, memory: MemoryConfig, max_size: int | None, min_size: int, reader: FrameReader, given: GivenMasks
+    model: STM,
+    memory: MemoryConfig,
+    max_size: int | None,
+    min_size: int,
+    reader: FrameReader,
+    given: GivenMasks,
+    world: int = 1,
 ) -> Run:
     """What is known of a video before its first frame.
 
@@ -90,8 +107,8 @@ def run_of(
     """
     ids = {index: set(object_ids(read_mask(file).ids)) for index, file in given.files.items()}
     every, first = set().union(*ids.values()), ids[min(ids)]
-    for object_id in sorted(every):
-        count = sum(object_id in those for those in ids.values())
+    counts = {object_id: sum(object_id in those for those in ids.values()) for object_id in sorted(every)}
+    for object_id, count in counts.items():
         if memory.max_frames is not None and count > memory.max_frames:
             raise InputError(
                 f"max_frames: found {memory.max_frames}, expected at least {count}: so many given masks have object "
@@ -101,11 +118,12 @@ def run_of(
     if frames is None and reader.frame_count is not None:
         frames = frames_that_stay(memory, reader.frame_count, given.files)
     size, later = (reader.height, reader.width), len(every - first)
-    return Run(model, memory, size, max_size, min_size, len(every), later, frames, len(ids))
+    most = max(counts.values())
+    return Run(model, memory, size, max_size, min_size, len(every), later, frames, most, world)
 
 
 def estimate(run: Run) -> Estimate:
-    """What a run takes at its peak; frames that wait to be segmented or written are in LIBRARY_BYTES."""
+    """What a run takes at its peak."""
     parameter = next(run.model.parameters())
     height, width = network_size(run.full_size, run.max_size, run.min_size)
     activations = activation_bytes(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
@@ -113,8 +131,18 @@ def estimate(run: Run) -> Estimate:
     stride = run.model.stride
     rows = -(-height // stride) * -(-width // stride)
     layout = FrameLayout(rows, run.model.key_dim, run.model.value_dim, parameter.dtype, parameter.device)
-    bank = estimate_bank(run.memory, layout, objects=run.objects, frames=run.frames, later_objects=run.later_objects)
-    return Estimate(parameters, activations, bank, run.memory, parameter.device)
+    bank = estimate_bank(
+        run.memory,
+        layout,
+        objects=run.objects,
+        frames=run.frames,
+        later_objects=run.later_objects,
+        given_frames=run.given_frames,
+        world=run.world,
+    )
+    # both queues, and what the threads around them hold
+    waiting = (2 * FRAMES_WAITING + 3) * 3 * run.full_size[0] * run.full_size[1]
+    return Estimate(parameters, activations, bank, waiting, run.memory, parameter.device)
 
 
 def check_fits(run: Run) -> Estimate:
@@ -197,10 +225,17 @@ def _system_bytes(table: Path = Path("/proc/meminfo")) -> int:
 
 def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """What the control group that a container runs in has left; very much where it has no limit."""
-    limit, used = folder / "memory.max", folder / "memory.current"
-    if not limit.is_file() or limit.read_text().strip() == "max":
-        return 2**63 - 1
-    return int(limit.read_text()) - int(used.read_text())
+    for limit, used in _GROUP_FILES:
+        if (folder / limit).is_file() and (found := (folder / limit).read_text().strip()) != "max":
+            return max(0, int(found) - int((folder / used).read_text()) + _cached_bytes((folder / limit).parent))
+    return 2**63 - 1
+
+
+def _cached_bytes(group: Path) -> int:
+    """What a group counts as used and gives back when it is wanted: pages of files."""
+    table = group / "memory.stat"
+    lines = (line.split() for line in (table.read_text().splitlines() if table.is_file() else ()))
+    return sum(int(count) for name, count in lines if name in ("active_file", "inactive_file"))
 
 
 def _text(nbytes: int) -> str:

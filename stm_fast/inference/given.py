@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reading
 from stm_fast.video import FrameReader, check_mask_size, read_mask, require_objects
 
 
@@ -21,7 +21,8 @@ def find_masks(masks: str | Path, reader: FrameReader) -> GivenMasks:
     mask without objects, of another size than the frames, or that read_mask refuses.
     """
     path = Path(masks)
-    files = {0: path} if path.is_file() else _files_by_frame(path, reader)
+    with reading(path):
+        files = {0: path} if path.is_file() else _files_by_frame(path, reader)
     palette: bytes | None = None
     for index in sorted(files, reverse=True):
         mask = read_mask(files[index])
@@ -35,7 +36,7 @@ def _files_by_frame(folder: Path, reader: FrameReader) -> dict[int, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such mask file or folder of masks")
     files: dict[int, Path] = {}
-    for file in sorted(folder.glob("*.png")):
+    for file in sorted(file for file in folder.glob("*.png") if file.name[0] != "."):
         index = reader.index_of(file.stem)
         if index is None:
             raise InputError(f"{file}: no frame of {reader.name} has this name, expected masks named as their frames")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ def describe_run(
 ) -> Run:
     """What a run is made of. The video counts by name, size and time of change, which is quick; the masks by content.
 
-    The number of processes is part of it, because each of them keeps its own share of the memory.
+    The number of processes is part of it, because each of them keeps its own share of the memory; the folder of a bank
+    on disk is not.
     """
     parameter = next(model.parameters())
     run = {
@@ -40,7 +41,7 @@ def describe_run(
         "dtype": str(parameter.dtype),
         "compiled": model.compiled,
         "device": parameter.device.type,
-        "memory": asdict(memory),
+        "memory": asdict(replace(memory, folder=None)),
         "max_size": max_size,
         "min_size": min_size,
         "backend": backend,

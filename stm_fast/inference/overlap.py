@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
+
 _POLL_SECONDS = 0.1
 
 

@@ -21,13 +21,11 @@ from stm_fast.inference.estimation import Estimate, check_fits, run_of
 from stm_fast.inference.given import GivenMasks, find_masks
 from stm_fast.inference.identity import describe_run
 from stm_fast.inference.objects import label
-from stm_fast.inference.overlap import Behind, ahead
+from stm_fast.inference.overlap import FRAMES_WAITING, Behind, ahead
 from stm_fast.inference.results import NoResults, Overlay, Results, check_output, check_overlay
 from stm_fast.memory import Shard, frames_that_stay
 from stm_fast.network import STM
 from stm_fast.video import Frame, FrameReader, open_frames, read_mask
-
-_FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
 
 # a frame and its ids [H, W]; None where an earlier process has written them
 _Segmented = tuple[Frame, npt.NDArray[np.uint8] | None]
@@ -127,7 +125,7 @@ def segment_video(
     if position is not None and position.finished:
         return Summary(position.frames, 0.0, position.object_ids, output, position.frames)
     crew.agree(lambda: check_output(output, overwrite, (source, masks), resume=resume))
-    estimate = check_fits(run_of(model, memory, max_size, min_size, reader, given))
+    estimate = check_fits(run_of(model, memory, max_size, min_size, reader, given, crew.world))
     if estimated is not None:
         estimated(estimate)
 
@@ -135,9 +133,9 @@ def segment_video(
     first = _go_on(checkpoint, position, segmenter)
     pace = Pace(checkpoint_seconds)
     results = Results(output, reader, given.palette, overlay, resumed=first > 0) if crew.leads else NoResults()
-    with results, Behind(_writer(results), _FRAMES_WAITING) as writer:
+    with results, Behind(_writer(results), FRAMES_WAITING) as writer:
         done = first
-        with closing(ahead(reader, _FRAMES_WAITING)) as frames:
+        with closing(ahead(reader, FRAMES_WAITING)) as frames:
             for frame in frames:
                 if frame.index < first:
                     writer.put((frame, None))
@@ -150,6 +148,7 @@ def segment_video(
                 if (stop or due) and done > first:
                     since = time.monotonic()
                     writer.flush()
+                    results.sync()
                     checkpoint.save(done, segmenter.object_ids, segmenter.state_dict())
                     pace.saved(since)
                 if stop:

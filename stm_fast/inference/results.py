@@ -1,6 +1,7 @@
 """What a run leaves in its output folder: masks/<frame>.png, and overlay.mp4 or overlay/<frame>.jpg."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, get_args
@@ -8,8 +9,8 @@ from typing import Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from stm_fast.errors import InputError
-from stm_fast.inference.checkpointing import RECORD
+from stm_fast.errors import InputError, reading
+from stm_fast.inference.checkpointing import RECORD, STATES
 from stm_fast.video import (
     Frame,
     FrameReader,
@@ -19,7 +20,7 @@ from stm_fast.video import (
     draw_overlay,
     read_mask,
 )
-from stm_fast.whole_file import LEFT_OVER, remove_left_over
+from stm_fast.whole_file import LEFT_OVER, remove_left_over, writing
 
 Overlay = Literal["video", "pictures", "none"]
 
@@ -30,20 +31,32 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
     Args:
         resume: the run may be one that goes on: an interrupted one in the folder is not in its way.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: found a file, expected an output folder")
-    for path in inputs:
-        # earlier results are removed, and the input would be one of them
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{folder}: the output folder holds the input {path}; give another one")
-    if overwrite or not _holds_anything(folder):
-        return
-    interrupted = (folder / RECORD).exists()
-    if interrupted and not resume:
-        raise InputError(f"{folder}: holds an interrupted run; --resume goes on with it, --overwrite starts again")
-    if not interrupted:
+    with reading(folder):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: found a file, expected an output folder")
+        for path in inputs:
+            # earlier results are removed, and the input would be one of them
+            if path.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"{folder}: the output folder holds the input {path}; give another one")
+        if overwrite or not _holds_anything(folder):
+            return
+        recorded = (folder / RECORD).exists()
+    if recorded and not resume:
+        raise InputError(f"{folder}: holds a run; --resume goes on with it, --overwrite starts again")
+    if not recorded:
         why = "not empty, and holds no interrupted run" if resume else "not empty"
         raise InputError(f"{folder}: the output folder is {why}; give another one, or --overwrite")
+
+
+def remove_results(folder: Path) -> None:
+    """Removes what a run left there, its checkpoint too. Raises InputError where that is not possible."""
+    with writing(folder):
+        for earlier in (folder / RECORD, *folder.glob(STATES)):
+            earlier.unlink(missing_ok=True)
+        _remove_earlier(folder)
+        for part in (folder / "masks", folder / "overlay"):
+            with suppress(OSError):  # not there, or the user has put something in it
+                part.rmdir()
 
 
 class Results:
@@ -58,7 +71,8 @@ class Results:
     ) -> None:
         self._palette = palette
         if not resumed:
-            _remove_earlier(folder)
+            with writing(folder):
+                _remove_earlier(folder)
         # of a process that was killed
         for part in (folder, folder / "masks", folder / "overlay"):
             remove_left_over(part)
@@ -81,10 +95,16 @@ class Results:
         if self._pictures is not None:
             self._pictures.write(frame.name, picture)
 
+    def sync(self) -> None:
+        """Waits until what was written of single frames is on the disk."""
+        self._masks.sync()
+        if self._pictures is not None:
+            self._pictures.sync()
+
     def redraw(self, frame: Frame) -> None:
         """Puts a frame whose mask was written by an earlier process into the overlay video, which has to start anew."""
         if self._video is not None:
-            ids = read_mask(self._masks.folder / f"{frame.name}.png").ids
+            ids = read_mask(self._masks.folder / f"{frame.name}.png", most_ids=None).ids
             self._video.write(draw_overlay(frame.image, ids, self._palette), frame.time)
 
     def __enter__(self) -> Self:
@@ -101,6 +121,9 @@ class NoResults:
     """In place of `Results` in a process that helps another one, which writes."""
 
     def write(self, frame: Frame, ids: npt.NDArray[np.uint8]) -> None:
+        """Does nothing."""
+
+    def sync(self) -> None:
         """Does nothing."""
 
     def redraw(self, frame: Frame) -> None:

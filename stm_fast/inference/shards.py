@@ -1,5 +1,6 @@
 """Work shared out among the processes that torchrun starts."""
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,8 +51,8 @@ def wait_for_all() -> None:
     """Returns when every process has come here."""
     if world_size() == 1:
         return
-    distributed.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
+    if not distributed.is_initialized():
+        # one group for all times: a second one would find in the store where the first one's processes listened
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+        atexit.register(distributed.destroy_process_group)
+    distributed.barrier()

@@ -12,7 +12,7 @@ from stm_fast.memory.storage import SCRATCH_BYTES, FrameLayout
 
 
 class BankEstimate(NamedTuple):
-    """Bytes of a bank at its peak."""
+    """Bytes of a bank at its peak, or of one process's part."""
 
     bank: int | None  # of all rows, wherever they lie; None where nothing says how many frames will stay
     frame: int  # of one frame of all objects
@@ -20,7 +20,14 @@ class BankEstimate(NamedTuple):
 
 
 def estimate_bank(
-    config: MemoryConfig, layout: FrameLayout, *, objects: int, frames: int | None, later_objects: int = 0
+    config: MemoryConfig,
+    layout: FrameLayout,
+    *,
+    objects: int,
+    frames: int | None,
+    later_objects: int = 0,
+    given_frames: int = 1,
+    world: int = 1,
 ) -> BankEstimate:
     """What a bank of such a configuration takes at its peak.
 
@@ -29,9 +36,11 @@ def estimate_bank(
         objects: how many there will be in the end.
         frames: how many frames will stay, where no cap is reached; None where that is not known.
         later_objects: how many of the objects come later: rows on the device are copied when they come.
+        given_frames: of one object, which are never evicted.
+        world: how many processes share the bank.
 
     Raises:
-        InputError: a cap in bytes that does not hold one frame.
+        InputError: a cap in bytes that does not hold the given frames.
     """
     row_format = row_format_of(config, layout)
     fields = row_format.fields(layout.rows, layout.key_dim, layout.value_dim)
@@ -40,12 +49,15 @@ def estimate_bank(
     on_device = config.place == "device"
 
     def taken(slots: int) -> int:
-        return objects * (slots * slot_bytes if on_device else -(-slots // page.slots) * page.nbytes)
+        here = -(-slots // world)
+        return objects * (here * slot_bytes if on_device else -(-here // page.slots) * page.nbytes)
 
-    if config.max_bytes is not None and config.max_bytes < taken(1 + config.previous):
+    least = taken(given_frames + config.previous)
+    if config.max_bytes is not None and config.max_bytes < least:
+        what = "a frame" if given_frames == 1 else f"{given_frames} frames with given masks, which are never evicted,"
         raise InputError(
-            f"max_bytes: found {config.max_bytes}, expected at least {taken(1 + config.previous)} for a frame of "
-            f"{objects} objects" + (" and the previous one" if config.previous else "")
+            f"max_bytes: found {config.max_bytes}, expected at least {least} for {what} of {objects} objects"
+            + (" and the previous one" if config.previous else "")
         )
     staying = [number for number in (frames, config.max_frames) if number is not None]
     sizes = [taken(min(staying) + config.previous)] if staying else []

@@ -165,15 +165,21 @@ class DeviceStorage:
         self._tensors = {name: tensor[indices] for name, tensor in self._tensors.items()}
 
     def state_dict(self, counts: list[int]) -> dict[str, Tensor]:
-        used = max(counts, default=0)
-        held = torch.tensor(self._tensors["key"].shape[1])
-        return {"held_slots": held} | {name: tensor[:, :used].contiguous() for name, tensor in self._tensors.items()}
+        # views, object by object: the used slots of all together would be a copy
+        used = {
+            f"{name}.{index}": tensor[index, :count]
+            for name, tensor in self._tensors.items()
+            for index, count in enumerate(counts)
+        }
+        return {"held": torch.tensor(self._tensors["key"].shape[:2])} | used
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        objects, used = state["key"].shape[:2]
-        self._resize(objects, int(state["held_slots"]))
+        objects, slots = state["held"].tolist()
+        self._resize(objects, slots)
         for name, tensor in self._tensors.items():
-            tensor[:, :used] = state[name].to(tensor.device)
+            for index in range(objects):
+                rows = state[f"{name}.{index}"]
+                tensor[index, : len(rows)] = rows.to(tensor.device)
 
     def close(self) -> None:
         self._resize(0, 0)

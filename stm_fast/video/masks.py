@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reading
 from stm_fast.video.pillow import BROKEN_PICTURE, reason
 from stm_fast.whole_file import whole_file
 
@@ -40,29 +40,35 @@ class Mask:
     palette: bytes | None
 
 
-def read_mask(path: str | Path) -> Mask:
+def read_mask(path: str | Path, most_ids: int | None = MAX_IDS) -> Mask:
     """Read a palette or grey PNG whose values are object ids. The ids are kept as they are.
 
     A grey 0/255 mask is one object whose id is 255. A mask without any object is read too: see `require_objects`.
 
+    Args:
+        path: the PNG.
+        most_ids: a mask with more is taken for one with soft edges; None for masks that were written here.
+
     Raises InputError: no such file, not a PNG, colours instead of ids, more than 8 bits, anti-aliased edges.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such mask")
+    with reading(path):
+        if not path.is_file():
+            raise InputError(f"{path}: no such mask")
     try:
         with Image.open(path) as picture:
             _check_format(path, picture)
-            ids = np.array(picture).astype(np.uint8)  # [H, W]
+            step = _grey_step(picture)
+            ids = np.array(picture).astype(np.uint8) // step  # [H, W]
             palette = bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else None
     except InputError:
         raise
     except BROKEN_PICTURE as error:
         raise InputError(f"{path}: not a readable PNG ({reason(error)})") from error
     count = len(object_ids(ids))
-    if count > MAX_IDS:
+    if most_ids is not None and count > most_ids:
         raise InputError(
-            f"{path}: mask looks anti-aliased: {count} different ids, expected at most {MAX_IDS}; "
+            f"{path}: mask looks anti-aliased: {count} different ids, expected at most {most_ids}; "
             "save it with hard edges"
         )
     return Mask(ids, palette)
@@ -117,6 +123,12 @@ def _check_format(path: Path, picture: Image.Image) -> None:
         raise InputError(f"{path}: mask has colours ({picture.mode}), expected a palette or grey PNG of object ids")
     if picture.mode not in ("P", "L", "1"):
         raise InputError(f"{path}: mask has mode {picture.mode}, expected 8 bits a pixel")
+
+
+def _grey_step(picture: Image.Image) -> np.uint8:
+    """What Pillow makes of 1 in a PNG that is opened and not read: it spreads 2 and 4 bits of grey over 0 to 255."""
+    raw_mode = picture.tile[0][3] if picture.tile else ""  # type: ignore[attr-defined]
+    return np.uint8({"L;2": 85, "L;4": 17}.get(str(raw_mode), 1))
 
 
 def _check_ids(ids: npt.NDArray[np.uint8]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reading
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.pillow import BROKEN_PICTURE, check_depth, reason
 
@@ -42,7 +42,7 @@ class PictureFolder(FrameReader):
 
     def __iter__(self) -> Iterator[Frame]:
         for index, file in enumerate(self._files):
-            image = _read_picture(file)
+            image = read_frame(file)
             self._check_size(file, image.shape[1], image.shape[0])
             yield Frame(index, float(index / self.frame_rate), file.stem, image)
 
@@ -62,7 +62,8 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 
 def _list_pictures(folder: Path) -> list[Path]:
-    files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
+    with reading(folder):
+        files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
     if not files:
         raise InputError(f"{folder}: no pictures in this folder, expected jpg, png or webp files")
     files.sort(key=lambda file: natural_key(file.name))
@@ -87,7 +88,8 @@ def _read_size(file: Path) -> tuple[int, int]:
         raise InputError(f"{file}: not a readable picture ({reason(error)})") from error
 
 
-def _read_picture(file: Path) -> npt.NDArray[np.uint8]:
+def read_frame(file: Path) -> npt.NDArray[np.uint8]:
+    """The picture uint8 [H, W, 3] RGB, upright. Raises InputError where it cannot be decoded."""
     try:
         with Image.open(file) as picture:
             upright = ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reading
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.picture_folder import PictureFolder
 from stm_fast.video.video_file import VideoFile
@@ -17,10 +17,11 @@ def open_frames(source: str | Path) -> FrameReader:
     different sizes; while iterating, at a frame that cannot be decoded.
     """
     path = Path(source)
-    if path.is_dir():
-        return PictureFolder(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if not path.is_file():
-        raise InputError(f"{path}: not a regular file")
+    with reading(path):
+        if path.is_dir():
+            return PictureFolder(path)
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if not path.is_file():
+            raise InputError(f"{path}: not a regular file")
     return VideoFile(path)

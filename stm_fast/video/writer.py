@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from PIL import Image
 from stm_fast.errors import InputError
 from stm_fast.video.masks import write_mask
 from stm_fast.video.pyav import require_av
-from stm_fast.whole_file import make_folder, partial_path, whole_file, writing
+from stm_fast.whole_file import make_folder, partial_path, sync, whole_file, writing
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -28,36 +29,54 @@ CLOCK = 90_000
 # x264's constant quality: 18 looks like the source, 23 is its default
 QUALITY = "20"
 JPEG_QUALITY = 90
+# between two frames: MP4 has 31 bits for it
+MOST_TICKS = 2**31 - 1
 # matrix, primaries and transfer of ITU-R BT.709, limited range: what browsers assume
 BT709 = 1
 LIMITED_RANGE = 1
 
 
-class MaskWriter:
-    """Writes `folder/<name>.png`, each file whole or not at all."""
+class FileWriter:
+    """A file for each frame in one folder, each whole or not at all.
+
+    Raises InputError where the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._not_synced: list[Path] = []
+        make_folder(self.folder)
+
+    def sync(self) -> None:
+        """Waits until what was written is on the disk: then it is there after a loss of power too."""
+        for path in (*self._not_synced, self.folder):
+            with writing(path):
+                sync(path)
+        self._not_synced.clear()
+
+    def _path(self, name: str) -> Path:
+        self._not_synced.append(self.folder / name)
+        return self._not_synced[-1]
+
+
+class MaskWriter(FileWriter):
+    """Writes `folder/<name>.png`; `palette` as in `write_mask`."""
 
     def __init__(self, folder: str | Path, palette: bytes | None = None) -> None:
-        """`palette` as in `write_mask`. Raises InputError where the folder cannot be made."""
-        self.folder = Path(folder)
+        super().__init__(folder)
         self.palette = palette
-        make_folder(self.folder)
 
     def write(self, name: str, ids: npt.NDArray[np.uint8]) -> None:
         """Write the mask [H, W] uint8 of one frame."""
-        write_mask(self.folder / f"{name}.png", ids, self.palette)
+        write_mask(self._path(f"{name}.png"), ids, self.palette)
 
 
-class OverlayPictureWriter:
-    """Writes `folder/<name>.jpg`, each file whole or not at all."""
-
-    def __init__(self, folder: str | Path) -> None:
-        """Raises InputError where the folder cannot be made."""
-        self.folder = Path(folder)
-        make_folder(self.folder)
+class OverlayPictureWriter(FileWriter):
+    """Writes `folder/<name>.jpg`."""
 
     def write(self, name: str, image: npt.NDArray[np.uint8]) -> None:
         """Write the picture uint8 [H, W, 3] RGB of one frame."""
-        with whole_file(self.folder / f"{name}.jpg") as partial:
+        with whole_file(self._path(f"{name}.jpg")) as partial:
             Image.fromarray(image).save(partial, format="JPEG", quality=JPEG_QUALITY)
 
 
@@ -65,6 +84,7 @@ class OverlayVideoWriter:
     """H.264 yuv420p MP4 that browsers play, index first; every frame keeps its own time stamp.
 
     H.264 at 4:2:0 needs even sizes: an odd width or height is padded by one column or row that repeats the last.
+    A gap of more than 6.6 hours, which MP4 cannot hold, is shortened to that.
     The file has another name until `close()`; `abort()`, or an exception in a `with` block, leaves nothing.
     """
 
@@ -80,7 +100,7 @@ class OverlayVideoWriter:
         make_folder(self.path.parent)
         self._partial = partial_path(self.path)
         self._last_tick = -1
-        with writing(self.path):
+        with self._encoding():
             self._container: OutputContainer | None = _open_mp4(self._partial)
             try:
                 self._stream = self._add_stream(self._container)
@@ -98,7 +118,8 @@ class OverlayVideoWriter:
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
             found = f"{image.dtype} {image.shape}"
             raise ValueError(f"image: {found}, expected uint8 [{self.height}, {self.width}, 3]")
-        self._last_tick = max(round(time * CLOCK), self._last_tick + 1)
+        tick = max(round(time * CLOCK), self._last_tick + 1)
+        self._last_tick = tick if self._last_tick < 0 else min(tick, self._last_tick + MOST_TICKS)
         self._encode(self._container, self._to_frame(image))
 
     def close(self) -> None:
@@ -110,7 +131,7 @@ class OverlayVideoWriter:
             return
         self._encode(self._container, None)
         try:
-            with writing(self.path):
+            with self._encoding():
                 self._container.close()
                 os.replace(self._partial, self.path)
         except BaseException:
@@ -122,9 +143,11 @@ class OverlayVideoWriter:
         """Give the video up and remove what was written. Does nothing after `close()`."""
         if self._container is None:
             return
+        import av
+
         container, self._container = self._container, None
         # a disk that is full refuses the end of the file too
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, av.FFmpegError):
             container.close()
         self._partial.unlink(missing_ok=True)
 
@@ -138,6 +161,17 @@ class OverlayVideoWriter:
             self.close()
         else:
             self.abort()
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """Turns errors of the system and of FFmpeg inside the block into an InputError."""
+        import av
+
+        try:
+            with writing(self.path):
+                yield
+        except av.FFmpegError as error:
+            raise InputError(f"{self.path}: cannot be encoded ({error}); --overlay pictures or none can do") from error
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
         import av
@@ -171,7 +205,7 @@ class OverlayVideoWriter:
     def _encode(self, container: OutputContainer, frame: VideoFrame | None) -> None:
         """Encode one frame, or with None what the encoder still holds."""
         try:
-            with writing(self.path):
+            with self._encoding():
                 for packet in self._stream.encode(frame):
                     container.mux(packet)
         except BaseException:
