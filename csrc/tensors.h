@@ -23,7 +23,7 @@ template <class Element>
 inline Batch<const Element> batch_of(const Tensor& tensor) {
   const bool shared = tensor.size(0) == 1;
   return {static_cast<const Element*>(tensor.const_data_ptr()), shared ? 0 : tensor.stride(0), tensor.stride(1),
-          tensor.dim() == 3 ? tensor.stride(2) : 1};
+          tensor.dim() == 3 ? tensor.stride(2) : 1, shared};
 }
 
 // As many threads as PyTorch may use, but none with less to do than it costs to wake it.

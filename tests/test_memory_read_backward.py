@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from stm_fast import memory_read
-from stm_fast.ops import reference
+from stm_fast.ops import cpp_ops, reference
 from stm_fast.testing import CASES, ReadCase, Tensors, make_tensors
 from stm_fast.testing.cases import read_inputs
 from stm_fast.testing.runs import leaves, random_upstream, read_outputs, with_gradients
 
+needs_cpp = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
 BACKENDS = ["reference", "auto"]  # auto is the fastest engine that can, whatever is built
 SMALL = ReadCase(batch=2, queries=3, rows=5, key_dim=2, value_dim=3)
 L2 = replace(SMALL, similarity="l2", shrinkage=True, selection=True)
@@ -50,6 +52,35 @@ def test_gradients_are_those_of_finite_differences(backend, case):
         return outputs["out"], outputs["lse"].masked_fill(outputs["lse"] == -math.inf, 0)
 
     assert torch.autograd.gradcheck(read, given)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_object_of_an_expanded_batch_has_a_gradient_of_its_own(backend):
+    tensors = make_tensors(replace(L2, shared_query=True, shared_key=True, shared_shrinkage=True), torch.float64)
+    query, key, value, shrinkage, selection = tensors
+    results = []
+    for lay_out in (torch.Tensor.detach, torch.Tensor.contiguous):
+        given = [lay_out(t.expand(2, *t.shape[1:])).requires_grad_() for t in (query, key, shrinkage, selection)]
+        options = {"similarity": "l2", "shrinkage": given[2], "selection": given[3], "backend": backend}
+        out = memory_read(*given[:2], value, **options)
+        results.append(torch.autograd.grad(out.square().sum(), given))
+    torch.testing.assert_close(*results)
+
+
+# PyTorch's own, at its first forward-mode derivative
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize("backend", [pytest.param("cpp", marks=needs_cpp), "auto"])
+def test_tangents_are_never_left_out(backend):
+    query, key, value, tangent = (torch.randn(1, 3, 4) for _ in range(4))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(query, tangent)
+        if backend == "cpp":
+            with pytest.raises(NotImplementedError, match="forward-mode"):
+                memory_read(dual, key, value, backend=backend)
+            return
+        found = forward_ad.unpack_dual(memory_read(dual, key, value, backend=backend)).tangent
+    expected = torch.func.jvp(lambda given: memory_read(given, key, value, backend="reference"), (query,), (tangent,))
+    torch.testing.assert_close(found, expected[1])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.queries], ids=str)

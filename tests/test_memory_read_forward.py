@@ -214,3 +214,18 @@ def test_shared_batches_are_expanded_ones(backend):
     found = read_all(query, key, value, selection=selection, **chosen)
     expanded = [tensor.expand(3, -1, -1) for tensor in (query, key, selection)]
     torch.testing.assert_close(found, read_all(*expanded[:2], value, selection=expanded[2], **chosen))
+
+
+def test_expanded_batches_read_with_what_each_object_has_of_its_own(backend):
+    query, key = randn(1, 3, 4).expand(3, -1, -1), randn(1, 5, 4).expand(3, -1, -1)
+    selection, value = torch.rand(3, 3, 4, dtype=torch.float64), randn(3, 5, 2)
+    chosen = {"similarity": "l2", "selection": selection, "backend": backend}
+    found = read_all(query, key, value, **chosen)
+    torch.testing.assert_close(found, read_all(query.contiguous(), key.contiguous(), value, **chosen))
+
+
+@pytest.mark.parametrize("top_k", [None, 1])
+def test_a_nan_score_is_not_passed_over(backend, top_k):
+    query, key, value = randn(1, 2, 4), randn(1, 300, 4), randn(1, 300, 40)
+    key[:, 17] = math.nan
+    assert read_all(query, key, value, top_k=top_k, backend=backend)[0].isnan().all()

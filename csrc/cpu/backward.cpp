@@ -325,7 +325,7 @@ class BackwardPass {
 
   // [B, N] to the shape of the input: the same, or summed over the objects.
   void write_shrinkage(const T* grad_shrinkage) const {
-    const Index batches = problem_.shrinkage.batch_stride == 0 ? 1 : problem_.objects;
+    const Index batches = problem_.shrinkage.shared ? 1 : problem_.objects;
     for (Index i = 0; i < problem_.objects * problem_.rows; ++i) {
       gradients_.shrinkage[i % (batches * problem_.rows)] += grad_shrinkage[i];
     }

@@ -64,10 +64,11 @@ class Scores {
     for (Index i = 0; i < blocks.lanes; ++i) {
       last_row[i] = static_cast<T>(std::clamp<Index>(last[i] - row, -1, rows));
     }
+    // NaN is taken: it is larger than any number
     for (Index j = 0; j < rows; ++j) {
       for (Index i = 0; i < blocks.lanes; ++i) {
         const T score = scores[j * stride + i];
-        const bool taken = (score > threshold[i]) | ((score == threshold[i]) & (static_cast<T>(j) <= last_row[i]));
+        const bool taken = !(score <= threshold[i]) | ((score == threshold[i]) & (static_cast<T>(j) <= last_row[i]));
         scores[j * stride + i] = taken ? score : -std::numeric_limits<T>::infinity();
       }
     }

@@ -102,7 +102,7 @@ def softmax_and_lse(score: Tensor) -> tuple[Tensor, Tensor]:
 def largest_scores(score: Tensor, count: int) -> Tensor:
     """True at the `count` largest scores of each row; among equal scores the lower index wins [B, M, N]."""
     threshold = score.detach().topk(count, dim=-1).values[..., -1:]
-    above, equal = score > threshold, score == threshold
+    above, equal = ~(score <= threshold), score == threshold  # NaN is above all
     return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 

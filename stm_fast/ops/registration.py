@@ -45,8 +45,15 @@ def register_engine(engine: str) -> None:
 def transform_reasons() -> list[str]:
     """Why no registered operator can run here: torch.func does not know their autograd rule."""
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return []
+        return forward_mode_reasons()
     return ["it does not run under torch.func transforms (vmap, grad, jvp)"]
+
+
+def forward_mode_reasons() -> list[str]:
+    """Why no registered operator can run here: PyTorch leaves out their tangents without a word."""
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
+        return []
+    return ["it has no forward-mode derivative"]
 
 
 def call_engine(engine: str, inputs: ReadInputs) -> ReadResult:

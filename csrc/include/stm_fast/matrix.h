@@ -21,13 +21,14 @@ struct Matrix {
   Matrix transposed() const { return {data, column_stride, row_stride}; }
 };
 
-// A batch of matrices [batch, rows, columns]; a batch stride of 0 shares one matrix between all.
+// A batch of matrices [batch, rows, columns], or one that the whole batch shares.
 template <class Element>
 struct Batch {
   Element* data = nullptr;
   Index batch_stride = 0;
   Index row_stride = 0;
   Index column_stride = 0;
+  bool shared = true;  // not so where a batch was expanded: each object has a gradient of its own
 
   explicit operator bool() const { return data != nullptr; }
   Matrix<Element> operator[](Index b) const { return {data + b * batch_stride, row_stride, column_stride}; }

@@ -59,12 +59,12 @@ struct ReadProblem {
     const Index length = lengths[object * lengths_stride];
     return length < 0 ? 0 : length > rows ? rows : length;
   }
-  Index query_batches() const { return query.batch_stride == 0 ? 1 : objects; }
-  Index key_batches() const { return key.batch_stride == 0 ? 1 : objects; }
+  Index query_batches() const { return query.shared ? 1 : objects; }  // those of selection too
+  Index key_batches() const { return key.shared ? 1 : objects; }      // those of key_scale and key_mean too
 
   // Whether every object has the same scores.
   bool shares_affinity() const {
-    bool shares = query_batches() == 1 && key_batches() == 1 && shrinkage.batch_stride == 0;
+    bool shares = query.shared && key.shared && shrinkage.shared;
     for (Index object = 1; object < objects; ++object) {
       shares = shares && rows_of(object) == rows_of(0);
     }
