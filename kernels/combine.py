@@ -38,7 +38,7 @@ def plan_combine(
         "BLOCK_V": COMBINE.block_v,
         "DEPENDENT": dependent,
     }
-    grid = (triton.cdiv(queries, COMBINE.block_m), triton.cdiv(value_dim, COMBINE.block_v), batch)
+    grid = (triton.cdiv(queries, COMBINE.block_m), max(1, triton.cdiv(value_dim, COMBINE.block_v)), batch)
     return out, lse, Launch(_combine_kernel, grid, arguments, COMBINE, dependent)
 
 

@@ -283,10 +283,11 @@ def _forward_quantised_kernel(
         old_value_scale = value_scale
         value_scale += stride_value_scale_t
 
-    # without any row total is 0 and so is the accumulator; lse stays -inf
+    # without any row total is 0 and so is the accumulator; lse stays -inf, and the scales may be anything
     total = tl.where(total == 0, 1.0, total)
     row = (b * splits + part) * M + m
-    result = accumulator * _unit(old_value_scale + v * stride_value_scale_c, v < CV)[None, :] / total[:, None]
+    unit = _unit(old_value_scale + v * stride_value_scale_c, (v < CV) & (first_block < last_block))
+    result = accumulator * unit[None, :] / total[:, None]
     tl.store(
         out + row[:, None] * CV + v[None, :],
         result.to(out.dtype.element_ty),

@@ -39,7 +39,7 @@ def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
     """
     if dtype != torch.float32:
         return "half"
-    return "tf32x3" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32x3" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 LARGEST_TILE = 128  # rows

@@ -66,15 +66,17 @@ def test_lengths_and_odd_sizes(dtype: torch.dtype, lengths: list[int] | None) ->
     assert (out[exact_lse == -torch.inf] == 0).all()
 
 
+@pytest.mark.parametrize("first", [0, 20])
+@pytest.mark.parametrize("spare", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_slots_that_do_not_count_may_hold_anything(dtype: torch.dtype) -> None:
+def test_slots_that_do_not_count_may_hold_anything(dtype: torch.dtype, spare: float, first: int) -> None:
     query, key, value = soft_memory(queries=9, slots=4, rows=20, key_dim=16, value_dim=24, device=DEVICE)
     memory = quantise_memory(key, value, dtype)
-    expected = read(query, memory, [20, 60])
+    expected = read(query, memory, [first, 60])
     for tensor in memory:
         if tensor.dtype != torch.int8:
-            tensor[0, 1:], tensor[1, 3:] = torch.nan, torch.nan
-    found = read(query, memory, [20, 60])
+            tensor[0, first // 20 :], tensor[1, 3:] = spare, spare
+    found = read(query, memory, [first, 60])
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
 

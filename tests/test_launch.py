@@ -24,14 +24,14 @@ def test_a_view_whose_tiles_span_more_is_copied() -> None:
 
 @pytest.fixture
 def _tf32_setting() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
+    before = torch.backends.cuda.matmul.fp32_precision
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cuda.matmul.fp32_precision = before
 
 
 @pytest.mark.usefixtures("_tf32_setting")
 def test_float32_is_exact_unless_pytorch_is_allowed_tf32() -> None:
     assert arithmetic_of(torch.bfloat16) == arithmetic_of(torch.float16) == "half"
-    for allowed, arithmetic in ((False, "ieee"), (True, "tf32x3")):
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+    for precision, arithmetic in (("ieee", "ieee"), ("tf32", "tf32x3")):
+        torch.backends.cuda.matmul.fp32_precision = precision
         assert arithmetic_of(torch.float32) == arithmetic

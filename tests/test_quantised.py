@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from stm_fast.ops import cpp_ops, memory_read, quantised
 from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised, quantise_memory
@@ -159,6 +160,41 @@ def test_no_rows_give_zeros() -> None:
     out, lse = memory_read_quantised(torch.zeros(2, 3, 8), memory, return_lse=True)
     assert not out.any()
     assert (lse == -torch.inf).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
+def test_autocast_changes_nothing(backend) -> None:
+    query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
+    memory = quantise_memory(key, value)
+    expected = memory_read_quantised(query, memory, return_lse=True, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = memory_read_quantised(query, memory, return_lse=True, backend=backend)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_lengths_beyond_int32_are_all_rows() -> None:
+    query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
+    memory = quantise_memory(key, value)
+    found = memory_read_quantised(query, memory, lengths=torch.full((len(value),), 2**40))
+    assert torch.equal(found, memory_read_quantised(query, memory))
+
+
+# PyTorch's own, at its first forward-mode derivative
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@needs_cpp
+def test_tangents_are_never_left_out() -> None:
+    query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
+    memory = quantise_memory(key, value)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(query, torch.ones_like(query))
+        assert forward_ad.unpack_dual(memory_read_quantised(dual, memory)).tangent is not None
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            memory_read_quantised(dual, memory, backend="cpp")
+
+
+def test_slots_without_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"key: found shape \(2, 3, 0, 8\), expected at least one row"):
+        quantise_memory(torch.zeros(2, 3, 0, 8), torch.zeros(2, 3, 0, 6))
 
 
 @pytest.mark.parametrize(

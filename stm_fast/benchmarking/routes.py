@@ -79,20 +79,20 @@ def _tf32(workload: Workload) -> Read | str:
     read = published_top_k if workload.pass_name == "top-k" else published
 
     def with_tf32(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        with _float32_precision("high"):
+        with _tf32_allowed():
             return read(query, key, value)
 
     return with_tf32
 
 
 @contextmanager
-def _float32_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+def _tf32_allowed() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = before
 
 
 def _compiled(dynamic: bool) -> Callable[[], Read]:

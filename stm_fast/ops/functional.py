@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -74,16 +75,12 @@ def memory_read(
         None if shrinkage is None else shrinkage.to(dtype),
         None if selection is None else selection.to(dtype),
         query_norm,
-        None if lengths is None else lengths.to(torch.int32),
+        counted_rows(lengths, rows),
         0 if top_k is None or top_k >= rows else top_k,
         return_usage,
     )
     chosen = backends.choose(backend, inputs)
-    if _is_autocast(query.device.type):
-        # the inputs have their dtype by now: autocast would cast the backend's own float32 products once more
-        with torch.autocast(query.device.type, enabled=False):
-            result = chosen.read(inputs)
-    else:
+    with without_autocast(query.device):
         result = chosen.read(inputs)
     wanted = ((result.lse, return_lse), (result.usage, return_usage))
     extras = [tensor for tensor, asked in wanted if asked and tensor is not None]
@@ -135,6 +132,18 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _is_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """For inputs that have their dtype by now: autocast would cast a backend's own float32 products once more."""
+    return torch.autocast(device.type, enabled=False) if _is_autocast(device.type) else nullcontext()
+
+
+def counted_rows(lengths: Tensor | None, rows: int) -> Tensor | None:
+    """Lengths as the backends take them, int32; a length that int32 cannot hold is more than all rows."""
+    if lengths is None or lengths.dtype == torch.int32:
+        return lengths
+    return lengths.clamp(0, rows).to(torch.int32)
 
 
 def _check_are_tensors(**arguments: Tensor | None) -> None:

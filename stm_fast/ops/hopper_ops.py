@@ -12,6 +12,7 @@ from torch import Tensor
 from stm_fast.kernels.configs_hopper import ARCHITECTURE, hopper_reasons
 from stm_fast.ops.inputs import ReadInputs, ReadResult
 from stm_fast.ops.registration import call_engine, register_engine
+from stm_fast.ops.triton_ops import current_device
 
 MOST_OBJECTS = 65535  # a launch grid has no more in its third dimension
 
@@ -74,5 +75,6 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from stm_fast.kernels.forward_hopper import forward_hopper
 
-    out, lse = forward_hopper(query, key, value, lengths, scale)
+    with current_device(value.device):
+        out, lse = forward_hopper(query, key, value, lengths, scale)
     return out, lse, lse.new_empty(0)

@@ -5,7 +5,6 @@ Shapes: B objects, M queries, T slots (frames) of R rows each, Ck key width, Cv 
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,13 +13,12 @@ from torch import Tensor
 
 from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
 from stm_fast.ops import cpp_quantised, triton_ops
-from stm_fast.ops.functional import memory_read, merge_reads
+from stm_fast.ops.functional import counted_rows, memory_read, merge_reads, without_autocast
 from stm_fast.ops.inputs import accumulation_dtype
+from stm_fast.ops.registration import forward_mode_reasons
 
 logger = logging.getLogger(__name__)
 
-# where Triton's kernels run: its interpreter, for tests, runs them on the CPU
-_DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # slots are turned into floats in parts of about this many bytes
 SCRATCH_BYTES = 2**25
 # fp8 is multiplied sixteen rows at a time
@@ -64,6 +62,8 @@ def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8)
     if key.ndim != 4 or value.ndim != 4 or key.shape[1:3] != value.shape[1:3]:
         found = f"key {tuple(key.shape)}, value {tuple(value.shape)}"
         raise ValueError(f"key, value: found {found}, expected [Bk, T, R, Ck] and [B, T, R, Cv]")
+    if key.shape[2] == 0:
+        raise ValueError(f"key: found shape {tuple(key.shape)}, expected at least one row in a slot")
     key, value = key.float(), value.float()
     key_mean = key.mean(2, keepdim=True)
     key, key_scale = _scaled(key - key_mean, 3, dtype)
@@ -124,8 +124,10 @@ def memory_read_quantised(
     """
     _check(query, memory, lengths)
     scale = 1 / math.sqrt(query.shape[2]) if scale is None else float(scale)
-    lengths = None if lengths is None else lengths.to(torch.int32)
-    out, lse = _choose(backend, query, memory).read(query, memory, scale, lengths)
+    lengths = counted_rows(lengths, memory.key.shape[1] * memory.key.shape[2])
+    chosen = _choose(backend, query, memory)
+    with without_autocast(query.device):
+        out, lse = chosen.read(query, memory, scale, lengths)
     return (out, lse) if return_lse else out
 
 
@@ -166,17 +168,16 @@ def triton_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
     reasons = triton_ops.absent_reasons()
     if reasons:
         return reasons
-    device = query.device
-    if device.type != _DEVICE:
-        reasons.append(f"it runs on {_DEVICE} tensors only, found {device.type}")
-    elif memory.key.dtype.is_floating_point and device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
+    reasons = triton_ops.device_reasons(query.device)
+    if not reasons and memory.key.dtype.is_floating_point and query.is_cuda:
+        major, minor = torch.cuda.get_device_capability(query.device)
         if major * 10 + minor < OLDEST_FP8:
             reasons.append(f"fp8 needs compute capability {OLDEST_FP8 / 10}, found {major}.{minor}")
     if query.dtype not in triton_ops.DTYPES:
         reasons.append(f"it has no kernel for {query.dtype}")
     if query.shape[2] > WIDEST_KEY:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
+    reasons += forward_mode_reasons()
     if query.numel() == 0 or memory.key.numel() == 0 or memory.value.numel() == 0:
         reasons.append("something is empty")
     if torch.is_grad_enabled() and query.requires_grad:
@@ -192,12 +193,13 @@ def _read_by_triton(
     key, key_scale, key_mean, value, value_scale = memory
     # the kernel has no use for the dimensions of 1
     scales = key_scale.squeeze(3), key_mean.squeeze(2), value, value_scale.squeeze(2)
-    out, lse = forward_quantised(query, key, *scales, lengths, scale)
+    with triton_ops.current_device(query.device):
+        out, lse = forward_quantised(query, key, *scales, lengths, scale)
     return out, lse
 
 
 def _cpp_reasons(query: Tensor, _memory: QuantisedMemory) -> list[str]:
-    return cpp_quantised.not_supported_reasons(query)
+    return [*cpp_quantised.not_supported_reasons(query), *forward_mode_reasons()]
 
 
 def _read_by_cpp(query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -253,6 +255,8 @@ def _check(query: Tensor, memory: QuantisedMemory, lengths: Tensor | None) -> No
         raise TypeError(f"memory: found keys of {key.dtype} and values of {value.dtype}, expected both {expected}")
     if query.shape[2] != key.shape[3] or query.shape[2] == 0 or key.shape[1:3] != value.shape[1:3]:
         raise ValueError(f"query, memory: found {shapes}, which do not fit together")
+    if key.shape[2] == 0:
+        raise ValueError(f"memory: found keys of shape {tuple(key.shape)}, expected at least one row in a slot")
     if query.shape[0] not in (1, value.shape[0]) or key.shape[0] not in (1, value.shape[0]):
         raise ValueError(f"query, memory: found {shapes}, expected batches of 1 or that of value")
     shapes_of_scales = {

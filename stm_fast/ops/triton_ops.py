@@ -5,6 +5,7 @@ Triton is imported when the first read runs, so that importing stm_fast stays qu
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from stm_fast.errors import InputError
 from stm_fast.kernels.configs import WIDEST_KEY
+from stm_fast.kernels.targets import ARCHITECTURES
 from stm_fast.ops.inputs import ReadInputs, ReadResult
 from stm_fast.ops.registration import call_engine, register_engine
 
@@ -35,9 +37,8 @@ def absent_reasons() -> list[str]:
 
 
 def not_supported_reasons(inputs: ReadInputs) -> list[str]:
-    query, reasons = inputs.query, []
-    if query.device.type != _DEVICE:
-        reasons.append(f"it runs on {_DEVICE} tensors only, found {query.device.type}")
+    query = inputs.query
+    reasons = device_reasons(query.device)
     if query.dtype not in DTYPES:
         reasons.append(f"it has no kernel for {query.dtype}")
     if query.dtype == torch.bfloat16 and _INTERPRETED:
@@ -49,6 +50,22 @@ def not_supported_reasons(inputs: ReadInputs) -> list[str]:
     if inputs.top_k and _capturing(query):
         reasons.append("its top_k waits for the device, which a CUDA graph cannot record")
     return reasons
+
+
+def device_reasons(device: torch.device) -> list[str]:
+    """Why no Triton kernel can run on a device."""
+    if device.type != _DEVICE:
+        return [f"it runs on {_DEVICE} tensors only, found {device.type}"]
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major * 10 + minor < ARCHITECTURES[0]:
+            return [f"it needs compute capability {ARCHITECTURES[0] / 10}, found {major}.{minor}"]
+    return []
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, wherever its arguments are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _capturing(tensor: Tensor) -> bool:
@@ -78,11 +95,12 @@ def _forward(
     from stm_fast.kernels.usage import usage
 
     problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
-    if 0 < top_k < key.shape[1]:
-        out, lse, sparse_usage = topk_forward(problem, top_k, return_usage)
-        return out, lse, lse.new_empty(0) if sparse_usage is None else sparse_usage
-    out, lse = forward(problem)
-    return out, lse, usage(problem, lse) if return_usage else lse.new_empty(0)
+    with current_device(value.device):
+        if 0 < top_k < key.shape[1]:
+            out, lse, sparse_usage = topk_forward(problem, top_k, return_usage)
+            return out, lse, lse.new_empty(0) if sparse_usage is None else sparse_usage
+        out, lse = forward(problem)
+        return out, lse, usage(problem, lse) if return_usage else lse.new_empty(0)
 
 
 @torch.library.impl("stm_fast::memory_read_triton_backward", _DEVICE)
@@ -106,10 +124,11 @@ def _backward(
     from stm_fast.kernels.topk_backward import topk_backward
 
     problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
-    if 0 < top_k < key.shape[1]:
-        gradients = topk_backward(problem, top_k, grad_out, grad_lse)
-    else:
-        gradients = backward(problem, grad_out, grad_lse, out, lse)
+    with current_device(value.device):
+        if 0 < top_k < key.shape[1]:
+            gradients = topk_backward(problem, top_k, grad_out, grad_lse)
+        else:
+            gradients = backward(problem, grad_out, grad_lse, out, lse)
     return tuple(query.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
