@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -467,6 +469,29 @@ def test_gpu_checks_name_what_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "stm_fast.benchmarking", None)
     assert gpu_checks.main() == 1
     assert "pip install --no-deps --no-build-isolation -e ." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("body", "passes"), [("True", True), ("False", False), ("time.sleep(60)", False)])
+def test_gpu_checks_run_their_tests_side_by_side(body, passes, tmp_path, monkeypatch, capfd):
+    made = tmp_path / "test_made.py"
+    made.write_text(f"import time\nimport pytest\n\n@pytest.mark.gpu\ndef test_it():\n    assert {body}\n")
+    monkeypatch.setattr(gpu_checks, "files_with_gpu_tests", lambda: [made])
+    monkeypatch.setattr(gpu_checks, "TEST_SECONDS", 5 if "sleep" in body else 60)
+    assert gpu_checks.tests_pass() == passes
+    assert ("took more than 5 s" in capfd.readouterr().err) == ("sleep" in body)
+
+
+def test_shares_of_the_tests_are_all_of_them():
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_launch.py"]
+    found = []
+    for share in ("0/2", "1/2", "0/1"):
+        environment = os.environ | {"STM_FAST_SHARE": share, "STM_FAST_REQUIRE": ""}
+        text = subprocess.run(command, cwd=gpu_checks.ROOT, env=environment, capture_output=True, text=True, check=True)
+        found.append([line for line in text.stdout.splitlines() if "::" in line])
+    first, second, whole = found
+    assert first
+    assert second
+    assert sorted(first + second) == sorted(whole)
 
 
 def test_no_figure_on_a_red_gate(monkeypatch, capsys):
