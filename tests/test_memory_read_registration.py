@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from stm_fast import memory_read
+from stm_fast.ops import reference
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.testing import ReadCase, make_tensors, options
 from stm_fast.testing.cases import read_inputs
@@ -207,6 +209,24 @@ def test_functional_gradients_go_to_the_reference():
     leaf = query.requires_grad_()
     expected = torch.autograd.grad(memory_read(leaf, key, value).square().sum(), leaf)[0]
     torch.testing.assert_close(found, expected)
+
+
+def test_func_grad_of_a_read_in_chunks(monkeypatch):
+    query, key, value = (torch.randn(2, 3, 4, dtype=torch.float64) for _ in range(3))
+    gradient = torch.func.grad(lambda query: memory_read(query, key, value).square().sum())
+    expected = gradient(query)
+    monkeypatch.setattr(reference, "EAGER_AFFINITY_LIMIT", 1)
+    torch.testing.assert_close(gradient(query), expected)
+
+
+def test_lengths_may_be_mapped_and_fake():
+    query, key, value, lengths = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.tensor([1, 3])
+    found = torch.vmap(lambda lengths: memory_read(query, key, value, lengths=lengths))(lengths.expand(2, 2))
+    torch.testing.assert_close(found[1], memory_read(query, key, value, lengths=lengths))
+    with FakeTensorMode() as mode:
+        *tensors, lengths = map(mode.from_tensor, (query, key, value, lengths))
+        out = memory_read(*tensors, lengths=lengths)
+        assert out.shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize("transform", [torch.vmap, lambda read: torch.func.grad(lambda *tensors: read(*tensors).sum())])

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from stm_fast.ops import backends
-from stm_fast.ops.inputs import ReadInputs, Similarity, accumulation_dtype
+from stm_fast.ops.inputs import ReadInputs, Similarity, accumulation_dtype, in_transform
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -227,8 +228,9 @@ def _check_lengths(lengths: Tensor, query: Tensor, value: Tensor) -> None:
         raise ValueError(f"lengths: found on {lengths.device}, expected on {query.device} as query is")
     if tuple(lengths.shape) != (value.shape[0],):
         raise ValueError(f"lengths: found shape {tuple(lengths.shape)}, expected ({value.shape[0]},) for the batch")
-    # a compiled graph cannot look at values; the kernels clamp them
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+    # graphs, transforms and fake tensors cannot look at values; the kernels clamp them
+    blind = torch.compiler.is_compiling() or in_transform() or is_fake(lengths)
+    if lengths.device.type == "cpu" and not blind:
         rows = value.shape[1]
         if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= rows:
             raise ValueError(f"lengths: found {lengths.tolist()}, expected values from 0 to {rows}")

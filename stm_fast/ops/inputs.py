@@ -37,6 +37,11 @@ class ReadResult(NamedTuple):
     usage: Tensor | None  # [B, N], accumulation dtype
 
 
+def in_transform() -> bool:
+    """Whether a torch.func transform (vmap, grad, jvp) is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for every other dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from stm_fast.ops.inputs import ReadInputs, ReadResult, accumulation_dtype
+from stm_fast.ops.inputs import ReadInputs, ReadResult, accumulation_dtype, in_transform
 
 # affinities of more elements than this are made one block of queries at a time: 16 M float32 elements are 64 MiB
 EAGER_AFFINITY_LIMIT = 2**24
@@ -41,6 +41,8 @@ def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> 
 
 def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
     """The memory read, one block of queries at a time: memory O(queries_per_chunk * N), recomputed in the backward."""
+    # without checkpoints, which torch.func has not, autograd keeps every block's affinity: the whole affinity again
+    recomputed = torch.is_grad_enabled() and not in_transform()
     parts = []
     for start in range(0, inputs.query.shape[1], queries_per_chunk):
         block = slice(start, start + queries_per_chunk)
@@ -48,8 +50,7 @@ def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
         part = inputs._replace(
             query=inputs.query[:, block], selection=None if selection is None else selection[:, block]
         )
-        # without the checkpoint autograd would keep every block's affinity, which is the whole affinity again
-        parts.append(checkpoint(read_eager, part, use_reentrant=False) if torch.is_grad_enabled() else read_eager(part))
+        parts.append(checkpoint(read_eager, part, use_reentrant=False) if recomputed else read_eager(part))
     usages = [part.usage for part in parts if part.usage is not None]
     return ReadResult(
         torch.cat([part.out for part in parts], dim=1),

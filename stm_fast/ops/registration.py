@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm_fast.ops.inputs import ReadInputs, ReadResult, accumulation_dtype
+from stm_fast.ops.inputs import ReadInputs, ReadResult, accumulation_dtype, in_transform
 
 # top_k = 0 is the dense read; usage and the gradients of absent inputs are empty tensors
 _OPTIONS = "float scale, bool l2, bool query_norm, int top_k"
@@ -44,9 +44,9 @@ def register_engine(engine: str) -> None:
 
 def transform_reasons() -> list[str]:
     """Why no registered operator can run here: torch.func does not know their autograd rule."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return forward_mode_reasons()
-    return ["it does not run under torch.func transforms (vmap, grad, jvp)"]
+    if in_transform():
+        return ["it does not run under torch.func transforms (vmap, grad, jvp)"]
+    return forward_mode_reasons()
 
 
 def forward_mode_reasons() -> list[str]:
