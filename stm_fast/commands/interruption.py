@@ -59,9 +59,9 @@ def how_to_resume() -> str:
     """A line, and the command that goes on with this run; torchrun's own options are its user's to fill in."""
     is_script = Path(sys.argv[0]).name != "__main__.py"
     program = [sys.argv[0]] if is_script else [sys.executable, "-m", "stm_fast"]
-    command, *arguments = sys.argv[1:]
-    # first, because arguments may end with a -- and names behind it
-    again = [command, "--resume", *(argument for argument in arguments if argument not in ("--overwrite", "--resume"))]
+    given = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    # behind the command, because arguments may end with a -- and names behind it
+    again = [*given[:1], "--resume", *given[1:]]
     if world_size() == 1:
         return f"To go on:\n{shlex.join([*program, *again])}"
     program = ["--no-python", *program] if is_script else program[1:]
