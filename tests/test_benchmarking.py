@@ -494,6 +494,17 @@ def test_shares_of_the_tests_are_all_of_them():
     assert sorted(first + second) == sorted(whole)
 
 
+def test_no_share_is_handed_on_to_what_a_test_starts():
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_benchmarking.py::test_this_is_not_a_share"]
+    environment = os.environ | {"STM_FAST_SHARE": "0/1", "STM_FAST_REQUIRE": ""}
+    done = subprocess.run(command, cwd=gpu_checks.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_this_is_not_a_share():
+    assert "STM_FAST_SHARE" not in os.environ
+
+
 def test_no_figure_on_a_red_gate(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_checks, "tests_pass", lambda: False)

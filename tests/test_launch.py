@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from stm_fast.kernels.combine import plan_combine
 from stm_fast.kernels.launch import LARGEST_TILE, addressable, arithmetic_of
 
 
@@ -35,3 +36,8 @@ def test_float32_is_exact_unless_pytorch_is_allowed_tf32() -> None:
     for precision, arithmetic in (("ieee", "ieee"), ("tf32", "tf32x3")):
         torch.backends.cuda.matmul.fp32_precision = precision
         assert arithmetic_of(torch.float32) == arithmetic
+
+
+def test_parts_without_value_channels_have_their_lse_combined() -> None:
+    *_, launch = plan_combine(torch.empty(1, 2, 3, 0), torch.empty(1, 2, 3), torch.float32)
+    assert 0 not in launch.grid

@@ -228,4 +228,6 @@ def test_expanded_batches_read_with_what_each_object_has_of_its_own(backend):
 def test_a_nan_score_is_not_passed_over(backend, top_k):
     query, key, value = randn(1, 2, 4), randn(1, 300, 4), randn(1, 300, 40)
     key[:, 17] = math.nan
-    assert read_all(query, key, value, top_k=top_k, backend=backend)[0].isnan().all()
+    out, _, usage = read_all(query, key, value, top_k=top_k, backend=backend)
+    assert out.isnan().all()
+    assert usage[:, 17].isnan().all()

@@ -21,4 +21,4 @@ def test_three_objects_are_followed_far_from_where_they_were() -> None:
     planes = [ids == np.arange(1, 4)[:, None, None] for ids in (found, clip[-1].ids, clip[0].ids)]  # [O, H, W]
     segmented, copied = (region_similarity(prediction, planes[1]) for prediction in (planes[0], planes[2]))
     assert copied.max() < 0.1
-    assert segmented.mean() > 0.75
+    assert segmented.mean() > 0.75  # 0.82 when this was written

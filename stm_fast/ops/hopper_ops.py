@@ -12,9 +12,7 @@ from torch import Tensor
 from stm_fast.kernels.configs_hopper import ARCHITECTURE, hopper_reasons
 from stm_fast.ops.inputs import ReadInputs, ReadResult
 from stm_fast.ops.registration import call_engine, register_engine
-from stm_fast.ops.triton_ops import current_device
-
-MOST_OBJECTS = 65535  # a launch grid has no more in its third dimension
+from stm_fast.ops.triton_ops import MOST_OBJECTS, current_device
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
