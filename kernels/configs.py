@@ -7,6 +7,7 @@ the shared and tensor memory of each architecture, by compile_gate.py. Nothing i
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product, starmap
 
 from stm_fast.kernels.targets import ARCHITECTURES, Target
@@ -137,24 +138,31 @@ def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
     yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA, GATHER))
 
 
-def choose_splits(target: Target, tiles: int, steps: int) -> int:
-    """Into how many parts to split the memory: the fewest that keep 90 % of the processors busy, or as many as can be.
+# of parts, written to L2 and read again by the kernel that joins them, in the time of a step of all processors: from
+# reads of one frame and of twenty frames on an H100 (benchmarks/NOTES.md)
+PART_BYTES_A_STEP = 3 * 2**20
+# a read that is slower by so little is taken where it has fewer parts
+NEARLY = 1.02
+
+
+@lru_cache(maxsize=4096)
+def choose_splits(target: Target, tiles: int, steps: int, part_bytes: int = 0) -> int:
+    """Into how many parts to split the memory: the fewest that are nearly as fast as the fastest.
 
     Args:
         tiles: programs without a split.
         steps: blocks of memory rows that each of them would visit; a part gets at least four.
+        part_bytes: what one part of every tile takes, in float32; a memory in one part writes none.
     """
     most = max(1, min(steps // 4, target.processors))
-    shares = [busy_share(tiles, steps, splits, target.processors) for splits in range(1, most + 1)]
-    enough = min(0.9, max(shares))
-    return next(splits for splits, share in enumerate(shares, start=1) if share >= enough)
+    times = [read_time(tiles, steps, splits, target.processors, part_bytes) for splits in range(1, most + 1)]
+    return next(splits for splits, time in enumerate(times, start=1) if time <= NEARLY * min(times))
 
 
-def busy_share(tiles: int, steps: int, splits: int, processors: int) -> float:
-    """The share of the processors at work, on average until the last program ends.
+def read_time(tiles: int, steps: int, splits: int, processors: int, part_bytes: int = 0) -> float:
+    """How long a split read takes, in steps of one program.
 
-    Programs run in waves of one a processor, and a wave takes as long as the longest part: `tiles * steps` steps are
-    done in the time of `waves * ceil(steps / splits) * processors`.
+    Programs run in waves of one a processor, and a wave takes as long as the longest part.
     """
     waves, longest = -(-tiles * splits // processors), -(-steps // splits)
-    return tiles * steps / (waves * longest * processors) if tiles and steps else 1.0
+    return waves * longest + (splits * part_bytes / PART_BYTES_A_STEP if splits > 1 else 0.0)

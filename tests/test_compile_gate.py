@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from stm_fast.benchmarking import grid
 from stm_fast.kernels import compile_gate
 from stm_fast.kernels.compile_gate import Case, Compiled
-from stm_fast.kernels.configs import COMBINE, all_configs, busy_share, choose_splits
+from stm_fast.kernels.configs import COMBINE, all_configs, choose_splits, read_time
 from stm_fast.kernels.targets import Target, nearest_architecture
 
 
@@ -72,19 +72,33 @@ def test_a_configuration_that_was_not_visited_is_a_problem() -> None:
 
 @pytest.mark.parametrize(
     ("tiles", "steps", "splits"),
-    [(26, 26, 5), (260, 500, 1), (1, 3, 1), (0, 100, 1), (1, 10000, 120), (131, 1000, 1), (78, 26, 3)],
+    [(26, 26, 5), (260, 500, 1), (1, 3, 1), (0, 100, 1), (1, 10000, 130), (131, 1000, 1), (78, 26, 3)],
 )
 def test_the_memory_is_split_to_fill_the_processors(tiles: int, steps: int, splits: int) -> None:
     assert choose_splits(Target(90, 132), tiles, steps) == splits
 
 
-def test_the_share_of_busy_processors_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("queries", "objects", "rows", "splits"),
+    [
+        (1620, 1, 1620, 4),
+        (1620, 3, 1620, 1),  # three parts would take less time, but for the bytes
+        (1620, 3, 32400, 5),
+        (8160, 1, 163200, 1),  # 33 parts would keep the last wave full, and write 550 MB
+    ],
+)
+def test_the_bytes_of_the_parts_count(queries: int, objects: int, rows: int, splits: int) -> None:
+    tiles, part_bytes = -(-queries // 64) * objects, 4 * objects * queries * 513
+    assert choose_splits(Target(90, 132), tiles, -(-rows // 64), part_bytes) == splits
+
+
+def test_the_time_of_a_split_read_by_hand() -> None:
     # 26 tiles x 5 parts are one wave of 130 programs; 26 steps make parts of 6, 6, 6, 6 and 2
-    assert busy_share(26, 26, 5, 132) == pytest.approx(26 * 26 / (6 * 132))
-    # 78 x 5 are three waves of parts of 20 steps
-    assert busy_share(78, 100, 5, 132) == pytest.approx(78 * 100 / (3 * 20 * 132))
-    assert busy_share(132, 7, 1, 132) == 1
-    assert busy_share(0, 7, 1, 132) == busy_share(7, 0, 1, 132) == 1
+    assert read_time(26, 26, 5, 132) == 6
+    # 78 x 5 are three waves of parts of 20 steps, and five parts of 6 MiB are the time of 10 more
+    assert read_time(78, 100, 5, 132) == 60
+    assert read_time(78, 100, 5, 132, 6 * 2**20) == 70
+    assert read_time(132, 7, 1, 132, 6 * 2**20) == 7
 
 
 @pytest.mark.parametrize(("queries", "programs"), [(128, 2), (64, 1), (64, 2)], ids=["portable", "hopper", "quantised"])
@@ -92,10 +106,9 @@ def test_a_memory_of_five_frames_or_more_keeps_an_h100_busy(queries: int, progra
     """So an even share of the steps for every processor (stream-K) could win 8 % at the most."""
     for shape in grid():
         tiles, steps = -(-shape.queries // queries) * programs * shape.objects, -(-shape.rows // 64)
-        share = busy_share(tiles, steps, choose_splits(Target(90, 132), tiles, steps), 132)
-        total = tiles * steps
-        even = total / (-(-total // 132) * 132)
-        assert share > (0.92 if shape.frames >= 5 else 0.88) * even, shape
+        even = -(-tiles * steps // 132)
+        time = read_time(tiles, steps, choose_splits(Target(90, 132), tiles, steps), 132)
+        assert even / time > (0.92 if shape.frames >= 5 else 0.88), shape
 
 
 def test_an_unknown_device_takes_the_tiles_of_the_one_before_it() -> None:
