@@ -155,7 +155,7 @@ def hopper_breaches(compiled: HopperCompiled) -> list[str]:
         found.append(f"{compiled.case.config.maxnreg} registers a thread are more than there are")
     # one product of all queries and keys of a step takes a wgmma for every 16 channels, one with values 4
     config = compiled.case.config
-    least = config.block_k // 16 + 3 * (config.block_n // 16)
+    least = config.block_k // 16 + 2 * (config.block_n // 16)
     if compiled.wgmma < least:
         found.append(f"{compiled.wgmma} HGMMA, expected at least {least}")
     if not compiled.copies:

@@ -18,8 +18,7 @@ class HopperConfig:
     block_m: queries of a program, all of one wgmma
     block_n: memory rows of a step
     block_k: key columns, the width of keys or more
-    narrow:  value columns of the warp group that makes the softmax too
-    wide:    value columns of the other one, which has as many as `narrow` besides
+    half:    value columns of a warp group
     stages:  steps of which keys, values and weights are in shared memory
     maxnreg: registers of a thread, times 384 threads: what the warp groups share out among themselves
     """
@@ -27,8 +26,7 @@ class HopperConfig:
     block_m: int = 64
     block_n: int = 64
     block_k: int = 128
-    narrow: int = VALUE_DIM // 4
-    wide: int = VALUE_DIM // 2
+    half: int = VALUE_DIM // 2
     stages: int = 2
     num_warps: int = 4
     maxnreg: int = 168

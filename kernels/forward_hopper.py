@@ -84,8 +84,7 @@ def plan_forward_hopper(
     arguments = {
         "query": _descriptor(query, config.block_m, config.block_k),
         "key": _descriptor(key, config.block_n, config.block_k),
-        "narrow_value": _descriptor(value, config.block_n, config.narrow),
-        "wide_value": _descriptor(value, config.block_n, config.wide),
+        "value": _descriptor(value, config.block_n, config.half),
         "lengths": lengths,
         "out": out,
         "lse": lse,
@@ -99,8 +98,7 @@ def plan_forward_hopper(
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
-        "NARROW": config.narrow,
-        "WIDE": config.wide,
+        "HALF": config.half,
         "STAGES": config.stages,
     }
     return out, lse, GluonLaunch(_forward_hopper_kernel, (tiles, splits, batch), arguments, config)
@@ -127,8 +125,7 @@ def _descriptor(tensor: Tensor, block_rows: int, block_columns: int) -> TensorDe
 def _load(
     query,
     key,
-    narrow_value,
-    wide_value,
+    value,
     first_query,
     first_key,
     first_value,
@@ -138,12 +135,11 @@ def _load(
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     BLOCK_K: gl.constexpr,
-    NARROW: gl.constexpr,
-    WIDE: gl.constexpr,
+    HALF: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     """The producer, one warp: query, then per step the keys of the next step and the values of this one."""
-    query_tile, key_tiles, narrow_tiles, wide_tiles, _weight_tiles, _rescales = tiles
+    query_tile, key_tiles, value_tiles, _weight_tiles, _rescales = tiles
     query_full, key_full, key_empty, value_full, value_empty, _weight_full, _weight_empty = barriers
     mbarrier.expect(query_full, BLOCK_M * BLOCK_K * 2)
     tma.async_copy_global_to_shared(query, [first_query, 0], query_full, query_tile)
@@ -157,25 +153,17 @@ def _load(
         tma.async_copy_global_to_shared(
             key, [first_key + (step + 1) * BLOCK_N, 0], key_full.index(slot), key_tiles.index(slot), pred=more
         )
-        slot = step % STAGES
-        first_row = first_value + step * BLOCK_N
-        mbarrier.wait(value_empty.index(slot * 2), (step // STAGES & 1) ^ 1)
-        mbarrier.expect(value_full.index(slot * 2), BLOCK_N * NARROW * 2)
-        tma.async_copy_global_to_shared(
-            narrow_value, [first_row, 0], value_full.index(slot * 2), narrow_tiles.index(slot * 2)
-        )
-        mbarrier.wait(value_empty.index(slot * 2 + 1), (step // STAGES & 1) ^ 1)
-        mbarrier.expect(value_full.index(slot * 2 + 1), BLOCK_N * (WIDE + NARROW) * 2)
-        tma.async_copy_global_to_shared(
-            wide_value, [first_row, NARROW], value_full.index(slot * 2 + 1), wide_tiles.index(slot)
-        )
-        tma.async_copy_global_to_shared(
-            narrow_value, [first_row, NARROW + WIDE], value_full.index(slot * 2 + 1), narrow_tiles.index(slot * 2 + 1)
-        )
+        for half in gl.static_range(2):
+            slot = step % STAGES * 2 + half
+            mbarrier.wait(value_empty.index(slot), (step // STAGES & 1) ^ 1)
+            mbarrier.expect(value_full.index(slot), BLOCK_N * HALF * 2)
+            tma.async_copy_global_to_shared(
+                value, [first_value + step * BLOCK_N, half * HALF], value_full.index(slot), value_tiles.index(slot)
+            )
 
 
 @gluon.jit
-def _softmax_and_narrow(
+def _softmax_and_left(
     out,
     lse,
     M,
@@ -187,21 +175,20 @@ def _softmax_and_narrow(
     barriers,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
-    NARROW: gl.constexpr,
-    CV: gl.constexpr,
+    HALF: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """The first warp group: scores, softmax, and the first NARROW columns of the values."""
-    query_tile, key_tiles, narrow_tiles, _wide_tiles, weight_tiles, rescales = tiles
+    """The first warp group: scores, softmax, and the left half of the values."""
+    query_tile, key_tiles, value_tiles, weight_tiles, rescales = tiles
     query_full, key_full, key_empty, value_full, value_empty, weight_full, weight_empty = barriers
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, NARROW, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
     score_rows: gl.constexpr = gl.SliceLayout(1, score_layout)
     out_rows: gl.constexpr = gl.SliceLayout(1, out_layout)
     no_score = gl.zeros((BLOCK_M, BLOCK_N), gl.float32, score_layout)
     largest = gl.full((BLOCK_M,), -float("inf"), gl.float32, score_rows)
     total = gl.zeros((BLOCK_M,), gl.float32, score_rows)
-    accumulator = gl.zeros((BLOCK_M, NARROW), gl.float32, out_layout)
+    accumulator = gl.zeros((BLOCK_M, HALF), gl.float32, out_layout)
 
     mbarrier.wait(query_full, 0)
     mbarrier.wait(key_full.index(0), 0)
@@ -219,7 +206,7 @@ def _softmax_and_narrow(
         before = (step - 1) % STAGES
         mbarrier.wait(value_full.index(before * 2), (step - 1) // STAGES & 1)
         accumulator = warpgroup_mma(
-            weight_tiles.index(before), narrow_tiles.index(before * 2), accumulator, is_async=True
+            weight_tiles.index(before), value_tiles.index(before * 2), accumulator, is_async=True
         )
         next_score = _next_scores(query_tile, key_tiles, key_full, step + 1, steps, no_score, STAGES)
         rescale, largest, total = _softmax(
@@ -232,8 +219,8 @@ def _softmax_and_narrow(
 
     last = (steps - 1) % STAGES
     mbarrier.wait(value_full.index(last * 2), (steps - 1) // STAGES & 1)
-    _clear_rows(narrow_tiles.index(last * 2), rows - (steps - 1) * BLOCK_N, BLOCK_N)
-    accumulator = warpgroup_mma(weight_tiles.index(last), narrow_tiles.index(last * 2), accumulator)
+    _clear_rows(value_tiles.index(last * 2), rows - (steps - 1) * BLOCK_N, BLOCK_N)
+    accumulator = warpgroup_mma(weight_tiles.index(last), value_tiles.index(last * 2), accumulator)
 
     # without any row total is 0 and so is the accumulator; lse stays -inf
     total = gl.where(total == 0, 1.0, total)
@@ -243,12 +230,11 @@ def _softmax_and_narrow(
     LN2: gl.constexpr = 0.6931471805599453
     m = first_query + gl.arange(0, BLOCK_M, score_rows)
     gl.store(lse + m, (largest + gl.log2(total)) * LN2, mask=m < M)
-    inverse = gl.convert_layout(1 / total, out_rows)
-    _store(out, accumulator, inverse, first_query, M, 0, CV, BLOCK_M, NARROW, out_layout)
+    _store_half(out, accumulator, gl.convert_layout(1 / total, out_rows), first_query, M, 0, BLOCK_M, HALF, out_layout)
 
 
 @gluon.jit
-def _wide_and_narrow(
+def _right(
     out,
     M,
     first_query,
@@ -258,41 +244,29 @@ def _wide_and_narrow(
     barriers,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
-    NARROW: gl.constexpr,
-    WIDE: gl.constexpr,
-    CV: gl.constexpr,
+    HALF: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """The second warp group: the other columns of the values, with the weights of the first."""
-    _query_tile, _key_tiles, narrow_tiles, wide_tiles, weight_tiles, rescales = tiles
+    """The second warp group: the right half of the values, with the weights of the first."""
+    _query_tile, _key_tiles, value_tiles, weight_tiles, rescales = tiles
     _query_full, _key_full, _key_empty, value_full, value_empty, weight_full, weight_empty = barriers
-    wide_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
-    narrow_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, NARROW, 16])
-    wide_rows: gl.constexpr = gl.SliceLayout(1, wide_layout)
-    narrow_rows: gl.constexpr = gl.SliceLayout(1, narrow_layout)
-    wide = gl.zeros((BLOCK_M, WIDE), gl.float32, wide_layout)
-    narrow = gl.zeros((BLOCK_M, NARROW), gl.float32, narrow_layout)
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    out_rows: gl.constexpr = gl.SliceLayout(1, out_layout)
+    accumulator = gl.zeros((BLOCK_M, HALF), gl.float32, out_layout)
     for step in range(steps):
         slot = step % STAGES
         phase = step // STAGES & 1
         mbarrier.wait(weight_full.index(slot), phase)
-        rescale = rescales.index(slot).load(wide_rows)
-        wide = wide * rescale[:, None]
-        narrow = narrow * gl.convert_layout(rescale, narrow_rows)[:, None]
+        accumulator = accumulator * rescales.index(slot).load(out_rows)[:, None]
         mbarrier.wait(value_full.index(slot * 2 + 1), phase)
         if step == steps - 1:
-            _clear_rows(wide_tiles.index(slot), rows - step * BLOCK_N, BLOCK_N)
-            _clear_rows(narrow_tiles.index(slot * 2 + 1), rows - step * BLOCK_N, BLOCK_N)
-        wide = warpgroup_mma(weight_tiles.index(slot), wide_tiles.index(slot), wide, is_async=True)
-        narrow = warpgroup_mma(weight_tiles.index(slot), narrow_tiles.index(slot * 2 + 1), narrow, is_async=True)
-        wide, narrow = warpgroup_mma_wait(0, deps=[wide, narrow])
+            _clear_rows(value_tiles.index(slot * 2 + 1), rows - step * BLOCK_N, BLOCK_N)
+        accumulator = warpgroup_mma(weight_tiles.index(slot), value_tiles.index(slot * 2 + 1), accumulator)
         mbarrier.arrive(value_empty.index(slot * 2 + 1), count=1)
         mbarrier.arrive(weight_empty.index(slot), count=1)
     mbarrier.wait(weight_full.index(steps % STAGES), steps // STAGES & 1)
-    inverse = rescales.index(steps % STAGES).load(wide_rows)
-    _store(out, wide, inverse, first_query, M, NARROW, CV, BLOCK_M, WIDE, wide_layout)
-    inverse = gl.convert_layout(inverse, narrow_rows)
-    _store(out, narrow, inverse, first_query, M, NARROW + WIDE, CV, BLOCK_M, NARROW, narrow_layout)
+    inverse = rescales.index(steps % STAGES).load(out_rows)
+    _store_half(out, accumulator, inverse, first_query, M, HALF, BLOCK_M, HALF, out_layout)
 
 
 @gluon.jit
@@ -320,16 +294,14 @@ def _softmax(
 ):
     """Hands the weights of a step to both warp groups; returns the factor of what was summed before, and new sums."""
     score_layout: gl.constexpr = score.type.layout
-    slot = step % STAGES
-    valid = rows - step * BLOCK_N
-    if valid < BLOCK_N:
-        n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, score_layout))
-        score = gl.where((n < valid)[None, :], score, -float("inf"))
-    new_largest = gl.maximum(largest, gl.max(score, 1) * scale)
+    n = step * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, score_layout))
+    score = gl.where((n < rows)[None, :], score * scale, -float("inf"))
+    new_largest = gl.maximum(largest, gl.max(score, 1))
     # where every score so far is -inf: exp2(-inf - 0) is 0, exp2(-inf + inf) would be NaN
     shift = gl.where(new_largest == -float("inf"), 0.0, new_largest)
-    weight = gl.exp2(score * scale - shift[:, None])
+    weight = gl.exp2(score - shift[:, None])
     rescale = gl.exp2(largest - shift)
+    slot = step % STAGES
     mbarrier.wait(weight_empty.index(slot), (step // STAGES & 1) ^ 1)
     weight_tiles.index(slot).store(weight.to(weight_tiles.dtype))
     rescales.index(slot).store(rescale)
@@ -352,30 +324,28 @@ def _clear_rows(tile, valid, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
-def _store(
+def _store_half(
     out,
     accumulator,
     inverse,
     first_query,
     M,
     first_column,
-    CV: gl.constexpr,
     BLOCK_M: gl.constexpr,
-    WIDTH: gl.constexpr,
-    layout: gl.constexpr,
+    HALF: gl.constexpr,
+    out_layout: gl.constexpr,
 ):
-    m = first_query + gl.arange(0, BLOCK_M, gl.SliceLayout(1, layout))
-    column = first_column + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
+    m = first_query + gl.arange(0, BLOCK_M, gl.SliceLayout(1, out_layout))
+    column = first_column + gl.arange(0, HALF, gl.SliceLayout(0, out_layout))
     tile = (accumulator * inverse[:, None]).to(out.dtype.element_ty)
-    gl.store(out + m[:, None] * CV + column[None, :], tile, mask=(m < M)[:, None])
+    gl.store(out + m[:, None] * (2 * HALF) + column[None, :], tile, mask=(m < M)[:, None])
 
 
 @gluon.jit
 def _forward_hopper_kernel(
     query,
     key,
-    narrow_value,
-    wide_value,
+    value,
     lengths,
     out,
     lse,
@@ -389,11 +359,10 @@ def _forward_hopper_kernel(
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     BLOCK_K: gl.constexpr,
-    NARROW: gl.constexpr,
-    WIDE: gl.constexpr,
+    HALF: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """One tile of queries, one part of the memory, all columns of the values. scale has log2(e)."""
+    """One tile of queries, one part of the memory, all 2 * HALF columns of the values. scale has log2(e)."""
     first_query = gl.program_id(0) * BLOCK_M
     part = gl.program_id(1)
     b = gl.program_id(2)
@@ -407,8 +376,7 @@ def _forward_hopper_kernel(
     steps = gl.maximum(gl.cdiv(rows, BLOCK_N), 1)
 
     row = (b.to(gl.int64) * splits + part) * M
-    CV: gl.constexpr = 2 * NARROW + WIDE
-    out += row * CV
+    out += row * (2 * HALF)
     lse += row
 
     weight_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, BLOCK_N], query.dtype)
@@ -416,9 +384,8 @@ def _forward_hopper_kernel(
     barrier_layout: gl.constexpr = mbarrier.MBarrierLayout()
     query_tile = gl.allocate_shared_memory(query.dtype, [BLOCK_M, BLOCK_K], query.layout)
     key_tiles = gl.allocate_shared_memory(key.dtype, [STAGES, BLOCK_N, BLOCK_K], key.layout)
-    narrow_tiles = gl.allocate_shared_memory(key.dtype, [2 * STAGES, BLOCK_N, NARROW], narrow_value.layout)
-    wide_tiles = gl.allocate_shared_memory(key.dtype, [STAGES, BLOCK_N, WIDE], wide_value.layout)
-    weight_tiles = gl.allocate_shared_memory(key.dtype, [STAGES, BLOCK_M, BLOCK_N], weight_layout)
+    value_tiles = gl.allocate_shared_memory(value.dtype, [2 * STAGES, BLOCK_N, HALF], value.layout)
+    weight_tiles = gl.allocate_shared_memory(value.dtype, [STAGES, BLOCK_M, BLOCK_N], weight_layout)
     rescales = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], row_layout)
     query_full = gl.allocate_shared_memory(gl.int64, [1], barrier_layout)
     key_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
@@ -438,25 +405,21 @@ def _forward_hopper_kernel(
         mbarrier.init(value_empty.index(i), count=1)
     fence_async_shared()
 
-    tiles = (query_tile, key_tiles, narrow_tiles, wide_tiles, weight_tiles, rescales)
+    tiles = (query_tile, key_tiles, value_tiles, weight_tiles, rescales)
     barriers = (query_full, key_full, key_empty, value_full, value_empty, weight_full, weight_empty)
     gl.warp_specialize(
         [
             (
-                _softmax_and_narrow,
-                (out, lse, M, scale, first_query, rows, steps, tiles, barriers, BLOCK_M, BLOCK_N, NARROW, CV, STAGES),
+                _softmax_and_left,
+                (out, lse, M, scale, first_query, rows, steps, tiles, barriers, BLOCK_M, BLOCK_N, HALF, STAGES),
             ),
-            (
-                _wide_and_narrow,
-                (out, M, first_query, rows, steps, tiles, barriers, BLOCK_M, BLOCK_N, NARROW, WIDE, CV, STAGES),
-            ),
+            (_right, (out, M, first_query, rows, steps, tiles, barriers, BLOCK_M, BLOCK_N, HALF, STAGES)),
             (
                 _load,
                 (
                     query,
                     key,
-                    narrow_value,
-                    wide_value,
+                    value,
                     b * query_rows + first_query,
                     b * key_rows + start,
                     b * value_rows + start,
@@ -466,8 +429,7 @@ def _forward_hopper_kernel(
                     BLOCK_M,
                     BLOCK_N,
                     BLOCK_K,
-                    NARROW,
-                    WIDE,
+                    HALF,
                     STAGES,
                 ),
             ),
