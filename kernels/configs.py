@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product, starmap
 
-from stm_fast.kernels.targets import ARCHITECTURES, Target
+from stm_fast.kernels.targets import ARCHITECTURES, SHARED_MEMORY, Target
 from stm_fast.kernels.tiles import ARITHMETICS, Arithmetic, BackwardConfig, Choice, ForwardConfig
 from stm_fast.kernels.tuned import tuned_tile
 
@@ -67,17 +67,26 @@ def _forward_config(
     if not regular or (weighted and key_dim > 128):
         return ForwardConfig(64, 32, 32, 64 if architecture == 100 else 128, 1, 8, 1)
     block_k = 128 if key_dim % 128 == 0 else 64
-    if value_dim == 128:
-        return ForwardConfig(128, 64 if architecture in (90, 100) else 32, block_k, 128, 1, 8, 2)
     if architecture == 90:
         # half of Cv for twice the queries: each key and value loaded serves 128 queries, for a product QK done twice
-        return ForwardConfig(64 if weighted else 128, 64, block_k, 256, 1, 8, 2)
+        narrow = value_dim == 128
+        config = ForwardConfig(64 if weighted and not narrow else 128, 64, block_k, 128 if narrow else 256, 1, 8, 3)
+        return config if _fits(config, architecture, key_dim, weighted) else replace(config, num_stages=2)
+    if value_dim == 128:
+        return ForwardConfig(128, 64 if architecture == 100 else 32, block_k, 128, 1, 8, 2)
     whole = value_dim > 256 and not weighted
     if architecture == 100:
         # the widest keys leave no shared memory for the widest values
         return ForwardConfig(64, 64, block_k, 512 if whole and key_dim <= 192 else 256, 1, 8, 2)
     # mma.sync: accumulators 128 wide with their own loads of V need no registers to shuffle V
     return ForwardConfig(64, 32, block_k, 128, 4 if whole else 2, 8, 2)
+
+
+def _fits(config: ForwardConfig, architecture: int, key_dim: int, weighted: bool) -> bool:
+    """Whether queries, their selection, and keys and values of every stage fit the shared memory, 16 bits a number."""
+    queries = config.block_m * key_dim * (1 + weighted)
+    step = config.block_n * (key_dim + config.value_width)
+    return 2 * (queries + config.num_stages * step) <= SHARED_MEMORY[architecture] * 1024
 
 
 def is_regular(key_dim: int, value_dim: int) -> bool:

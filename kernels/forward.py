@@ -11,8 +11,8 @@ from torch import Tensor
 from stm_fast.kernels.combine import combine
 from stm_fast.kernels.configs import choose_splits, forward_config
 from stm_fast.kernels.launch import Launch, addressable
-from stm_fast.kernels.problem import Problem
-from stm_fast.kernels.scores import add_products
+from stm_fast.kernels.problem import LOG2E, Problem
+from stm_fast.kernels.scores import add_products, exponential, logarithm
 
 
 def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor]:
@@ -44,6 +44,7 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
     arguments = {
         **problem.score_arguments(),
         **problem.value_arguments(),
+        "score_factor": problem.score_factor * (LOG2E if problem.base_2 else 1),
         "out": out,
         "lse": lse,
         "splits": splits,
@@ -53,6 +54,7 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
         "BLOCK_V": config.block_v,
         "ACCUMULATORS": config.accumulators,
         "VALUE_PROGRAMS": value_programs,
+        "BASE_2": problem.base_2,
         "DEPENDENTS": problem.target.dependent_launch and splits > 1,
     }
     return out, lse, Launch(_forward_kernel, (tiles, value_programs * splits, batch), arguments, config)
@@ -98,9 +100,13 @@ def _forward_kernel(
     BLOCK_V: tl.constexpr,
     ACCUMULATORS: tl.constexpr,
     VALUE_PROGRAMS: tl.constexpr,
+    BASE_2: tl.constexpr,
     DEPENDENTS: tl.constexpr,
 ):
-    """One tile of queries, one part of the memory, ACCUMULATORS * BLOCK_V columns of the values."""
+    """One tile of queries, one part of the memory, ACCUMULATORS * BLOCK_V columns of the values.
+
+    BASE_2: score_factor holds log2(e), and scores are logarithms to the base 2.
+    """
     WIDTH: tl.constexpr = ACCUMULATORS * BLOCK_V
     part = tl.program_id(1) // VALUE_PROGRAMS
     value_program = tl.program_id(1) % VALUE_PROGRAMS
@@ -175,8 +181,8 @@ def _forward_kernel(
         new_largest = tl.maximum(largest, tl.max(score, 1))
         # where every score so far is -inf: exp(-inf - 0) is 0, exp(-inf + inf) would be NaN
         shift = tl.where(new_largest == -float("inf"), 0.0, new_largest)
-        weight = tl.exp(score - shift[:, None])
-        rescale = tl.exp(largest - shift)
+        weight = exponential(score - shift[:, None], BASE_2)
+        rescale = exponential(largest - shift, BASE_2)
         total = total * rescale + tl.sum(weight, 1)
         largest = new_largest
 
@@ -207,4 +213,4 @@ def _forward_kernel(
             mask=valid_m[:, None] & (column < CV)[None, :],
         )
     if value_program == 0:
-        tl.store(lse + row, largest + tl.log(total), mask=valid_m)
+        tl.store(lse + row, logarithm(largest, total, BASE_2), mask=valid_m)

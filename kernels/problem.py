@@ -1,5 +1,6 @@
 """One memory read as the kernels see it."""
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -7,6 +8,8 @@ from torch import Tensor
 from stm_fast.kernels.configs import is_regular
 from stm_fast.kernels.targets import Target
 from stm_fast.kernels.tiles import Arithmetic, Choice
+
+LOG2E = math.log2(math.e)
 
 
 class Problem(NamedTuple):
@@ -37,6 +40,19 @@ class Problem(NamedTuple):
         widths = self.key.shape[2], self.value.shape[2]
         return Choice(self.target.architecture, self.arithmetic, *widths, self.regular, self.selection is not None)
 
+    @property
+    def score_factor(self) -> float:
+        """What raw scores are multiplied by."""
+        return 2 * self.scale if self.l2 else self.scale
+
+    @property
+    def base_2(self) -> bool:
+        """Whether a kernel may take its scores as logarithms to the base 2, with LOG2E in the factor.
+
+        A power of 2 is one instruction where one of e is six, but a float32 score would be rounded once more.
+        """
+        return self.arithmetic == "half"
+
     def score_arguments(self) -> dict[str, Any]:
         """The kernel arguments that every score depends on."""
         batch = self.value.shape[0]
@@ -51,7 +67,7 @@ class Problem(NamedTuple):
             "norms": self.norms,
             "M": self.query.shape[1],
             "N": self.key.shape[1],
-            "score_factor": 2 * self.scale if self.l2 else self.scale,
+            "score_factor": self.score_factor,
             **strides("query", self.query.expand(batch, -1, -1), "bmc"),
             **strides("key", self.key.expand(batch, -1, -1), "bnc"),
             **strides("shrinkage", shrinkage, "bn"),
