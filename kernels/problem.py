@@ -29,10 +29,9 @@ class Problem(NamedTuple):
 
     @property
     def regular(self) -> bool:
-        """Whether rows are contiguous, aligned to 16 elements, and fill whole tiles."""
-        tensors = (self.query, self.key, self.value)
-        aligned = all(tensor.stride(2) == 1 and tensor.stride(1) % 16 == 0 for tensor in tensors)
-        return aligned and is_regular(self.key.shape[2], self.value.shape[2])
+        """Whether rows are contiguous and aligned, and of widths that tiles are made for."""
+        rows = all(has_rows(tensor) for tensor in (self.query, self.key, self.value))
+        return rows and is_regular(self.key.shape[2], self.value.shape[2])
 
     @property
     def choice(self) -> Choice:
@@ -89,7 +88,24 @@ def half_norms(query: Tensor, selection: Tensor | None) -> Tensor:
     return 0.5 * (square if selection is None else square * selection).sum(-1)
 
 
+def has_rows(tensor: Tensor) -> bool:
+    """Whether [B, N, C] has contiguous rows that start at multiples of 16 bytes, as Triton can know them to.
+
+    It knows whether a pointer is such a multiple, and whether a stride is one of 16 elements.
+    """
+    return (
+        (tensor.stride(2) == 1 or tensor.shape[2] == 1)
+        and all(stride % 16 == 0 for stride in steps(tensor)[:-1])
+        and tensor.data_ptr() % 16 == 0
+    )
+
+
+def steps(tensor: Tensor) -> list[int]:
+    """The strides, 0 where there is no step to take: PyTorch leaves those of dimensions of one element as they come."""
+    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
 def strides(name: str, tensor: Tensor | None, dimensions: str) -> dict[str, int]:
     """The strides of a tensor as kernel arguments stride_<name>_<dimension>; all 0 for an absent tensor."""
-    found = (0,) * len(dimensions) if tensor is None else tensor.stride()
+    found = [0] * len(dimensions) if tensor is None else steps(tensor)
     return {f"stride_{name}_{dimension}": stride for dimension, stride in zip(dimensions, found, strict=True)}

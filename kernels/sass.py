@@ -5,14 +5,12 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from triton.backends import nvidia
 
 # wgmma, mma.sync and tcgen05.mma, of floats and of integers
 _PRODUCTS = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "OMMA", "IMMA", "UTCHMMA", "UTCQMMA", "UTCIMMA")
-# what lies outside of the instruction stream, and what stands for nothing
-_PADDING = ("NOP",)
 
 
 def disassemble(cubin: bytes) -> list[str]:
@@ -23,23 +21,57 @@ def disassemble(cubin: bytes) -> list[str]:
 
 
 def main_loop(listing: Sequence[str]) -> list[str]:
-    """The instructions of the smallest loop that holds as many matrix products as any; empty where there is none."""
-    labels = {line.removesuffix(":"): index for index, line in enumerate(listing) if re.fullmatch(r"\.L_x_\d+:", line)}
-    best: list[str] = []
-    for end, line in enumerate(listing):
-        found = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
-        if found is None or labels.get(found[1], end) >= end:
-            continue
-        body = [line for line in listing[labels[found[1]] : end + 1] if not line.startswith(".")]
-        if (products(body), -len(body)) > (products(best), -len(best)):
-            best = body
-    return best if products(best) else []
+    """The instructions of the innermost loop with the most matrix products; empty where no loop has any."""
+    loops = [loop for loop in _loops(listing) if products([listing[line] for line in loop])]
+    innermost = [loop for loop in loops if not any(other < loop for other in loops)]
+    bodies = [[listing[line] for line in sorted(loop) if not listing[line].endswith(":")] for loop in innermost]
+    return max(bodies, key=products, default=[])
+
+
+def _loops(listing: Sequence[str]) -> list[frozenset[int]]:
+    """The lines of every natural loop: a branch back to a label that every way from the start leads through."""
+    successors = _successors(listing)
+    predecessors: dict[int, list[int]] = {}
+    for line, following in successors.items():
+        for other in following:
+            predecessors.setdefault(other, []).append(line)
+    loops = []
+    for tail, following in successors.items():
+        for head in following:
+            # code that is seldom run lies at the end and branches back, too
+            if head <= tail and tail not in _reached(0, successors, without=head):
+                loops.append(frozenset(_reached(tail, predecessors, without=head) | {head}))
+    return loops
+
+
+def _successors(listing: Sequence[str]) -> dict[int, list[int]]:
+    """The lines that may be run after each line."""
+    labels = {line.removesuffix(":"): index for index, line in enumerate(listing) if line.endswith(":")}
+    successors = {}
+    for index, line in enumerate(listing):
+        target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        # with a predicate in front or behind, the next line may follow too
+        ends = re.match(r"(BRA `|EXIT|RET)", line) is not None
+        following = [labels[target[1]]] if target else []
+        successors[index] = following + ([] if ends or index + 1 == len(listing) else [index + 1])
+    return successors
+
+
+def _reached(start: int, edges: Mapping[int, Sequence[int]], without: int) -> set[int]:
+    """Every line that the edges lead to from `start`, itself included, past one line."""
+    found, waiting = {start}, [start]
+    while waiting:
+        for other in edges.get(waiting.pop(), ()):
+            if other != without and other not in found:
+                found.add(other)
+                waiting.append(other)
+    return found - {without}
 
 
 def opcodes(body: Sequence[str]) -> Counter[str]:
     """How often each opcode, with its modifiers, is in a piece of a listing."""
     names = (re.sub(r"^@!?U?P\d+\s+", "", line).split(maxsplit=1)[0] for line in body)
-    return Counter(name for name in names if name not in _PADDING)
+    return Counter(name for name in names if name != "NOP")
 
 
 def products(body: Sequence[str]) -> int:

@@ -23,15 +23,41 @@ class Choice(NamedTuple):
     weighted: bool
 
 
+class Chunks(NamedTuple):
+    """How columns are cut into matrix products: `count` of them, `block` columns each but for the last."""
+
+    block: int
+    count: int
+    last: int
+
+    @property
+    def width(self) -> int:
+        return (self.count - 1) * self.block + self.last
+
+
+def chunks(width: int, widest: int) -> Chunks:
+    """Columns in few products of at most `widest`, powers of two and at least 16: 80 are 64 and 16, 112 are 128.
+
+    Only the last may be wider than what is left for it.
+    """
+    width = max(16, -(-width // 16) * 16)
+    block = min(widest, 1 << (width.bit_length() - 1))
+    count = -(-width // block)
+    last = 1 << (width - (count - 1) * block - 1).bit_length()
+    if count == 2 and last == block and 2 * block <= widest:
+        return Chunks(2 * block, 1, 2 * block)
+    return Chunks(block, count, last)
+
+
 @dataclass(frozen=True)
 class ForwardConfig:
     """Tile of the forward kernel.
 
     block_m:      queries of a program
     block_n:      memory rows of a step
-    block_k:      key columns of one product; wider keys are summed in chunks, for which the query is read again
-    block_v:      value columns of one accumulator [block_m, block_v]
-    accumulators: how many of them one program holds
+    block_k:      key columns of one product at most; wider keys are summed in chunks
+    block_v:      value columns of one accumulator [block_m, block_v] at most
+    accumulators: how many of them one program holds at most
     """
 
     block_m: int
