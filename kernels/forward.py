@@ -15,6 +15,7 @@ from stm_fast.kernels.problem import LOG2E, Problem
 from stm_fast.kernels.scores import add_products, exponential, logarithm
 from stm_fast.kernels.tiles import chunks
 
+# chunks of a query that stay in registers or shared memory through the whole loop
 MOST_HELD = 2
 
 
@@ -37,7 +38,7 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
     config = forward_config(problem.choice)
     value_programs = max(1, triton.cdiv(value_dim, config.value_width))  # without any column there is lse still
     keys = chunks(problem.key.shape[2], config.block_k)
-    values = chunks(triton.cdiv(value_dim, value_programs), config.block_v)
+    values = chunks(triton.cdiv(value_dim, value_programs), config.block_v, config.narrowest_value)
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
         steps = triton.cdiv(rows, config.block_n)

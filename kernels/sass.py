@@ -28,6 +28,12 @@ def main_loop(listing: Sequence[str]) -> list[str]:
     return max(bodies, key=products, default=[])
 
 
+def in_loops(listing: Sequence[str]) -> list[str]:
+    """The instructions of all loops."""
+    lines = sorted(frozenset().union(*_loops(listing)))
+    return [listing[line] for line in lines if not listing[line].endswith(":")]
+
+
 def _loops(listing: Sequence[str]) -> list[frozenset[int]]:
     """The lines of every natural loop: a branch back to a label that every way from the start leads through."""
     successors = _successors(listing)

@@ -35,15 +35,16 @@ class Chunks(NamedTuple):
         return (self.count - 1) * self.block + self.last
 
 
-def chunks(width: int, widest: int) -> Chunks:
-    """Columns in few products of at most `widest`, powers of two and at least 16: 80 are 64 and 16, 112 are 128.
+def chunks(width: int, widest: int, narrowest: int = 16) -> Chunks:
+    """Columns in few products, powers of two from `narrowest` to `widest`: 80 are 64 and 16, 112 are 128.
 
     Only the last may be wider than what is left for it.
     """
-    width = max(16, -(-width // 16) * 16)
+    narrowest = min(narrowest, widest)
+    width = max(narrowest, -(-width // 16) * 16)
     block = min(widest, 1 << (width.bit_length() - 1))
     count = -(-width // block)
-    last = 1 << (width - (count - 1) * block - 1).bit_length()
+    last = max(narrowest, 1 << (width - (count - 1) * block - 1).bit_length())
     if count == 2 and last == block and 2 * block <= widest:
         return Chunks(2 * block, 1, 2 * block)
     return Chunks(block, count, last)
@@ -71,6 +72,11 @@ class ForwardConfig:
     @property
     def value_width(self) -> int:
         return self.block_v * self.accumulators
+
+    @property
+    def narrowest_value(self) -> int:
+        """Fewer queries than 16 a warp are shared out by columns: narrow products would be made by two warps each."""
+        return 16 if self.block_m >= 16 * self.num_warps else 128
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
-"""What a kernel launch is given: arithmetic, addresses."""
+"""What a kernel launch is given, and what users' reads launch."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from stm_fast.kernels.combine import plan_combine
 from stm_fast.kernels.launch import arithmetic_of
+
+CASES = Path(__file__).with_name("launch_cases.py")
 
 
 @pytest.fixture
@@ -22,6 +28,14 @@ def test_float32_is_exact_unless_pytorch_is_allowed_tf32() -> None:
     for precision, arithmetic in (("ieee", "ieee"), ("tf32", "tf32x3")):
         torch.backends.cuda.matmul.fp32_precision = precision
         assert arithmetic_of(torch.float32) == arithmetic
+
+
+@pytest.mark.slow
+def test_reads_at_480p_launch_the_tiles_they_are_to() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "launchless", "-p", "no:cacheprovider", str(CASES)]
+    environment = {**os.environ, "PYTHONPATH": str(CASES.parent)}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stdout + child.stderr
 
 
 def test_parts_without_value_channels_have_their_lse_combined() -> None:

@@ -118,10 +118,17 @@ def test_columns_in_chunks_by_hand(width, widest, expected):
     assert chunks(width, widest) == Chunks(*expected)
 
 
+def test_chunks_that_may_not_be_narrow_by_hand():
+    assert chunks(176, 128, narrowest=128) == Chunks(128, 2, 128)
+    assert chunks(192, 256, narrowest=128) == Chunks(256, 1, 256)
+    assert chunks(32, 64, narrowest=128) == Chunks(64, 1, 64)
+
+
 @pytest.mark.parametrize("widest", [16, 64, 128, 256, 512])
-def test_only_the_last_chunk_may_be_wider_than_its_columns(widest):
+@pytest.mark.parametrize("narrowest", [16, 128])
+def test_only_the_last_chunk_may_be_wider_than_its_columns(widest, narrowest):
     for width in range(1, 600):
-        found = chunks(width, widest)
+        found = chunks(width, widest, narrowest)
         assert (found.count - 1) * found.block < width <= found.width
         assert {found.block, found.last} <= {2**n for n in range(4, 10)}
         assert max(found.block, found.last) <= widest
