@@ -11,7 +11,6 @@ from stm_fast.kernels.delta import plan_delta
 from stm_fast.kernels.grad_key import plan_grad_key
 from stm_fast.kernels.grad_query import plan_grad_query
 from stm_fast.kernels.grad_value import plan_grad_value
-from stm_fast.kernels.launch import addressable
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.row_totals import row_totals
 
@@ -29,7 +28,6 @@ class Gradients(NamedTuple):
 def backward(problem: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor) -> Gradients:
     """The gradients of every input, from those of out [B, M, Cv] and lse [B, M] and from out and lse themselves."""
     grad_out, grad_lse, out, lse = (tensor.contiguous() for tensor in (grad_out, grad_lse, out, lse))
-    problem = problem._replace(key=addressable(problem.key), value=addressable(problem.value))
     delta, launch = plan_delta(grad_out, grad_lse, out)
     launch.run()
     totals = row_totals(problem, lse)

@@ -7,11 +7,8 @@ would fail at launch (shared memory), compute nothing (tensor memory) or crawl (
 says nothing of these.
 """
 
-import os
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -36,13 +32,13 @@ from stm_fast.kernels.grad_value import plan_grad_value
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem, half_norms
 from stm_fast.kernels.row_totals import plan_row_totals
-from stm_fast.kernels.targets import ARCHITECTURES, Target
+from stm_fast.kernels.sass import run_tool
+from stm_fast.kernels.targets import ARCHITECTURES, SHARED_MEMORY, Target
 from stm_fast.kernels.tiles import Arithmetic
 from stm_fast.kernels.topk_select import plan_candidates, plan_maxima
 from stm_fast.kernels.usage import plan_usage
 from stm_fast.kernels.weighted_sum import lists_of_queries, plan_weighted_sum
 
-SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
 BACKWARD_STACK = 192  # bytes a thread of the other kernels may spill; the forward kernels spill none
 TENSOR_MEMORY = 512  # columns, sm_100
 OLDEST_DEPENDENT = 90  # the first architecture with programmatic dependent launch
@@ -263,15 +259,10 @@ def _type(argument: Tensor | float) -> tuple[str, bool]:
 
 def resources(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of a thread."""
-    cuobjdump = os.path.join(os.path.dirname(nvidia.__file__), "bin", "cuobjdump")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [cuobjdump, "--dump-resource-usage", file.name]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    listing = run_tool("cuobjdump", "--dump-resource-usage", cubin=cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", listing)
     if found is None:
-        raise RuntimeError(f"{cuobjdump}: found no REG and STACK in {listing!r}")
+        raise RuntimeError(f"cuobjdump: found no REG and STACK in {listing!r}")
     return int(found[1]), int(found[2])
 
 

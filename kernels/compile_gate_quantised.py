@@ -10,11 +10,11 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from stm_fast.kernels.compile_gate import FEWEST_REGISTERS, SHARED_MEMORY, TENSOR_MEMORY, resources, source
+from stm_fast.kernels.compile_gate import FEWEST_REGISTERS, TENSOR_MEMORY, resources, source
 from stm_fast.kernels.configs_quantised import OLDEST_FP8
 from stm_fast.kernels.forward_quantised import plan_forward_quantised
 from stm_fast.kernels.launch import Launch
-from stm_fast.kernels.targets import ARCHITECTURES, Target
+from stm_fast.kernels.targets import ARCHITECTURES, SHARED_MEMORY, Target
 
 
 class QuantisedCase(NamedTuple):

@@ -21,7 +21,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stm_fast.kernels.compile_gate import SHARED_MEMORY, resources
+from stm_fast.kernels.compile_gate import resources
+from stm_fast.kernels.targets import SHARED_MEMORY
 
 BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_V = 128, 64, 128, 256  # the portable tile of sm_90
 NUM_WARPS = 4  # of one group; with more the request is ignored, and nothing says so

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product, starmap
 
-from stm_fast.kernels.targets import ARCHITECTURES, Target
+from stm_fast.kernels.targets import ARCHITECTURES, SHARED_MEMORY, Target
 from stm_fast.kernels.tiles import ARITHMETICS, Arithmetic, BackwardConfig, Choice, ForwardConfig
 from stm_fast.kernels.tuned import tuned_tile
 
@@ -47,9 +47,20 @@ class GatherConfig:
     num_stages: int = 1
 
 
+@dataclass(frozen=True)
+class RowsConfig:
+    """Tile of the copy that gives a tensor contiguous rows: rows and columns of a program."""
+
+    block_n: int = 64
+    block_c: int = 64
+    num_warps: int = 4
+    num_stages: int = 1
+
+
 COMBINE = CombineConfig()
 DELTA = DeltaConfig()
 GATHER = GatherConfig()
+ROWS = RowsConfig()
 
 
 def forward_config(choice: Choice) -> ForwardConfig:
@@ -65,25 +76,37 @@ def _forward_config(
         return ForwardConfig(64, 16, 16, 64, 2, 8, 1)
     if arithmetic == "tf32x3":
         return ForwardConfig(32, 32, 32, 128, 1, 8, 1)
-    if not regular or (weighted and key_dim > 128):
-        return ForwardConfig(64, 32, 32, 64 if architecture == 100 else 128, 1, 8, 1)
-    block_k = 128 if key_dim % 128 == 0 else 64
-    if value_dim == 128:
-        return ForwardConfig(128, 64 if architecture in (90, 100) else 32, block_k, 128, 1, 8, 2)
+    if not regular:
+        return ForwardConfig(64, 32, 128, 64 if architecture == 100 else 128, 1, 8, 1)
+    narrow = value_dim <= 128
     if architecture == 90:
         # half of Cv for twice the queries: each key and value loaded serves 128 queries, for a product QK done twice
-        return ForwardConfig(64 if weighted else 128, 64, block_k, 256, 1, 8, 2)
+        narrow = narrow or (weighted and key_dim > 192)
+        block_m = 64 if weighted and not narrow else 128
+        config = ForwardConfig(block_m, 64, 128, 128 if narrow else 256, 1, 8, 3)
+        return config if _fits(config, architecture, key_dim, weighted) else replace(config, num_stages=2)
+    if weighted and key_dim > 128 and architecture != 100:
+        return ForwardConfig(64, 32, 128, 128, 1, 8, 2)
+    if narrow:
+        return ForwardConfig(128, 64 if architecture == 100 else 32, 128, 128, 1, 8, 2)
     whole = value_dim > 256 and not weighted
     if architecture == 100:
-        # the widest keys leave no shared memory for the widest values
-        return ForwardConfig(64, 64, block_k, 512 if whole and key_dim <= 192 else 256, 1, 8, 2)
+        # wider keys leave no registers for the widest values
+        return ForwardConfig(64, 64, 128, 512 if whole and key_dim <= 128 else 256, 1, 8, 2)
     # mma.sync: accumulators 128 wide with their own loads of V need no registers to shuffle V
-    return ForwardConfig(64, 32, block_k, 128, 4 if whole else 2, 8, 2)
+    return ForwardConfig(64, 32, 128, 128, 4 if whole else 2, 8, 2)
+
+
+def _fits(config: ForwardConfig, architecture: int, key_dim: int, weighted: bool) -> bool:
+    """Whether queries, their selection, and keys and values of every stage fit the shared memory, 16 bits a number."""
+    queries = config.block_m * key_dim * (1 + weighted)
+    step = config.block_n * (key_dim + config.value_width)
+    return 2 * (queries + config.num_stages * step) <= SHARED_MEMORY[architecture] * 1024
 
 
 def is_regular(key_dim: int, value_dim: int) -> bool:
-    """Whether the widths fill tiles, so that columns need no masks."""
-    return key_dim % 64 == 0 and value_dim % 128 == 0
+    """Whether rows of such widths start at multiples of 32 bytes, and tiles are made for them."""
+    return key_dim % 16 == 0 and value_dim % 16 == 0
 
 
 def backward_config(choice: Choice) -> BackwardConfig:
@@ -135,7 +158,7 @@ def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
     choices = list(starmap(Choice, product(ARCHITECTURES, ARITHMETICS, *widths, (True, False), (True, False))))
     pairs = product((_backward_config, _value_config, _topk_config), choices)
     yield from dict.fromkeys((choice.architecture, choice.arithmetic, config_of(choice)) for config_of, choice in pairs)
-    yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA, GATHER))
+    yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA, GATHER, ROWS))
 
 
 # of parts, written to L2 and read again by the kernel that joins them, in the time of a step of all processors: from

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from stm_fast.kernels.combine import combine
 from stm_fast.kernels.configs import choose_splits, forward_config
-from stm_fast.kernels.launch import Launch, addressable
-from stm_fast.kernels.problem import Problem
-from stm_fast.kernels.scores import add_products
+from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.problem import LOG2E, Problem
+from stm_fast.kernels.scores import add_products, exponential, logarithm
+from stm_fast.kernels.tiles import chunks
+
+# chunks of a query that stay in registers or shared memory through the whole loop
+MOST_HELD = 2
 
 
 def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor]:
@@ -33,6 +37,8 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
     queries = problem.query.shape[1]
     config = forward_config(problem.choice)
     value_programs = max(1, triton.cdiv(value_dim, config.value_width))  # without any column there is lse still
+    keys = chunks(problem.key.shape[2], config.block_k)
+    values = chunks(triton.cdiv(value_dim, value_programs), config.block_v, config.narrowest_value)
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
         steps = triton.cdiv(rows, config.block_n)
@@ -40,19 +46,24 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
     part_dtype = problem.value.dtype if splits == 1 else torch.float32
     out = problem.value.new_empty(batch, splits, queries, value_dim, dtype=part_dtype)
     lse = problem.value.new_empty(batch, splits, queries, dtype=torch.float32)
-    problem = problem._replace(key=addressable(problem.key), value=addressable(problem.value))
     arguments = {
         **problem.score_arguments(),
         **problem.value_arguments(),
+        "score_factor": problem.score_factor * (LOG2E if problem.base_2 else 1),
         "out": out,
         "lse": lse,
         "splits": splits,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "BLOCK_V": config.block_v,
-        "ACCUMULATORS": config.accumulators,
+        "BLOCK_K": keys.block,
+        "LAST_K": keys.last,
+        "KEY_CHUNKS": keys.count,
+        "BLOCK_V": values.block,
+        "LAST_V": values.last,
+        "ACCUMULATORS": values.count,
         "VALUE_PROGRAMS": value_programs,
+        "QUERY_HELD": problem.arithmetic == "half" and keys.count <= MOST_HELD,
+        "BASE_2": problem.base_2,
         "DEPENDENTS": problem.target.dependent_launch and splits > 1,
     }
     return out, lse, Launch(_forward_kernel, (tiles, value_programs * splits, batch), arguments, config)
@@ -95,17 +106,26 @@ def _forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LAST_K: tl.constexpr,
+    KEY_CHUNKS: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    LAST_V: tl.constexpr,
     ACCUMULATORS: tl.constexpr,
     VALUE_PROGRAMS: tl.constexpr,
+    QUERY_HELD: tl.constexpr,
+    BASE_2: tl.constexpr,
     DEPENDENTS: tl.constexpr,
 ):
-    """One tile of queries, one part of the memory, ACCUMULATORS * BLOCK_V columns of the values."""
-    WIDTH: tl.constexpr = ACCUMULATORS * BLOCK_V
+    """One tile of queries, one part of the memory, the columns of ACCUMULATORS chunks of the values.
+
+    BASE_2: score_factor holds log2(e), and scores are logarithms to the base 2.
+    QUERY_HELD: the chunks of the query are loaded once, and not again in each step.
+    """
+    WIDTH: tl.constexpr = (ACCUMULATORS - 1) * BLOCK_V + LAST_V
     part = tl.program_id(1) // VALUE_PROGRAMS
     value_program = tl.program_id(1) % VALUE_PROGRAMS
     b = tl.program_id(2).to(tl.int64)
-    first_column = value_program.to(tl.int64) * WIDTH
+    first_column = value_program * WIDTH
 
     length = N
     if lengths is not None:
@@ -116,54 +136,60 @@ def _forward_kernel(
 
     m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
-    c = tl.arange(0, BLOCK_K)
-    v = tl.arange(0, BLOCK_V)
     valid_m = m < M
     query += b * stride_query_b
-    query_offsets = m[:, None] * stride_query_m + c[None, :] * stride_query_c  # [BLOCK_M, BLOCK_K]
-    selection_offsets = m[:, None] * stride_selection_m + c[None, :] * stride_selection_c
-    query_mask = valid_m[:, None] & (c < CK)[None, :]
-    query_tile = tl.load(query + query_offsets, mask=query_mask, other=0.0)
-    selection_tile = None
     if selection is not None:
         selection += b * stride_selection_b
-        weights = tl.load(selection + selection_offsets, mask=query_mask, other=0.0)
-        selection_tile = weights.to(query_tile.dtype)
-        query_tile = (query_tile * weights).to(query_tile.dtype)
     if norms is not None:
         norms_tile = tl.load(norms + b * stride_norms_b + m, mask=valid_m, other=0.0)
 
     key += b * stride_key_b + start.to(tl.int64) * stride_key_n
-    value += b * stride_value_b + start.to(tl.int64) * stride_value_n + first_column * stride_value_c
-    key_offsets = n[None, :] * stride_key_n + c[:, None] * stride_key_c  # [BLOCK_K, BLOCK_N], transposed
-    value_offsets = n[:, None] * stride_value_n + v[None, :] * stride_value_c  # [BLOCK_N, BLOCK_V]
+    value += b * stride_value_b + start.to(tl.int64) * stride_value_n + first_column.to(tl.int64) * stride_value_c
     if shrinkage is not None:
         shrinkage += b * stride_shrinkage_b + start.to(tl.int64) * stride_shrinkage_n
+
+    held = ()
+    if QUERY_HELD:
+        for i in tl.static_range(KEY_CHUNKS):
+            c = _columns(i, BLOCK_K, KEY_CHUNKS, LAST_K)
+            chunk = _query_chunk(
+                query, selection, m, c, M, stride_query_m, stride_query_c, stride_selection_m, stride_selection_c, CK
+            )
+            held += (chunk,)
 
     largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     accumulators = ()
-    for _ in tl.static_range(ACCUMULATORS):
-        accumulators += (tl.zeros((BLOCK_M, BLOCK_V), tl.float32),)
+    for i in tl.static_range(ACCUMULATORS):
+        accumulators += (tl.zeros((BLOCK_M, BLOCK_V if i + 1 < ACCUMULATORS else LAST_V), tl.float32),)
 
     for first in range(start, end, BLOCK_N):
         valid = n < end - first
         # rows that do not count may hold NaN: they are never loaded, and their scores are -inf besides
         raw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for chunk in tl.static_range(0, CK, BLOCK_K):
+        for i in tl.static_range(KEY_CHUNKS):
+            c = _columns(i, BLOCK_K, KEY_CHUNKS, LAST_K)
             key_mask = valid[None, :]
-            if CK % BLOCK_K != 0:
-                key_mask = key_mask & (chunk + c < CK)[:, None]
-            if CK > BLOCK_K:
-                query_mask = valid_m[:, None] & (chunk + c < CK)[None, :]
-                query_tile = tl.load(query + chunk * stride_query_c + query_offsets, mask=query_mask, other=0.0)
-                if selection is not None:
-                    chunk_selection = selection + chunk * stride_selection_c
-                    weights = tl.load(chunk_selection + selection_offsets, mask=query_mask, other=0.0)
-                    selection_tile = weights.to(query_tile.dtype)
-                    query_tile = (query_tile * weights).to(query_tile.dtype)
-            key_tile = tl.load(key + chunk * stride_key_c + key_offsets, mask=key_mask, other=0.0)
-            raw = add_products(raw, query_tile, selection_tile, key_tile, L2, PRECISION)
+            if i * BLOCK_K + (BLOCK_K if i + 1 < KEY_CHUNKS else LAST_K) > CK:
+                key_mask = key_mask & (c < CK)[:, None]
+            if QUERY_HELD:
+                chunk = held[i]
+            else:
+                chunk = _query_chunk(
+                    query,
+                    selection,
+                    m,
+                    c,
+                    M,
+                    stride_query_m,
+                    stride_query_c,
+                    stride_selection_m,
+                    stride_selection_c,
+                    CK,
+                )
+            key_offsets = n[None, :] * stride_key_n + c[:, None] * stride_key_c  # [c, BLOCK_N], transposed
+            key_tile = tl.load(key + key_offsets, mask=key_mask, other=0.0)
+            raw = add_products(raw, chunk[0], None if selection is None else chunk[1], key_tile, L2, PRECISION)
         if norms is not None:
             raw -= norms_tile[:, None]
         factor = score_factor
@@ -175,18 +201,21 @@ def _forward_kernel(
         new_largest = tl.maximum(largest, tl.max(score, 1))
         # where every score so far is -inf: exp(-inf - 0) is 0, exp(-inf + inf) would be NaN
         shift = tl.where(new_largest == -float("inf"), 0.0, new_largest)
-        weight = tl.exp(score - shift[:, None])
-        rescale = tl.exp(largest - shift)
+        weight = exponential(score - shift[:, None], BASE_2)
+        rescale = exponential(largest - shift, BASE_2)
         total = total * rescale + tl.sum(weight, 1)
         largest = new_largest
 
         weight = weight.to(value.dtype.element_ty)
         updated = ()
         for i in tl.static_range(ACCUMULATORS):
+            v = _columns(i, BLOCK_V, ACCUMULATORS, LAST_V)
             value_mask = valid[:, None]
-            if CV != VALUE_PROGRAMS * WIDTH:
-                value_mask = value_mask & (first_column + i * BLOCK_V + v < CV)[None, :]
-            value_tile = tl.load(value + i * BLOCK_V * stride_value_c + value_offsets, mask=value_mask, other=0.0)
+            # whether the last program's chunk may reach beyond the columns
+            if (VALUE_PROGRAMS - 1) * WIDTH + i * BLOCK_V + (BLOCK_V if i + 1 < ACCUMULATORS else LAST_V) > CV:
+                value_mask = value_mask & (first_column + v < CV)[None, :]
+            value_offsets = n[:, None] * stride_value_n + v[None, :] * stride_value_c  # [BLOCK_N, v]
+            value_tile = tl.load(value + value_offsets, mask=value_mask, other=0.0)
             rescaled = accumulators[i] * rescale[:, None]
             updated += (tl.dot(weight, value_tile, rescaled, input_precision=PRECISION),)
         accumulators = updated
@@ -200,11 +229,41 @@ def _forward_kernel(
     total = tl.where(total == 0, 1.0, total)
     row = (b * splits + part) * M + m
     for i in tl.static_range(ACCUMULATORS):
-        column = first_column + i * BLOCK_V + v
+        column = first_column + _columns(i, BLOCK_V, ACCUMULATORS, LAST_V)
         tl.store(
             out + row[:, None] * CV + column[None, :],
             (accumulators[i] / total[:, None]).to(out.dtype.element_ty),
             mask=valid_m[:, None] & (column < CV)[None, :],
         )
     if value_program == 0:
-        tl.store(lse + row, largest + tl.log(total), mask=valid_m)
+        tl.store(lse + row, logarithm(largest, total, BASE_2), mask=valid_m)
+
+
+@triton.jit
+def _columns(i: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr, LAST: tl.constexpr):
+    """The columns of chunk i."""
+    return i * BLOCK + tl.arange(0, BLOCK if i + 1 < COUNT else LAST)
+
+
+@triton.jit
+def _query_chunk(
+    query,
+    selection,
+    m,
+    c,
+    M,
+    stride_query_m,
+    stride_query_c,
+    stride_selection_m,
+    stride_selection_c,
+    CK: tl.constexpr,
+):
+    """The query [m, c]; weighted by the selection, and followed by it in the dtype of the query, where there is one."""
+    mask = (m < M)[:, None] & (c < CK)[None, :]
+    query_tile = tl.load(query + m[:, None] * stride_query_m + c[None, :] * stride_query_c, mask=mask, other=0.0)
+    if selection is None:
+        return (query_tile,)
+    else:
+        offsets = m[:, None] * stride_selection_m + c[None, :] * stride_selection_c
+        weights = tl.load(selection + offsets, mask=mask, other=0.0)
+        return (query_tile * weights).to(query_tile.dtype), weights.to(query_tile.dtype)

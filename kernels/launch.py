@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from stm_fast.kernels.tiles import Arithmetic
 
@@ -40,16 +39,3 @@ def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
     if dtype != torch.float32:
         return "half"
     return "tf32x3" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-LARGEST_TILE = 128  # rows
-
-
-def addressable(tensor: Tensor) -> Tensor:
-    """The tensor [B, N, C] itself, unless a tile of LARGEST_TILE rows spans more than a 32-bit offset reaches.
-
-    Tiles are placed by 64-bit arithmetic and addressed inside by 32-bit offsets. Only views with a stride beyond some
-    millions (channels first over a memory of that many rows) do not fit; they are copied.
-    """
-    span = LARGEST_TILE * tensor.stride(1) + tensor.shape[2] * tensor.stride(2)
-    return tensor if span < 2**31 else tensor.contiguous()

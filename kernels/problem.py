@@ -1,5 +1,6 @@
 """One memory read as the kernels see it."""
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -7,6 +8,8 @@ from torch import Tensor
 from stm_fast.kernels.configs import is_regular
 from stm_fast.kernels.targets import Target
 from stm_fast.kernels.tiles import Arithmetic, Choice
+
+LOG2E = math.log2(math.e)
 
 
 class Problem(NamedTuple):
@@ -26,16 +29,28 @@ class Problem(NamedTuple):
 
     @property
     def regular(self) -> bool:
-        """Whether rows are contiguous, aligned to 16 elements, and fill whole tiles."""
-        tensors = (self.query, self.key, self.value)
-        aligned = all(tensor.stride(2) == 1 and tensor.stride(1) % 16 == 0 for tensor in tensors)
-        return aligned and is_regular(self.key.shape[2], self.value.shape[2])
+        """Whether rows are contiguous and aligned, and of widths that tiles are made for."""
+        rows = all(has_rows(tensor) for tensor in (self.query, self.key, self.value))
+        return rows and is_regular(self.key.shape[2], self.value.shape[2])
 
     @property
     def choice(self) -> Choice:
         """What its tiles are chosen by."""
         widths = self.key.shape[2], self.value.shape[2]
         return Choice(self.target.architecture, self.arithmetic, *widths, self.regular, self.selection is not None)
+
+    @property
+    def score_factor(self) -> float:
+        """What raw scores are multiplied by."""
+        return 2 * self.scale if self.l2 else self.scale
+
+    @property
+    def base_2(self) -> bool:
+        """Whether a kernel may take its scores as logarithms to the base 2, with LOG2E in the factor.
+
+        A power of 2 is one instruction where one of e is six, but a float32 score would be rounded once more.
+        """
+        return self.arithmetic == "half"
 
     def score_arguments(self) -> dict[str, Any]:
         """The kernel arguments that every score depends on."""
@@ -51,7 +66,7 @@ class Problem(NamedTuple):
             "norms": self.norms,
             "M": self.query.shape[1],
             "N": self.key.shape[1],
-            "score_factor": 2 * self.scale if self.l2 else self.scale,
+            "score_factor": self.score_factor,
             **strides("query", self.query.expand(batch, -1, -1), "bmc"),
             **strides("key", self.key.expand(batch, -1, -1), "bnc"),
             **strides("shrinkage", shrinkage, "bn"),
@@ -73,7 +88,24 @@ def half_norms(query: Tensor, selection: Tensor | None) -> Tensor:
     return 0.5 * (square if selection is None else square * selection).sum(-1)
 
 
+def has_rows(tensor: Tensor) -> bool:
+    """Whether [B, N, C] has contiguous rows that start at multiples of 16 bytes, as Triton can know them to.
+
+    It knows whether a pointer is such a multiple, and whether a stride is one of 16 elements.
+    """
+    return (
+        (tensor.stride(2) == 1 or tensor.shape[2] == 1)
+        and all(stride % 16 == 0 for stride in steps(tensor)[:-1])
+        and tensor.data_ptr() % 16 == 0
+    )
+
+
+def steps(tensor: Tensor) -> list[int]:
+    """The strides, 0 where there is no step to take: PyTorch leaves those of dimensions of one element as they come."""
+    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
 def strides(name: str, tensor: Tensor | None, dimensions: str) -> dict[str, int]:
     """The strides of a tensor as kernel arguments stride_<name>_<dimension>; all 0 for an absent tensor."""
-    found = (0,) * len(dimensions) if tensor is None else tensor.stride()
+    found = [0] * len(dimensions) if tensor is None else steps(tensor)
     return {f"stride_{name}_{dimension}": stride for dimension, stride in zip(dimensions, found, strict=True)}

@@ -29,6 +29,22 @@ def add_products(raw, query_tile, selection_tile, key_tile, L2: tl.constexpr, PR
 
 
 @triton.jit
+def exponential(x, BASE_2: tl.constexpr):
+    """2^x or e^x."""
+    return tl.math.exp2(x) if BASE_2 else tl.exp(x)
+
+
+@triton.jit
+def logarithm(largest, total, BASE_2: tl.constexpr):
+    """The natural logarithm of the sum of exponentials that is `total` relative to the largest of them.
+
+    `largest` is an exponent to the base 2 or e.
+    """
+    LN2: tl.constexpr = 0.6931471805599453
+    return (largest + tl.math.log2(total)) * LN2 if BASE_2 else largest + tl.log(total)
+
+
+@triton.jit
 def raw_scores(
     query,
     selection,

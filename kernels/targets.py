@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
 
 
 class Target(NamedTuple):

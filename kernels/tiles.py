@@ -23,15 +23,42 @@ class Choice(NamedTuple):
     weighted: bool
 
 
+class Chunks(NamedTuple):
+    """How columns are cut into matrix products: `count` of them, `block` columns each but for the last."""
+
+    block: int
+    count: int
+    last: int
+
+    @property
+    def width(self) -> int:
+        return (self.count - 1) * self.block + self.last
+
+
+def chunks(width: int, widest: int, narrowest: int = 16) -> Chunks:
+    """Columns in few products, powers of two from `narrowest` to `widest`: 80 are 64 and 16, 112 are 128.
+
+    Only the last may be wider than what is left for it.
+    """
+    narrowest = min(narrowest, widest)
+    width = max(narrowest, -(-width // 16) * 16)
+    block = min(widest, 1 << (width.bit_length() - 1))
+    count = -(-width // block)
+    last = max(narrowest, 1 << (width - (count - 1) * block - 1).bit_length())
+    if count == 2 and last == block and 2 * block <= widest:
+        return Chunks(2 * block, 1, 2 * block)
+    return Chunks(block, count, last)
+
+
 @dataclass(frozen=True)
 class ForwardConfig:
     """Tile of the forward kernel.
 
     block_m:      queries of a program
     block_n:      memory rows of a step
-    block_k:      key columns of one product; wider keys are summed in chunks, for which the query is read again
-    block_v:      value columns of one accumulator [block_m, block_v]
-    accumulators: how many of them one program holds
+    block_k:      key columns of one product at most; wider keys are summed in chunks
+    block_v:      value columns of one accumulator [block_m, block_v] at most
+    accumulators: how many of them one program holds at most
     """
 
     block_m: int
@@ -45,6 +72,11 @@ class ForwardConfig:
     @property
     def value_width(self) -> int:
         return self.block_v * self.accumulators
+
+    @property
+    def narrowest_value(self) -> int:
+        """Fewer queries than 16 a warp are shared out by columns: narrow products would be made by two warps each."""
+        return 16 if self.block_m >= 16 * self.num_warps else 128
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stm_fast.kernels.configs import choose_splits, topk_config
-from stm_fast.kernels.launch import Launch, addressable
+from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import raw_scores
 
@@ -33,7 +33,6 @@ def select(problem: Problem, count: int) -> Selected:
     """The `count` rows of largest score, 0 < count < N; waits for the device."""
     if _same_for_all_objects(problem):
         problem = problem._replace(value=problem.value[:1])
-    problem = problem._replace(key=addressable(problem.key))
     maxima, launch = plan_maxima(problem, count)
     launch.run()
     lower_bound = maxima.topk(count, dim=-1).values[..., -1]  # [B, M]

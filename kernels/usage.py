@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stm_fast.kernels.configs import backward_config
-from stm_fast.kernels.launch import Launch, addressable
+from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.row_totals import row_totals
 from stm_fast.kernels.scores import raw_scores, softmax_weights
@@ -13,7 +13,6 @@ from stm_fast.kernels.scores import raw_scores, softmax_weights
 
 def usage(problem: Problem, lse: Tensor) -> Tensor:
     """usage [B, N] float32, from the lse [B, M] of the read; 0 for rows that do not count."""
-    problem = problem._replace(key=addressable(problem.key))
     result, launch = plan_usage(problem, lse, row_totals(problem, lse))
     launch.run()
     return result

@@ -1,26 +1,18 @@
-"""What a kernel launch is given: arithmetic, addresses."""
+"""What a kernel launch is given, and what users' reads launch."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from stm_fast.kernels.combine import plan_combine
-from stm_fast.kernels.launch import LARGEST_TILE, addressable, arithmetic_of
+from stm_fast.kernels.launch import arithmetic_of
 
-
-@pytest.mark.parametrize("rows", [10, 2**22, 2**24 - 128])
-def test_a_view_whose_tiles_span_32_bits_is_read_in_place(rows: int) -> None:
-    channels_first = torch.empty(1, 128, rows, device="meta").mT  # [1, N, C]
-    assert addressable(channels_first) is channels_first
-    rows_first = torch.empty(1, 2**31, 512, device="meta")
-    assert addressable(rows_first) is rows_first
-
-
-def test_a_view_whose_tiles_span_more_is_copied() -> None:
-    channels_first = torch.empty(1, 128, 2**24, device="meta").mT
-    assert LARGEST_TILE * channels_first.stride(1) + 128 * channels_first.stride(2) > 2**31
-    assert addressable(channels_first).is_contiguous()
+CASES = Path(__file__).with_name("launch_cases.py")
 
 
 @pytest.fixture
@@ -36,6 +28,14 @@ def test_float32_is_exact_unless_pytorch_is_allowed_tf32() -> None:
     for precision, arithmetic in (("ieee", "ieee"), ("tf32", "tf32x3")):
         torch.backends.cuda.matmul.fp32_precision = precision
         assert arithmetic_of(torch.float32) == arithmetic
+
+
+@pytest.mark.slow
+def test_reads_at_480p_launch_the_tiles_they_are_to() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "launchless", "-p", "no:cacheprovider", str(CASES)]
+    environment = {**os.environ, "PYTHONPATH": str(CASES.parent)}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stdout + child.stderr
 
 
 def test_parts_without_value_channels_have_their_lse_combined() -> None:

@@ -22,6 +22,9 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 EVERYTHING = ReadCase(similarity="l2", shrinkage=True, selection=True, lengths=(97, 40), return_usage=True)
 TOP = replace(EVERYTHING, top_k=7, queries=9)
 WIDTHS = [
+    ReadCase(batch=1, queries=5, rows=70, key_dim=80, value_dim=80),
+    ReadCase(batch=1, queries=5, rows=40, key_dim=16, value_dim=272, channels_first=True),
+    replace(EVERYTHING, batch=1, lengths=(30,), queries=7, rows=40, key_dim=112, value_dim=176),
     ReadCase(batch=1, queries=5, rows=70, key_dim=192, value_dim=768),
     ReadCase(batch=1, queries=5, rows=33, key_dim=256, value_dim=1024),
     ReadCase(batch=1, queries=7, rows=40, key_dim=130, value_dim=300),

@@ -57,9 +57,9 @@ def for_inference(
     copy.add_module("query_encoder", SharingQueryEncoder(copy.query_encoder, copy.decoder, rows))
     copy.add_module("memory_encoder", SharingMemoryEncoder(copy.memory_encoder, objects_at_a_time, rows))
     copy.add_module("decoder", SharingDecoder(copy.decoder, copy.value_dim, objects_at_a_time))
-    copy.to(dtype or weight.dtype)
+    # channels last on a GPU, too: the memory read wants the rows that this makes of keys and values
+    copy.to(dtype or weight.dtype).to(memory_format=torch.channels_last)
     if on_cpu:
-        copy.to(memory_format=torch.channels_last)
         if (dtype or weight.dtype) == torch.float32 and not winograd.absent_reasons():
             replace_convolutions(copy)
         _lay_together(copy)

@@ -62,7 +62,11 @@ class KeyValue(nn.Module):
         if self.position_strength is not None:
             height, width = key.shape[-2:]
             position = positions(height, width, self.position_strength.exp())  # [4 waves, h, w]
-            key = torch.cat([key, position.to(key.dtype).expand(len(key), -1, -1, -1)], dim=1)
+            position = position.to(key.dtype).expand(len(key), -1, -1, -1)
+            # in the key's layout: of two layouts cat() makes channels first
+            last = key.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if last else torch.contiguous_format
+            key = torch.cat([key, position.contiguous(memory_format=layout)], dim=1)
         return key, self.value(features)
 
 

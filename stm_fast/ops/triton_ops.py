@@ -94,8 +94,8 @@ def _forward(
     from stm_fast.kernels.topk import topk_forward
     from stm_fast.kernels.usage import usage
 
-    problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
     with current_device(value.device):
+        problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
         if 0 < top_k < key.shape[1]:
             out, lse, sparse_usage = topk_forward(problem, top_k, return_usage)
             return out, lse, lse.new_empty(0) if sparse_usage is None else sparse_usage
@@ -123,8 +123,8 @@ def _backward(
     from stm_fast.kernels.backward import backward
     from stm_fast.kernels.topk_backward import topk_backward
 
-    problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
     with current_device(value.device):
+        problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
         if 0 < top_k < key.shape[1]:
             gradients = topk_backward(problem, top_k, grad_out, grad_lse)
         else:
@@ -144,6 +144,7 @@ def _problem(
     query_norm: bool,
 ) -> Any:
     from stm_fast.kernels.launch import arithmetic_of
+    from stm_fast.kernels.layout import laid_out
     from stm_fast.kernels.problem import Problem, half_norms
     from stm_fast.kernels.targets import target_of
     from stm_fast.kernels.tuned import check_table
@@ -154,4 +155,4 @@ def _problem(
         check_table(target.architecture)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return Problem(query, key, value, shrinkage, selection, lengths, scale, l2, norms, target, arithmetic)
+    return laid_out(Problem(query, key, value, shrinkage, selection, lengths, scale, l2, norms, target, arithmetic))

@@ -1,0 +1,103 @@
+"""In which layout the kernels get a read's tensors: contiguous, aligned rows wherever that is worth a copy.
+
+Networks make queries, keys and values channels first, and users hand them over as views. A tile reads such a tensor
+two bytes at a time, without asynchronous copies, and takes a multiple of the time. Only here is decided what is copied.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stm_fast.kernels.configs import ROWS, is_regular
+from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.problem import Problem, has_rows
+
+# a copy takes the time of about 80 queries read in place (README.md); two launches that of some hundred thousand scores
+FEWEST_QUERIES = 96
+FEWEST_SCORES = 2**19
+LARGEST_TILE = 128  # rows
+
+
+def laid_out(problem: Problem) -> Problem:
+    """The same read, of copies where `copied` says so; as it is where it comes from here."""
+    return problem._replace(**{name: with_rows(getattr(problem, name)) for name in copied(problem)})
+
+
+def copied(problem: Problem) -> list[str]:
+    """Which of a problem's tensors are copied, from shapes, strides and alignment alone.
+
+    The query and its selection, small beside the memory, always; keys and values where there are queries and scores
+    enough; none where the widths leave no tile that would want rows, but for tensors that are not addressable().
+    """
+    key, value = problem.key, problem.value
+    strided = [name for name in ("query", "selection", "key", "value") if not _is_laid_out(getattr(problem, name))]
+    if not is_regular(key.shape[2], value.shape[2]):
+        return [name for name in strided if not addressable(getattr(problem, name))]
+    queries = problem.query.shape[1]
+    if queries >= FEWEST_QUERIES and value.shape[0] * queries * key.shape[1] >= FEWEST_SCORES:
+        return strided
+    return [name for name in strided if name in ("query", "selection") or not addressable(getattr(problem, name))]
+
+
+def _is_laid_out(tensor: Tensor | None) -> bool:
+    return tensor is None or has_rows(tensor)
+
+
+def addressable(tensor: Tensor) -> bool:
+    """Whether 32-bit offsets reach all of a tile of LARGEST_TILE rows of [B, N, C].
+
+    Tiles are placed by 64-bit arithmetic and addressed inside by 32-bit offsets. Only views with a stride beyond some
+    millions (channels first over a memory of that many rows) do not fit.
+    """
+    return LARGEST_TILE * tensor.stride(1) + tensor.shape[2] * tensor.stride(2) < 2**31
+
+
+def with_rows(tensor: Tensor) -> Tensor:
+    """A copy of [B, N, C] with rows contiguous, one of all objects where they share it."""
+    shared = tensor.stride(0) == 0
+    rows, launch = plan_rows(tensor[:1] if shared else tensor)
+    launch.run()
+    return rows.expand(tensor.shape) if shared else rows
+
+
+def plan_rows(source: Tensor) -> tuple[Tensor, Launch]:
+    """The contiguous [B, N, C], and the launch that copies the source to it.
+
+    PyTorch's own copy reads channels-first tensors a sector of 32 bytes for each number.
+    """
+    batch, rows, width = source.shape
+    target = source.new_empty(source.shape)
+    arguments = {
+        "source": source,
+        "target": target,
+        "N": rows,
+        "C": width,
+        "stride_source_b": source.stride(0),
+        "stride_source_n": source.stride(1),
+        "stride_source_c": source.stride(2),
+        "BLOCK_N": ROWS.block_n,
+        "BLOCK_C": ROWS.block_c,
+    }
+    grid = (triton.cdiv(rows, ROWS.block_n), triton.cdiv(width, ROWS.block_c), batch)
+    return target, Launch(_rows_kernel, grid, arguments, ROWS)
+
+
+@triton.jit
+def _rows_kernel(
+    source,
+    target,
+    N,
+    C,
+    stride_source_b,
+    stride_source_n,
+    stride_source_c,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    b = tl.program_id(2).to(tl.int64)
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (n < N)[:, None] & (c < C)[None, :]
+    source += b * stride_source_b
+    tile = tl.load(source + n[:, None] * stride_source_n + c[None, :] * stride_source_c, mask=mask)
+    tl.store(target + (b * N + n)[:, None] * C + c[None, :], tile, mask=mask)

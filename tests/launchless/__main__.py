@@ -1,0 +1,17 @@
+"""Runs a module or a script on the device that launches nothing: python -m launchless [--compile] [-m] NAME ..."""
+
+import runpy
+import sys
+
+from launchless import install
+
+arguments = sys.argv[1:]
+compiled = arguments[:1] == ["--compile"]
+install(compile=compiled)
+arguments = arguments[compiled:]
+if arguments[:1] == ["-m"]:
+    sys.argv = arguments[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    sys.argv = arguments
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,31 @@
+"""For the Pythons that a launchless one starts: the device is there as soon as they import torch."""
+
+import os
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+
+class _InstallsAfterTorch:
+    """Finds torch, once, with a loader that installs the device behind it."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                from launchless import VARIABLE, install
+
+                install(compile=os.environ[VARIABLE] == "compile")
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+if "STM_FAST_LAUNCHLESS" in os.environ:
+    sys.meta_path.insert(0, _InstallsAfterTorch())
