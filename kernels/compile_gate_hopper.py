@@ -23,6 +23,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from stm_fast.kernels.configs_hopper import ALL_HOPPER_CONFIGS, VALUE_DIM, HopperConfig
 from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
+from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.targets import Target
 
 SHARED_MEMORY = 227 * 1024
@@ -79,8 +80,7 @@ CASES = (
 
 def compile_hopper(case: HopperCase) -> HopperCompiled:
     launch = _launch_of(case)
-    options = {"num_warps": case.config.num_warps, "maxnreg": case.config.maxnreg}
-    compiled = triton.compile(_source(launch), target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = triton.compile(_source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(compiled.asm["cubin"])
@@ -110,7 +110,9 @@ def _launch_of(case: HopperCase) -> GluonLaunch:
         for rows, width in ((case.queries, width_of_keys), (case.rows, width_of_keys), (case.rows, VALUE_DIM))
     )
     lengths = torch.empty(2, dtype=torch.int32, device="meta") if case.lengths else None
-    return plan_forward_hopper(query, key, value, lengths, 1.0, Target(90, 132), splits=case.splits)[2]
+    options = {"scale": 1.0, "l2": False, "norms": None, "target": Target(90, 132), "arithmetic": "half"}
+    problem = Problem(query, key, value, None, None, lengths, **options)
+    return plan_forward_hopper(problem, splits=case.splits)[2]
 
 
 def _source(launch: GluonLaunch) -> GluonASTSource:

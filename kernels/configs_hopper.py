@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from stm_fast.kernels.problem import Problem
 
 ARCHITECTURE = 90
 VALUE_DIM = 512
 WIDEST_KEY = 128
-DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -40,33 +40,31 @@ def hopper_config(key_dim: int) -> HopperConfig:
 ALL_HOPPER_CONFIGS = (hopper_config(64), hopper_config(128))
 
 
-def hopper_reasons(query: Tensor, key: Tensor, value: Tensor) -> list[str]:
-    """Why the Hopper kernel cannot read these tensors [B, rows, C]; empty where it can."""
-    reasons = []
-    if value.dtype not in DTYPES:
-        reasons.append(f"it has no kernel for {value.dtype}")
-    if value.shape[2] != VALUE_DIM:
-        reasons.append(f"it takes values of {VALUE_DIM} channels, found {value.shape[2]}")
-    if key.shape[2] > WIDEST_KEY:
-        reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {key.shape[2]}")
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        reasons += [f"{name}: {reason}" for reason in _copy_reasons(tensor)]
-    return reasons
+def is_for_hopper(problem: Problem) -> bool:
+    """Whether the Hopper kernel can read it: dot scores in 16 bits, widths of its tiles, tensors that TMA can copy."""
+    key_dim, value_dim = problem.key.shape[2], problem.value.shape[2]
+    return (
+        problem.target.architecture == ARCHITECTURE
+        and problem.arithmetic == "half"
+        and not problem.l2
+        and key_dim <= WIDEST_KEY
+        and value_dim == VALUE_DIM
+        and all(map(_is_matrix, (problem.query, problem.key, problem.value)))
+    )
 
 
-def _copy_reasons(tensor: Tensor) -> list[str]:
-    """Why TMA cannot copy tiles of a tensor seen as one matrix [B * rows, C]."""
-    batch, rows, _ = tensor.shape
+def _is_matrix(tensor: Tensor) -> bool:
+    """Whether [B, rows, C] is one matrix [B * rows, C] with rows that start at multiples of 16 bytes."""
+    batch, rows, width = tensor.shape
     if tensor.numel() == 0:
-        return ["it is empty"]
+        return False
     between_objects, between_rows, between_columns = tensor.stride()
-    if between_columns != 1:
-        return [f"its rows are not contiguous (strides {tensor.stride()})"]
-    reasons = []
-    if tensor.storage_offset() * tensor.element_size() % 16 or between_rows * tensor.element_size() % 16:
-        reasons.append(f"its rows do not start at multiples of 16 bytes (strides {tensor.stride()})")
-    if between_rows < tensor.shape[2] or (batch > 1 and (between_objects <= 0 or between_objects % between_rows)):
-        reasons.append(f"its objects are no whole number of rows apart (strides {tensor.stride()})")
-    elif ((batch - 1) * between_objects // between_rows + rows) >= 2**31:
-        reasons.append("it has more rows than a 32-bit coordinate reaches")
-    return reasons
+    return (
+        between_columns == 1
+        and between_rows >= width
+        and (between_rows * tensor.element_size()) % 16 == 0
+        and tensor.data_ptr() % 16 == 0
+        and (batch == 1 or between_objects % between_rows == 0)
+        # a 32-bit coordinate reaches every row
+        and (batch - 1) * between_objects // between_rows + rows < 2**31
+    )

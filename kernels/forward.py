@@ -3,6 +3,9 @@
 The mathematics and the symbols are in README.md.
 """
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -10,10 +13,12 @@ from torch import Tensor
 
 from stm_fast.kernels.combine import combine
 from stm_fast.kernels.configs import choose_splits, forward_config
-from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.configs_hopper import is_for_hopper
+from stm_fast.kernels.launch import AnyLaunch, Launch
 from stm_fast.kernels.problem import LOG2E, Problem
 from stm_fast.kernels.scores import add_products, exponential, logarithm
-from stm_fast.kernels.tiles import chunks
+from stm_fast.kernels.tiles import ForwardConfig, chunks
+from stm_fast.kernels.tuned import tuned_tile
 
 # chunks of a query that stay in registers or shared memory through the whole loop
 MOST_HELD = 2
@@ -24,15 +29,33 @@ def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor
 
     `splits`: parts of the memory, chosen by the number of processors when None.
     """
-    part_out, part_lse, launch = plan_forward(problem, splits)
+    part_out, part_lse, launch = plan_read(problem, splits)
     launch.run()
     if part_lse.shape[1] == 1:
         return part_out.squeeze(1), part_lse.squeeze(1)
     return combine(part_out, part_lse, problem.value.dtype, problem.target.dependent_launch)
 
 
+def plan_read(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor, AnyLaunch]:
+    """What plan_forward() plans, of the Hopper kernel where it is faster: where it can, but for a user's own tile."""
+    module = hopper_module() if is_for_hopper(problem) else None
+    if module is None or tuned_tile("forward", problem.choice, ForwardConfig) is not None:
+        return plan_forward(problem, splits)
+    return module.plan_forward_hopper(problem, splits)
+
+
+@cache
+def hopper_module() -> Any:
+    """forward_hopper.py; None with a Triton that has moved the names of Gluon, which is experimental."""
+    try:
+        from stm_fast.kernels import forward_hopper
+    except ImportError:
+        return None
+    return forward_hopper
+
+
 def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor, Launch]:
-    """The outputs [B, splits, M, Cv] and [B, splits, M] of the forward kernel, and the launch that fills them."""
+    """The outputs [B, splits, M, Cv] and [B, splits, M] of the portable kernel, and the launch that fills them."""
     batch, rows, value_dim = problem.value.shape
     queries = problem.query.shape[1]
     config = forward_config(problem.choice)
@@ -42,7 +65,8 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
         steps = triton.cdiv(rows, config.block_n)
-        splits = choose_splits(problem.target, tiles * value_programs * batch, steps)
+        part_bytes = batch * queries * (value_dim + 1) * torch.float32.itemsize
+        splits = choose_splits(problem.target, tiles * value_programs * batch, steps, part_bytes)
     part_dtype = problem.value.dtype if splits == 1 else torch.float32
     out = problem.value.new_empty(batch, splits, queries, value_dim, dtype=part_dtype)
     lse = problem.value.new_empty(batch, splits, queries, dtype=torch.float32)

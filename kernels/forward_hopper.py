@@ -1,10 +1,9 @@
 """The forward memory read for sm_90 in Gluon: TMA, mbarriers, wgmma and warp groups with roles of their own.
 
 The mathematics is that of forward.py, the schedule is in README.md. tests/gluon_simulator.py runs these very functions
-on the CPU. Compiles on Triton 3.6 and 3.8; not run on a GPU yet, so no backend takes it by itself.
+on the CPU.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +20,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from stm_fast.kernels.combine import combine
 from stm_fast.kernels.configs import choose_splits
 from stm_fast.kernels.configs_hopper import HopperConfig, hopper_config
-from stm_fast.kernels.targets import Target, target_of
+from stm_fast.kernels.problem import LOG2E, Problem
 
 _GLUON_TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 
@@ -37,61 +35,45 @@ class GluonLaunch(NamedTuple):
     arguments: dict[str, Any]
     config: HopperConfig
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler and the launcher are told."""
+        return {"num_warps": self.config.num_warps, "maxnreg": self.config.maxnreg}
+
     def run(self) -> None:
-        self.kernel[self.grid](**self.arguments, num_warps=self.config.num_warps, maxnreg=self.config.maxnreg)
-
-
-def forward_hopper(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, scale: float, splits: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """out [B, M, Cv] in the dtype of value and lse [B, M] float32 of the memory read, on sm_90.
-
-    Args:
-        query: [B or 1, M, Ck], key: [B or 1, N, Ck], value: [B, N, Cv], float16 or bfloat16; none of them empty.
-            hopper_reasons() of configs_hopper.py says which widths and strides it takes.
-        lengths: [B] int32 or None; clamped to 0..N.
-        scale: factor of the scores.
-        splits: parts of the memory, chosen by the number of processors when None.
-    """
-    part_out, part_lse, launch = plan_forward_hopper(
-        query, key, value, lengths, scale, target_of(query.device), splits=splits
-    )
-    launch.run()
-    if part_lse.shape[1] == 1:
-        return part_out.squeeze(1), part_lse.squeeze(1)
-    return combine(part_out, part_lse, value.dtype)
+        self.kernel[self.grid](**self.arguments, **self.options)
 
 
 def plan_forward_hopper(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor | None,
-    scale: float,
-    target: Target,
-    splits: int | None = None,
-    config: HopperConfig | None = None,
+    problem: Problem, splits: int | None = None, config: HopperConfig | None = None
 ) -> tuple[Tensor, Tensor, GluonLaunch]:
-    """The outputs [B, splits, M, Cv] and [B, splits, M] of the kernel, and the launch that fills them."""
+    """The outputs [B, splits, M, Cv] and [B, splits, M] of the kernel, and the launch that fills them.
+
+    Args:
+        problem: one that is_for_hopper() of configs_hopper.py says it takes.
+        splits: parts of the memory, chosen by the number of processors when None.
+    """
+    query, key, value = problem.query, problem.key, problem.value
     batch, rows, value_dim = value.shape
     queries = query.shape[1]
     config = config or hopper_config(key.shape[2])
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
-        splits = choose_splits(target, tiles * batch, triton.cdiv(rows, config.block_n))
+        part_bytes = batch * queries * (value_dim + 1) * torch.float32.itemsize
+        splits = choose_splits(problem.target, tiles * batch, triton.cdiv(rows, config.block_n), part_bytes)
     out = value.new_empty(batch, splits, queries, value_dim, dtype=value.dtype if splits == 1 else torch.float32)
     lse = value.new_empty(batch, splits, queries, dtype=torch.float32)
     arguments = {
         "query": _descriptor(query, config.block_m, config.block_k),
         "key": _descriptor(key, config.block_n, config.block_k),
         "value": _descriptor(value, config.block_n, config.half),
-        "lengths": lengths,
+        "lengths": problem.lengths,
         "out": out,
         "lse": lse,
         "M": queries,
         "N": rows,
         "splits": splits,
-        "scale": scale * math.log2(math.e),
+        "scale": problem.scale * LOG2E,
         "query_rows": _rows_per_object(query),
         "key_rows": _rows_per_object(key),
         "value_rows": _rows_per_object(value),

@@ -71,7 +71,8 @@ def plan_forward_quantised(
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
         steps = slots * triton.cdiv(rows, config.block_n)
-        splits = choose_splits(target, tiles * value_programs * batch, steps)
+        part_bytes = batch * queries * (value_dim + 1) * torch.float32.itemsize
+        splits = choose_splits(target, tiles * value_programs * batch, steps, part_bytes)
     out = query.new_empty(batch, splits, queries, value_dim, dtype=query.dtype if splits == 1 else torch.float32)
     lse = query.new_empty(batch, splits, queries, dtype=torch.float32)
     arguments = {

@@ -1,10 +1,28 @@
 """A kernel with everything it is launched with, so that it can be run on a device or compiled without one."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from stm_fast.kernels.tiles import Arithmetic
+
+
+class AnyLaunch(Protocol):
+    """What can be launched: Launch, and GluonLaunch of forward_hopper.py."""
+
+    @property
+    def kernel(self) -> Any: ...
+
+    @property
+    def grid(self) -> tuple[int, int, int]: ...
+
+    @property
+    def arguments(self) -> dict[str, Any]: ...
+
+    @property
+    def options(self) -> dict[str, Any]: ...
+
+    def run(self) -> None: ...
 
 
 class Launch(NamedTuple):

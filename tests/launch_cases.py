@@ -38,6 +38,7 @@ M = HEIGHT * WIDTH
 N = FRAMES * M
 PROCESSORS = 132
 DEVICE = "cuda"
+HOPPER, HOPPER_TILE = "_forward_hopper_kernel", (64, 64, 128, 512, 2)
 
 
 class Traced(NamedTuple):
@@ -64,6 +65,11 @@ def _tile(launch: Launched) -> Iterator[int]:
     constants = launch.constants
     yield constants["BLOCK_M"]
     yield constants["BLOCK_N"]
+    if "HALF" in constants:
+        yield constants["BLOCK_K"]
+        yield 2 * constants["HALF"]
+        yield constants["STAGES"]
+        return
     if "KEY_CHUNKS" in constants:
         yield (constants["KEY_CHUNKS"] - 1) * constants["BLOCK_K"] + constants["LAST_K"]
         yield (constants["ACCUMULATORS"] - 1) * constants["BLOCK_V"] + constants["LAST_V"]
@@ -93,8 +99,10 @@ def programs(launch: Launched) -> int:
 
 def assert_covers(launch: Launched, queries: int, columns: int, objects: int) -> None:
     """Queries and columns in whole tiles, times the parts of the memory."""
-    value_programs = launch.constants["VALUE_PROGRAMS"]
-    assert value_programs == -(-launch.constants["CV"] // columns)
+    value_programs = 1
+    if launch.kernel == "_forward_kernel":
+        value_programs = launch.constants["VALUE_PROGRAMS"]
+        assert value_programs == -(-launch.constants["CV"] // columns)
     assert launch.grid[0] == -(-M // queries)
     assert launch.grid[1] % value_programs == 0
     assert launch.grid[2] == objects
@@ -117,19 +125,19 @@ def bank_reads(monkeypatch) -> list[Traced]:
 
 
 @pytest.mark.parametrize(
-    ("network", "tile"),
-    [(stm_resnet50, (128, 64, 128, 256, 3)), (stm_resnet18_half, (128, 64, 80, 128, 3))],
+    ("network", "kernel", "tile"),
+    [(stm_resnet50, HOPPER, HOPPER_TILE), (stm_resnet18_half, "_forward_kernel", (128, 64, 80, 128, 3))],
     ids=["stm_resnet50", "the package's weights"],
 )
-def test_the_engine(network, tile, bank_reads):
+def test_the_engine(network, kernel, tile, bank_reads):
     model = for_inference(network(), dtype=BF16)
     segmenter = VideoSegmenter(model)
     segmenter.step(torch.rand(3, 480, 854), torch.ones(480, 854, dtype=torch.uint8))
     segmenter.step(torch.rand(3, 480, 854))
     (read,) = bank_reads
-    assert read.tile("_forward_kernel") == tile
-    assert_covers(read.of("_forward_kernel")[0], tile[0], tile[3], objects=1)
-    assert {launch.kernel for launch in read.launches} <= {"_forward_kernel", "_combine_kernel"}
+    assert read.tile(kernel) == tile
+    assert_covers(read.of(kernel)[0], tile[0], tile[3], objects=1)
+    assert {launch.kernel for launch in read.launches} <= {kernel, "_combine_kernel"}
     assert not read.copies
 
 
@@ -143,9 +151,9 @@ def test_a_bank_of_twenty_frames(last, bank_reads):
         bank.append(key, value)
     bank.read(key[:1])
     (read,) = bank_reads
-    assert read.tile("_forward_kernel") == (128, 64, 128, 256, 3)
-    (launch,) = read.of("_forward_kernel")
-    assert_covers(launch, 128, 256, objects=3)
+    assert read.tile(HOPPER) == HOPPER_TILE
+    (launch,) = read.of(HOPPER)
+    assert_covers(launch, 64, 512, objects=3)
     assert programs(launch) >= PROCESSORS / 2
     assert read.transposed == ([] if last else [(1, M, 128)])
     assert not read.copies
@@ -175,8 +183,8 @@ def test_memory_read_as_a_layer():
     with traced() as read:
         MemoryRead()(key, value, query, query_value)
     assert read.transposed == [(3, M, 128), (3, N, 128), (3, N, 512)]
-    assert read.tile("_forward_kernel") == (128, 64, 128, 256, 3)
-    assert_covers(read.of("_forward_kernel")[0], 128, 256, objects=3)
+    assert read.tile(HOPPER) == HOPPER_TILE
+    assert_covers(read.of(HOPPER)[0], 64, 512, objects=3)
     assert not read.copies
 
 
@@ -220,7 +228,7 @@ def test_mivos(top_k):
         MiVOSMemoryReader(top_k)(key, value, channels(1, 128, HEIGHT, WIDTH))
     assert read.transposed == [(1, M, 128), (2, N, 128), (2, N, 512)]
     if top_k is None:
-        assert read.tile("_forward_kernel") == (128, 64, 128, 256, 3)
+        assert read.tile(HOPPER) == HOPPER_TILE
         assert not read.copies
     else:
         assert read.tile("_topk_kernel") == (64, 64, 2)
@@ -253,7 +261,7 @@ def test_training(first):
     upstream = torch.empty_like(out)
     with traced() as backward:
         torch.autograd.grad(out, leaves, upstream)
-    assert read.tile("_forward_kernel") == (128, 64, 128, 256, 3)
+    assert read.tile(HOPPER) == HOPPER_TILE
     assert not read.copies
     for trace in (read, backward):
         assert trace.transposed == ([(2, *shape) for shape in shapes] if first else [])
@@ -269,7 +277,7 @@ def test_nothing_loads_two_bytes_in_a_loop():
         str((launch.kernel, launch.source.signature, launch.constants, launch.options)): launch for launch in _traced
     }
     launches = [launch for launch in distinct.values() if launch.kernel != "_rows_kernel"]
-    assert {"_forward_kernel", "_topk_kernel", "_grad_key_kernel", "_forward_quantised_kernel"} <= {
+    assert {HOPPER, "_forward_kernel", "_topk_kernel", "_grad_key_kernel", "_forward_quantised_kernel"} <= {
         launch.kernel for launch in launches
     }
     with ThreadPoolExecutor(2) as pool:
@@ -282,6 +290,8 @@ def test_nothing_loads_two_bytes_in_a_loop():
             loop = sass.main_loop(listing)
             assert any("GMMA" in line for line in loop), f"{name}: no wgmma"
             assert any("LDGSTS" in line for line in loop), f"{name}: no asynchronous copies"
+        if launch.kernel == HOPPER:
+            assert sum("UTMALDG" in line for line in sass.in_loops(listing)) >= 3, f"{name}: no copies by TMA"
 
 
 def _listing(launch: Launched) -> list[str]:

@@ -59,7 +59,7 @@ def test_a_named_backend_is_in_the_log_too(caplog):
 
 
 def test_the_order_of_preference_ends_with_the_reference_that_takes_everything():
-    assert backends.NAMES == ("triton", "cpp", "reference", "hopper")
+    assert backends.NAMES == ("triton", "cpp", "reference")
     assert backends.BACKENDS[-1].absent_reasons() == []
 
 

@@ -1,14 +1,21 @@
-"""The Hopper engine: refused with reasons where it cannot run, and no worse than eager where it can."""
+"""The Hopper kernel on a GPU: no worse than eager, and neither is the portable kernel where it would read."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from stm_fast.ops import backends, hopper_ops, memory_read
+from stm_fast.kernels.configs import forward_config
+from stm_fast.kernels.forward import hopper_module, plan_read
+from stm_fast.kernels.problem import Problem
+from stm_fast.kernels.targets import target_of
+from stm_fast.kernels.tiles import Choice
+from stm_fast.kernels.tuned import using
+from stm_fast.ops import memory_read
 from stm_fast.testing import ReadCase, check_case, make_tensors
 
-on_hopper = pytest.mark.skipif(bool(hopper_ops.absent_reasons()), reason="; ".join(hopper_ops.absent_reasons()))
+IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+on_hopper = pytest.mark.skipif(not IS_HOPPER, reason="there is no device of compute capability 9.0")
 
 STM = ReadCase(queries=100, rows=300, key_dim=128, value_dim=512)
 CASES = [
@@ -28,23 +35,39 @@ CASES = [
 ]
 
 
-def test_auto_does_not_take_it() -> None:
-    assert "hopper" not in [backend.name for backend in backends.BACKENDS]
-
-
-@pytest.mark.skipif(not hopper_ops.absent_reasons(), reason="it can run here")
-def test_where_it_cannot_run_it_says_why() -> None:
-    query, key, value = make_tensors(STM, torch.float16)[:3]
-    with pytest.raises(NotImplementedError, match=r"backend 'hopper' cannot run this memory read: .+"):
-        memory_read(query, key, value, backend="hopper")
+def launched_for(case: ReadCase) -> str:
+    """The kernel that such a read launches."""
+    query, key, value = make_tensors(case, torch.bfloat16, "cuda")[:3]
+    target = target_of(query.device)
+    problem = Problem(query, key, value, None, None, None, 1.0, False, None, target, "half")
+    return plan_read(problem)[2].kernel.__name__
 
 
 @pytest.mark.gpu
 @on_hopper
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_worse_than_eager(case: ReadCase, dtype: torch.dtype) -> None:
-    check_case(case, dtype, "hopper", "cuda", gradients=False)
+    assert launched_for(case) == "_forward_hopper_kernel"
+    check_case(case, dtype, "triton", "cuda")
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("case", [case for case in CASES if case.key_dim == 128], ids=str)
+def test_the_portable_kernel_at_the_same_widths(case: ReadCase) -> None:
+    choice = Choice(90, "half", 128, 512, regular=True, weighted=False)
+    with using({("forward", choice): forward_config(choice)}):
+        assert launched_for(case) == "_forward_kernel"
+        check_case(case, torch.bfloat16, "triton", "cuda")
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_this_triton_has_its_gluon() -> None:
+    assert hopper_module() is not None
 
 
 @pytest.mark.gpu
@@ -55,17 +78,17 @@ def test_a_bank_with_spare_capacity_is_read_in_place() -> None:
     for bank, rows in zip(banks, (key, value), strict=True):
         bank[:, :300] = rows
     lengths = torch.tensor([300, 300], dtype=torch.int32, device="cuda")
-    found = memory_read(query, *banks, lengths=lengths, backend="hopper")
-    torch.testing.assert_close(found, memory_read(query, key, value, backend="hopper"), rtol=0, atol=1e-2)
+    found = memory_read(query, *banks, lengths=lengths, backend="triton")
+    torch.testing.assert_close(found, memory_read(query, key, value, backend="triton"), rtol=0, atol=1e-2)
 
 
 @pytest.mark.gpu
 @on_hopper
 def test_a_hundred_reads_are_bit_equal() -> None:
     query, key, value = make_tensors(replace(STM, queries=1620, rows=8100), torch.bfloat16, "cuda")[:3]
-    first = memory_read(query, key, value, backend="hopper")
+    first = memory_read(query, key, value, backend="triton")
     assert isinstance(first, torch.Tensor)
     for _ in range(99):
-        again = memory_read(query, key, value, backend="hopper")
+        again = memory_read(query, key, value, backend="triton")
         assert isinstance(again, torch.Tensor)
         assert torch.equal(first, again)

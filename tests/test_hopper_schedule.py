@@ -7,10 +7,14 @@ import torch
 from gluon_simulator import SOURCE, ScheduleError, simulate
 from torch import Tensor
 
-from stm_fast.kernels import forward_hopper
-from stm_fast.kernels.configs_hopper import HopperConfig, hopper_reasons
+from stm_fast.kernels import forward
+from stm_fast.kernels.configs_hopper import HopperConfig, is_for_hopper
 from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
+from stm_fast.kernels.launch import Launch, arithmetic_of
+from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.targets import Target
+from stm_fast.kernels.tiles import ForwardConfig
+from stm_fast.kernels.tuned import using
 from stm_fast.ops import memory_read, merge_reads
 
 torch.set_num_threads(1)
@@ -26,12 +30,17 @@ def make(
     return [torch.randn(shape).half() for shape in shapes]
 
 
+def problem_of(tensors: list[Tensor], lengths: list[int] | None = None, scale: float = 0.3) -> Problem:
+    query, key, value = tensors
+    there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    return Problem(query, key, value, None, None, there, scale, False, None, TARGET, arithmetic_of(query.dtype))
+
+
 def plan(
     tensors: list[Tensor], lengths: list[int] | None = None, splits: int = 1, config: HopperConfig = SMALL
 ) -> tuple[Tensor, Tensor, GluonLaunch]:
     """Outputs full of NaN, and the launch that fills them."""
-    there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
-    out, lse, launch = plan_forward_hopper(*tensors, there, 0.3, TARGET, splits=splits, config=config)
+    out, lse, launch = plan_forward_hopper(problem_of(tensors, lengths), splits=splits, config=config)
     return out.fill_(math.nan), lse.fill_(math.nan), launch
 
 
@@ -81,23 +90,23 @@ def test_whole_tiles() -> None:
 def test_the_engine_chooses_parts_and_joins_them(monkeypatch) -> None:
     parts = []
 
-    def join(out: Tensor, lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def join(out: Tensor, lse: Tensor, dtype: torch.dtype, _dependent: bool) -> tuple[Tensor, Tensor]:
         parts.append(out.shape[1])
         out, lse = merge_reads(list(out.unbind(1)), list(lse.unbind(1)))
         return out.to(dtype), lse
 
     monkeypatch.setattr(GluonLaunch, "run", lambda launch: simulate(launch, 0))
-    monkeypatch.setattr(forward_hopper, "target_of", lambda _: TARGET)
-    monkeypatch.setattr(forward_hopper, "combine", join)
+    monkeypatch.setattr(forward, "combine", join)
     for rows in (60, 600):
         query, key, value = (
             torch.randn(1, 20, 64).half(),
             torch.randn(2, rows, 64).half(),
             torch.randn(2, rows, 512).half(),
         )
-        lengths = torch.tensor([rows, 7], dtype=torch.int32)
-        out, lse = forward_hopper.forward_hopper(query, key, value, lengths, 0.125)
-        exact = memory_read(*(t.double() for t in (query, key, value)), lengths=lengths, return_lse=True)
+        problem = problem_of([query, key, value], [rows, 7], 0.125)
+        assert is_for_hopper(problem)
+        out, lse = forward.forward(problem)
+        exact = memory_read(*(t.double() for t in problem[:3]), lengths=problem.lengths, return_lse=True)
         assert out.dtype == torch.float16
         torch.testing.assert_close(out.double(), exact[0], rtol=0, atol=4e-3)
         torch.testing.assert_close(lse.double(), exact[1], rtol=0, atol=1e-5)
@@ -151,20 +160,42 @@ def test_the_simulator_finds_a_broken_schedule(found: str, instead: str, error: 
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "is_for_it"),
     [
-        (lambda q, k, v: (q.float(), k.float(), v.float()), "no kernel for torch.float32"),
-        (lambda q, k, v: (q, k, v[:, :, :256]), "values of 512 channels, found 256"),
-        (lambda q, k, v: (q.repeat(1, 1, 2), k.repeat(1, 1, 2), v), "at most 128 channels, found 256"),
-        (lambda q, k, v: (q, k.mT.contiguous().mT, v), "key: its rows are not contiguous"),
-        (lambda q, k, v: (q[:, :0], k, v), "query: it is empty"),
-        (lambda q, k, v: (q[:, :, 1:], k[:, :, 1:], v), "query: its rows do not start at multiples of 16 bytes"),
-        (lambda q, k, v: (q, k, v[:1].expand(2, -1, -1)), "value: its objects are no whole number of rows apart"),
-        (lambda q, k, v: (q, k.mT.contiguous().view(2, 30, 128)[:, :, :120], v), ""),
+        (lambda q, k, v: (q, k, v), True),
+        (lambda q, k, v: (q[:1].expand(2, -1, -1), k, v), True),
+        (lambda q, k, v: (q, k.mT.contiguous().view(2, 30, 128)[:, :, :120], v), True),
+        (lambda q, k, v: (q.float(), k.float(), v.float()), False),
+        (lambda q, k, v: (q, k, v[:, :, :256]), False),
+        (lambda q, k, v: (q.repeat(1, 1, 2), k.repeat(1, 1, 2), v), False),
+        (lambda q, k, v: (q, k.mT.contiguous().mT, v), False),
+        (lambda q, k, v: (q[:, :0], k, v), False),
+        (lambda q, k, v: (q[:, :, 1:], k[:, :, 1:], v), False),
+        (
+            lambda q, k, v: (
+                q,
+                k,
+                torch.cat([v.flatten(), v.new_empty(8)]).as_strided(v.shape, (30 * 512 + 8, 512, 1)),
+            ),
+            False,
+        ),
     ],
 )
-def test_reads_that_it_cannot_take_have_reasons(change, reason: str) -> None:
+def test_which_reads_it_takes(change, is_for_it: bool) -> None:
     query, key, value = torch.randn(2, 20, 128), torch.randn(2, 30, 128), torch.randn(2, 30, 512)
-    found = hopper_reasons(*change(query.half(), key.half(), value.half()))
-    assert bool(found) == bool(reason)
-    assert reason in "; ".join(found)
+    problem = problem_of(change(query.half(), key.half(), value.half()))
+    assert is_for_hopper(problem) == is_for_it
+    assert not is_for_hopper(problem._replace(l2=True))
+    assert not is_for_hopper(problem._replace(target=Target(100, processors=4)))
+
+
+def test_a_tile_of_the_user_goes_first() -> None:
+    problem = problem_of(make(30))._replace(value=torch.randn(1, 30, 512).half())
+    assert isinstance(forward.plan_read(problem)[2], GluonLaunch)
+    with using({("forward", problem.choice): ForwardConfig(64, 32, 32, 128, 1, 8, 1)}):
+        assert isinstance(forward.plan_read(problem)[2], Launch)
+
+
+def test_a_triton_without_this_gluon_leaves_the_portable_kernel(monkeypatch) -> None:
+    monkeypatch.setattr(forward, "hopper_module", lambda: None)
+    assert isinstance(forward.plan_read(problem_of(make(30))._replace(value=torch.randn(1, 30, 512).half()))[2], Launch)

@@ -46,7 +46,7 @@ def test_each_limit_is_enforced(change, breach: str) -> None:
 
 @pytest.mark.slow
 def test_the_units_of_both_slots_are_loaded_in_the_loop_over_slots() -> None:
-    """Triton's interpreter cannot tell: carried through the loop as a name of its own, the old unit stayed the first."""
+    """Triton's interpreter cannot tell: by a name of its own the old unit stayed the first."""
     launch = gate.quantised_launch(QuantisedCase(90, torch.int8))
     compiled = triton.compile(source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
     loop = re.search(r"^( *)[^\n]*scf\.for.*?^\1\}", compiled.asm["ttgir"], re.DOTALL | re.MULTILINE)

@@ -21,7 +21,7 @@ from stm_fast.benchmarking.published import (
 )
 from stm_fast.benchmarking.workload import KEY_DIM, TOP_K, Workload
 from stm_fast.ops import memory_read
-from stm_fast.ops.backends import BACKENDS, ON_REQUEST
+from stm_fast.ops.backends import BACKENDS
 from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised
 
 
@@ -174,7 +174,7 @@ _PEERS = (
     *(_flex_route(queries, rows) for queries, rows in ((32, 32), (64, 32), (64, 64))),
 )
 _OURS = (
-    *(Route(backend.name, "stm_fast", _ours(backend.name), "rows") for backend in (*BACKENDS, *ON_REQUEST)),
+    *(Route(backend.name, "stm_fast", _ours(backend.name), "rows") for backend in BACKENDS),
     *(Route(layout, f"stm_fast, a memory of {layout}", _of_bytes, layout) for layout in BYTES),
 )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from stm_fast.ops import cpp_ops, hopper_ops, reference, triton_ops
+from stm_fast.ops import cpp_ops, reference, triton_ops
 from stm_fast.ops.inputs import ReadInputs, ReadResult
 from stm_fast.ops.registration import transform_reasons
 
@@ -57,9 +57,7 @@ BACKENDS = (
     _engine("cpp", cpp_ops.absent_reasons, cpp_ops.not_supported_reasons, cpp_ops.read),
     Backend("reference", _nothing, _nothing_to_refuse, reference.read),
 )
-# taken by name alone: not run on a GPU yet
-ON_REQUEST = (_engine("hopper", hopper_ops.absent_reasons, hopper_ops.not_supported_reasons, hopper_ops.read),)
-NAMES = tuple(backend.name for backend in (*BACKENDS, *ON_REQUEST))
+NAMES = tuple(backend.name for backend in BACKENDS)
 
 
 def choose(name: str, inputs: ReadInputs) -> Backend:
@@ -69,7 +67,7 @@ def choose(name: str, inputs: ReadInputs) -> Backend:
     """
     if name == "auto":
         return _first_that_can(inputs)
-    backend = next((backend for backend in (*BACKENDS, *ON_REQUEST) if backend.name == name), None)
+    backend = next((backend for backend in BACKENDS if backend.name == name), None)
     if backend is None:
         raise ValueError(f'backend: found {name!r}, expected "auto" or one of {", ".join(NAMES)}')
     reasons = backend.refusals(inputs)
