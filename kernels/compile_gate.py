@@ -30,9 +30,10 @@ from stm_fast.kernels.grad_key import plan_grad_key
 from stm_fast.kernels.grad_query import plan_grad_query
 from stm_fast.kernels.grad_value import plan_grad_value
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.layout import plan_rows
 from stm_fast.kernels.problem import Problem, half_norms
 from stm_fast.kernels.row_totals import plan_row_totals
-from stm_fast.kernels.sass import run_tool
+from stm_fast.kernels.sass import disassemble, in_loops, main_loop, narrow_loads, opcodes, run_tool, waits
 from stm_fast.kernels.targets import ARCHITECTURES, SHARED_MEMORY, Target
 from stm_fast.kernels.tiles import Arithmetic
 from stm_fast.kernels.topk_select import plan_candidates, plan_maxima
@@ -81,7 +82,8 @@ class Compiled(NamedTuple):
     """What came of one case.
 
     registers and stack (bytes) of a thread; shared memory (bytes) and tensor memory (columns) of a block; the number of
-    wgmma instructions; whether it starts another kernel early or waits for the one before.
+    wgmma instructions; whether it starts another kernel early or waits for the one before. Of the main loop the number
+    of instructions and of waits; of all loops that of loads of a number of two bytes by itself.
     """
 
     case: Case
@@ -93,14 +95,19 @@ class Compiled(NamedTuple):
     wgmma: int
     seconds: float
     dependent: bool = False
+    loop: int = 0
+    waits: int = 0
+    narrow: int = 0
 
     def __str__(self) -> str:
         memory = f"{self.stack:6} {self.shared / 1024:7.1f} {self.tensor_memory:5} {self.wgmma:6}"
+        memory += f" {self.loop:5} {self.waits:5} {self.narrow:6}"
         return f"{self.case}{self.registers:5} {memory} {self.seconds:7.1f}"
 
 
 HEADER = (
-    f"{'arch':7}{'kernel':12}{'dtype':12}{'scores':7}{'layout':9}  Ck/Cv   regs  stack  KiB sm  tmem  wgmma seconds"
+    f"{'arch':7}{'kernel':12}{'dtype':12}{'scores':7}{'layout':9}  Ck/Cv   regs  stack  KiB sm  tmem  wgmma"
+    "  loop waits narrow seconds"
 )
 
 Shape = tuple[int, int, Layout, Scores]  # Ck, Cv
@@ -112,14 +119,22 @@ _FORWARD_HALF: tuple[Shape, ...] = (
     (64, 128, "rows", "dot"),
     (128, 128, "rows", "dot"),
     (128, 256, "rows", "dot"),
+    (80, 128, "rows", "dot"),
+    (32, 32, "rows", "dot"),
+    (176, 192, "rows", "dot"),
     (192, 512, "rows", "dot"),
     (256, 512, "rows", "dot"),
+    (240, 640, "rows", "dot"),
     (128, 512, "channels", "dot"),
     (127, 511, "odd", "dot"),
     (64, 512, "rows", "l2 all"),
     (128, 512, "rows", "l2 all"),
     (128, 128, "rows", "l2 all"),
+    (80, 128, "rows", "l2 all"),
+    (192, 512, "rows", "l2 all"),
+    (256, 256, "rows", "l2 all"),
     (127, 511, "odd", "l2 all"),
+    (255, 511, "odd", "l2 all"),
 )
 _FORWARD_FLOAT32: tuple[Shape, ...] = ((128, 512, "rows", "dot"), (127, 511, "odd", "l2 all"))
 _BACKWARD_HALF: tuple[Shape, ...] = (
@@ -144,6 +159,8 @@ def cases() -> Iterator[Case]:
         if architecture >= OLDEST_DEPENDENT:
             for kernel in ("forward pdl", "combine pdl"):
                 yield Case(kernel, architecture, "half", torch.bfloat16, *_FORWARD_HALF[0])
+        yield Case("rows", architecture, "half", torch.bfloat16, 128, 512, "channels")
+        yield Case("rows", architecture, "ieee", torch.float32, 128, 512, "channels")
         for kernel in ("combine", "delta", "weighted"):
             yield Case(kernel, architecture, "half", torch.bfloat16, *_BACKWARD_HALF[0])
             yield Case(kernel, architecture, "ieee", torch.float32, *_BACKWARD_HALF[0])
@@ -172,6 +189,7 @@ def launch_of(case: Case) -> Launch:
         rows = torch.empty(batch, queries, _TOP_K, dtype=torch.int64, device="meta")
         return plan_weighted_sum(lists_of_queries(rows), lse, problem.value, case.dtype)[-1]
     plans = {
+        "rows": lambda: plan_rows(problem.value),
         "forward": lambda: plan_forward(problem),
         "forward pdl": lambda: plan_forward(problem, splits=5),
         "row_totals": lambda: plan_row_totals(problem, lse),
@@ -219,6 +237,8 @@ def compile_case(case: Case) -> Compiled:
     target = GPUTarget("cuda", case.architecture, 32)
     compiled = triton.compile(source(launch), target=target, options=launch.options)
     registers, stack = resources(compiled.asm["cubin"])
+    listing = disassemble(compiled.asm["cubin"])
+    loop = main_loop(listing)
     return Compiled(
         case,
         launch.config,
@@ -229,6 +249,9 @@ def compile_case(case: Case) -> Compiled:
         compiled.asm["ptx"].count("wgmma.mma_async"),
         time.perf_counter() - started,
         "griddepcontrol" in compiled.asm["ptx"],
+        opcodes(loop).total(),
+        waits(loop),
+        narrow_loads(in_loops(listing)),
     )
 
 
@@ -301,6 +324,8 @@ def breaches(compiled: Compiled) -> list[str]:
         and not compiled.wgmma
     ):
         found.append("no wgmma")
+    if case.layout == "rows" and compiled.narrow:
+        found.append(f"{compiled.narrow} loads of two bytes in a loop")
     if compiled.dependent != case.dependent:
         found.append(f"{'a' if compiled.dependent else 'no'} griddepcontrol")
     return [f"{case}: {breach}" for breach in found]

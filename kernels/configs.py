@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import product, starmap
 
 from stm_fast.kernels.targets import ARCHITECTURES, SHARED_MEMORY, Target
-from stm_fast.kernels.tiles import ARITHMETICS, Arithmetic, BackwardConfig, Choice, ForwardConfig
+from stm_fast.kernels.tiles import ARITHMETICS, Arithmetic, BackwardConfig, Choice, ForwardConfig, chunks
 from stm_fast.kernels.tuned import tuned_tile
 
 WIDEST_KEY = 256
@@ -99,8 +99,9 @@ def _forward_config(
 
 def _fits(config: ForwardConfig, architecture: int, key_dim: int, weighted: bool) -> bool:
     """Whether queries, their selection, and keys and values of every stage fit the shared memory, 16 bits a number."""
-    queries = config.block_m * key_dim * (1 + weighted)
-    step = config.block_n * (key_dim + config.value_width)
+    columns = chunks(key_dim, config.block_k).width
+    queries = config.block_m * columns * (1 + weighted)
+    step = config.block_n * (columns + config.value_width)
     return 2 * (queries + config.num_stages * step) <= SHARED_MEMORY[architecture] * 1024
 
 
@@ -147,7 +148,8 @@ def _key_in_one_product(choice: Choice) -> bool:
 
 def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:
     """Every (architecture, arithmetic, configuration) of the forward kernel."""
-    choices = product(ARCHITECTURES, ARITHMETICS, (64, 128, 192, 256), (128, 256, 512), (True, False), (True, False))
+    widths = range(16, WIDEST_KEY + 1, 16), (128, 256, 512)
+    choices = product(ARCHITECTURES, ARITHMETICS, *widths, (True, False), (True, False))
     yield from dict.fromkeys((choice[0], choice[1], _forward_config(*choice)) for choice in choices)
 
 

@@ -12,6 +12,8 @@ from triton.backends import nvidia
 # wgmma, mma.sync and tcgen05.mma, of floats and of integers
 _PRODUCTS = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "OMMA", "IMMA", "UTCHMMA", "UTCQMMA", "UTCIMMA")
 
+_WAITS = ("DEPBAR", "WARPGROUP.DEPBAR", "BAR.", "SYNCS.PHASECHK")
+
 
 def disassemble(cubin: bytes) -> list[str]:
     """The lines of a cubin's listing: labels `.L_x_1:` and instructions, without their addresses."""
@@ -78,6 +80,16 @@ def opcodes(body: Sequence[str]) -> Counter[str]:
     """How often each opcode, with its modifiers, is in a piece of a listing."""
     names = (re.sub(r"^@!?U?P\d+\s+", "", line).split(maxsplit=1)[0] for line in body)
     return Counter(name for name in names if name != "NOP")
+
+
+def waits(body: Sequence[str]) -> int:
+    """How many of the instructions wait: for copies, for products, for other warps."""
+    return sum(count for name, count in opcodes(body).items() if name.startswith(_WAITS))
+
+
+def narrow_loads(body: Sequence[str]) -> int:
+    """How many of the instructions load a number of one or two bytes by itself."""
+    return sum(count for name, count in opcodes(body).items() if re.match(r"LDG.*\.[US](8|16)\b", name))
 
 
 def products(body: Sequence[str]) -> int:

@@ -3,7 +3,6 @@
 Not collected by itself: test_launch.py runs it in a process of its own, on the device of launchless.py.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -284,8 +283,7 @@ def test_nothing_loads_two_bytes_in_a_loop():
         listings = list(pool.map(_listing, launches))
     for launch, listing in zip(launches, listings, strict=True):
         name = f"{launch.kernel} {launch.constants} {launch.options}"
-        narrow = [line for line in sass.in_loops(listing) if re.search(r"\bLDG\S*\.[US](8|16)\b", line)]
-        assert not narrow, f"{name}: {narrow}"
+        assert sass.narrow_loads(sass.in_loops(listing)) == 0, name
         if launch.kernel in ("_forward_kernel", "_forward_quantised_kernel"):
             loop = sass.main_loop(listing)
             assert any("GMMA" in line for line in loop), f"{name}: no wgmma"

@@ -37,6 +37,7 @@ def test_amd_is_in_the_table_as_information() -> None:
         ({"registers": 4}, "empty"),
         ({"wgmma": 0}, "no wgmma"),
         ({"dependent": True}, "a griddepcontrol"),
+        ({"narrow": 3}, "3 loads of two bytes"),
     ],
 )
 def test_each_limit_is_enforced(change: dict[str, int], breach: str) -> None:

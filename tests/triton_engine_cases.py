@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from stm_fast.kernels import configs, forward, topk_backward, topk_select
+from stm_fast.kernels import configs, forward, layout, topk_backward, topk_select
 from stm_fast.ops import memory_read
 from stm_fast.testing import CASES, ReadCase, check_case, make_tensors, runs
 
@@ -71,15 +71,15 @@ def test_parts_of_the_memory_are_joined_exactly(
 
 @pytest.mark.skipif(not INTERPRETED, reason="the tiles of one architecture need not fit another")
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-@pytest.mark.parametrize("value_dim", [128, 256, 512])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 128), (64, 256), (64, 512), (80, 128), (208, 176)])
 def test_the_tiles_of_every_architecture_are_right(
-    architecture: int, value_dim: int, monkeypatch: pytest.MonkeyPatch
+    architecture: int, key_dim: int, value_dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose = configs.forward_config
     monkeypatch.setattr(forward, "forward_config", lambda choice: choose(choice._replace(architecture=architecture)))
-    case = ReadCase(batch=1, queries=70, rows=100, key_dim=64, value_dim=value_dim)
+    case = ReadCase(batch=1, queries=70, rows=100, key_dim=key_dim, value_dim=value_dim)
     check_case(case, torch.float16, "triton", DEVICE, gradients=False)
-    weighted = replace(EVERYTHING, batch=1, lengths=(90,), key_dim=64, value_dim=value_dim)
+    weighted = replace(EVERYTHING, batch=1, lengths=(90,), key_dim=key_dim, value_dim=value_dim)
     check_case(weighted, torch.float16, "triton", DEVICE, gradients=False)
 
 
@@ -168,6 +168,24 @@ def test_any_strides_are_followed() -> None:
     spread_out = [torch.full((*t.shape, 3), torch.nan, device=DEVICE)[..., 1].copy_(t) for t in tensors]
     found = memory_read(*spread_out, backend="triton")
     torch.testing.assert_close(found, memory_read(*tensors, backend="triton"))
+
+
+@pytest.mark.parametrize("case", [ReadCase(return_usage=True), replace(EVERYTHING, shared_key=True), TOP], ids=str)
+def test_tensors_that_are_given_rows_are_read_right(case: ReadCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "FEWEST_QUERIES", 1)
+    monkeypatch.setattr(layout, "FEWEST_SCORES", 1)
+    check_case(replace(case, channels_first=True), torch.float16, "triton", DEVICE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_rows_are_the_same_numbers(dtype: torch.dtype) -> None:
+    large = torch.randn(3, 2 * 80, 2 * 70, device=DEVICE).to(dtype)
+    strided = large[:, ::2, 1::2].mT  # [3, 70, 80]
+    for tensor in (strided, strided[:1].expand(3, -1, -1), large.mT[:, :, :7]):
+        rows = layout.with_rows(tensor)
+        assert torch.equal(rows, tensor)
+        assert rows[0].is_contiguous()
+        assert (rows.stride(0) == 0) == (tensor.stride(0) == 0)
 
 
 # opcheck looks at the .grad of its own copies

@@ -39,7 +39,8 @@ def memory_read(
     Args:
         query: ``[B, M, Ck]``, M = H*W pixels of the current frame. The batch may be 1: one query for every object.
         key: ``[B, N, Ck]``, N = T*H*W memory rows. The batch may be 1: one affinity for all objects (STCN, XMem).
-        value: ``[B, N, Cv]``. All three share dtype and device; any strides.
+        value: ``[B, N, Cv]``. All three share dtype and device; any strides. "triton" copies a long memory whose rows
+            are not contiguous and aligned, for the time of the call.
         scale: factor of the scores, default ``1 / sqrt(Ck)``.
         similarity: ``"dot"``: ``S_ij = scale * <q_i, k_j>`` (STM, MiVOS, AOT, SAM 2).
             ``"l2"``: ``S_ij = -scale * shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2`` (STCN; XMem equation 2).
