@@ -223,7 +223,6 @@ def _forward_quantised_kernel(
     key_mean += b * stride_key_mean_b + first * stride_key_mean_t
     value += b * stride_value_b + first * stride_value_t
     value_scale += b * stride_value_scale_b + first * stride_value_scale_t
-    old_value_scale = value_scale
     key_offsets = n[None, :] * stride_key_r + c[:, None] * stride_key_c  # [BLOCK_K, BLOCK_N], transposed
     value_offsets = n[:, None] * stride_value_r + v[None, :] * stride_value_c  # [BLOCK_N, BLOCK_V]
 
@@ -236,7 +235,10 @@ def _forward_quantised_kernel(
         # the accumulator is in units of the slot at hand. Units, means and queries are loaded again for every slot:
         # kept, they would take the registers of the accumulator
         unit = _unit(value_scale + v * stride_value_scale_c, v < CV)
-        accumulator = accumulator * (_unit(old_value_scale + v * stride_value_scale_c, v < CV) / unit)[None, :]
+        # counted back from the pointer at hand: a second name for it, carried through the loop, is taken by Triton for
+        # a constant, because both names begin as the same pointer
+        back = tl.where(slot > first_slot, stride_value_scale_t, 0)
+        accumulator = accumulator * (_unit(value_scale - back + v * stride_value_scale_c, v < CV) / unit)[None, :]
         mean = tl.load(key_mean + c * stride_key_mean_c, mask=c < CK, other=0.0)
         exact_query = _query_tile(query, m, c, M, stride_query_m, stride_query_c, CK)
         mean_score = tl.sum(exact_query * mean[None, :], 1) * scale
@@ -280,13 +282,13 @@ def _forward_quantised_kernel(
         key_scale += stride_key_scale_t
         key_mean += stride_key_mean_t
         value += stride_value_t
-        old_value_scale = value_scale
         value_scale += stride_value_scale_t
 
     # without any row total is 0 and so is the accumulator; lse stays -inf, and the scales may be anything
     total = tl.where(total == 0, 1.0, total)
     row = (b * splits + part) * M + m
-    unit = _unit(old_value_scale + v * stride_value_scale_c, (v < CV) & (first_block < last_block))
+    last_value_scale = value_scale - stride_value_scale_t
+    unit = _unit(last_value_scale + v * stride_value_scale_c, (v < CV) & (first_block < last_block))
     result = accumulator * unit[None, :] / total[:, None]
     tl.store(
         out + row[:, None] * CV + v[None, :],

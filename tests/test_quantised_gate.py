@@ -1,9 +1,14 @@
 """The read of a quantised memory compiles for every architecture within its limits. No GPU is needed."""
 
+import re
+
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
 from stm_fast.kernels import compile_gate_quantised as gate
+from stm_fast.kernels.compile_gate import source
 from stm_fast.kernels.compile_gate_quantised import QuantisedCase, QuantisedCompiled
 from stm_fast.kernels.configs_quantised import quantised_config
 from stm_fast.kernels.targets import ARCHITECTURES
@@ -37,3 +42,14 @@ def test_each_limit_is_enforced(change, breach: str) -> None:
     assert gate.quantised_breaches(GOOD) == []
     (found,) = gate.quantised_breaches(GOOD._replace(**change))
     assert breach in found
+
+
+@pytest.mark.slow
+def test_the_units_of_both_slots_are_loaded_in_the_loop_over_slots() -> None:
+    """Triton's interpreter cannot tell: carried through the loop as a name of its own, the old unit stayed the first."""
+    launch = gate.quantised_launch(QuantisedCase(90, torch.int8))
+    compiled = triton.compile(source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
+    loop = re.search(r"^( *)[^\n]*scf\.for.*?^\1\}", compiled.asm["ttgir"], re.DOTALL | re.MULTILINE)
+    assert loop is not None
+    units = re.findall(rf"tt\.load .*tensor<{launch.config.block_v}x!tt\.ptr<f32>", loop[0])
+    assert len(units) == 2
