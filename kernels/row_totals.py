@@ -71,6 +71,7 @@ def _row_totals_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    HALF: tl.constexpr = query.dtype.element_ty != tl.float32
     b = tl.program_id(2).to(tl.int64)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
     length = N
@@ -117,7 +118,8 @@ def _row_totals_kernel(
         if shrinkage is not None:
             factor = (tl.load(shrinkage + n * stride_shrinkage_n, mask=valid_n, other=0.0) * score_factor)[None, :]
             shrinkage += BLOCK_N * stride_shrinkage_n
-        weight = softmax_weights(raw, factor, lse_tile, None, valid_m[:, None] & valid_n[None, :])
+        valid = valid_m[:, None] & valid_n[None, :]
+        weight = softmax_weights(raw, factor, lse_tile, None, valid, HALF)
         total += tl.sum(weight, 1)
         key += BLOCK_N * stride_key_n
     # a query without any row has no weights to divide

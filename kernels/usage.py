@@ -68,6 +68,7 @@ def _usage_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    HALF: tl.constexpr = query.dtype.element_ty != tl.float32
     b = tl.program_id(2).to(tl.int64)
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     length = N
@@ -122,7 +123,8 @@ def _usage_kernel(
         total_tile = None
         if totals is not None:
             total_tile = tl.load(totals + first + m, mask=valid_m, other=1.0)
-        weight = softmax_weights(raw, factor, lse_tile, total_tile, valid_m[:, None] & valid_n[None, :])
+        valid = valid_m[:, None] & valid_n[None, :]
+        weight = softmax_weights(raw, factor, lse_tile, total_tile, valid, HALF)
         total += tl.sum(weight, 0)
         query += BLOCK_M * stride_query_m
         if selection is not None:
