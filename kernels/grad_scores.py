@@ -16,7 +16,7 @@ from stm_fast.kernels.layout import LARGEST_TILE
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import grad_weights, raw_scores, softmax_weights
 
-MOST_PAIRS = 2**25  # of a query and a memory row in a block: 64 MiB of weights in 16 bits, and as much of gradients
+MOST_PAIRS = 2**26  # of a query and a memory row in a block: 128 MiB of weights in 16 bits, and as much of gradients
 
 
 class Block(NamedTuple):
