@@ -73,6 +73,7 @@ def plan_grad_scores(
         "grad_shrinkage": grad_shrinkage,
         "first": first,
         "width": shape[2],
+        "BASE_2": problem.base_2,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -123,6 +124,7 @@ def _grad_scores_kernel(
     CV: tl.constexpr,
     L2: tl.constexpr,
     PRECISION: tl.constexpr,
+    BASE_2: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -174,8 +176,7 @@ def _grad_scores_kernel(
     if totals is not None:
         total_tile = tl.load(totals + row + m, mask=valid_m, other=1.0)
     valid = valid_m[:, None] & valid_n[None, :]
-    HALF: tl.constexpr = query.dtype.element_ty != tl.float32
-    weight_tile = softmax_weights(raw, factor, lse_tile, total_tile, valid, HALF)
+    weight_tile = softmax_weights(raw, factor, lse_tile, total_tile, valid, BASE_2)
     width = width.to(tl.int64)
     offsets = ((b * tl.num_programs(0) * BLOCK_M + first_query + m) * width)[:, None] + (column + n)[None, :]
     tl.store(weight + offsets, weight_tile.to(weight.dtype.element_ty))

@@ -31,6 +31,7 @@ def plan_row_totals(problem: Problem, lse: Tensor) -> tuple[Tensor, Launch]:
         **problem.score_arguments(),
         "lse": lse,
         "totals": totals,
+        "BASE_2": problem.base_2,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -67,11 +68,11 @@ def _row_totals_kernel(
     CK: tl.constexpr,
     L2: tl.constexpr,
     PRECISION: tl.constexpr,
+    BASE_2: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    HALF: tl.constexpr = query.dtype.element_ty != tl.float32
     b = tl.program_id(2).to(tl.int64)
     start = tl.program_id(0).to(tl.int64) * BLOCK_M
     length = N
@@ -119,7 +120,7 @@ def _row_totals_kernel(
             factor = (tl.load(shrinkage + n * stride_shrinkage_n, mask=valid_n, other=0.0) * score_factor)[None, :]
             shrinkage += BLOCK_N * stride_shrinkage_n
         valid = valid_m[:, None] & valid_n[None, :]
-        weight = softmax_weights(raw, factor, lse_tile, None, valid, HALF)
+        weight = softmax_weights(raw, factor, lse_tile, None, valid, BASE_2)
         total += tl.sum(weight, 1)
         key += BLOCK_N * stride_key_n
     # a query without any row has no weights to divide

@@ -90,20 +90,18 @@ def raw_scores(
 
 
 @triton.jit
-def softmax_weights(raw, factor, lse, totals, valid, HALF: tl.constexpr):
+def softmax_weights(raw, factor, lse, totals, valid, BASE_2: tl.constexpr):
     """The affinity P [M, N] of raw scores, from lse [M]; 0 where `valid` [M, N] is not.
 
     factor: score_factor, or that times shrinkage [1, N]. A query without any row has lse -inf.
     totals: None, or sum_j exp(S_ij - lse_i) [M], which is 1 but for the rounding of lse (row_totals.py).
-    HALF: inputs of 16 bits, which round more than a power of 2 does: one multiplication fewer for each weight.
+    BASE_2: whether to make them as powers of 2 (problem.py).
     """
     lse = tl.where(lse == -float("inf"), float("inf"), lse)
-    if HALF:
+    if BASE_2:
         LOG2E: tl.constexpr = 1.4426950408889634
-        weight = tl.math.exp2(raw * (factor * LOG2E) - (lse * LOG2E)[:, None])
-    else:
-        weight = tl.exp(raw * factor - lse[:, None])
-    weight = tl.where(valid, weight, 0.0)
+        factor, lse = factor * LOG2E, lse * LOG2E
+    weight = tl.where(valid, exponential(raw * factor - lse[:, None], BASE_2), 0.0)
     if totals is not None:
         weight /= totals[:, None]
     return weight

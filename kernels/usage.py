@@ -28,6 +28,7 @@ def plan_usage(problem: Problem, lse: Tensor, totals: Tensor | None) -> tuple[Te
         "lse": lse,
         "totals": totals,
         "usage": result,
+        "BASE_2": problem.base_2,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -64,11 +65,11 @@ def _usage_kernel(
     CK: tl.constexpr,
     L2: tl.constexpr,
     PRECISION: tl.constexpr,
+    BASE_2: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    HALF: tl.constexpr = query.dtype.element_ty != tl.float32
     b = tl.program_id(2).to(tl.int64)
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     length = N
@@ -124,7 +125,7 @@ def _usage_kernel(
         if totals is not None:
             total_tile = tl.load(totals + first + m, mask=valid_m, other=1.0)
         valid = valid_m[:, None] & valid_n[None, :]
-        weight = softmax_weights(raw, factor, lse_tile, total_tile, valid, HALF)
+        weight = softmax_weights(raw, factor, lse_tile, total_tile, valid, BASE_2)
         total += tl.sum(weight, 0)
         query += BLOCK_M * stride_query_m
         if selection is not None:
