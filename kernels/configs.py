@@ -109,7 +109,7 @@ def is_regular(key_dim: int, value_dim: int) -> bool:
 
 
 def backward_config(choice: Choice) -> BackwardConfig:
-    """The tile of the kernel of P and G, of the usage kernel, and of the one of row totals."""
+    """The tile of the kernel of P and G."""
     return tuned_tile("backward", choice, BackwardConfig) or _backward_config(choice)
 
 
@@ -129,7 +129,7 @@ def grad_query_config(choice: Choice) -> BackwardConfig:
 
 
 def topk_config(choice: Choice) -> BackwardConfig:
-    """The tile of the top-k kernel."""
+    """The tile of the kernels that only make scores: top-k, usage and row totals."""
     return tuned_tile("top-k", choice, BackwardConfig) or _topk_config(choice)
 
 
@@ -164,13 +164,13 @@ def _grad_value_config(choice: Choice) -> BackwardConfig:
         return _FLOAT32
     if choice.value_dim % 16 != 0:
         return replace(_IRREGULAR, block_v=64)
-    return _product_config(choice, block_v=256 if choice.value_dim % 256 == 0 else 128)
+    return _product_config(choice, block_v=256 if choice.value_dim % 256 == 0 else _columns(choice.value_dim))
 
 
 def _grad_key_config(choice: Choice) -> BackwardConfig:
     if choice.arithmetic != "half":
         return _FLOAT32
-    return _product_config(choice, block_c=_key_columns(choice)) if choice.regular else _IRREGULAR
+    return _product_config(choice, block_c=_columns(choice.key_dim)) if choice.regular else _IRREGULAR
 
 
 def _grad_query_config(choice: Choice) -> BackwardConfig:
@@ -178,7 +178,8 @@ def _grad_query_config(choice: Choice) -> BackwardConfig:
         return _FLOAT32
     if not choice.regular:
         return _IRREGULAR
-    tile = _product_config(choice, block_c=_key_columns(choice))
+    # two accumulators beside a selection
+    tile = _product_config(choice, block_c=64 if choice.weighted else _columns(choice.key_dim))
     return replace(tile, block_m=tile.block_n, block_n=tile.block_m)
 
 
@@ -188,22 +189,19 @@ def _product_config(choice: Choice, **columns: int) -> BackwardConfig:
     return replace(tile if choice.architecture in (90, 100) else replace(tile, block_m=32, num_stages=4), **columns)
 
 
-def _key_columns(choice: Choice) -> int:
-    """A program's columns of a gradient of queries or keys; two accumulators of them beside a selection."""
-    return 64 if choice.key_dim <= 64 or choice.weighted else 128
+def _columns(width: int) -> int:
+    return 64 if width <= 64 else 128
 
 
 def _topk_config(choice: Choice) -> BackwardConfig:
+    """As wide as the keys, so that the side of a score that does not change in the loop is not loaded there."""
     if choice.arithmetic != "half":
         return _FLOAT32
     if not choice.regular:
         return _IRREGULAR
-    return BackwardConfig(64, 64, 128 if _key_in_one_product(choice) else 64, 128, 64, 8, 2)
-
-
-def _key_in_one_product(choice: Choice) -> bool:
-    """Whether a tile may be as wide as the keys: loads inside a loop over their chunks are not pipelined."""
-    return choice.arithmetic == "half" and choice.regular and choice.key_dim == 128
+    # in powers of 2; beside a selection there is no shared memory for more
+    block_k = 64 if choice.weighted else max(16, 1 << (choice.key_dim - 1).bit_length())
+    return BackwardConfig(64, 64, block_k, 128, 64, 8, 2)
 
 
 def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:

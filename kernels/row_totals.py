@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.configs import backward_config
+from stm_fast.kernels.configs import topk_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import raw_scores, softmax_weights
@@ -25,7 +25,7 @@ def row_totals(problem: Problem, lse: Tensor) -> Tensor | None:
 
 def plan_row_totals(problem: Problem, lse: Tensor) -> tuple[Tensor, Launch]:
     """The sums [B, M], and the launch that fills them; lse [B, M] float32, contiguous."""
-    config = backward_config(problem.choice)
+    config = topk_config(problem.choice)
     totals = lse.new_empty(lse.shape)
     arguments = {
         **problem.score_arguments(),

@@ -18,7 +18,7 @@ from stm_fast.kernels.tiles import BackwardConfig, Choice, ForwardConfig
 VARIABLE = "STM_FAST_CONFIGS"
 SCHEMA = 1
 
-# whose tile; "backward" is that of P and G, of the usage kernel and of row totals
+# whose tile; "backward" is that of P and G, "top-k" also that of usage and row totals
 Kernel = Literal["forward", "backward", "grad_value", "grad_key", "grad_query", "top-k"]
 KINDS: dict[Kernel, type[ForwardConfig] | type[BackwardConfig]] = {
     "forward": ForwardConfig,

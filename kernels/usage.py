@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.configs import backward_config
+from stm_fast.kernels.configs import topk_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.row_totals import row_totals
@@ -21,7 +21,7 @@ def usage(problem: Problem, lse: Tensor) -> Tensor:
 def plan_usage(problem: Problem, lse: Tensor, totals: Tensor | None) -> tuple[Tensor, Launch]:
     """The usage [B, N], and the launch that fills it; lse and totals (or None): [B, M] float32, contiguous."""
     batch, rows = problem.value.shape[:2]
-    config = backward_config(problem.choice)
+    config = topk_config(problem.choice)
     result = lse.new_empty(batch, rows)
     arguments = {
         **problem.score_arguments(),
