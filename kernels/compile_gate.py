@@ -27,7 +27,8 @@ from stm_fast.kernels.configs import all_configs
 from stm_fast.kernels.delta import plan_delta
 from stm_fast.kernels.forward import plan_forward
 from stm_fast.kernels.grad_key import plan_grad_key
-from stm_fast.kernels.grad_query import plan_grad_query
+from stm_fast.kernels.grad_query import new_query_sums, plan_grad_query
+from stm_fast.kernels.grad_scores import plan_grad_scores
 from stm_fast.kernels.grad_value import plan_grad_value
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.layout import plan_rows
@@ -148,7 +149,7 @@ _TOP_K = 30
 
 def cases() -> Iterator[Case]:
     """Every case of the gate."""
-    gradients = ("grad_value", "grad_key", "grad_query")
+    gradients = ("grad_scores", "grad_value", "grad_key", "grad_query")
     top_k = ("maxima", "candidates")
     for architecture in ARCHITECTURES:
         for shape in _FORWARD_HALF:
@@ -166,6 +167,7 @@ def cases() -> Iterator[Case]:
             yield Case(kernel, architecture, "ieee", torch.float32, *_BACKWARD_HALF[0])
         for kernel, shape in product((*gradients, *top_k), _BACKWARD_HALF):
             yield Case(kernel, architecture, "half", torch.bfloat16, *shape)
+        yield Case("grad_value", architecture, "half", torch.bfloat16, 128, 128, "rows")
         yield Case("usage", architecture, "half", torch.bfloat16, *_BACKWARD_HALF[-1])
         for kernel in (*gradients, *top_k, "row_totals"):
             yield Case(kernel, architecture, "ieee", torch.float32, *_BACKWARD_FLOAT32)
@@ -196,11 +198,17 @@ def launch_of(case: Case) -> Launch:
         "usage": lambda: plan_usage(problem, lse, totals),
         "maxima": lambda: plan_maxima(problem, _TOP_K),
         "candidates": lambda: plan_candidates(problem, lse, _TOP_K, 4 * _TOP_K),
-        "grad_value": lambda: plan_grad_value(problem, out, lse, totals),
-        "grad_key": lambda: plan_grad_key(problem, out, lse, totals, lse),
-        "grad_query": lambda: plan_grad_query(problem, out, lse, totals, lse),
+        "grad_scores": lambda: plan_grad_scores(problem, out, lse, totals, lse, 0, 2048),
     }
-    return plans[case.kernel]()[-1]
+    if case.kernel in plans:
+        return plans[case.kernel]()[-1]
+    block = plans["grad_scores"]()[0]
+    gradients = {
+        "grad_value": lambda: plan_grad_value(problem, block, out, out),
+        "grad_key": lambda: plan_grad_key(problem, block, out),
+        "grad_query": lambda: plan_grad_query(problem, block, new_query_sums(problem, 2048)),
+    }
+    return gradients[case.kernel]()
 
 
 def _problem(case: Case) -> Problem:

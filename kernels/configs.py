@@ -5,7 +5,7 @@ the shared and tensor memory of each architecture, by compile_gate.py. Nothing i
 `stm-fast benchmark --tune` timed beforehand goes first (tuned.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product, starmap
@@ -111,39 +111,99 @@ def is_regular(key_dim: int, value_dim: int) -> bool:
 
 
 def backward_config(choice: Choice) -> BackwardConfig:
-    """The tile of the kernels of dk, dq, de and ds, and of the usage kernel."""
+    """The tile of the kernel of P and G."""
     return tuned_tile("backward", choice, BackwardConfig) or _backward_config(choice)
 
 
-def value_config(choice: Choice) -> BackwardConfig:
+def grad_value_config(choice: Choice) -> BackwardConfig:
     """The tile of the kernel of dv."""
-    return tuned_tile("grad_value", choice, BackwardConfig) or _value_config(choice)
+    return tuned_tile("grad_value", choice, BackwardConfig) or _grad_value_config(choice)
+
+
+def grad_key_config(choice: Choice) -> BackwardConfig:
+    """The tile of the kernel of dk."""
+    return tuned_tile("grad_key", choice, BackwardConfig) or _grad_key_config(choice)
+
+
+def grad_query_config(choice: Choice) -> BackwardConfig:
+    """The tile of the kernel of the sums for dq and de."""
+    return tuned_tile("grad_query", choice, BackwardConfig) or _grad_query_config(choice)
 
 
 def topk_config(choice: Choice) -> BackwardConfig:
-    """The tile of the top-k kernel."""
+    """The tile of the kernels that only make scores: top-k, usage and row totals."""
     return tuned_tile("top-k", choice, BackwardConfig) or _topk_config(choice)
+
+
+# by the names that a user's table has for the kernels
+CONFIG_OF: dict[str, Callable[[Choice], ForwardConfig | BackwardConfig]] = {
+    "forward": forward_config,
+    "backward": backward_config,
+    "grad_value": grad_value_config,
+    "grad_key": grad_key_config,
+    "grad_query": grad_query_config,
+    "top-k": topk_config,
+}
+
+_FLOAT32 = BackwardConfig(32, 32, 16, 64, 16, 8, 1)
+_IRREGULAR = BackwardConfig(32, 32, 32, 64, 32, 4, 1)
 
 
 def _backward_config(choice: Choice) -> BackwardConfig:
     if choice.arithmetic != "half":
-        return BackwardConfig(32, 32, 16, 64, 16, 8, 1)
-    return BackwardConfig(64, 64, 64, 128, 64, 8, 2) if choice.regular else BackwardConfig(32, 32, 32, 64, 32, 4, 1)
+        return _FLOAT32
+    if not choice.regular:
+        return _IRREGULAR
+    if choice.weighted:
+        return BackwardConfig(64, 64, 64, 128, 64, 8, 2)
+    # a key or value loaded serves 128 queries, and the other way round
+    return BackwardConfig(128, 128, 64, 128, 64, 8, 3 if choice.architecture in (90, 100) else 2)
 
 
-def _value_config(choice: Choice) -> BackwardConfig:
-    """Wide where that stays in registers (not beside a selection): every program makes the scores again."""
-    wide = _key_in_one_product(choice) and not choice.weighted and choice.value_dim % 256 == 0
-    return replace(_backward_config(choice), **{"block_k": 128, "block_v": 256} if wide else {})
+def _grad_value_config(choice: Choice) -> BackwardConfig:
+    """The weights lie in whole tiles, and dO is contiguous, whatever the layout of the inputs."""
+    if choice.arithmetic != "half":
+        return _FLOAT32
+    if choice.value_dim % 16 != 0:
+        return replace(_IRREGULAR, block_v=64)
+    return _product_config(choice, block_v=256 if choice.value_dim % 256 == 0 else _columns(choice.value_dim))
+
+
+def _grad_key_config(choice: Choice) -> BackwardConfig:
+    if choice.arithmetic != "half":
+        return _FLOAT32
+    return _product_config(choice, block_c=_columns(choice.key_dim)) if choice.regular else _IRREGULAR
+
+
+def _grad_query_config(choice: Choice) -> BackwardConfig:
+    if choice.arithmetic != "half":
+        return _FLOAT32
+    if not choice.regular:
+        return _IRREGULAR
+    # two accumulators beside a selection
+    tile = _product_config(choice, block_c=64 if choice.weighted else _columns(choice.key_dim))
+    return replace(tile, block_m=tile.block_n, block_n=tile.block_m)
+
+
+def _product_config(choice: Choice, **columns: int) -> BackwardConfig:
+    """128 rows of the product, some columns, and a step along the sum."""
+    tile = BackwardConfig(64, 128, 64, 64, 64, 8, 3)
+    return replace(tile if choice.architecture in (90, 100) else replace(tile, block_m=32, num_stages=4), **columns)
+
+
+def _columns(width: int) -> int:
+    return 64 if width <= 64 else 128
 
 
 def _topk_config(choice: Choice) -> BackwardConfig:
-    return replace(_backward_config(choice), **{"block_k": 128} if _key_in_one_product(choice) else {})
-
-
-def _key_in_one_product(choice: Choice) -> bool:
-    """Whether a tile may be as wide as the keys: loads inside a loop over their chunks are not pipelined."""
-    return choice.arithmetic == "half" and choice.regular and choice.key_dim == 128
+    """As wide as the keys, so that the side of a score that does not change in the loop is not loaded there."""
+    if choice.arithmetic != "half":
+        return _FLOAT32
+    if not choice.regular:
+        return _IRREGULAR
+    # in powers of 2; beside a selection there is no shared memory for more
+    block_k = 64 if choice.weighted else max(16, 1 << (choice.key_dim - 1).bit_length())
+    return BackwardConfig(64, 64, block_k, 128, 64, 8, 2)
 
 
 def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:
@@ -158,8 +218,9 @@ def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
     yield from all_forward_configs()
     widths = (64, 128, 192, 256), (128, 256, 512)
     choices = list(starmap(Choice, product(ARCHITECTURES, ARITHMETICS, *widths, (True, False), (True, False))))
-    pairs = product((_backward_config, _value_config, _topk_config), choices)
-    yield from dict.fromkeys((choice.architecture, choice.arithmetic, config_of(choice)) for config_of, choice in pairs)
+    config_of = (_backward_config, _grad_value_config, _grad_key_config, _grad_query_config, _topk_config)
+    pairs = product(config_of, choices)
+    yield from dict.fromkeys((choice.architecture, choice.arithmetic, config(choice)) for config, choice in pairs)
     yield from product(ARCHITECTURES, ("half", "ieee"), (COMBINE, DELTA, GATHER, ROWS))
 
 

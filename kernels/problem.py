@@ -52,6 +52,11 @@ class Problem(NamedTuple):
         """
         return self.arithmetic == "half"
 
+    @property
+    def precision(self) -> str:
+        """What tl.dot is told."""
+        return "ieee" if self.arithmetic == "half" else self.arithmetic
+
     def score_arguments(self) -> dict[str, Any]:
         """The kernel arguments that every score depends on."""
         batch = self.value.shape[0]
@@ -74,7 +79,7 @@ class Problem(NamedTuple):
             "stride_norms_b": 0 if self.norms is None else self.norms.expand(batch, -1).stride(0),
             "CK": self.query.shape[2],
             "L2": self.l2,
-            "PRECISION": "ieee" if self.arithmetic == "half" else self.arithmetic,
+            "PRECISION": self.precision,
         }
 
     def value_arguments(self) -> dict[str, Any]:

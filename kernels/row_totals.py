@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.configs import backward_config
+from stm_fast.kernels.configs import topk_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import raw_scores, softmax_weights
@@ -25,12 +25,13 @@ def row_totals(problem: Problem, lse: Tensor) -> Tensor | None:
 
 def plan_row_totals(problem: Problem, lse: Tensor) -> tuple[Tensor, Launch]:
     """The sums [B, M], and the launch that fills them; lse [B, M] float32, contiguous."""
-    config = backward_config(problem.choice)
+    config = topk_config(problem.choice)
     totals = lse.new_empty(lse.shape)
     arguments = {
         **problem.score_arguments(),
         "lse": lse,
         "totals": totals,
+        "BASE_2": problem.base_2,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -67,6 +68,7 @@ def _row_totals_kernel(
     CK: tl.constexpr,
     L2: tl.constexpr,
     PRECISION: tl.constexpr,
+    BASE_2: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -117,7 +119,8 @@ def _row_totals_kernel(
         if shrinkage is not None:
             factor = (tl.load(shrinkage + n * stride_shrinkage_n, mask=valid_n, other=0.0) * score_factor)[None, :]
             shrinkage += BLOCK_N * stride_shrinkage_n
-        weight = softmax_weights(raw, factor, lse_tile, None, valid_m[:, None] & valid_n[None, :])
+        valid = valid_m[:, None] & valid_n[None, :]
+        weight = softmax_weights(raw, factor, lse_tile, None, valid, BASE_2)
         total += tl.sum(weight, 1)
         key += BLOCK_N * stride_key_n
     # a query without any row has no weights to divide

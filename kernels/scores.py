@@ -90,14 +90,18 @@ def raw_scores(
 
 
 @triton.jit
-def softmax_weights(raw, factor, lse, totals, valid):
+def softmax_weights(raw, factor, lse, totals, valid, BASE_2: tl.constexpr):
     """The affinity P [M, N] of raw scores, from lse [M]; 0 where `valid` [M, N] is not.
 
     factor: score_factor, or that times shrinkage [1, N]. A query without any row has lse -inf.
     totals: None, or sum_j exp(S_ij - lse_i) [M], which is 1 but for the rounding of lse (row_totals.py).
+    BASE_2: whether to make them as powers of 2 (problem.py).
     """
     lse = tl.where(lse == -float("inf"), float("inf"), lse)
-    weight = tl.where(valid, tl.exp(raw * factor - lse[:, None]), 0.0)
+    if BASE_2:
+        LOG2E: tl.constexpr = 1.4426950408889634
+        factor, lse = factor * LOG2E, lse * LOG2E
+    weight = tl.where(valid, exponential(raw * factor - lse[:, None], BASE_2), 0.0)
     if totals is not None:
         weight /= totals[:, None]
     return weight

@@ -18,12 +18,14 @@ from stm_fast.kernels.tiles import BackwardConfig, Choice, ForwardConfig
 VARIABLE = "STM_FAST_CONFIGS"
 SCHEMA = 1
 
-# whose tile; the usage kernel takes that of the backward, which is not that of dv
-Kernel = Literal["forward", "backward", "grad_value", "top-k"]
+# whose tile; "backward" is that of P and G, "top-k" also that of usage and row totals
+Kernel = Literal["forward", "backward", "grad_value", "grad_key", "grad_query", "top-k"]
 KINDS: dict[Kernel, type[ForwardConfig] | type[BackwardConfig]] = {
     "forward": ForwardConfig,
     "backward": BackwardConfig,
     "grad_value": BackwardConfig,
+    "grad_key": BackwardConfig,
+    "grad_query": BackwardConfig,
     "top-k": BackwardConfig,
 }
 Tiles = Mapping[tuple[Kernel, Choice], ForwardConfig | BackwardConfig]

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.configs import backward_config
+from stm_fast.kernels.configs import topk_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.row_totals import row_totals
@@ -21,13 +21,14 @@ def usage(problem: Problem, lse: Tensor) -> Tensor:
 def plan_usage(problem: Problem, lse: Tensor, totals: Tensor | None) -> tuple[Tensor, Launch]:
     """The usage [B, N], and the launch that fills it; lse and totals (or None): [B, M] float32, contiguous."""
     batch, rows = problem.value.shape[:2]
-    config = backward_config(problem.choice)
+    config = topk_config(problem.choice)
     result = lse.new_empty(batch, rows)
     arguments = {
         **problem.score_arguments(),
         "lse": lse,
         "totals": totals,
         "usage": result,
+        "BASE_2": problem.base_2,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -64,6 +65,7 @@ def _usage_kernel(
     CK: tl.constexpr,
     L2: tl.constexpr,
     PRECISION: tl.constexpr,
+    BASE_2: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -122,7 +124,8 @@ def _usage_kernel(
         total_tile = None
         if totals is not None:
             total_tile = tl.load(totals + first + m, mask=valid_m, other=1.0)
-        weight = softmax_weights(raw, factor, lse_tile, total_tile, valid_m[:, None] & valid_n[None, :])
+        valid = valid_m[:, None] & valid_n[None, :]
+        weight = softmax_weights(raw, factor, lse_tile, total_tile, valid, BASE_2)
         total += tl.sum(weight, 0)
         query += BLOCK_M * stride_query_m
         if selection is not None:

@@ -15,7 +15,7 @@ from stm_fast.benchmarking.tuning import climb, neighbours_of, tune, write_table
 from stm_fast.errors import InputError
 from stm_fast.kernels import tuned
 from stm_fast.kernels.compile_gate import Case, launch_of
-from stm_fast.kernels.configs import backward_config, forward_config, topk_config, value_config
+from stm_fast.kernels.configs import backward_config, forward_config, grad_value_config, topk_config
 from stm_fast.kernels.targets import INTERPRETER
 from stm_fast.kernels.tiles import Choice, ForwardConfig
 from stm_fast.ops import triton_ops
@@ -100,7 +100,7 @@ def test_the_tuned_tile_is_the_one_that_the_kernels_take(monkeypatch, tmp_path):
     assert launch_of(case).config == best
     # for exactly what was timed
     assert launch_of(case._replace(key_dim=64)).config == default
-    assert topk_config(HERE) == backward_config(HERE) == value_config(HERE)
+    assert topk_config(HERE) == backward_config(HERE) == grad_value_config(HERE)
 
 
 def test_a_tile_that_is_no_faster_is_not_in_the_table(monkeypatch):
@@ -125,13 +125,13 @@ ENTRY = {"kernel": "forward", "choice": CHOICE._asdict(), "tile": vars(TILE)}
 
 
 def test_each_kernel_takes_its_own_tile(monkeypatch, tmp_path):
-    gradient = replace(backward_config(CHOICE), block_m=32)
+    gradient, best = replace(backward_config(CHOICE), block_m=32), topk_config(CHOICE)
     entries = [ENTRY, {"kernel": "backward", "choice": CHOICE._asdict(), "tile": vars(gradient)}]
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps(GOOD | {"tiles": entries}))
     monkeypatch.setenv(tuned.VARIABLE, str(path))
     assert (forward_config(CHOICE), backward_config(CHOICE)) == (TILE, gradient)
-    assert topk_config(CHOICE) == replace(gradient, block_m=64, block_k=128)
+    assert topk_config(CHOICE) == best
     with tuned.using({}):
         assert forward_config(CHOICE) != TILE
 

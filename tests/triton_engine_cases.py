@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from stm_fast.kernels import configs, forward, layout, topk_backward, topk_select
+from stm_fast.kernels import configs, forward, grad_query, grad_scores, layout, topk_backward, topk_select
 from stm_fast.ops import memory_read
 from stm_fast.testing import CASES, ReadCase, check_case, make_tensors, runs
 
@@ -58,6 +58,17 @@ def test_gradients_of_large_scores_do_not_suffer_from_the_rounding_of_lse(
 ) -> None:
     monkeypatch.setattr(runs, "make_tensors", partial(make_tensors, seed=seed))
     check_case(ReadCase(spread=100.0), torch.float32, "triton", DEVICE)
+
+
+@pytest.mark.parametrize(("shared", "splits", "lengths"), [(True, 1, None), (True, 2, (130, 33)), (False, 2, None)])
+def test_gradients_are_summed_over_blocks_and_their_parts(
+    shared: bool, splits: int, lengths: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grad_scores, "MOST_PAIRS", 1)  # blocks of as few rows as can be, 128
+    monkeypatch.setattr(grad_query, "choose_splits", lambda *_: splits)
+    case = ReadCase(rows=140, queries=9, lengths=lengths, shared_query=shared, shared_key=shared)
+    check_case(case, torch.float32, "triton", DEVICE)
+    check_case(replace(EVERYTHING, rows=140, queries=9, lengths=lengths), torch.float16, "triton", DEVICE)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 7])

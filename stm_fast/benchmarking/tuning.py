@@ -43,12 +43,18 @@ _LIMITS = {
     "num_stages": (1, 4),
 }
 # the kernels of a pass that have a tile of their own
-_KERNELS = {"forward": ("forward",), "backward": ("grad_value", "backward"), "top-k": ("top-k",)}
+_KERNELS = {
+    "forward": ("forward",),
+    "backward": ("backward", "grad_value", "grad_key", "grad_query"),
+    "top-k": ("top-k",),
+}
 # what the time of a kernel depends on
 _FIELDS = {
     "forward": ("block_m", "block_n", "block_v", "accumulators", "num_warps", "num_stages"),
-    "grad_value": ("block_m", "block_n", "block_k", "block_v", "num_warps", "num_stages"),
-    "backward": ("block_m", "block_n", "block_k", "block_c", "block_v", "num_warps", "num_stages"),
+    "backward": ("block_m", "block_n", "block_k", "block_v", "num_warps", "num_stages"),
+    "grad_value": ("block_m", "block_n", "block_v", "num_warps", "num_stages"),
+    "grad_key": ("block_m", "block_n", "block_c", "num_warps", "num_stages"),
+    "grad_query": ("block_m", "block_n", "block_c", "num_warps", "num_stages"),
     "top-k": ("block_m", "block_n", "block_k", "num_warps", "num_stages"),
 }
 
@@ -145,7 +151,7 @@ class _Timed:
         clock: CudaClock | WallClock,
         report: Report,
     ) -> None:
-        from stm_fast.kernels.configs import backward_config, forward_config, topk_config, value_config
+        from stm_fast.kernels.configs import CONFIG_OF
         from stm_fast.kernels.launch import arithmetic_of
         from stm_fast.kernels.tiles import Choice
         from stm_fast.kernels.tuned import using
@@ -154,9 +160,8 @@ class _Timed:
         dtype = workloads[0].dtype
         self._calls = [(_call_of(work), make_inputs(work.shape, dtype, work.device, seed=0)) for work in workloads]
         self.choice = Choice(architecture, arithmetic_of(dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
-        config_of = {"forward": forward_config, "grad_value": value_config, "top-k": topk_config}
         with using({}):
-            self.start = config_of.get(kernel, backward_config)(self.choice)
+            self.start = CONFIG_OF[kernel](self.choice)
             self._expected = [call.timed(call.before(inputs)) for call, inputs in self._calls]
             self._seconds = [self._measure(call, inputs) for call, inputs in self._calls]
 
