@@ -85,16 +85,17 @@ def _forward_config(
         block_m = 64 if weighted and not narrow else 128
         config = ForwardConfig(block_m, 64, 128, 128 if narrow else 256, 1, 8, 3)
         return config if _fits(config, architecture, key_dim, weighted) else replace(config, num_stages=2)
-    if weighted and key_dim > 128 and architecture != 100:
-        return ForwardConfig(64, 32, 128, 128, 1, 8, 2)
+    block_n = 64 if architecture == 100 else 32
+    if weighted and key_dim > 128:
+        return ForwardConfig(64, block_n, 128, 128, 1, 8, 2)
     if narrow:
-        return ForwardConfig(128, 64 if architecture == 100 else 32, 128, 128, 1, 8, 2)
-    whole = value_dim > 256 and not weighted
+        return ForwardConfig(128, block_n, 128, 128, 1, 8, 2)
+    # wider keys leave no registers for the widest values
+    whole = value_dim > 256 and not weighted and key_dim <= 128
     if architecture == 100:
-        # wider keys leave no registers for the widest values
-        return ForwardConfig(64, 64, 128, 512 if whole and key_dim <= 128 else 256, 1, 8, 2)
+        return ForwardConfig(64, block_n, 128, 512 if whole else 256, 1, 8, 2)
     # mma.sync: accumulators 128 wide with their own loads of V need no registers to shuffle V
-    return ForwardConfig(64, 32, 128, 128, 4 if whole else 2, 8, 2)
+    return ForwardConfig(64, block_n, 128, 128, 4 if whole else 2, 8, 2)
 
 
 def _fits(config: ForwardConfig, architecture: int, key_dim: int, weighted: bool) -> bool:

@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from stm_fast.benchmarking import grid
-from stm_fast.kernels import compile_gate
+from stm_fast.kernels import compile_gate, sass
 from stm_fast.kernels.compile_gate import Case, Compiled
 from stm_fast.kernels.configs import COMBINE, all_configs, choose_splits, read_time
 from stm_fast.kernels.targets import Target, nearest_architecture
@@ -46,6 +46,45 @@ def test_each_limit_is_enforced(change: dict[str, int], breach: str) -> None:
     assert compile_gate.breaches(good) == []
     (found,) = compile_gate.breaches(good._replace(**change))
     assert breach in found
+
+
+LISTING = """
+MOV R1, c[0x0][0x28]
+LDG.E.U16 R2, desc[UR4][R2.64]
+.L_x_0:
+@P0 LDG.E.U16.CONSTANT R3, desc[UR4][R2.64]
+BRA.U UP0, `(.L_x_0)
+.L_x_1:
+LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64]
+DEPBAR.LE SB0, 0x2
+@!P0 BRA `(.L_x_5)
+.L_x_2:
+HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT, gsb0
+WARPGROUP.DEPBAR.LE gsb0, 0x0
+NOP
+@P1 BRA `(.L_x_1)
+HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24, gsb0
+EXIT
+.L_x_5:
+SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R5
+@!P0 BRA `(.L_x_5)
+BRA `(.L_x_2)
+""".strip().splitlines()
+
+
+def test_the_main_loop_is_that_of_the_products() -> None:
+    loop = sass.main_loop(LISTING)
+    assert sass.products(loop) == 1
+    assert loop[0].startswith("LDGSTS")
+    # code that is seldom run, behind the end, belongs to the loop that it goes back to and makes no loop of its own
+    assert sass.opcodes(loop).total() == 9
+    assert sass.waits(loop) == 3
+    assert sass.main_loop(LISTING[:4]) == []
+
+
+def test_loads_of_two_bytes_count_in_loops_alone() -> None:
+    assert sass.narrow_loads(LISTING) == 2
+    assert sass.narrow_loads(sass.in_loops(LISTING)) == 1
 
 
 COMBINE_CASE = Case("combine", 90, "half", torch.bfloat16, 128, 512, "rows")
