@@ -8,15 +8,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.combine import combine
 from stm_fast.kernels.configs import choose_splits, forward_config
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.plans import Plans
 from stm_fast.kernels.problem import LOG2E, Problem
+from stm_fast.kernels.read_plan import ReadPlan
 from stm_fast.kernels.scores import add_products, exponential, logarithm
 from stm_fast.kernels.tiles import chunks
 
 # chunks of a query that stay in registers or shared memory through the whole loop
 MOST_HELD = 2
+
+_PLANS: Plans[ReadPlan] = Plans()
 
 
 def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor]:
@@ -24,11 +27,17 @@ def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor
 
     `splits`: parts of the memory, chosen by the number of processors when None.
     """
-    part_out, part_lse, launch = plan_forward(problem, splits)
-    launch.run()
-    if part_lse.shape[1] == 1:
-        return part_out.squeeze(1), part_lse.squeeze(1)
-    return combine(part_out, part_lse, problem.value.dtype, problem.target.dependent_launch)
+    return forward_plan(problem, splits).read(problem.value, *problem.tensors)
+
+
+def forward_plan(problem: Problem, splits: int | None = None) -> ReadPlan:
+    """The plan for this and every other problem of its layout, which reads `problem.tensors`."""
+    purpose = (problem.layout, splits)
+    return _PLANS.get(purpose) or _PLANS.keep(purpose, _new_plan(problem, splits))
+
+
+def _new_plan(problem: Problem, splits: int | None) -> ReadPlan:
+    return ReadPlan(*plan_forward(problem, splits), problem.value.dtype, problem.target.dependent_launch)
 
 
 def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor, Launch]:

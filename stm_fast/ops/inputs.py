@@ -1,5 +1,6 @@
 """What travels between memory_read() and its backends."""
 
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,15 +27,27 @@ class ReadInputs(NamedTuple):
     top_k: int  # 0: dense
     return_usage: bool
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """In the order in which a Reader takes them."""
+        return self.query, self.key, self.value, self.shrinkage, self.selection, self.lengths
+
     def requires_grad(self) -> bool:
-        tensors = (self.query, self.key, self.value, self.shrinkage, self.selection)
-        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        return requires_grad(self.tensors)
 
 
 class ReadResult(NamedTuple):
     out: Tensor  # [B, M, Cv], dtype of value
     lse: Tensor  # [B, M], accumulation dtype
     usage: Tensor | None  # [B, N], accumulation dtype
+
+
+# reads `tensors` of the layouts, and by the options, of the inputs that it was made for; without gradients
+Reader = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], ReadResult]
+
+
+def requires_grad(tensors: Iterable[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def in_transform() -> bool:

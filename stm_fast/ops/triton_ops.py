@@ -14,8 +14,8 @@ from torch import Tensor
 from stm_fast.errors import InputError
 from stm_fast.kernels.configs import WIDEST_KEY
 from stm_fast.kernels.targets import ARCHITECTURES
-from stm_fast.ops.inputs import ReadInputs, ReadResult
-from stm_fast.ops.registration import call_engine, register_engine
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
+from stm_fast.ops.registration import call_engine, engine_reader, register_engine
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_OBJECTS = 65535  # a launch grid has no more in its third dimension
@@ -74,6 +74,34 @@ def _capturing(tensor: Tensor) -> bool:
 
 def read(inputs: ReadInputs) -> ReadResult:
     return call_engine("triton", inputs)
+
+
+def reader(inputs: ReadInputs) -> Reader | None:
+    if inputs.top_k:
+        return None  # whether it can be captured is to be asked each time
+    if inputs.return_usage:
+        return engine_reader("triton", inputs)
+    from stm_fast.kernels.forward import forward_plan
+    from stm_fast.kernels.problem import half_norms
+
+    problem = _problem(*inputs.tensors, inputs.scale, inputs.similarity == "l2", inputs.query_norm)
+    with current_device(inputs.value.device):
+        plan = forward_plan(problem)
+    has_norms = problem.norms is not None
+
+    def read(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        shrinkage: Tensor | None,
+        selection: Tensor | None,
+        lengths: Tensor | None,
+    ) -> ReadResult:
+        norms = half_norms(query, selection) if has_norms else None
+        out, lse = plan.read(value, query, key, value, shrinkage, selection, lengths, norms)
+        return ReadResult(out, lse, None)
+
+    return read
 
 
 @torch.library.impl("stm_fast::memory_read_triton", _DEVICE)
