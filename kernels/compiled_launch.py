@@ -34,31 +34,29 @@ class CompiledLaunch:
         arguments = [launch.arguments[name] for name in launch.kernel.arg_names]
         is_scalar = [isinstance(argument, int | float | str | NoneType) for argument in arguments]
         self._scalars = arguments[len(arguments) - is_scalar[::-1].index(False) :]
-        self._kernel, self._grid, self._options = launch.kernel, launch.grid, launch.options
+        self._grid = launch.grid
         self._is_empty = 0 in launch.grid
-        self._compiled = launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
-        self._device = 0 if self.interpreted else driver.active.get_current_device()
-
-    @property
-    def interpreted(self) -> bool:
-        """Whether Triton's interpreter runs it, which takes tensors alone."""
-        return self._compiled is None
+        compiled = launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
+        self.interpreted = compiled is None  # by Triton's interpreter, which takes tensors alone
+        if self.interpreted:
+            self._kernel, self._options = launch.kernel[launch.grid], launch.options
+        else:
+            self._compiled, self._start = compiled, compiled.run
+            self._handle = compiled.function, compiled.packed_metadata
+            self._device, self._stream = driver.active.get_current_device(), driver.active.get_current_stream
 
     def run(self, *tensors: Any) -> None:
         """Launches it on the current stream of its device; a tensor may be given as its address."""
         if self._is_empty:
             return
-        compiled, grid = self._compiled, self._grid
-        if compiled is None:
-            self._kernel[grid](*tensors, *self._scalars, **self._options)
+        if self.interpreted:
+            self._kernel(*tensors, *self._scalars, **self._options)
             return
-        stream = driver.active.get_current_stream(self._device)
-        enter, leave = _active(knobs.runtime.launch_enter_hook), _active(knobs.runtime.launch_exit_hook)
-        arguments = (*tensors, *self._scalars)
-        metadata = compiled.launch_metadata(grid, stream, *arguments) if enter or leave else None
-        compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *arguments)
-
-
-def _active(hook: Any) -> Any:
-    """A hook of Triton's; None for a chain without any."""
-    return hook if getattr(hook, "calls", hook) else None
+        stream, metadata = self._stream(self._device), None
+        enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+        # a hook of Triton's is None, a function, or a chain of functions, which is mostly empty
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+            metadata = self._compiled.launch_metadata(self._grid, stream, *tensors, *self._scalars)
+        else:
+            enter = leave = None
+        self._start(*self._grid, stream, *self._handle, metadata, enter, leave, *tensors, *self._scalars)

@@ -27,7 +27,7 @@ def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor
 
     `splits`: parts of the memory, chosen by the number of processors when None.
     """
-    return forward_plan(problem, splits).read(problem.value, *problem.tensors)
+    return forward_plan(problem, splits).read(*problem.tensors)
 
 
 def forward_plan(problem: Problem, splits: int | None = None) -> ReadPlan:

@@ -2,15 +2,14 @@
 
 import math
 import operator
-from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from stm_fast.ops import backends, known_calls
-from stm_fast.ops.inputs import ReadInputs, ReadResult, Similarity, accumulation_dtype, in_transform
+from stm_fast.ops.inputs import ReadInputs, Similarity, accumulation_dtype, in_transform, is_autocast, without_autocast
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -64,35 +63,26 @@ def memory_read(
         NotImplementedError: a named backend that cannot run these inputs, with its reasons.
     """
     tensors = query, key, value, shrinkage, selection, lengths
-    options = scale, top_k, similarity, query_norm, return_lse, return_usage, backend
-    call = None if torch.compiler.is_compiling() else known_calls.call_of(tensors, *options)
-    reader = None if call is None else known_calls.READERS.get(call)
+    options = scale, top_k, similarity, bool(query_norm), bool(return_lse), bool(return_usage), backend
+    call, reader = (None, None) if torch.compiler.is_compiling() else known_calls.find(tensors, *options)
     if reader is not None:
         if lengths is not None:
             _check_counts(lengths, key.shape[1])
-        return _asked_for(reader(*tensors), return_lse, return_usage)
-    inputs = _checked(*tensors, *options[:4], return_usage)
+        return _asked_for(*reader(*tensors), return_lse)
+    inputs = _checked(*tensors, scale, top_k, similarity, query_norm, return_usage)
     chosen = backends.choose(backend, inputs)
     with without_autocast(query.device):
         result = chosen.read(inputs)
-    if call is not None:
-        _remember(call, tensors, inputs, chosen)
-    return _asked_for(result, return_lse, return_usage)
+    # where no tensor had to be converted
+    if call is not None and all(map(operator.is_, inputs.tensors, tensors)):
+        known_calls.remember(call, inputs, chosen)
+    return _asked_for(*result, return_lse)
 
 
-def _remember(
-    call: Hashable, tensors: tuple[Tensor | None, ...], inputs: ReadInputs, chosen: backends.Backend
-) -> None:
-    """Keeps a reader for calls like this one, unless its tensors had to be converted."""
-    reader = chosen.reader(inputs) if all(map(operator.is_, tensors, inputs.tensors)) else None
-    if reader is not None:
-        known_calls.READERS.keep(call, reader)
-
-
-def _asked_for(result: ReadResult, return_lse: bool, return_usage: bool) -> Tensor | tuple[Tensor, ...]:
-    wanted = ((result.lse, return_lse), (result.usage, return_usage))
-    extras = [tensor for tensor, asked in wanted if asked and tensor is not None]
-    return (result.out, *extras) if extras else result.out
+def _asked_for(out: Tensor, lse: Tensor, usage: Tensor | None, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
+    if usage is not None:
+        return (out, lse, usage) if return_lse else (out, usage)
+    return (out, lse) if return_lse else out
 
 
 def _checked(
@@ -166,19 +156,10 @@ def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor,
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast a read takes the lower precision, as PyTorch's own attention does; float64 stays."""
     device = tensors[0].device.type
-    if not _is_autocast(device):
+    if not is_autocast(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.dtype in (torch.float16, torch.bfloat16, torch.float32) else t for t in tensors)
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """For inputs that have their dtype by now: autocast would cast a backend's own float32 products once more."""
-    return torch.autocast(device.type, enabled=False) if _is_autocast(device.type) else nullcontext()
 
 
 def counted_rows(lengths: Tensor | None, rows: int) -> Tensor | None:

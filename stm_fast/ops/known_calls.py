@@ -2,53 +2,81 @@
 
 import logging
 from collections.abc import Hashable
-from types import NoneType
+from typing import Unpack
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _is_any_autocast_enabled,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch.autograd import forward_ad
 
 from stm_fast.kernels.launch import arithmetic_of
 from stm_fast.kernels.plans import Plans, layout
 from stm_fast.kernels.tuned import table_in_use
-from stm_fast.ops.backends import logger
-from stm_fast.ops.inputs import Reader, in_transform, requires_grad
+from stm_fast.ops.backends import Backend, logger
+from stm_fast.ops.inputs import ReadInputs, Reader, Tensors, is_autocast, requires_grad, without_autocast
 
-READERS: Plans[Reader] = Plans()
-_OPERANDS = {Tensor, NoneType}  # and no subclasses: they may want to see what is done to them
+_READERS: Plans[Reader] = Plans()
 
 
-def call_of(
-    tensors: tuple[Tensor | None, ...], scale: float | None, top_k: int | None, *options: Hashable
-) -> Hashable:
-    """What is equal for calls that differ in the numbers and addresses of their tensors alone.
+def find(
+    tensors: Tensors, scale: float | None, top_k: int | None, *options: Hashable
+) -> tuple[Hashable, Reader | None]:
+    """What a call shares with those that differ in numbers and addresses alone, and a reader for all of them.
 
-    None for a call that has to be looked at each time: something else than kernels is to see it, or an argument may
-    equal a valid one without being valid.
+    None in place of the first for a call that is to be looked at each time: it is wrong, or something is to see what
+    happens in it.
     """
-    query = tensors[0]
-    valid_as_equals = type(scale) in (float, NoneType) and type(top_k) in (int, NoneType)
-    if query is None or not valid_as_equals or not {*map(type, tensors)} <= _OPERANDS:
-        return None
+    for tensor in tensors:
+        # a subclass may want to see what is done to it
+        if tensor is not None and type(tensor) is not Tensor:
+            return None, None
     if _is_watched() or requires_grad(tensors):
-        return None
+        return None, None
+    query, key, value, shrinkage, selection, lengths = tensors
     try:
-        device = query.device.type
-        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        settings = autocast, arithmetic_of(query.dtype), table_in_use()
-        call = *map(layout, tensors), scale, top_k, options, settings
-        hash(call)
-    except (RuntimeError, TypeError):  # a tensor without memory, or an option that is nothing like a valid one
-        return None
-    return call
+        settings = _autocast(query), arithmetic_of(query.dtype), table_in_use()
+        layouts = layout(query), layout(key), layout(value), layout(shrinkage), layout(selection), layout(lengths)
+        # with the types of numbers: True equals 1
+        call = layouts, scale, type(scale), top_k, type(top_k), options, settings
+        return call, _READERS.get(call)
+    except (AttributeError, RuntimeError, TypeError):  # None for a tensor, one without memory, a list for an option
+        return None, None
+
+
+def remember(call: Hashable, inputs: ReadInputs, backend: Backend) -> None:
+    """Keeps a reader for calls like this one, where the backend that it went to has any."""
+    reader = backend.reader(inputs)
+    if reader is not None:
+        _READERS.keep(call, _outside_autocast(reader) if is_autocast(inputs.query.device.type) else reader)
+
+
+def _outside_autocast(reader: Reader) -> Reader:
+    def read(*tensors: Unpack[Tensors]) -> tuple[Tensor, Tensor, Tensor | None]:
+        with without_autocast(tensors[0].device):
+            return reader(*tensors)
+
+    return read
 
 
 def _is_watched() -> bool:
-    """Whether something is to see the operators of a read, or how its backend is chosen."""
+    """Whether the call is transformed or recorded, or how its backend is chosen is logged."""
     return (
-        in_transform()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._is_tracing()
+        _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or _is_tracing()
         or logger.isEnabledFor(logging.DEBUG)
     )
+
+
+def _autocast(query: Tensor) -> object:
+    """Differs where memory_read() would cast to another dtype, or not at all."""
+    device = query.device.type
+    return _is_any_autocast_enabled() and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)

@@ -68,10 +68,10 @@ def engine_reader(engine: str, inputs: ReadInputs) -> Reader:
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}").default
     options, return_usage = _options(inputs), inputs.return_usage
 
-    def read(*tensors: Tensor | None) -> ReadResult:
+    def read(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         with torch._C._AutoDispatchBelowAutograd():
             out, lse, usage = operator(*tensors, *options)
-        return ReadResult(out, lse, usage if return_usage else None)
+        return out, lse, usage if return_usage else None
 
     return read
 

@@ -89,17 +89,9 @@ def reader(inputs: ReadInputs) -> Reader | None:
         plan = forward_plan(problem)
     has_norms = problem.norms is not None
 
-    def read(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        shrinkage: Tensor | None,
-        selection: Tensor | None,
-        lengths: Tensor | None,
-    ) -> ReadResult:
-        norms = half_norms(query, selection) if has_norms else None
-        out, lse = plan.read(value, query, key, value, shrinkage, selection, lengths, norms)
-        return ReadResult(out, lse, None)
+    def read(query: Tensor, key: Tensor, value: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, None]:
+        norms = half_norms(query, others[1]) if has_norms else None
+        return *plan.read(query, key, value, *others, norms), None
 
     return read
 
