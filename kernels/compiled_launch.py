@@ -1,8 +1,11 @@
 """A launch whose kernel is compiled and whose arguments were looked at, for all launches that follow it."""
 
+from collections.abc import Sequence
 from types import NoneType
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
@@ -24,10 +27,10 @@ class AnyLaunch(Protocol):
 
 
 class CompiledLaunch:
-    """A launch to be run with any tensors of the layouts that it was made with, on the device that was current then.
+    """A launch to be run with any tensors of the layouts that it was made with.
 
     Tensors, or descriptors of them, are the first parameters of a kernel. Triton reads, types and specialises every
-    argument of every launch, which takes longer than the launch; here that is done once.
+    argument of every launch, which takes longer than the launch; here that is done once. The device has to be current.
     """
 
     def __init__(self, launch: AnyLaunch) -> None:
@@ -60,3 +63,8 @@ class CompiledLaunch:
         else:
             enter = leave = None
         self._start(*self._grid, stream, *self._handle, metadata, enter, leave, *tensors, *self._scalars)
+
+
+def blank(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of one element that torch.empty_like makes contiguous ones of: the quickest way to a new tensor."""
+    return like.new_empty(1, dtype=dtype).expand(shape)

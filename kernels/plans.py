@@ -46,7 +46,7 @@ def forget_plans() -> None:
         plans.clear()
 
 
-def layout(tensor: Tensor | None) -> Hashable:
+def layout_of(tensor: Tensor | None) -> Hashable:
     """All of a tensor that a kernel is chosen, compiled and launched by, but its address."""
     if tensor is None:
         return None

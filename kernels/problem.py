@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from stm_fast.kernels.configs import is_regular
-from stm_fast.kernels.plans import layout
+from stm_fast.kernels.plans import layout_of
 from stm_fast.kernels.targets import Target
 from stm_fast.kernels.tiles import Arithmetic, Choice
 from stm_fast.kernels.tuned import table_in_use
@@ -64,7 +64,7 @@ class Problem(NamedTuple):
     def layout(self) -> Hashable:
         """All that decides how it is read, the numbers in its tensors apart."""
         options = self.scale, self.l2, self.target, self.arithmetic, table_in_use()
-        return *map(layout, self.tensors), options
+        return *map(layout_of, self.tensors), options
 
     def score_arguments(self) -> dict[str, Any]:
         """The kernel arguments that every score depends on."""

@@ -1,13 +1,12 @@
 """How all reads of one layout run: a launch and, where it fills parts of a result, the launch that joins them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stm_fast.kernels.combine import plan_combine
-from stm_fast.kernels.compiled_launch import AnyLaunch, CompiledLaunch
+from stm_fast.kernels.compiled_launch import AnyLaunch, CompiledLaunch, blank
 
 _ALIGNED = 4  # floats are 16 bytes: the lse of the parts starts at a multiple
 
@@ -20,21 +19,17 @@ class ReadPlan:
     ) -> None:
         """Of the outputs [B, S, M, Cv] and [B, S, M] of a launch, of the layout of all others; out is of `dtype`."""
         batch, splits, queries, value_dim = part_out.shape
-        self._device = part_out.device
-        self._out = _blank(part_out, [batch, queries, value_dim], dtype)
-        self._lse = _blank(part_lse, [batch, queries])
+        self._out = blank(part_out, [batch, queries, value_dim], dtype)
+        self._lse = blank(part_lse, [batch, queries])
         self._launch = CompiledLaunch(launch)
         self._join: CompiledLaunch | None = None
         if splits > 1:
             self._lse_start = -(-part_out.numel() // _ALIGNED) * _ALIGNED
-            self._parts = _blank(part_lse, [self._lse_start + part_lse.numel()])
+            self._parts = blank(part_lse, [self._lse_start + part_lse.numel()])
             self._join = CompiledLaunch(plan_combine(part_out, part_lse, dtype, dependent)[2])
 
     def read(self, *tensors: Any) -> tuple[Tensor, Tensor]:
         """out [B, M, Cv] and lse [B, M]; `tensors` are the first arguments of the kernel, up to its outputs."""
-        if self._device.type == "cuda" and torch.cuda.current_device() != self._device.index:
-            with torch.cuda.device(self._device):
-                return self.read(*tensors)
         out, lse = torch.empty_like(self._out), torch.empty_like(self._lse)
         if self._join is None:
             self._launch.run(*tensors, out, lse)
@@ -50,8 +45,3 @@ class ReadPlan:
         self._launch.run(*tensors, part_out, part_lse)
         self._join.run(part_out, part_lse, out, lse)
         return out, lse
-
-
-def _blank(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """A contiguous tensor of one element for torch.empty_like, which is the quickest way to a new tensor."""
-    return like.new_empty(1, dtype=dtype).expand(shape)

@@ -30,7 +30,6 @@ Tiles = Mapping[tuple[Kernel, Choice], ForwardConfig | BackwardConfig]
 Config = TypeVar("Config", ForwardConfig, BackwardConfig)
 
 
-
 class _Table:
     """Tiles of a using(), which are equal to no others."""
 

@@ -16,10 +16,10 @@ from torch._C import (
 from torch.autograd import forward_ad
 
 from stm_fast.kernels.launch import arithmetic_of
-from stm_fast.kernels.plans import Plans, layout
+from stm_fast.kernels.plans import Plans, layout_of
 from stm_fast.kernels.tuned import table_in_use
 from stm_fast.ops.backends import Backend, logger
-from stm_fast.ops.inputs import ReadInputs, Reader, Tensors, is_autocast, requires_grad, without_autocast
+from stm_fast.ops.inputs import Reader, ReadInputs, Tensors, is_autocast, requires_grad, without_autocast
 
 _READERS: Plans[Reader] = Plans()
 
@@ -41,7 +41,14 @@ def find(
     query, key, value, shrinkage, selection, lengths = tensors
     try:
         settings = _autocast(query), arithmetic_of(query.dtype), table_in_use()
-        layouts = layout(query), layout(key), layout(value), layout(shrinkage), layout(selection), layout(lengths)
+        layouts = (
+            layout_of(query),
+            layout_of(key),
+            layout_of(value),
+            layout_of(shrinkage),
+            layout_of(selection),
+            layout_of(lengths),
+        )
         # with the types of numbers: True equals 1
         call = layouts, scale, type(scale), top_k, type(top_k), options, settings
         return call, _READERS.get(call)
