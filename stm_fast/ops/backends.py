@@ -62,7 +62,7 @@ def _nothing_to_refuse(_inputs: ReadInputs) -> list[str]:
 BACKENDS = (
     _engine("triton", triton_ops.absent_reasons, triton_ops.not_supported_reasons, triton_ops.read, triton_ops.reader),
     _engine("cpp", cpp_ops.absent_reasons, cpp_ops.not_supported_reasons, cpp_ops.read, cpp_ops.reader),
-    Backend("reference", _nothing, _nothing_to_refuse, reference.read),
+    Backend("reference", _nothing, _nothing_to_refuse, reference.read, reference.reader),
 )
 # taken by name alone: not run on a GPU yet
 ON_REQUEST = (_engine("hopper", hopper_ops.absent_reasons, hopper_ops.not_supported_reasons, hopper_ops.read),)

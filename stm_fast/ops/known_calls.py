@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Hashable
-from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -64,7 +63,7 @@ def remember(call: Hashable, inputs: ReadInputs, backend: Backend) -> None:
 
 
 def _outside_autocast(reader: Reader) -> Reader:
-    def read(*tensors: Unpack[Tensors]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor, Tensor | None]:
         with without_autocast(tensors[0].device):
             return reader(*tensors)
 

@@ -6,7 +6,7 @@ Triton is imported when the first read runs, so that importing stm_fast stays qu
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def reader(inputs: ReadInputs) -> Reader | None:
     has_norms = problem.norms is not None
     places = [(problem._fields.index(name), copy) for name, copy in copies.items()]
 
-    def read(*tensors: Unpack[Tensors]) -> tuple[Tensor, Tensor, None]:
+    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor, None]:
         with current_device(device):
             operands = [*tensors, half_norms(tensors[0], tensors[4]) if has_norms else None]
             for place, copy in places:
