@@ -11,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.combine import combine
 from stm_fast.kernels.configs import choose_splits, forward_config
 from stm_fast.kernels.configs_hopper import is_for_hopper
 from stm_fast.kernels.launch import AnyLaunch, Launch
+from stm_fast.kernels.plans import Plans
 from stm_fast.kernels.problem import LOG2E, Problem
+from stm_fast.kernels.read_plan import ReadPlan
 from stm_fast.kernels.scores import add_products, exponential, logarithm
 from stm_fast.kernels.tiles import ForwardConfig, chunks
 from stm_fast.kernels.tuned import tuned_tile
@@ -23,17 +24,27 @@ from stm_fast.kernels.tuned import tuned_tile
 # chunks of a query that stay in registers or shared memory through the whole loop
 MOST_HELD = 2
 
+_PLANS: Plans[ReadPlan] = Plans()
+
 
 def forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor]:
     """out [B, M, Cv] in the dtype of value and lse [B, M] float32 of the memory read.
 
     `splits`: parts of the memory, chosen by the number of processors when None.
     """
+    return forward_plan(problem, splits).read(*problem.tensors)
+
+
+def forward_plan(problem: Problem, splits: int | None = None) -> ReadPlan:
+    """The plan for this and every other problem of its layout, which reads `problem.tensors`."""
+    purpose = (problem.layout, splits)
+    return _PLANS.get(purpose) or _PLANS.keep(purpose, _new_plan(problem, splits))
+
+
+def _new_plan(problem: Problem, splits: int | None) -> ReadPlan:
     part_out, part_lse, launch = plan_read(problem, splits)
-    launch.run()
-    if part_lse.shape[1] == 1:
-        return part_out.squeeze(1), part_lse.squeeze(1)
-    return combine(part_out, part_lse, problem.value.dtype, problem.target.dependent_launch)
+    operands = None if isinstance(launch, Launch) else launch.operands
+    return ReadPlan(part_out, part_lse, launch, problem.value.dtype, problem.target.dependent_launch, operands)
 
 
 def plan_read(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor, AnyLaunch]:

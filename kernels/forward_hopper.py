@@ -43,6 +43,20 @@ class GluonLaunch(NamedTuple):
     def run(self) -> None:
         self.kernel[self.grid](**self.arguments, **self.options)
 
+    def operands(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        _shrinkage: None,
+        _selection: None,
+        lengths: Tensor | None,
+        *_: Any,
+    ) -> tuple[Any, ...]:
+        """What the kernel takes of the tensors of another problem of the same layout."""
+        described = (_described_as(self.arguments[n], t) for n, t in (("query", query), ("key", key), ("value", value)))
+        return *described, lengths
+
 
 def plan_forward_hopper(
     problem: Problem, splits: int | None = None, config: HopperConfig | None = None
@@ -101,6 +115,13 @@ def _descriptor(tensor: Tensor, block_rows: int, block_columns: int) -> TensorDe
     layout = gl.NVMMASharedLayout.get_default_for(block, _GLUON_TYPES[tensor.dtype])
     all_rows = (batch - 1) * _rows_per_object(tensor) + rows
     return TensorDescriptor(tensor, [all_rows, width], [tensor.stride(1), 1], block, layout)
+
+
+def _described_as(descriptor: TensorDescriptor, tensor: Tensor) -> TensorDescriptor:
+    """The same descriptor of another tensor of the same layout, without the checks, which take longer than a launch."""
+    new = object.__new__(TensorDescriptor)
+    vars(new).update(vars(descriptor), base=tensor)
+    return new
 
 
 @gluon.jit

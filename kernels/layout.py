@@ -4,12 +4,15 @@ Networks make queries, keys and values channels first, and users hand them over 
 two bytes at a time, without asynchronous copies, and takes a multiple of the time. Only here is decided what is copied.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from stm_fast.kernels.compiled_launch import CompiledLaunch, blank
 from stm_fast.kernels.configs import ROWS, is_regular
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.plans import Plans, layout_of
 from stm_fast.kernels.problem import Problem, has_rows
 
 # a copy takes the time of about 80 queries read in place (README.md); two launches that of some hundred thousand scores
@@ -18,9 +21,43 @@ FEWEST_SCORES = 2**19
 LARGEST_TILE = 128  # rows
 
 
+class RowCopy:
+    """Copies any tensor of one layout to contiguous rows."""
+
+    def __init__(self, source: Tensor) -> None:
+        self._shape = source.shape
+        self._is_shared = source.stride(0) == 0
+        target, launch = plan_rows(source[:1] if self._is_shared else source)
+        self._target, self._launch = blank(target, target.shape), CompiledLaunch(launch)
+
+    def empty(self) -> Tensor:
+        """What run() gives, with nothing in it: all objects share it where they share the source."""
+        target = torch.empty_like(self._target)
+        return target.expand(self._shape) if self._is_shared else target
+
+    def run(self, source: Tensor) -> Tensor:
+        target = self.empty()
+        self._launch.run(source, target)
+        return target
+
+
+_COPIES: Plans[RowCopy] = Plans()
+
+
+def row_copy(tensor: Tensor) -> RowCopy:
+    """What copies tensors of this one's layout."""
+    layout = layout_of(tensor)
+    return _COPIES.get(layout) or _COPIES.keep(layout, RowCopy(tensor))
+
+
 def laid_out(problem: Problem) -> Problem:
     """The same read, of copies where `copied` says so; as it is where it comes from here."""
     return problem._replace(**{name: with_rows(getattr(problem, name)) for name in copied(problem)})
+
+
+def row_copies(problem: Problem) -> dict[str, RowCopy]:
+    """What laid_out() copies the tensors of this and every other problem of its layout with, by name."""
+    return {name: row_copy(getattr(problem, name)) for name in copied(problem)}
 
 
 def copied(problem: Problem) -> list[str]:
@@ -54,10 +91,7 @@ def addressable(tensor: Tensor) -> bool:
 
 def with_rows(tensor: Tensor) -> Tensor:
     """A copy of [B, N, C] with rows contiguous, one of all objects where they share it."""
-    shared = tensor.stride(0) == 0
-    rows, launch = plan_rows(tensor[:1] if shared else tensor)
-    launch.run()
-    return rows.expand(tensor.shape) if shared else rows
+    return row_copy(tensor).run(tensor)
 
 
 def plan_rows(source: Tensor) -> tuple[Tensor, Launch]:

@@ -1,13 +1,16 @@
 """One memory read as the kernels see it."""
 
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from stm_fast.kernels.configs import is_regular
+from stm_fast.kernels.plans import layout_of
 from stm_fast.kernels.targets import Target
 from stm_fast.kernels.tiles import Arithmetic, Choice
+from stm_fast.kernels.tuned import table_in_use
 
 LOG2E = math.log2(math.e)
 
@@ -56,6 +59,17 @@ class Problem(NamedTuple):
     def precision(self) -> str:
         """What tl.dot is told."""
         return "ieee" if self.arithmetic == "half" else self.arithmetic
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensors in the order in which every kernel takes them."""
+        return self.query, self.key, self.value, self.shrinkage, self.selection, self.lengths, self.norms
+
+    @property
+    def layout(self) -> Hashable:
+        """All that decides how it is read, the numbers in its tensors apart."""
+        options = self.scale, self.l2, self.target, self.arithmetic, table_in_use()
+        return *map(layout_of, self.tensors), options
 
     def score_arguments(self) -> dict[str, Any]:
         """The kernel arguments that every score depends on."""

@@ -8,7 +8,7 @@ A tile is taken for exactly the choice that it was timed for. `stm-fast benchmar
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, TypeVar
@@ -31,7 +31,15 @@ KINDS: dict[Kernel, type[ForwardConfig] | type[BackwardConfig]] = {
 Tiles = Mapping[tuple[Kernel, Choice], ForwardConfig | BackwardConfig]
 Config = TypeVar("Config", ForwardConfig, BackwardConfig)
 
-_in_use: list[Tiles] = []  # of using(), the innermost last
+
+class _Table:
+    """Tiles of a using(), which are equal to no others."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        self.tiles = tiles
+
+
+_in_use: list[_Table] = []  # the innermost last
 
 
 def tuned_tile(kernel: Kernel, choice: Choice, kind: type[Config]) -> Config | None:
@@ -45,9 +53,14 @@ def check_table(architecture: int) -> None:
     _tiles(architecture)
 
 
+def table_in_use() -> Hashable:
+    """Equal for as long as tuned_tile() gives the same tiles."""
+    return _in_use[-1] if _in_use else os.environ.get(VARIABLE)
+
+
 def _tiles(architecture: int) -> Tiles:
     if _in_use:
-        return _in_use[-1]
+        return _in_use[-1].tiles
     path = os.environ.get(VARIABLE)
     return read_tiles(path, architecture) if path else {}
 
@@ -55,7 +68,7 @@ def _tiles(architecture: int) -> Tiles:
 @contextmanager
 def using(tiles: Tiles) -> Iterator[None]:
     """Takes these tiles instead of the file's inside the block."""
-    _in_use.append(tiles)
+    _in_use.append(_Table(tiles))
     try:
         yield
     finally:

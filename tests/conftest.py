@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stm_fast.kernels.plans import forget_plans
 from stm_fast.network import STM, stm_resnet50
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
@@ -58,6 +59,12 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_planned() -> None:
+    """A test that changes what plans are made of finds none from before."""
+    forget_plans()
 
 
 class Golden(NamedTuple):

@@ -7,10 +7,14 @@ from typing import NamedTuple
 import torch
 
 from stm_fast.ops import cpp_ops, reference, triton_ops
-from stm_fast.ops.inputs import ReadInputs, ReadResult
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
 from stm_fast.ops.registration import transform_reasons
 
 logger = logging.getLogger(__name__)
+
+
+def _no_reader(_inputs: ReadInputs) -> None:
+    return None
 
 
 class Backend(NamedTuple):
@@ -18,12 +22,14 @@ class Backend(NamedTuple):
 
     absent_reasons:        why it cannot run on this machine at all; empty where it can
     not_supported_reasons: why it cannot run these inputs; empty where it can
+    reader:                what later calls like this one may go straight to, without gradients; None for nothing
     """
 
     name: str
     absent_reasons: Callable[[], list[str]]
     not_supported_reasons: Callable[[ReadInputs], list[str]]
     read: Callable[[ReadInputs], ReadResult]
+    reader: Callable[[ReadInputs], Reader | None] = _no_reader
 
     def refusals(self, inputs: ReadInputs) -> list[str]:
         return self.absent_reasons() or self.not_supported_reasons(inputs)
@@ -34,13 +40,14 @@ def _engine(
     absent_reasons: Callable[[], list[str]],
     not_supported_reasons: Callable[[ReadInputs], list[str]],
     read: Callable[[ReadInputs], ReadResult],
+    reader: Callable[[ReadInputs], Reader | None] = _no_reader,
 ) -> Backend:
     """A backend that is a registered operator, which torch.func cannot transform; plain PyTorch code it can."""
 
     def all_reasons(inputs: ReadInputs) -> list[str]:
         return [*transform_reasons(), *not_supported_reasons(inputs)]
 
-    return Backend(name, absent_reasons, all_reasons, read)
+    return Backend(name, absent_reasons, all_reasons, read, reader)
 
 
 def _nothing() -> list[str]:
@@ -53,9 +60,9 @@ def _nothing_to_refuse(_inputs: ReadInputs) -> list[str]:
 
 # the order of preference of backend="auto"; the reference, last, takes everything
 BACKENDS = (
-    _engine("triton", triton_ops.absent_reasons, triton_ops.not_supported_reasons, triton_ops.read),
-    _engine("cpp", cpp_ops.absent_reasons, cpp_ops.not_supported_reasons, cpp_ops.read),
-    Backend("reference", _nothing, _nothing_to_refuse, reference.read),
+    _engine("triton", triton_ops.absent_reasons, triton_ops.not_supported_reasons, triton_ops.read, triton_ops.reader),
+    _engine("cpp", cpp_ops.absent_reasons, cpp_ops.not_supported_reasons, cpp_ops.read, cpp_ops.reader),
+    Backend("reference", _nothing, _nothing_to_refuse, reference.read, reference.reader),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 

@@ -4,8 +4,8 @@ from importlib.resources import files
 
 import torch
 
-from stm_fast.ops.inputs import ReadInputs, ReadResult
-from stm_fast.ops.registration import call_engine, register_engine
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
+from stm_fast.ops.registration import call_engine, engine_reader, register_engine
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -40,3 +40,7 @@ def not_supported_reasons(inputs: ReadInputs) -> list[str]:
 
 def read(inputs: ReadInputs) -> ReadResult:
     return call_engine("cpp", inputs)
+
+
+def reader(inputs: ReadInputs) -> Reader:
+    return engine_reader("cpp", inputs)

@@ -1,15 +1,15 @@
 """memory_read() and merge_reads(): the one door to every kernel of the package."""
 
 import math
+import operator
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from stm_fast.ops import backends
-from stm_fast.ops.inputs import ReadInputs, Similarity, accumulation_dtype, in_transform
+from stm_fast.ops import backends, known_calls
+from stm_fast.ops.inputs import ReadInputs, Similarity, accumulation_dtype, in_transform, is_autocast, without_autocast
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -63,12 +63,49 @@ def memory_read(
         TypeError, ValueError: arguments whose dtypes, devices or shapes do not fit, before any kernel runs.
         NotImplementedError: a named backend that cannot run these inputs, with its reasons.
     """
+    tensors = query, key, value, shrinkage, selection, lengths
+    options = scale, top_k, similarity, bool(query_norm), bool(return_lse), bool(return_usage), backend
+    call, reader = (None, None) if torch.compiler.is_compiling() else known_calls.find(tensors, *options)
+    if reader is not None:
+        if lengths is not None:
+            _check_counts(lengths, key.shape[1])
+        return _asked_for(*reader(*tensors), return_lse)
+    inputs = _checked(*tensors, scale, top_k, similarity, query_norm, return_usage)
+    chosen = backends.choose(backend, inputs)
+    with without_autocast(query.device):
+        result = chosen.read(inputs)
+    # where no tensor had to be converted
+    if call is not None and all(map(operator.is_, inputs.tensors, tensors)):
+        known_calls.remember(call, inputs, chosen)
+    return _asked_for(*result, return_lse)
+
+
+def _asked_for(out: Tensor, lse: Tensor, usage: Tensor | None, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
+    if usage is not None:
+        return (out, lse, usage) if return_lse else (out, usage)
+    return (out, lse) if return_lse else out
+
+
+def _checked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    shrinkage: Tensor | None,
+    selection: Tensor | None,
+    lengths: Tensor | None,
+    scale: float | None,
+    top_k: int | None,
+    similarity: Similarity,
+    query_norm: bool,
+    return_usage: bool,
+) -> ReadInputs:
+    """The arguments of memory_read() as backends take them; raises what memory_read() does."""
     _check_are_tensors(query=query, key=key, value=value, shrinkage=shrinkage, selection=selection, lengths=lengths)
     query, key, value = _autocast(query, key, value)
     _check_tensors(query, key, value)
     _check_options(query, key, value, scale, similarity, shrinkage, selection, lengths, top_k)
     dtype, rows = accumulation_dtype(query.dtype), key.shape[1]
-    inputs = ReadInputs(
+    return ReadInputs(
         query,
         key,
         value,
@@ -81,12 +118,6 @@ def memory_read(
         0 if top_k is None or top_k >= rows else top_k,
         return_usage,
     )
-    chosen = backends.choose(backend, inputs)
-    with without_autocast(query.device):
-        result = chosen.read(inputs)
-    wanted = ((result.lse, return_lse), (result.usage, return_usage))
-    extras = [tensor for tensor, asked in wanted if asked and tensor is not None]
-    return (result.out, *extras) if extras else result.out
 
 
 def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -126,19 +157,10 @@ def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor,
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast a read takes the lower precision, as PyTorch's own attention does; float64 stays."""
     device = tensors[0].device.type
-    if not _is_autocast(device):
+    if not is_autocast(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.dtype in (torch.float16, torch.bfloat16, torch.float32) else t for t in tensors)
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """For inputs that have their dtype by now: autocast would cast a backend's own float32 products once more."""
-    return torch.autocast(device.type, enabled=False) if _is_autocast(device.type) else nullcontext()
 
 
 def counted_rows(lengths: Tensor | None, rows: int) -> Tensor | None:
@@ -230,8 +252,10 @@ def _check_lengths(lengths: Tensor, query: Tensor, value: Tensor) -> None:
     if tuple(lengths.shape) != (value.shape[0],):
         raise ValueError(f"lengths: found shape {tuple(lengths.shape)}, expected ({value.shape[0]},) for the batch")
     # graphs, transforms and fake tensors cannot look at values; the kernels clamp them
-    blind = torch.compiler.is_compiling() or in_transform() or is_fake(lengths)
-    if lengths.device.type == "cpu" and not blind:
-        rows = value.shape[1]
-        if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= rows:
-            raise ValueError(f"lengths: found {lengths.tolist()}, expected values from 0 to {rows}")
+    if not (torch.compiler.is_compiling() or in_transform() or is_fake(lengths)):
+        _check_counts(lengths, value.shape[1])
+
+
+def _check_counts(lengths: Tensor, rows: int) -> None:
+    if lengths.device.type == "cpu" and lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= rows:
+        raise ValueError(f"lengths: found {lengths.tolist()}, expected values from 0 to {rows}")

@@ -1,11 +1,17 @@
 """What travels between memory_read() and its backends."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 Similarity = Literal["dot", "l2"]
+
+
+# query, key, value, shrinkage, selection, lengths
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 class ReadInputs(NamedTuple):
@@ -26,15 +32,26 @@ class ReadInputs(NamedTuple):
     top_k: int  # 0: dense
     return_usage: bool
 
+    @property
+    def tensors(self) -> Tensors:
+        return self.query, self.key, self.value, self.shrinkage, self.selection, self.lengths
+
     def requires_grad(self) -> bool:
-        tensors = (self.query, self.key, self.value, self.shrinkage, self.selection)
-        return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        return requires_grad(self.tensors)
 
 
 class ReadResult(NamedTuple):
     out: Tensor  # [B, M, Cv], dtype of value
     lse: Tensor  # [B, M], accumulation dtype
     usage: Tensor | None  # [B, N], accumulation dtype
+
+
+# reads tensors like those that it was made for, by the same options; without gradients
+Reader = Callable[[Unpack[Tensors]], tuple[Tensor, Tensor, Tensor | None]]
+
+
+def requires_grad(tensors: Tensors) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def in_transform() -> bool:
@@ -45,3 +62,12 @@ def in_transform() -> bool:
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for every other dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """For inputs that have their dtype by now: autocast would cast a backend's own float32 products once more."""
+    return torch.autocast(device.type, enabled=False) if is_autocast(device.type) else nullcontext()

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
 from stm_fast.ops import cpp_quantised, triton_ops
-from stm_fast.ops.functional import counted_rows, memory_read, merge_reads, without_autocast
-from stm_fast.ops.inputs import accumulation_dtype
+from stm_fast.ops.functional import counted_rows, memory_read, merge_reads
+from stm_fast.ops.inputs import accumulation_dtype, without_autocast
 from stm_fast.ops.registration import forward_mode_reasons
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from stm_fast.ops.inputs import ReadInputs, ReadResult, accumulation_dtype, in_transform
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors, accumulation_dtype, in_transform
 
 # affinities of more elements than this are made one block of queries at a time: 16 M float32 elements are 64 MiB
 EAGER_AFFINITY_LIMIT = 2**24
@@ -21,6 +21,18 @@ def read(inputs: ReadInputs) -> ReadResult:
     if batch * queries * rows <= EAGER_AFFINITY_LIMIT:
         return read_eager(inputs)
     return read_chunked(inputs, max(1, EAGER_AFFINITY_LIMIT // (batch * rows)))
+
+
+def reader(inputs: ReadInputs) -> Reader:
+    scale, similarity, query_norm = inputs.scale, inputs.similarity, inputs.query_norm
+    top_k, return_usage = inputs.top_k, inputs.return_usage
+
+    def read_again(*tensors: *Tensors) -> ReadResult:
+        query, key, value, shrinkage, selection, lengths = tensors
+        scores = scale, similarity, shrinkage, selection, query_norm
+        return read(ReadInputs(query, key, value, *scores, lengths, top_k, return_usage))
+
+    return read_again
 
 
 def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> ReadResult:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm_fast.ops.inputs import ReadInputs, ReadResult, accumulation_dtype, in_transform
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, accumulation_dtype, in_transform
 
 # top_k = 0 is the dense read; usage and the gradients of absent inputs are empty tensors
 _OPTIONS = "float scale, bool l2, bool query_norm, int top_k"
@@ -59,20 +59,25 @@ def forward_mode_reasons() -> list[str]:
 def call_engine(engine: str, inputs: ReadInputs) -> ReadResult:
     """Runs one engine's forward operator (and, through autograd, its backward)."""
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}")
-    out, lse, usage = operator(
-        inputs.query,
-        inputs.key,
-        inputs.value,
-        inputs.shrinkage,
-        inputs.selection,
-        inputs.lengths,
-        inputs.scale,
-        inputs.similarity == "l2",
-        inputs.query_norm,
-        inputs.top_k,
-        inputs.return_usage,
-    )
+    out, lse, usage = operator(*inputs.tensors, *_options(inputs))
     return ReadResult(out, lse, usage if inputs.return_usage else None)
+
+
+def engine_reader(engine: str, inputs: ReadInputs) -> Reader:
+    """Runs one engine's forward operator beneath autograd, which would only pass it on."""
+    operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}").default
+    options, return_usage = _options(inputs), inputs.return_usage
+
+    def read(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse, usage = operator(*tensors, *options)
+        return out, lse, usage if return_usage else None
+
+    return read
+
+
+def _options(inputs: ReadInputs) -> tuple[float, bool, bool, int, bool]:
+    return inputs.scale, inputs.similarity == "l2", inputs.query_norm, inputs.top_k, inputs.return_usage
 
 
 def _fake_forward(

@@ -14,8 +14,8 @@ from torch import Tensor
 from stm_fast.errors import InputError
 from stm_fast.kernels.configs import WIDEST_KEY
 from stm_fast.kernels.targets import ARCHITECTURES
-from stm_fast.ops.inputs import ReadInputs, ReadResult
-from stm_fast.ops.registration import call_engine, register_engine
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors
+from stm_fast.ops.registration import call_engine, engine_reader, register_engine
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_OBJECTS = 65535  # a launch grid has no more in its third dimension
@@ -65,7 +65,9 @@ def device_reasons(device: torch.device) -> list[str]:
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device, wherever its arguments are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _capturing(tensor: Tensor) -> bool:
@@ -74,6 +76,33 @@ def _capturing(tensor: Tensor) -> bool:
 
 def read(inputs: ReadInputs) -> ReadResult:
     return call_engine("triton", inputs)
+
+
+def reader(inputs: ReadInputs) -> Reader | None:
+    if inputs.top_k:
+        return None  # whether it is captured has to be asked each time
+    if inputs.return_usage:
+        return engine_reader("triton", inputs)
+    from stm_fast.kernels.forward import forward_plan
+    from stm_fast.kernels.layout import row_copies
+    from stm_fast.kernels.problem import half_norms
+
+    device = inputs.value.device
+    with current_device(device):
+        problem = _given_problem(*inputs.tensors, inputs.scale, inputs.similarity == "l2", inputs.query_norm)
+        copies = row_copies(problem)
+        plan = forward_plan(problem._replace(**{name: copy.empty() for name, copy in copies.items()}))
+    has_norms = problem.norms is not None
+    places = [(problem._fields.index(name), copy) for name, copy in copies.items()]
+
+    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor, None]:
+        with current_device(device):
+            operands = [*tensors, half_norms(tensors[0], tensors[4]) if has_norms else None]
+            for place, copy in places:
+                operands[place] = copy.run(operands[place])
+            return *plan.read(*operands), None
+
+    return read
 
 
 @torch.library.impl("stm_fast::memory_read_triton", _DEVICE)
@@ -132,7 +161,14 @@ def _backward(
     return tuple(query.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _problem(
+def _problem(*arguments: Any) -> Any:
+    """The problem of the tensors and options of the operators, laid out for the kernels."""
+    from stm_fast.kernels.layout import laid_out
+
+    return laid_out(_given_problem(*arguments))
+
+
+def _given_problem(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -144,7 +180,6 @@ def _problem(
     query_norm: bool,
 ) -> Any:
     from stm_fast.kernels.launch import arithmetic_of
-    from stm_fast.kernels.layout import laid_out
     from stm_fast.kernels.problem import Problem, half_norms
     from stm_fast.kernels.targets import target_of
     from stm_fast.kernels.tuned import check_table
@@ -155,4 +190,4 @@ def _problem(
         check_table(target.architecture)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return laid_out(Problem(query, key, value, shrinkage, selection, lengths, scale, l2, norms, target, arithmetic))
+    return Problem(query, key, value, shrinkage, selection, lengths, scale, l2, norms, target, arithmetic)

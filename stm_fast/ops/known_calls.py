@@ -1,0 +1,88 @@
+"""Calls of memory_read() like one that was checked and planned before, which go straight to its reader."""
+
+import logging
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _is_any_autocast_enabled,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch.autograd import forward_ad
+
+from stm_fast.kernels.launch import arithmetic_of
+from stm_fast.kernels.plans import Plans, layout_of
+from stm_fast.kernels.tuned import table_in_use
+from stm_fast.ops.backends import Backend, logger
+from stm_fast.ops.inputs import Reader, ReadInputs, Tensors, is_autocast, requires_grad, without_autocast
+
+_READERS: Plans[Reader] = Plans()
+
+
+def find(
+    tensors: Tensors, scale: float | None, top_k: int | None, *options: Hashable
+) -> tuple[Hashable, Reader | None]:
+    """What a call shares with those that differ in numbers and addresses alone, and a reader for all of them.
+
+    None in place of the first for a call that is to be looked at each time: it is wrong, or something is to see what
+    happens in it.
+    """
+    for tensor in tensors:
+        # a subclass may want to see what is done to it
+        if tensor is not None and type(tensor) is not Tensor:
+            return None, None
+    if _is_watched() or requires_grad(tensors):
+        return None, None
+    query, key, value, shrinkage, selection, lengths = tensors
+    try:
+        settings = _autocast(query), arithmetic_of(query.dtype), table_in_use()
+        layouts = (
+            layout_of(query),
+            layout_of(key),
+            layout_of(value),
+            layout_of(shrinkage),
+            layout_of(selection),
+            layout_of(lengths),
+        )
+        # with the types of numbers: True equals 1
+        call = layouts, scale, type(scale), top_k, type(top_k), options, settings
+        return call, _READERS.get(call)
+    except (AttributeError, RuntimeError, TypeError):  # None for a tensor, one without memory, a list for an option
+        return None, None
+
+
+def remember(call: Hashable, inputs: ReadInputs, backend: Backend) -> None:
+    """Keeps a reader for calls like this one, where the backend that it went to has any."""
+    reader = backend.reader(inputs)
+    if reader is not None:
+        _READERS.keep(call, _outside_autocast(reader) if is_autocast(inputs.query.device.type) else reader)
+
+
+def _outside_autocast(reader: Reader) -> Reader:
+    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor, Tensor | None]:
+        with without_autocast(tensors[0].device):
+            return reader(*tensors)
+
+    return read
+
+
+def _is_watched() -> bool:
+    """Whether the call is transformed or recorded, or how its backend is chosen is logged."""
+    return (
+        _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or _is_tracing()
+        or logger.isEnabledFor(logging.DEBUG)
+    )
+
+
+def _autocast(query: Tensor) -> object:
+    """Differs where memory_read() would cast to another dtype, or not at all."""
+    device = query.device.type
+    return _is_any_autocast_enabled() and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
