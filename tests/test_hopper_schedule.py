@@ -86,31 +86,40 @@ def test_whole_tiles() -> None:
     check([query, key * 0.2, torch.randn(1, 300, 512).half()], [290], splits=2, seeds=1, config=HopperConfig())
 
 
-@pytest.mark.usefixtures("poisoned_memory")
-def test_the_engine_chooses_parts_and_joins_them(monkeypatch) -> None:
-    parts = []
+def check_plan(problem: Problem, out: Tensor, lse: Tensor, launch: GluonLaunch) -> None:
+    out.fill_(math.nan), lse.fill_(math.nan)
+    simulate(launch, 0)
+    exact = memory_read(
+        *(t.double() for t in problem[:3]), scale=problem.scale, lengths=problem.lengths, return_lse=True
+    )
+    found = merge_reads(list(out.unbind(1)), list(lse.unbind(1)))
+    torch.testing.assert_close(found[0].double(), exact[0], rtol=0, atol=4e-3)
+    torch.testing.assert_close(found[1].double(), exact[1], rtol=0, atol=1e-5)
 
-    def join(out: Tensor, lse: Tensor, dtype: torch.dtype, _dependent: bool) -> tuple[Tensor, Tensor]:
-        parts.append(out.shape[1])
-        out, lse = merge_reads(list(out.unbind(1)), list(lse.unbind(1)))
-        return out.to(dtype), lse
 
-    monkeypatch.setattr(GluonLaunch, "run", lambda launch: simulate(launch, 0))
-    monkeypatch.setattr(forward, "combine", join)
-    for rows in (60, 600):
-        query, key, value = (
-            torch.randn(1, 20, 64).half(),
-            torch.randn(2, rows, 64).half(),
-            torch.randn(2, rows, 512).half(),
-        )
-        problem = problem_of([query, key, value], [rows, 7], 0.125)
-        assert is_for_hopper(problem)
-        out, lse = forward.forward(problem)
-        exact = memory_read(*(t.double() for t in problem[:3]), lengths=problem.lengths, return_lse=True)
-        assert out.dtype == torch.float16
-        torch.testing.assert_close(out.double(), exact[0], rtol=0, atol=4e-3)
-        torch.testing.assert_close(lse.double(), exact[1], rtol=0, atol=1e-5)
-    assert parts == [2]
+def wide(rows: int) -> Problem:
+    """A read that the engine gives to the kernel."""
+    tensors = [torch.randn(1, 20, 64), torch.randn(2, rows, 64), torch.randn(2, rows, 512)]
+    return problem_of([tensor.half() for tensor in tensors], [rows, 7], 0.125)
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(60, 1), (600, 2)])
+def test_the_engine_takes_it_and_chooses_parts(rows: int, parts: int) -> None:
+    problem = wide(rows)
+    assert is_for_hopper(problem)
+    out, lse, launch = forward.plan_read(problem)
+    assert out.shape[1] == parts
+    assert isinstance(launch, GluonLaunch)
+    check_plan(problem, out, lse, launch)
+
+
+def test_a_plan_reads_other_tensors_of_its_layout() -> None:
+    out, lse, launch = forward.plan_read(wide(60))
+    assert isinstance(launch, GluonLaunch)
+    other = wide(60)
+    names = ("query", "key", "value", "lengths")
+    operands = dict(zip(names, launch.operands(*other.tensors), strict=True))
+    check_plan(other, out, lse, launch._replace(arguments=launch.arguments | operands))
 
 
 @pytest.mark.parametrize("key_dim", [8, 24])
