@@ -48,9 +48,10 @@ bench: setup
 	$(BIN)/python benchmarks/make_tables.py
 
 # on a machine with a GPU and no $(VENV): make gpu GPU_PYTHON=python3. Exits 3 where there is no GPU.
+# GPU_OPTIONS="--only smoke,reads --minutes 3" runs some stages; OUT names the folder of the results
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
-	$(GPU_PYTHON) benchmarks/gpu_checks.py
+	$(GPU_PYTHON) benchmarks/gpu_checks.py $(GPU_OPTIONS)
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt

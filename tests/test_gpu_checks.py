@@ -1,0 +1,195 @@
+"""make gpu, without a GPU: its stages, what ends them, and what is left of them."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import gpu_checks
+from gpu import profiler, reads, smoke, suite
+from gpu.processes import Child
+from gpu.session import ROOT, Session, Stage
+from stm_fast.benchmarking import Row
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+    return Session(tmp_path / "out", ("smoke", "tests"), {}, tiny=True)
+
+
+def test_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_checks.main([]) == 3
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: None)
+    assert gpu_checks.main([]) == 1
+    assert capsys.readouterr().err == "gpu checks: pytest is not installed\n"
+    monkeypatch.setitem(sys.modules, "stm_fast.benchmarking", None)
+    assert gpu_checks.main([]) == 1
+    assert "pip install --no-deps --no-build-isolation -e ." in capsys.readouterr().err
+
+
+def test_unknown_stages_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        gpu_checks.main(["--only", "smoke,lunch"])
+    assert "found lunch, expected some of smoke, tests" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_stops_no_other_and_leaves_its_time(session, monkeypatch, capsys):
+    ends = {}
+
+    def failing(session, stage, end):
+        ends[stage.name] = end - time.monotonic()
+        raise RuntimeError("no kernel")
+
+    def passing(session, stage, end):
+        ends[stage.name] = end - time.monotonic()
+        stage.lines.append("  all right")
+
+    stages = {"gpu.smoke": SimpleNamespace(run=failing), "gpu.suite": SimpleNamespace(run=passing)}
+    monkeypatch.setattr(gpu_checks, "import_module", stages.__getitem__)
+    gpu_checks.run_stages(session, minutes=1)
+    capsys.readouterr()
+    assert session.stages["smoke"].state == "failed: RuntimeError: no kernel"
+    assert session.stages["tests"].state == "done"
+    assert ends["smoke"] == pytest.approx(60 / 5, abs=1)
+    assert ends["tests"] == pytest.approx(60, abs=1)
+    table = gpu_checks.table(session).splitlines()
+    assert table[0].startswith("smoke: failed: RuntimeError: no kernel")
+    assert table[2] == "  all right"
+    record = json.loads((session.out / "gpu-checks.json").read_text())
+    assert [stage["state"] for stage in record["stages"]] == ["failed: RuntimeError: no kernel", "done"]
+
+
+def test_the_table_is_short_however_much_was_found(session):
+    session.stages["smoke"].lines = ["x" * 200] * 300
+    text = gpu_checks.table(session)
+    assert len(text.splitlines()) <= 100
+    assert len(text) < 12_000
+    assert text.splitlines()[-1] == f"all of it: {session.out}"
+
+
+def test_nothing_is_left_of_a_process_that_is_out_of_time(tmp_path):
+    beat = tmp_path / "beat"
+    grandchild = f"while true; do date +%N > {beat}; sleep 0.05; done"
+    child = Child(["bash", "-c", f"({grandchild}) & wait"], tmp_path / "log", tmp_path, {"PATH": "/usr/bin:/bin"})
+    while not beat.exists():
+        time.sleep(0.01)
+    assert child.wait(time.monotonic() + 0.1) is None
+    last = beat.read_text()
+    time.sleep(0.3)
+    assert beat.read_text() == last
+
+
+TESTS = """
+import os, time
+import pytest
+
+@pytest.mark.gpu
+def test_right():
+    pass
+
+@pytest.mark.gpu
+def test_wrong():
+    assert 1 == 2, "no such luck"
+
+def test_of_the_cpu():
+    raise AssertionError("it is not marked")
+
+@pytest.mark.gpu
+def test_that_hangs():
+    time.sleep(60)
+
+@pytest.mark.gpu
+def test_behind_it():
+    pass
+"""
+
+
+def test_red_tests_are_listed_and_a_hung_one_is_ended(session, monkeypatch, tmp_path):
+    made = tmp_path / "test_made.py"
+    made.write_text(TESTS)
+    monkeypatch.setattr(suite, "files_with_gpu_tests", lambda: [made])
+    monkeypatch.setattr(suite, "TEST_SECONDS", 2)
+    session.tiny = False
+    stage = session.stages["tests"]
+    suite.run(session, stage, time.monotonic() + 60)
+    assert stage.state == "red"
+    red = {name.split("::")[1]: error for name, error in stage.found["red"].items()}
+    assert "no such luck" in red["test_wrong"]
+    assert any("no such luck" in line for line in stage.lines)
+    if suite.find_spec("xdist"):
+        assert "crashed" in red["test_that_hangs"]
+        assert stage.found["outcomes"] == {"passed": 2, "failed": 2}
+    else:
+        assert [name.split("::")[1] for name in stage.missed] == ["test_that_hangs", "test_behind_it"]
+        assert stage.found["outcomes"] == {"passed": 1, "failed": 1}
+
+
+def test_what_starts_a_pytest_is_there_and_its_cases_are_run_instead():
+    for starter in suite.STARTERS:
+        path, name = starter.split("::")
+        assert f"def {name}(" in (ROOT / path).read_text()
+        assert starter in suite.command([])
+    names = [path.name for path in suite.files_with_gpu_tests()]
+    assert names[:2] == ["triton_engine_cases.py", "quantised_engine_cases.py"]
+    assert "test_benchmarking_gpu.py" in names
+    assert "test_cli.py" not in names
+
+
+def test_a_kernel_that_hung_is_launched_by_no_later_stage():
+    found = {"hopper": {"ended": "hung for 20 s"}, "rows": {"right": True}, "fp8": {"right": False, "error": 1.0}}
+    assert smoke.dangerous(Stage("smoke", found=found)) == ["hopper"]
+    assert smoke.dangerous(None) == []
+
+
+def test_times_are_a_table_with_the_fastest_first():
+    def row(route, shape="480p-T20-O3", seconds=None, **fields):
+        return Row(shape, "bfloat16", "forward", route, seconds=seconds, **fields)
+
+    rows = [
+        Row("480p-T20-O3", "bfloat16", "matrix product", "torch.mm", seconds=1e-3, tflop_per_second=700.0),
+        row("published", seconds=2e-3, tflop_per_second=60.0, error=2e-3),
+        row("triton", seconds=3e-4, tflop_per_second=400.0, error=1e-3),
+        row("triton", shape="480p-T1-O1", seconds=4e-5, tflop_per_second=80.0, error=2e-3),
+        row("hopper", refused="wrong result: relative error 1.2"),
+        row("sdpa-flash", refused="RuntimeError: No available kernel"),
+        row("sdpa-cudnn", refused="RuntimeError: No available kernel"),
+    ]
+    lines = list(reads.tables(rows))
+    assert lines == [
+        "  torch.mm: 700 to 700 TFLOP/s",
+        "  forward bfloat16    error       480p-T20-O3     480p-T1-O1",
+        "  triton              2e-03        300 us 400       40 us 80",
+        "  published           2e-03        2000 us 60               ",
+        "  hopper              wrong result: relative error 1.2",
+        "  none of sdpa-flash, sdpa-cudnn (RuntimeError)",
+    ]
+
+
+NCU = """==PROF== Connected to process 1
+"ID","Kernel Name","gpu__time_duration.sum","lts__t_sector_hit_rate.pct","{stall}_wait{rest}","{stall}_barrier{rest}"
+"","","us","%","inst","inst"
+"0","_forward_kernel","1,301.50","61.25","0.25","2.5"
+""".replace("{stall}", "smsp__average_warps_issue_stalled").replace("{rest}", "_per_issue_active.ratio")
+
+
+def test_what_ncu_counts_is_a_line(tmp_path):
+    path = tmp_path / "ncu.csv"
+    path.write_text(NCU)
+    assert list(profiler.shown(profiler.read_csv(path))) == [
+        "duration 1,301.50 us",
+        "L2 hits % 61.25",
+        "stalls barrier 2.50, wait 0.25",
+    ]
+    path.write_text("==ERROR== no permission\n")
+    assert profiler.read_csv(path) == {}
+    assert profiler.read_csv(Path("/nowhere.csv")) == {}
