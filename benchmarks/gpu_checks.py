@@ -65,13 +65,22 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("gpu checks: no CUDA device on this machine", file=sys.stderr)
         return 3
+    from triton import knobs
+
+    from gpu.kernel_cache import ARCHIVE, kernels_in, unpack
     from gpu.session import Session
 
     # a run that is told to end tells what it has
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    session = Session(chosen.out, chosen.only, vars(chosen) | {"out": str(chosen.out)}, chosen.tiny)
+    options = [name for name, on in (("--tiny", chosen.tiny), ("--compile-only", chosen.compile_only)) if on]
+    session = Session(chosen.out, chosen.only, vars(chosen) | {"out": str(chosen.out)}, options)
     try:
+        kernels = Path(knobs.cache.dir)
+        unpacked = unpack(ARCHIVE, kernels)
+        session.say(f"{unpacked.kernels} kernels brought along, {unpacked.told}")
+        before = kernels_in(kernels)
         run_stages(session, chosen.minutes)
+        session.say(f"{kernels_in(kernels) - before} kernels were compiled anew")
     finally:
         text = table(session)
         session.close(text)
@@ -132,6 +141,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_stages, default=_USUAL, help=f"some of {','.join(STAGES)}")
     parser.add_argument("--minutes", type=float, default=_MINUTES, help="for all stages together")
     parser.add_argument("--tiny", action="store_true", help="shapes that take no time, to try the stages themselves")
+    parser.add_argument(
+        "--compile-only", action="store_true", help="what launches kernels of the package alone, for make gpu-cache"
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or HERE / "results"))
     return parser.parse_args(arguments)
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import gpu_checks
-from gpu import profiler, reads, smoke, suite
+from gpu import ROOT, profiler, reads, smoke, suite
 from gpu.processes import Child
-from gpu.session import ROOT, Session, Stage
+from gpu.session import Session, Stage
 from stm_fast.benchmarking import Row
 
 
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    return Session(tmp_path / "out", ("smoke", "tests"), {}, tiny=True)
+    return Session(tmp_path / "out", ("smoke", "tests"), {})
 
 
 def test_without_a_gpu(monkeypatch, capsys):
@@ -119,7 +119,6 @@ def test_red_tests_are_listed_and_a_hung_one_is_ended(session, monkeypatch, tmp_
     made.write_text(TESTS)
     monkeypatch.setattr(suite, "files_with_gpu_tests", lambda: [made])
     monkeypatch.setattr(suite, "TEST_SECONDS", 2)
-    session.tiny = False
     stage = session.stages["tests"]
     suite.run(session, stage, time.monotonic() + 60)
     assert stage.state == "red"

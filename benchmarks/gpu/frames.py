@@ -13,7 +13,7 @@ def run(session: Session, stage: Stage, end: float) -> None:
     """Every workload that there is time for."""
     path = session.out / f"network-{session.gpu}.json"
     path.unlink(missing_ok=True)
-    child = session.child("gpu.frames_child", str(path), *(["--tiny"] if session.tiny else []))
+    child = session.child("gpu.frames_child", str(path), *session.options)
     code = child.wait(end)
     rows = read_system_record(path).rows if path.exists() else []
     stage.lines += tables(rows)

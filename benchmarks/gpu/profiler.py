@@ -4,7 +4,7 @@ import csv
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpu.session import Session, Stage
@@ -54,7 +54,7 @@ def run(session: Session, stage: Stage, end: float) -> None:
             stage.missed.append(f"{route} (the smoke stage found it dangerous)")
             continue
         output = session.out / f"ncu-{route}.csv"
-        child = session.process([*command(ncu, output), *read_command(route, session.tiny)])
+        child = session.process([*command(ncu, output), *read_command(route, session.options)])
         code = child.wait(end)
         metrics = read_csv(output)
         stage.found[route] = metrics
@@ -74,9 +74,9 @@ def command(ncu: str, output: Path) -> list[str]:
     ]
 
 
-def read_command(route: str, tiny: bool) -> list[str]:
+def read_command(route: str, options: Sequence[str]) -> list[str]:
     """What ncu looks at."""
-    return [sys.executable, "-m", "gpu.one_read", route, *(["--tiny"] if tiny else [])]
+    return [sys.executable, "-m", "gpu.one_read", route, *options]
 
 
 def read_csv(path: Path) -> dict[str, str]:

@@ -28,7 +28,7 @@ def run(session: Session, stage: Stage, end: float) -> None:
     path = session.out / f"memory-read-{session.gpu}.json"
     path.unlink(missing_ok=True)
     without = [route for case in dangerous(session.stages.get("smoke")) for route in _LAUNCHING[case]]
-    options = [*(["--tiny"] if session.tiny else []), *(["--without", ",".join(without)] if without else [])]
+    options = [*session.options, *(["--without", ",".join(without)] if without else [])]
     left = list(PARTS)
     while left and time.monotonic() < end:
         child = session.child("gpu.reads_child", str(path), str(end - time.monotonic()), *left, *options)
@@ -88,8 +88,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         if row.seconds is not None:
             timed.setdefault((row.route, row.shape), row)  # a peer may take part in two parts
     routes = sorted({route for route, _ in timed}, key=lambda route: _first_time(route, shapes, timed))
-    if routes:
-        yield f"  {rows[0].pass_name + ' ' + rows[0].dtype:<20}{'error':<8}" + "".join(f"{name:>15}" for name in shapes)
+    yield f"  {rows[0].pass_name + ' ' + rows[0].dtype:<20}{'error':<8}" + "".join(f"{name:>15}" for name in shapes)
     for route in routes:
         error = max((row.error for (name, _), row in timed.items() if name == route and row.error), default=math.nan)
         cells = (_cell(timed.get((route, shape))) for shape in shapes)

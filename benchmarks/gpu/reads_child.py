@@ -24,6 +24,7 @@ UNCOMPILED = tuple(route for route in ROUTES if route not in (*COMPILED, *FORWAR
 OURS = ("triton", "triton-channels", "hopper")
 TARGETS = ("480p-T20-O3", "480p-T20-O1", "480p-T1-O1")
 LONGER = ("480p-T5-O1", "480p-T100-O1", "1080p-T20-O1", "480p-T1000-O1")
+LARGEST = LONGER[-1]  # too large for a CPU; it launches the kernels of T100
 _TINY = ("2x3-T1-O2",)
 
 
@@ -60,16 +61,22 @@ def main() -> int:
     ROUTES.update(contestants())
     end = time.monotonic() + arguments.seconds
     record = _record(arguments.record)
+    quick = arguments.tiny or arguments.compile_only
     for name in arguments.parts:
         part = PARTS[name]
+        routes = [route for route in part.routes if route not in arguments.without]
+        shapes = _TINY if arguments.tiny else part.shapes
+        if arguments.compile_only:
+            routes = [route for route in routes if route in (*FORWARD_ALONE, "triton") or route in contestants()]
+            shapes = tuple(shape for shape in shapes if shape != LARGEST)
         selection = Selection(
-            shapes=tuple(map(parse_shape, _TINY if arguments.tiny else part.shapes)),
+            shapes=tuple(map(parse_shape, shapes)),
             dtypes=tuple(DTYPES[dtype] for dtype in part.dtypes),
             passes=part.passes,
-            routes=tuple(route for route in part.routes if route not in arguments.without),
+            routes=tuple(routes),
             device="cuda",
-            seconds=0.0 if arguments.tiny else part.seconds,
-            rounds=1 if arguments.tiny else 5,
+            seconds=0.0 if quick else part.seconds,
+            rounds=1 if quick else 5,
             deadline=max(0.0, end - time.monotonic()),
         )
         record.settings["parts"][name] = selection.describe()
@@ -88,6 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("seconds", type=float)
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--without", default=(), type=lambda text: text.split(","))
     return parser.parse_args()
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpu import BENCHMARKS, ROOT
 from gpu.processes import Child
 from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.whole_file import whole_file
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
-ROOT = BENCHMARKS.parent
+COMPILING = 20  # how many times longer a kernel may take where only compiling counts, on a few processors
 _LOG_BYTES = 15 * 2**20  # what a borrowed machine hands back of one file
 
 
@@ -42,11 +42,11 @@ class Session:
     Args:
         out: folder of the record, the log and what the stages write; made where it is not there.
         settings: for the record.
-        tiny: shapes that take no time, to try the stages themselves.
+        options: for the processes that it starts: --tiny or --compile-only, as gpu_checks.py has them.
     """
 
-    def __init__(self, out: Path, stages: Sequence[str], settings: dict[str, Any], tiny: bool = False) -> None:
-        self.out, self.tiny = out, tiny
+    def __init__(self, out: Path, stages: Sequence[str], settings: dict[str, Any], options: Sequence[str] = ()) -> None:
+        self.out, self.options = out, options
         self.stages = {name: Stage(name) for name in stages}
         self._settings, self._started = settings, time.monotonic()
         self._children: list[Child] = []

@@ -13,10 +13,9 @@ from gpu.smoke_case import CASES, SECONDS
 
 def run(session: Session, stage: Stage, end: float) -> None:
     """Every case, until `end`."""
-    options = ["--tiny"] if session.tiny else []
     with TemporaryDirectory() as folder:
         results = {name: Path(folder, f"{name}.json") for name in CASES}
-        children = {name: session.child("gpu.smoke_case", name, str(results[name]), *options) for name in CASES}
+        children = {name: session.child("gpu.smoke_case", name, str(results[name]), *session.options) for name in CASES}
         for name, child in children.items():
             stage.found[name] = found = _found(child, results[name], end)
             stage.lines.append(f"  {name:<10}{_verdict(found)}")

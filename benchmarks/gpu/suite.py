@@ -10,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from gpu import ROOT
 from gpu.pytest_results import COLLECTED, RESULTS, SECONDS
-from gpu.session import ROOT, Session, Stage
+from gpu.session import COMPILING, Session, Stage
 
 TEST_SECONDS = 60
 MOST_WORKERS = 16  # each has a context on the GPU
@@ -27,8 +28,8 @@ _LISTED = 12  # red tests in the table; all of them are in the record
 def run(session: Session, stage: Stage, end: float) -> None:
     """Runs what there is time for."""
     with TemporaryDirectory() as folder:
-        files = [ROOT / TINY] if session.tiny else files_with_gpu_tests()
-        child = session.process(command(files), environment(Path(folder)))
+        files = [ROOT / TINY] if "--tiny" in session.options else files_with_gpu_tests()
+        child = session.process(command(files), environment(Path(folder), _limit(session)))
         code = child.wait(end)
         stage.found |= _found(Path(folder))
     counts, red = stage.found["outcomes"], stage.found["red"]
@@ -53,9 +54,13 @@ def command(files: Sequence[Path]) -> list[str]:
     ]
 
 
-def environment(folder: Path) -> dict[str, str]:
+def _limit(session: Session) -> float:
+    return TEST_SECONDS * (COMPILING if "--compile-only" in session.options else 1)
+
+
+def environment(folder: Path, seconds: float) -> dict[str, str]:
     """Of the workers: one thread each, no interpreter, and where results go."""
-    results = {RESULTS: str(folder / "results"), COLLECTED: str(folder / "collected"), SECONDS: str(TEST_SECONDS)}
+    results = {RESULTS: str(folder / "results"), COLLECTED: str(folder / "collected"), SECONDS: str(seconds)}
     return results | {"STM_FAST_REQUIRE": "triton", "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
 
 
