@@ -48,10 +48,10 @@ bench: setup
 	$(BIN)/python benchmarks/make_tables.py
 
 # on a machine with a GPU and no $(VENV): make gpu GPU_PYTHON=python3. Exits 3 where there is no GPU.
-# GPU_OPTIONS="--only smoke,reads --minutes 3" runs some stages; OUT names the folder of the results
+# ARGUMENTS="--only smoke,reads --minutes 3" runs some stages; OUT names the folder of the results
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
-	$(GPU_PYTHON) benchmarks/gpu_checks.py $(GPU_OPTIONS)
+	$(GPU_PYTHON) benchmarks/gpu_checks.py $(ARGUMENTS)
 
 # compiles, without a GPU, what make gpu launches, into build/gpu-cache.tar.xz, which make gpu unpacks: with the Python,
 # PyTorch and Triton of the machine that has the GPU, in an environment of their own

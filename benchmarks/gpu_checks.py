@@ -1,4 +1,4 @@
-"""Every check that needs a GPU, in one call of a few minutes: make gpu, or make gpu GPU_OPTIONS="--only smoke,reads".
+"""Every check that needs a GPU, in one call of a few minutes: make gpu, or make gpu ARGUMENTS="--only smoke,reads".
 
 The stages, in this order, each with its share of the minutes and what those before it left over:
 

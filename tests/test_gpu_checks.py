@@ -1,6 +1,9 @@
 """make gpu, without a GPU: its stages, what ends them, and what is left of them."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,12 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
 
 import gpu_checks
-from gpu import ROOT, profiler, reads, smoke, suite
+from gpu import BENCHMARKS, ROOT, kernel_cache, profiler, reads, smoke, suite
 from gpu.processes import Child
+from gpu.reads_child import PARTS
 from gpu.session import Session, Stage
-from stm_fast.benchmarking import Row
+from stm_fast.benchmarking import Row, read_record
+from stm_fast.benchmarking.system_records import read_system_record
+from stm_fast.kernels import compile_gate
+from stm_fast.kernels.compile_gate import Case
 
 
 @pytest.fixture
@@ -174,6 +184,35 @@ def test_times_are_a_table_with_the_fastest_first():
     ]
 
 
+def test_a_packed_kernel_is_not_compiled_again(tmp_path, monkeypatch):
+    found_before = []
+    monkeypatch.setattr(knobs.compilation, "listener", lambda cache_hit, **_rest: found_before.append(cache_hit))
+    launch = compile_gate.launch_of(Case("combine", 90, "half", torch.bfloat16, 128, 512, "rows"))
+
+    def compile_into(cache):
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+        triton.compile(compile_gate.source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
+
+    compile_into(tmp_path / "here")
+    assert kernel_cache.pack(tmp_path / "here", tmp_path / "archive") == 1
+    shutil.rmtree(tmp_path / "here")
+    assert kernel_cache.unpack(tmp_path / "archive", tmp_path / "there") == (1, "of these sources")
+    compile_into(tmp_path / "there")
+    assert found_before == [False, True]
+
+
+def test_kernels_of_another_triton_stay_packed(tmp_path, monkeypatch):
+    assert kernel_cache.unpack(tmp_path / "archive", tmp_path).kernels == 0
+    (tmp_path / "here" / "A").mkdir(parents=True)
+    (tmp_path / "here" / "A" / "kernel.cubin").write_bytes(b"code")
+    assert kernel_cache.pack(tmp_path / "here", tmp_path / "archive") == 1
+    monkeypatch.setattr(kernel_cache, "version", lambda package: "3.5.0")
+    found = kernel_cache.unpack(tmp_path / "archive", tmp_path / "there")
+    assert found.kernels == 0
+    assert found.told.endswith("here it is 3.5.0: all are compiled now")
+    assert not (tmp_path / "there").exists()
+
+
 NCU = """==PROF== Connected to process 1
 "ID","Kernel Name","gpu__time_duration.sum","lts__t_sector_hit_rate.pct","{stall}_wait{rest}","{stall}_barrier{rest}"
 "","","us","%","inst","inst"
@@ -192,3 +231,39 @@ def test_what_ncu_counts_is_a_line(tmp_path):
     path.write_text("==ERROR== no permission\n")
     assert profiler.read_csv(path) == {}
     assert profiler.read_csv(Path("/nowhere.csv")) == {}
+
+
+@pytest.mark.slow
+def test_every_stage_is_reached_on_the_device_that_launches_nothing(tmp_path):
+    out, ncu, counted = tmp_path / "out", tmp_path / "ncu", tmp_path / "counted"
+    counted.write_text(NCU)
+    # the argument after --log-file is where it writes
+    ncu.write_text(f'#!/bin/sh\nwhile [ "$1" != --log-file ]; do shift; done\ncp {counted} "$2"\n')
+    ncu.chmod(0o755)
+    paths = map(str, (ROOT / "tests", BENCHMARKS, ROOT))
+    environment = os.environ | {
+        "OUT": str(out),
+        "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    command = [sys.executable, "-m", "launchless", str(BENCHMARKS / "gpu_checks.py"), "--tiny"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    # nothing was computed, and that shows
+    assert done.returncode == 1, done.stderr
+    stages = {stage["name"]: stage for stage in json.loads((out / "gpu-checks.json").read_text())["stages"]}
+    states = {name: stage["state"] for name, stage in stages.items()}
+    assert states == {"smoke": "red", "tests": "red", "reads": "done", "profile": "done", "frames": "done"}
+    assert {found["right"] for found in stages["smoke"]["found"].values()} == {False}
+    assert list(stages["tests"]["found"]["red"]) == ["tests/test_benchmarking_gpu.py::test_routes_on_a_gpu_once"]
+    assert stages["profile"]["found"]["hopper"]["gpu__time_duration.sum"] == "1,301.50 us"
+    reads = read_record(out / "memory-read-launchless.json")
+    assert list(reads.settings["parts"]) == list(PARTS)
+    assert any(row.route == "published" and row.seconds for row in reads.rows)
+    assert {row.refused for row in reads.rows if row.route == "triton"} != {None}
+    assert len(read_system_record(out / "network-launchless.json").rows) == 3
+    assert len(list(out.iterdir())) == 4
+    assert all(path.stat().st_size < 2**24 for path in out.iterdir())
+    table = (out / "gpu-checks.log").read_text().splitlines()[-100:]
+    assert done.stdout.splitlines()[-1] == table[-1] == f"all of it: {out}"
+    assert any(line.startswith("reads: done") for line in table)

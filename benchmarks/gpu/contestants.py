@@ -1,4 +1,4 @@
-"""Routes of the package itself that are timed beside the others to decide something: layouts and tiles."""
+"""Routes of the package itself that are timed beside the others: layouts, the bank, CUDA graphs, tiles."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,11 +11,13 @@ from torch import Tensor
 from stm_fast.benchmarking.attention import Read
 from stm_fast.benchmarking.routes import ROUTES, Route
 from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Workload
+from stm_fast.memory import MemoryBank
 
+GRAPHED = ("triton", "hopper")
 # name, and the fields of the forward tile that are not those of configs.py
 TILES: dict[str, dict[str, int]] = {
     "triton-2-stages": {"num_stages": 2},
-    "triton-3-stages": {"num_stages": 3},
+    "triton-4-stages": {"num_stages": 4},
 }
 
 
@@ -27,8 +29,60 @@ def contestants() -> dict[str, Route]:
 def _contestants() -> Iterator[Route]:
     ours = ROUTES["triton"]
     yield replace(ours, name="triton-channels", what="stm_fast, all three tensors channels first", layout="channels")
+    yield replace(ours, name="triton-bank", what="stm_fast, MemoryBank.read", build=_from_bank)
+    for name in GRAPHED:
+        route = ROUTES[name]
+        yield replace(route, name=f"{name}-graph", what=f"{route.what}, replayed", build=partial(_replayed, route))
     for name, fields in TILES.items():
         yield replace(ours, name=name, what=f"stm_fast, {fields}", build=partial(_with_tile, fields))
+
+
+def _from_bank(workload: Workload) -> Read | str:
+    """The read of a bank that holds the memory, frame by frame; it is filled when the memory is first seen."""
+    if workload.pass_name != "forward":
+        return f"a bank has no {workload.pass_name}"
+    banks: dict[int, MemoryBank] = {}
+
+    def read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if key.data_ptr() not in banks:
+            banks[key.data_ptr()] = _bank(key, value, workload.shape.queries)
+        picture = query.mT[..., None]  # [1, Ck, M, 1], a picture of one column
+        return banks[key.data_ptr()].read(picture).flatten(2).mT
+
+    return read
+
+
+def _bank(key: Tensor, value: Tensor, rows: int) -> MemoryBank:
+    bank = MemoryBank(frames=key.shape[1] // rows, backend="triton")
+    for first in range(0, key.shape[1] - rows + 1, rows):
+        bank.append(*(tensor[:, first : first + rows].mT[..., None] for tensor in (key, value)))
+    return bank
+
+
+def _replayed(route: Route, workload: Workload) -> Read | str:
+    """The read as a CUDA graph, recorded when its inputs are first seen: what is left of a call without the host."""
+    read = route.build(workload)
+    if isinstance(read, str) or workload.pass_name != "forward":
+        return read if isinstance(read, str) else "its graph is of the forward read"
+    recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def replay(query: Tensor, *memory: Tensor) -> Tensor:
+        if query.data_ptr() not in recorded:
+            recorded[query.data_ptr()] = _record(read, query, *memory)
+        graph, out = recorded[query.data_ptr()]
+        graph.replay()
+        return out
+
+    return replay
+
+
+def _record(read: Read, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    read(*inputs)  # compiles, which a graph cannot record
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = read(*inputs)
+    return graph, out
 
 
 def _with_tile(fields: dict[str, int], workload: Workload) -> Read | str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gpu.contestants import TILES, contestants
+from gpu.contestants import contestants
 from stm_fast.benchmarking import ROUTES, Record, Selection, parse_shape, read_record, run_benchmark, write_record
 from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.benchmarking.workload import DTYPES
@@ -22,6 +22,7 @@ COMPILED = ("compile", "compile-dynamic", "flex", "flex-32x32", "flex-64x32", "f
 FORWARD_ALONE = ("hopper", "int8", "fp8")
 UNCOMPILED = tuple(route for route in ROUTES if route not in (*COMPILED, *FORWARD_ALONE, "cpp", "reference"))
 OURS = ("triton", "triton-channels", "hopper")
+DECIDING = tuple(contestants())  # layouts, the bank, graphs, tiles
 TARGETS = ("480p-T20-O3", "480p-T20-O1", "480p-T1-O1")
 LONGER = ("480p-T5-O1", "480p-T100-O1", "1080p-T20-O1", "480p-T1000-O1")
 LARGEST = LONGER[-1]  # too large for a CPU; it launches the kernels of T100
@@ -41,7 +42,7 @@ class Part:
 
 # what is asked first is timed first
 PARTS = {
-    "forward": Part(TARGETS, ("forward",), (*UNCOMPILED, *FORWARD_ALONE, "triton-channels", *TILES)),
+    "forward": Part(TARGETS, ("forward",), (*UNCOMPILED, *FORWARD_ALONE, *DECIDING)),
     "backward": Part(TARGETS[:2], ("backward",), (*UNCOMPILED, "triton-channels")),
     "top-k": Part(TARGETS[:2], ("top-k",), (*UNCOMPILED, "triton-channels"), seconds=2.0),
     "longer": Part(LONGER, ("forward",), ("published", "sdpa-efficient", *OURS, "int8", "fp8"), seconds=2.0),
@@ -67,7 +68,7 @@ def main() -> int:
         routes = [route for route in part.routes if route not in arguments.without]
         shapes = _TINY if arguments.tiny else part.shapes
         if arguments.compile_only:
-            routes = [route for route in routes if route in (*FORWARD_ALONE, "triton") or route in contestants()]
+            routes = [route for route in routes if route in (*FORWARD_ALONE, "triton") or route in DECIDING]
             shapes = tuple(shape for shape in shapes if shape != LARGEST)
         selection = Selection(
             shapes=tuple(map(parse_shape, shapes)),
@@ -77,6 +78,7 @@ def main() -> int:
             device="cuda",
             seconds=0.0 if quick else part.seconds,
             rounds=1 if quick else 5,
+            product=64 if quick else None,
             deadline=max(0.0, end - time.monotonic()),
         )
         record.settings["parts"][name] = selection.describe()

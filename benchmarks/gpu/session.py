@@ -14,7 +14,6 @@ from gpu.processes import Child
 from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.whole_file import whole_file
 
-COMPILING = 20  # how many times longer a kernel may take where only compiling counts, on a few processors
 _LOG_BYTES = 15 * 2**20  # what a borrowed machine hands back of one file
 
 
@@ -34,6 +33,11 @@ class Stage:
     lines: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
+
+
+def patience(options: Sequence[str]) -> int:
+    """How many times longer a kernel may take: with these options no GPU computes, and a few processors compile."""
+    return 20 if {"--tiny", "--compile-only"} & set(options) else 1
 
 
 class Session:

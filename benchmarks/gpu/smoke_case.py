@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gpu.session import COMPILING
+from gpu.session import patience
 from stm_fast.benchmarking.refusals import refusal
 from stm_fast.ops.quantised import memory_read_quantised, quantise_memory
 from stm_fast.testing import ReadCase, make_tensors
@@ -36,7 +36,7 @@ def main() -> int:
     tiny = "--tiny" in options
     read = _read if name in READS else _quantised
     start = time.monotonic()
-    faulthandler.dump_traceback_later(SECONDS * (COMPILING if "--compile-only" in options else 1), exit=True)
+    faulthandler.dump_traceback_later(SECONDS * patience(options), exit=True)
     try:
         found = read(name, tiny)
         torch.cuda.synchronize()

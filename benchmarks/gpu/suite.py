@@ -12,7 +12,7 @@ from typing import Any
 
 from gpu import ROOT
 from gpu.pytest_results import COLLECTED, RESULTS, SECONDS
-from gpu.session import COMPILING, Session, Stage
+from gpu.session import Session, Stage, patience
 
 TEST_SECONDS = 60
 MOST_WORKERS = 16  # each has a context on the GPU
@@ -29,7 +29,7 @@ def run(session: Session, stage: Stage, end: float) -> None:
     """Runs what there is time for."""
     with TemporaryDirectory() as folder:
         files = [ROOT / TINY] if "--tiny" in session.options else files_with_gpu_tests()
-        child = session.process(command(files), environment(Path(folder), _limit(session)))
+        child = session.process(command(files), environment(Path(folder), TEST_SECONDS * patience(session.options)))
         code = child.wait(end)
         stage.found |= _found(Path(folder))
     counts, red = stage.found["outcomes"], stage.found["red"]
@@ -52,10 +52,6 @@ def command(files: Sequence[Path]) -> list[str]:
         *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu.pytest_results"),
         *("-m", "gpu", *spread, *deselected, *map(str, files)),
     ]
-
-
-def _limit(session: Session) -> float:
-    return TEST_SECONDS * (COMPILING if "--compile-only" in session.options else 1)
 
 
 def environment(folder: Path, seconds: float) -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""The training burst, as make gpu-train runs it: the minutes that are left, into the run's folder."""
+"""The training burst, as make gpu-train runs it, in the minutes that are left."""
 
+import os
 import time
 
 from gpu.session import Session, Stage
@@ -9,16 +10,16 @@ _LINES = 12  # of its output in the table
 
 
 def run(session: Session, stage: Stage, end: float) -> None:
-    """Until `end`."""
+    """Until `end`, on the data that DATA names in the environment, into a folder of its own."""
     before = session.log.stat().st_size
     minutes = max(0.0, end - _TO_END - time.monotonic()) / 60
-    child = session.child("gpu_train", "--minutes", f"{minutes:.2f}", "--output", str(session.out))
-    code = child.wait(end)
+    options = ["--smoke"] if "--tiny" in session.options else []
+    options += ["--data", os.environ["DATA"]] if "DATA" in os.environ else []
+    place = {"OUT": str(session.out / "gpu-train")}
+    code = session.child("gpu_train", "--minutes", f"{minutes:.2f}", *options, environment=place).wait(end)
     with session.log.open("rb") as log:
         log.seek(before)
         told = log.read().decode(errors="replace").splitlines()
-    stage.lines += [f"  {line}"[:120] for line in told[-_LINES:]]
-    if code is None:
-        stage.state = "out of time"
-    elif code:
-        stage.lines.append(f"  ended with exit code {code}: see the log")
+    stage.lines += [f"  {line}" for line in told[-_LINES:]]
+    if code != 0:
+        stage.state = "out of time" if code is None else f"ended with exit code {code}: see the log"
