@@ -25,6 +25,8 @@ from stm_fast.benchmarking.system_records import read_system_record
 from stm_fast.kernels import compile_gate
 from stm_fast.kernels.compile_gate import Case
 
+PATHS = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", BENCHMARKS, ROOT)))}
+
 
 @pytest.fixture
 def session(tmp_path, monkeypatch):
@@ -155,9 +157,39 @@ def test_what_starts_a_pytest_is_there_and_its_cases_are_run_instead():
 
 
 def test_a_kernel_that_hung_is_launched_by_no_later_stage():
-    found = {"hopper": {"ended": "hung for 20 s"}, "rows": {"right": True}, "fp8": {"right": False, "error": 1.0}}
-    assert smoke.dangerous(Stage("smoke", found=found)) == ["hopper"]
+    found = {"channels": {"ended": "hung for 20 s"}, "rows": {"right": True}, "fp8": {"right": False, "error": 1.0}}
+    assert smoke.dangerous(Stage("smoke", found=found)) == ["channels"]
     assert smoke.dangerous(None) == []
+
+
+LAUNCHED = """
+import torch
+from gpu.contestants import contestants
+from launchless import LAUNCHES
+from stm_fast.benchmarking import Workload, parse_shape
+from stm_fast.benchmarking.inputs import in_layout, make_inputs
+
+shape = parse_shape("30x54-T1-O2")
+for name, route in contestants().items():
+    inputs = in_layout(make_inputs(shape, torch.bfloat16, "cuda", seed=0), route.layout)
+    LAUNCHES.clear()
+    route.build(Workload(shape, torch.bfloat16, "forward", "cuda"))(inputs.query, *inputs.memory)
+    print(name, LAUNCHES[0].kernel, LAUNCHES[0].options.get("num_stages"))
+"""
+
+
+@pytest.mark.slow
+def test_contestants_launch_what_they_are_named_after(tmp_path):
+    script = tmp_path / "launched.py"
+    script.write_text(LAUNCHED)
+    command = [sys.executable, "-m", "launchless", str(script)]
+    done = subprocess.run(command, env=os.environ | PATHS, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = {name: (kernel, stages) for name, kernel, stages in map(str.split, done.stdout.splitlines())}
+    hopper = {name for name, (kernel, _stages) in found.items() if kernel == "_forward_hopper_kernel"}
+    assert hopper == {"triton-channels", "triton-bank", "triton-graph"}
+    assert {found[name] for name in ("portable", "portable-graph")} == {("_forward_kernel", "3")}
+    assert found["portable-2-stages"] == ("_forward_kernel", "2")
+    assert found["portable-4-stages"] == ("_forward_kernel", "4")
 
 
 def test_times_are_a_table_with_the_fastest_first():
@@ -169,7 +201,7 @@ def test_times_are_a_table_with_the_fastest_first():
         row("published", seconds=2e-3, tflop_per_second=60.0, error=2e-3),
         row("triton", seconds=3e-4, tflop_per_second=400.0, error=1e-3),
         row("triton", shape="480p-T1-O1", seconds=4e-5, tflop_per_second=80.0, error=2e-3),
-        row("hopper", refused="wrong result: relative error 1.2"),
+        row("portable", refused="wrong result: relative error 1.2"),
         row("sdpa-flash", refused="RuntimeError: No available kernel"),
         row("sdpa-cudnn", refused="RuntimeError: No available kernel"),
     ]
@@ -179,7 +211,7 @@ def test_times_are_a_table_with_the_fastest_first():
         "  forward bfloat16    error       480p-T20-O3     480p-T1-O1",
         "  triton              2e-03        300 us 400       40 us 80",
         "  published           2e-03        2000 us 60               ",
-        "  hopper              wrong result: relative error 1.2",
+        "  portable            wrong result: relative error 1.2",
         "  none of sdpa-flash, sdpa-cudnn (RuntimeError)",
     ]
 
@@ -240,11 +272,11 @@ def test_every_stage_is_reached_on_the_device_that_launches_nothing(tmp_path):
     # the argument after --log-file is where it writes
     ncu.write_text(f'#!/bin/sh\nwhile [ "$1" != --log-file ]; do shift; done\ncp {counted} "$2"\n')
     ncu.chmod(0o755)
-    paths = map(str, (ROOT / "tests", BENCHMARKS, ROOT))
-    environment = os.environ | {
+    environment = {
+        **os.environ,
+        **PATHS,
         "OUT": str(out),
         "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join(paths),
         "TRITON_CACHE_DIR": str(tmp_path / "cache"),
     }
     command = [sys.executable, "-m", "launchless", str(BENCHMARKS / "gpu_checks.py"), "--tiny"]
@@ -256,7 +288,7 @@ def test_every_stage_is_reached_on_the_device_that_launches_nothing(tmp_path):
     assert states == {"smoke": "red", "tests": "red", "reads": "done", "profile": "done", "frames": "done"}
     assert {found["right"] for found in stages["smoke"]["found"].values()} == {False}
     assert list(stages["tests"]["found"]["red"]) == ["tests/test_benchmarking_gpu.py::test_routes_on_a_gpu_once"]
-    assert stages["profile"]["found"]["hopper"]["gpu__time_duration.sum"] == "1,301.50 us"
+    assert stages["profile"]["found"]["portable"]["gpu__time_duration.sum"] == "1,301.50 us"
     reads = read_record(out / "memory-read-launchless.json")
     assert list(reads.settings["parts"]) == list(PARTS)
     assert any(row.route == "published" and row.seconds for row in reads.rows)

@@ -11,13 +11,20 @@ from torch import Tensor
 from stm_fast.benchmarking.attention import Read
 from stm_fast.benchmarking.routes import ROUTES, Route
 from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Workload
+from stm_fast.kernels.configs import forward_config
+from stm_fast.kernels.launch import arithmetic_of
+from stm_fast.kernels.targets import target_of
+from stm_fast.kernels.tiles import Choice
+from stm_fast.kernels.tuned import Tiles, using
 from stm_fast.memory import MemoryBank
 
-GRAPHED = ("triton", "hopper")
-# name, and the fields of the forward tile that are not those of configs.py
+GRAPHED = ("triton", "portable")
+# the portable kernel, which reads on sm_90 where it has a tile of its own: names, and the fields that are not those of
+# configs.py
 TILES: dict[str, dict[str, int]] = {
-    "triton-2-stages": {"num_stages": 2},
-    "triton-4-stages": {"num_stages": 4},
+    "portable": {},
+    "portable-2-stages": {"num_stages": 2},
+    "portable-4-stages": {"num_stages": 4},
 }
 
 
@@ -26,15 +33,24 @@ def contestants() -> dict[str, Route]:
     return {route.name: route for route in _contestants()}
 
 
+def portable_tile(dtype: torch.dtype, fields: dict[str, int]) -> Tiles:
+    """A table with the tile of configs.py at the published widths, some fields replaced."""
+    architecture = target_of(torch.device("cuda")).architecture
+    choice = Choice(architecture, arithmetic_of(dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
+    with using({}):
+        return {("forward", choice): replace(forward_config(choice), **fields)}
+
+
 def _contestants() -> Iterator[Route]:
     ours = ROUTES["triton"]
     yield replace(ours, name="triton-channels", what="stm_fast, all three tensors channels first", layout="channels")
     yield replace(ours, name="triton-bank", what="stm_fast, MemoryBank.read", build=_from_bank)
-    for name in GRAPHED:
-        route = ROUTES[name]
-        yield replace(route, name=f"{name}-graph", what=f"{route.what}, replayed", build=partial(_replayed, route))
     for name, fields in TILES.items():
-        yield replace(ours, name=name, what=f"stm_fast, {fields}", build=partial(_with_tile, fields))
+        what = f"stm_fast, the portable kernel, {fields or 'its tile'}"
+        yield replace(ours, name=name, what=what, build=partial(_with_tile, fields))
+    for name in GRAPHED:
+        build = ours.build if name == "triton" else partial(_with_tile, TILES[name])
+        yield replace(ours, name=f"{name}-graph", what="stm_fast, replayed", build=partial(_replayed, build))
 
 
 def _from_bank(workload: Workload) -> Read | str:
@@ -59,9 +75,9 @@ def _bank(key: Tensor, value: Tensor, rows: int) -> MemoryBank:
     return bank
 
 
-def _replayed(route: Route, workload: Workload) -> Read | str:
+def _replayed(build: Callable[[Workload], Read | str], workload: Workload) -> Read | str:
     """The read as a CUDA graph, recorded when its inputs are first seen: what is left of a call without the host."""
-    read = route.build(workload)
+    read = build(workload)
     if isinstance(read, str) or workload.pass_name != "forward":
         return read if isinstance(read, str) else "its graph is of the forward read"
     recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -86,20 +102,9 @@ def _record(read: Read, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
 
 
 def _with_tile(fields: dict[str, int], workload: Workload) -> Read | str:
-    """The forward read with another tile."""
-    from stm_fast.kernels.configs import forward_config
-    from stm_fast.kernels.launch import arithmetic_of
-    from stm_fast.kernels.targets import target_of
-    from stm_fast.kernels.tiles import Choice
-    from stm_fast.kernels.tuned import using
-
     if workload.pass_name != "forward":
         return "its tile is of the forward read"
-    architecture = target_of(torch.device(workload.device)).architecture
-    choice = Choice(architecture, arithmetic_of(workload.dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
-    with using({}):
-        tile = replace(forward_config(choice), **fields)
-    return _inside(partial(using, {("forward", choice): tile}), ROUTES["triton"].build(workload))
+    return _inside(partial(using, portable_tile(workload.dtype, fields)), ROUTES["triton"].build(workload))
 
 
 def _inside(setting: Callable[[], Any], read: Read | str) -> Read | str:

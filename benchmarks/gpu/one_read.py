@@ -4,6 +4,7 @@ import sys
 
 import torch
 
+from gpu.contestants import contestants
 from stm_fast.benchmarking import ROUTES, Workload, parse_shape
 from stm_fast.benchmarking.inputs import in_layout, make_inputs
 from stm_fast.benchmarking.timing import make_call
@@ -11,6 +12,7 @@ from stm_fast.benchmarking.timing import make_call
 
 def main() -> int:
     name, *options = sys.argv[1:]
+    ROUTES.update(contestants())
     shape = parse_shape("2x3-T1-O2" if "--tiny" in options else "480p-T20-O3")
     route = ROUTES[name]
     read = route.build(Workload(shape, torch.bfloat16, "forward", "cuda"))

@@ -11,7 +11,7 @@ from gpu.session import Session, Stage
 from gpu.smoke import dangerous
 
 # route of one_read.py, and the case of the stage "smoke" that launches the same kernel
-KERNELS = {"triton": "rows", "hopper": "hopper"}
+KERNELS = {"triton": "rows", "portable": "portable"}
 _SECTIONS = (
     "SpeedOfLight",
     "ComputeWorkloadAnalysis",

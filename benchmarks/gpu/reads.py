@@ -14,8 +14,8 @@ from stm_fast.benchmarking.routes import OURS
 
 # routes that launch the kernel of a case of the stage "smoke"
 _LAUNCHING = {
-    "hopper": ("hopper", "hopper-graph"),
-    "rows": ("triton", "triton-graph", "triton-bank", *TILES),
+    "rows": ("triton", "triton-channels", "triton-bank", "triton-graph"),
+    "portable": (*TILES, "portable-graph"),
     "channels": ("triton-channels",),
     "int8": ("int8",),
     "fp8": ("fp8",),

@@ -19,9 +19,9 @@ from stm_fast.benchmarking.workload import DTYPES
 LOST = 4
 # each one's first call takes seconds of compiling
 COMPILED = ("compile", "compile-dynamic", "flex", "flex-32x32", "flex-64x32", "flex-64x64")
-FORWARD_ALONE = ("hopper", "int8", "fp8")
+FORWARD_ALONE = ("int8", "fp8")
 UNCOMPILED = tuple(route for route in ROUTES if route not in (*COMPILED, *FORWARD_ALONE, "cpp", "reference"))
-OURS = ("triton", "triton-channels", "hopper")
+OURS = ("triton", "triton-channels", "portable")
 DECIDING = tuple(contestants())  # layouts, the bank, graphs, tiles
 TARGETS = ("480p-T20-O3", "480p-T20-O1", "480p-T1-O1")
 LONGER = ("480p-T5-O1", "480p-T100-O1", "1080p-T20-O1", "480p-T1000-O1")

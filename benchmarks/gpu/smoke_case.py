@@ -8,13 +8,16 @@ import faulthandler
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpu.contestants import portable_tile
 from gpu.session import patience
 from stm_fast.benchmarking.refusals import refusal
+from stm_fast.kernels.tuned import using
 from stm_fast.ops.quantised import memory_read_quantised, quantise_memory
 from stm_fast.testing import ReadCase, make_tensors
 from stm_fast.testing.criterion import allowance, distance
@@ -23,8 +26,7 @@ from stm_fast.testing.rounding import rounded_once
 from stm_fast.testing.runs import eager_outputs, leaves, read_outputs
 
 SECONDS = 20
-# backend, and whether tensors are channels first
-READS = {"hopper": ("hopper", False), "rows": ("triton", False), "channels": ("triton", True)}
+READS = ("rows", "portable", "channels")
 # dtype of the memory, and the largest relative error, as tests/quantised_engine_cases.py has it for normal numbers
 QUANTISED = {"int8": (torch.int8, 0.014), "fp8": (torch.float8_e4m3fn, 0.064)}
 CASES = (*READS, *QUANTISED)
@@ -48,13 +50,13 @@ def main() -> int:
 
 def _read(name: str, tiny: bool) -> dict[str, Any]:
     """The largest error and the criterion's allowance, of out and of lse."""
-    backend, channels_first = READS[name]
     queries, rows = (33, 97) if tiny else (1620, 3240)
     case = ReadCase(
-        queries=queries, rows=rows, key_dim=128, value_dim=512, shared_query=True, channels_first=channels_first
+        queries=queries, rows=rows, key_dim=128, value_dim=512, shared_query=True, channels_first=name == "channels"
     )
     tensors = make_tensors(case, torch.bfloat16, "cuda")
-    fused = read_outputs(case, tensors, backend)
+    with using(portable_tile(torch.bfloat16, {})) if name == "portable" else nullcontext():
+        fused = read_outputs(case, tensors, "triton")
     torch.cuda.synchronize()
     doubles = leaves(tensors, torch.float64, False)
     exact, eager = read_outputs(case, doubles, "reference"), eager_outputs(case, tensors)
