@@ -35,7 +35,7 @@ def contestants() -> dict[str, Route]:
 
 def portable_tile(dtype: torch.dtype, fields: dict[str, int]) -> Tiles:
     """A table with the tile of configs.py at the published widths, some fields replaced."""
-    architecture = target_of(torch.device("cuda")).architecture
+    architecture = target_of(torch.empty(0, device="cuda").device).architecture
     choice = Choice(architecture, arithmetic_of(dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
     with using({}):
         return {("forward", choice): replace(forward_config(choice), **fields)}
