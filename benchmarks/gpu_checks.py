@@ -74,10 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = [name for name, on in (("--tiny", chosen.tiny), ("--compile-only", chosen.compile_only)) if on]
     session = Session(chosen.out, chosen.only, vars(chosen) | {"out": str(chosen.out)}, options)
+    kernels = Path(knobs.cache.dir)
     try:
-        kernels = Path(knobs.cache.dir)
-        unpacked = unpack(ARCHIVE, kernels)
-        session.say(f"{unpacked.kernels} kernels brought along, {unpacked.told}")
+        if not chosen.compile_only:  # what is compiled then goes into an archive of its own
+            unpacked = unpack(ARCHIVE, kernels)
+            session.say(f"{unpacked.kernels} kernels brought along, {unpacked.told}")
         before = kernels_in(kernels)
         run_stages(session, chosen.minutes)
         session.say(f"{kernels_in(kernels) - before} kernels were compiled anew")
