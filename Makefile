@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test sanitize check fix bench gpu clean
+.PHONY: setup build demo test sanitize check fix bench gpu gpu-cache clean
 
 setup: $(VENV)/.ready
 
@@ -48,9 +48,23 @@ bench: setup
 	$(BIN)/python benchmarks/make_tables.py
 
 # on a machine with a GPU and no $(VENV): make gpu GPU_PYTHON=python3. Exits 3 where there is no GPU.
+# ARGUMENTS="--only smoke,reads --minutes 3" runs some stages; OUT names the folder of the results
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
-	$(GPU_PYTHON) benchmarks/gpu_checks.py
+	$(GPU_PYTHON) benchmarks/gpu_checks.py $(ARGUMENTS)
+
+# compiles, without a GPU, what make gpu launches, into build/gpu-cache.tar.xz, which make gpu unpacks: with the Python,
+# PyTorch and Triton of the machine that has the GPU, in an environment of their own
+GPU_VENV ?= .venv-gpu
+PYTHON312 ?= python3.12
+gpu-cache: $(GPU_VENV)/.ready
+	$(GPU_VENV)/bin/python benchmarks/gpu_cache.py
+
+$(GPU_VENV)/.ready:
+	test -x $(GPU_VENV)/bin/python || $(PYTHON312) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet torch==2.11.* torchvision==0.26.* triton==3.6.* numpy pillow rich \
+		safetensors typer pyyaml pytest pytest-benchmark pytest-xdist hypothesis
+	touch $@
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt

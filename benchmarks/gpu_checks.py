@@ -1,49 +1,63 @@
-"""Every check that needs a GPU, in one call of under 8 minutes: make gpu.
+"""Every check that needs a GPU, in one call of a few minutes: make gpu, or make gpu ARGUMENTS="--only smoke,reads".
 
-The tests marked gpu; then, if they pass, times of the memory read beside its peers, written to
-benchmarks/results/memory-read-<gpu>.json. The last line on stdout is that JSON. Exits 3 where there is no GPU, 1 where
-a check fails.
+The stages, in this order, each with its share of the minutes and what those before it left over:
 
-How the minutes are spent, at most:
+    smoke    does each kernel run at all, and is it right: one shape against float64, each in a process of its own
+    tests    those marked gpu, and the cases of the kernels; red ones are listed and stop nothing
+    reads    the memory read beside its peers, both layouts, all routes of a shape in the same rounds
+    profile  one launch of each forward kernel under ncu
+    frames   whole frames beside the published loop
+    train    the training burst, only where --only asks for it
 
-    0:00 to 3:50  the tests, stopped then; what they leave over goes to the times
-    to 7:00       TARGETS, the shapes of the project's targets: every pass, every route that is not compiled first
-                  COMPILED on one of them, beside the published read
-                  LONGER memories and larger frames, in bfloat16 as all of the above
-                  FEW in float32 and float16
-    to 8:00       the end of the last route that was started; what did not start is in the record as "out of time"
-
-A shape and dtype takes 4 s of rounds (or 5 rounds) after the first calls, in which Triton compiles.
+All of value is in the folder that OUT names in the environment, else benchmarks/results, written as it comes:
+gpu-checks.json (every stage, and what it did not reach), gpu-checks.log, memory-read-<gpu>.json, network-<gpu>.json.
+The end of the output is a table. Exits 3 where there is no GPU, 1 where a stage could not do its work or a test is red.
 
 Needs PyTorch, Triton, pytest, and the package: python3 -m pip install --no-deps --no-build-isolation -e .
+pytest-xdist lets the tests run side by side. The kernels of `make gpu-cache` need not be compiled again.
 """
 
+import argparse
 import os
-import subprocess
+import signal
 import sys
 import time
+import traceback
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+if TYPE_CHECKING:
+    from gpu.session import Session
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-TEST_SECONDS = 230
-MOST_SHARES = 8  # each has a context on the GPU
-ALL_SECONDS = 420  # then no further route is started, and the last one ends within the 8 minutes
-
-# what is asked first is timed first
-COMPILED = ("compile", "compile-dynamic", "flex", "flex-32x32", "flex-64x32", "flex-64x64")
-DEVICE = "cuda"
-TARGETS = ("480p-T20-O3", "480p-T20-O1", "480p-T1-O1")
-LONGER = ("480p-T5-O1", "480p-T100-O1", "1080p-T20-O1", "480p-T1000-O1")
-FEW = ("480p-T20-O1",)  # in the other dtypes
+_MINUTES = 6.0
+_LINES, _CHARACTERS = 100, 11_000  # of the table: what a borrowed machine shows of an output's end
 
 
-def main() -> int:
-    started = time.monotonic()
+class Share(NamedTuple):
+    """A stage by the name of its module in benchmarks/gpu, and its share of the minutes."""
+
+    module: str
+    share: float
+
+
+STAGES = {
+    "smoke": Share("smoke", 1.0),
+    "tests": Share("suite", 4.0),
+    "reads": Share("reads", 5.0),
+    "profile": Share("profiler", 1.0),
+    "frames": Share("frames", 2.0),
+    "train": Share("train", 8.0),
+}
+_USUAL = ("smoke", "tests", "reads", "profile", "frames")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = _arguments(arguments)
     problem = missing()
     if problem:
         print(f"gpu checks: {problem}", file=sys.stderr)
@@ -51,11 +65,28 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu checks: no CUDA device on this machine", file=sys.stderr)
         return 3
-    if not tests_pass():
-        print("gpu checks: the tests failed, so nothing is timed", file=sys.stderr)
-        return 1
-    time_reads(started + ALL_SECONDS)
-    return 0
+    from triton import knobs
+
+    from gpu.kernel_cache import ARCHIVE, kernels_in, unpack
+    from gpu.session import Session
+
+    # a run that is told to end tells what it has
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    options = [name for name, on in (("--tiny", chosen.tiny), ("--compile-only", chosen.compile_only)) if on]
+    session = Session(chosen.out, chosen.only, vars(chosen) | {"out": str(chosen.out)}, options)
+    kernels = Path(knobs.cache.dir)
+    try:
+        if not chosen.compile_only:  # what is compiled then goes into an archive of its own
+            unpacked = unpack(ARCHIVE, kernels)
+            session.say(f"{unpacked.kernels} kernels brought along, {unpacked.told}")
+        before = kernels_in(kernels)
+        run_stages(session, chosen.minutes)
+        session.say(f"{kernels_in(kernels) - before} kernels were compiled anew")
+    finally:
+        text = table(session)
+        session.close(text)
+        print(text, flush=True)
+    return int(any(stage.state != "done" for stage in session.stages.values()))
 
 
 def missing() -> str | None:
@@ -70,71 +101,61 @@ def missing() -> str | None:
     return None
 
 
-def tests_pass() -> bool:
-    """Whether the tests pass, in shares side by side: what takes long is compiling kernels."""
-    end = time.monotonic() + TEST_SECONDS
-    shares = min(MOST_SHARES, os.cpu_count() or 1)
-    with TemporaryDirectory() as folder:
-        logs = [Path(folder, f"{share}.log") for share in range(shares)]
-        processes = [start_tests(f"{share}/{shares}", log) for share, log in enumerate(logs)]
+def run_stages(session: "Session", minutes: float) -> None:
+    """One after the other; what one leaves over of its share goes to those after it."""
+    end = time.monotonic() + 60 * minutes
+    shares = {name: STAGES[name].share for name in session.stages}
+    for name, stage in session.stages.items():
+        later = sum(share for other, share in shares.items() if list(shares).index(other) > list(shares).index(name))
+        begin = time.monotonic()
+        stage_end = end - 60 * minutes * later / sum(shares.values())
+        session.say(f"{name}: {max(0.0, stage_end - begin):.0f} s")
+        stage.state = "running"
         try:
-            codes = [process.wait(max(0.0, end - time.monotonic())) for process in processes]
-        except subprocess.TimeoutExpired:
-            codes = [1]
-            print(f"gpu checks: the tests took more than {TEST_SECONDS} s", file=sys.stderr)
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            process.wait()
-            print(log.read_text(), file=sys.stderr)
-    return not any(codes)
+            import_module(f"gpu.{STAGES[name].module}").run(session, stage, stage_end)
+        except Exception as error:  # one stage takes no other with it
+            stage.state = f"failed: {type(error).__name__}: {error}"[:200]
+            traceback.print_exc()
+        stage.seconds = time.monotonic() - begin
+        if stage.state == "running":
+            stage.state = "done" if not stage.missed else "not all reached"
+        session.say(f"{name}: {stage.state}, {stage.seconds:.0f} s")
+        session.write()
 
 
-def start_tests(share: str, log: Path) -> subprocess.Popen[bytes]:
-    """A process with its share of the tests, as tests/conftest.py cuts them."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *map(str, files_with_gpu_tests())]
-    # safe path: the folder of the checkout must not shadow an installed wheel
-    environment = os.environ | {"STM_FAST_REQUIRE": "triton", "PYTHONSAFEPATH": "1", "STM_FAST_SHARE": share}
-    with log.open("wb") as output:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+def table(session: "Session") -> str:
+    """What was found, in at most _LINES lines and _CHARACTERS characters."""
+    lines = []
+    for name, stage in session.stages.items():
+        lines.append(f"{name}: {stage.state}, {stage.seconds:.0f} s")
+        lines += stage.lines
+        if stage.missed:
+            lines.append(f"  not reached, {len(stage.missed)}: {', '.join(stage.missed)}"[:160])
+    lines = [line[:150] for line in lines]
+    while len(lines) > _LINES - 1 or sum(len(line) + 1 for line in lines) > _CHARACTERS:
+        lines.pop()
+    return "\n".join([*lines, f"all of it: {session.out}"])
 
 
-def files_with_gpu_tests() -> list[Path]:
-    """The others need not be importable here: such a machine may lack PyAV."""
-    return [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Every check that needs a GPU.")
+    parser.add_argument("--only", type=_stages, default=_USUAL, help=f"some of {','.join(STAGES)}")
+    parser.add_argument("--minutes", type=float, default=_MINUTES, help="for all stages together")
+    parser.add_argument("--tiny", action="store_true", help="shapes that take no time, to try the stages themselves")
+    parser.add_argument(
+        "--compile-only", action="store_true", help="what launches kernels of the package alone, for make gpu-cache"
+    )
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or HERE / "results"))
+    return parser.parse_args(arguments)
 
 
-def time_reads(end: float) -> None:
-    """Times until `end` on the monotonic clock, and writes the record after every shape."""
-    from stm_fast.benchmarking import PASSES, ROUTES, Record, Selection, parse_shape, run_benchmark, write_record
-    from stm_fast.benchmarking.machine import describe_machine
-
-    record = Record(describe_machine(DEVICE), {"tests": "passed", "runs": []})
-    folder = HERE / "results"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"memory-read-{str(record.machine['gpu']).replace(' ', '-')}.json"
-    uncompiled = tuple(route for route in ROUTES if route not in COMPILED)
-    runs = [
-        (TARGETS, torch.bfloat16, uncompiled),
-        (TARGETS[:1], torch.bfloat16, ("published", *COMPILED)),
-        (LONGER, torch.bfloat16, uncompiled),
-        (FEW, torch.float32, uncompiled),
-        (FEW, torch.float16, uncompiled),
-    ]
-    for shapes, dtype, routes in runs:
-        selection = Selection(
-            shapes=tuple(map(parse_shape, shapes)),
-            dtypes=(dtype,),
-            passes=PASSES,
-            routes=routes,
-            device=DEVICE,
-            seconds=4.0,
-            deadline=max(0.0, end - time.monotonic()),
-        )
-        record.settings["runs"].append(selection.describe())
-        for rows in run_benchmark(selection, lambda message: print(message, file=sys.stderr)):
-            record.rows += rows
-            write_record(record, path)
-    print(record.to_json())
+def _stages(text: str) -> tuple[str, ...]:
+    """In the order in which they run."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"found {', '.join(unknown)}, expected some of {', '.join(STAGES)}")
+    return tuple(name for name in STAGES if name in names)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,6 @@ def pytest_sessionstart() -> None:
             pytest.exit(f"STM_FAST_REQUIRE: backend {name} is absent: {'; '.join(reasons[name])}", returncode=1)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """STM_FAST_SHARE=0/8: the first of eight shares, for processes that compile kernels side by side."""
-    # taken out: a pytest that a test starts runs all of its tests
-    first, shares = map(int, os.environ.pop("STM_FAST_SHARE", "0/1").split("/"))
-    config.hook.pytest_deselected(items=[item for number, item in enumerate(items) if number % shares != first])
-    items[:] = items[first::shares]
-
-
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """torch.empty, in Python and in C++, gives NaN: a kernel that leaves an element unwritten shows."""

@@ -2,20 +2,15 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from io import StringIO
-from itertools import product
 
 import pytest
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-import gpu_checks
 import make_tables
 from stm_fast.__main__ import app
 from stm_fast.benchmarking import (
@@ -452,84 +447,3 @@ def test_whole_frames_are_written_down_and_read_again(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match="expected the JSON of stm-fast benchmark --system"):
         read_system_record(tmp_path / "other.json")
-
-
-def test_gpu_checks_without_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu_checks, "tests_pass", lambda: pytest.fail("there is no GPU to test on"))
-    assert gpu_checks.main() == 3
-    assert "no CUDA device" in capsys.readouterr().err
-
-
-def test_gpu_checks_name_what_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: None)
-    assert gpu_checks.main() == 1
-    assert capsys.readouterr().err == "gpu checks: pytest is not installed\n"
-    monkeypatch.setitem(sys.modules, "stm_fast.benchmarking", None)
-    assert gpu_checks.main() == 1
-    assert "pip install --no-deps --no-build-isolation -e ." in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("body", "passes"), [("True", True), ("False", False), ("time.sleep(60)", False)])
-def test_gpu_checks_run_their_tests_side_by_side(body, passes, tmp_path, monkeypatch, capfd):
-    made = tmp_path / "test_made.py"
-    made.write_text(f"import time\nimport pytest\n\n@pytest.mark.gpu\ndef test_it():\n    assert {body}\n")
-    monkeypatch.setattr(gpu_checks, "files_with_gpu_tests", lambda: [made])
-    monkeypatch.setattr(gpu_checks, "TEST_SECONDS", 5 if "sleep" in body else 60)
-    assert gpu_checks.tests_pass() == passes
-    assert ("took more than 5 s" in capfd.readouterr().err) == ("sleep" in body)
-
-
-def test_shares_of_the_tests_are_all_of_them():
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_launch.py"]
-    found = []
-    for share in ("0/2", "1/2", "0/1"):
-        environment = os.environ | {"STM_FAST_SHARE": share, "STM_FAST_REQUIRE": ""}
-        text = subprocess.run(command, cwd=gpu_checks.ROOT, env=environment, capture_output=True, text=True, check=True)
-        found.append([line for line in text.stdout.splitlines() if "::" in line])
-    first, second, whole = found
-    assert first
-    assert second
-    assert sorted(first + second) == sorted(whole)
-
-
-def test_no_share_is_handed_on_to_what_a_test_starts():
-    command = [sys.executable, "-m", "pytest", "-q", "tests/test_benchmarking.py::test_this_is_not_a_share"]
-    environment = os.environ | {"STM_FAST_SHARE": "0/1", "STM_FAST_REQUIRE": ""}
-    done = subprocess.run(command, cwd=gpu_checks.ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
-def test_this_is_not_a_share():
-    assert "STM_FAST_SHARE" not in os.environ
-
-
-def test_no_figure_on_a_red_gate(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_checks, "tests_pass", lambda: False)
-    monkeypatch.setattr(gpu_checks, "time_reads", lambda end: pytest.fail("the tests failed"))
-    assert gpu_checks.main() == 1
-    found = capsys.readouterr()
-    assert not found.out
-    assert "nothing is timed" in found.err
-
-
-def test_gpu_checks_collect_only_files_with_gpu_tests():
-    names = {path.name for path in gpu_checks.files_with_gpu_tests()}
-    assert "test_benchmarking_gpu.py" in names
-    assert "test_cli.py" not in names
-
-
-def test_gpu_checks_write_their_record_and_end_with_it(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(gpu_checks, "HERE", tmp_path)
-    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_checks, "TARGETS", (TINY,))
-    monkeypatch.setattr(gpu_checks, "LONGER", ("2x3-T1-O1",))
-    monkeypatch.setattr(gpu_checks, "FEW", ("2x3-T1-O2",))
-    gpu_checks.time_reads(time.monotonic())
-    (path,) = (tmp_path / "results").iterdir()
-    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
-    rows = read_record(path).rows
-    assert {row.refused for row in rows} == {"out of time"}
-    assert {(row.route, row.pass_name) for row in rows if row.shape == TINY} == set(product(ROUTES, PASSES))
-    assert not {row.route for row in rows if row.shape != TINY} & set(gpu_checks.COMPILED)

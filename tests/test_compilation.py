@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from stm_fast.inference import VideoSegmenter
 from stm_fast.network import STM
@@ -81,11 +82,17 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(compile_with, ca
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+# Inductor recommends TF32
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_on_a_gpu_the_network_computes_the_same(mode):
+def test_compiled_on_a_gpu_the_network_computes_the_same(mode, caplog):
     torch.compiler.reset()
+    counters.clear()
     model = network("cuda")
     compiled, plain = for_inference(model, compile=mode), for_inference(model)
     for _ in range(3):  # CUDA graphs are recorded at the second time and replayed at the third
         for found, expected in zip(probabilities(compiled, "cuda"), probabilities(plain, "cuda"), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    # what cannot be compiled runs as it is, and says so
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("stm_fast")] == []
+    assert counters["inductor"]

@@ -115,7 +115,7 @@ class _Group:
 
     def _time(self, entrants: list[Entrant]) -> list[Row]:
         """The rows of the entrants after their rounds, that of the matrix product first."""
-        product, flop = matrix_product(self._dtype, self._selection.device)
+        product, flop = matrix_product(self._dtype, self._selection.device, self._selection.product)
         clock = make_clock(self._selection.device)
 
         def turn_of(entrant: Entrant) -> Callable[[int], Reading]:

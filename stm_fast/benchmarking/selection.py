@@ -15,6 +15,7 @@ class Selection:
     rounds:   at the least
     deadline: seconds after which no further route is started; what is left is recorded as refused
     memory:   whether the extra memory is measured
+    product:  rows of the matrices of torch.mm; by default as many as keep the device busy
     """
 
     shapes: tuple[Shape, ...]
@@ -26,6 +27,7 @@ class Selection:
     rounds: int = 5
     deadline: float | None = None
     memory: bool = True
+    product: int | None = None
 
     def workloads(self, shape: Shape, dtype: torch.dtype) -> list[Workload]:
         """The passes over one shape."""

@@ -93,14 +93,27 @@ def make_clock(device: str) -> WallClock | CudaClock:
     return CudaClock() if device == "cuda" else WallClock()
 
 
-def matrix_product(dtype: torch.dtype, device: str) -> tuple[Call, int]:
+def matrix_product(dtype: torch.dtype, device: str, rows: int | None = None) -> tuple[Call, int]:
     """A square torch.mm, the ceiling of every rate beside it, and its FLOP; it has had its first call."""
-    size = 8192 if device == "cuda" else 1024
-    if device == "cpu" and dtype.itemsize == 2 and _small_product_seconds(dtype) * (size / _SMALL) ** 3 > 1:
+    size = rows or (8192 if device == "cuda" else 1024)
+    if (
+        rows is None
+        and device == "cpu"
+        and dtype.itemsize == 2
+        and _small_product_seconds(dtype) * (size / _SMALL) ** 3 > 1
+    ):
         size = _SMALL
     product = _square_product(size, dtype, device)
     product.timed(None)
     return product, 2 * size**3
+
+
+def _product_rows(dtype: torch.dtype, device: str) -> int:
+    if device == "cuda":
+        return 8192
+    rows = 1024
+    slow = dtype.itemsize == 2 and _small_product_seconds(dtype) * (rows / _SMALL) ** 3 > 1
+    return _SMALL if slow else rows
 
 
 def _square_product(size: int, dtype: torch.dtype, device: str) -> Call:

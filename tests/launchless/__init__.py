@@ -2,7 +2,7 @@
 
 Tensors lie in the CPU's memory and say that they are on `cuda:0`. Triton specialises every launch as it does on a GPU,
 and compiles it where that is asked for; what would be launched is recorded, and its outputs are whatever the memory
-held. Convolutions and PyTorch's own attention give zeros in the layout that a GPU's would have.
+held. Convolutions, torch.mm and PyTorch's own attention give zeros in the layout that a GPU's would have.
 
     python -m launchless [--compile] -m MODULE ...     a module or a script, and every Python that it starts
     pytest -p launchless ...                           the tests of one process
@@ -136,6 +136,7 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.is_pinned: lambda _tensor, *_args: False,
     Tensor.record_stream: lambda _tensor, _stream: None,
     torch.conv2d: _conv2d,
+    torch.mm: lambda left, right: left.new_zeros(left.shape[0], right.shape[1]),
     torch.nn.functional.scaled_dot_product_attention: _attention,
 }
 
@@ -221,6 +222,13 @@ class _Driver:
 
     def get_device_interface(self) -> Any:
         return torch.cuda
+
+
+class _Generator(torch.Generator):
+    """Of random numbers on the CPU."""
+
+    def __new__(cls, device: Any = "cpu") -> "_Generator":
+        return super().__new__(cls, _on_cpu(device))
 
 
 class _Event:
@@ -321,6 +329,7 @@ def _install_torch() -> None:
     for name in ("current_stream", "default_stream"):
         setattr(torch.cuda, name, _Stream)
     torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph = _Event, _Stream, _Graph
+    torch.Generator = _Generator
     torch.nn.Module.cuda = lambda module, *_arguments: module
     torch.library.impl = _registered_on_cpu(torch.library.impl)
     threading.Thread.run = _passing_for_cuda(threading.Thread.run)

@@ -1,0 +1,118 @@
+"""Routes of the package itself that are timed beside the others: layouts, the bank, CUDA graphs, tiles."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stm_fast.benchmarking.attention import Read
+from stm_fast.benchmarking.routes import ROUTES, Route
+from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Workload
+from stm_fast.kernels.configs import forward_config
+from stm_fast.kernels.launch import arithmetic_of
+from stm_fast.kernels.targets import target_of
+from stm_fast.kernels.tiles import Choice
+from stm_fast.kernels.tuned import Tiles, using
+from stm_fast.memory import MemoryBank
+
+GRAPHED = ("triton", "portable")
+# the portable kernel, which reads on sm_90 where it has a tile of its own: names, and the fields that are not those of
+# configs.py
+TILES: dict[str, dict[str, int]] = {
+    "portable": {},
+    "portable-2-stages": {"num_stages": 2},
+    "portable-4-stages": {"num_stages": 4},
+}
+
+
+def contestants() -> dict[str, Route]:
+    """By name."""
+    return {route.name: route for route in _contestants()}
+
+
+def portable_tile(dtype: torch.dtype, fields: dict[str, int]) -> Tiles:
+    """A table with the tile of configs.py at the published widths, some fields replaced."""
+    architecture = target_of(torch.empty(0, device="cuda").device).architecture
+    choice = Choice(architecture, arithmetic_of(dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
+    with using({}):
+        return {("forward", choice): replace(forward_config(choice), **fields)}
+
+
+def _contestants() -> Iterator[Route]:
+    ours = ROUTES["triton"]
+    yield replace(ours, name="triton-channels", what="stm_fast, all three tensors channels first", layout="channels")
+    yield replace(ours, name="triton-bank", what="stm_fast, MemoryBank.read", build=_from_bank)
+    for name, fields in TILES.items():
+        what = f"stm_fast, the portable kernel, {fields or 'its tile'}"
+        yield replace(ours, name=name, what=what, build=partial(_with_tile, fields))
+    for name in GRAPHED:
+        build = ours.build if name == "triton" else partial(_with_tile, TILES[name])
+        yield replace(ours, name=f"{name}-graph", what="stm_fast, replayed", build=partial(_replayed, build))
+
+
+def _from_bank(workload: Workload) -> Read | str:
+    """The read of a bank that holds the memory, frame by frame; it is filled when the memory is first seen."""
+    if workload.pass_name != "forward":
+        return f"a bank has no {workload.pass_name}"
+    banks: dict[int, MemoryBank] = {}
+
+    def read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if key.data_ptr() not in banks:
+            banks[key.data_ptr()] = _bank(key, value, workload.shape.queries)
+        picture = query.mT[..., None]  # [1, Ck, M, 1], a picture of one column
+        return banks[key.data_ptr()].read(picture).flatten(2).mT
+
+    return read
+
+
+def _bank(key: Tensor, value: Tensor, rows: int) -> MemoryBank:
+    bank = MemoryBank(frames=key.shape[1] // rows, backend="triton")
+    for first in range(0, key.shape[1] - rows + 1, rows):
+        bank.append(*(tensor[:, first : first + rows].mT[..., None] for tensor in (key, value)))
+    return bank
+
+
+def _replayed(build: Callable[[Workload], Read | str], workload: Workload) -> Read | str:
+    """The read as a CUDA graph, recorded when its inputs are first seen: what is left of a call without the host."""
+    read = build(workload)
+    if isinstance(read, str) or workload.pass_name != "forward":
+        return read if isinstance(read, str) else "its graph is of the forward read"
+    recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def replay(query: Tensor, *memory: Tensor) -> Tensor:
+        if query.data_ptr() not in recorded:
+            recorded[query.data_ptr()] = _record(read, query, *memory)
+        graph, out = recorded[query.data_ptr()]
+        graph.replay()
+        return out
+
+    return replay
+
+
+def _record(read: Read, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    read(*inputs)  # compiles, which a graph cannot record
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = read(*inputs)
+    return graph, out
+
+
+def _with_tile(fields: dict[str, int], workload: Workload) -> Read | str:
+    if workload.pass_name != "forward":
+        return "its tile is of the forward read"
+    return _inside(partial(using, portable_tile(workload.dtype, fields)), ROUTES["triton"].build(workload))
+
+
+def _inside(setting: Callable[[], Any], read: Read | str) -> Read | str:
+    if isinstance(read, str):
+        return read
+
+    def read_inside(query: Tensor, *memory: Tensor) -> Tensor:
+        with setting():
+            return read(query, *memory)
+
+    return read_inside

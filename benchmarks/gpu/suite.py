@@ -1,0 +1,86 @@
+"""The tests marked gpu and the cases of the kernels, by many workers. Red tests are listed."""
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gpu import ROOT
+from gpu.pytest_results import COLLECTED, RESULTS, SECONDS
+from gpu.session import Session, Stage, patience
+
+TEST_SECONDS = 60
+MOST_WORKERS = 16  # each has a context on the GPU
+# each starts a pytest of a file of cases in one item: those files are handed to the workers themselves
+STARTERS = (
+    "tests/test_triton_engine.py::test_kernels_are_right_on_the_device",
+    "tests/test_quantised.py::test_the_kernel_is_right_on_the_device",
+)
+TINY = "tests/test_benchmarking_gpu.py"
+_LISTED = 12  # red tests in the table; all of them are in the record
+
+
+def run(session: Session, stage: Stage, end: float) -> None:
+    """Runs what there is time for."""
+    with TemporaryDirectory() as folder:
+        files = [ROOT / TINY] if "--tiny" in session.options else files_with_gpu_tests()
+        child = session.process(command(files), environment(Path(folder), TEST_SECONDS * patience(session.options)))
+        code = child.wait(end)
+        stage.found |= _found(Path(folder))
+    counts, red = stage.found["outcomes"], stage.found["red"]
+    stage.missed += stage.found.pop("not reached")
+    if red or not counts or code is None:
+        stage.state = "red" if red else "out of time" if code is None else "no test ran: see the log"
+    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none ended"
+    stage.lines.append(f"  {told}" + ("" if code is not None else f"; stopped after {child.seconds:.0f} s"))
+    stage.lines += [f"  RED {test}: {error}"[:140] for test, error in list(red.items())[:_LISTED]]
+    if len(red) > _LISTED:
+        stage.lines.append(f"  and {len(red) - _LISTED} more red ones in the record")
+
+
+def command(files: Sequence[Path]) -> list[str]:
+    """pytest with as many workers as there are processors, where pytest-xdist is there."""
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    spread = ["-n", str(workers), "--dist", "worksteal"] if find_spec("xdist") else []
+    deselected = [option for test in STARTERS for option in ("--deselect", test)]
+    return [
+        *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu.pytest_results"),
+        *("-m", "gpu", *spread, *deselected, *map(str, files)),
+    ]
+
+
+def environment(folder: Path, seconds: float) -> dict[str, str]:
+    """Of the workers: one thread each, no interpreter, and where results go."""
+    results = {RESULTS: str(folder / "results"), COLLECTED: str(folder / "collected"), SECONDS: str(seconds)}
+    return results | {"STM_FAST_REQUIRE": "triton", "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+
+
+def files_with_gpu_tests() -> list[Path]:
+    """The largest first. The others need not be importable here: such a machine may lack PyAV."""
+    tests = ROOT / "tests"
+    marked = [path for path in sorted(tests.glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    return [*sorted(tests.glob("*_engine_cases.py"), reverse=True), *marked]
+
+
+def _found(folder: Path) -> dict[str, Any]:
+    results = [json.loads(line) for line in _lines(folder / "results")]
+    red = {result["test"]: result["error"] for result in results if result["outcome"] == "failed"}
+    # a test may fail at its end too, after it has passed
+    outcomes = {result["test"]: result["outcome"] for result in results} | dict.fromkeys(red, "failed")
+    slowest = sorted(((round(result["seconds"], 1), result["test"]) for result in results), reverse=True)[:10]
+    return {
+        "outcomes": dict(Counter(outcomes.values())),
+        "red": red,
+        "slowest": slowest,
+        "not reached": [test for test in _lines(folder / "collected") if test not in outcomes],
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    # a process that was killed may have left half a line
+    return path.read_text().split("\n")[:-1] if path.exists() else []
