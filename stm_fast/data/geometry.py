@@ -99,7 +99,7 @@ def draw_bends(strength: float, frames: int, size: tuple[int, int], generator: n
 def bends_of(moved: Tensor, size: tuple[int, int]) -> Tensor:
     """How far each pixel of the crop goes, [..., h, w, 2], where control points are moved by [..., K, 2]."""
     bends: Tensor = _thin_plates(size).to(moved.device) @ moved  # [..., h w, 2]
-    return bends.unflatten(-2, size)
+    return bends.view(*moved.shape[:-2], *size, 2)
 
 
 def sampling_grid(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stm_fast.errors import InputError
-from stm_fast.training.checkpoint import State, read_state
+from stm_fast.training.checkpoint import read_state
+from stm_fast.training.compact import State
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.config_file import from_plain
 from stm_fast.whole_file import make_folder, remove_left_over
