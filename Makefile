@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test sanitize check fix bench gpu clean
+.PHONY: setup build demo test sanitize check fix bench gpu gpu-train clean
 
 setup: $(VENV)/.ready
 
@@ -51,6 +51,12 @@ bench: setup
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
 	$(GPU_PYTHON) benchmarks/gpu_checks.py
+
+# some minutes of training on a GPU, into the folder that OUT names in the environment; DATA has davis16-train/ and static/
+MINUTES ?= 4
+DATA ?= data
+gpu-train:
+	$(GPU_PYTHON) benchmarks/gpu_train.py --minutes $(MINUTES) --data $(DATA) $(ARGUMENTS)
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt
