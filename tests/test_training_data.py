@@ -24,51 +24,10 @@ from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.data.videos import VideoSource, draw_times
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
+from training_runs import STILL, WILD, colour_of, inner, painted, write_pair
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZE = (48, 64)
-_SOFT = 3  # pixels: how far edges are soft where a picture is enlarged
-SAME_COLOURS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0}
-STILL = Augmentation(
-    **SAME_COLOURS,
-    still_rotation=0,
-    still_shear=0,
-    still_zoom=0,
-    still_translation=0,
-    warp=0,
-    paste=0,
-    video_rotation=0,
-    video_shear=0,
-    video_zoom=0,
-    video_translation=0,
-    crop_area=(1, 1),
-    crop_stretch=1,
-    flip=0,
-    reverse=0,
-)
-WILD = Augmentation(**SAME_COLOURS, warp=1.0, paste=1.0, video_paste=1.0, still_rotation=40)
-
-
-def colour_of(ids):
-    """RGB that tells the id, far apart for small ids: [..., 3]."""
-    number = np.asarray(ids, int)[..., None]
-    return (number * [37, 91, 53] % 256).astype(np.uint8)
-
-
-def painted(height, width, boxes):
-    """Ids [H, W] with boxes {id: (top, left, bottom, right)}."""
-    ids = np.zeros((height, width), np.uint8)
-    for label, (top, left, bottom, right) in boxes.items():
-        ids[top:bottom, left:right] = label
-    return ids
-
-
-def write_pair(root, name, ids, suffix="png"):
-    """A picture whose colours tell the ids, and its mask."""
-    for kind in ("JPEGImages", "Annotations"):
-        (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(colour_of(ids)).save(root / "JPEGImages" / f"{name}.{suffix}", quality=100, subsampling=0)
-    write_mask(root / "Annotations" / f"{name}.png", ids)
 
 
 @pytest.fixture(autouse=True)
@@ -113,13 +72,6 @@ def dataset(*sources, augmentation=STILL, skip_corrupt=False, seed=0, frames=3, 
 def same(first, second):
     tensors = all(torch.equal(a, b) for a, b in zip(first[:2], second[:2], strict=True))
     return tensors and first[2:] == second[2:]
-
-
-def inner(ids):
-    """Pixels [T, H, W] all of whose neighbours, `_SOFT` pixels far, have their id; beyond the frame may be another."""
-    around = torch.nn.functional.pad(ids.float()[:, None], (_SOFT,) * 4, value=-1)
-    largest, smallest = (sign * torch.nn.functional.max_pool2d(sign * around, 2 * _SOFT + 1, 1) for sign in (1, -1))
-    return (largest == smallest)[:, 0]
 
 
 # --- an item is a function of seed and ticket
