@@ -3,7 +3,7 @@
 Exact: the number of steps, norms, scales and every other vector. Of each kernel, and what Adam knows of it:
 
 * the average of the weights in float16, as `stm-fast convert --half` stores weights;
-* the weights as their difference from that, in float16: about as exact as they were;
+* the weights as their difference from that, in float16: at most 2^-11 of the difference off;
 * the root of Adam's second moment as one of 255 steps on a logarithmic scale, at most 4 % off;
 * its first moment over that root, which is how far a step goes, in 255 steps from its largest to its least.
 
