@@ -32,8 +32,8 @@ from stm_fast.errors import InputError
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-# a batch is made in parts of so many clips: what is needed in between takes 60 bytes a pixel
-_AT_ONCE = 16
+# a batch is made in parts of so many clips: what is needed in between takes some 100 bytes a pixel
+_AT_ONCE = 64
 # points a side at which is looked for objects in a crop
 _LOOKS = 32
 

@@ -103,11 +103,15 @@ class Trainer:
         pace = None if end is None else self._pace(end, log)
         validated = False
         before = time.perf_counter()
+        # a GPU's queue takes the next batch's work before this step's loss is waited for
+        ahead = isinstance(self._clips, DeviceClips)
         # however it ends, the loaders end with it
         with closing(self._batches()) as steps:
-            for batches in steps:
+            batches = next(steps, None)
+            while batches is not None:
                 learned = self._learner.step(batches, self.step, self._config.steps)
                 self.step += 1
+                following = next(steps, None) if ahead else None
                 asked = stop() or (pace is not None and pace.over)
                 stopping = self._count(learned, batches, asked)
                 self._fit(pace)
@@ -122,6 +126,7 @@ class Trainer:
                 if stopping:
                     break
                 before = time.perf_counter()
+                batches = following if ahead else next(steps, None)
         if pace is not None and not validated and not stop():
             self._validated(log)
             self._save()
