@@ -36,7 +36,7 @@ class _Objects(NamedTuple):
     def spread(self, planes: Tensor) -> Tensor:
         """[P, H, W] to [B, O, H, W], 0 where there is no object."""
         none = planes.new_zeros(len(self.counts) * self.most, *planes.shape[1:])
-        return none.index_copy(0, self._places, planes).unflatten(0, (-1, self.most))  # type: ignore[no-untyped-call]
+        return none.index_copy(0, self._places, planes).view(-1, self.most, *planes.shape[1:])
 
     def gathered(self, planes: Tensor) -> Tensor:
         """The other way."""
