@@ -114,13 +114,13 @@ class PictureStore:
     def cover(self, picture: Tensor, label: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """How much of a pixel is the object of a label [N], float32 [N, P]: bilinear, 0 beyond an edge."""
         height, width = (side[:, None] for side in self._sides[picture, 0].unbind(-1))
-        left, top = (x - 0.5).floor(), (y - 0.5).floor()
+        left, top = (x - 0.5).floor().long(), (y - 0.5).floor().long()
         part_x, part_y = x - 0.5 - left, y - 0.5 - top
         start = self._ids_start[picture, None]
 
         def is_object(row: Tensor, column: Tensor) -> Tensor:
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            place = start + (row * width + column).long().where(inside, 0)
+            place = start + (row * width + column).where(inside, 0)
             return (inside & (self._ids[place] == label[:, None])).float()
 
         upper, lower = (torch.lerp(is_object(row, left), is_object(row, left + 1), part_x) for row in (top, top + 1))
