@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test sanitize check fix bench gpu gpu-cache clean
+.PHONY: setup build demo test sanitize check fix bench gpu gpu-cache gpu-train clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +65,12 @@ $(GPU_VENV)/.ready:
 	$(GPU_VENV)/bin/python -m pip install --quiet torch==2.11.* torchvision==0.26.* triton==3.6.* numpy pillow rich \
 		safetensors typer pyyaml pytest pytest-benchmark pytest-xdist hypothesis
 	touch $@
+
+# some minutes of training on a GPU, into the folder that OUT names in the environment; DATA has davis16-train/ and static/
+MINUTES ?= 4
+DATA ?= data
+gpu-train:
+	$(GPU_PYTHON) benchmarks/gpu_train.py --minutes $(MINUTES) --data $(DATA) $(ARGUMENTS)
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt

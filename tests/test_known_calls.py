@@ -29,7 +29,8 @@ from stm_fast.testing import CASES, ReadCase, make_tensors
 from stm_fast.testing.cases import options
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON = pytest.param("triton", marks=() if INTERPRETED else pytest.mark.gpu)
+ON_GPU = pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+TRITON = pytest.param("triton", marks=() if INTERPRETED else ON_GPU)
 BACKENDS = [TRITON] if INTERPRETED else ["cpp", "reference", TRITON]
 SMALL = ReadCase(queries=5, rows=9, key_dim=16, value_dim=16)
 EVERYTHING = replace(SMALL, similarity="l2", shrinkage=True, selection=True, lengths=(9, 4), return_usage=True)

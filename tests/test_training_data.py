@@ -17,57 +17,17 @@ from stm_fast.data.geometry import Motion, crop_view, draw_bends, draw_path, mir
 from stm_fast.data.occlusion import draw_occlusion
 from stm_fast.data.pictures import read_picture
 from stm_fast.data.procedural import SyntheticSource
+from stm_fast.data.raw import draw_shots
 from stm_fast.data.sequences import Objects, Sequence, davis16, folder
 from stm_fast.data.stills import still_folder, still_globs
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.data.videos import VideoSource, draw_times
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
+from training_runs import STILL, WILD, colour_of, inner, painted, write_pair
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZE = (48, 64)
-_SOFT = 3  # pixels: how far edges are soft where a picture is enlarged
-SAME_COLOURS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0}
-STILL = Augmentation(
-    **SAME_COLOURS,
-    still_rotation=0,
-    still_shear=0,
-    still_zoom=0,
-    still_translation=0,
-    warp=0,
-    paste=0,
-    video_rotation=0,
-    video_shear=0,
-    video_zoom=0,
-    video_translation=0,
-    crop_area=(1, 1),
-    crop_stretch=1,
-    flip=0,
-    reverse=0,
-)
-WILD = Augmentation(**SAME_COLOURS, warp=1.0, paste=1.0, video_paste=1.0, still_rotation=40)
-
-
-def colour_of(ids):
-    """RGB that tells the id, far apart for small ids: [..., 3]."""
-    number = np.asarray(ids, int)[..., None]
-    return (number * [37, 91, 53] % 256).astype(np.uint8)
-
-
-def painted(height, width, boxes):
-    """Ids [H, W] with boxes {id: (top, left, bottom, right)}."""
-    ids = np.zeros((height, width), np.uint8)
-    for label, (top, left, bottom, right) in boxes.items():
-        ids[top:bottom, left:right] = label
-    return ids
-
-
-def write_pair(root, name, ids, suffix="png"):
-    """A picture whose colours tell the ids, and its mask."""
-    for kind in ("JPEGImages", "Annotations"):
-        (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(colour_of(ids)).save(root / "JPEGImages" / f"{name}.{suffix}", quality=100, subsampling=0)
-    write_mask(root / "Annotations" / f"{name}.png", ids)
 
 
 @pytest.fixture(autouse=True)
@@ -112,13 +72,6 @@ def dataset(*sources, augmentation=STILL, skip_corrupt=False, seed=0, frames=3, 
 def same(first, second):
     tensors = all(torch.equal(a, b) for a, b in zip(first[:2], second[:2], strict=True))
     return tensors and first[2:] == second[2:]
-
-
-def inner(ids):
-    """Pixels [T, H, W] all of whose neighbours, `_SOFT` pixels far, have their id; beyond the frame may be another."""
-    around = torch.nn.functional.pad(ids.float()[:, None], (_SOFT,) * 4, value=-1)
-    largest, smallest = (sign * torch.nn.functional.max_pool2d(sign * around, 2 * _SOFT + 1, 1) for sign in (1, -1))
-    return (largest == smallest)[:, 0]
 
 
 # --- an item is a function of seed and ticket
@@ -356,7 +309,7 @@ def test_a_short_video_limits_the_skip():
 def test_the_ticket_s_skip_reaches_the_video_and_is_divided(video):
     def steps(max_skip, divisor):
         source = VideoSource(folder(video, "all"), divisor)
-        drawn = [source.draw(0, 3, max_skip, np.random.default_rng(seed)) for seed in range(40)]
+        drawn = [draw_shots(source, 0, 3, max_skip, np.random.default_rng(seed)) for seed in range(40)]
         return {int(step) for shots in drawn for step in np.diff([int(Path(shot.name).stem) for shot in shots])}
 
     assert steps(0, 1) == {1}
@@ -457,7 +410,7 @@ def test_frames_that_are_not_asked_for_need_no_mask(video):
     (video / "Annotations" / "walk" / "00013.png").unlink()
     names = frozenset(f"{time:05d}" for time in range(0, 30, 5))
     sequence = Sequence("walk", video / "JPEGImages/walk", video / "Annotations/walk", Objects.ALL, names)
-    shots = VideoSource([sequence]).draw(0, 3, 0, np.random.default_rng(0))
+    shots = draw_shots(VideoSource([sequence]), 0, 3, 0, np.random.default_rng(0))
     assert np.diff([int(Path(shot.name).stem) for shot in shots]).tolist() == [5, 5]
 
 
@@ -490,7 +443,7 @@ def test_missing_folders_empty_splits_and_short_videos_are_named(tmp_path, video
             still_globs(tmp_path, pattern, "*.png")
     source = VideoSource(folder(video, "all"))
     with pytest.raises(InputError, match="walk: 30 frames, expected at least 31"):
-        source.draw(0, 31, 0, np.random.default_rng(0))
+        draw_shots(source, 0, 31, 0, np.random.default_rng(0))
     with pytest.raises(InputError, match="walk: 30 frames, expected at least 31"):
         dataset(source, frames=31)
     assert dataset(source, frames=31, skip_corrupt=True)
@@ -525,7 +478,7 @@ def test_weights_that_choose_nothing_are_refused(stills, weights):
 
 
 def ids_of(source, index=0):
-    return source.draw(index, 1, 0, np.random.default_rng(0))[0].ids
+    return draw_shots(source, index, 1, 0, np.random.default_rng(0))[0].ids
 
 
 @pytest.mark.parametrize(
@@ -557,7 +510,7 @@ def test_synthetic_clips_have_their_own_seeds():
     with pytest.raises(InputError, match="length: 0"):
         SyntheticSource(0)
     with pytest.raises(InputError, match="frames: synthetic clips of 2, expected at least 3"):
-        SyntheticSource(5, 64, 80, frames=2).draw(0, 3, 0, np.random.default_rng(0))
+        draw_shots(SyntheticSource(5, 64, 80, frames=2), 0, 3, 0, np.random.default_rng(0))
 
 
 def test_masks_of_sbd(tmp_path):
@@ -566,7 +519,7 @@ def test_masks_of_sbd(tmp_path):
     ids = np.zeros((30, 40), np.uint8)
     ids[3:9, 4:20], ids[12:20, 10:30] = 1, 2
     scipy_io.savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": ids, "Categories": [[5], [7]]}})
-    (shot,) = still_globs(tmp_path, "*.jpg", "*.mat").draw(0, 1, 0, np.random.default_rng(0))
+    (shot,) = draw_shots(still_globs(tmp_path, "*.jpg", "*.mat"), 0, 1, 0, np.random.default_rng(0))
     assert np.array_equal(shot.ids, ids)
     scipy_io.savemat(tmp_path / "a.mat", {"GTinst": np.ones(3)})
     with pytest.raises(InputError, match=r"a\.mat: found no Segmentation"):
@@ -613,7 +566,7 @@ def test_no_occlusion_where_nothing_moves_or_nothing_is():
     assert draw_occlusion(still, 3, 10, generator) is None
     assert draw_occlusion(SyntheticClip(3, frames=30, height=48, width=80, objects=0), 3, 10, generator) is None
     source = SyntheticSource(3, 48, 80, 6, hidden=1.0)
-    assert len(source.draw(0, 2, 1, generator)) == 2
+    assert len(draw_shots(source, 0, 2, 1, generator)) == 2
     with pytest.raises(InputError, match=r"hidden: 1\.5"):
         SyntheticSource(3, hidden=1.5)
 

@@ -143,6 +143,15 @@ def test_a_run_goes_on_with_the_numbers_it_began_with(whole):
     make_trainer(whole, True, ema=0.9, log={"every": 1})
 
 
+def test_a_run_goes_on_with_its_batches_in_more_parts(tmp_path):
+    changes = {"batch_norm": "fixed", "log": {"every": 1, "pictures": None}}
+    for name, parts in (("whole", 1), ("parts", 2)):
+        assert not make_trainer(tmp_path / name, optimizer={"lr": 1e-5, "batch": 2}, **changes).run(stop_after(2))
+        optimizer = {"lr": 1e-5, "batch": 2, "accumulate": parts}
+        assert make_trainer(tmp_path / name, True, optimizer=optimizer, **changes).run()
+    assert_same_up_to_rounding(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"no")
     with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint of a training run"):

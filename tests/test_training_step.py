@@ -53,7 +53,10 @@ def test_predicts_what_the_network_does_frame_by_frame(model, clips):
 def test_the_loss_is_that_of_both_predictions_and_the_mean_of_the_clips(model, clips):
     frames, ids, objects = clips
     predicted = ClipLoss(model).predict(frames, ids[:, 0], objects)
-    expected = sum(cross_entropy(predicted[clip][time], ids[clip, time + 1]) for clip in (0, 1) for time in (0, 1)) / 2
+    expected = (
+        sum(cross_entropy(predicted[clip][time, None], ids[clip, time + 1, None]) for clip in (0, 1) for time in (0, 1))
+        / 2
+    )
     torch.testing.assert_close(ClipLoss(model)(frames, ids, objects), expected)
 
 
@@ -72,11 +75,12 @@ def test_soft_iou_of_a_right_a_wrong_and_an_absent_object():
     ids = torch.zeros(4, 4, dtype=torch.int64)
     ids[:2] = 1
     sure = 50.0
-    right = torch.stack([(ids == label) * sure for label in (0, 1)])
-    assert float(soft_iou_loss(right, ids)) == pytest.approx(0, abs=1e-6)
+    right = torch.stack([(ids == label) * sure for label in (0, 1)])[None]  # [B, 1 + O, H, W]
+    ids, one = ids[None], torch.tensor([1])
+    assert float(soft_iou_loss(right, ids, one)) == pytest.approx(0, abs=1e-6)
     # 8 pixels of the object, none found: (0 + 1) / (8 + 1); nothing there and 8 pixels said: likewise
-    assert float(soft_iou_loss(right.flip(0), ids)) == pytest.approx(1 - 1 / 17)
-    assert float(soft_iou_loss(right, torch.zeros_like(ids))) == pytest.approx(1 - 1 / 9)
+    assert float(soft_iou_loss(right.flip(1), ids, one)) == pytest.approx(1 - 1 / 17)
+    assert float(soft_iou_loss(right, torch.zeros_like(ids), one)) == pytest.approx(1 - 1 / 9)
 
 
 def test_the_affinity_copies_masks_and_each_class_weighs_alike():

@@ -1,15 +1,19 @@
-"""Training runs small enough for a test."""
+"""Training runs, and pictures to train on, small enough for a test."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from stm_fast.data.augmentation import Augmentation
 from stm_fast.training.building import build_clip_loss, build_clips
 from stm_fast.training.checkpoint import read_state
 from stm_fast.training.config_file import from_plain
 from stm_fast.training.log import read_log
 from stm_fast.training.trainer import Trainer
+from stm_fast.video import write_mask
 
 SMALL = {
     "network": {"backbone": "resnet18_half", "key_dim": 8, "value_dim": 8, "decoder_dim": 8},
@@ -22,6 +26,26 @@ SMALL = {
     "clips_per_epoch": 5,  # steps and epochs do not fit one another
     "log": {"every": 2, "pictures": None, "checkpoint": 2},
 }
+_SOFT = 3  # pixels: how far edges are soft where a picture is enlarged
+SAME_COLOURS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0}
+STILL = Augmentation(
+    **SAME_COLOURS,
+    still_rotation=0,
+    still_shear=0,
+    still_zoom=0,
+    still_translation=0,
+    warp=0,
+    paste=0,
+    video_rotation=0,
+    video_shear=0,
+    video_zoom=0,
+    video_translation=0,
+    crop_area=(1, 1),
+    crop_stretch=1,
+    flip=0,
+    reverse=0,
+)
+WILD = Augmentation(**SAME_COLOURS, warp=1.0, paste=1.0, video_paste=1.0, still_rotation=40)
 
 
 def make_trainer(folder: Path, resume: bool = False, skip_corrupt: bool = False, **changes) -> Trainer:
@@ -65,3 +89,32 @@ def assert_same_up_to_rounding(found: Path, expected: Path) -> None:
     for name in theirs:
         if name.startswith(".model."):
             torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
+
+
+def colour_of(ids):
+    """RGB that tells the id, far apart for small ids: [..., 3]."""
+    number = np.asarray(ids, int)[..., None]
+    return (number * [37, 91, 53] % 256).astype(np.uint8)
+
+
+def painted(height, width, boxes):
+    """Ids [H, W] with boxes {id: (top, left, bottom, right)}."""
+    ids = np.zeros((height, width), np.uint8)
+    for label, (top, left, bottom, right) in boxes.items():
+        ids[top:bottom, left:right] = label
+    return ids
+
+
+def write_pair(root, name, ids, suffix="png"):
+    """A picture whose colours tell the ids, and its mask."""
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(colour_of(ids)).save(root / "JPEGImages" / f"{name}.{suffix}", quality=100, subsampling=0)
+    write_mask(root / "Annotations" / f"{name}.png", ids)
+
+
+def inner(ids):
+    """Pixels [T, H, W] all of whose neighbours, `_SOFT` pixels far, have their id; beyond the frame may be another."""
+    around = torch.nn.functional.pad(ids.float()[:, None], (_SOFT,) * 4, value=-1)
+    largest, smallest = (sign * torch.nn.functional.max_pool2d(sign * around, 2 * _SOFT + 1, 1) for sign in (1, -1))
+    return (largest == smallest)[:, 0]

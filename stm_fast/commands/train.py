@@ -26,19 +26,25 @@ def train(
     stop_after_minutes: Annotated[
         float | None, typer.Option(min=0, help="End with a checkpoint; the same command with --resume goes on.")
     ] = None,
+    fit_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="As many epochs as there is time for, the end of the schedule and scores included."),
+    ] = None,
 ) -> None:
     """Train a network as the paper does, or as a configuration of your own says.
 
     Under torchrun the processes share out each batch; a run may go on with another number of them.
     """
-    deadline = time.monotonic() + 60 * stop_after_minutes if stop_after_minutes is not None else float("inf")
+    start = time.monotonic()
+    deadline = float("inf") if stop_after_minutes is None else start + 60 * stop_after_minutes
+    end = None if fit_minutes is None else start + 60 * fit_minutes
     trainer = _trainer(config, option or [], output, resume, skip_corrupt)
     with stop_on_signals() as stop, progress_bar("training", "steps") as bar:
-        finished = trainer.run(lambda: stop() or time.monotonic() > deadline, bar if rank() == 0 else None)
+        finished = trainer.run(lambda: stop() or time.monotonic() > deadline, bar if rank() == 0 else None, end=end)
     trainer.close()
     if rank() == 0:
         print(f"{trainer.step} steps {'done' if finished else 'so far'}, results in {output}")
-        if not finished:
+        if not finished or end is not None:
             print(how_to_resume(), file=sys.stderr)
     if stop() and not finished:
         raise typer.Exit(stop.exit_code)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from stm_fast.data.augmentation import Augmentation
 from stm_fast.data.compose import compose, objects_of
-from stm_fast.data.raw import ClipSource, Shot
+from stm_fast.data.raw import ClipSource, Shot, draw_shots
 from stm_fast.errors import InputError
 
 TRIES = 50
@@ -141,7 +141,7 @@ class ClipDataset(Dataset[TrainingClip]):
         """A clip, or None where no object is large enough in its first frame."""
         augmentation = self._augmentation
         source = self._sources[generator.choice(len(self._sources), p=self._shares)]
-        shots = source.draw(int(generator.integers(len(source))), self._frames, max_skip, generator)
+        shots = draw_shots(source, int(generator.integers(len(source))), self._frames, max_skip, generator)
         if source.moving and generator.random() < augmentation.reverse:
             shots.reverse()
         pasted = self._draw_pasted(source.moving, generator)
@@ -159,7 +159,7 @@ class ClipDataset(Dataset[TrainingClip]):
             return []
         count = generator.integers(1, self._augmentation.paste_most + 1)
         sources = [self._stills[generator.integers(len(self._stills))] for _ in range(count)]
-        return [source.draw(int(generator.integers(len(source))), 1, 0, generator)[0] for source in sources]
+        return [draw_shots(source, int(generator.integers(len(source))), 1, 0, generator)[0] for source in sources]
 
 
 def renumbered(ids: Tensor, chosen: Sequence[int]) -> Tensor:

@@ -51,11 +51,18 @@ class CocoSource:
     def check_length(self, frames: int) -> None:
         """A still is as long as it is asked to be."""
 
-    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
-        """One picture `frames` times over; nothing here is random."""
+    def length(self, index: int) -> int:
+        """A still is one shot."""
+        return 1
+
+    def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+        """Nothing here is random."""
+        return [0] * frames
+
+    def shot(self, index: int, time: int) -> Shot:
+        """Picture `index`."""
         image = self._coco.imgs[self._numbers[index]]
-        ids = self._paint(image)
-        return [shot_of(self._pictures / image["file_name"], ids, self._annotations)] * frames
+        return shot_of(self._pictures / image["file_name"], self._paint(image), self._annotations)
 
     def _paint(self, image: dict[str, Any]) -> Bytes:
         """Object ids [H, W] of a picture."""

@@ -18,30 +18,46 @@ _CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # cross 
 
 def recolour(images: Tensor, augmentation: Augmentation, generator: np.random.Generator) -> Tensor:
     """Images [T, 3, H, W] in 0..255 with other colours, as uint8."""
-    clip, light = _draw_matrix(augmentation, 1.0, generator), _draw_light(augmentation, 1.0, generator)
-    if generator.random() < augmentation.grey:
-        clip = _TO_GREY @ clip
+    clip, light = generator.uniform(-1, 1, 3), generator.uniform(-1, 1)
+    grey = generator.random() < augmentation.grey
+    frames, lights = generator.uniform(-1, 1, (len(images), 3)), generator.uniform(-1, 1, len(images))
+    matrices, offsets = colours_of(augmentation, clip, np.array(light), np.array(grey), frames, lights)
+    return recoloured(images, torch.from_numpy(matrices).float(), torch.from_numpy(offsets).float())
+
+
+def colours_of(
+    augmentation: Augmentation, clip: Matrix, light: Matrix, grey: npt.NDArray[np.bool_], frames: Matrix, lights: Matrix
+) -> tuple[Matrix, Matrix]:
+    """What `recoloured` applies to the frames of a clip, or of several at once.
+
+    Args:
+        clip: [..., 3], by which shares in [-1, 1] of their ranges contrast, saturation and hue change.
+        light: [...], the same of the brightness.
+        grey: [...], clips without colours.
+        frames: [..., T, 3], and lights: [..., T], the same of each frame on top of that.
+
+    Returns:
+        Matrices [..., T, 3, 3] and offsets [..., T, 3].
+    """
     weak = augmentation.frame_colour
-    matrices = np.stack([_draw_matrix(augmentation, weak, generator) @ clip for _ in images])  # [T, 3, 3]
-    lights = np.stack([light + _draw_light(augmentation, weak, generator) for _ in images])  # [T]
-    offsets = lights[:, None] + _MIDDLE - _MIDDLE * matrices.sum(-1) + 0.5  # [T, 3], the half rounds
-    changed = torch.baddbmm(_float(offsets)[..., None], _float(matrices), images.flatten(2))
+    of_clip = _matrix(augmentation, clip)
+    of_clip = np.where(grey[..., None, None], _TO_GREY @ of_clip, of_clip)
+    matrices = _matrix(augmentation, weak * frames) @ of_clip[..., None, :, :]  # [..., T, 3, 3]
+    lighter = augmentation.brightness * _MIDDLE * (light[..., None] + weak * lights)  # [..., T]
+    return matrices, lighter[..., None] + _MIDDLE - _MIDDLE * matrices.sum(-1)
+
+
+def recoloured(images: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
+    """Images [N, 3, H, W] in 0..255 as uint8, each by its matrix [N, 3, 3] and offset [N, 3]."""
+    changed = torch.baddbmm(offsets[..., None] + 0.5, matrices, images.flatten(2))  # the half rounds
     return changed.clamp_(0, 255).to(torch.uint8).view(images.shape)
 
 
-def _draw_light(augmentation: Augmentation, strength: float, generator: np.random.Generator) -> float:
-    return strength * augmentation.brightness * _MIDDLE * generator.uniform(-1, 1)
-
-
-def _draw_matrix(augmentation: Augmentation, strength: float, generator: np.random.Generator) -> Matrix:
-    """Saturation, then a turn round the grey axis (Rodrigues' formula), then contrast: [3, 3]."""
-    contrast, saturation, hue = strength * generator.uniform(-1, 1, 3)
-    angle = math.radians(hue * augmentation.hue)
-    turn = np.eye(3) + math.sin(angle) * _CROSS + (1 - math.cos(angle)) * _CROSS @ _CROSS
+def _matrix(augmentation: Augmentation, changes: Matrix) -> Matrix:
+    """Saturation, then a turn round the grey axis (Rodrigues' formula), then contrast: [..., 3, 3] of [..., 3]."""
+    contrast, saturation, hue = np.moveaxis(changes, -1, 0)[..., None, None]
+    angle = np.radians(hue * augmentation.hue)
+    turn = np.eye(3) + np.sin(angle) * _CROSS + (1 - np.cos(angle)) * (_CROSS @ _CROSS)
     vivid = _TO_GREY + (1 + saturation * augmentation.saturation) * (np.eye(3) - _TO_GREY)
     matrix: Matrix = (1 + contrast * augmentation.contrast) * turn @ vivid
     return matrix
-
-
-def _float(numbers: Matrix) -> Tensor:
-    return torch.from_numpy(numbers).float()

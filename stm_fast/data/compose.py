@@ -27,7 +27,7 @@ from stm_fast.data.raw import Bytes, Shot
 from stm_fast.errors import InputError
 
 AIMS = 4  # crops tried before one is centred on an object
-_PASTED_PLACE = (0.15, 0.85)  # of the middle of a pasted object in the crop
+PASTED_PLACE = (0.15, 0.85)  # of the middle of a pasted object in the crop
 
 
 def compose(
@@ -51,7 +51,7 @@ def compose(
     _check_sizes(shots)
     picture = shots[0].ids.shape
     bends = _draw_bends(moving, len(shots), size, augmentation, generator)
-    path = draw_path(_motion(moving, augmentation), len(shots), min(size), generator)
+    path = draw_path(motion_of(moving, augmentation), len(shots), min(size), generator)
     view = _draw_view(shots[0].ids, path[0], size, augmentation, generator)
     views = view @ path  # [T, 2, 3]
     masks = tv_tensors.Mask(_stack([shot.ids for shot in shots]))
@@ -78,11 +78,18 @@ def _check_sizes(shots: Sequence[Shot]) -> None:
             raise InputError(f"{shot.name}: mask of {width}x{height}, expected {wide}x{tall} as {first.name}")
 
 
-def _motion(moving: bool, augmentation: Augmentation) -> Motion:
+def motion_of(moving: bool, augmentation: Augmentation) -> Motion:
+    """Of a clip's frames."""
     a = augmentation
     if moving:
         return Motion(a.video_rotation, a.video_shear, a.video_zoom, a.video_translation)
     return Motion(a.still_rotation, a.still_shear, a.still_zoom, a.still_translation)
+
+
+def pasted_motion(augmentation: Augmentation) -> Motion:
+    """Of a pasted object."""
+    a = augmentation
+    return Motion(a.still_rotation, a.still_shear, a.still_zoom, a.paste_translation)
 
 
 def _draw_bends(
@@ -167,9 +174,8 @@ def _draw_pasted_views(
     """Views [T, 2, 3] of a box of pixels that lies somewhere in the crop."""
     a = augmentation
     scale = max(box) / (generator.uniform(*a.paste_size) * min(size))
-    middle = (generator.uniform(*_PASTED_PLACE, 2) - 0.5) * size[::-1]  # x, y in pixels of the crop
-    motion = Motion(a.still_rotation, a.still_shear, a.still_zoom, a.paste_translation)
-    path = draw_path(motion, frames, min(size), generator)
+    middle = (generator.uniform(*PASTED_PLACE, 2) - 0.5) * size[::-1]  # x, y in pixels of the crop
+    path = draw_path(pasted_motion(a), frames, min(size), generator)
     # turned about its own middle: go there first, and then on
     path[:, :2, 2] = -(path[:, :2, :2] @ (middle + path[:, :2, 2])[..., None])[..., 0]
     view = np.array([[scale, 0, box[1] / 2], [0, scale, box[0] / 2]])

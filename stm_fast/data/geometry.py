@@ -5,6 +5,7 @@ the picture in pixels, whose first pixel covers [0, 1).
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 Matrix = npt.NDArray[np.float64]
+Numbers = float | Matrix  # one, or one for each of several clips
 
 CONTROL_POINTS = 4  # a side
 MAX_SHRINK = 8  # what a JPEG can be decoded at
@@ -31,9 +33,13 @@ class Motion(NamedTuple):
 
 
 def crop_view(
-    picture: tuple[int, int], size: tuple[int, int], area: float, stretch: float, place: tuple[float, float]
+    picture: tuple[Numbers, Numbers],
+    size: tuple[int, int],
+    area: Numbers,
+    stretch: Numbers,
+    place: tuple[Numbers, Numbers],
 ) -> Matrix:
-    """The view of an upright crop inside the picture.
+    """The view of an upright crop inside the picture; of several clips at once, [..., 2, 3].
 
     Args:
         picture: H, W of the picture.
@@ -42,13 +48,14 @@ def crop_view(
         stretch: how much wider than the crop's own shape it is.
         place: y, x of its centre in the picture, moved inwards where the crop would reach beyond an edge.
     """
+    height, width = picture
     aspect = size[1] / size[0] * stretch
-    tall = math.sqrt(area * picture[0] * picture[1] / aspect)
-    tall = min(tall, picture[0], picture[1] / aspect)
+    tall = np.minimum(np.minimum(np.sqrt(area * height * width / aspect), height), width / aspect)
     wide = tall * aspect
-    y = min(max(place[0], tall / 2), picture[0] - tall / 2)
-    x = min(max(place[1], wide / 2), picture[1] - wide / 2)
-    return np.array([[wide / size[1], 0, x], [0, tall / size[0], y]])
+    y = np.minimum(np.maximum(place[0], tall / 2), height - tall / 2)
+    x = np.minimum(np.maximum(place[1], wide / 2), width - wide / 2)
+    zero = np.zeros_like(tall)
+    return _matrices([[wide / size[1], zero, x], [zero, tall / size[0], y]])
 
 
 def mirrored(view: Matrix) -> Matrix:
@@ -59,26 +66,40 @@ def mirrored(view: Matrix) -> Matrix:
 
 def draw_path(motion: Motion, frames: int, side: int, generator: np.random.Generator) -> Matrix:
     """A random walk of motions: matrices [T, 3, 3] of offsets in the crop, in pixels of a crop of this side."""
-    reach = np.array([*np.radians(motion[:2]), motion.zoom, motion.translation * side, motion.translation * side])
-    walk = np.cumsum(generator.uniform(-reach, reach, (frames, 5)), axis=0)
-    angle, shear, zoom, x, y = walk.T
+    reach = reach_of(motion, side)
+    return path_of(generator.uniform(-reach, reach, (frames, 5)))
+
+
+def reach_of(motion: Motion, side: int) -> Matrix:
+    """How far one frame goes at most: [5]."""
+    return np.array([*np.radians(motion[:2]), motion.zoom, motion.translation * side, motion.translation * side])
+
+
+def path_of(steps: Matrix) -> Matrix:
+    """Steps [..., T, 5] of `reach_of`, each on top of those before it, as matrices [..., T, 3, 3]."""
+    angle, shear, zoom, x, y = np.moveaxis(np.cumsum(steps, axis=-2), -1, 0)
     cos, sin, slant, grow = np.cos(angle), np.sin(angle), np.tan(shear), np.exp(-zoom)
-    zero, one = np.zeros(frames), np.ones(frames)
-    rows = [
-        [grow * cos, grow * (cos * slant - sin), x],
-        [grow * sin, grow * (sin * slant + cos), y],
-        [zero, zero, one],
-    ]
-    return np.stack([np.stack(row, -1) for row in rows], -2)  # [T, 3, 3]
+    zero, one = np.zeros_like(x), np.ones_like(x)
+    return _matrices(
+        [
+            [grow * cos, grow * (cos * slant - sin), x],
+            [grow * sin, grow * (sin * slant + cos), y],
+            [zero, zero, one],
+        ]
+    )
 
 
 def draw_bends(strength: float, frames: int, size: tuple[int, int], generator: np.random.Generator) -> Tensor:
     """A random walk of thin-plate warps: how far each pixel of the crop goes, in its pixels, [T, h, w, 2]."""
     reach = strength * min(size)
     steps = generator.uniform(-reach, reach, (frames, CONTROL_POINTS**2, 2)).cumsum(axis=0)
-    moved = torch.from_numpy(steps).float()  # [T, K, 2]
-    bends: Tensor = _thin_plates(size) @ moved  # [T, h w, 2]
-    return bends.view(frames, *size, 2)
+    return bends_of(torch.from_numpy(steps).float(), size)
+
+
+def bends_of(moved: Tensor, size: tuple[int, int]) -> Tensor:
+    """How far each pixel of the crop goes, [..., h, w, 2], where control points are moved by [..., K, 2]."""
+    bends: Tensor = _thin_plates(size).to(moved.device) @ moved  # [..., h w, 2]
+    return bends.view(*moved.shape[:-2], *size, 2)
 
 
 def sampling_grid(
@@ -94,7 +115,7 @@ def sampling_grid(
     """
     height, width = (math.ceil(side / shrink) * shrink for side in picture)
     unit = torch.from_numpy(views * 2 / np.array([[width], [height]])).float()[..., None, None]  # [T, 2, 3, 1, 1]
-    x, y = _offsets(size)
+    x, y = offsets(size)
     if bends is not None:
         x, y = x + bends[..., 0], y + bends[..., 1]  # [T, h, w]
     return torch.stack([a * x + (b * y + (c - 1)) for a, b, c in (row.unbind(1) for row in unit.unbind(1))], -1)
@@ -116,11 +137,16 @@ def affordable_shrink(views: Matrix) -> int:
     return 1 << int(np.log2(np.clip(least, 1, MAX_SHRINK)))
 
 
-def _offsets(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def offsets(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Offsets of the pixels' centres from the middle: x [1, w] and y [h, 1]."""
     height, width = size
     x, y = torch.arange(width) + (1 - width) / 2, torch.arange(height) + (1 - height) / 2
     return x[None], y[:, None]
+
+
+def _matrices(rows: Sequence[Sequence[Matrix]]) -> Matrix:
+    """Rows of numbers, each [...], as matrices [..., rows, columns]."""
+    return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
 @lru_cache(maxsize=8)
@@ -132,7 +158,7 @@ def _thin_plates(size: tuple[int, int]) -> Tensor:
     """
     line = torch.linspace(-1, 1, CONTROL_POINTS, dtype=torch.float64)
     points = torch.cartesian_prod(line, line)  # [K, 2]
-    x, y = _offsets(size)
+    x, y = offsets(size)
     pixels = torch.cartesian_prod(y[:, 0] * 2 / size[0], x[0] * 2 / size[1]).flip(1).double()  # [h w, 2], in [-1, 1]
     count = len(points)
     affine = torch.cat([torch.ones(count, 1, dtype=torch.float64), points], 1)  # [K, 3]

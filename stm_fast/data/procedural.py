@@ -69,16 +69,21 @@ class SyntheticSource:
         except ValueError as error:
             raise InputError(f"synthetic clip {index}: {error}") from error
 
-    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
-        """Some frames of clip `index`, named by its seed."""
+    def length(self, index: int) -> int:
+        """Frames of every clip."""
+        return self._frames
+
+    def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+        """As of a video, or such that an object is hidden in between."""
         self.check_length(frames)
-        clip = self.clip(index)
         times = None
         if frames >= 3 and self._hidden and generator.random() < self._hidden:
-            times = draw_occlusion(clip, frames, (max_skip + 1) * (frames - 1) // 2, generator)
-        if times is None:
-            times = draw_times(self._frames, frames, max_skip, generator)
-        return [_shot(clip[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}") for time in times]
+            times = draw_occlusion(self.clip(index), frames, (max_skip + 1) * (frames - 1) // 2, generator)
+        return draw_times(self._frames, frames, max_skip, generator) if times is None else times
+
+    def shot(self, index: int, time: int) -> Shot:
+        """A frame of clip `index`, named by its seed."""
+        return _shot(self.clip(index)[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}")
 
 
 # a clip takes longer to set up than to render

@@ -39,13 +39,28 @@ class ClipSource(Protocol):
     def check_length(self, frames: int) -> None:
         """Raises InputError where a clip cannot have so many frames."""
 
-    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
-        """A clip of still or sequence `index`, in order of time; a still is one shot T times over.
+    def length(self, index: int) -> int:
+        """How many shots still or sequence `index` has; a still has one."""
+
+    def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+        """When the shots of a clip of still or sequence `index` are taken, in order; a still's are all at 0.
 
         Args:
             frames: number of shots T.
             max_skip: most frames left out between two shots of a video, 0 takes neighbours.
             generator: decides which frames these are.
 
-        Raises InputError for files that are missing, broken or do not fit together.
+        Raises InputError for a sequence that is too short.
         """
+
+    def shot(self, index: int, time: int) -> Shot:
+        """One shot. Raises InputError for files that are missing, broken or do not fit together."""
+
+
+def draw_shots(
+    source: ClipSource, index: int, frames: int, max_skip: int, generator: np.random.Generator
+) -> list[Shot]:
+    """A clip at the times that the source draws; a still is one shot T times over. Raises InputError."""
+    times = source.times(index, frames, max_skip, generator)
+    shots = {time: source.shot(index, time) for time in dict.fromkeys(times)}
+    return [shots[time] for time in times]

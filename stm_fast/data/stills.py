@@ -46,11 +46,18 @@ class StillSource:
     def check_length(self, frames: int) -> None:
         """A still is as long as it is asked to be."""
 
-    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
-        """One still `frames` times over; nothing here is random."""
+    def length(self, index: int) -> int:
+        """A still is one shot."""
+        return 1
+
+    def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+        """Nothing here is random."""
+        return [0] * frames
+
+    def shot(self, index: int, time: int) -> Shot:
+        """Still `index`."""
         pair = self._pairs[index]
-        shot = shot_of(pair.picture, _read_ids(pair.mask), pair.mask)
-        return [shot] * frames
+        return shot_of(pair.picture, _read_ids(pair.mask), pair.mask)
 
 
 def still_folder(root: Path) -> StillSource:

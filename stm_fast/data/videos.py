@@ -41,12 +41,19 @@ class VideoSource:
         for index in range(len(self)):
             self._check_length(index, frames)
 
-    def draw(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[Shot]:
-        """Frames of sequence `index`; every gap is drawn from 0 to `max_skip`, smaller where the sequence is short."""
+    def length(self, index: int) -> int:
+        """Frames of sequence `index`."""
+        return len(self._files[index])
+
+    def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+        """Every gap is drawn from 0 to `max_skip`, smaller where the sequence is short."""
         self._check_length(index, frames)
-        files = self._files[index]
-        times = draw_times(len(files), frames, max_skip // self._skip_divisor, generator)
-        return [_shot(self._sequences[index], files[time]) for time in times]
+        return draw_times(self.length(index), frames, max_skip // self._skip_divisor, generator)
+
+    def shot(self, index: int, time: int) -> Shot:
+        """A frame of sequence `index` and its mask."""
+        sequence, file = self._sequences[index], self._files[index][time]
+        return shot_of(file, sequence.read_annotation(file.stem), sequence.annotations / f"{file.stem}.png")
 
     def _check_length(self, index: int, frames: int) -> None:
         found = len(self._files[index])
@@ -60,10 +67,6 @@ def draw_times(length: int, frames: int, max_skip: int, generator: np.random.Gen
     steps = generator.integers(1, widest + 1, frames - 1)
     start = generator.integers(length - int(steps.sum()))
     return [int(start), *(int(time) for time in start + steps.cumsum())]
-
-
-def _shot(sequence: Sequence, file: Path) -> Shot:
-    return shot_of(file, sequence.read_annotation(file.stem), sequence.annotations / f"{file.stem}.png")
 
 
 def _list_frames(sequence: Sequence) -> list[Path]:

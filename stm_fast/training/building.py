@@ -8,6 +8,7 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from stm_fast.data.clips import ClipDataset
 from stm_fast.data.coco import CocoSource
+from stm_fast.data.device_clips import DeviceClips
 from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.raw import ClipSource
 from stm_fast.data.sequences import SETS
@@ -17,6 +18,7 @@ from stm_fast.errors import InputError
 from stm_fast.network import STM
 from stm_fast.network.backbone import BACKBONES, batch_norm_mode
 from stm_fast.network.checkpoint import load_backbone, load_start
+from stm_fast.network.released import weights_file
 from stm_fast.training.config import CocoData, Data, SyntheticData, TrainingConfig, VideoData
 from stm_fast.training.step import ClipLoss
 
@@ -31,7 +33,7 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
     torch.manual_seed(config.seed)
     model = STM(**asdict(config.network))
     if config.weights is not None:
-        load_start(model, config.weights)
+        load_start(model, weights_file(config.weights))
     elif config.backbone_weights == "imagenet":
         if name not in _IMAGENET:
             raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
@@ -51,7 +53,10 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
 
 def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
     """The mixture a run draws its clips from. Raises InputError where data are missing."""
-    return ClipDataset(
+    if config.loading == "device" and skip_corrupt:
+        raise InputError("loading: found device, for which every picture is decoded, expected no --skip-corrupt")
+    kind = DeviceClips if config.loading == "device" else ClipDataset
+    return kind(
         [(_source(entry), entry.weight) for entry in config.data],
         length=config.clips_per_epoch,
         frames=config.clips.frames,

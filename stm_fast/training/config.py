@@ -159,6 +159,7 @@ class Log:
     every: int = 20  # a line with the mean loss since the last one
     pictures: int | None = 1000  # a clip, its truth and what the network makes of it
     checkpoint: int = 1000
+    compact: bool = False  # checkpoints of a third of the size, nearly exact: :mod:`stm_fast.training.compact`
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,15 @@ class TrainingConfig:
     """A whole run.
 
     Attributes:
-        weights: a checkpoint to start from, such as what stage 1 left.
+        weights: a checkpoint to start from, such as what stage 1 left, or "default", the package's own.
         backbone_weights: "imagenet" or a file, for both encoders; not looked at where `weights` is given.
         batch_norm: "fixed" uses stored statistics as the paper does, "batch" those of the batch, for runs from scratch;
             of several processes and parts each has its own.
         backend: of the memory read.
         epochs, clips_per_epoch: how long; an epoch is only a unit that the curriculum and validation count in.
         ema: decay of the average of the weights that is validated and kept; None keeps the weights themselves.
+        loading: "workers" decode and augment on the CPU; "device" keeps all pictures on the device and augments there,
+            whole batches at a time, which a GPU that is faster than its CPU wants.
         workers: processes that load clips; 0 loads them between the steps.
     """
 
@@ -193,6 +196,7 @@ class TrainingConfig:
     backend: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = None
+    loading: Literal["workers", "device"] = "workers"
     workers: int = 0
     validation: Validation | SyntheticValidation | None = None
     log: Log = field(default_factory=Log)

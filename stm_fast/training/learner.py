@@ -12,7 +12,7 @@ from stm_fast.data.clips import ClipBatch
 from stm_fast.errors import InputError
 from stm_fast.network import STM
 from stm_fast.training.averaging import weight_average
-from stm_fast.training.checkpoint import State
+from stm_fast.training.compact import State
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.schedule import rate_factor
 from stm_fast.training.step import ClipLoss
@@ -58,11 +58,11 @@ class Learner:
             return self.clip_loss.model
         return cast(STM, self._average.module)
 
-    def step(self, batches: Sequence[ClipBatch], number: int) -> Learned:
-        """Learns from this process's clips of a step, counted from 0; each batch is one part of the share."""
+    def step(self, batches: Sequence[ClipBatch], number: int, steps: int) -> Learned:
+        """Learns from this process's clips of a step, counted from 0, of `steps`; a batch is one part of the share."""
         # what a step draws, if a network ever does, depends on its number alone, as its clips do
         torch.manual_seed(hash((self._config.seed, number, self._accelerator.process_index)))
-        rate = self._config.optimizer.lr * rate_factor(self._config.schedule, number, self._config.steps)
+        rate = self._config.optimizer.lr * rate_factor(self._config.schedule, number, steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         losses = [self._backward(batch, last=batch is batches[-1]) / len(batches) for batch in batches]

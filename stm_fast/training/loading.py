@@ -1,4 +1,4 @@
-"""Clips off the disk for the steps that are left, beside the training or between its steps."""
+"""Clips for the steps that are left: off the disk, beside the training or between its steps, or from the device."""
 
 import signal
 from collections.abc import Generator
@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from stm_fast.data.clips import ClipBatch, TrainingClip, collate
+from stm_fast.data.device_clips import DeviceClips
 from stm_fast.errors import InputError
 from stm_fast.training.sampler import TicketSampler
 
@@ -49,6 +50,17 @@ def load_steps(
         # an error's traceback keeps the loader; its processes, which ignore SIGTERM, would be waited for at exit
         if workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def draw_steps(clips: DeviceClips, sampler: TicketSampler, *, parts: int) -> Generator[list[ClipBatch], None, None]:
+    """The same, drawn between the steps on the device where the clips are.
+
+    Raises:
+        InputError: clips without an object.
+    """
+    batches = map(clips.batch, sampler)
+    for step in zip(*[batches] * parts, strict=True):
+        yield list(step)
 
 
 def _ignore_signals(_: int) -> None:

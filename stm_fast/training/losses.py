@@ -1,4 +1,4 @@
-"""How wrong the masks of a clip are."""
+"""How wrong the masks of clips are: B clips of at most O objects, those that a clip lacks with logits of -inf."""
 
 import torch
 from torch import Tensor
@@ -9,27 +9,33 @@ _EMPTY = 1.0
 
 
 def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean over the pixels of the aggregated objects' cross-entropy (STM, "Two-stage Training").
+    """Mean over the pixels of the aggregated objects' cross-entropy (STM, "Two-stage Training"), and over the clips.
 
     Args:
-        logits: ``[1 + O, H, W]`` float32, as `STM.decode` gives them; background first.
-        ids: ``[H, W]`` int64, 0 the background, 1..O the objects.
+        logits: ``[B, 1 + O, H, W]`` float32, as `STM.decode` gives them; background first.
+        ids: ``[B, H, W]`` int64, 0 the background, 1..O the objects.
     """
-    return F.cross_entropy(logits[None], ids[None])
+    return F.cross_entropy(logits, ids)
 
 
-def soft_iou_loss(logits: Tensor, ids: Tensor) -> Tensor:
+def soft_iou_loss(logits: Tensor, ids: Tensor, objects: Tensor) -> Tensor:
     """One minus the mean of the objects' soft intersection over union, which small objects weigh in as large ones do.
 
     Published trainings add it to the cross-entropy or do not; STM itself does not.
 
     Args:
-        logits: ``[1 + O, H, W]`` float32; background first.
-        ids: ``[H, W]`` int64, 0 the background, 1..O the objects.
+        logits: ``[B, 1 + O, H, W]`` float32; background first.
+        ids: ``[B, H, W]`` int64, 0 the background, 1..O the objects.
+        objects: ``[B]``, how many each clip has.
+
+    Returns:
+        The mean over the clips.
     """
-    objects = len(logits) - 1
-    predicted = logits.softmax(0)[1:]  # [O, H, W]
-    true = ids == torch.arange(1, objects + 1, device=ids.device)[:, None, None]  # [O, H, W]
-    both = (predicted * true).sum((1, 2))
-    either = (predicted + true - predicted * true).sum((1, 2))
-    return 1 - ((both + _EMPTY) / (either + _EMPTY)).mean()
+    predicted = logits.softmax(1)[:, 1:]  # [B, O, H, W]
+    labels = torch.arange(1, predicted.shape[1] + 1, device=ids.device)
+    true = ids[:, None] == labels[:, None, None]  # [B, O, H, W]
+    both = (predicted * true).sum((2, 3))
+    either = predicted.sum((2, 3)) + true.sum((2, 3)) - both
+    # an object that a clip does not have is nowhere: its part is 0
+    wrong = 1 - (both + _EMPTY) / (either + _EMPTY)  # [B, O]
+    return (wrong.sum(1) / objects).mean()

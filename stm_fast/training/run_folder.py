@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from stm_fast.errors import InputError
-from stm_fast.training.checkpoint import State, read_state
+from stm_fast.training.checkpoint import read_state
+from stm_fast.training.compact import State
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.config_file import from_plain
 from stm_fast.whole_file import make_folder, remove_left_over
 
-# what does not touch the numbers of the steps that are done may change while a run is interrupted; so may paths
-_FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights")
+# what does not touch the numbers of the steps that are done may change while a run is interrupted; so may paths, and
+# the parts of a batch, as the number of processes may: a machine with less memory takes more parts
+_FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights", "optimizer.accumulate")
 _PLACES = ("path", "pictures", "annotations")
 
 
@@ -61,7 +63,7 @@ class RunFolder:
                 continue
             if parts[0] == "validation":
                 state["best"] = -math.inf  # scores of one set say nothing of another's
-            if parts[0] not in _FREE:
+            if parts[0] not in _FREE and key not in _FREE:
                 raise InputError(f"{self.checkpoint}: the run began with {key} {old!r}, expected that, found {new!r}")
         return state
 

@@ -1,6 +1,8 @@
 """One training step: a batch of short clips through the network, as a video goes through it.
 
-B clips of T frames, H x W pixels each; P objects of all clips together; h = H / 16, w = W / 16.
+B clips of T frames, H x W pixels each, with at most O objects; P objects of all clips together; h = H / 16, w = W / 16.
+What is done for every object is done for P of them; what joins the objects of a clip, for B x O, some of which are not
+there.
 """
 
 from collections.abc import Iterator
@@ -23,10 +25,32 @@ class _Memory(NamedTuple):
     value: Tensor  # [P, Cv, t, h, w]
 
 
+class _Objects(NamedTuple):
+    """Which objects there are."""
+
+    owner: Tensor  # [P], the clip of each
+    labels: Tensor  # [P], its id there, from 1
+    counts: Tensor  # [B], how many each clip has
+    most: int  # O
+
+    def spread(self, planes: Tensor) -> Tensor:
+        """[P, H, W] to [B, O, H, W], 0 where there is no object."""
+        none = planes.new_zeros(len(self.counts) * self.most, *planes.shape[1:])
+        return none.index_copy(0, self._places, planes).view(-1, self.most, *planes.shape[1:])
+
+    def gathered(self, planes: Tensor) -> Tensor:
+        """The other way."""
+        return planes.flatten(0, 1).index_select(0, self._places)
+
+    @property
+    def _places(self) -> Tensor:
+        return self.owner * self.most + self.labels - 1
+
+
 class _Step(NamedTuple):
     """A segmented frame, and what it was compared by."""
 
-    logits: tuple[Tensor, ...]  # of each clip [1 + O, H, W]
+    logits: Tensor  # [B, 1 + O, H, W], -inf where there is no object
     query_key: Tensor  # [P, Ck, h, w]
     memory_key: Tensor  # [P, Ck, t, h, w]
 
@@ -71,14 +95,16 @@ class ClipLoss(nn.Module):
             ids: ``[B, T, H, W]`` int64, 0 the background, 1..O the objects of each clip.
             objects: O of each clip, at least 1.
         """
+        _check(frames, ids[:, 0], objects, self.model.stride)
         losses = []
-        owner, labels = _numbered(objects, frames.device)
-        for time, step in enumerate(self._steps(frames, ids[:, 0], objects), start=1):
-            losses += [self._loss(logits, ids[clip, time]) for clip, logits in enumerate(step.logits)]
+        there = _numbered(objects, frames.device)
+        for time, step in enumerate(self._steps(frames, ids[:, 0], there), start=1):
+            losses.append(self._loss(step.logits, ids[:, time], there.counts))
             if self._affinity_weight:
-                of_objects = self._affinity_loss(step, shares(ids[owner, : time + 1], labels, self.model.stride))
-                losses += [self._affinity_weight * of_clip.mean() for of_clip in torch.split(of_objects, objects)]
-        return torch.stack(losses).sum() / len(frames)
+                seen = shares(ids[there.owner, : time + 1], there.labels, self.model.stride)
+                of_objects = self._affinity_loss(step, seen) / there.counts[there.owner]  # [P]
+                losses.append(self._affinity_weight * of_objects.sum() / len(frames))
+        return torch.stack(losses).sum()
 
     def predict(self, frames: Tensor, first_ids: Tensor, objects: list[int]) -> list[Tensor]:
         """Segments the clips from the masks of their first frames.
@@ -91,59 +117,58 @@ class ClipLoss(nn.Module):
         Returns:
             For each clip the logits ``[T - 1, 1 + O, H, W]``, float32, of its other frames; background first.
         """
-        predictions = [step.logits for step in self._steps(frames, first_ids, objects)]
-        return [torch.stack(of_clip) for of_clip in zip(*predictions, strict=True)]
-
-    def _steps(self, frames: Tensor, first_ids: Tensor, objects: list[int]) -> Iterator[_Step]:
-        """The frames behind the first, one after the other."""
         _check(frames, first_ids, objects, self.model.stride)
-        owner, labels = _numbered(objects, frames.device)
-        masks = (first_ids[owner] == labels[:, None, None]).to(frames.dtype)  # [P, H, W]
+        steps = self._steps(frames, first_ids, _numbered(objects, frames.device))
+        logits = torch.stack([step.logits for step in steps], 1)  # [B, T - 1, 1 + O, H, W]
+        return [of_clip[:, : 1 + count] for of_clip, count in zip(logits, objects, strict=True)]
+
+    def _steps(self, frames: Tensor, first_ids: Tensor, objects: _Objects) -> Iterator[_Step]:
+        """The frames behind the first, one after the other."""
+        masks = (first_ids[objects.owner] == objects.labels[:, None, None]).to(frames.dtype)  # [P, H, W]
         memory = None
         for time in range(1, frames.shape[1]):
-            memory = self._memorized(frames[:, time - 1], masks, owner, objects, memory)
-            step = self._segmented(frames[:, time], memory, owner, objects)
+            memory = self._memorized(frames[:, time - 1], masks, objects, memory)
+            step = self._segmented(frames[:, time], memory, objects)
             yield step
-            masks = torch.cat([of_clip.softmax(0)[1:] for of_clip in step.logits]).to(frames.dtype)  # [P, H, W]
+            masks = objects.gathered(step.logits.softmax(1)[:, 1:]).to(frames.dtype)  # [P, H, W]
             if self._detach_memory:
                 masks = masks.detach()
 
-    def _memorized(
-        self, frame: Tensor, masks: Tensor, owner: Tensor, objects: list[int], memory: _Memory | None
-    ) -> _Memory:
+    def _memorized(self, frame: Tensor, masks: Tensor, objects: _Objects, memory: _Memory | None) -> _Memory:
         """The memory with frames ``[B, 3, H, W]`` and soft masks ``[P, H, W]`` added to it."""
-        others = torch.cat([(part.sum(0) - part).clamp(0, 1) for part in torch.split(masks, objects)])  # [P, H, W]
-        r4 = self.model.memory_encoder(frame, masks[:, None], others[:, None], owner)
+        others = (objects.spread(masks).sum(1)[objects.owner] - masks).clamp(0, 1)  # [P, H, W]
+        r4 = self.model.memory_encoder(frame, masks[:, None], others[:, None], objects.owner)
         key, value = (x[:, :, None] for x in self.model.memory_key_value(r4))  # [P, C, 1, h, w]
         if memory is None:
             return _Memory(key, value)
         return _Memory(torch.cat([memory.key, key], 2), torch.cat([memory.value, value], 2))
 
-    def _segmented(self, frame: Tensor, memory: _Memory, owner: Tensor, objects: list[int]) -> _Step:
+    def _segmented(self, frame: Tensor, memory: _Memory, objects: _Objects) -> _Step:
         """Each clip's frame ``[B, 3, H, W]``, segmented."""
         r4, r3, r2 = self.model.query_encoder(frame)
         key, value = self.model.query_key_value(r4)  # [B, Ck, h, w], [B, Cv, h, w]
-        query_key = key[owner]  # [P, Ck, h, w]
-        merged, _ = self._read(memory.key, memory.value, query_key, value[owner])  # [P, 2 Cv, h, w]
-        both = self.model.decoder(merged[:, : self.model.value_dim], value, r3, r2, owner)  # [P, 2, H, W]
+        query_key = key[objects.owner]  # [P, Ck, h, w]
+        merged, _ = self._read(memory.key, memory.value, query_key, value[objects.owner])  # [P, 2 Cv, h, w]
+        both = self.model.decoder(merged[:, : self.model.value_dim], value, r3, r2, objects.owner)  # [P, 2, H, W]
         probability = both.float().softmax(1)[:, 1]  # [P, H, W]
-        logits = tuple(soft_aggregation(of_clip) for of_clip in torch.split(probability, objects))
-        return _Step(logits, query_key, memory.key)
+        logits = soft_aggregation(objects.spread(probability).transpose(0, 1)).transpose(0, 1)  # [B, 1 + O, H, W]
+        absent = torch.arange(objects.most + 1, device=frame.device) > objects.counts[:, None]  # [B, 1 + O]
+        return _Step(logits.masked_fill(absent[..., None, None], -torch.inf), query_key, memory.key)
 
     def _affinity_loss(self, step: _Step, seen: Tensor) -> Tensor:
         """`affinity_loss` [P] of a step, from the shares [P, 3, t + 1, h, w] in the memory frames and its own."""
         return affinity_loss(step.query_key, step.memory_key, seen[:, :, :-1], seen[:, :, -1:], self._backend)
 
-    def _loss(self, logits: Tensor, ids: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
         loss = cross_entropy(logits, ids)
-        return loss + self._iou_weight * soft_iou_loss(logits, ids) if self._iou_weight else loss
+        return loss + self._iou_weight * soft_iou_loss(logits, ids, counts) if self._iou_weight else loss
 
 
-def _numbered(objects: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of each object the index of its clip and its id in it, [P] each."""
-    owner = torch.repeat_interleave(torch.tensor(objects))
+def _numbered(objects: list[int], device: torch.device) -> _Objects:
+    counts = torch.tensor(objects)
+    owner = torch.repeat_interleave(counts)
     labels = torch.cat([torch.arange(1, count + 1) for count in objects])
-    return owner.to(device), labels.to(device)
+    return _Objects(owner.to(device), labels.to(device), counts.to(device), max(objects))
 
 
 def _check(frames: Tensor, first_ids: Tensor, objects: list[int], stride: int) -> None:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from stm_fast.data.clips import ClipBatch, TrainingClip
+from stm_fast.data.device_clips import DeviceClips
 from stm_fast.errors import InputError
 from stm_fast.inference import check_backend
 from stm_fast.inference.shards import world_size
@@ -19,14 +20,18 @@ from stm_fast.network import save_checkpoint
 from stm_fast.training.checkpoint import write_state
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.learner import Learned, Learner
-from stm_fast.training.loading import load_steps
+from stm_fast.training.loading import draw_steps, load_steps
 from stm_fast.training.log import TrainingLog, Window
+from stm_fast.training.pace import Pace
 from stm_fast.training.pictures import draw_clip, write_picture
 from stm_fast.training.run_folder import RunFolder
 from stm_fast.training.sampler import TicketSampler
 from stm_fast.training.step import ClipLoss
 from stm_fast.training.validation import Validator
 
+# how much longer than the first the last validation may take, and what comes after it
+_PATIENCE = 1.2
+_LEAVING_SECONDS = 2.0
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -58,6 +63,7 @@ class Trainer:
         self, config: TrainingConfig, clip_loss: ClipLoss, clips: Dataset[TrainingClip], output: Path, *, resume: bool
     ) -> None:
         self._config, self._clips = config, clips
+        self._most_epochs = config.epochs
         self._accelerator = _accelerator(config)
         self._folder = RunFolder(output)
         if self._accelerator.is_main_process:
@@ -74,12 +80,18 @@ class Trainer:
         self._check_that_all_begin_alike()
 
     def run(
-        self, stop: Callable[[], bool] = lambda: False, progress: Callable[[int, int | None], None] | None = None
+        self,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int | None], None] | None = None,
+        *,
+        end: float | None = None,
     ) -> bool:
         """Trains to the end, or until `stop` is true in any process; either way the last step is kept.
 
         Args:
             progress: called with the steps done and those there are.
+            end: when to be done, on the monotonic clock. The run gets as many epochs as there is time for, at most its
+                own, and so its schedule ends then. It validates before the first step and after the last one.
 
         Returns:
             Whether this was the end.
@@ -88,13 +100,22 @@ class Trainer:
             InputError: bad data, a full disk, a loss that is not a number; the last checkpoint is whole.
         """
         log = TrainingLog(self._folder.path, self.step) if self._accelerator.is_main_process else None
+        pace = None if end is None else self._pace(end, log)
+        validated = False
         before = time.perf_counter()
+        # a GPU's queue takes the next batch's work before this step's loss is waited for
+        ahead = isinstance(self._clips, DeviceClips)
         # however it ends, the loaders end with it
         with closing(self._batches()) as steps:
-            for batches in steps:
-                learned = self._learner.step(batches, self.step)
+            batches = next(steps, None)
+            while batches is not None:
+                learned = self._learner.step(batches, self.step, self._config.steps)
                 self.step += 1
-                stopping = self._count(learned, batches, stop()) or self.step == self._config.steps
+                following = next(steps, None) if ahead else None
+                asked = stop() or (pace is not None and pace.over)
+                stopping = self._count(learned, batches, asked)
+                self._fit(pace)
+                stopping |= self.step >= self._config.steps
                 self._window.seconds += time.perf_counter() - before
                 self._report(log, learned, batches[0])
                 validated = self._end_of_epoch(log)
@@ -105,6 +126,10 @@ class Trainer:
                 if stopping:
                     break
                 before = time.perf_counter()
+                batches = following if ahead else next(steps, None)
+        if pace is not None and not validated and not stop():
+            self._validated(log)
+            self._save()
         return self.step >= self._config.steps
 
     def close(self) -> None:
@@ -122,13 +147,31 @@ class Trainer:
     def _batches(self) -> Generator[list[ClipBatch], None, None]:
         """For each step that is left, the parts of this process's share."""
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
+        sampler, parts = TicketSampler(self._config, self.step, rank, processes), self._config.optimizer.accumulate
+        if isinstance(self._clips, DeviceClips):
+            return draw_steps(self._clips.to(self._accelerator.device), sampler, parts=parts)
         return load_steps(
             self._clips,
-            TicketSampler(self._config, self.step, rank, processes),
-            parts=self._config.optimizer.accumulate,
+            sampler,
+            parts=parts,
             workers=self._config.workers,
             pin_memory=self._accelerator.device.type == "cuda",
         )
+
+    def _pace(self, end: float, log: TrainingLog | None) -> Pace:
+        """What there is time for until `end`, less what it takes to validate, which is done once."""
+        before = time.monotonic()
+        self._validated(log)
+        return Pace(self.step, end - _PATIENCE * (time.monotonic() - before) - _LEAVING_SECONDS)
+
+    def _fit(self, pace: Pace | None) -> None:
+        """Gives the run as many epochs as there is time for, where that can be told anew."""
+        steps = None if pace is None else pace.steps(self.step)
+        if steps is None:
+            return
+        least = self._accelerator.gather(torch.tensor([steps], device=self._accelerator.device)).min()
+        epochs = int(least) * self._config.optimizer.batch // self._config.clips_per_epoch
+        self._config = replace(self._config, epochs=max(1, min(epochs, self._most_epochs)))
 
     def _count(self, learned: Learned, batches: list[ClipBatch], asked: bool) -> bool:
         """Adds a step to the window. Returns whether any process was asked to stop."""
@@ -148,7 +191,7 @@ class Trainer:
     def _report(self, log: TrainingLog | None, learned: Learned, batch: ClipBatch) -> None:
         """Writes a line and a picture where they are due."""
         every = self._config.log
-        last = self.step == self._config.steps
+        last = self.step >= self._config.steps
         if self.step % every.every == 0 or last:
             line = self._window.line(self._config.optimizer.batch) | {
                 "step": self.step,
@@ -165,12 +208,18 @@ class Trainer:
             write_picture(picture, self._folder.picture(self.step))
 
     def _end_of_epoch(self, log: TrainingLog | None) -> bool:
-        """Validates after an epoch in which that is due, and keeps the best weights. Returns whether it did."""
+        """Validates after an epoch in which that is due. Returns whether it did."""
         batch, clips = self._config.optimizer.batch, self._config.clips_per_epoch
         epoch = self.step * batch // clips
         if self._validate is None or epoch == (self.step - 1) * batch // clips:
             return False
         if epoch % self._validate.every and self.step < self._config.steps:
+            return False
+        return self._validated(log)
+
+    def _validated(self, log: TrainingLog | None) -> bool:
+        """Validates and keeps the best weights. Returns whether there is something to validate with."""
+        if self._validate is None:
             return False
         scores = self._validate(self._learner.model)
         if log is not None:
@@ -185,7 +234,11 @@ class Trainer:
         if self._accelerator.is_main_process:
             save_checkpoint(self._learner.model, self._folder.model)
             progress = {"step": self.step, "best": self._best, "window": asdict(self._window)}
-            write_state(self._folder.checkpoint, self._learner.state() | progress | {"config": asdict(self._config)})
+            write_state(
+                self._folder.checkpoint,
+                self._learner.state() | progress | {"config": asdict(self._config)},
+                compact=self._config.log.compact,
+            )
 
 
 def _accelerator(config: TrainingConfig) -> Accelerator:

@@ -1,0 +1,312 @@
+"""Training clips drawn a batch at a time from pictures that lie on the device: no worker, no copy, no decoding.
+
+B clips of T frames, h x w pixels each; A + 1 crops tried for each clip; L labels of the store.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stm_fast.data.clips import ClipBatch, ClipDataset, Ticket
+from stm_fast.data.colour import colours_of, recoloured
+from stm_fast.data.compose import AIMS, PASTED_PLACE, motion_of, pasted_motion
+from stm_fast.data.geometry import (
+    CONTROL_POINTS,
+    MAX_SHRINK,
+    Matrix,
+    bends_of,
+    crop_view,
+    mirrored,
+    offsets,
+    path_of,
+    reach_of,
+)
+from stm_fast.data.store import PictureStore
+from stm_fast.errors import InputError
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+# a batch is made in parts of so many clips: what is needed in between takes some 100 bytes a pixel
+_AT_ONCE = 64
+# points a side at which is looked for objects in a crop
+_LOOKS = 32
+
+
+class DeviceClips(ClipDataset):
+    """A `ClipDataset` that keeps its pictures on a device and draws whole batches there, by batched sampling.
+
+    Mixture, ranges and probabilities are those of `ClipDataset`, the numbers drawn are others. What differs:
+
+    * whether a crop shows an object is looked up at some points of it;
+    * a clip without an object gives its place to the first one of its batch that has some;
+    * there is no `skip_corrupt`: every picture is decoded when `to` is called.
+    """
+
+    store: PictureStore
+
+    def to(self, device: torch.device) -> "DeviceClips":
+        """Decodes all pictures and keeps them on a device. Raises InputError where one cannot be read."""
+        self.store = PictureStore(self._sources, device)
+        self._device = device
+        return self
+
+    def batch(self, tickets: Sequence[Ticket]) -> ClipBatch:
+        """The clips of some tickets, on the device; depends on the seed and the tickets alone.
+
+        Raises InputError where no clip has an object.
+        """
+        parts = [self._draw_part(tickets[first : first + _AT_ONCE]) for first in range(0, len(tickets), _AT_ONCE)]
+        frames, ids, objects = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:3])
+        names = [name for part in parts for name in part.names]
+        counts: list[int] = objects.tolist()
+        if not any(counts):
+            raise InputError(f"data: {len(counts)} clips drawn and none can be used, expected objects in them")
+        first = next(clip for clip, count in enumerate(counts) if count)
+        if not all(counts):
+            kept = [clip if count else first for clip, count in enumerate(counts)]
+            order = torch.tensor(kept, device=self._device)
+            frames, ids = frames[order], ids[order]
+            counts, names = [counts[clip] for clip in kept], [names[clip] for clip in kept]
+        return ClipBatch(frames, ids, counts, names, 0, [])
+
+    def _draw_part(self, tickets: Sequence[Ticket]) -> "_Part":
+        dice = _Dice([np.random.default_rng((self._seed, ticket.epoch, ticket.index)) for ticket in tickets])
+        drawn = [self._choose(ticket, generator) for ticket, generator in zip(tickets, dice.generators, strict=True)]
+        pictures = np.array([of_clip.pictures for of_clip in drawn])  # [B, T]
+        moving = np.array([of_clip.moving for of_clip in drawn])
+        frames, ids = self._look(pictures, moving, dice)  # [B, T, h w, 3], [B, T, h w]
+        for slot in range(max(len(of_clip.pasted) for of_clip in drawn)):
+            rows = np.array([row for row, of_clip in enumerate(drawn) if slot < len(of_clip.pasted)])
+            stills = np.array([drawn[row].pasted[slot] for row in rows])
+            self._paste(frames, ids, rows, stills, self.store.labels + 1 + slot, dice.of(rows))
+        ids, objects = self._choose_objects(ids, dice)
+        shape = (len(drawn), self._frames)
+        return _Part(
+            self._recolour(frames, dice).view(*shape, 3, *self._size),
+            ids.view(*shape, *self._size),
+            objects,
+            [self.store.tables.names[of_clip.pictures[0]] for of_clip in drawn],
+        )
+
+    def _choose(self, ticket: Ticket, generator: np.random.Generator) -> "_Chosen":
+        """Which pictures a clip is made of."""
+        augmentation = self._augmentation
+        source = int(generator.choice(len(self._sources), p=self._shares))
+        moving = self._sources[source].moving
+        pictures = self._draw_pictures(source, self._frames, ticket.max_skip, generator)
+        if moving and generator.random() < augmentation.reverse:
+            pictures.reverse()
+        stills = [number for number, other in enumerate(self._sources) if not other.moving]
+        chance = augmentation.video_paste if moving else augmentation.paste
+        count = 0
+        if stills and generator.random() < chance:
+            count = int(generator.integers(1, augmentation.paste_most + 1))
+        chosen = [stills[generator.integers(len(stills))] for _ in range(count)]
+        return _Chosen(pictures, moving, [self._draw_pictures(still, 1, 0, generator)[0] for still in chosen])
+
+    def _draw_pictures(self, source: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+        index = int(generator.integers(len(self._sources[source])))
+        times = self._sources[source].times(index, frames, max_skip, generator)
+        return [self.store.number(source, index, time) for time in times]
+
+    def _look(self, pictures: Ints, moving: Bools, dice: "_Dice") -> tuple[Tensor, Tensor]:
+        """Crops on the move: colours float32 [B, T, h w, 3] and labels uint8 [B, T, h w] of pictures [B, T]."""
+        side = min(self._size)
+        reach = np.where(
+            moving[:, None],
+            reach_of(motion_of(True, self._augmentation), side),
+            reach_of(motion_of(False, self._augmentation), side),
+        )  # [B, 5]
+        path = self._on_device(path_of(dice.between(-1, 1, self._frames, 5) * reach[:, None]))  # [B, T, 3, 3]
+        crops = self._on_device(self._draw_crops(pictures[:, 0], dice))  # [B, A + 1, 2, 3]
+        numbers = torch.from_numpy(pictures).to(self._device)
+        views = self._aimed(numbers[:, 0], crops, path[:, 0])[:, None] @ path  # [B, T, 2, 3]
+        bends = self._draw_bends(moving, dice)  # [B, T, h w, 2]
+        x, y = _points(views.flatten(0, 1), self._size, bends.flatten(0, 1))  # [B T, h w]
+        level = _levels(views).repeat_interleave(self._frames)
+        shape = pictures.shape
+        frames = self.store.colours(numbers.flatten(), level, x, y).view(*shape, -1, 3)
+        return frames, self.store.ids(numbers.flatten(), x, y).view(*shape, -1)
+
+    def _draw_crops(self, pictures: Ints, dice: "_Dice") -> Matrix:
+        """Views [B, A + 1, 2, 3] of the first frames; the last one is centred on an object where there is one."""
+        augmentation, tables = self._augmentation, self.store.tables
+        sizes = tables.sizes[pictures].astype(np.float64)  # [B, 2]
+        area = dice.between(*augmentation.crop_area, AIMS + 1)  # [B, A + 1]
+        stretch = np.exp(math.log(augmentation.crop_stretch) * dice.between(-1, 1, AIMS + 1))
+        places = dice.between(0, 1, AIMS + 1, 2) * sizes[:, None]
+        aims = tables.aims[pictures, dice.below(tables.aims.shape[1])]  # [B, 2]
+        places[:, -1] = np.where(np.isnan(aims), places[:, -1], aims)
+        views = crop_view((sizes[:, :1], sizes[:, 1:]), self._size, area, stretch, (places[..., 0], places[..., 1]))
+        flip = dice.between(0, 1) < augmentation.flip
+        return np.where(flip[:, None, None, None], mirrored(views), views)
+
+    def _aimed(self, pictures: Tensor, crops: Tensor, motion: Tensor) -> Tensor:
+        """Of each clip's crops [B, A + 1, 2, 3] the first that, moved as the first frame is, shows an object."""
+        tried = crops.shape[1]
+        x, y = _points((crops @ motion[:, None]).flatten(0, 1), self._size, looks=_LOOKS)
+        found = self.store.ids(pictures.repeat_interleave(tried), x, y) > 0
+        enough = max(self._augmentation.min_area * x.shape[1], 1)
+        shows = (found.sum(1) >= enough).view(-1, tried)  # [B, A + 1]
+        shows[:, -1] = True
+        first = (shows * torch.arange(tried, 0, -1, device=self._device)).argmax(1)
+        return crops[torch.arange(len(crops), device=self._device), first]
+
+    def _draw_bends(self, moving: Bools, dice: "_Dice") -> Tensor:
+        """How far each pixel [B, T, h w, 2] is bent: some stills are."""
+        augmentation = self._augmentation
+        bent = ~moving & (dice.between(0, 1) < augmentation.warp)
+        reach = augmentation.warp_strength * min(self._size) * bent[:, None, None, None]
+        steps = reach * dice.between(-1, 1, self._frames, CONTROL_POINTS**2, 2)
+        return bends_of(self._on_device(steps.cumsum(1)), self._size).flatten(2, 3)
+
+    def _paste(
+        self,
+        frames: Tensor,
+        ids: Tensor,
+        rows: Ints,
+        stills: Ints,
+        label: int,
+        dice: "_Dice",
+    ) -> None:
+        """Puts one object of a still [R] over each of the clips `rows` [R], in place, as `label`."""
+        tables = self.store.tables
+        fits = tables.areas[stills] >= np.maximum(
+            self._augmentation.min_area, 1 / tables.sizes[stills].prod(1, keepdims=True)
+        )  # [R, L]
+        counts = fits.sum(1)
+        chosen = (fits.cumsum(1) > dice.below(np.maximum(counts, 1))[:, None]).argmax(1)  # [R]
+        views = self._on_device(self._draw_pasted_views(tables.boxes[stills, chosen], dice))  # [R, T, 2, 3]
+        kept = np.flatnonzero(counts)
+        if not len(kept):
+            return
+        place = torch.from_numpy(rows[kept]).to(self._device)
+        views = views[torch.from_numpy(kept).to(self._device)]
+        x, y = _points(views.flatten(0, 1), self._size)  # [R T, h w]
+        numbers, labels = (
+            torch.from_numpy(array[kept]).to(self._device).repeat_interleave(self._frames)
+            for array in (stills, chosen + 1)
+        )
+        shape = (len(kept), self._frames)
+        cover = self.store.cover(numbers, labels, x, y).view(*shape, -1)  # [R, T, h w]
+        level = _levels(views).repeat_interleave(self._frames)
+        picture = self.store.colours(numbers, level, x, y).view(*shape, -1, 3)
+        frames[place] = torch.lerp(frames[place], picture, cover[..., None])
+        ids[place] = ids[place].masked_fill(cover >= 0.5, label)
+
+    def _draw_pasted_views(self, boxes: Matrix, dice: "_Dice") -> Matrix:
+        """Views [R, T, 2, 3] in which what lies in boxes [R, 4] is somewhere in the crop, as `compose` draws them."""
+        augmentation, side = self._augmentation, min(self._size)
+        top, left, bottom, right = boxes.T
+        scale = np.maximum(bottom - top, right - left) / (dice.between(*augmentation.paste_size) * side)  # [R]
+        middle = (dice.between(*PASTED_PLACE, 2) - 0.5) * self._size[::-1]  # x, y
+        path = path_of(dice.between(-1, 1, self._frames, 5) * reach_of(pasted_motion(augmentation), side))
+        # turned about its own middle: go there first, and then on
+        path[..., :2, 2] = -(path[..., :2, :2] @ (middle[:, None] + path[..., :2, 2])[..., None])[..., 0]
+        zero = np.zeros_like(scale)
+        rows = [[scale, zero, (left + right) / 2], [zero, scale, (top + bottom) / 2]]
+        view = np.stack([np.stack(row, -1) for row in rows], -2)  # [R, 2, 3]
+        flip = dice.between(0, 1) < augmentation.flip
+        return np.where(flip[:, None, None], mirrored(view), view)[:, None] @ path
+
+    def _choose_objects(self, ids: Tensor, dice: "_Dice") -> tuple[Tensor, Tensor]:
+        """Labels [B, T, h w] as 1, 2, ... in an order that is drawn, most of them background; how many of each [B]."""
+        labels = self.store.labels + self._augmentation.paste_most
+        pixels = ids.shape[2]
+        counts = torch.stack([(ids[:, 0] == label).sum(1) for label in range(1, labels + 1)], 1)  # [B, labels]
+        found = counts >= max(1.0, self._augmentation.min_area * pixels)
+        priority = self._on_device(dice.between(0, 1, labels)).masked_fill(~found, 2)
+        rank = priority.argsort(1).argsort(1)  # [B, labels]
+        new = torch.where(found & (rank < self._max_objects), rank + 1, 0).to(torch.uint8)
+        table = torch.cat([new.new_zeros(len(new), 1), new], 1)  # [B, 1 + labels], of the background too
+        renumbered = table.gather(1, ids.flatten(1).long()).view(ids.shape)
+        return renumbered, found.sum(1).clamp_max(self._max_objects)
+
+    def _recolour(self, frames: Tensor, dice: "_Dice") -> Tensor:
+        """Colours float32 [B, T, h w, 3] in 0..255 as frames uint8 [B T, 3, h, w] with other colours."""
+        matrices, shifts = colours_of(
+            self._augmentation,
+            dice.between(-1, 1, 3),
+            dice.between(-1, 1),
+            dice.between(0, 1) < self._augmentation.grey,
+            dice.between(-1, 1, self._frames, 3),
+            dice.between(-1, 1, self._frames),
+        )
+        images = frames.flatten(0, 1).mT.reshape(-1, 3, *self._size)  # [B T, 3, h, w]
+        return recoloured(images, self._on_device(matrices).flatten(0, 1), self._on_device(shifts).flatten(0, 1))
+
+    def _on_device(self, numbers: Matrix) -> Tensor:
+        return torch.from_numpy(numbers).float().to(self._device)
+
+
+class _Chosen(NamedTuple):
+    """Numbers of the pictures that a clip is made of."""
+
+    pictures: list[int]  # T
+    moving: bool
+    pasted: list[int]
+
+
+class _Part(NamedTuple):
+    """Some clips of a batch."""
+
+    frames: Tensor  # uint8 [B, T, 3, h, w]
+    ids: Tensor  # uint8 [B, T, h, w]
+    objects: Tensor  # [B]
+    names: list[str]
+
+
+class _Dice:
+    """Random numbers of several clips at once, each clip's from a generator of its own."""
+
+    def __init__(self, generators: Sequence[np.random.Generator]) -> None:
+        self.generators = generators
+
+    def of(self, rows: Ints) -> "_Dice":
+        """Those of some clips alone."""
+        return _Dice([self.generators[row] for row in rows])
+
+    def between(self, low: float, high: float, *shape: int) -> Matrix:
+        """Evenly spread numbers [B, *shape]."""
+        return np.stack([generator.uniform(low, high, shape) for generator in self.generators])
+
+    def below(self, most: int | Ints) -> Ints:
+        """Whole numbers [B] from 0 to below `most`, of each clip where it is several."""
+        return np.floor(self.between(0, 1) * most).astype(np.int64)
+
+
+def _points(
+    views: Tensor, size: tuple[int, int], bends: Tensor | None = None, looks: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Where the pixels of views [N, 2, 3] lie in their pictures: x and y float32 [N, h w].
+
+    Args:
+        bends: [N, h w, 2] of `bends_of`.
+        looks: so many points a side instead of all pixels.
+    """
+    grid = size if looks is None else (looks, looks)
+    x, y = (side.to(views.device) for side in offsets(grid))
+    x, y = (part.expand(grid).flatten() for part in (x * (size[1] / grid[1]), y * (size[0] / grid[0])))  # [h w]
+    if bends is not None:
+        x, y = x + bends[..., 0], y + bends[..., 1]
+    across, down = views.unbind(1)  # [N, 3]
+    return _affine(across, x, y), _affine(down, x, y)
+
+
+def _affine(row: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """A row [N, 3] of views at offsets [h w] or [N, h w]."""
+    a, b, c = row[..., None].unbind(1)  # [N, 1] each
+    return a * x + (b * y + c)
+
+
+def _levels(views: Tensor) -> Tensor:
+    """Which level of their pictures clips of views [B, T, 2, 3] are sampled from: as `affordable_shrink`, [B]."""
+    a, b, c, d = views[..., :2].flatten(2).unbind(-1)
+    least = (a * d - b * c).abs().sqrt().amin(1)
+    return least.clamp(1, MAX_SHRINK).log2().floor().long()

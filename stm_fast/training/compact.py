@@ -1,0 +1,92 @@
+"""A run's state in six bytes a weight instead of sixteen, for a checkpoint that has to travel.
+
+Exact: the number of steps, norms, scales and every other vector. Of each kernel, and what Adam knows of it:
+
+* the average of the weights in float16, as `stm-fast convert --half` stores weights;
+* the weights as their difference from that, in float16: at most 2^-11 of the difference off;
+* the root of Adam's second moment as one of 255 steps on a logarithmic scale, at most 4 % off;
+* its first moment over that root, which is how far a step goes, in 255 steps from its largest to its least.
+
+Without an average the weights stay in float32, which takes as much.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# what torch's `AveragedModel` puts before the names of the weights
+_PREFIX = "module."
+# of a code on the logarithmic scale; 0 is kept for 0
+_CODES = 254
+# powers of two between the largest and the least root; what is smaller is taken for that, which makes steps smaller
+_OCTAVES = 24.0
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+State = dict[str, Any]
+
+
+def pack(state: State) -> State:
+    """What `unpack` makes a state of `Learner.state` out of again, and whatever else is in the state."""
+    model, average = state["model"], state["average"]
+    if average is not None:
+        average = {name: tensor.half() if _is_kernel(tensor) else tensor for name, tensor in average.items()}
+        model = {
+            name: (tensor - average[_PREFIX + name].float()).half() if _is_kernel(tensor) else tensor
+            for name, tensor in model.items()
+        }
+    return state | {"model": model, "average": average, "optimizer": _each_weight(state["optimizer"], _pack_moments)}
+
+
+def unpack(state: State) -> State:
+    """The other way."""
+    model, average = state["model"], state["average"]
+    if average is not None:
+        average = {name: tensor.float() if _is_kernel(tensor) else tensor for name, tensor in average.items()}
+        model = {
+            name: average[_PREFIX + name] + tensor.float() if _is_kernel(tensor) else tensor
+            for name, tensor in model.items()
+        }
+    return state | {"model": model, "average": average, "optimizer": _each_weight(state["optimizer"], _unpack_moments)}
+
+
+def _is_kernel(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 1
+
+
+def _each_weight(optimizer: State, change: Any) -> State:
+    return optimizer | {"state": {number: change(of_weight) for number, of_weight in optimizer["state"].items()}}
+
+
+def _pack_moments(of_weight: State) -> State:
+    first, second = (of_weight[name] for name in _MOMENTS)
+    if not _is_kernel(first):
+        return of_weight
+    root = second.sqrt()
+    largest = root.max().clamp_min(torch.finfo(root.dtype).tiny).log2()
+    place = ((root.log2() - largest) / _OCTAVES + 1).clamp(0, 1)  # 0 to 1
+    codes = torch.where(root > 0, 1 + (_CODES * place).round(), 0).to(torch.uint8)
+    step = (first / _root(codes, largest)).nan_to_num(0, 0, 0)
+    most = step.abs().max().clamp_min(torch.finfo(step.dtype).tiny)
+    rest = {name: value for name, value in of_weight.items() if name not in _MOMENTS}
+    return rest | {
+        "step_codes": (step / most * 127).round().to(torch.int8),
+        "step_most": most,
+        "root_codes": codes,
+        "root_largest": largest,
+    }
+
+
+def _unpack_moments(of_weight: State) -> State:
+    if "root_codes" not in of_weight:
+        return of_weight
+    rest = dict(of_weight)
+    root = _root(rest.pop("root_codes"), rest.pop("root_largest"))
+    step = rest.pop("step_codes").to(root.dtype) / 127 * rest.pop("step_most")
+    return rest | {"exp_avg": step * root, "exp_avg_sq": root.square()}
+
+
+def _root(codes: Tensor, largest: Tensor) -> Tensor:
+    """The root of a second moment from its codes."""
+    place = (codes.to(largest.dtype) - 1) / _CODES
+    return torch.where(codes > 0, (largest + _OCTAVES * (place - 1)).exp2(), 0)
