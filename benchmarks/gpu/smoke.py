@@ -1,14 +1,13 @@
 """The first stage: does each kernel run at all, and is it right? Each in a process of its own, side by side."""
 
 import json
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gpu.processes import Child
 from gpu.session import Session, Stage
-from gpu.smoke_case import CASES, SECONDS
+from gpu.smoke_case import CASES, LAUNCHING, SECONDS
 
 
 def run(session: Session, stage: Stage, end: float) -> None:
@@ -19,7 +18,7 @@ def run(session: Session, stage: Stage, end: float) -> None:
         for name, child in children.items():
             stage.found[name] = found = _found(child, results[name], end)
             stage.lines.append(f"  {name:<10}{_verdict(found)}")
-            if "ended" in found and time.monotonic() >= end:
+            if "not started" in found:
                 stage.missed.append(name)
     if not all(found.get("right") for found in stage.found.values()):
         stage.state = "red"
@@ -27,16 +26,18 @@ def run(session: Session, stage: Stage, end: float) -> None:
 
 def _found(child: Child, result: Path, end: float) -> dict[str, Any]:
     code = child.wait(end)
-    if result.exists():
-        return dict(json.loads(result.read_text()))
-    if code is None:
-        return {"ended": "out of time"}
-    return {"ended": f"hung for {SECONDS} s" if child.seconds > SECONDS else f"crashed, exit code {code}"}
+    if not result.exists():
+        return {"not started": "out of time" if code is None else f"exit code {code}"}
+    found = dict(json.loads(result.read_text()))
+    if LAUNCHING not in found:
+        return found
+    return {"ended": "out of time" if code is None else f"hung for {SECONDS} s, or crashed, exit code {code}"}
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    if "ended" in found:
-        return f"{found['ended']}: see the log"
+    for what in ("not started", "ended"):
+        if what in found:
+            return f"{what}: {found[what]}: see the log"
     if "refused" in found:
         return f"refused: {found['refused'][:90]}"
     verdict = "right" if found["right"] else "WRONG"
