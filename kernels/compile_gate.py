@@ -168,6 +168,8 @@ def cases() -> Iterator[Case]:
         for kernel, shape in product((*gradients, *top_k), _BACKWARD_HALF):
             yield Case(kernel, architecture, "half", torch.bfloat16, *shape)
         yield Case("grad_value", architecture, "half", torch.bfloat16, 128, 128, "rows")
+        for kernel in ("usage", *top_k):
+            yield Case(kernel, architecture, "half", torch.bfloat16, 256, 512, "rows")
         yield Case("usage", architecture, "half", torch.bfloat16, *_BACKWARD_HALF[-1])
         for kernel in (*gradients, *top_k, "row_totals"):
             yield Case(kernel, architecture, "ieee", torch.float32, *_BACKWARD_FLOAT32)

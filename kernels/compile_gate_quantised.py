@@ -50,11 +50,14 @@ HEADER = f"{'arch':7}{'dtype':6}{'Ck/Cv':8}{'rows':8} regs  stack  KiB sm  tmem 
 
 
 def quantised_cases() -> list[QuantisedCase]:
-    """Every tile, and on sm_90 the widest and odd widths besides."""
+    """Every tile, with the widths of a usual network, of the package's own weights, and odd ones."""
     dtypes = {a: (torch.int8, torch.float8_e4m3fn) if a >= OLDEST_FP8 else (torch.int8,) for a in ARCHITECTURES}
     whole = [QuantisedCase(architecture, dtype) for architecture in ARCHITECTURES for dtype in dtypes[architecture]]
+    narrow = [
+        QuantisedCase(architecture, dtype, 80, 128) for architecture in (90, 100) for dtype in dtypes[architecture]
+    ]
     odd = [QuantisedCase(90, dtype, 33, 300, 77) for dtype in dtypes[90]]
-    return whole + odd
+    return whole + narrow + odd
 
 
 def quantised_launch(case: QuantisedCase) -> Launch:

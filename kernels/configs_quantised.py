@@ -20,8 +20,10 @@ class QuantisedConfig:
     num_stages: int
 
 
-def quantised_config(architecture: int, regular: bool) -> QuantisedConfig:
+def quantised_config(architecture: int, regular: bool, value_dim: int) -> QuantisedConfig:
     """The tile, that of a wide accumulator which stays in registers; `regular` as for forward_config()."""
-    if architecture in (90, 100) and regular:
-        return QuantisedConfig(64, 64, 256, 8, 2)
+    if not regular:
+        return QuantisedConfig(64, 32, 64, 8, 2)
+    if architecture in (90, 100):
+        return QuantisedConfig(64, 64, 128 if value_dim <= 128 else 256, 8, 2)
     return QuantisedConfig(64, 32, 128, 8, 2)

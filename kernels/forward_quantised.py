@@ -66,7 +66,7 @@ def plan_forward_quantised(
     """The outputs [B, splits, M, Cv] and [B, splits, M] of the kernel, and the launch that fills them."""
     batch, slots, rows, value_dim = value.shape
     queries, key_dim = query.shape[1:]
-    config = quantised_config(target.architecture, is_regular(key_dim, value_dim))
+    config = quantised_config(target.architecture, is_regular(key_dim, value_dim), value_dim)
     value_programs = triton.cdiv(value_dim, config.block_v)
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
@@ -275,7 +275,8 @@ def _forward_quantised_kernel(
             if INTEGER:
                 accumulator = tl.dot(weight.to(tl.float16), _whole_halves(value_tile), accumulator)
             else:
-                accumulator = tl.dot(weight.to(tl.float8e4nv), value_tile, accumulator)
+                # Hopper sums products of fp8 in some 14 bits: each step has sums of its own, added in float32
+                accumulator += tl.dot(weight.to(tl.float8e4nv), value_tile)
             key_rows += BLOCK_N * stride_key_r
             key_scale_rows += BLOCK_N * stride_key_scale_r
             value_rows += BLOCK_N * stride_value_r

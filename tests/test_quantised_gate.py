@@ -24,8 +24,19 @@ def test_it_compiles_within_its_limits(case: QuantisedCase) -> None:
 
 def test_every_tile_is_compiled() -> None:
     compiled = {(case.architecture, gate.quantised_launch(case).config) for case in gate.quantised_cases()}
-    chosen = {(architecture, quantised_config(architecture, True)) for architecture in ARCHITECTURES}
-    assert compiled == chosen | {(90, quantised_config(90, False))}
+    chosen = {(architecture, quantised_config(architecture, True, 512)) for architecture in ARCHITECTURES}
+    narrow = {(architecture, quantised_config(architecture, True, 128)) for architecture in (90, 100)}
+    assert compiled == chosen | narrow | {(90, quantised_config(90, False, 300))}
+
+
+@pytest.mark.slow
+def test_fp8_products_are_added_in_float32() -> None:
+    """Hopper's tensor cores sum products of fp8 in some 14 bits: every step has sums of its own."""
+    launch = gate.quantised_launch(QuantisedCase(90, torch.float8_e4m3fn))
+    compiled = triton.compile(source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
+    sums = re.findall(r"warp_group_dot [^,]+, [^,]+, (%\w+)", compiled.asm["ttgir"])
+    assert len(sums) == 2
+    assert all(start.startswith("%cst") for start in sums)
 
 
 @pytest.mark.parametrize(
