@@ -29,6 +29,8 @@ class MemoryConfig:
         folder: where the file of a bank on disk lies. It has no name, so nothing is left of it, whatever happens.
         page_bytes: size of a page on the host or on disk, of one object, in bytes of the model's dtype; two pages of
             every object are on the device at a time.
+        graph: replays reads that repeat (a full memory's) from CUDA graphs, which keep the memory of two reads. For
+            floats on a GPU, read without gradients.
     """
 
     every: int | None = 5
@@ -41,6 +43,7 @@ class MemoryConfig:
     place: Place = "device"
     folder: Path | None = None
     page_bytes: int = 2**23
+    graph: bool = False
 
     def __post_init__(self) -> None:
         for name in ("every", "frames", "max_frames", "max_bytes", "page_bytes"):

@@ -16,6 +16,7 @@ from stm_fast.errors import InputError
 from stm_fast.memory.places import storage_of
 from stm_fast.memory.policy import Slot, eviction_of, victim
 from stm_fast.memory.reading import Reading, nothing_read, read_part, usage_of
+from stm_fast.memory.repeated import RepeatedReads
 from stm_fast.memory.sharded import Shard
 from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, Storage
 
@@ -53,6 +54,7 @@ class MemoryBank:
         self._slots: list[list[Slot]] = []  # the frames that stay, of each object, in the order of its slots
         self._temporary: list[bool] = []  # whether a temporary frame lies behind those
         self._appended = 0
+        self._repeated = RepeatedReads()
 
     @property
     def objects(self) -> int:
@@ -155,6 +157,7 @@ class MemoryBank:
             self._storage.close()
         self._layout = self._storage = None
         self._slots, self._temporary, self._appended = [], [], 0
+        self._repeated = RepeatedReads()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole bank as tensors, to be saved before the next append: they may share memory with the bank.
@@ -304,11 +307,15 @@ class MemoryBank:
         pieces = chain.from_iterable(part.slots(layout.rows) for part in parts) if self._measures_usage else parts
         reading, lse_by_slot = None, []
         # map, unlike a loop over the parts, holds none while the next one is decoded
-        for found in map(partial(read_part, query, rows=layout.rows, backend=self._backend), pieces):
+        read = self._repeated.read if self._may_replay(query) else read_part
+        for found in map(partial(read, query, rows=layout.rows, backend=self._backend), pieces):
             reading = found if reading is None else reading.joined(found)
             if self._measures_usage:
                 lse_by_slot.append(found.lse)
         return reading or nothing_read(query, self.objects, layout.value_dim), lse_by_slot
+
+    def _may_replay(self, query: Tensor) -> bool:
+        return self._config.graph and query.is_cuda and not torch.is_grad_enabled()
 
     def _measure_usage(self, lse_by_slot: list[Tensor], whole: Reading) -> None:
         """Adds what this read used of every slot to the books."""

@@ -27,8 +27,17 @@ def read_part(query: Tensor, part: Part | QuantisedPart, rows: int, backend: str
     if isinstance(part, QuantisedPart):
         lengths = _lengths(part.counts, part.memory.key.shape[1], rows, query.device)
         return Reading(*memory_read_quantised(query, part.memory, lengths=lengths, return_lse=True))
-    lengths = _lengths(part.counts, part.key.shape[1] // rows, rows, query.device)
+    return read_rows(query, part, lengths_of(part, rows), backend)
+
+
+def read_rows(query: Tensor, part: Part, lengths: Tensor | None, backend: str) -> Reading:
+    """Reads the first `lengths` [O] rows of each object of a part whose rows are floats."""
     return Reading(*memory_read(query, part.key, part.value, lengths=lengths, return_lse=True, backend=backend))
+
+
+def lengths_of(part: Part, rows: int) -> Tensor | None:
+    """How many rows of each object count [O], of `rows` a slot; None where all do."""
+    return _lengths(part.counts, part.key.shape[1] // rows, rows, part.key.device)
 
 
 def _lengths(counts: list[int], slots: int, rows: int, device: torch.device) -> Tensor | None:
