@@ -43,7 +43,7 @@ def forward_plan(problem: Problem, splits: int | None = None) -> ReadPlan:
 
 def _new_plan(problem: Problem, splits: int | None) -> ReadPlan:
     part_out, part_lse, launch = plan_read(problem, splits)
-    operands = None if isinstance(launch, Launch) else launch.operands
+    operands = None if isinstance(launch, Launch) else launch.operands()
     return ReadPlan(part_out, part_lse, launch, problem.value.dtype, problem.target.dependent_launch, operands)
 
 

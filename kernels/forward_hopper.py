@@ -4,6 +4,7 @@ The mathematics is that of forward.py, the schedule is in README.md. tests/gluon
 on the CPU.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,19 +44,15 @@ class GluonLaunch(NamedTuple):
     def run(self) -> None:
         self.kernel[self.grid](**self.arguments, **self.options)
 
-    def operands(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        _shrinkage: None,
-        _selection: None,
-        lengths: Tensor | None,
-        *_: Any,
-    ) -> tuple[Any, ...]:
-        """What the kernel takes of the tensors of another problem of the same layout."""
-        described = (_described_as(self.arguments[n], t) for n, t in (("query", query), ("key", key), ("value", value)))
-        return *described, lengths
+    def operands(self) -> Callable[..., Sequence[Any]]:
+        """What makes what the kernel takes of the tensors of any problem of the same layout; it keeps none of these."""
+        forms = [_described_as(self.arguments[name], None) for name in ("query", "key", "value")]
+
+        def operands(*tensors: Tensor | None) -> Sequence[Any]:
+            lengths = tensors[5]
+            return *map(_described_as, forms, tensors[:3]), lengths
+
+        return operands
 
 
 def plan_forward_hopper(
@@ -117,7 +114,7 @@ def _descriptor(tensor: Tensor, block_rows: int, block_columns: int) -> TensorDe
     return TensorDescriptor(tensor, [all_rows, width], [tensor.stride(1), 1], block, layout)
 
 
-def _described_as(descriptor: TensorDescriptor, tensor: Tensor) -> TensorDescriptor:
+def _described_as(descriptor: TensorDescriptor, tensor: Tensor | None) -> TensorDescriptor:
     """The same descriptor of another tensor of the same layout, without the checks, which take longer than a launch."""
     new = object.__new__(TensorDescriptor)
     vars(new).update(vars(descriptor), base=tensor)

@@ -1,6 +1,7 @@
 """The Hopper kernel without a GPU: its source is simulated, warp group by warp group, in many orders."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -118,8 +119,19 @@ def test_a_plan_reads_other_tensors_of_its_layout() -> None:
     assert isinstance(launch, GluonLaunch)
     other = wide(60)
     names = ("query", "key", "value", "lengths")
-    operands = dict(zip(names, launch.operands(*other.tensors), strict=True))
+    operands = dict(zip(names, launch.operands()(*other.tensors), strict=True))
     check_plan(other, out, lse, launch._replace(arguments=launch.arguments | operands))
+
+
+def test_a_plan_keeps_no_tensor_of_the_read_that_it_was_made_for() -> None:
+    problem = wide(60)
+    kept = [weakref.ref(tensor) for tensor in (problem.query, problem.key, problem.value)]
+    launch = forward.plan_read(problem)[2]
+    assert isinstance(launch, GluonLaunch)
+    operands = launch.operands()
+    del problem, launch
+    assert [tensor() for tensor in kept] == [None] * 3
+    assert callable(operands)
 
 
 @pytest.mark.parametrize("key_dim", [8, 24])
