@@ -81,10 +81,10 @@ class ForwardConfig:
 
 @dataclass(frozen=True)
 class BackwardConfig:
-    """Tile of the three gradient kernels and of the usage kernel, or of the top-k kernel.
+    """Tile of a kernel of the backward, or of one that only makes scores.
 
     block_m: queries, block_n: memory rows
-    block_k, block_v: columns of keys and of values in one product
+    block_k, block_v: columns of keys and of values in one product; block_v also those of dv that one program makes
     block_c: columns of a gradient of queries or keys that one program makes
     """
 
