@@ -35,7 +35,7 @@ def main() -> int:
     }
     command = [sys.executable, str(HERE / "gpu_checks.py"), "--only", STAGES, "--minutes", "60", "--compile-only"]
     log = FOLDER / "log"
-    print(f"about ten minutes on two processors; what is going on: {log}", flush=True)
+    print(f"this takes a while; what is going on: {log}", flush=True)
     Child([*command, "--out", str(FOLDER / "results"), *sys.argv[1:]], log, ROOT, os.environ).wait(start + 3600)
     launchers = compile_sources(sources)
     count = pack(kernels, ARCHIVE)

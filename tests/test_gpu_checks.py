@@ -205,7 +205,7 @@ def test_times_are_a_table_with_the_fastest_first():
     rows = [
         Row("480p-T20-O3", "bfloat16", "matrix product", "torch.mm", seconds=1e-3, tflop_per_second=700.0),
         row("published", seconds=2e-3, tflop_per_second=60.0, error=2e-3),
-        row("triton", seconds=3e-4, tflop_per_second=400.0, error=1e-3),
+        row("triton", seconds=3e-4, host_seconds=2e-5, tflop_per_second=400.0, error=1e-3),
         row("triton", shape="480p-T1-O1", seconds=4e-5, tflop_per_second=80.0, error=2e-3),
         row("portable", refused="wrong result: relative error 1.2"),
         row("sdpa-flash", refused="RuntimeError: No available kernel"),
@@ -214,9 +214,9 @@ def test_times_are_a_table_with_the_fastest_first():
     lines = list(reads.tables(rows))
     assert lines == [
         "  torch.mm: 700 to 700 TFLOP/s",
-        "  forward bfloat16    error       480p-T20-O3     480p-T1-O1",
-        "  triton              2e-03        300 us 400       40 us 80",
-        "  published           2e-03        2000 us 60               ",
+        "  forward bfloat16    error     host    480p-T20-O3     480p-T1-O1",
+        "  triton              2e-03       20     300 us 400       40 us 80",
+        "  published           2e-03      nan     2000 us 60               ",
         "  portable            wrong result: relative error 1.2",
         "  none of sdpa-flash, sdpa-cudnn (RuntimeError)",
     ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.benchmarking.attention import Read
+from stm_fast.benchmarking.host_cost import graph_read
 from stm_fast.benchmarking.routes import ROUTES, Route
 from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Workload
 from stm_fast.kernels.configs import forward_config
@@ -80,25 +81,26 @@ def _replayed(build: Callable[[Workload], Read | str], workload: Workload) -> Re
     read = build(workload)
     if isinstance(read, str) or workload.pass_name != "forward":
         return read if isinstance(read, str) else "its graph is of the forward read"
-    recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+    recorded: dict[int, tuple[Callable[[], None], Tensor]] = {}
 
-    def replay(query: Tensor, *memory: Tensor) -> Tensor:
+    def replayed(query: Tensor, *memory: Tensor) -> Tensor:
         if query.data_ptr() not in recorded:
             recorded[query.data_ptr()] = _record(read, query, *memory)
-        graph, out = recorded[query.data_ptr()]
-        graph.replay()
+        replay, out = recorded[query.data_ptr()]
+        replay()
         return out
 
-    return replay
+    return replayed
 
 
-def _record(read: Read, *inputs: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    read(*inputs)  # compiles, which a graph cannot record
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = read(*inputs)
-    return graph, out
+def _record(read: Read, *inputs: Tensor) -> tuple[Callable[[], None], Tensor]:
+    outs = {}
+
+    def call() -> Tensor:
+        outs["last"] = read(*inputs)
+        return outs["last"]
+
+    return graph_read(call), outs["last"]
 
 
 def _with_tile(fields: dict[str, int], workload: Workload) -> Read | str:

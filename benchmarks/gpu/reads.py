@@ -72,7 +72,10 @@ def _name(row: Row) -> str:
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """For each pass and dtype: routes down, shapes across, microseconds and TFLOP/s, the fastest first."""
+    """For each pass and dtype: routes down, shapes across, microseconds and TFLOP/s, the fastest first.
+
+    With the largest error, and the microseconds that a call takes the host, the least of all shapes.
+    """
     products = [row.tflop_per_second for row in rows if row.pass_name == "matrix product" and row.tflop_per_second]
     if products:
         yield f"  torch.mm: {min(products):.0f} to {max(products):.0f} TFLOP/s"
@@ -88,11 +91,14 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         if row.seconds is not None:
             timed.setdefault((row.route, row.shape), row)  # a peer may take part in two parts
     routes = sorted({route for route, _ in timed}, key=lambda route: _first_time(route, shapes, timed))
-    yield f"  {rows[0].pass_name + ' ' + rows[0].dtype:<20}{'error':<8}" + "".join(f"{name:>15}" for name in shapes)
+    head = f"{rows[0].pass_name} {rows[0].dtype}"
+    yield f"  {head:<20}{'error':<8}{'host':>6}" + "".join(f"{name:>15}" for name in shapes)
     for route in routes:
-        error = max((row.error for (name, _), row in timed.items() if name == route and row.error), default=math.nan)
+        of_route = [row for (name, _shape), row in timed.items() if name == route]
+        error = max((row.error for row in of_route if row.error), default=math.nan)
+        host = 1e6 * min((row.host_seconds for row in of_route if row.host_seconds), default=math.nan)
         cells = (_cell(timed.get((route, shape))) for shape in shapes)
-        yield f"  {route:<20}{error:<8.0e}" + "".join(f"{cell:>15}" for cell in cells)
+        yield f"  {route:<20}{error:<8.0e}{host:>6.0f}" + "".join(f"{cell:>15}" for cell in cells)
     told = {row.route: row for row in rows if row.refused and row.refused != _OUT_OF_TIME and row.route not in routes}
     yield from _refusals(told.values())
 
