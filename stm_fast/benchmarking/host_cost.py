@@ -43,7 +43,7 @@ def cost_of(rounds: list[float]) -> HostCost:
 
 def graph_read(call: Callable[[], object]) -> Callable[[], None]:
     """Captures a call in a CUDA graph; what is returned replays it."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -62,7 +62,7 @@ def graph_read(call: Callable[[], object]) -> Callable[[], None]:
 
 def gpu_microseconds(call: Callable[[], object], calls: int = 100, rounds: int = 20) -> float:
     """GPU time of a call, the median over rounds of calls queued one behind the other."""
-    found = []
+    found: list[float] = []
     for _ in range(rounds):
         start, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call]
         start.record()
