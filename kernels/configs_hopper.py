@@ -9,6 +9,9 @@ from stm_fast.kernels.problem import Problem
 ARCHITECTURE = 90
 VALUE_DIM = 512
 WIDEST_KEY = 128
+# of a query and a memory row, of all objects: a read of one frame takes either kernel 23 us, and its launch through TMA
+# descriptors takes the host longer
+FEWEST_PAIRS = 2**22
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,15 @@ ALL_HOPPER_CONFIGS = (hopper_config(64), hopper_config(128))
 
 
 def is_for_hopper(problem: Problem) -> bool:
-    """Whether the Hopper kernel can read it: dot scores in 16 bits, widths of its tiles, tensors that TMA can copy."""
-    key_dim, value_dim = problem.key.shape[2], problem.value.shape[2]
+    """Whether the Hopper kernel is to read it: dot scores in 16 bits, widths of its tiles, tensors TMA can copy."""
+    (batch, rows, value_dim), key_dim = problem.value.shape, problem.key.shape[2]
     return (
         problem.target.architecture == ARCHITECTURE
         and problem.arithmetic == "half"
         and not problem.l2
         and key_dim <= WIDEST_KEY
         and value_dim == VALUE_DIM
+        and batch * problem.query.shape[1] * rows >= FEWEST_PAIRS
         and all(map(_is_matrix, (problem.query, problem.key, problem.value)))
     )
 

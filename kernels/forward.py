@@ -48,7 +48,7 @@ def _new_plan(problem: Problem, splits: int | None) -> ReadPlan:
 
 
 def plan_read(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tensor, AnyLaunch]:
-    """What plan_forward() plans, of the Hopper kernel where it is faster: where it can, but for a user's own tile."""
+    """What plan_forward() plans, of the Hopper kernel where that is to read, but for a user's own tile."""
     module = hopper_module() if is_for_hopper(problem) else None
     if module is None or tuned_tile("forward", problem.choice, ForwardConfig) is not None:
         return plan_forward(problem, splits)

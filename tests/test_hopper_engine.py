@@ -1,12 +1,15 @@
 """The Hopper kernel on a GPU: no worse than eager, and neither is the portable kernel where it would read."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
+from stm_fast.kernels import configs_hopper
 from stm_fast.kernels.configs import forward_config
 from stm_fast.kernels.forward import hopper_module, plan_read
+from stm_fast.kernels.plans import forget_plans
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.targets import target_of
 from stm_fast.kernels.tiles import Choice
@@ -33,6 +36,14 @@ CASES = [
     replace(STM, spread=100.0),
     replace(STM, spread=0.0),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _of_any_size(monkeypatch) -> Iterator[None]:
+    monkeypatch.setattr(configs_hopper, "FEWEST_PAIRS", 0)
+    forget_plans()
+    yield
+    forget_plans()
 
 
 def launched_for(case: ReadCase) -> str:

@@ -8,7 +8,7 @@ import torch
 from gluon_simulator import SOURCE, ScheduleError, simulate
 from torch import Tensor
 
-from stm_fast.kernels import forward
+from stm_fast.kernels import configs_hopper, forward
 from stm_fast.kernels.configs_hopper import HopperConfig, is_for_hopper
 from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
 from stm_fast.kernels.launch import Launch, arithmetic_of
@@ -19,6 +19,12 @@ from stm_fast.kernels.tuned import using
 from stm_fast.ops import memory_read, merge_reads
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _of_any_size(monkeypatch) -> None:
+    monkeypatch.setattr(configs_hopper, "FEWEST_PAIRS", 0)
+
 
 TARGET = Target(90, processors=4)
 SMALL = HopperConfig(block_m=8, block_n=16, block_k=16, half=8)
@@ -208,6 +214,13 @@ def test_which_reads_it_takes(change, is_for_it: bool) -> None:
     assert is_for_hopper(problem) == is_for_it
     assert not is_for_hopper(problem._replace(l2=True))
     assert not is_for_hopper(problem._replace(target=Target(100, processors=4)))
+
+
+def test_small_reads_are_left_to_the_portable_kernel(monkeypatch) -> None:
+    monkeypatch.undo()
+    problem = wide(2**22 // 40)  # two objects, 20 queries
+    assert not is_for_hopper(problem)
+    assert is_for_hopper(wide(2**22 // 40 + 1))
 
 
 def test_a_tile_of_the_user_goes_first() -> None:
