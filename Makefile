@@ -58,12 +58,14 @@ gpu:
 GPU_VENV ?= .venv-gpu
 PYTHON312 ?= python3.12
 gpu-cache: $(GPU_VENV)/.ready
+	rm -rf build/lib
+	STM_FAST_EXTENSION=0 $(GPU_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
 	$(GPU_VENV)/bin/python benchmarks/gpu_cache.py
 
 $(GPU_VENV)/.ready:
 	test -x $(GPU_VENV)/bin/python || $(PYTHON312) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/python -m pip install --quiet torch==2.11.* torchvision==0.26.* triton==3.6.* numpy pillow rich \
-		safetensors typer pyyaml pytest pytest-benchmark pytest-xdist hypothesis
+		safetensors setuptools ninja typer pyyaml pytest pytest-benchmark pytest-xdist hypothesis
 	touch $@
 
 # some minutes of training on a GPU, into the folder that OUT names in the environment; DATA has davis16-train/ and static/
