@@ -26,7 +26,7 @@ def main() -> int:
     rmtree(FOLDER, ignore_errors=True)
     for folder in (kernels, sources):
         folder.mkdir(parents=True)
-    paths = [HERE / "gpu" / "collecting", HERE, ROOT / "tests", ROOT]
+    paths = [HERE / "gpu" / "collecting", HERE, ROOT / "tests"]
     os.environ |= {
         "TRITON_CACHE_DIR": str(kernels),
         SOURCES: str(sources),
