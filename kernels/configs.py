@@ -75,7 +75,8 @@ def _forward_config(
         # without tensor cores the operands of a product are held in registers
         return ForwardConfig(64, 16, 16, 64, 2, 8, 1)
     if arithmetic == "tf32x3":
-        return ForwardConfig(32, 32, 32, 128, 1, 8, 1)
+        # of a selection too, 32 rows are 8 bytes of stack on sm_120
+        return ForwardConfig(32, 16 if weighted and architecture == 120 else 32, 32, 128, 1, 8, 1)
     if not regular:
         return ForwardConfig(64, 32, 128, 64 if architecture == 100 else 128, 1, 8, 1)
     narrow = value_dim <= 128

@@ -31,14 +31,17 @@ class RowCopy:
         self._target, self._launch = blank(target, target.shape), CompiledLaunch(launch)
 
     def empty(self) -> Tensor:
-        """What run() gives, with nothing in it: all objects share it where they share the source."""
-        target = torch.empty_like(self._target)
-        return target.expand(self._shape) if self._is_shared else target
+        """What run() gives, with nothing in it."""
+        return self._for_all(torch.empty_like(self._target))
 
     def run(self, source: Tensor) -> Tensor:
-        target = self.empty()
+        target = torch.empty_like(self._target)
         self._launch.run(source, target)
-        return target
+        return self._for_all(target)
+
+    def _for_all(self, target: Tensor) -> Tensor:
+        """All objects share the copy where they share the source."""
+        return target.expand(self._shape) if self._is_shared else target
 
 
 _COPIES: Plans[RowCopy] = Plans()
