@@ -227,7 +227,7 @@ def all_configs() -> Iterator[tuple[int, Arithmetic, object]]:
 
 
 # of parts, written to L2 and read again by the kernel that joins them, in the time of a step of all processors: from
-# reads of one frame and of twenty frames on an H100 (benchmarks/NOTES.md)
+# reads of one frame and of twenty frames on an H200 (benchmarks/NOTES.md)
 PART_BYTES_A_STEP = 3 * 2**20
 # a read that is slower by so little is taken where it has fewer parts
 NEARLY = 1.02
@@ -245,6 +245,11 @@ def choose_splits(target: Target, tiles: int, steps: int, part_bytes: int = 0) -
     most = max(1, min(steps // 4, target.processors))
     times = [read_time(tiles, steps, splits, target.processors, part_bytes) for splits in range(1, most + 1)]
     return next(splits for splits, time in enumerate(times, start=1) if time <= NEARLY * min(times))
+
+
+def bytes_of_a_part(batch: int, queries: int, value_dim: int) -> int:
+    """What one part of a split read writes: out [B, M, Cv] and lse [B, M] in float32."""
+    return 4 * batch * queries * (value_dim + 1)
 
 
 def read_time(tiles: int, steps: int, splits: int, processors: int, part_bytes: int = 0) -> float:

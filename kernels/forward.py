@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stm_fast.kernels.configs import choose_splits, forward_config
+from stm_fast.kernels.configs import bytes_of_a_part, choose_splits, forward_config
 from stm_fast.kernels.configs_hopper import is_for_hopper
 from stm_fast.kernels.launch import AnyLaunch, Launch
 from stm_fast.kernels.plans import Plans
@@ -76,7 +76,7 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
         steps = triton.cdiv(rows, config.block_n)
-        part_bytes = batch * queries * (value_dim + 1) * torch.float32.itemsize
+        part_bytes = bytes_of_a_part(batch, queries, value_dim)
         splits = choose_splits(problem.target, tiles * value_programs * batch, steps, part_bytes)
     part_dtype = problem.value.dtype if splits == 1 else torch.float32
     out = problem.value.new_empty(batch, splits, queries, value_dim, dtype=part_dtype)

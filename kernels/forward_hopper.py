@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from stm_fast.kernels.configs import choose_splits
+from stm_fast.kernels.configs import bytes_of_a_part, choose_splits
 from stm_fast.kernels.configs_hopper import HopperConfig, hopper_config
 from stm_fast.kernels.problem import LOG2E, Problem
 
@@ -70,7 +70,7 @@ def plan_forward_hopper(
     config = config or hopper_config(key.shape[2])
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
-        part_bytes = batch * queries * (value_dim + 1) * torch.float32.itemsize
+        part_bytes = bytes_of_a_part(batch, queries, value_dim)
         splits = choose_splits(problem.target, tiles * batch, triton.cdiv(rows, config.block_n), part_bytes)
     out = value.new_empty(batch, splits, queries, value_dim, dtype=value.dtype if splits == 1 else torch.float32)
     lse = value.new_empty(batch, splits, queries, dtype=torch.float32)

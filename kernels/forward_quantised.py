@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stm_fast.kernels.combine import combine
-from stm_fast.kernels.configs import choose_splits, is_regular
+from stm_fast.kernels.configs import bytes_of_a_part, choose_splits, is_regular
 from stm_fast.kernels.configs_quantised import quantised_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.targets import Target, target_of
@@ -71,7 +71,7 @@ def plan_forward_quantised(
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
         steps = slots * triton.cdiv(rows, config.block_n)
-        part_bytes = batch * queries * (value_dim + 1) * torch.float32.itemsize
+        part_bytes = bytes_of_a_part(batch, queries, value_dim)
         splits = choose_splits(target, tiles * value_programs * batch, steps, part_bytes)
     out = query.new_empty(batch, splits, queries, value_dim, dtype=query.dtype if splits == 1 else torch.float32)
     lse = query.new_empty(batch, splits, queries, dtype=torch.float32)

@@ -15,7 +15,7 @@ from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.plans import Plans, layout_of
 from stm_fast.kernels.problem import Problem, has_rows
 
-# a copy takes the time of about 80 queries read in place (README.md); two launches that of some hundred thousand scores
+# a copy is estimated to take the time of 80 queries read in place (README.md), two launches that of 10^5 scores or more
 FEWEST_QUERIES = 96
 FEWEST_SCORES = 2**19
 LARGEST_TILE = 128  # rows
@@ -98,10 +98,7 @@ def with_rows(tensor: Tensor) -> Tensor:
 
 
 def plan_rows(source: Tensor) -> tuple[Tensor, Launch]:
-    """The contiguous [B, N, C], and the launch that copies the source to it.
-
-    PyTorch's own copy reads channels-first tensors a sector of 32 bytes for each number.
-    """
+    """The contiguous [B, N, C], and the launch that copies the source to it; PyTorch's own copy is slow (README.md)."""
     batch, rows, width = source.shape
     target = source.new_empty(source.shape)
     arguments = {

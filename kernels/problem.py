@@ -108,7 +108,7 @@ def half_norms(query: Tensor, selection: Tensor | None) -> Tensor:
 
 
 def has_rows(tensor: Tensor) -> bool:
-    """Whether [B, N, C] has contiguous rows that start at multiples of 16 bytes, as Triton can know them to.
+    """Whether [B, N, C] has contiguous rows that start at multiples of 16 bytes, in a way that Triton can tell.
 
     It knows whether a pointer is such a multiple, and whether a stride is one of 16 elements.
     """

@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from stm_fast.benchmarking import grid
 from stm_fast.kernels import compile_gate, sass
 from stm_fast.kernels.compile_gate import Case, Compiled
-from stm_fast.kernels.configs import COMBINE, all_configs, choose_splits, read_time
+from stm_fast.kernels.configs import COMBINE, all_configs, bytes_of_a_part, choose_splits, read_time
 from stm_fast.kernels.targets import Target, nearest_architecture
 
 
@@ -128,7 +128,7 @@ def test_the_memory_is_split_to_fill_the_processors(tiles: int, steps: int, spli
     ],
 )
 def test_the_bytes_of_the_parts_count(queries: int, objects: int, rows: int, splits: int) -> None:
-    tiles, part_bytes = -(-queries // 64) * objects, 4 * objects * queries * 513
+    tiles, part_bytes = -(-queries // 64) * objects, bytes_of_a_part(objects, queries, 512)
     assert choose_splits(Target(90, 132), tiles, -(-rows // 64), part_bytes) == splits
 
 

@@ -18,7 +18,7 @@ from stm_fast.data.stills import still_folder
 from stm_fast.data.store import LEVELS, PictureStore
 from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
-from training_runs import STILL, WILD, colour_of, inner, painted, write_pair
+from training_runs import STILL, WILD, colour_of, inner, painted, write_pair, write_stills, write_video
 
 SIZE = (48, 64)
 CPU = torch.device("cpu")
@@ -26,20 +26,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def stills(tmp_path):
-    root = tmp_path / "stills"
-    write_pair(root, "wide", painted(60, 100, {3: (5, 5, 40, 40), 7: (20, 50, 55, 90)}))
-    write_pair(root, "tall", painted(90, 50, {1: (30, 10, 70, 40)}))
-    return root
+    return write_stills(tmp_path / "stills")
 
 
 @pytest.fixture
 def video(tmp_path):
-    """One sequence of 30 frames: object 9 walks to the right, object 4 comes in frame 20."""
-    root = tmp_path / "video"
-    for time in range(30):
-        boxes = {9: (10, 2 * time, 40, 2 * time + 25)} | ({4: (45, 60, 58, 90)} if time >= 20 else {})
-        write_pair(root, f"walk/{time:05d}", painted(60, 100, boxes))
-    return root
+    return write_video(tmp_path / "video")
 
 
 def clips_of(*sources, augmentation=STILL, seed=0, frames=3, size=SIZE, max_objects=3):

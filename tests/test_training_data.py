@@ -24,7 +24,7 @@ from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.data.videos import VideoSource, draw_times
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
-from training_runs import STILL, WILD, colour_of, inner, painted, write_pair
+from training_runs import STILL, WILD, colour_of, inner, painted, write_pair, write_stills, write_video
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZE = (48, 64)
@@ -40,20 +40,12 @@ def one_thread():
 
 @pytest.fixture
 def stills(tmp_path):
-    root = tmp_path / "stills"
-    write_pair(root, "wide", painted(60, 100, {3: (5, 5, 40, 40), 7: (20, 50, 55, 90)}))
-    write_pair(root, "tall", painted(90, 50, {1: (30, 10, 70, 40)}))
-    return root
+    return write_stills(tmp_path / "stills")
 
 
 @pytest.fixture
 def video(tmp_path):
-    """One sequence of 30 frames: object 9 walks to the right, object 4 comes in frame 20."""
-    root = tmp_path / "video"
-    for time in range(30):
-        boxes = {9: (10, 2 * time, 40, 2 * time + 25)} | ({4: (45, 60, 58, 90)} if time >= 20 else {})
-        write_pair(root, f"walk/{time:05d}", painted(60, 100, boxes))
-    return root
+    return write_video(tmp_path / "video")
 
 
 def dataset(*sources, augmentation=STILL, skip_corrupt=False, seed=0, frames=3, size=SIZE, max_objects=3):

@@ -113,6 +113,20 @@ def write_pair(root, name, ids, suffix="png"):
     write_mask(root / "Annotations" / f"{name}.png", ids)
 
 
+def write_stills(root):
+    write_pair(root, "wide", painted(60, 100, {3: (5, 5, 40, 40), 7: (20, 50, 55, 90)}))
+    write_pair(root, "tall", painted(90, 50, {1: (30, 10, 70, 40)}))
+    return root
+
+
+def write_video(root):
+    """One sequence of 30 frames: object 9 walks to the right, object 4 comes in frame 20."""
+    for time in range(30):
+        boxes = {9: (10, 2 * time, 40, 2 * time + 25)} | ({4: (45, 60, 58, 90)} if time >= 20 else {})
+        write_pair(root, f"walk/{time:05d}", painted(60, 100, boxes))
+    return root
+
+
 def inner(ids):
     """Pixels [T, H, W] all of whose neighbours, `_SOFT` pixels far, have their id; beyond the frame may be another."""
     around = torch.nn.functional.pad(ids.float()[:, None], (_SOFT,) * 4, value=-1)
