@@ -1,8 +1,8 @@
 """What a user can choose, as frozen dataclasses."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Evict = Literal["oldest", "least_used", "even"]
 StorageName = Literal["model", "float32", "bfloat16", "float16", "int8", "fp8"]
@@ -44,6 +44,12 @@ class MemoryConfig:
     folder: Path | None = None
     page_bytes: int = 2**23
     graph: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """What masks depend on, as plain values: not where a bank's file lies, nor how its reads are launched."""
+        plain = asdict(self) | {"folder": None}
+        del plain["graph"]
+        return plain
 
     def __post_init__(self) -> None:
         for name in ("every", "frames", "max_frames", "max_bytes", "page_bytes"):

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from stm_fast.commands.memory import memory_config
 from stm_fast.config import MemoryConfig
 from stm_fast.memory import MemoryBank, repeated
 from stm_fast.memory.reading import Reading
@@ -96,6 +99,22 @@ def test_two_reads_that_take_turns_are_both_captured(graphs: list[Graph]) -> Non
         reads.read(query, memory, ROWS, "auto")
         reads.read(query, shorter, ROWS, "auto")
     assert len(graphs) == 2
+
+
+def test_a_graph_makes_no_other_run(tmp_path: Path) -> None:
+    """So a run may go on with one, and so may a run of a version that had none."""
+    plain = MemoryConfig(max_frames=2)
+    assert replace(plain, graph=True).described() == plain.described()
+    disks = [MemoryConfig(place="disk", folder=folder) for folder in (tmp_path, tmp_path / "other")]
+    assert disks[0].described() == disks[1].described() != plain.described()
+    assert set(plain.described()) == {field.name for field in fields(MemoryConfig)} - {"graph"}
+    assert replace(plain, previous=False).described() != plain.described()
+
+
+def test_the_command_asks_for_graphs() -> None:
+    given = (5, False, None, None, "oldest", "model", "device", None)
+    assert memory_config(*given, True) == MemoryConfig(graph=True)
+    assert memory_config(*given, False) == MemoryConfig()
 
 
 @pytest.mark.gpu

@@ -37,6 +37,10 @@ MemoryPlace = Annotated[
 ]
 Folder = Annotated[Path | None, typer.Option("--memory-folder", help="For --memory-place disk; nothing stays in it.")]
 
+Graph = Annotated[
+    bool, typer.Option("--memory-graph", help="On a GPU, the reads of a full memory are replayed from CUDA graphs.")
+]
+
 
 def memory_config(
     every: int,
@@ -47,6 +51,7 @@ def memory_config(
     storage: StorageName,
     place: Place,
     folder: Path | None,
+    graph: bool,
 ) -> MemoryConfig:
     """The options as a configuration. Raises InputError where they contradict each other."""
     if (place == "disk") != (folder is not None):
@@ -61,4 +66,5 @@ def memory_config(
         storage=storage,
         place=place,
         folder=folder,
+        graph=graph,
     )

@@ -35,6 +35,7 @@ from stm_fast.commands.memory import (
     Eviction,
     FirstAndPrevious,
     Folder,
+    Graph,
     MaxBytes,
     MaxFrames,
     MemoryPlace,
@@ -86,6 +87,7 @@ def segment(
     memory_storage: Storage = "model",
     memory_place: MemoryPlace = "device",
     memory_folder: Folder = None,
+    memory_graph: Graph = False,
     max_size: MaxSize = None,
     min_size: MinSize = None,
     overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = Overlay.VIDEO,
@@ -127,6 +129,7 @@ def segment(
         memory_storage,
         memory_place,
         memory_folder,
+        memory_graph,
     )
     model = load_for_inference(weights, arch, device, dtype, compile)
     untrained = is_untrained(weights, arch)

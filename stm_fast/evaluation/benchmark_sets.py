@@ -67,7 +67,7 @@ def describe_run(model: STM, set_name: str, split: str, inference: Inference) ->
         "network": str(model.architecture),
         "weights_sha256": fingerprint(model),
         "dtype": str(next(model.parameters()).dtype),
-        "inference": asdict(inference),
+        "inference": asdict(inference) | {"memory": inference.memory.described()},
         "stm_fast": version("stm_fast"),
     }
 

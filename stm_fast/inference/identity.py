@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def describe_run(
         "dtype": str(parameter.dtype),
         "compiled": model.compiled,
         "device": parameter.device.type,
-        "memory": asdict(replace(memory, folder=None)),
+        "memory": memory.described(),
         "max_size": max_size,
         "min_size": min_size,
         "backend": backend,
