@@ -1,6 +1,7 @@
 """How all reads of one layout run: a launch and, where it fills parts of a result, the launch that joins them."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from stm_fast.kernels.combine import plan_combine
 from stm_fast.kernels.compiled_launch import CompiledLaunch, blank
 from stm_fast.kernels.launch import AnyLaunch
 
-_ALIGNED = 4  # floats are 16 bytes: the lse of the parts starts at a multiple
+_ALIGNED = 4  # floats are 16 bytes: what shares a tensor starts at a multiple
 
 
 class ReadPlan:
@@ -36,26 +37,42 @@ class ReadPlan:
         self._launch = CompiledLaunch(launch)
         self._join: CompiledLaunch | None = None
         if splits > 1:
-            self._lse_start = -(-part_out.numel() // _ALIGNED) * _ALIGNED
-            self._parts = blank(part_lse, [self._lse_start + part_lse.numel()])
+            # one tensor for the out and the lse of all parts, and for the lse of the whole where nobody wants it
+            self._starts = _starts(part_out.numel(), part_lse.numel(), batch * queries)
+            self._parts = blank(part_lse, [self._starts[-1]])
             self._join = CompiledLaunch(plan_combine(part_out, part_lse, dtype, dependent)[2])
 
     def read(self, *tensors: Any) -> tuple[Tensor, Tensor]:
         """out [B, M, Cv] and lse [B, M]; `tensors` are those of a Problem."""
+        lse = torch.empty_like(self._lse)
+        return self._filled(tensors, lse), lse
+
+    def read_out(self, *tensors: Any) -> Tensor:
+        """What read() gives but lse, which takes the host less time."""
+        return self._filled(tensors, None)
+
+    def _filled(self, tensors: Sequence[Any], lse: Any) -> Tensor:
         if self._operands is not None:
-            tensors = tuple(self._operands(*tensors))
-        out, lse = torch.empty_like(self._out), torch.empty_like(self._lse)
+            tensors = self._operands(*tensors)
+        out = torch.empty_like(self._out)
         if self._join is None:
-            self._launch.run(*tensors, out, lse)
-            return out, lse
-        parts = torch.empty_like(self._parts)  # one for both
-        part_out: Tensor | int
-        part_lse: Tensor | int
-        if self._launch.interpreted:
-            part_out, part_lse = parts[: self._lse_start], parts[self._lse_start :]
-        else:
-            part_out = parts.data_ptr()
-            part_lse = part_out + self._lse_start * parts.itemsize
+            self._launch.run(*tensors, out, torch.empty_like(self._lse) if lse is None else lse)
+            return out
+        parts = torch.empty_like(self._parts)
+        part_out, part_lse, spare = self._slices(parts)
         self._launch.run(*tensors, part_out, part_lse)
-        self._join.run(part_out, part_lse, out, lse)
-        return out, lse
+        self._join.run(part_out, part_lse, out, spare if lse is None else lse)
+        return out
+
+    def _slices(self, parts: Tensor) -> Sequence[Any]:
+        """The three of them, by their addresses where a launch takes these: they cost less than tensors."""
+        first, second, _ = self._starts
+        if self._launch.interpreted:
+            return parts, parts[first:], parts[second:]
+        address = parts.data_ptr()
+        return address, address + first * parts.itemsize, address + second * parts.itemsize
+
+
+def _starts(*sizes: int) -> list[int]:
+    """Where tensors of so many floats start behind the first, each aligned, and where the last ends."""
+    return list(accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes))

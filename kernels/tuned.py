@@ -3,7 +3,8 @@
     {"schema": 1, "architecture": 90, "gpu": ..., "triton": ..., "commit": ..., "tiles": [
         {"kernel": "forward", "choice": {the fields of Choice}, "tile": {the fields of ForwardConfig}, ...}]}
 
-A tile is taken for exactly the choice that it was timed for. `stm-fast benchmark --tune` writes such a file.
+The variable is read once in a process. A tile is taken for exactly the choice that it was timed for.
+`stm-fast benchmark --tune` writes such a file.
 """
 
 import json
@@ -55,14 +56,20 @@ def check_table(architecture: int) -> None:
 
 def table_in_use() -> Hashable:
     """Equal for as long as tuned_tile() gives the same tiles."""
-    return _in_use[-1] if _in_use else os.environ.get(VARIABLE)
+    return _in_use[-1] if _in_use else None
 
 
 def _tiles(architecture: int) -> Tiles:
     if _in_use:
         return _in_use[-1].tiles
-    path = os.environ.get(VARIABLE)
+    path = file_of_tiles()
     return read_tiles(path, architecture) if path else {}
+
+
+@cache
+def file_of_tiles() -> str | None:
+    """What the environment names, looked up once: it would be a twentieth of the host's time of a small read."""
+    return os.environ.get(VARIABLE)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stm_fast.kernels import tuned
 from stm_fast.kernels.plans import forget_plans
 from stm_fast.network import STM, stm_resnet50
 from stm_fast.network.checkpoint import published_name
@@ -57,6 +58,7 @@ def _seeded() -> None:
 def _nothing_planned() -> None:
     """A test that changes what plans are made of finds none from before."""
     forget_plans()
+    tuned.file_of_tiles.cache_clear()
 
 
 class Golden(NamedTuple):

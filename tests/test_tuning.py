@@ -81,6 +81,12 @@ def table_of(best, monkeypatch, reports):
     return tune(shapes, [torch.float32], ["forward"], FakeClock(best), reports.append, device="cpu")
 
 
+def name_table(path, monkeypatch):
+    """As in a process that is started with the variable."""
+    monkeypatch.setenv(tuned.VARIABLE, str(path))
+    tuned.file_of_tiles.cache_clear()
+
+
 def test_the_tuned_tile_is_the_one_that_the_kernels_take(monkeypatch, tmp_path):
     default = forward_config(HERE)
     best, reports = replace(default, block_n=64, num_stages=2), []
@@ -94,7 +100,7 @@ def test_the_tuned_tile_is_the_one_that_the_kernels_take(monkeypatch, tmp_path):
 
     path = tmp_path / "tiles.json"
     write_table(table, path)
-    monkeypatch.setenv(tuned.VARIABLE, str(path))
+    name_table(path, monkeypatch)
     assert forward_config(HERE) == best
     case = Case("forward", HERE.architecture, HERE.arithmetic, torch.float32, 128, 512, "rows")
     assert launch_of(case).config == best
@@ -129,7 +135,7 @@ def test_each_kernel_takes_its_own_tile(monkeypatch, tmp_path):
     entries = [ENTRY, {"kernel": "backward", "choice": CHOICE._asdict(), "tile": vars(gradient)}]
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps(GOOD | {"tiles": entries}))
-    monkeypatch.setenv(tuned.VARIABLE, str(path))
+    name_table(path, monkeypatch)
     assert (forward_config(CHOICE), backward_config(CHOICE)) == (TILE, gradient)
     assert topk_config(CHOICE) == best
     with tuned.using({}):
@@ -153,7 +159,7 @@ def test_other_tables_are_refused_in_one_line(text, message, monkeypatch, tmp_pa
     path = tmp_path / "tiles.json"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setenv(tuned.VARIABLE, str(path))
+    name_table(path, monkeypatch)
     with pytest.raises(ValueError, match=f"STM_FAST_CONFIGS: .*{message}") as caught:
         tuned.check_table(90)
     assert "\n" not in str(caught.value)
@@ -162,7 +168,7 @@ def test_other_tables_are_refused_in_one_line(text, message, monkeypatch, tmp_pa
 def test_a_read_with_a_table_of_another_gpu_is_an_input_error(monkeypatch, tmp_path):
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps(GOOD))
-    monkeypatch.setenv(tuned.VARIABLE, str(path))
+    name_table(path, monkeypatch)
     tensors = [torch.zeros(1, 2, 16) for _ in range(3)]
     with pytest.raises(InputError, match=f"found tiles for sm_90, expected sm_{INTERPRETER.architecture}"):
         triton_ops._problem(*tensors, None, None, None, 1.0, False, False)

@@ -64,13 +64,13 @@ def memory_read(
         NotImplementedError: a named backend that cannot run these inputs, with its reasons.
     """
     tensors = query, key, value, shrinkage, selection, lengths
-    options = scale, top_k, similarity, bool(query_norm), bool(return_lse), bool(return_usage), backend
+    options = scale, top_k, similarity, query_norm, return_lse, return_usage, backend
     call, reader = (None, None) if torch.compiler.is_compiling() else known_calls.find(tensors, *options)
     if reader is not None:
         if lengths is not None:
             _check_counts(lengths, key.shape[1])
         return _asked_for(*reader(*tensors), return_lse)
-    inputs = _checked(*tensors, scale, top_k, similarity, query_norm, return_usage)
+    inputs = _checked(*tensors, *options[:-1])
     chosen = backends.choose(backend, inputs)
     with without_autocast(query.device):
         result = chosen.read(inputs)
@@ -80,10 +80,11 @@ def memory_read(
     return _asked_for(*result, return_lse)
 
 
-def _asked_for(out: Tensor, lse: Tensor, usage: Tensor | None, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
-    if usage is not None:
-        return (out, lse, usage) if return_lse else (out, usage)
-    return (out, lse) if return_lse else out
+def _asked_for(out: Tensor, lse: Tensor | None, usage: Tensor | None, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
+    if not return_lse:
+        return out if usage is None else (out, usage)
+    assert lse is not None
+    return (out, lse) if usage is None else (out, lse, usage)
 
 
 def _checked(
@@ -97,6 +98,7 @@ def _checked(
     top_k: int | None,
     similarity: Similarity,
     query_norm: bool,
+    return_lse: bool,
     return_usage: bool,
 ) -> ReadInputs:
     """The arguments of memory_read() as backends take them; raises what memory_read() does."""
@@ -113,10 +115,11 @@ def _checked(
         similarity,
         None if shrinkage is None else shrinkage.to(dtype),
         None if selection is None else selection.to(dtype),
-        query_norm,
+        bool(query_norm),
         counted_rows(lengths, rows),
         0 if top_k is None or top_k >= rows else top_k,
-        return_usage,
+        bool(return_usage),
+        bool(return_lse),
     )
 
 

@@ -31,6 +31,7 @@ class ReadInputs(NamedTuple):
     lengths: Tensor | None  # [B] int32
     top_k: int  # 0: dense
     return_usage: bool
+    return_lse: bool = True  # False lets a reader, which is made for calls like this one, leave it out
 
     @property
     def tensors(self) -> Tensors:
@@ -46,8 +47,8 @@ class ReadResult(NamedTuple):
     usage: Tensor | None  # [B, N], accumulation dtype
 
 
-# reads tensors like those that it was made for, by the same options; without gradients
-Reader = Callable[[Unpack[Tensors]], tuple[Tensor, Tensor, Tensor | None]]
+# reads tensors like those that it was made for, by the same options; without gradients; out, lse and usage
+Reader = Callable[[Unpack[Tensors]], tuple[Tensor, Tensor | None, Tensor | None]]
 
 
 def requires_grad(tensors: Tensors) -> bool:

@@ -18,7 +18,7 @@ from stm_fast.kernels.launch import arithmetic_of
 from stm_fast.kernels.plans import Plans, layout_of
 from stm_fast.kernels.tuned import table_in_use
 from stm_fast.ops.backends import Backend, logger
-from stm_fast.ops.inputs import Reader, ReadInputs, Tensors, is_autocast, requires_grad, without_autocast
+from stm_fast.ops.inputs import Reader, ReadInputs, Tensors, is_autocast, without_autocast
 
 _READERS: Plans[Reader] = Plans()
 
@@ -31,25 +31,22 @@ def find(
     None in place of the first for a call that is to be looked at each time: it is wrong, or something is to see what
     happens in it.
     """
-    for tensor in tensors:
-        # a subclass may want to see what is done to it
-        if tensor is not None and type(tensor) is not Tensor:
-            return None, None
-    if _is_watched() or requires_grad(tensors):
+    if _is_watched():
         return None, None
-    query, key, value, shrinkage, selection, lengths = tensors
+    is_grad_enabled = torch.is_grad_enabled()
+    layouts: list[Hashable] = []
     try:
-        settings = _autocast(query), arithmetic_of(query.dtype), table_in_use()
-        layouts = (
-            layout_of(query),
-            layout_of(key),
-            layout_of(value),
-            layout_of(shrinkage),
-            layout_of(selection),
-            layout_of(lengths),
-        )
+        for tensor in tensors:
+            if tensor is None:
+                layouts.append(None)
+            # a subclass may want to see what is done to it
+            elif type(tensor) is not Tensor or (is_grad_enabled and tensor.requires_grad):
+                return None, None
+            else:
+                layouts.append(layout_of(tensor))
+        settings = _autocast(tensors[0]), arithmetic_of(tensors[0].dtype), table_in_use()
         # with the types of numbers: True equals 1
-        call = layouts, scale, type(scale), top_k, type(top_k), options, settings
+        call = *layouts, scale, type(scale), top_k, type(top_k), options, settings
         return call, _READERS.get(call)
     except (AttributeError, RuntimeError, TypeError):  # None for a tensor, one without memory, a list for an option
         return None, None
@@ -63,7 +60,7 @@ def remember(call: Hashable, inputs: ReadInputs, backend: Backend) -> None:
 
 
 def _outside_autocast(reader: Reader) -> Reader:
-    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor, Tensor | None]:
+    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor | None, Tensor | None]:
         with without_autocast(tensors[0].device):
             return reader(*tensors)
 
@@ -84,5 +81,7 @@ def _is_watched() -> bool:
 
 def _autocast(query: Tensor) -> object:
     """Differs where memory_read() would cast to another dtype, or not at all."""
+    if not _is_any_autocast_enabled():
+        return False
     device = query.device.type
-    return _is_any_autocast_enabled() and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)

@@ -94,15 +94,25 @@ def reader(inputs: ReadInputs) -> Reader | None:
         plan = forward_plan(problem._replace(**{name: copy.empty() for name, copy in copies.items()}))
     has_norms = problem.norms is not None
     places = [(problem._fields.index(name), copy) for name, copy in copies.items()]
+    wants_lse = inputs.return_lse
 
-    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor, None]:
-        with current_device(device):
-            operands = [*tensors, half_norms(tensors[0], tensors[4]) if has_norms else None]
-            for place, copy in places:
-                operands[place] = copy.run(operands[place])
-            return *plan.read(*operands), None
+    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor | None, None]:
+        operands = [*tensors, half_norms(tensors[0], tensors[4]) if has_norms else None]
+        for place, copy in places:
+            operands[place] = copy.run(operands[place])
+        return (*plan.read(*operands), None) if wants_lse else (plan.read_out(*operands), None, None)
 
-    return read
+    if device.type != "cuda":
+        return read
+    index = device.index
+
+    def read_on_its_device(*tensors: *Tensors) -> tuple[Tensor, Tensor | None, None]:
+        if torch.cuda.current_device() == index:
+            return read(*tensors)
+        with torch.cuda.device(index):
+            return read(*tensors)
+
+    return read_on_its_device
 
 
 @torch.library.impl("stm_fast::memory_read_triton", _DEVICE)
