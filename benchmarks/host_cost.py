@@ -26,7 +26,11 @@ from torch import Tensor
 HERE = Path(__file__).resolve()
 LIBRARY = "libcuda.so.1"
 PIXELS, CALLS = 30 * 54, 50
-HEADERS = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+# those of the CUDA that PyTorch calls go first; Triton has all, of an older CUDA in some of its versions
+HEADERS = (
+    Path(torch.__file__).parents[1] / "nvidia" / f"cu{str(torch.version.cuda).split('.')[0]}" / "include",
+    Path(triton.__file__).parent / "backends" / "nvidia" / "include",
+)
 
 
 def main() -> None:
@@ -45,7 +49,7 @@ def main() -> None:
 
 def build_stub(folder: Path) -> None:
     """The stubs as the library that PyTorch, by LD_PRELOAD, and Triton find in place of the driver."""
-    command = ["gcc", "-O1", "-shared", "-fPIC", "-w", f"-I{HEADERS}", f"-Wl,-soname,{LIBRARY}"]
+    command = ["gcc", "-O1", "-shared", "-fPIC", "-w", *(f"-I{path}" for path in HEADERS), f"-Wl,-soname,{LIBRARY}"]
     subprocess.run([*command, str(HERE.with_name("cuda_stub.c")), "-o", str(folder / LIBRARY), "-ldl"], check=True)
 
 
@@ -105,28 +109,30 @@ def read_line(child: subprocess.Popen[str]) -> str:
 
 def answer() -> None:
     """In a child: the names of the calls, then the microseconds a call of one round of each call that is asked for."""
-    calls = named_calls()
-    print(json.dumps(list(calls)), flush=True)
+    reads, with_gradients = named_calls()
+    print(json.dumps([*reads, *with_gradients]), flush=True)
     for line in sys.stdin:
-        call = calls[line.strip()]
-        for _ in range(10):
-            call()
-        begin = time.thread_time_ns()
-        for _ in range(CALLS):
-            call()
-        print((time.thread_time_ns() - begin) / CALLS / 1e3, flush=True)
+        name = line.strip()
+        with torch.inference_mode(name in reads):
+            print(microseconds({**reads, **with_gradients}[name]), flush=True)
 
 
-def named_calls() -> dict[str, Callable[[], object]]:
-    """bfloat16, 480p, Ck 128, Cv 512."""
+def microseconds(call: Callable[[], object]) -> float:
+    for _ in range(10):
+        call()
+    begin = time.thread_time_ns()
+    for _ in range(CALLS):
+        call()
+    return (time.thread_time_ns() - begin) / CALLS / 1e3
+
+
+def named_calls() -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
+    """Those without gradients and those with them: bfloat16, 480p, Ck 128, Cv 512."""
     from stm_fast.memory import MemoryBank
     from stm_fast.ops import memory_read
 
     def tensor(*shape: int, **options: Any) -> Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device="cuda", **options)
-
-    def without_gradients(call: Callable[[], object]) -> Callable[[], object]:
-        return torch.inference_mode()(call)
 
     query, key, value = tensor(1, PIXELS, 128), tensor(1, PIXELS, 128), tensor(1, PIXELS, 512)
     keys, values = tensor(3, 20 * PIXELS, 128), tensor(3, 20 * PIXELS, 512)
@@ -140,17 +146,15 @@ def named_calls() -> dict[str, Callable[[], object]]:
     def backward() -> None:
         memory_read(*leaves).sum().backward()
 
-    return {
-        "T = 1": without_gradients(lambda: memory_read(query, key, value)),
-        "T = 1, lse": without_gradients(lambda: memory_read(query, key, value, return_lse=True)),
-        "T = 20, 3 objects, lengths, lse": without_gradients(
-            lambda: memory_read(query, keys, values, lengths=lengths, return_lse=True)
-        ),
-        "T = 1, channels first, three copies": without_gradients(lambda: memory_read(*features)),
-        "MemoryBank.read, T = 1, the query is copied": without_gradients(lambda: bank.read(query_feature)),
-        "T = 1, for gradients": lambda: memory_read(*leaves),
-        "T = 1, forward and backward": backward,
+    reads = {
+        "T = 1": lambda: memory_read(query, key, value),
+        "T = 1, lse": lambda: memory_read(query, key, value, return_lse=True),
+        "T = 20, 3 objects": lambda: memory_read(query, keys, values),
+        "T = 20, 3 objects, lengths, lse": lambda: memory_read(query, keys, values, lengths=lengths, return_lse=True),
+        "T = 1, channels first, three copies": lambda: memory_read(*features),
+        "MemoryBank.read, T = 1, the query is copied": lambda: bank.read(query_feature),
     }
+    return reads, {"T = 1, for gradients": lambda: memory_read(*leaves), "T = 1, forward and backward": backward}
 
 
 if __name__ == "__main__":
