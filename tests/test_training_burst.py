@@ -217,17 +217,33 @@ def data(tmp_path):
     return root
 
 
+SCRIPT = str(ROOT / "benchmarks" / "gpu_train.py")
+TINY = ["optimizer.batch=2", "clips_per_epoch=2", "clips.size=[32, 48]", "validation.min_size=1"]
+TINY += ["data.2.length=1", "data.2.frames=8", "data.2.height=48", "data.2.width=64", "data.2.objects=[1]"]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    paths = {"OUT": str(tmp_path / "out"), "PYTHONPATH": str(ROOT / "tests")}
+    return os.environ | paths | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 @pytest.mark.slow
-def test_the_command_leaves_three_small_files_that_a_run_on_a_cpu_goes_on_from(data, tmp_path):
-    out = tmp_path / "out"
-    environment = os.environ | {"OUT": str(out), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    script = [sys.executable, str(ROOT / "benchmarks" / "gpu_train.py"), "--minutes", "0", "--data", str(data)]
+def test_the_command_wants_a_gpu(data, environment):
+    script = [sys.executable, SCRIPT, "--minutes", "0", "--data", str(data)]
     refused = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stderr) == (3, "gpu training: no CUDA device on this machine\n")
-    small = ["optimizer.batch=2", "clips_per_epoch=2", "clips.size=[32, 48]", "validation.min_size=1"]
-    small += ["data.2.length=1", "data.2.frames=8", "data.2.height=48", "data.2.width=64", "data.2.objects=[1]"]
-    options = [word for change in small for word in ("-o", change)]
-    done = subprocess.run([*script, "--cpu", *options], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "start", [[SCRIPT, "--cpu"], ["-m", "launchless", "--zeros", SCRIPT]], ids=["cpu", "launchless"]
+)
+def test_the_command_leaves_three_small_files_that_a_run_on_a_cpu_goes_on_from(start, data, environment, tmp_path):
+    out = tmp_path / "out"
+    options = [word for change in TINY for word in ("-o", change)]
+    command = [sys.executable, *start, "--minutes", "0", "--data", str(data), *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint.pt", "log.jsonl", "model.safetensors"]
     assert all(path.stat().st_size < 16_000_000 for path in out.iterdir())

@@ -2,10 +2,11 @@
 
 Tensors lie in the CPU's memory and say that they are on `cuda:0`. Triton specialises every launch as it does on a GPU,
 and compiles it where that is asked for; what would be launched is recorded, and its outputs are whatever the memory
-held. Convolutions, torch.mm and PyTorch's own attention give zeros in the layout that a GPU's would have.
+held, or zeros where that is asked for. Convolutions, torch.mm and PyTorch's own attention give zeros in the layout that
+a GPU's would have.
 
-    python -m launchless [--compile] -m MODULE ...     a module or a script, and every Python that it starts
-    pytest -p launchless ...                           the tests of one process
+    python -m launchless [--compile] [--zeros] -m MODULE ...     a module or a script, and every Python that it starts
+    pytest -p launchless ...                                     the tests of one process
 
 both with this folder's parent in PYTHONPATH. In such a process:
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-VARIABLE = "STM_FAST_LAUNCHLESS"  # "compile" or "specialise": what the Pythons that are started from here do
+VARIABLE = "STM_FAST_LAUNCHLESS"  # the options of install(), for the Pythons that are started from here
 ARCHITECTURE, PROCESSORS, MEMORY = 90, 132, 80 * 2**30
 DEVICE = torch.device("cuda", 0)
 COPIES = ("clone", "copy_", "_to_copy", "contiguous")
@@ -126,6 +127,17 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_options: Any, **_nam
     return (query.sum() + key.sum() + value.sum()) * 0 + query.new_zeros(*query.shape[:-1], value.shape[-1])
 
 
+def _zeros(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function that makes a tensor, with zeros in it, as all kernels are to leave behind."""
+
+    def filled(*arguments: Any, **named: Any) -> Tensor:
+        made = function(*map(_on_cpu, arguments), **{name: _on_cpu(argument) for name, argument in named.items()})
+        return made.zero_()
+
+    return filled
+
+
+_MAKERS = (torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty, Tensor.new_empty_strided)
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.device.__get__: lambda _tensor: DEVICE,
     Tensor.is_cuda.__get__: lambda _tensor: True,
@@ -262,6 +274,9 @@ class _Stream:
     def synchronize(self, *_arguments: Any) -> None:
         pass
 
+    def is_capturing(self) -> bool:
+        return False
+
     wait_stream = wait_event = record_event = synchronize
 
 
@@ -284,16 +299,19 @@ class _Graph:
 _installed = False
 
 
-def install(compile: bool = False) -> None:
+def install(compile: bool = False, zeros: bool = False) -> None:
     """Makes this process, and every Python that it starts, see the device; before stm_fast is imported.
 
     compile: whether kernels are compiled, too, and not specialised alone.
+    zeros:   whether new tensors are all zeros, so that what is made of a kernel's outputs is finite.
     """
     global _installed
     if _installed:
         return
     _installed = True
-    os.environ[VARIABLE] = "compile" if compile else "specialise"
+    os.environ[VARIABLE] = " ".join(name for name, asked in (("compile", compile), ("zeros", zeros)) if asked)
+    if zeros:
+        _ANSWERS.update((maker, _zeros(maker)) for maker in _MAKERS)
     folders = [str(Path(__file__).parent / "site"), str(Path(__file__).parents[1])]
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     _install_torch()
@@ -328,6 +346,7 @@ def _install_torch() -> None:
         setattr(torch.cuda, name, lambda *_arguments, **_options: nullcontext())
     for name in ("current_stream", "default_stream"):
         setattr(torch.cuda, name, _Stream)
+    torch.accelerator.current_stream = _Stream
     torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph = _Event, _Stream, _Graph
     torch.Generator = _Generator
     torch.nn.Module.cuda = lambda module, *_arguments: module
@@ -379,6 +398,11 @@ def _install_triton(compile: bool) -> None:
         triton.compiler.compile = specialise
 
 
+def install_as_asked() -> None:
+    """As the Python that started this one did."""
+    install(**dict.fromkeys(os.environ.get(VARIABLE, "").split(), True))
+
+
 def pytest_load_initial_conftests() -> None:
     """Before any conftest imports the package."""
-    install(compile=os.environ.get(VARIABLE) == "compile")
+    install_as_asked()

@@ -1,4 +1,4 @@
-"""Runs a module or a script on the device that launches nothing: python -m launchless [--compile] [-m] NAME ..."""
+"""Runs a module or a script on the device that launches nothing: python -m launchless [OPTIONS] [-m] NAME ..."""
 
 import runpy
 import sys
@@ -6,9 +6,9 @@ import sys
 from launchless import install
 
 arguments = sys.argv[1:]
-compiled = arguments[:1] == ["--compile"]
-install(compile=compiled)
-arguments = arguments[compiled:]
+options = [argument for argument in arguments[:2] if argument in ("--compile", "--zeros")]
+install(**{option.removeprefix("--"): True for option in options})
+arguments = arguments[len(options) :]
 if arguments[:1] == ["-m"]:
     sys.argv = arguments[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

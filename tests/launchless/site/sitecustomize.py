@@ -19,9 +19,9 @@ class _InstallsAfterTorch:
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                from launchless import VARIABLE, install
+                from launchless import install_as_asked
 
-                install(compile=os.environ[VARIABLE] == "compile")
+                install_as_asked()
 
             spec.loader.exec_module = exec_module
         return spec
