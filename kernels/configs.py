@@ -203,9 +203,10 @@ def _topk_config(choice: Choice) -> BackwardConfig:
         return _FLOAT32
     if not choice.regular:
         return _IRREGULAR
-    # in powers of 2; beside a selection there is no shared memory for more
-    block_k = 64 if choice.weighted else max(16, 1 << (choice.key_dim - 1).bit_length())
-    return BackwardConfig(64, 64, block_k, 128, 64, 8, 2)
+    if choice.weighted:
+        # five products, of queries and selections in two parts each, which in mma.sync are in registers
+        return BackwardConfig(64 if choice.architecture in (90, 100) else 32, 64, 64, 128, 64, 8, 2)
+    return BackwardConfig(64, 64, max(16, 1 << (choice.key_dim - 1).bit_length()), 128, 64, 8, 2)  # in powers of 2
 
 
 def all_forward_configs() -> Iterator[tuple[int, Arithmetic, ForwardConfig]]:

@@ -29,6 +29,30 @@ def add_products(raw, query_tile, selection_tile, key_tile, L2: tl.constexpr, PR
 
 
 @triton.jit
+def add_fine_products(raw, query_tile, selection_tile, key_tile):
+    """As add_products() of l2 with a selection, with twice the digits; the query, weighted, and the selection float32.
+
+    The squares of 16-bit keys are exactly two numbers of 16 bits.
+    """
+    key_values = key_tile.to(tl.float32)
+    query_high, query_low = _in_two(query_tile, key_tile.dtype)
+    selection_high, selection_low = _in_two(selection_tile, key_tile.dtype)
+    square_high, square_low = _in_two(-0.5 * key_values * key_values, key_tile.dtype)
+    raw = tl.dot(query_low, key_tile, raw)
+    raw = tl.dot(selection_low, square_high, raw)
+    raw = tl.dot(selection_high, square_low, raw)
+    raw = tl.dot(selection_high, square_high, raw)
+    return tl.dot(query_high, key_tile, raw)
+
+
+@triton.jit
+def _in_two(tile, dtype: tl.constexpr):
+    """The tile, float32, as the sum of two of a narrower dtype."""
+    high = tile.to(dtype)
+    return high, (tile - high.to(tl.float32)).to(dtype)
+
+
+@triton.jit
 def exponential(x, BASE_2: tl.constexpr):
     """2^x or e^x."""
     return tl.math.exp2(x) if BASE_2 else tl.exp(x)
@@ -66,10 +90,12 @@ def raw_scores(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    FINE: tl.constexpr = False,
 ):
     """The raw scores [BLOCK_M, BLOCK_N] of the queries at rows m and the memory rows n of the pointers.
 
     norms: half_norms() of these queries [BLOCK_M], or None.
+    FINE: whether products of 16-bit numbers with a selection are made with twice the digits.
     """
     raw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, CK, BLOCK_K):
@@ -82,8 +108,12 @@ def raw_scores(
             offsets = m[:, None] * stride_selection_m + c[None, :] * stride_selection_c
             weights = tl.load(selection + offsets, mask=mask_m, other=0.0)
             selection_tile = weights.to(query_tile.dtype)
-            query_tile = (query_tile * weights).to(query_tile.dtype)
-        raw = add_products(raw, query_tile, selection_tile, key_tile, L2, PRECISION)
+            query_tile = query_tile * weights
+            if FINE:
+                raw = add_fine_products(raw, query_tile, weights, key_tile)
+            query_tile = query_tile.to(key_tile.dtype)
+        if not FINE:
+            raw = add_products(raw, query_tile, selection_tile, key_tile, L2, PRECISION)
     if norms is not None:
         raw -= norms[:, None]
     return raw

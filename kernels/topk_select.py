@@ -133,6 +133,7 @@ def _launch(
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
+        "FINE": problem.arithmetic == "half" and problem.selection is not None,
     }
     grid = (triton.cdiv(problem.query.shape[1], config.block_m), splits, problem.value.shape[0])
     return Launch(_topk_kernel, grid, arguments, config)
@@ -174,6 +175,7 @@ def _topk_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    FINE: tl.constexpr,
 ):
     """One tile of queries and one part of the memory: the maxima of its buckets, or its rows above a threshold."""
     part = tl.program_id(1)
@@ -226,6 +228,7 @@ def _topk_kernel(
             BLOCK_M,
             BLOCK_N,
             BLOCK_K,
+            FINE,
         )
         factor = score_factor
         if shrinkage is not None:
