@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 from launchless import install
 
@@ -14,4 +15,5 @@ if arguments[:1] == ["-m"]:
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 else:
     sys.argv = arguments
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as Python does for a script
     runpy.run_path(sys.argv[0], run_name="__main__")
