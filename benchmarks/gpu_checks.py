@@ -11,7 +11,7 @@ The stages, in this order, each with its share of the minutes and what those bef
 
 All of value is in the folder that OUT names in the environment, else benchmarks/results, written as it comes:
 gpu-checks.json (every stage, and what it did not reach), gpu-checks.log, memory-read-<gpu>.json, network-<gpu>.json,
-gpu-train/ with three files. DATA names the data of the stage train.
+gpu-train/ with checkpoint.pt and log.jsonl. DATA names the data of the stage train.
 The end of the output is a table. Exits 3 where there is no GPU, 1 where a stage could not do its work or a test is red.
 
 Needs PyTorch, Triton, pytest, and the package: python3 -m pip install --no-deps --no-build-isolation -e .

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from stm_fast.errors import InputError
+from stm_fast.network.checkpoint import read_state_dict
 from stm_fast.training import pace as pace_module
 from stm_fast.training.checkpoint import read_state, write_state
 from stm_fast.training.compact import pack, unpack
@@ -102,6 +103,15 @@ def test_a_compact_checkpoint_is_a_third_and_no_other_file_is_one(adam, tmp_path
     saved = (tmp_path / "False").stat().st_size - (tmp_path / "True").stat().st_size
     assert saved > 9 * kernels  # 16 bytes become 6, and there are more small tensors
     assert read_state(tmp_path / "True").keys() == read_state(tmp_path / "False").keys()
+
+
+def test_whoever_loads_weights_from_a_compact_checkpoint_gets_the_average(adam, tmp_path):
+    write_state(tmp_path / "checkpoint.pt", adam, compact=True)
+    weights = read_state_dict(tmp_path / "checkpoint.pt")
+    assert weights.keys() == adam["model"].keys()
+    for name, weight in weights.items():
+        average = adam["average"][f"module.{name}"]
+        torch.testing.assert_close(weight, average, rtol=2**-11, atol=1e-7, check_dtype=False)
 
 
 def test_a_run_goes_on_from_a_compact_checkpoint_nearly_as_from_an_exact_one(tmp_path):

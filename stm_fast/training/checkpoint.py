@@ -10,7 +10,7 @@ from stm_fast.training.compact import State, pack, unpack
 from stm_fast.whole_file import whole_file
 
 FORMAT = "stm_fast training 1"
-COMPACT = "stm_fast training 1, compact"
+COMPACT = "stm_fast training 2, compact"
 
 
 def write_state(path: Path, state: State, *, compact: bool = False) -> None:

@@ -2,7 +2,8 @@
 
 Exact: the number of steps, norms, scales and every other vector. Of each kernel, and what Adam knows of it:
 
-* the average of the weights in float16, as `stm-fast convert --half` stores weights;
+* the average of the weights in float16, as `stm-fast convert --half` stores weights. It is the entry "model", which is
+  what whoever loads weights from a checkpoint takes;
 * the weights as their difference from that, in float16: at most 2^-11 of the difference off;
 * the root of Adam's second moment as one of 255 steps on a logarithmic scale, at most 4 % off;
 * its first moment over that root, which is how far a step goes, in 255 steps from its largest to its least.
@@ -28,26 +29,35 @@ State = dict[str, Any]
 
 def pack(state: State) -> State:
     """What `unpack` makes a state of `Learner.state` out of again, and whatever else is in the state."""
-    model, average = state["model"], state["average"]
-    if average is not None:
-        average = {name: tensor.half() if _is_kernel(tensor) else tensor for name, tensor in average.items()}
-        model = {
-            name: (tensor - average[_PREFIX + name].float()).half() if _is_kernel(tensor) else tensor
-            for name, tensor in model.items()
-        }
-    return state | {"model": model, "average": average, "optimizer": _each_weight(state["optimizer"], _pack_moments)}
+    packed = state | {"optimizer": _each_weight(state["optimizer"], _pack_moments)}
+    weights, average = state["model"], state["average"]
+    if average is None:
+        return packed
+    model = {name: _narrowed(average[_PREFIX + name]) for name in weights}
+    difference = {
+        name: (tensor - model[name].float()).half() if _is_kernel(tensor) else tensor
+        for name, tensor in weights.items()
+    }
+    rest = {name: tensor for name, tensor in average.items() if name.removeprefix(_PREFIX) not in weights}
+    return packed | {"model": model, "difference": difference, "average": rest}
 
 
 def unpack(state: State) -> State:
     """The other way."""
-    model, average = state["model"], state["average"]
-    if average is not None:
-        average = {name: tensor.float() if _is_kernel(tensor) else tensor for name, tensor in average.items()}
-        model = {
-            name: average[_PREFIX + name] + tensor.float() if _is_kernel(tensor) else tensor
-            for name, tensor in model.items()
-        }
-    return state | {"model": model, "average": average, "optimizer": _each_weight(state["optimizer"], _unpack_moments)}
+    unpacked = state | {"optimizer": _each_weight(state["optimizer"], _unpack_moments)}
+    if state["average"] is None:
+        return unpacked
+    model = {name: tensor.float() if _is_kernel(tensor) else tensor for name, tensor in state["model"].items()}
+    weights = {
+        name: model[name] + tensor.float() if _is_kernel(tensor) else tensor
+        for name, tensor in unpacked.pop("difference").items()
+    }
+    average = {_PREFIX + name: tensor for name, tensor in model.items()}
+    return unpacked | {"model": weights, "average": average | state["average"]}
+
+
+def _narrowed(tensor: Tensor) -> Tensor:
+    return tensor.half() if _is_kernel(tensor) else tensor
 
 
 def _is_kernel(tensor: Tensor) -> bool:
