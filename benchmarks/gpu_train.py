@@ -2,10 +2,9 @@
 
 `stm-fast train configs/burst.yaml --fit-minutes`, with all of the minutes counted in: start, decoding, scores before
 the first step and after the last one. DATA has davis16-train/ and static/. The folder that OUT names in the
-environment, by default benchmarks/results/gpu-train, gets three files of under 16 MB:
+environment, by default benchmarks/results/gpu-train, gets two files of under 16 MB:
 
     checkpoint.pt      weights, their average and Adam's moments, compact: `stm-fast train --resume` goes on from it
-    model.safetensors  the average of the weights
     log.jsonl          loss and clips a second; at step 0 and at the end J, F and J&F
 
 --smoke takes a few steps of small clips instead, in a folder smoke/ there, to see that everything works: 20 s and what
@@ -29,9 +28,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CONFIG = ROOT / "configs" / "burst.yaml"
-KEPT = ("checkpoint.pt", "model.safetensors", "log.jsonl")
-# the best weights are the last ones or those of the start
-DROPPED = ("best.safetensors", "tensorboard")
+KEPT = ("checkpoint.pt", "log.jsonl")
+# the checkpoint has the average of the weights; the best ones are the last ones or those of the start
+DROPPED = ("model.safetensors", "best.safetensors", "tensorboard")
 MOST_BYTES = 16_000_000
 # until the command counts by itself, and after its last step
 START_SECONDS = 15

@@ -95,7 +95,7 @@ def raw_scores(
     """The raw scores [BLOCK_M, BLOCK_N] of the queries at rows m and the memory rows n of the pointers.
 
     norms: half_norms() of these queries [BLOCK_M], or None.
-    FINE: whether products of 16-bit numbers with a selection are made with twice the digits.
+    FINE: whether products with a selection are made with twice the digits; for 16-bit numbers.
     """
     raw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, CK, BLOCK_K):
@@ -103,17 +103,17 @@ def raw_scores(
         mask_m, mask_n = valid_m[:, None] & (c < CK)[None, :], valid_n[None, :] & (c < CK)[:, None]
         query_tile = tl.load(query + m[:, None] * stride_query_m + c[None, :] * stride_query_c, mask=mask_m, other=0.0)
         key_tile = tl.load(key + n[None, :] * stride_key_n + c[:, None] * stride_key_c, mask=mask_n, other=0.0)
-        selection_tile = None
-        if selection is not None:
+        if selection is None:
+            raw = add_products(raw, query_tile, None, key_tile, L2, PRECISION)
+        else:
             offsets = m[:, None] * stride_selection_m + c[None, :] * stride_selection_c
             weights = tl.load(selection + offsets, mask=mask_m, other=0.0)
-            selection_tile = weights.to(query_tile.dtype)
-            query_tile = query_tile * weights
+            weighted = query_tile * weights
             if FINE:
-                raw = add_fine_products(raw, query_tile, weights, key_tile)
-            query_tile = query_tile.to(key_tile.dtype)
-        if not FINE:
-            raw = add_products(raw, query_tile, selection_tile, key_tile, L2, PRECISION)
+                raw = add_fine_products(raw, weighted, weights, key_tile)
+            else:
+                dtype: tl.constexpr = key_tile.dtype
+                raw = add_products(raw, weighted.to(dtype), weights.to(dtype), key_tile, L2, PRECISION)
     if norms is not None:
         raw -= norms[:, None]
     return raw

@@ -115,6 +115,25 @@ def test_segment(place):
     assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, ids())
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--memory-place", "host"),
+        ("--memory-place", "disk", "--memory-folder", "rows"),
+        ("--memory-graph",),
+    ],
+    ids=" ".join,
+)
+def test_where_memory_lies_and_how_its_reads_are_launched_changes_no_mask(more, place, monkeypatch):
+    monkeypatch.chdir(place.folder)
+    place.folder.joinpath("rows").mkdir()
+    assert place.segment(output="plain").exit_code == 0
+    result = place.segment(*more)
+    assert result.exit_code == 0, result.output
+    for file in sorted((place.folder / "plain/masks").iterdir()):
+        assert file.read_bytes() == (place.out / "masks" / file.name).read_bytes()
+
+
 def test_segment_takes_the_weights_of_the_package(place):
     by_default = run("segment", place.video, "--masks", place.mask, "--output", place.out)
     assert by_default.exit_code == 0, by_default.output

@@ -16,7 +16,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 
 import gpu_checks
-from gpu import BENCHMARKS, ROOT, kernel_cache, profiler, reads, smoke, suite, train
+from gpu import BENCHMARKS, ROOT, kernel_cache, profiler, reads, smoke, suite
 from gpu.processes import Child
 from gpu.reads_child import PARTS
 from gpu.session import Session, Stage
@@ -79,19 +79,6 @@ def test_a_stage_that_fails_stops_no_other_and_leaves_its_time(session, monkeypa
     assert table[2] == "  all right"
     record = json.loads((session.out / "gpu-checks.json").read_text())
     assert [stage["state"] for stage in record["stages"]] == ["failed: RuntimeError: no kernel", "done"]
-
-
-def test_the_training_leaves_two_files(session, monkeypatch):
-    def child(script, *options, environment):
-        folder = Path(environment["OUT"]) / "smoke"
-        folder.mkdir(parents=True)
-        for name in ("checkpoint.pt", "log.jsonl", "model.safetensors"):
-            (folder / name).touch()
-        return SimpleNamespace(wait=lambda end: 0)
-
-    monkeypatch.setattr(session, "child", child)
-    train.run(session, Stage("train"), time.monotonic() + 60)
-    assert sorted(path.name for path in (session.out / "gpu-train").rglob("*.*")) == ["checkpoint.pt", "log.jsonl"]
 
 
 def test_the_table_is_short_however_much_was_found(session):

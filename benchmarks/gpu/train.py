@@ -15,14 +15,11 @@ def run(session: Session, stage: Stage, end: float) -> None:
     minutes = max(0.0, end - _TO_END - time.monotonic()) / 60
     options = ["--smoke"] if "--tiny" in session.options else []
     options += ["--data", os.environ["DATA"]] if "DATA" in os.environ else []
-    folder = session.out / "gpu-train"
-    place = {"OUT": str(folder)}
+    place = {"OUT": str(session.out / "gpu-train")}
     code = session.child("gpu_train", "--minutes", f"{minutes:.2f}", *options, environment=place).wait(end)
     with session.log.open("rb") as log:
         log.seek(before)
         told = log.read().decode(errors="replace").splitlines()
     stage.lines += [f"  {line}" for line in told[-_LINES:]]
-    for weights in folder.rglob("model.safetensors"):
-        weights.unlink()  # the checkpoint has them, in float16; fewer files travel
     if code != 0:
         stage.state = "out of time" if code is None else f"ended with exit code {code}: see the log"
