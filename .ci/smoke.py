@@ -1,0 +1,57 @@
+"""What an installed stm_fast does everywhere: .ci/smoke.py FOLDER, run by the Python that has it.
+
+A read forward and backward by the C++ engine against the reference, ten frames segmented from the command line, and
+`stm-fast info`. FOLDER, which must not exist, is where the clip and its masks go.
+"""
+
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+import stm_fast.kernels  # noqa: F401, it is installed with the package
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.ops.backends import BACKENDS
+from stm_fast.testing import ReadCase, check_case
+from stm_fast.video import OverlayVideoWriter, write_mask
+
+FRAMES = 10
+STM_FAST = Path(sys.executable).with_name("stm-fast")
+
+
+def check_reads() -> None:
+    """Ends where the C++ engine is absent, or further from float64 than eager PyTorch may be."""
+    absent = {backend.name: backend.absent_reasons() for backend in BACKENDS}
+    if absent["cpp"]:
+        sys.exit(f"cpp: found {absent['cpp']}, expected it to be built")
+    for dtype in (torch.float32, torch.bfloat16):
+        for case in (ReadCase(), ReadCase(similarity="l2", shrinkage=True, selection=True), ReadCase(top_k=7)):
+            check_case(case, dtype, "cpp", "cpu", gradients=True)
+
+
+def check_segmentation(folder: Path) -> None:
+    """Ends where ten frames of a video file do not become ten masks and an overlay."""
+    folder.mkdir()
+    clip = SyntheticClip(0, frames=FRAMES, objects=2)
+    with OverlayVideoWriter(folder / "clip.mp4", clip.width, clip.height, Fraction(24)) as writer:
+        for index, frame in enumerate(clip):
+            writer.write(frame.image, index / 24)
+    write_mask(folder / "first.png", clip[0].ids)
+    command = [STM_FAST, "segment", folder / "clip.mp4", "--masks", folder / "first.png", "--output", folder / "out"]
+    subprocess.run([*command, "--min-size", "1"], check=True)
+    masks = list((folder / "out" / "masks").glob("*.png"))
+    if len(masks) != FRAMES or not (folder / "out" / "overlay.mp4").is_file():
+        sys.exit(f"{folder / 'out'}: found {len(masks)} masks, expected {FRAMES} and an overlay")
+
+
+def main() -> None:
+    """Ends with an error at the first thing that is wrong."""
+    check_reads()
+    check_segmentation(Path(sys.argv[1]))
+    subprocess.run([STM_FAST, "info"], check=True)
+
+
+if __name__ == "__main__":
+    main()
