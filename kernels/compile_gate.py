@@ -10,7 +10,7 @@ says nothing of these.
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -341,9 +341,9 @@ def breaches(compiled: Compiled) -> list[str]:
     return [f"{case}: {breach}" for breach in found]
 
 
-def unvisited(results: Sequence[Compiled]) -> list[str]:
-    """The configurations that could be chosen at run time and that no case compiled."""
-    visited = {(result.case.architecture, result.case.arithmetic, result.config) for result in results}
+def unvisited(choices: Iterable[tuple[Case, Any]]) -> list[str]:
+    """The configurations that could be chosen at run time and that no case, given with its own, compiles."""
+    visited = {(case.architecture, case.arithmetic, config) for case, config in choices}
     missing = [choice for choice in all_configs() if choice not in visited]
     return [f"not visited: sm_{architecture} {arithmetic} {config}" for architecture, arithmetic, config in missing]
 
@@ -362,7 +362,7 @@ def main() -> int:
         broken = breaches(result)
         problems += broken
         print(f"{result}{'  BREACH' * bool(broken)}", flush=True)
-    problems += unvisited(results)
+    problems += unvisited((result.case, result.config) for result in results)
     print("AMD, as information:", *amd_rows(), sep="\n")
     print("\n".join(problems) or f"{len(results)} kernels, every configuration visited, no limit broken")
     return 1 if problems else 0

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import gate_record
 from stm_fast.kernels import tuned
 from stm_fast.kernels.plans import forget_plans
 from stm_fast.network import STM, stm_resnet50
@@ -25,9 +26,26 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 REQUIRED = [name for name in os.environ.get("STM_FAST_REQUIRE", "").split(",") if name]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--compile-all", action="store_true", help="run all of the compile gate, whatever it passed")
+
+
 def pytest_report_header() -> list[str]:
     absent = {backend.name: backend.absent_reasons() for backend in BACKENDS}
-    return [f"backend {name}: {'; '.join(reasons) or 'here'}" for name, reasons in absent.items()]
+    gate = "passed these kernels before, so a sample is run" if gate_record.passed_before() else "all of it is run"
+    return [
+        *(f"backend {name}: {'; '.join(reasons) or 'here'}" for name, reasons in absent.items()),
+        f"compile gate: {gate}",
+    ]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what the compile gate passed before."""
+    if config.getoption("compile_all") or not gate_record.passed_before():
+        return
+    passed = [item for item in items if item.get_closest_marker("compiles") and not gate_record.is_sampled(item.nodeid)]
+    config.hook.pytest_deselected(items=passed)
+    items[:] = [item for item in items if item not in passed]
 
 
 def pytest_sessionstart() -> None:

@@ -14,14 +14,17 @@ from stm_fast.kernels.configs import COMBINE, all_configs, bytes_of_a_part, choo
 from stm_fast.kernels.targets import Target, nearest_architecture
 
 
-@pytest.mark.slow
-def test_every_configuration_compiles_within_its_limits() -> None:
-    results = list(compile_gate.compile_all(list(compile_gate.cases())))
-    problems = [breach for result in results for breach in compile_gate.breaches(result)]
-    assert not problems + compile_gate.unvisited(results)
+@pytest.mark.compiles
+@pytest.mark.parametrize("case", list(compile_gate.cases()), ids=str)
+def test_it_compiles_within_its_limits(case: Case) -> None:
+    assert compile_gate.breaches(compile_gate.compile_case(case)) == []
 
 
-@pytest.mark.slow
+def test_every_configuration_is_compiled() -> None:
+    assert compile_gate.unvisited((case, compile_gate.launch_of(case).config) for case in compile_gate.cases()) == []
+
+
+@pytest.mark.compiles
 def test_amd_is_in_the_table_as_information() -> None:
     gfx90a, gfx942 = compile_gate.amd_rows()
     assert gfx90a.startswith("gfx90a: ")
@@ -97,7 +100,7 @@ def test_no_kernel_starts_before_the_last_has_ended_unless_the_target_says_so() 
     assert not {case.architecture for case in compile_gate.cases() if case.dependent} & {80, 86, 89}
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_a_combine_kernel_that_starts_early_waits_before_it_loads() -> None:
     launch = compile_gate.launch_of(COMBINE_CASE._replace(kernel="combine pdl"))
     compiled = triton.compile(compile_gate.source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)

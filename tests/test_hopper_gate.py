@@ -10,7 +10,7 @@ from stm_fast.kernels.configs_hopper import ALL_HOPPER_CONFIGS, HopperConfig
 GOOD = HopperCompiled(HopperCase(torch.bfloat16, HopperConfig(), 1), 0, 200_000, 36, 0, 14, False)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("case", gate.CASES, ids=str)
 def test_it_compiles_within_its_limits(case: HopperCase) -> None:
     assert gate.hopper_breaches(gate.compile_hopper(case)) == []

@@ -16,7 +16,7 @@ from stm_fast.kernels.targets import ARCHITECTURES
 GOOD = QuantisedCompiled(QuantisedCase(90, torch.int8), 255, 0, 70_000, 0, 12)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("case", gate.quantised_cases(), ids=str)
 def test_it_compiles_within_its_limits(case: QuantisedCase) -> None:
     assert gate.quantised_breaches(gate.compile_quantised(case)) == []
@@ -29,7 +29,7 @@ def test_every_tile_is_compiled() -> None:
     assert compiled == chosen | narrow | {(90, quantised_config(90, False, 300))}
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_fp8_products_are_added_in_float32() -> None:
     """Hopper's tensor cores sum products of fp8 in some 14 bits: every step has sums of its own."""
     launch = gate.quantised_launch(QuantisedCase(90, torch.float8_e4m3fn))
@@ -55,7 +55,7 @@ def test_each_limit_is_enforced(change, breach: str) -> None:
     assert breach in found
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_units_of_both_slots_are_loaded_in_the_loop_over_slots() -> None:
     """Triton's interpreter cannot tell: by a name of its own the old unit stayed the first."""
     launch = gate.quantised_launch(QuantisedCase(90, torch.int8))

@@ -12,17 +12,17 @@ from stm_fast.kernels import compile_gate_specialised as gate
 from stm_fast.kernels.compile_gate import Case, launch_of, source
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_this_triton_cannot_specialise_the_forward_loop():
     assert gate.specialised_reasons(), f"Triton {triton.__version__} can: see kernels/README.md, Warp specialisation"
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_what_it_specialises_is_seen():
     assert gate.specialised_reasons(gate.SpecialisedCase(64, cleared=False)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_forward_kernel_has_one_kind_of_warps():
     launch = launch_of(Case("forward", 90, "half", torch.bfloat16, 128, 512, "rows"))
     assert (launch.config.block_m, launch.config.num_warps) == (gate.BLOCK_M, 2 * gate.NUM_WARPS)
