@@ -32,9 +32,10 @@ def register_engine(engine: str) -> None:
 
     def backward_rule(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _grad_usage: Tensor | None) -> tuple[Any, ...]:
         operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}_backward")
-        grads = operator(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options)
-        query, key, value, shrinkage, selection = grads
-        has_shrinkage, has_selection = ctx.saved_tensors[3] is not None, ctx.saved_tensors[4] is not None
+        # looked at once: each look unpacks them again, which a checkpoint refuses and save_on_cpu() copies for
+        tensors = ctx.saved_tensors
+        query, key, value, shrinkage, selection = operator(grad_out, grad_lse, *tensors, *ctx.options)
+        has_shrinkage, has_selection = (tensor is not None for tensor in tensors[3:5])
         optional = (shrinkage if has_shrinkage else None, selection if has_selection else None)
         return query, key, value, *optional, None, None, None, None, None, None
 
