@@ -4,12 +4,14 @@ Shapes: B batch (objects), M queries, N memory rows, Ck key width, Cv value widt
 """
 
 import math
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors, accumulation_dtype, in_transform
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Similarity, Tensors, accumulation_dtype, in_transform
 
 # affinities of more elements than this are made one block of queries at a time: 16 M float32 elements are 64 MiB
 EAGER_AFFINITY_LIMIT = 2**24
@@ -24,15 +26,32 @@ def read(inputs: ReadInputs) -> ReadResult:
 
 
 def reader(inputs: ReadInputs) -> Reader:
-    scale, similarity, query_norm = inputs.scale, inputs.similarity, inputs.query_norm
-    top_k, return_usage = inputs.top_k, inputs.return_usage
+    options = _Options.of(inputs)
 
     def read_again(*tensors: *Tensors) -> ReadResult:
-        query, key, value, shrinkage, selection, lengths = tensors
-        scores = scale, similarity, shrinkage, selection, query_norm
-        return read(ReadInputs(query, key, value, *scores, lengths, top_k, return_usage))
+        return read(options.call(*tensors))
 
     return read_again
+
+
+class _Options(NamedTuple):
+    """A call of memory_read() without its tensors, which it does not keep."""
+
+    scale: float
+    similarity: Similarity
+    query_norm: bool
+    top_k: int
+    return_usage: bool
+
+    @classmethod
+    def of(cls, inputs: ReadInputs) -> "_Options":
+        return cls(inputs.scale, inputs.similarity, inputs.query_norm, inputs.top_k, inputs.return_usage)
+
+    def call(self, *tensors: *Tensors) -> ReadInputs:
+        """The call with other tensors."""
+        query, key, value, shrinkage, selection, lengths = tensors
+        scores = self.scale, self.similarity, shrinkage, selection, self.query_norm
+        return ReadInputs(query, key, value, *scores, lengths, self.top_k, self.return_usage)
 
 
 def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> ReadResult:
@@ -55,20 +74,25 @@ def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
     """The memory read, one block of queries at a time: memory O(queries_per_chunk * N), recomputed in the backward."""
     # without checkpoints, which torch.func has not, autograd keeps every block's affinity: the whole affinity again
     recomputed = torch.is_grad_enabled() and not in_transform()
-    parts = []
-    for start in range(0, inputs.query.shape[1], queries_per_chunk):
+    read_block = partial(checkpoint, _read_block, use_reentrant=False) if recomputed else _read_block
+    query, key, value, shrinkage, selection, lengths = inputs.tensors
+    options, parts = _Options.of(inputs), []
+    for start in range(0, query.shape[1], queries_per_chunk):
         block = slice(start, start + queries_per_chunk)
-        selection = inputs.selection
-        part = inputs._replace(
-            query=inputs.query[:, block], selection=None if selection is None else selection[:, block]
-        )
-        parts.append(checkpoint(read_eager, part, use_reentrant=False) if recomputed else read_eager(part))
+        chosen = None if selection is None else selection[:, block]
+        # one by one: tensors inside another argument would be kept as they are, past the hooks of saved tensors, and
+        # nobody would notice that they were overwritten
+        parts.append(read_block(options, query[:, block], key, value, shrinkage, chosen, lengths))
     usages = [part.usage for part in parts if part.usage is not None]
     return ReadResult(
         torch.cat([part.out for part in parts], dim=1),
         torch.cat([part.lse for part in parts], dim=1),
         torch.stack(usages).sum(0) if usages else None,
     )
+
+
+def _read_block(options: _Options, *tensors: *Tensors) -> ReadResult:
+    return read_eager(options.call(*tensors))
 
 
 def affinity_scores(inputs: ReadInputs, dtype: torch.dtype) -> Tensor:
