@@ -124,6 +124,8 @@ class MemoryBank:
     def read(self, query_key: Tensor) -> Tensor:
         """What each object's memory says of every pixel of the current frame (STM section 3.2).
 
+        Differentiable in `query_key` where this process is alone; rows are then copied.
+
         Args:
             query_key: ``[1, Ck, h, w]``.
 

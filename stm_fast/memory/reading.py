@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stm_fast.memory.storage import Part, QuantisedPart
 from stm_fast.ops import memory_read, merge_reads
+from stm_fast.ops.inputs import requires_grad
 from stm_fast.ops.quantised import memory_read_quantised
 
 
@@ -27,6 +28,9 @@ def read_part(query: Tensor, part: Part | QuantisedPart, rows: int, backend: str
     if isinstance(part, QuantisedPart):
         lengths = _lengths(part.counts, part.memory.key.shape[1], rows, query.device)
         return Reading(*memory_read_quantised(query, part.memory, lengths=lengths, return_lse=True))
+    # autograd keeps what was read, and by the backward pass a page or a slot may hold other rows
+    if requires_grad((query, part.key, part.value)):
+        part = part._replace(key=part.key.clone(), value=part.value.clone())
     return read_rows(query, part, lengths_of(part, rows), backend)
 
 

@@ -1,6 +1,6 @@
 """What travels between memory_read() and its backends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple, Unpack
 
@@ -37,9 +37,6 @@ class ReadInputs(NamedTuple):
     def tensors(self) -> Tensors:
         return self.query, self.key, self.value, self.shrinkage, self.selection, self.lengths
 
-    def requires_grad(self) -> bool:
-        return requires_grad(self.tensors)
-
 
 class ReadResult(NamedTuple):
     out: Tensor  # [B, M, Cv], dtype of value
@@ -51,7 +48,8 @@ class ReadResult(NamedTuple):
 Reader = Callable[[Unpack[Tensors]], tuple[Tensor, Tensor | None, Tensor | None]]
 
 
-def requires_grad(tensors: Tensors) -> bool:
+def requires_grad(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a read of these is part of a graph."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
