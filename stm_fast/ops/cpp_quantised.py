@@ -42,8 +42,6 @@ def not_supported_reasons(query: Tensor) -> list[str]:
         reasons.append(f"it runs on cpu tensors only, found {query.device.type}")
     if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         reasons.append(f"it has no kernel for {query.dtype}")
-    if torch.is_grad_enabled() and query.requires_grad:
-        reasons.append("it has no backward")
     return reasons
 
 

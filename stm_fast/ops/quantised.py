@@ -14,7 +14,7 @@ from torch import Tensor
 from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
 from stm_fast.ops import cpp_quantised, triton_ops
 from stm_fast.ops.functional import counted_rows, memory_read, merge_reads
-from stm_fast.ops.inputs import accumulation_dtype, without_autocast
+from stm_fast.ops.inputs import accumulation_dtype, requires_grad, without_autocast
 from stm_fast.ops.registration import forward_mode_reasons
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def memory_read_quantised(
 
     "triton" multiplies bytes: it quantises queries too (by row, to the dtype of the memory), and the weights of an fp8
     memory. "cpp" makes bytes numbers as it packs them, "reference" some slots at a time. The errors against float64 are
-    in kernels/README.md.
+    in kernels/README.md. "reference" alone is differentiable, in `query` and the scales and means of `memory`.
 
     Args:
         query: ``[B, M, Ck]`` or ``[1, M, Ck]``, any float dtype.
@@ -177,12 +177,14 @@ def triton_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
         reasons.append(f"it has no kernel for {query.dtype}")
     if query.shape[2] > WIDEST_KEY:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
-    reasons += forward_mode_reasons()
+    reasons += _derivative_reasons(query, memory)
     if query.numel() == 0 or memory.key.numel() == 0 or memory.value.numel() == 0:
         reasons.append("something is empty")
-    if torch.is_grad_enabled() and query.requires_grad:
-        reasons.append("it has no backward")
     return reasons
+
+
+def _derivative_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
+    return [*forward_mode_reasons(), *(["it has no backward"] if requires_grad((query, *memory)) else [])]
 
 
 def _read_by_triton(
@@ -198,8 +200,8 @@ def _read_by_triton(
     return out, lse
 
 
-def _cpp_reasons(query: Tensor, _memory: QuantisedMemory) -> list[str]:
-    return [*cpp_quantised.not_supported_reasons(query), *forward_mode_reasons()]
+def _cpp_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
+    return cpp_quantised.not_supported_reasons(query) or _derivative_reasons(query, memory)
 
 
 def _read_by_cpp(query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
