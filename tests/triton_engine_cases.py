@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 
+from saved_tensors import WAYS, assert_same, gradients, plainly, read_of
 from stm_fast.kernels import configs, forward, grad_query, grad_scores, layout, topk_backward, topk_select
 from stm_fast.ops import memory_read, triton_ops
 from stm_fast.testing import CASES, ReadCase, check_case, make_tensors, runs
@@ -212,6 +213,13 @@ def test_rows_are_the_same_numbers(dtype: torch.dtype) -> None:
         assert torch.equal(rows, tensor)
         assert rows[0].is_contiguous()
         assert (rows.stride(0) == 0) == (tensor.stride(0) == 0)
+
+
+def test_what_is_saved_may_be_computed_again() -> None:
+    case = replace(EVERYTHING, queries=5, rows=9, lengths=(9, 4))
+    read, tensors = read_of(case, "triton"), make_tensors(case, torch.float32, DEVICE)
+    expected = gradients(plainly, read, *tensors)
+    assert_same(gradients(WAYS["checkpoint"], read, *tensors), expected, "checkpoint")
 
 
 # opcheck looks at the .grad of its own copies

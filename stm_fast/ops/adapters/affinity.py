@@ -9,7 +9,11 @@ from stm_fast.ops.inputs import Similarity
 
 
 class Affinity(NamedTuple):
-    """The keys whose affinity a read needs. One may be read with any number of values."""
+    """The keys whose affinity a read needs. One may be read with any number of values.
+
+    A function that is given one may be checkpointed with ``use_reentrant=False``: a reentrant checkpoint looks for
+    tensors among its arguments, not inside them.
+    """
 
     query: Tensor  # [B or 1, M, Ck]
     key: Tensor  # [B or 1, N, Ck]
