@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from system_tables import whole_frames
-
 from stm_fast.benchmarking import Record, Row, read_record
 from stm_fast.benchmarking.routes import OURS, ROUTES
 from stm_fast.benchmarking.system_records import SystemRecord, read_system_record
 from stm_fast.benchmarking.units import bytes_text, rate_text, seconds_text
 from stm_fast.errors import InputError
 from stm_fast.whole_file import whole_file
+from system_tables import whole_frames
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"

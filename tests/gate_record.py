@@ -1,7 +1,7 @@
 """What the compile gate passed before: compiling is the same each time for the same kernels and the same Triton.
 
-`make gate` runs all of its tests, marked `compiles`, and writes golden/gate.json. While kernels/, those tests and Triton
-stay as they were, `make test` compiles a sample again; otherwise all of them.
+`make gate` runs all of its tests, marked `compiles`, and writes golden/gate.json. While kernels/, those tests and
+Triton stay as they were, `make test` compiles a sample again; otherwise all of them.
 """
 
 import hashlib

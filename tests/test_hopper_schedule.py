@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 import torch
-from gluon_simulator import SOURCE, ScheduleError, simulate
 from torch import Tensor
 
+from gluon_simulator import SOURCE, ScheduleError, simulate
 from stm_fast.kernels import configs_hopper, forward
 from stm_fast.kernels.configs_hopper import HopperConfig, is_for_hopper
 from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
