@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test sanitize check fix bench gpu gpu-cache gpu-train clean
+.PHONY: setup build demo test quick gate sanitize check fix bench gpu gpu-cache gpu-train clean
 
 setup: $(VENV)/.ready
 
@@ -22,8 +22,21 @@ build:
 demo: setup
 	$(BIN)/stm-fast demo --output demo --overwrite
 
+# a worker for each core, one thread each: most of the suite has one
+PYTEST := OMP_NUM_THREADS=1 STM_FAST_REQUIRE=cpp $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+PYTEST += --quiet --durations 10
+
 test: setup
-	STM_FAST_REQUIRE=cpp $(BIN)/pytest
+	$(PYTEST)
+
+# what takes a second or less each, on every edit
+quick: setup
+	$(PYTEST) -m "not slow and not compiles"
+
+# after a change of kernels/ or of Triton: compiles every kernel for every architecture, and notes that all is well
+gate: setup
+	$(PYTEST) -m compiles --compile-all
+	$(BIN)/python tests/gate_record.py
 
 # the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer; a build of its own in build/sanitize
 sanitize: setup
@@ -76,5 +89,5 @@ gpu-train:
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .ci-oldest .ci-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find stm_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

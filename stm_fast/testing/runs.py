@@ -1,5 +1,8 @@
 """One case, run by a backend, by eager PyTorch and in float64, and held to the criterion."""
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,23 +12,49 @@ from stm_fast.testing.criterion import Results, assert_no_worse_than_eager
 from stm_fast.testing.rounding import rounded_once
 
 
-def check_case(case: ReadCase, dtype: torch.dtype, backend: str, device: str = "cpu", gradients: bool = True) -> None:
+def check_case(
+    case: ReadCase, dtype: torch.dtype, backend: str, device: str = "cpu", gradients: bool = True, seed: int = 0
+) -> None:
     """Runs one case on one backend and holds out, lse, usage where asked for, and every gradient to the criterion.
+
+    Args:
+        seed: of the numbers.
 
     Raises:
         AssertionError: a result that is too far from float64.
         NotImplementedError: a backend that refuses the case.
     """
-    tensors = make_tensors(case, dtype, device)
-    doubles = leaves(tensors, torch.float64, gradients)
+    measure = _measure(case, dtype, device, gradients, seed)
+    fused = leaves(make_tensors(case, dtype, device, seed), dtype, gradients)
+    assert_no_worse_than_eager(
+        fused=with_gradients(read_outputs(case, fused, backend), fused, measure.upstream),
+        eager=measure.eager,
+        rounded=measure.rounded,
+        exact=measure.exact,
+    )
+
+
+class _Measure(NamedTuple):
+    """What a result of one case is held to."""
+
+    upstream: Results
+    eager: Results
+    rounded: Results
+    exact: Results
+
+
+# most of a check's time, and the same for every backend and any number of threads
+@lru_cache(maxsize=64)
+def _measure(case: ReadCase, dtype: torch.dtype, device: str, gradients: bool, seed: int) -> _Measure:
+    tensors = make_tensors(case, dtype, device, seed)
+    doubles, eager = leaves(tensors, torch.float64, gradients), leaves(tensors, dtype, gradients)
     exact = read_outputs(case, doubles, "reference")
     upstream = random_upstream(exact) if gradients else {}
-    fused, eager = leaves(tensors, dtype, gradients), leaves(tensors, dtype, gradients)
-    assert_no_worse_than_eager(
-        fused=with_gradients(read_outputs(case, fused, backend), fused, upstream),
-        eager=with_gradients(eager_outputs(case, eager), eager, upstream),
-        rounded=rounded_once(case, doubles, dtype, upstream),
-        exact=with_gradients(exact, doubles, upstream),
+    return _Measure(
+        upstream,
+        with_gradients(eager_outputs(case, eager), eager, upstream),
+        rounded_once(case, doubles, dtype, upstream),
+        with_gradients(exact, doubles, upstream),
     )
 
 
