@@ -13,6 +13,17 @@ class InputError(ValueError):
     """
 
 
+def check_name(name: str, what: str) -> str:
+    """A name that comes from outside and becomes a part of a path.
+
+    Raises InputError, which begins with `what`, where it would lead elsewhere (empty, "..", with a slash) or is hidden,
+    as what a killed process left is.
+    """
+    if not name or name[0] == "." or "\0" in name or Path(name).name != name:
+        raise InputError(f"{what}: found {name!r}, expected the name of a folder, without slashes or a dot before it")
+    return name
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns the system's errors inside the block, such as no permission, into an InputError that names `path`."""

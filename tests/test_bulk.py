@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,25 @@ def test_every_video_gets_its_masks_and_its_folder(tmp_path):
         plan([Path("x/a.mp4"), Path("y/a.mkv")], tmp_path)
     with pytest.raises(InputError, match=r"no masks for x/a\.mp4, expected a\.png or a folder a"):
         masks_of(jobs[0], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["...mp4", "..mp4", ".hidden.mp4", ".a.7.partial.mp4", "/"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=rf"{re.escape(name)}: name of its results: found .*, expected the name"):
+        plan([Path("a.mp4"), Path(name)], tmp_path / "out")
+
+
+def test_a_name_of_dots_writes_nothing_and_is_fine_where_it_names_nothing(tmp_path, many, weights):
+    dots = many[0].rename(tmp_path / "many/...mp4")
+    mask(tmp_path / "masks/...png", 3)
+    before = changed(tmp_path)
+    result = CliRunner().invoke(app, arguments(tmp_path, weights, [dots, many[1]]))
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "...mp4: name of its results: found '..', expected the name of a folder" in result.stderr
+    assert changed(tmp_path) == before
+    alone = [*arguments(tmp_path, weights, [dots]), "--masks", str(tmp_path / "masks/...png")]
+    assert CliRunner().invoke(app, alone).exit_code == 0
+    assert os.listdir(tmp_path / "out") == ["masks"]
 
 
 def test_one_that_fails_does_not_stop_the_others(tmp_path, many, weights):

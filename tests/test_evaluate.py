@@ -169,12 +169,20 @@ def test_other_layouts_are_refused_in_one_line(tmp_path, layout, split, message)
         layout(tmp_path, split)
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", ".hidden"])
+@pytest.mark.parametrize("name", ["../elsewhere", ".hidden", "", ".", "..", "v1/", "/v1", "v1\0"])
 def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     root, _ = write_youtube(tmp_path)
     (root / "valid/meta.json").write_text(json.dumps({"videos": {name: {"objects": {}}}}))
     with pytest.raises(InputError, match="expected the name of a folder"):
         youtube_vos(root, "valid")
+
+
+def test_a_path_of_a_frame_that_is_in_no_sequence_is_refused(tmp_path):
+    root = write_davis(tmp_path, split_file="ImageSets/2016/val.txt")
+    write_mask(root / "Annotations/480p/00000.png", draw()[1][0])  # as though "" were a sequence
+    (root / "ImageSets/2016/val.txt").write_text("/00000.jpg /00000.png\n")
+    with pytest.raises(InputError, match="name of a sequence: found '', expected the name of a folder"):
+        davis16(root, "val")
 
 
 def test_a_listed_sequence_without_frames_or_masks(tmp_path):
@@ -472,6 +480,7 @@ def test_only_score_of_one_folder_of_masks(tmp_path):
         (("davis17", "-o", "out"), "--data: missing"),
         (("davis17", "--data", "nowhere"), "--output: missing"),
         (("folder", "--only-score", "nowhere", "nowhere"), "nowhere: no such folder of results"),
+        (("folder", "--data", "nowhere", "-o", "out", "--split", "../all"), "--split: found '../all'"),
         (("folder", "--only-score", ".", ".", "--sequence", "a"), "--sequence: found 'a' with --only-score"),
         (("davis17", "--data", "nowhere", "-o", "out"), "no such list of sequences"),
     ],

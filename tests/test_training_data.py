@@ -622,6 +622,14 @@ def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=rf"instances\.json: (image|annotation) 1: no {key}"):
             room.CocoSource(tmp_path, coco)
         content[key] = value
+    for name in ("../1.jpg", "/1.jpg", "a/../../1.jpg", "", ".", "a\0.jpg", 1, None):
+        whole["images"][0]["file_name"] = name
+        coco.write_text(json.dumps(whole))
+        with pytest.raises(InputError, match=r"instances\.json: file_name of image 1: found"):
+            room.CocoSource(tmp_path, coco)
+    whole["images"][0]["file_name"] = "train2017/1.jpg"
+    coco.write_text(json.dumps(whole))
+    assert len(room.CocoSource(tmp_path, coco)) == 1
     monkeypatch.setattr(room, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install"):
         room.CocoSource(tmp_path, coco)

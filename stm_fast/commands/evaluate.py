@@ -25,7 +25,7 @@ from stm_fast.commands.common import (
 )
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import MEANINGS, SETS, Sequence, annotated_sequences
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, check_name
 from stm_fast.evaluation.baselines import COPIED, UNTRAINED, copy_first_masks, untrained
 from stm_fast.evaluation.benchmark_sets import (
     MASKS,
@@ -95,7 +95,8 @@ def evaluate(
     The set "synthetic" are procedural clips, drawn into --data or else into the output folder. Under torchrun the
     sequences are shared out; a second run goes on where the first one ended.
     """
-    split = split or _DEFAULT_SPLITS[benchmark]
+    # tables are named after it
+    split = check_name(split or _DEFAULT_SPLITS[benchmark], "--split")
     if report and output is None:
         raise InputError("--output: missing, needed for --report")
     if only_score is not None and sequence:

@@ -116,8 +116,8 @@ def segment(
     if shard_memory and (len(sources) > 1 or world_size() == 1):
         found = f"{len(sources)} videos and {world_size()} processes"
         raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
-    jobs = plan(sources, output)
-    several = len(jobs) > 1
+    several = len(sources) > 1
+    jobs = plan(sources, output) if several else []
     if several and not masks.is_dir():
         raise InputError(f"{masks}: no such folder of masks, expected one that has masks for each video")
     memory = memory_config(

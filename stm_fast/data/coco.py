@@ -3,14 +3,14 @@
 import contextlib
 import io
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, check_name
 
 HOW_TO_GET_COCO = "COCO needs pycocotools: pip install 'stm_fast[coco]'"
 _MOST = 254  # ids of a mask
@@ -42,6 +42,7 @@ class CocoSource:
             raise InputError(f"{annotations}: no instances in it, expected some that are no crowds")
         for number in self._numbers:
             _check_keys(annotations, "image", self._coco.imgs[number], ("file_name", "height", "width"))
+            _check_file_name(annotations, self._coco.imgs[number])
             for instance in filter(_is_object, of_picture[number]):
                 _check_keys(annotations, "annotation", instance, ("area",))
 
@@ -89,6 +90,15 @@ def _open(annotations: Path) -> Any:
 
 def _is_object(annotation: dict[str, Any]) -> bool:
     return not annotation.get("iscrowd") and bool(annotation.get("segmentation"))
+
+
+def _check_file_name(file: Path, image: dict[str, Any]) -> None:
+    """Raises InputError where the name of a picture would lead out of the folder of pictures."""
+    name, what = image["file_name"], f"{file}: file_name of image {image['id']}"
+    if not isinstance(name, str):
+        raise InputError(f"{what}: found {name!r}, expected text")
+    for part in PurePath(name).parts or ("",):
+        check_name(part, what)
 
 
 def _check_keys(file: Path, what: str, entry: dict[str, Any], keys: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.data.drawn_set import draw_set
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, check_name
 from stm_fast.video import object_ids, read_mask
 from stm_fast.video.picture_folder import SUFFIXES, natural_key
 
@@ -178,8 +178,7 @@ def _davis(root: Path, lists: list[Path], objects: Objects) -> list[Sequence]:
 
 def _checked(sequence: Sequence) -> Sequence:
     # a list may come from anywhere, and results are written under these names
-    if Path(sequence.name).name != sequence.name or sequence.name.startswith("."):
-        raise InputError(f"sequence {sequence.name!r}: expected the name of a folder")
+    check_name(sequence.name, "name of a sequence")
     if sequence.frames is None or not sequence.frames.is_dir():
         raise InputError(f"{sequence.frames}: no such folder of frames, expected sequence {sequence.name}")
     if not sequence.annotated:

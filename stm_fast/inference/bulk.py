@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, check_name
 
 
 class Job(NamedTuple):
@@ -16,10 +16,10 @@ class Job(NamedTuple):
 
 
 def plan(sources: Sequence[Path], output: Path) -> list[Job]:
-    """Each video with its own folder of results. Raises InputError where two have the same name."""
+    """Each video with its own folder of results. Raises InputError where two have the same name, or one has none."""
     jobs: dict[str, Job] = {}
     for source in sources:
-        name = source.resolve().name if source.is_dir() else source.stem
+        name = check_name(source.resolve().name if source.is_dir() else source.stem, f"{source}: name of its results")
         twin = jobs.setdefault(name, Job(name, source, output / name))
         if twin.source is not source:
             raise InputError(f"{source}: same name as {twin.source}, so the results of both would be in {twin.output}")
