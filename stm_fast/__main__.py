@@ -38,6 +38,7 @@ from stm_fast.network import released, save_checkpoint
 from stm_fast.network.mean import into_mean
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
+from stm_fast.whole_file import refuse_input, refuse_links
 
 _DEMO_FRAME_RATE = Fraction(24)
 _WRONG_USE = 2
@@ -107,6 +108,7 @@ def demo(
 ) -> None:
     """Draw a clip of moving objects, segment it from its first mask and say how well that went."""
     check_output(output, overwrite)
+    refuse_links(output / "result")
     model = load_for_inference(weights, arch, device)
     check_backend(model, backend)
     clip = SyntheticClip(seed, frames=frames, objects=objects)
@@ -150,6 +152,7 @@ def convert(
         raise InputError(f"{target}: exists already; give another name, or --overwrite")
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")
+    refuse_input(target, sources)
     model = into_mean([load_model(source, None, "cpu") for source in sources])
     save_checkpoint(model, target, half=half)
     print(f"{target}: {model.architecture}")

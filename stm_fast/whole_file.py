@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,21 +12,59 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reading
 
 # what partial_path() names match
 LEFT_OVER = ".*.partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is while it is written: hidden, in the same folder, so that a rename makes it final."""
+    """Where a file is while it is written: hidden, in the same folder, so that a rename makes it final.
+
+    Raises InputError where `path` names no file, as "/" does.
+    """
+    if not path.name:
+        raise InputError(f"cannot write {path}: found a folder, expected the name of a file")
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def new_partial(path: Path) -> Path:
+    """`partial_path`, with nothing there. Raises InputError where that is not possible."""
+    partial = partial_path(path)
+    # in a container a process that was killed had the id of this one
+    with writing(path):
+        _remove(partial)
+    return partial
 
 
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents. Raises InputError where that is not possible."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_links(*folders: Path) -> None:
+    """Raises InputError where a folder in which files are replaced or removed is a link: behind it they are others'."""
+    for folder in folders:
+        with reading(folder):
+            if folder.is_symlink():
+                found = f"a symbolic link to {folder.readlink()}"
+                raise InputError(f"{folder}: found {found}, expected a folder of its own: files in it are replaced")
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file or folder; not where one of them leads nowhere."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def refuse_input(target: Path, inputs: Iterable[Path]) -> None:
+    """Raises InputError where what is to be written would take the place of something that is read."""
+    for path in inputs:
+        if same_file(target, path):
+            raise InputError(f"{target}: found as input and as output, expected another name for what is written")
 
 
 @contextmanager
@@ -47,7 +85,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Args:
         durable: wait until it is on the disk: then the file is there, and whole, after a loss of power too.
     """
-    partial = partial_path(path)
+    partial = new_partial(path)
     try:
         with writing(path):
             yield partial
@@ -96,12 +134,17 @@ def remove_left_over(folder: Path, name: str | None = None) -> None:
     # as partial_path() names them, and not those of another name that begins alike
     pattern = re.compile(rf"\.{'.*' if name is None else re.escape(name)}\.\d+\.partial")
     for path in folder.glob(LEFT_OVER):
-        if pattern.fullmatch(path.name) is None:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if pattern.fullmatch(path.name) is not None:
+            with writing(path):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes what is there, if anything: a folder with all that is in it, of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _put_in_place(partial: Path, path: Path, durable: bool) -> None:
@@ -134,9 +177,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def _scratch_folder(path: Path) -> Iterator[Path]:
     """Where there is no folder yet, and none after the block."""
-    folder = partial_path(path)
-    # in a container a process that was killed had the id of this one
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = new_partial(path)
     try:
         yield folder
     finally:

@@ -395,6 +395,15 @@ def test_results_are_not_overwritten_unasked(name, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_weights_are_not_replaced_by_what_is_found(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    weights.write_text("weights")
+    done = run("--system", "--weights", str(weights), "--output", str(weights), "--overwrite")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"stm-fast: {weights}: found as input and as output")
+    assert weights.read_text() == "weights"
+
+
 def test_figures_are_written_between_the_marks(tmp_path):
     document = tmp_path / "README.md"
     document.write_text(f"before\n{make_tables.BEGIN}\nold\n{make_tables.END}\nafter\n")

@@ -110,6 +110,32 @@ def test_a_name_of_dots_writes_nothing_and_is_fine_where_it_names_nothing(tmp_pa
     assert os.listdir(tmp_path / "out") == ["masks"]
 
 
+def test_two_names_of_one_folder_are_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    with pytest.raises(InputError, match=r"b\.mp4: same folder as a\.mp4, so the results of both would be in .*/a$"):
+        plan([Path("a.mp4"), Path("b.mp4")], tmp_path)
+
+
+def test_masks_that_are_the_results_of_another_video_are_not_overwritten(tmp_path, many, weights):
+    mask(tmp_path / "out/a/masks/00000.png", 3)
+    (tmp_path / "masks/c").symlink_to("../out/a/masks")
+    before = changed(tmp_path)
+    result = CliRunner().invoke(app, arguments(tmp_path, weights, many, "--overwrite"))
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert f"{tmp_path / 'out/a'}: the output folder holds the input {tmp_path / 'masks/c'}" in result.stderr
+    assert changed(tmp_path) == before
+
+
+def test_a_folder_of_results_with_a_link_in_it_is_left_alone(tmp_path, many, weights):
+    (tmp_path / "out/a").mkdir(parents=True)
+    (tmp_path / "out/a/masks").symlink_to("../../masks")
+    result = CliRunner().invoke(app, arguments(tmp_path, weights, many[:2], "--overwrite"))
+    assert result.exit_code == 2
+    assert "out/a/masks: found a symbolic link to ../../masks" in result.stderr
+    assert sorted(os.listdir(tmp_path / "masks")) == ["a.png", "b"]
+    assert len(os.listdir(tmp_path / "out/b/masks")) == 4, "the others are done"
+
+
 def test_one_that_fails_does_not_stop_the_others(tmp_path, many, weights):
     (tmp_path / "many/a2.mp4").write_text("not a video")
     mask(tmp_path / "masks/a2.png", 1)

@@ -162,6 +162,10 @@ def test_demo(tmp_path, weights):
     assert sorted(os.listdir(tmp_path / "demo/result/masks")) == ["00000.png", "00001.png", "00002.png"]
     assert_refused(run(*arguments), "demo: the output folder is not empty")
     assert run(*arguments, "--overwrite").exit_code == 0
+    (tmp_path / "demo/result").rename(tmp_path / "elsewhere")
+    (tmp_path / "demo/result").symlink_to("../elsewhere")
+    assert_refused(run(*arguments, "--overwrite"), "demo/result: found a symbolic link to ../elsewhere")
+    assert len(os.listdir(tmp_path / "elsewhere/masks")) == 3
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -195,6 +199,10 @@ def test_convert_takes_the_mean_of_several(tmp_path):
     load_checkpoint(found, names[2])
     for mean, one, other in zip(*(model.parameters() for model in (found, *models)), strict=True):
         torch.testing.assert_close(mean, (2 * one + other) / 3)
+    (tmp_path / "link.safetensors").symlink_to(names[0])
+    for target in (names[0], tmp_path / "link.safetensors"):
+        refused = run("convert", names[0], names[1], target, "--overwrite")
+        assert_refused(refused, f"{target}: found as input and as output")
     save_checkpoint(stm_resnet18(**SMALL | {"key_dim": 8}), names[1])
     refused = run("convert", names[0], names[1], tmp_path / "d.safetensors")
     assert_refused(refused, "mean: found STM with resnet18, key_dim=16", "key_dim=8", "expected equal ones")

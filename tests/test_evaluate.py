@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
+from stm_fast.data.drawn_set import draw_sequence
 from stm_fast.data.sequences import SETS, Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
@@ -183,6 +184,15 @@ def test_a_path_of_a_frame_that_is_in_no_sequence_is_refused(tmp_path):
     (root / "ImageSets/2016/val.txt").write_text("/00000.jpg /00000.png\n")
     with pytest.raises(InputError, match="name of a sequence: found '', expected the name of a folder"):
         davis16(root, "val")
+
+
+def test_frames_that_are_their_own_annotations_are_refused(tmp_path):
+    pictures, masks = draw(0)
+    write_sequence(tmp_path / "JPEGImages/blob", tmp_path / "Annotations/blob", pictures, dict(enumerate(masks)))
+    shutil.rmtree(tmp_path / "JPEGImages")
+    (tmp_path / "JPEGImages").symlink_to("Annotations")
+    with pytest.raises(InputError, match="blob: found the frames there too, expected a folder of masks alone"):
+        folder(tmp_path, "all")
 
 
 def test_a_listed_sequence_without_frames_or_masks(tmp_path):
@@ -412,6 +422,54 @@ def test_annotations_are_not_taken_for_results(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Annotations", "JPEGImages"]
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (".", "which holds the annotations of the set"),
+        ("JPEGImages/480p", "among what"),
+        ("Annotations/480p", "among what"),
+        ("Annotations/480p/blob/out", "among what"),
+        ("link", "among what"),
+    ],
+)
+def test_results_are_not_written_among_the_data(tmp_path, place, words):
+    root = write_davis(tmp_path / "davis")
+    (root / "link").symlink_to("JPEGImages/480p")
+    before = sorted(root.rglob("*"))
+    result = small_run(root, root / place)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert words in result.stderr
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("part", ["Annotations", "timings"])
+def test_files_behind_a_link_are_not_taken_for_results(tmp_path, part):
+    output, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir(), output.mkdir()
+    (output / part).symlink_to(other)
+    for arguments in (("davis17", "--data", write_davis(tmp_path / "davis")), ("synthetic",)):
+        result = run_command(*arguments, "-o", output, "--arch", "resnet18")
+        assert result.exit_code == 2
+        assert f"out/{part}: found a symbolic link to {other}" in result.stderr
+    assert (os.listdir(output), os.listdir(other)) == ([part], [])
+
+
+def test_pictures_behind_a_link_are_not_replaced_by_drawn_ones(tmp_path):
+    """Pictures without annotations are those of a process that was killed, but not behind a link."""
+    root, clip = tmp_path / "set", SyntheticClip(0, frames=2, height=SIZE[0], width=SIZE[1], objects=1)
+    draw_sequence(tmp_path / "other", "a", clip)
+    root.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for link, target in (("JPEGImages", "../other/JPEGImages"), ("JPEGImages/a", "../../other/JPEGImages/a")):
+        (root / link).parent.mkdir(exist_ok=True)
+        (root / link).symlink_to(target)
+        with pytest.raises(InputError, match=f"{link}: found a symbolic link to {target}"):
+            draw_sequence(root, "a", clip)
+        (root / link).unlink()
+    (root / "JPEGImages").rmdir()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_sequence_that_is_too_short_to_score_is_named_before_the_run(tmp_path):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     for index in range(2, FRAMES):
@@ -456,6 +514,9 @@ def test_only_score(tmp_path):
     assert result.exit_code == 0, result.output
     assert "1.000000" in result.stdout
     assert json.loads((tmp_path / "scores/results.json").read_text())["global"]["J&F-Mean"] == 1
+    assert result.stderr == (
+        "stm-fast: blob, star: the results are the annotations themselves; their scores mean nothing\n"
+    )
     # with the split, a sequence without results is a fault; without it, what is there is scored
     results = tmp_path / "results"
     results.mkdir()

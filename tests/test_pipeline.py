@@ -61,7 +61,7 @@ def square(object_id, left):
 
 
 def mask(path, ids=None, palette=None):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_mask(path, square(1, 4) + square(7, 24) if ids is None else ids, palette)
     return path
 
@@ -316,6 +316,55 @@ def test_an_output_that_holds_an_input_is_refused(tmp_path, model):
     refused(words, frames, given, frames, model, overwrite=True)
     assert files(out) == before
     assert files(frames) == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("part", ["masks", "overlay"])
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}, {}], ids=str)
+def test_nothing_is_removed_or_written_behind_a_link_in_the_output(tmp_path, model, part, options):
+    """The folder that the link leads to is anybody's: here it holds the given masks too."""
+    out, others = tmp_path / "out", tmp_path / "others"
+    out.mkdir()
+    given = mask(others / "00000.png")
+    for name in ("mine.png", "mine.jpg", ".mine.png.7.partial"):
+        (others / name).touch()
+    (out / part).symlink_to("../others")
+    before = files(tmp_path)
+    words = f"out/{part}: found a symbolic link to ../others, expected a folder of its own"
+    refused(words, video(tmp_path / "in.mp4", 2), given, out, model, **options)
+    assert files(tmp_path) == sorted([*before, "in.mp4"])
+
+
+def test_the_output_folder_may_be_a_link_and_so_may_files_that_are_replaced(tmp_path, model):
+    """The link is where its user wants the results; of what is replaced, the link goes and not what it leads to."""
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    mask(disk / "masks/00000.png"), mask(disk / "masks/00007.png")
+    out.symlink_to("disk")
+    theirs = tmp_path / "theirs"
+    theirs.write_text("theirs")
+    for name in ("masks/00001.png", "overlay.mp4"):
+        (disk / name).symlink_to(theirs)
+    segment_video(video(tmp_path / "in.mp4", 2), mask(tmp_path / "m.png"), out, model=model, overwrite=True)
+    assert files(disk) == [*numbered(2), "overlay.mp4"]
+    assert theirs.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("kind", ["a file", "a file of a folder", "the folder", "a chain", "a link there"])
+def test_an_input_that_a_link_leads_into_the_output_is_refused(tmp_path, model, kind):
+    source, out, given = video(tmp_path / "in.mp4", 2), tmp_path / "out", tmp_path / "given/00000.png"
+    real = mask(tmp_path / "real.png")
+    earlier = mask(out / "00000.png").rename(mask(out / "masks/00000.png"))
+    if kind == "the folder":
+        given.parent.symlink_to("out/masks")
+    else:
+        given.parent.mkdir()
+        given.symlink_to(earlier)
+    if kind in ("a chain", "a link there"):
+        earlier.unlink()
+        earlier.symlink_to(real)
+    masks = {"a file": given, "the folder": given.parent, "a link there": earlier}.get(kind, given.parent)
+    refused("out: the output folder holds the input", source, masks, out, model, overwrite=True)
+    assert files(out) == ["masks/00000.png"]
+    assert np.array_equal(read_mask(given).ids, read_mask(real).ids)
 
 
 def test_other_wrong_options_are_refused(tmp_path, model):

@@ -451,6 +451,21 @@ def test_a_still_without_mask_is_named(stills):
         still_folder(stills)
 
 
+def test_stills_and_masks_that_cannot_be_told_apart_are_refused(stills):
+    for name in ("JPEGImages/tall.png", "Annotations/tall.png"):
+        (stills / "more").mkdir(exist_ok=True)
+        (stills / "more/tall.png").write_bytes((stills / name).read_bytes())
+    for patterns in (("*/tall.png", "Annotations/*.png"), ("JPEGImages/*.png", "[Am]*/*.png")):
+        with pytest.raises(InputError, match=r"tall\.png: same name as .*tall\.png"):
+            still_globs(stills, *patterns)
+    with pytest.raises(InputError, match=r"\.png: found as picture and as mask, expected two files"):
+        still_globs(stills, "Annotations/*.png", "Annotations/*.png")
+    (stills / "Annotations").rename(stills / "masks")
+    (stills / "Annotations").symlink_to("JPEGImages")
+    with pytest.raises(InputError, match=r"\.png: found as picture and as mask, expected two files"):
+        still_folder(stills)
+
+
 @pytest.mark.parametrize("weights", [[], [0.0], [1.0, -1.0], [float("nan")]])
 def test_weights_that_choose_nothing_are_refused(stills, weights):
     with pytest.raises(InputError, match="data: weights"):

@@ -135,6 +135,27 @@ def test_another_run_is_not_overwritten(whole):
         make_trainer(whole, ema=0.9)
 
 
+@pytest.mark.parametrize("name", ["model", "best"])
+def test_weights_of_another_run_are_not_overwritten(tmp_path, name):
+    """Its checkpoint, which takes the most room, may be gone."""
+    weights = tmp_path / f"{name}.safetensors"
+    weights.touch()
+    with pytest.raises(InputError, match=rf"{name}\.safetensors: a run lies there already"):
+        RunFolder(tmp_path).claim(resume=False)
+    RunFolder(tmp_path).claim(resume=True, inputs=[tmp_path / "other"])
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=rf"{name}\.safetensors: found as input and as output"):
+        RunFolder(tmp_path / "link").claim(resume=True, inputs=[weights])
+
+
+def test_pictures_are_not_written_behind_a_link(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/pictures").symlink_to("..")
+    with pytest.raises(InputError, match=r"pictures: found a symbolic link to \.\., expected a folder of its own"):
+        RunFolder(tmp_path / "run").claim(resume=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["pictures"]
+
+
 def test_a_run_goes_on_with_the_numbers_it_began_with(whole):
     with pytest.raises(InputError, match=r"the run began with optimizer\.lr 0\.001, expected that, found 0\.1"):
         make_trainer(whole, True, ema=0.9, optimizer={"lr": 0.1, "batch": 2})

@@ -1,13 +1,23 @@
 """What is written has its name when it is whole, and what a killed process left is in nobody's way."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from stm_fast.errors import InputError
-from stm_fast.whole_file import partial_path, remove_left_over, whole_file, whole_folder, write_tensors
+from stm_fast.whole_file import (
+    partial_path,
+    refuse_input,
+    refuse_links,
+    remove_left_over,
+    whole_file,
+    whole_folder,
+    write_tensors,
+)
 
 
 def test_tensors_are_written_alone_and_can_be_read_by_whom_the_folder_lets(tmp_path):
@@ -52,3 +62,47 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
         with pytest.raises(InputError, match="cannot write "), whole_file(path) as partial:
             partial.touch()
     assert not os.listdir(tmp_path)
+
+
+def test_of_a_link_the_link_alone_is_removed_or_replaced(tmp_path):
+    """Also where it has the name of what a killed process left, or of what this one is about to write."""
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    elsewhere.mkdir(), here.mkdir()
+    (elsewhere / "file").write_text("theirs")
+    (here / ".a.7.partial").symlink_to(elsewhere)
+    (here / ".b.7.partial").symlink_to(elsewhere / "file")
+    remove_left_over(here)
+    assert os.listdir(here) == []
+    for path in (here / "x", here / "folder"):
+        partial_path(path).symlink_to(elsewhere / "file" if path.name == "x" else elsewhere)
+    (here / "x").symlink_to(elsewhere / "file")
+    with whole_file(here / "x") as partial:
+        partial.write_text("ours")
+    with whole_folder(here / "folder") as partial:
+        (partial / "new").touch()
+    assert not (here / "x").is_symlink()
+    assert (os.listdir(elsewhere), (elsewhere / "file").read_text()) == (["file"], "theirs")
+    assert (os.listdir(here / "folder"), (here / "x").read_text()) == (["new"], "ours")
+
+
+def test_links_and_inputs_in_the_place_of_what_is_written_are_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "loop").symlink_to("loop")
+    refuse_links(tmp_path, tmp_path / "folder", tmp_path / "absent")
+    for name, target in (("link", "folder"), ("loop", "loop")):
+        with pytest.raises(InputError, match=f"{name}: found a symbolic link to {target}, expected a folder"):
+            refuse_links(tmp_path / "folder", tmp_path / name)
+    (tmp_path / "folder/file").touch()
+    refuse_input(tmp_path / "absent", [tmp_path / "folder/file", tmp_path / "absent"])
+    with pytest.raises(InputError, match="link/file: found as input and as output"):
+        refuse_input(tmp_path / "link/file", [tmp_path / "other", tmp_path / "folder/file"])
+
+
+def test_what_is_no_name_of_a_file_is_named():
+    for path in ("/", "."):
+        with (
+            pytest.raises(InputError, match=rf"cannot write {re.escape(path)}: found a folder"),
+            whole_file(Path(path)),
+        ):
+            pass

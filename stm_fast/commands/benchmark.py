@@ -24,6 +24,7 @@ from stm_fast.benchmarking.tuning import tune as tune_tiles
 from stm_fast.benchmarking.tuning import write_table
 from stm_fast.benchmarking.workload import DTYPES, PASSES, Shape, grid, parse_shape
 from stm_fast.errors import InputError
+from stm_fast.whole_file import refuse_input
 
 _ALL = "all"
 # seconds on two CPU cores; a GPU has time for more
@@ -104,6 +105,7 @@ def benchmark(
     if system:
         if not overwrite:
             _refuse_results(output)
+        refuse_input(output, [weights] if weights is not None else [])
         names = (shapes or _SYSTEM_SHAPES).split(",")
         workloads = [parse_workload(name.strip(), None if weights is None else str(weights)) for name in names]
         contestants = _chosen("--routes", routes or ",".join(usual_contestants(place)), CONTESTANTS)

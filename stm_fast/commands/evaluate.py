@@ -30,6 +30,7 @@ from stm_fast.evaluation.baselines import COPIED, UNTRAINED, copy_first_masks, u
 from stm_fast.evaluation.benchmark_sets import (
     MASKS,
     Inference,
+    check_folders,
     claim_output,
     describe_run,
     read_timings,
@@ -43,7 +44,7 @@ from stm_fast.evaluation.tables import overall, print_comparison, print_tables, 
 from stm_fast.inference.shards import rank, shard, wait_for_all
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
-from stm_fast.whole_file import make_folder
+from stm_fast.whole_file import make_folder, same_file
 
 
 class Benchmark(StrEnum):
@@ -111,6 +112,7 @@ def evaluate(
         data = output / "data"
     if data is None or output is None:
         raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
+    check_folders(output)
     sequences = _chosen(_opened(benchmark, data, split), sequence, data)
     _check_output(output, sequences)
     to_score = _annotated(sequences)
@@ -156,10 +158,17 @@ def _opened(benchmark: str, data: Path, split: str) -> list[Sequence]:
 
 
 def _check_output(output: Path, sequences: list[Sequence]) -> None:
-    """Annotations of the set would be taken for results."""
+    """Annotations of the set would be taken for results, and results that lie among them for sequences."""
+    place = output.resolve()
+    results = [(output / name).resolve() for name in (MASKS, _BASELINES)]
     for sequence in sequences:
-        if sequence.annotations.resolve() == (output / MASKS / sequence.name).resolve():
-            raise InputError(f"--output: found {output}, which holds the annotations of the set; give another folder")
+        assert sequence.frames is not None
+        for folder in (sequence.annotations, sequence.frames):
+            if any(folder.resolve().is_relative_to(path) for path in results):
+                what = "annotations" if folder == sequence.annotations else "frames"
+                raise InputError(f"--output: found {output}, which holds the {what} of the set; give another folder")
+            if any(place.is_relative_to(path.resolve()) for path in (folder, folder.parent)):
+                raise InputError(f"--output: found {output}, among what {folder.parent} has of the set; give another")
 
 
 def _chosen(sequences: list[Sequence], names: list[str] | None, data: Path) -> list[Sequence]:
@@ -230,6 +239,10 @@ def _pairs(results: Path, truth: Path, benchmark: str, data: Path | None, split:
         pairs = [(sequence, folder) for sequence, folder in pairs if folder.is_dir()]
     if not pairs:
         raise InputError(f"{results}: found no results of the sequences of {truth}, expected a folder for each")
+    same = [sequence.name for sequence, folder in pairs if same_file(folder, sequence.annotations)]
+    if same:
+        which = f"{', '.join(same)}: the results are the annotations themselves"
+        print(f"stm-fast: {which}; their scores mean nothing", file=sys.stderr)
     if len(pairs) < len(named):
         print(f"stm-fast: {results} has {len(pairs)} of the {len(named)} sequences of {truth}", file=sys.stderr)
     return pairs

@@ -44,7 +44,7 @@ from stm_fast.commands.memory import (
 )
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, Summary, segment_video
-from stm_fast.inference.bulk import plan
+from stm_fast.inference.bulk import Job, check_inputs, plan
 from stm_fast.inference.estimation import Estimate
 from stm_fast.inference.shards import process_group, rank, shard, world_size
 from stm_fast.memory import RankLostError
@@ -117,9 +117,7 @@ def segment(
         found = f"{len(sources)} videos and {world_size()} processes"
         raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
     several = len(sources) > 1
-    jobs = plan(sources, output) if several else []
-    if several and not masks.is_dir():
-        raise InputError(f"{masks}: no such folder of masks, expected one that has masks for each video")
+    jobs = _jobs(sources, masks, output) if several else []
     memory = memory_config(
         every,
         first_and_previous,
@@ -169,6 +167,14 @@ def segment(
     if several and untrained:
         print_untrained()
     raise typer.Exit(code)
+
+
+def _jobs(sources: list[Path], masks: Path, output: Path) -> list[Job]:
+    jobs = plan(sources, output)
+    if not masks.is_dir():
+        raise InputError(f"{masks}: no such folder of masks, expected one that has masks for each video")
+    check_inputs(jobs, masks)
+    return jobs
 
 
 def _segment_one(source: Path, masks: Path, output: Path, run: Segment, untrained: bool) -> int:

@@ -8,7 +8,7 @@ from PIL import Image
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
-from stm_fast.whole_file import whole_folder, writing
+from stm_fast.whole_file import refuse_links, whole_folder, writing
 
 SEQUENCES = 8
 _FRAMES = 40
@@ -39,11 +39,13 @@ def draw_set(root: Path, first_seed: int) -> list[str]:
 
 
 def draw_sequence(root: Path, name: str, clip: SyntheticClip) -> None:
-    """Draws a clip as ``JPEGImages/<name>`` and ``Annotations/<name>``. Raises InputError where that is not possible.
+    """Draws a clip as ``JPEGImages/<name>`` and ``Annotations/<name>``.
 
-    The annotations get their name last: a sequence that has them is whole.
+    The annotations get their name last: a sequence that has them is whole, and pictures without them are replaced.
+    Raises InputError where that is not possible, or would happen behind a link.
     """
     pictures, annotations = root / "JPEGImages" / name, root / "Annotations" / name
+    refuse_links(pictures.parent, pictures, annotations.parent, annotations)
     shutil.rmtree(pictures, ignore_errors=True)
     with whole_folder(annotations) as masks, whole_folder(pictures) as images:
         for time, frame in enumerate(clip):

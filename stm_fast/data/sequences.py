@@ -18,6 +18,7 @@ from stm_fast.data.drawn_set import draw_set
 from stm_fast.errors import InputError, check_name
 from stm_fast.video import object_ids, read_mask
 from stm_fast.video.picture_folder import SUFFIXES, natural_key
+from stm_fast.whole_file import same_file
 
 VOID = 255
 RESOLUTION = "480p"  # what DAVIS is evaluated at
@@ -183,6 +184,8 @@ def _checked(sequence: Sequence) -> Sequence:
         raise InputError(f"{sequence.frames}: no such folder of frames, expected sequence {sequence.name}")
     if not sequence.annotated:
         raise InputError(f"{sequence.annotations}: no PNG in it, expected the mask of the first frame at least")
+    if same_file(sequence.frames, sequence.annotations):
+        raise InputError(f"{sequence.annotations}: found the frames there too, expected a folder of masks alone")
     return sequence
 
 

@@ -1,6 +1,6 @@
 """Still pictures with masks: folders as `JPEGImages` and `Annotations`, and pairs of globs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from stm_fast.errors import InputError
 from stm_fast.video import object_ids, read_mask
 from stm_fast.video.picture_folder import SUFFIXES, natural_key
 from stm_fast.video.pillow import BROKEN_PICTURE, reason
+from stm_fast.whole_file import same_file
 
 _HALF = 128
 
@@ -63,15 +64,14 @@ class StillSource:
 def still_folder(root: Path) -> StillSource:
     """The pictures of `JPEGImages` whose masks lie in `Annotations` as PNGs of the same names.
 
-    Raises InputError: a missing folder, no picture in it, a picture without mask.
+    Raises InputError: a missing folder, no picture in it, a picture without mask, two of one name.
     """
     pictures, masks = root / "JPEGImages", root / "Annotations"
     for folder in (pictures, masks):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder, expected pictures in JPEGImages and masks in Annotations")
     files = [file for file in pictures.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
-    named = {file.stem: file for file in masks.glob("*.png")}
-    return StillSource(_paired(files, named, str(pictures)))
+    return StillSource(_paired(files, masks.glob("*.png"), str(pictures)))
 
 
 def still_globs(root: Path, pictures: str, masks: str) -> StillSource:
@@ -80,11 +80,12 @@ def still_globs(root: Path, pictures: str, masks: str) -> StillSource:
     DUTS: ``still_globs(root, "DUTS-TR-Image/*.jpg", "DUTS-TR-Mask/*.png")``; MSRA10K, whose masks lie beside its
     pictures: ``still_globs(root, "Imgs/*.jpg", "Imgs/*.png")``; SBD: ``still_globs(root, "img/*.jpg", "inst/*.mat")``.
 
-    Raises InputError: a missing folder, a pattern that is none, no picture found, a picture without mask.
+    Raises InputError: a missing folder, a pattern that is none, no picture found, a picture without mask, two pictures
+    or two masks of one name, a file that both patterns find.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder of stills")
-    return StillSource(_paired(_found(root, pictures), {file.stem: file for file in _found(root, masks)}, pictures))
+    return StillSource(_paired(_found(root, pictures), _found(root, masks), pictures))
 
 
 def _found(root: Path, pattern: str) -> list[Path]:
@@ -94,13 +95,26 @@ def _found(root: Path, pattern: str) -> list[Path]:
         raise InputError(f"{root}: found the pattern {pattern!r}, expected one of files below it ({error})") from None
 
 
-def _paired(pictures: list[Path], masks: dict[str, Path], place: str) -> list[Pair]:
-    if not pictures:
+def _paired(pictures: Iterable[Path], masks: Iterable[Path], place: str) -> list[Pair]:
+    pictures_by_name, masks_by_name = _by_name(pictures), _by_name(masks)
+    if not pictures_by_name:
         raise InputError(f"{place}: no pictures found, expected jpg, png or webp files")
-    for file in pictures:
-        if file.stem not in masks:
+    for name, file in pictures_by_name.items():
+        if name not in masks_by_name:
             raise InputError(f"{file}: no mask of this name")
-    return [Pair(file, masks[file.stem]) for file in sorted(pictures, key=lambda file: natural_key(file.name))]
+        if same_file(file, masks_by_name[name]):
+            raise InputError(f"{file}: found as picture and as mask, expected two files")
+    files = sorted(pictures_by_name.values(), key=lambda file: natural_key(file.name))
+    return [Pair(file, masks_by_name[file.stem]) for file in files]
+
+
+def _by_name(files: Iterable[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for file in files:
+        twin = named.setdefault(file.stem, file)
+        if twin is not file:
+            raise InputError(f"{file}: same name as {twin}, so that which mask belongs to which picture is open")
+    return named
 
 
 def _read_ids(file: Path) -> Bytes:

@@ -11,7 +11,7 @@ from stm_fast.data.sequences import Ids, Sequence
 from stm_fast.evaluation.benchmark_sets import MASKS
 from stm_fast.network import STM, Architecture
 from stm_fast.video import MaskWriter, open_frames
-from stm_fast.whole_file import make_folder, whole_folder
+from stm_fast.whole_file import make_folder, refuse_links, whole_folder
 
 COPIED = "first mask copied"
 UNTRAINED = "untrained network"
@@ -25,7 +25,11 @@ def untrained(architecture: Architecture) -> STM:
 
 
 def copy_first_masks(sequences: Iterable[Sequence], output: Path) -> None:
-    """Each object keeps the mask that it was given, in ``output/Annotations/<sequence>``; finished ones are skipped."""
+    """Each object keeps the mask that it was given, in ``output/Annotations/<sequence>``; finished ones are skipped.
+
+    Raises InputError where that folder is a link.
+    """
+    refuse_links(output / MASKS)
     make_folder(output / MASKS)
     for sequence in sequences:
         final = output / MASKS / sequence.name

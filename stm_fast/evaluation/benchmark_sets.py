@@ -29,7 +29,7 @@ from stm_fast.memory.policy import frames_that_stay
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames
-from stm_fast.whole_file import make_folder, remove_left_over, whole_file, whole_folder
+from stm_fast.whole_file import make_folder, refuse_links, remove_left_over, whole_file, whole_folder
 
 MASKS = "Annotations"
 TIMINGS = "timings"
@@ -72,8 +72,14 @@ def describe_run(model: STM, set_name: str, split: str, inference: Inference) ->
     }
 
 
+def check_folders(output: Path) -> None:
+    """Raises InputError where a link would make another folder's files pass for results."""
+    refuse_links(output / MASKS, output / TIMINGS)
+
+
 def claim_output(output: Path, run: dict[str, Any]) -> None:
-    """Makes the folder one for this run. Raises InputError where it holds the masks of another one."""
+    """Makes the folder one for this run. Raises InputError where it holds, or links to, the masks of another."""
+    check_folders(output)
     make_folder(output / MASKS)
     make_folder(output / TIMINGS)
     file = output / "run.json"

@@ -1,10 +1,13 @@
 """Many videos with a folder of masks and a folder of results: which belongs to which."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from stm_fast.errors import InputError, check_name
+from stm_fast.inference.results import check_apart
 
 
 class Job(NamedTuple):
@@ -16,14 +19,28 @@ class Job(NamedTuple):
 
 
 def plan(sources: Sequence[Path], output: Path) -> list[Job]:
-    """Each video with its own folder of results. Raises InputError where two have the same name, or one has none."""
+    """Each video with its own folder of results. Raises InputError where two have the same one, or one has no name."""
     jobs: dict[str, Job] = {}
     for source in sources:
         name = check_name(source.resolve().name if source.is_dir() else source.stem, f"{source}: name of its results")
-        twin = jobs.setdefault(name, Job(name, source, output / name))
-        if twin.source is not source:
-            raise InputError(f"{source}: same name as {twin.source}, so the results of both would be in {twin.output}")
+        # links may lead two names to one folder
+        job = Job(name, source, output / name)
+        twin = jobs.setdefault(os.path.realpath(job.output), job)
+        if twin is not job:
+            same = "name" if twin.name == name else "folder"
+            raise InputError(
+                f"{source}: same {same} as {twin.source}, so the results of both would be in {twin.output}"
+            )
     return list(jobs.values())
+
+
+def check_inputs(jobs: Sequence[Job], masks: Path) -> None:
+    """Raises InputError where the results of one video would take the place of the input of another."""
+    inputs = [job.source for job in jobs]
+    for job in jobs:
+        with suppress(InputError):  # there is none: its own turn tells
+            inputs.append(masks_of(job, masks))
+    check_apart([job.output for job in jobs], inputs)
 
 
 def masks_of(job: Job, masks: Path) -> Path:

@@ -1,6 +1,7 @@
 """What a run leaves in its output folder: masks/<frame>.png, and overlay.mp4 or overlay/<frame>.jpg."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,13 +21,17 @@ from stm_fast.video import (
     draw_overlay,
     read_mask,
 )
-from stm_fast.whole_file import LEFT_OVER, remove_left_over, writing
+from stm_fast.whole_file import LEFT_OVER, refuse_links, remove_left_over, writing
 
 Overlay = Literal["video", "pictures", "none"]
+# of a chain, beyond which Linux calls it a loop
+_MOST_LINKS = 40
 
 
 def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, resume: bool = False) -> None:
     """Raises InputError where the folder holds anything and nobody said that it may be overwritten, or an input.
+
+    The folder may be a link, which its user has made: a way to another disk. What a run makes inside it may not.
 
     Args:
         resume: the run may be one that goes on: an interrupted one in the folder is not in its way.
@@ -34,10 +39,8 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
     with reading(folder):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: found a file, expected an output folder")
-        for path in inputs:
-            # earlier results are removed, and the input would be one of them
-            if path.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"{folder}: the output folder holds the input {path}; give another one")
+        refuse_links(*_parts(folder))
+        check_apart([folder], inputs)
         if overwrite or not _holds_anything(folder):
             return
         recorded = (folder / RECORD).exists()
@@ -48,13 +51,28 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
         raise InputError(f"{folder}: the output folder is {why}; give another one, or --overwrite")
 
 
+def check_apart(folders: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raises InputError where a folder of results holds an input, or a file of one, be it behind a link.
+
+    Earlier results are removed, and the input would be one of them.
+    """
+    outputs = {Path(os.path.realpath(folder)): folder for folder in folders}
+    for path in inputs:
+        with reading(path):
+            places = [(file, place) for file in (path, *_links_in(path)) for place in _places(file)]
+        for file, place in places:
+            for above in (place, *place.parents):
+                if above in outputs:
+                    raise InputError(f"{outputs[above]}: the output folder holds the input {file}; give another one")
+
+
 def remove_results(folder: Path) -> None:
     """Removes what a run left there, its checkpoint too. Raises InputError where that is not possible."""
     with writing(folder):
         for earlier in (folder / RECORD, *folder.glob(STATES)):
             earlier.unlink(missing_ok=True)
         _remove_earlier(folder)
-        for part in (folder / "masks", folder / "overlay"):
+        for part in _parts(folder):
             with suppress(OSError):  # not there, or the user has put something in it
                 part.rmdir()
 
@@ -74,15 +92,16 @@ class Results:
             with writing(folder):
                 _remove_earlier(folder)
         # of a process that was killed
-        for part in (folder, folder / "masks", folder / "overlay"):
+        for part in (folder, *_parts(folder)):
             remove_left_over(part)
-        self._masks = MaskWriter(folder / "masks", palette)
+        masks, pictures = _parts(folder)
+        self._masks = MaskWriter(masks, palette)
         self._video: OverlayVideoWriter | None = None
         self._pictures: OverlayPictureWriter | None = None
         if overlay == "video":
             self._video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
         elif overlay == "pictures":
-            self._pictures = OverlayPictureWriter(folder / "overlay")
+            self._pictures = OverlayPictureWriter(pictures)
 
     def write(self, frame: Frame, ids: npt.NDArray[np.uint8]) -> None:
         """Writes what belongs to one frame; ids ``[H, W]``."""
@@ -147,6 +166,30 @@ def _holds_anything(folder: Path) -> bool:
     return folder.is_dir() and any(not path.match(LEFT_OVER) for path in folder.iterdir())
 
 
+def _parts(folder: Path) -> tuple[Path, Path]:
+    """The folders of masks and of overlays."""
+    return folder / "masks", folder / "overlay"
+
+
 def _remove_earlier(folder: Path) -> None:
-    for earlier in (*folder.glob("masks/*.png"), *folder.glob("overlay/*.jpg"), folder / "overlay.mp4"):
+    masks, overlay = _parts(folder)
+    for earlier in (*masks.glob("*.png"), *overlay.glob("*.jpg"), folder / "overlay.mp4"):
         earlier.unlink(missing_ok=True)
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Where a path lies, and where it leads, link by link."""
+    for _ in range(_MOST_LINKS):
+        # a ".." is left only at the end, behind what is no link
+        path = Path(os.path.normpath(os.path.realpath(path.parent) + os.sep + path.name))
+        yield path
+        if not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+
+
+def _links_in(folder: Path) -> Iterator[Path]:
+    """The entries of a folder that are links."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from (folder / entry.name for entry in entries if entry.is_symlink())

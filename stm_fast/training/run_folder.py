@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from stm_fast.training.checkpoint import read_state
 from stm_fast.training.compact import State
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.config_file import from_plain
-from stm_fast.whole_file import make_folder, remove_left_over
+from stm_fast.whole_file import make_folder, refuse_input, refuse_links, remove_left_over
 
 # what does not touch the numbers of the steps that are done may change while a run is interrupted; so may paths, and
 # the parts of a batch, as the number of processes may: a machine with less memory takes more parts
@@ -31,14 +31,23 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         self.model = path / "model.safetensors"
         self.best = path / "best.safetensors"
+        self.pictures = path / "pictures"
 
     def picture(self, step: int) -> Path:
-        return self.path / "pictures" / f"step-{step:07}.png"
+        return self.pictures / f"step-{step:07}.png"
 
-    def claim(self, resume: bool) -> None:
-        """Makes the folder. Raises InputError where another run lies there."""
-        if self.checkpoint.exists() and not resume:
-            raise InputError(f"{self.checkpoint}: a run lies there already; give another --output, or --resume")
+    def claim(self, resume: bool, inputs: Iterable[Path] = ()) -> None:
+        """Makes the folder.
+
+        Raises InputError where another run lies there, pictures would go elsewhere by a link, or weights of this run
+        would take the place of those that it starts from, `inputs`.
+        """
+        for file in (self.checkpoint, self.model, self.best):
+            if file.exists() and not resume:
+                raise InputError(f"{file}: a run lies there already; give another --output, or --resume")
+        refuse_links(self.pictures)
+        for file in (self.model, self.best):
+            refuse_input(file, inputs)
         make_folder(self.path)
         remove_left_over(self.path)
 

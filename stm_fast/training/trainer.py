@@ -67,7 +67,8 @@ class Trainer:
         self._accelerator = _accelerator(config)
         self._folder = RunFolder(output)
         if self._accelerator.is_main_process:
-            self._folder.claim(resume)
+            starts = (config.weights, config.backbone_weights)
+            self._folder.claim(resume, [Path(start) for start in starts if start is not None])
         self._accelerator.wait_for_everyone()
         self._learner = Learner(config, clip_loss, self._accelerator)
         check_backend(clip_loss.model, config.backend)

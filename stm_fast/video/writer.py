@@ -17,7 +17,7 @@ from PIL import Image
 from stm_fast.errors import InputError
 from stm_fast.video.masks import write_mask
 from stm_fast.video.pyav import require_av
-from stm_fast.whole_file import make_folder, partial_path, sync, whole_file, writing
+from stm_fast.whole_file import make_folder, new_partial, sync, whole_file, writing
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -98,7 +98,7 @@ class OverlayVideoWriter:
         self.frame_rate = Fraction(frame_rate)
         require_av(self.path)
         make_folder(self.path.parent)
-        self._partial = partial_path(self.path)
+        self._partial = new_partial(self.path)
         self._last_tick = -1
         with self._encoding():
             self._container: OutputContainer | None = _open_mp4(self._partial)
