@@ -1,5 +1,6 @@
 """The command line: stm-fast demo | segment | train | evaluate | benchmark | convert | info."""
 
+import logging
 import platform
 import sys
 from fractions import Fraction
@@ -61,6 +62,7 @@ class _OneLineErrors(TyperGroup):
             raise _wrong_use(error) from None
 
     def invoke(self, ctx: Any) -> Any:
+        logging.getLogger("stm_fast").addHandler(_NOTES)
         try:
             return super().invoke(ctx)
         except InputError as error:
@@ -77,9 +79,23 @@ def _wrong_use(error: Any) -> typer.Exit:
 
 
 def _ended(why: str, code: int) -> typer.Exit:
-    # a file's name may hold line breaks
-    print("stm-fast:", " ".join(why.splitlines()), file=sys.stderr)
+    _say(why)
     return typer.Exit(code)
+
+
+def _say(line: str) -> None:
+    # a file's name may hold line breaks
+    print("stm-fast:", " ".join(line.splitlines()), file=sys.stderr)
+
+
+class _Notes(logging.Handler):
+    """What was made of input that could mean more than one thing, as the package logs it: a line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+_NOTES = _Notes(logging.WARNING)
 
 
 app = typer.Typer(

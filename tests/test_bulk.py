@@ -136,6 +136,18 @@ def test_a_folder_of_results_with_a_link_in_it_is_left_alone(tmp_path, many, wei
     assert len(os.listdir(tmp_path / "out/b/masks")) == 4, "the others are done"
 
 
+def test_a_mask_that_is_named_as_its_video_is_of_the_first_frame(tmp_path, many, weights):
+    sources = [many[0].rename(tmp_path / "many/00002.mp4"), many[2]]
+    (tmp_path / "masks/a.png").rename(tmp_path / "masks/00002.png")
+    result = CliRunner().invoke(app, arguments(tmp_path, weights, sources))
+    assert result.stderr.count("no masks for") == 1, "the other one's"
+    assert 3 in read_mask(tmp_path / "out/00002/masks/00000.png").ids
+    assert "00002.png: named as the video, so it is taken for the first frame" in result.stderr
+    refused = CliRunner().invoke(app, arguments(tmp_path, weights, sources, "--mask-frame", "2"))
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == "stm-fast: --mask-frame: found 2 with 2 videos, expected one\n"
+
+
 def test_one_that_fails_does_not_stop_the_others(tmp_path, many, weights):
     (tmp_path / "many/a2.mp4").write_text("not a video")
     mask(tmp_path / "masks/a2.png", 1)

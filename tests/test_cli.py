@@ -150,6 +150,26 @@ def test_an_untrained_network_says_what_that_means(place):
     assert result.stdout.splitlines()[1:] == ["The network is untrained, as --arch asks: its masks mean nothing."]
 
 
+def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(place):
+    later = place.mask.rename(place.folder / "00004.png")
+    result = place.segment("--overlay", "none", masks=later)
+    assert result.exit_code == 0, result.output
+    note, estimate = result.stderr.splitlines()
+    assert (
+        note
+        == f"stm-fast: {later}: named as frame 00004, so it is taken for that; mask_frame (--mask-frame) names another"
+    )
+    assert estimate.startswith("memory: ")
+    assert not read_mask(place.out / "masks/00003.png").ids.any()
+    assert np.array_equal(read_mask(place.out / "masks/00004.png").ids, ids())
+    place.refuses(
+        "mask_frame: found '6', expected the name of a frame of clip, or an index from 0 to 5",
+        more=["--mask-frame", "6"],
+        masks=later,
+        output=place.folder / "other",
+    )
+
+
 def test_demo(tmp_path, weights):
     arguments = ("demo", "--output", tmp_path / "demo", "--weights", weights, "--frames", 3, "--objects", 2)
     result = run(*arguments)

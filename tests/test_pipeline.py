@@ -13,7 +13,8 @@ from PIL import Image
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter, pipeline, results, segment_video
+from stm_fast.inference import InterruptedRun, VideoSegmenter, pipeline, results, segment_video
+from stm_fast.inference.given import find_masks, mask_files
 from stm_fast.inference.overlap import FRAMES_WAITING
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
@@ -183,7 +184,7 @@ def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypa
         most.append(len(alive))
         original(self, frame, ids)
 
-    monkeypatch.setattr(pipeline, "open_frames", Counted)
+    monkeypatch.setattr(pipeline, "open_frames", lambda source, masks: Counted(source))
     monkeypatch.setattr(results.Results, "write", slow)
     segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, overlay="none")
     assert len(most) == 40
@@ -293,8 +294,8 @@ def test_masks_that_fit_no_frame_are_refused(tmp_path, model):
 def test_a_mask_beyond_an_unknown_end_is_named_at_the_end(tmp_path, model, monkeypatch):
     source = video(tmp_path / "in.mp4", 4)
 
-    def without_count(path):
-        reader = open_frames(path)
+    def without_count(path, masks):
+        reader = open_frames(path, masks)
         reader.frame_count = None
         return reader
 
@@ -365,6 +366,173 @@ def test_an_input_that_a_link_leads_into_the_output_is_refused(tmp_path, model, 
     refused("out: the output folder holds the input", source, masks, out, model, overwrite=True)
     assert files(out) == ["masks/00000.png"]
     assert np.array_equal(read_mask(given).ids, read_mask(real).ids)
+
+
+# which frame one mask belongs to
+
+
+def frame_of(masks, source, mask_frame=None, **options):
+    """The index, and whether the user is told."""
+    given = find_masks(masks, open_frames(source, **options), mask_frame)
+    (index,) = given.files
+    assert all("\n" not in note and "mask_frame" in note for note in given.notes)
+    return index, len(given.notes)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return video(tmp_path_factory.mktemp("clip") / "00005.mp4", 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "told"),
+    [
+        ("00006", 6, True),
+        ("00000", 0, False),
+        ("first", 0, False),
+        ("frame_00006", 0, False),
+        ("6", 0, True),  # no frame is named so
+        ("00008", 0, True),  # beyond the end
+        ("00005", 0, True),  # the video is named so too
+        ("0", 0, False),
+        ("9" * 200, 0, True),
+    ],
+)
+def test_a_mask_belongs_to_the_frame_whose_name_it_has(tmp_path, clip, name, index, told):
+    assert frame_of(mask(tmp_path / f"{name}.png"), clip) == (index, told)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "told"),
+    [("f2", 1, True), ("f10", 2, True), ("f1", 0, False), ("f02", 0, False), ("F2", 0, False), ("2", 0, True)],
+)
+def test_a_mask_belongs_to_the_picture_whose_name_it_has(tmp_path, name, index, told):
+    source = folder(tmp_path / "in", ["f1.png", "f2.jpg", "f10.png"])
+    assert frame_of(mask(tmp_path / f"{name}.png"), source) == (index, told)
+
+
+@pytest.mark.parametrize(
+    ("mask_frame", "index"), [(6, 6), ("6", 6), ("00006", 6), (0, 0), ("0", 0), ("00005", 5), (7, 7)]
+)
+def test_the_frame_of_a_mask_can_be_said(tmp_path, clip, mask_frame, index):
+    assert frame_of(mask(tmp_path / "00003.png"), clip, mask_frame) == (index, False)
+
+
+def test_the_frame_of_a_mask_can_be_said_by_the_name_of_a_picture(tmp_path):
+    given, source = mask(tmp_path / "m.png"), folder(tmp_path / "in", ["f1.png", "f2.png", "f10.png"])
+    for mask_frame, index in (("f10", 2), ("2", 2), (1, 1), ("0", 0)):
+        assert frame_of(given, source, mask_frame) == (index, False)
+    counted = folder(tmp_path / "counted", ["0001.png", "0002.png", "0003.png"])
+    for mask_frame, index in (("0002", 1), (2, 2)):
+        assert frame_of(given, counted, mask_frame) == (index, False)
+    with pytest.raises(InputError, match="mask_frame: found 2, but the frame of that index is 0003; expected a name"):
+        find_masks(given, open_frames(counted), "2")
+
+
+@pytest.mark.parametrize("mask_frame", [8, -1, "8", "-1", "f1", "", "9" * 5000])
+def test_a_frame_that_is_not_there_is_refused(tmp_path, clip, mask_frame):
+    with pytest.raises(InputError, match=r"mask_frame: found .*, expected .* of 00005, or an index from 0 to 7"):
+        find_masks(mask(tmp_path / "m.png"), open_frames(clip), mask_frame)
+
+
+def test_the_frame_of_a_folder_of_masks_cannot_be_said(tmp_path, clip):
+    mask(tmp_path / "given/00002.png")
+    with pytest.raises(InputError, match=r"mask_frame: found 3 with the folder .*given, expected it with one mask"):
+        find_masks(tmp_path / "given", open_frames(clip), 3)
+    with pytest.raises(InputError, match="absent: no such mask file"):
+        find_masks(tmp_path / "absent", open_frames(clip), 3)
+
+
+def test_one_mask_of_a_later_frame_is_as_a_folder_with_it(tmp_path, model, caplog):
+    source, given = video(tmp_path / "in.mp4", 3), mask(tmp_path / "given/00001.png")
+    for name, masks, options in (
+        ("folder", given.parent, {}),
+        ("file", given, {}),
+        ("said", mask(tmp_path / "first.png"), {"mask_frame": 1}),
+    ):
+        caplog.clear()
+        segment_video(source, masks, tmp_path / name, model=model, overlay="none", **options)
+        notes = [f"{given}: named as frame 00001, so it is taken for that; mask_frame (--mask-frame) names another"]
+        assert caplog.messages == (notes if name == "file" else [])
+    assert not read_mask(tmp_path / "file/masks/00000.png").ids.any(), "before the mask all is background"
+    for name in numbered(3):
+        expected = (tmp_path / "folder" / name).read_bytes()
+        assert {(tmp_path / other / name).read_bytes() for other in ("file", "said")} == {expected}
+
+
+def test_a_run_goes_on_with_the_mask_at_its_frame_alone(tmp_path, model):
+    source, given, out = video(tmp_path / "in.mp4", 3), mask(tmp_path / "00001.png"), tmp_path / "out"
+    options = {"model": model, "overlay": "none", "resume": True}
+    with pytest.raises(InterruptedRun):
+        segment_video(source, given, out, should_stop=lambda: True, **options)
+    for mask_frame in (0, 2):
+        with pytest.raises(InputError, match="holds results of another run; its masks"):
+            segment_video(source, given, out, mask_frame=mask_frame, **options)
+    assert segment_video(source, given, out, mask_frame="00001", **options).resumed_at == 1
+
+
+# masks among the frames
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_mask_among_the_frames_is_no_frame(tmp_path, suffix, link):
+    source = folder(tmp_path / "in", [f"img_{number}.{suffix}" for number in range(3)])
+    given = mask(tmp_path / "first.png" if link else source / "first.png", np.ones((8, 8), np.uint8))
+    if link:
+        (source / "first.png").symlink_to(given)
+    with pytest.raises(InputError, match=r"first\.png: picture of 8x8|img_0.*: picture of 48x32"):
+        open_frames(source)
+    mask(given)
+    reader = open_frames(source, mask_files(given))
+    assert [frame.name for frame in reader] == [f"img_{number}" for number in range(3)]
+    notes = (f"{source / 'first.png'}: given as mask, and so left out of the frames",)
+    assert find_masks(given, reader) == ({0: given}, DAVIS_PALETTE, notes)
+
+
+def test_a_run_with_a_mask_among_its_frames(tmp_path, model, caplog):
+    source, out = folder(tmp_path / "in", ["img_0.jpg", "img_1.jpg"]), tmp_path / "out"
+    given = mask(source / "first.png")
+    segment_video(source, given, out, model=model, overlay="none")
+    assert files(out) == ["masks/img_0.png", "masks/img_1.png"]
+    assert caplog.messages == [f"{given}: given as mask, and so left out of the frames"]
+    assert np.array_equal(read_mask(out / "masks/img_0.png").ids, read_mask(given).ids)
+
+
+def test_masks_beside_the_frames_they_are_named_as(tmp_path):
+    source = folder(tmp_path / "in", ["0.jpg", "1.jpg", "2.jpg"])
+    for name in ("1", "2"):
+        mask(source / f"{name}.png")
+    with pytest.raises(InputError, match="same name as"):
+        open_frames(source)
+    reader = open_frames(source, mask_files(source))
+    given = find_masks(source, reader)
+    assert (reader.frame_count, given.files.keys()) == (3, {1, 2})
+    assert given.notes == (f"{source / '1.png'} and 1 more: given as mask, and so left out of the frames",)
+    (source / "1.png").unlink()
+    reader = open_frames(source, [source / "2.png"])
+    assert (reader.frame_count, find_masks(source / "2.png", reader).files.keys()) == (3, {2})
+
+
+def test_what_could_be_a_mask_or_a_frame_is_refused(tmp_path, model):
+    out = tmp_path / "out"
+    frames = folder(tmp_path / "in", ["f1.png", "f3.png"])
+    mask(frames / "f2.png")
+    refused(r"f2\.png: given as mask, and named as a frame is", frames, frames / "f2.png", out, model)
+    refused("no pictures beside the masks", frames, frames, out, model)
+    picture = mask(tmp_path / "clip.png")
+    refused(r"clip\.png: found as video and as mask", picture, picture, out, model)
+    (tmp_path / "link.png").symlink_to("clip.png")
+    refused(r"link\.png: found as video and as mask", picture, tmp_path / "link.png", out, model)
+
+
+def test_folders_of_masks_and_frames_may_lie_in_one_another(tmp_path):
+    frames = folder(tmp_path / "frames", ["0.jpg", "1.jpg"])
+    mask(frames / "masks/1.png")
+    inner = folder(frames / "masks/frames", ["0.jpg", "1.jpg"])
+    for source in (frames, inner):
+        given = find_masks(frames / "masks", open_frames(source, mask_files(frames / "masks")))
+        assert (given.files.keys(), given.notes) == ({1}, ())
 
 
 def test_other_wrong_options_are_refused(tmp_path, model):

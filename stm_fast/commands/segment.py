@@ -67,8 +67,8 @@ def segment(
         typer.Option(
             "--masks",
             "-m",
-            help="PNG of object ids: of the first frame, or a folder of them, named as their frames. Of several "
-            "videos: a folder that has either for each, named as the video.",
+            help="PNG of object ids: of the first frame, or of the one whose name it has (00066.png), or a folder of "
+            "them, named as their frames. Of several videos: a folder that has either for each, named as the video.",
         ),
     ],
     output: Annotated[
@@ -77,6 +77,13 @@ def segment(
             "--output", "-o", help="A folder that is empty or does not exist; several videos get one each in it."
         ),
     ],
+    mask_frame: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRAME",
+            help="The frame that one PNG is of, whatever its name: a frame's name, or its index from 0.",
+        ),
+    ] = None,
     weights: Weights = DEFAULT_WEIGHTS,
     arch: Arch = None,
     every: Every = 5,
@@ -117,6 +124,8 @@ def segment(
         found = f"{len(sources)} videos and {world_size()} processes"
         raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
     several = len(sources) > 1
+    if several and mask_frame is not None:
+        raise InputError(f"--mask-frame: found {mask_frame} with {len(sources)} videos, expected one")
     jobs = _jobs(sources, masks, output) if several else []
     memory = memory_config(
         every,
@@ -141,6 +150,7 @@ def segment(
                 masks,
                 output,
                 model=model,
+                mask_frame=mask_frame,
                 memory=memory,
                 max_size=max_size,
                 min_size=smallest_side(weights, arch, min_size, max_size),

@@ -1,5 +1,6 @@
 """A video file in, masks and overlays out: decoding, the network and writing overlap, and no queue grows."""
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +19,7 @@ from stm_fast.inference.checkpointing import Checkpoint, Pace, Position
 from stm_fast.inference.crew import Crew
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.estimation import Estimate, check_fits, run_of
-from stm_fast.inference.given import GivenMasks, find_masks
+from stm_fast.inference.given import GivenMasks, find_masks, mask_files
 from stm_fast.inference.identity import describe_run
 from stm_fast.inference.objects import label
 from stm_fast.inference.overlap import FRAMES_WAITING, Behind, ahead
@@ -26,6 +27,8 @@ from stm_fast.inference.results import NoResults, Overlay, Results, check_output
 from stm_fast.memory import Shard, frames_that_stay
 from stm_fast.network import STM
 from stm_fast.video import Frame, FrameReader, open_frames, read_mask
+
+logger = logging.getLogger(__name__)
 
 # a frame and its ids [H, W]; None where an earlier process has written them
 _Segmented = tuple[Frame, npt.NDArray[np.uint8] | None]
@@ -59,6 +62,7 @@ def segment_video(
     output: str | Path,
     *,
     model: STM,
+    mask_frame: int | str | None = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
     min_size: int = 1,
@@ -81,10 +85,12 @@ def segment_video(
 
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
-        masks: a palette PNG of object ids for the first frame, or a folder of such PNGs named as their frames
-            ("00033.png" is frame 33 of a video). Objects may appear in later masks.
+        masks: a palette PNG of object ids for the first frame, or for the one whose name it has ("00033.png" is frame
+            33 of a video), or a folder of such PNGs named as their frames. Objects may appear in later masks.
+            Masks that lie among the frames are no frames.
         output: a folder that is empty or does not exist, unless `overwrite`; the input is not in it.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
+        mask_frame: the frame that the one PNG belongs to, whatever its name: an index, or a name.
         overlay: "video" for ``overlay.mp4``, "pictures" for ``overlay/<frame>.jpg``, or "none".
         resume: go on with the interrupted run that `output` holds; start one where it holds nothing.
         checkpoint_seconds: between two checkpoints, at least; they take a tenth of the time at most.
@@ -102,8 +108,8 @@ def segment_video(
     """
     source, masks, output = Path(source), Path(masks), Path(output)
     check_overlay(overlay)
-    reader = open_frames(source)
-    given = find_masks(masks, reader)
+    reader = open_frames(source, mask_files(masks))
+    given = find_masks(masks, reader, mask_frame)
     memory = _with_known_size(memory or MemoryConfig(), reader, given)
     segmenter = VideoSegmenter(
         model, memory=memory, max_size=max_size, min_size=min_size, backend=backend, shard=Shard(group)
@@ -126,6 +132,8 @@ def segment_video(
         return Summary(position.frames, 0.0, position.object_ids, output, position.frames)
     crew.agree(lambda: check_output(output, overwrite, (source, masks), resume=resume))
     estimate = check_fits(run_of(model, memory, max_size, min_size, reader, given, crew.world))
+    for note in given.notes if crew.leads else ():
+        logger.warning(note)
     if estimated is not None:
         estimated(estimate)
 

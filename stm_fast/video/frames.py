@@ -1,9 +1,10 @@
 """What a reader of frames gives: one frame at a time, never the whole video."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -34,17 +35,21 @@ class FrameReader(ABC):
     An iteration owns the file it reads and closes it when it ends or is dropped: between iterations nothing is open.
 
     Attributes:
+        path: the file or folder.
         name: name of the video: the file's stem or the folder's name.
         width, height: size of every frame in pixels, after rotation.
         frame_count: number of frames as the source states it, None where it does not.
         frame_rate: frames per second; the average where the rate varies.
+        left_out: pictures that are no frames, because they are masks.
     """
 
+    path: Path
     name: str
     width: int
     height: int
     frame_count: int | None
     frame_rate: Fraction
+    left_out: Sequence[Path] = ()
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
@@ -53,6 +58,10 @@ class FrameReader(ABC):
     @abstractmethod
     def index_of(self, name: str) -> int | None:
         """The index of the frame of this name; None where there is none."""
+
+    @abstractmethod
+    def name_of(self, index: int) -> str:
+        """The name of a frame, which `Frame` has too. An index beyond the end is a programmer's mistake."""
 
     def close(self) -> None:
         """Let go of what outlives an iteration."""

@@ -1,7 +1,7 @@
 """Frames of a folder of pictures, in the natural order of their names."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,14 +27,19 @@ class PictureFolder(FrameReader):
     The header of every picture is read first (not its pixels), so that pictures of different sizes are refused before
     work starts.
 
-    Raises InputError: no picture, a broken one, two of the same stem, different sizes, more than 8 bits a channel.
+    Args:
+        folder: of the pictures.
+        masks: no frames, where they lie among the pictures.
+
+    Raises InputError: no picture, a broken one, two of the same stem, different sizes, more than 8 bits a channel, a
+    mask that could be a frame by its name.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, masks: Iterable[Path] = ()) -> None:
         self.path = folder
         self.name = folder.resolve().name
         self.frame_rate = FRAME_RATE
-        self._files = _list_pictures(folder)
+        self._files, self.left_out = _list_pictures(folder, masks)
         self.frame_count = len(self._files)
         self.width, self.height = _read_size(self._files[0])
         for file in self._files[1:]:
@@ -49,6 +54,9 @@ class PictureFolder(FrameReader):
     def index_of(self, name: str) -> int | None:
         return next((index for index, file in enumerate(self._files) if file.stem == name), None)
 
+    def name_of(self, index: int) -> str:
+        return self._files[index].stem
+
     def _check_size(self, file: Path, width: int, height: int) -> None:
         if (width, height) != (self.width, self.height):
             expected = f"{self.width}x{self.height} as {self._files[0].name}"
@@ -61,18 +69,42 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
 
 
-def _list_pictures(folder: Path) -> list[Path]:
+def _list_pictures(folder: Path, masks: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The frames of a folder, and the masks among them."""
     with reading(folder):
-        files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
+        found = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
+        known = {_identity(file) for file in masks if file.exists()}
+        files = [file for file in found if _identity(file) not in known]
+    left_out = sorted(set(found) - set(files))
     if not files:
-        raise InputError(f"{folder}: no pictures in this folder, expected jpg, png or webp files")
+        what = "no pictures beside the masks" if left_out else "no pictures in this folder"
+        raise InputError(f"{folder}: {what}, expected jpg, png or webp files")
     files.sort(key=lambda file: natural_key(file.name))
+    _check_names(files, left_out)
+    return files, left_out
+
+
+def _check_names(frames: list[Path], masks: list[Path]) -> None:
     named: dict[str, Path] = {}
-    for file in files:
+    for file in frames:
         twin = named.setdefault(file.stem, file)
         if twin is not file:
             raise InputError(f"{file}: same name as {twin.name}, so the masks of both would be one file")
-    return files
+    numberings = {_numbering(name) for name in named}
+    for mask in masks:
+        if mask.stem not in named and _numbering(mask.stem) in numberings:
+            raise InputError(f"{mask}: given as mask, and named as a frame is; expected a folder of frames alone")
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """The same for all names of a file."""
+    facts = file.stat()
+    return facts.st_dev, facts.st_ino
+
+
+def _numbering(name: str) -> str:
+    """The same for names that differ in their numbers alone."""
+    return re.sub(r"\d+", "0", name.lower())
 
 
 def _read_size(file: Path) -> tuple[int, int]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_FRAME_RATE = Fraction(25)
 # FFmpeg draws plain text as a terminal would; nobody means that
 NOT_VIDEO_FORMATS = frozenset({"tty"})
+# of the number of a frame
+_MOST_DIGITS = 18
 
 
 class VideoFile(FrameReader):
@@ -60,9 +62,12 @@ class VideoFile(FrameReader):
                 yield frame
 
     def index_of(self, name: str) -> int | None:
-        if not (name.isascii() and name.isdigit()):
+        if not (name.isascii() and name.isdigit() and len(name) <= _MOST_DIGITS):
             return None
         return int(name) if self.frame_count is None or int(name) < self.frame_count else None
+
+    def name_of(self, index: int) -> str:
+        return f"{index:05d}"
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
         time = 0.0
@@ -78,7 +83,7 @@ class VideoFile(FrameReader):
                 # some containers (AVI) state no usable time stamps: go on at the frame rate
                 time += float(1 / self.frame_rate)
             image = cast(npt.NDArray[np.uint8], picture.to_ndarray(format="rgb24"))  # [H, W, 3]
-            yield Frame(index, time, f"{index:05d}", orientation.apply(image))
+            yield Frame(index, time, self.name_of(index), orientation.apply(image))
 
     def _pictures(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """What the decoder gives. Raises InputError at a damaged frame, and where there is none at all."""
