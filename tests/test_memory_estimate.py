@@ -121,7 +121,7 @@ def segment(height, width, memory):
     planes = torch.zeros(2, height, width)
     planes[0, :, : width // 3], planes[1, :, width // 2 :] = 1, 1
     segmenter = VideoSegmenter(model, memory=memory)
-    for t in range(6):
+    for t in range(4):
         first = (planes, [1, 2]) if t == 0 else ()
         segmenter.step(torch.rand(3, height, width), *first)
 
@@ -134,9 +134,9 @@ segment(32, 48, MemoryConfig())
 gc.collect()
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 before = kilobytes("VmRSS")
-memory = MemoryConfig(every=1, frames=5, storage=sys.argv[1])
+memory = MemoryConfig(every=1, frames=3, storage=sys.argv[1])
 segment(240, 432, memory)
-expected = estimate(Run(model, memory, (240, 432), objects=2, frames=5))
+expected = estimate(Run(model, memory, (240, 432), objects=2, frames=3))
 print(kilobytes("VmHWM") - before, expected.memory_bytes)
 """
 
