@@ -1,0 +1,88 @@
+"""The command line in processes of their own, forked from one that has imported PyTorch: that takes seconds each time.
+
+What a user starts with `stm-fast` or torchrun is started so in at least one test of every command.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+PATIENCE = 1200  # seconds, on a busy machine
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["stm_fast.__main__", "stm_fast.inference", "stm_fast.evaluation.scoring", "stm_fast.training.trainer"]
+)
+
+
+class Ended(NamedTuple):
+    """How a process ended, with a negative number for a signal, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Running:
+    """A process of `stm-fast ARGUMENTS`, in a session of its own as from another terminal.
+
+    Args:
+        folder: of what it prints.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path, **environment: str) -> None:
+        self._printed = [folder / f".printed.{number}.{environment.get('RANK', 0)}" for number in (1, 2)]
+        self._process = _CONTEXT.Process(target=_main, args=(arguments, self._printed, environment))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def has_ended(self) -> bool:
+        return self._process.exitcode is not None
+
+    def wait(self) -> Ended:
+        self._process.join(PATIENCE)
+        self._process.kill()  # no more than that
+        self._process.join()
+        texts = [path.read_text() if path.exists() else "" for path in self._printed]
+        for path in self._printed:
+            path.unlink(missing_ok=True)
+        assert self._process.exitcode is not None
+        return Ended(self._process.exitcode, *texts)
+
+
+def run(*arguments: str, folder: Path) -> Ended:
+    """Runs the command line; it must end well."""
+    ended = Running([*arguments], folder).wait()
+    assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+def run_ranks(*arguments: str, folder: Path, world: int = 2) -> list[Ended]:
+    """A command in several processes, told of one another as torchrun tells them; "{rank}" in it is their number."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(port)
+    ranks = [
+        Running([text.format(rank=rank) for text in arguments], folder, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(world)
+    ]
+    return [rank.wait() for rank in ranks]
+
+
+def _main(arguments: list[str], printed: list[Path], environment: dict[str, str]) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    for number, path in zip((1, 2), printed, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = ["stm-fast", *arguments]
+    from stm_fast.__main__ import main
+
+    main()
