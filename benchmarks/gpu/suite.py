@@ -44,8 +44,8 @@ def run(session: Session, stage: Stage, end: float) -> None:
 
 
 def command(files: Sequence[Path]) -> list[str]:
-    """pytest with as many workers as there are processors, where pytest-xdist is there."""
-    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    """pytest with as many workers as there are processors or files, where pytest-xdist is there."""
+    workers = min(MOST_WORKERS, os.cpu_count() or 1, len(files) or 1)
     spread = ["-n", str(workers), "--dist", "worksteal"] if find_spec("xdist") else []
     deselected = [option for test in STARTERS for option in ("--deselect", test)]
     return [
