@@ -5,9 +5,12 @@ import math
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast.network.backbone import Backbone
 from stm_fast.network.key_value import positions
 from stm_fast.network.padding import pad_to_multiple, unpad
 
@@ -42,6 +45,24 @@ def test_has_the_published_size() -> None:
     model = stm_resnet50()
     assert sum(tensor.numel() for tensor in model.parameters()) == 38_925_570
     assert round(sum(tensor.numel() for tensor in model.state_dict().values()) / 1e6, 2) == 38.99
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_trunk_and_its_gradients_are_those_of_torchvision(name: str) -> None:
+    theirs = torchvision.models.get_model(name).eval()
+    state = {key: tensor for key, tensor in theirs.state_dict().items() if not key.startswith(("layer4", "fc"))}
+    ours = Backbone(name)
+    ours.load_state_dict(state | {key: getattr(ours, key) for key in ("mean", "std")})
+    frame = torch.randn(1, 3, 48, 32)
+    pooled = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(frame))))
+    expected = theirs.layer3(theirs.layer2(theirs.layer1(pooled)))
+    found, *_ = ours.stages(ours.conv1(frame))
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    for key, parameter in ours.named_parameters():
+        assert_close(parameter.grad, gradients[key], rtol=0, atol=0)
 
 
 def test_batch_norm_never_leaves_eval_mode() -> None:

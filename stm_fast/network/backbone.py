@@ -1,28 +1,14 @@
-"""The trunk of both encoders: a torchvision ResNet up to stride 16 whose BatchNorm never leaves eval mode."""
+"""The trunk of both encoders: a ResNet up to stride 16 whose BatchNorm never leaves eval mode.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+Its blocks are those of torchvision, whose `models` take as long to import as all of torch.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet18, resnet50
-from torchvision.models.resnet import BasicBlock
-
-
-class Layout(NamedTuple):
-    """What the rest of the network, and a checkpoint reader, must know of a trunk."""
-
-    stem: int  # channels of the first convolution (stride 2)
-    channels: tuple[int, int, int]  # of r2 (stride 4), r3 (stride 8), r4 (stride 16)
-    blocks: tuple[int, int, int]  # residual blocks of layer1, layer2, layer3
-
-
-BACKBONES = {
-    "resnet18_half": Layout(stem=32, channels=(32, 64, 128), blocks=(2, 2, 2)),
-    "resnet18": Layout(stem=64, channels=(64, 128, 256), blocks=(2, 2, 2)),
-    "resnet50": Layout(stem=64, channels=(256, 512, 1024), blocks=(3, 4, 6)),
-}
 
 # nothing normalises the activations of an untrained trunk, because the statistics are fixed at 0 and 1: full residual
 # branches would triple the variance in every block and saturate the softmax of the memory read
@@ -46,28 +32,78 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
         return super().train(mode and not self.fixed)
 
 
-def resnet18_half(*, norm_layer: Callable[[int], nn.Module]) -> nn.Module:
-    """The first three stages of a ResNet-18 with half its channels; torchvision's own have fixed widths."""
-    layout = BACKBONES["resnet18_half"]
-    trunk = nn.Module()
-    trunk.conv1 = nn.Conv2d(3, layout.stem, kernel_size=7, stride=2, padding=3, bias=False)
-    trunk.bn1 = norm_layer(layout.stem)
-    widths = (layout.stem, *layout.channels)
-    for index, stride in enumerate((1, 2, 2)):
-        inward, outward = widths[index : index + 2]
-        shortcut = None
-        if stride > 1:
-            shortcut = nn.Sequential(nn.Conv2d(inward, outward, 1, stride, bias=False), norm_layer(outward))
-        first = BasicBlock(inward, outward, stride, shortcut, norm_layer=norm_layer)
-        rest = [BasicBlock(outward, outward, norm_layer=norm_layer) for _ in range(1, layout.blocks[index])]
-        trunk.add_module(f"layer{index + 1}", nn.Sequential(first, *rest))
-    return trunk
+class BasicBlock(nn.Module):
+    """Two convolutions of 3 x 3 and the input they are added to, as in ResNet-18."""
+
+    def __init__(self, inward: int, outward: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inward, outward, 3, stride, padding=1, bias=False)
+        self.bn1 = FixedBatchNorm2d(outward)
+        self.conv2 = nn.Conv2d(outward, outward, 3, padding=1, bias=False)
+        self.bn2 = FixedBatchNorm2d(outward)
+        self.downsample = _shortcut(inward, outward, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, K, H / stride, W / stride]``."""
+        h = F.relu_(self.bn1(self.conv1(x)))
+        h = self.bn2(self.conv2(h))
+        h += x if self.downsample is None else self.downsample(x)
+        return F.relu_(h)
 
 
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "resnet18_half": resnet18_half,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
+class Bottleneck(nn.Module):
+    """A convolution of 3 x 3 between two of 1 x 1, a quarter as wide, as in ResNet-50 ("v1.5": it has the stride)."""
+
+    def __init__(self, inward: int, outward: int, stride: int) -> None:
+        super().__init__()
+        width = outward // 4
+        self.conv1 = nn.Conv2d(inward, width, 1, bias=False)
+        self.bn1 = FixedBatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = FixedBatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outward, 1, bias=False)
+        self.bn3 = FixedBatchNorm2d(outward)
+        self.downsample = _shortcut(inward, outward, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, K, H / stride, W / stride]``."""
+        h = F.relu_(self.bn1(self.conv1(x)))
+        h = F.relu_(self.bn2(self.conv2(h)))
+        h = self.bn3(self.conv3(h))
+        h += x if self.downsample is None else self.downsample(x)
+        return F.relu_(h)
+
+
+def _shortcut(inward: int, outward: int, stride: int) -> nn.Sequential | None:
+    """What gives a block's input the shape of its output; None where it has that already."""
+    if stride == 1 and inward == outward:
+        return None
+    return nn.Sequential(nn.Conv2d(inward, outward, 1, stride, bias=False), FixedBatchNorm2d(outward))
+
+
+class Layout(NamedTuple):
+    """What the rest of the network, and a checkpoint reader, must know of a trunk."""
+
+    stem: int  # channels of the first convolution (stride 2)
+    channels: tuple[int, int, int]  # of r2 (stride 4), r3 (stride 8), r4 (stride 16)
+    blocks: tuple[int, int, int]  # residual blocks of layer1, layer2, layer3
+    block: type[BasicBlock | Bottleneck]
+
+    def layers(self) -> list[nn.Sequential]:
+        """layer1, layer2 and layer3."""
+        widths = pairwise((self.stem, *self.channels))
+        return [
+            nn.Sequential(
+                self.block(inward, outward, stride), *(self.block(outward, outward, 1) for _ in range(1, blocks))
+            )
+            for (inward, outward), blocks, stride in zip(widths, self.blocks, (1, 2, 2), strict=True)
+        ]
+
+
+BACKBONES = {
+    "resnet18_half": Layout(32, (32, 64, 128), (2, 2, 2), BasicBlock),
+    "resnet18": Layout(64, (64, 128, 256), (2, 2, 2), BasicBlock),
+    "resnet50": Layout(64, (256, 512, 1024), (3, 4, 6), Bottleneck),
 }
 
 
@@ -108,11 +144,12 @@ class Backbone(nn.Module):
         super().__init__()
         if name not in BACKBONES:
             raise ValueError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}")
-        # on the meta device, because the stages that STM does not have are most of a ResNet
+        layout = BACKBONES[name]
+        # on the meta device, because every weight is drawn by `_initialise`
         with torch.device("meta"):
-            resnet = BUILDERS[name](norm_layer=FixedBatchNorm2d)
-        self.conv1, self.bn1 = resnet.conv1, resnet.bn1
-        self.layer1, self.layer2, self.layer3 = resnet.layer1, resnet.layer2, resnet.layer3
+            self.conv1 = nn.Conv2d(3, layout.stem, 7, stride=2, padding=3, bias=False)
+            self.bn1 = FixedBatchNorm2d(layout.stem)
+            self.layer1, self.layer2, self.layer3 = layout.layers()
         self.to_empty(device=torch.get_default_device())
         self._initialise()
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))

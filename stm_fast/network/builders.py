@@ -2,19 +2,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from torchvision.models import ResNet18_Weights, ResNet50_Weights
+from typing import TYPE_CHECKING, Any
 
 from stm_fast.network.checkpoint import load_backbone, load_checkpoint
 from stm_fast.network.released import ARCHITECTURE, DEFAULT, weights_file
 from stm_fast.network.stm import STM
 
+if TYPE_CHECKING:
+    from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
 
 def stm_resnet50(
     *,
     weights: str | Path | None = None,
-    weights_backbone: ResNet50_Weights | str | Path | None = None,
+    weights_backbone: "ResNet50_Weights | str | Path | None" = None,
     **kwargs: int,
 ) -> STM:
     """The published network: 38.93 M parameters and 0.06 M statistics of BatchNorm.
@@ -34,7 +35,7 @@ def stm_resnet50(
 def stm_resnet18(
     *,
     weights: str | Path | None = None,
-    weights_backbone: ResNet18_Weights | str | Path | None = None,
+    weights_backbone: "ResNet18_Weights | str | Path | None" = None,
     **kwargs: int,
 ) -> STM:
     """The small sibling, for CPUs and demos; arguments as in `stm_resnet50`, with a ResNet-18."""
@@ -59,7 +60,7 @@ def stm_resnet18_half(*, weights: str | Path | None = DEFAULT, **kwargs: int) ->
 def _build(
     backbone: str,
     weights: str | Path | None,
-    weights_backbone: ResNet18_Weights | ResNet50_Weights | str | Path | None,
+    weights_backbone: "ResNet18_Weights | ResNet50_Weights | str | Path | None",
     kwargs: dict[str, Any],
 ) -> STM:
     model = STM(backbone, **kwargs)

@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from stm_fast.errors import InputError
 from stm_fast.network.backbone import BACKBONES
 from stm_fast.network.stm import STM, Architecture
 from stm_fast.whole_file import write_tensors
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 FORMAT = "stm_fast"
 MOST_PROBLEMS = 10  # how many of a checkpoint's faults a message names before it counts
@@ -134,7 +137,7 @@ def architecture_of(path: str | Path) -> Architecture:
     return architecture
 
 
-def load_backbone(model: STM, weights: ResNet18_Weights | ResNet50_Weights | str | Path) -> None:
+def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | str | Path") -> None:
     """Loads the trunk of both encoders, in place; convolutions that see masks stay as they are.
 
     Args:

@@ -98,7 +98,7 @@ def _fold_stem(encoder: Backbone) -> None:
         encoder.conv1_mask.weight.mul_(scale)
         encoder.conv1_others.weight.mul_(scale)
     encoder.conv1 = fuse_conv_bn_eval(encoder.conv1, norm)
-    encoder.bn1 = nn.Identity()
+    encoder.add_module("bn1", nn.Identity())
 
 
 def _fold_blocks(encoder: Backbone) -> None:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from stm_fast.network.backbone import BasicBlock, Bottleneck
 from stm_fast.ops.room import ROOM
 
 

@@ -1,8 +1,8 @@
 """The network's convolutions of 3 x 3 with a quarter of the products, in float32 on a CPU."""
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from stm_fast.network.backbone import BasicBlock, Bottleneck
 from stm_fast.network.decoder import ResidualBlock
 from stm_fast.network.in_place_layers import InPlaceBlock, PointwiseConv
 from stm_fast.ops import winograd

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from stm_fast.data.clips import ClipDataset
 from stm_fast.data.coco import CocoSource
@@ -22,8 +21,6 @@ from stm_fast.network.released import weights_file
 from stm_fast.training.config import CocoData, Data, SyntheticData, TrainingConfig, VideoData
 from stm_fast.training.step import ClipLoss
 
-_IMAGENET = {"resnet18": ResNet18_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
-
 
 def build_clip_loss(config: TrainingConfig) -> ClipLoss:
     """The network a run starts from, drawn from its seed or loaded, inside its loss. Raises InputError."""
@@ -35,9 +32,7 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
     if config.weights is not None:
         load_start(model, weights_file(config.weights))
     elif config.backbone_weights == "imagenet":
-        if name not in _IMAGENET:
-            raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
-        load_backbone(model, _IMAGENET[name])
+        _load_imagenet(model)
     elif config.backbone_weights is not None:
         load_backbone(model, Path(config.backbone_weights))
     batch_norm_mode(model, config.batch_norm)
@@ -49,6 +44,17 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
         detach_memory=loss.detach_memory,
         backend=config.backend,
     )
+
+
+def _load_imagenet(model: STM) -> None:
+    # takes as long to import as all of torch: only those who ask for these weights shall wait
+    from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
+    known = {"resnet18": ResNet18_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
+    name = model.architecture.backbone
+    if name not in known:
+        raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
+    load_backbone(model, known[name])
 
 
 def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
