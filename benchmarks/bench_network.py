@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from stm_fast.benchmarking.system import peak_bytes
-from stm_fast.benchmarking.system_run import parse_workload, run_system, usual_contestants
+from stm_fast.benchmarking.system_run import run_system, usual_contestants
+from stm_fast.benchmarking.system_workload import parse_workload
 from stm_fast.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"

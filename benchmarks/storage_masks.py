@@ -15,12 +15,14 @@ import typer
 from torch import Tensor
 
 from stm_fast.benchmarking.machine import describe_machine
-from stm_fast.commands.common import DEFAULT_WEIGHTS, load_for_inference
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference import VideoSegmenter
 from stm_fast.network import STM
+from stm_fast.network.released import DEFAULT
+from stm_fast.tasks.choice import NetworkChoice
+from stm_fast.tasks.network import load_for_inference
 from stm_fast.video import open_frames, read_mask
 from stm_fast.whole_file import whole_file
 
@@ -39,7 +41,7 @@ def main(
     size: Annotated[str, typer.Option(help=f"Of drawn clips: {', '.join(HEIGHTS)}.")] = "96p",
     seeds: Annotated[int, typer.Option(help="How many drawn clips.")] = 2,
     video: Annotated[list[str], typer.Option(help="More clips: VIDEO=FIRST_MASK.")] = [],  # noqa: B006
-    weights: Path = DEFAULT_WEIGHTS,
+    weights: Path = Path(DEFAULT),
     max_size: int = 240,
     every: int = 1,
     threads: int = 2,
@@ -47,7 +49,7 @@ def main(
 ) -> None:
     """Prints the mean and the smallest J of every storage; the last line is one JSON object."""
     torch.set_num_threads(threads)
-    model = load_for_inference(weights, None, "cpu")
+    model = load_for_inference(NetworkChoice(weights, device="cpu"))
     results: dict[str, dict[str, dict[str, float]]] = {}
     for clip in clips(frames, HEIGHTS[size], seeds, video):
         whole = masks(model, clip, MemoryConfig(every=every), max_size)

@@ -1,14 +1,40 @@
-"""Space-Time Memory networks for video object segmentation, around one fused memory read."""
+"""Space-Time Memory networks for video object segmentation, around one fused memory read.
 
-from importlib.metadata import version
+Each name is imported when it is first used. What needs no name but PyTorch's operators, such as `torch.export.load`,
+imports `stm_fast.ops`, which registers them.
+"""
 
-from stm_fast.config import MemoryConfig
-from stm_fast.errors import InputError
-from stm_fast.inference import Segmentation, VideoSegmenter, segment_video
-from stm_fast.network import STM, load_checkpoint, save_checkpoint, stm_resnet18, stm_resnet18_half, stm_resnet50
-from stm_fast.ops import MemoryRead, memory_read, merge_reads
+from typing import TYPE_CHECKING
 
-__version__ = version("stm_fast")
+from stm_fast.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from stm_fast.config import MemoryConfig
+    from stm_fast.errors import InputError
+    from stm_fast.inference import Segmentation, VideoSegmenter, segment_video
+    from stm_fast.network import STM, load_checkpoint, save_checkpoint, stm_resnet18, stm_resnet18_half, stm_resnet50
+    from stm_fast.ops import MemoryRead, memory_read, merge_reads
+    from stm_fast.versions import __version__
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "stm_fast.config": ("MemoryConfig",),
+            "stm_fast.errors": ("InputError",),
+            "stm_fast.inference": ("Segmentation", "VideoSegmenter", "segment_video"),
+            "stm_fast.network": (
+                "STM",
+                "load_checkpoint",
+                "save_checkpoint",
+                "stm_resnet18",
+                "stm_resnet18_half",
+                "stm_resnet50",
+            ),
+            "stm_fast.ops": ("MemoryRead", "memory_read", "merge_reads"),
+            "stm_fast.versions": ("__version__",),
+        },
+    )
+
 __all__ = [
     "STM",
     "InputError",

@@ -31,3 +31,24 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def require_present(path: Path, what: str) -> None:
+    """Raises InputError where there is nothing at `path`, which should be `what`."""
+    with reading(path):
+        if not path.exists():
+            raise InputError(f"{path}: no such {what}")
+
+
+def require_file(path: Path, expected: str) -> None:
+    """Raises InputError where there is no file at `path`; `expected` says what it should be."""
+    with reading(path):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file, expected {expected}")
+
+
+def require_folder(path: Path, what: str) -> None:
+    """Raises InputError where there is no folder at `path`; `what` says what it is for, as in "of pictures"."""
+    with reading(path):
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder {what}")

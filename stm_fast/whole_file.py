@@ -8,10 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
-
 from stm_fast.errors import InputError, reading
 
 # what partial_path() names match
@@ -95,34 +91,13 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
             partial.unlink()
 
 
-def write_tensors(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, *, durable: bool = False
-) -> None:
-    """Writes a safetensors file.
-
-    Args:
-        tensors: contiguous.
-        durable: as in `whole_file`.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    # safetensors writes to a hidden file of its own beside the one that it is given, and a process that is killed
-    # leaves that file: so both are in a folder whose name says what it is
-    try:
-        with _scratch_folder(path) as folder, writing(path):
-            folder.mkdir()
-            file = folder / path.name
-            # that hidden file can be read by its owner alone
-            file.touch()
-            usual_mode = file.stat().st_mode
-            safetensors.torch.save_file(tensors, file, metadata)
-            file.chmod(usual_mode)
-            _put_in_place(file, path, durable)
-    except SafetensorError as error:
-        # it has the system's reason in words alone
-        full = os.strerror(errno.ENOSPC) in str(error)
-        raise InputError(f"disk full while writing {path}" if full else f"cannot write {path}: {error}") from error
+@contextmanager
+def whole_file_in_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """As `whole_file`, with a path in a folder of its own: for what writes more files beside the one it is given."""
+    with _scratch_folder(path) as folder, writing(path):
+        folder.mkdir()
+        yield folder / path.name
+        _put_in_place(folder / path.name, path, durable)
 
 
 def remove_left_over(folder: Path, name: str | None = None) -> None:

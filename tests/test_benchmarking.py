@@ -34,8 +34,9 @@ from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.benchmarking.plots import write_plots
 from stm_fast.benchmarking.refusals import refusal
 from stm_fast.benchmarking.rounds import quantiles, take_turns
-from stm_fast.benchmarking.system import SystemRow, SystemWorkload
+from stm_fast.benchmarking.system import SystemRow
 from stm_fast.benchmarking.system_records import SystemRecord, read_system_record, write_system_record
+from stm_fast.benchmarking.system_workload import SystemWorkload
 from stm_fast.benchmarking.table import render
 from stm_fast.benchmarking.timing import Reading, make_call
 from stm_fast.errors import InputError

@@ -18,12 +18,12 @@ import torch.distributed as dist
 from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
-from stm_fast.commands.interruption import how_to_resume
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, segment_video
 from stm_fast.inference.bulk import masks_of, plan
 from stm_fast.memory import RankLostError
 from stm_fast.network import save_checkpoint, stm_resnet18
+from stm_fast.tasks.interruption import how_to_resume
 from stm_fast.video import OverlayVideoWriter, read_mask, write_mask
 
 pytest.importorskip("av")
@@ -185,7 +185,7 @@ def test_an_interruption_while_all_is_overwritten_is_gone_on_with(tmp_path, many
     """As the command that is printed does: without --overwrite, with records of the options before."""
     assert CliRunner().invoke(app, arguments(tmp_path, weights, many[:2])).exit_code == 0
     (tmp_path / "out/b/mine.txt").touch()
-    monkeypatch.setattr("stm_fast.commands.interruption.Stop.__call__", lambda stop: True)
+    monkeypatch.setattr("stm_fast.tasks.interruption.Stop.__call__", lambda stop: True)
     assert (
         CliRunner().invoke(app, arguments(tmp_path, weights, many[:2], "--every", "2", "--overwrite")).exit_code == 130
     )
@@ -213,7 +213,7 @@ def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, 
             raise RuntimeError("a bug")
         return masks_of(job, masks)
 
-    monkeypatch.setattr("stm_fast.commands.bulk.masks_of", broken)
+    monkeypatch.setattr("stm_fast.tasks.bulk.masks_of", broken)
     result = CliRunner().invoke(app, arguments(tmp_path, weights, many[:2]))
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -300,7 +300,7 @@ def segment_together(rank, folder, store, kill_at, stop_at):
 def together(folder, kill_at=0, stop_at=0):
     """The exit codes of processes that go on with what is there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stm_fast.inference", "torch.distributed"])
+    context.set_forkserver_preload(["stm_fast.inference.pipeline", "torch.distributed"])
     options = (folder, folder / f"store{time.monotonic_ns()}", kill_at, stop_at)
     ranks = [context.Process(target=segment_together, args=(rank, *options)) for rank in range(WORLD)]
     for process in ranks:

@@ -19,10 +19,10 @@ from torchvision.models import resnet18
 from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
-from stm_fast.commands.common import Architecture, smallest_side
 from stm_fast.network import load_checkpoint, released, save_checkpoint, stm_resnet18
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
+from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.video import OverlayVideoWriter, read_mask, write_mask
 
 pytest.importorskip("av")
@@ -396,8 +396,12 @@ def test_a_pickle_with_code(place, command):
         ("own.pth", None, 300, None, 300),
     ],
 )
-def test_small_frames_are_enlarged_by_default_for_the_weights_that_want_it(weights, arch, min_size, max_size, expected):
-    assert smallest_side(Path(weights), arch and Architecture(arch), min_size, max_size) == expected
+def test_small_frames_are_enlarged_by_default_for_the_weights_that_want_it(
+    weights, arch, min_size, max_size, expected, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("own.pth").touch()
+    assert NetworkChoice(Path(weights), arch).smallest_side(min_size, max_size) == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -418,9 +422,11 @@ def test_cuda_where_there_is_none(place):
         (["--overlay", "hologram"], "--overlay"),
         (["--device", "abacus"], "--device: found 'abacus'"),
         (["--device", "mps"], "--device: found 'mps'"),
-        (["--backend", "abacus"], "backend: found 'abacus', expected"),
-        (["--dtype", "int8"], "dtype: found 'int8', expected one of"),
-        (["--compile", "magic"], "compile: found 'magic', expected one of"),
+        (["--backend", "abacus"], "--backend': 'abacus' is not one of 'auto'"),
+        (["--dtype", "int8"], "--dtype': 'int8' is not one of 'float32'"),
+        (["--compile", "magic"], "--compile': 'magic' is not one of 'default'"),
+        (["--arch", "resnet18"], "--arch: found resnet18 with --weights"),
+        (["--first-and-previous", "--no-previous"], "--no-previous: found with --first-and-previous"),
         (["--colour"], "No such option: --colour"),
     ],
 )
@@ -434,7 +440,7 @@ def test_wrong_use(tmp_path):
     assert_refused(run("--colour"), "No such option: --colour", "see", "--help")
     assert_refused(run("--colour", "demo"), "No such option: --colour", "see", "--help")
     assert_refused(run("demo", "--objects", 0, "--output", tmp_path / "out"), "--objects")
-    assert_refused(run("demo", "--backend", "abacus", "--output", tmp_path / "out"), "backend: found 'abacus'")
+    assert_refused(run("demo", "--backend", "abacus", "--output", tmp_path / "out"), "--backend': 'abacus'")
     assert not (tmp_path / "out").exists()
 
 

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from stm_fast.benchmarking.published_loop import PublishedLoop
-from stm_fast.benchmarking.system import PUBLISHED, SystemWorkload, measure_system
-from stm_fast.benchmarking.system_run import parse_workload, table
+from stm_fast.benchmarking.system import PUBLISHED, measure_system
+from stm_fast.benchmarking.system_run import table
+from stm_fast.benchmarking.system_workload import SystemWorkload, parse_workload
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError

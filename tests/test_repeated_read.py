@@ -112,9 +112,8 @@ def test_a_graph_makes_no_other_run(tmp_path: Path) -> None:
 
 
 def test_the_command_asks_for_graphs() -> None:
-    given = (5, False, None, None, "oldest", "model", "device", None)
-    assert memory_config(*given, True) == MemoryConfig(graph=True)
-    assert memory_config(*given, False) == MemoryConfig()
+    assert memory_config(memory_graph=True) == MemoryConfig(graph=True)
+    assert memory_config() == MemoryConfig()
 
 
 @pytest.mark.gpu

@@ -297,7 +297,7 @@ def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
     print(f"seed {seed}")
     chance = random.Random(seed)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stm_fast.inference"])
+    context.set_forkserver_preload(["stm_fast.inference.pipeline"])
     for _ in range(KILLS):
         before = len(list(place.out.glob("masks/*.png")))
         process = context.Process(target=resume_in_process, args=(place.folder,))

@@ -14,6 +14,7 @@ from stm_fast.training.averaging import weight_average
 from stm_fast.training.checkpoint import read_state, write_state
 from stm_fast.training.config_file import from_plain
 from stm_fast.training.log import TrainingLog
+from stm_fast.training.resuming import state_of
 from stm_fast.training.run_folder import RunFolder
 from training_runs import SMALL, assert_same_up_to_rounding, curve, make_trainer, stop_after, tensors
 
@@ -117,9 +118,9 @@ def test_what_is_validated_best_is_kept(tmp_path):
 def test_scores_of_another_validation_do_not_count(tmp_path):
     validation = {"kind": "synthetic", "clips": 1, "frames": 4, "height": 48, "width": 48}
     make_trainer(tmp_path, validation=validation).run()
-    folder, config = RunFolder(tmp_path), {"validation": validation}
+    file, config = RunFolder(tmp_path).checkpoint, {"validation": validation}
     for changes, kept in ((config, True), (config | {"log": {"every": 1}}, True), ({}, False)):
-        assert math.isfinite(folder.state(from_plain(SMALL | changes, "test"))["best"]) == kept
+        assert math.isfinite(state_of(file, from_plain(SMALL | changes, "test"))["best"]) == kept
 
 
 def test_sequences_that_cannot_be_scored_are_named_before_training(tmp_path):

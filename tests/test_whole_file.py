@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from stm_fast.errors import InputError
+from stm_fast.tensor_file import write_tensors
 from stm_fast.whole_file import (
     partial_path,
     refuse_input,
@@ -16,7 +17,6 @@ from stm_fast.whole_file import (
     remove_left_over,
     whole_file,
     whole_folder,
-    write_tensors,
 )
 
 

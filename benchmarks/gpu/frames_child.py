@@ -6,7 +6,7 @@ from pathlib import Path
 from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.benchmarking.system import PUBLISHED, measure_system
 from stm_fast.benchmarking.system_records import SystemRecord, write_system_record
-from stm_fast.benchmarking.system_run import parse_workload
+from stm_fast.benchmarking.system_workload import parse_workload
 
 # what is asked first is timed first; the compiled ones take long until their first frame
 RUNS = (

@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Shape
+from stm_fast.benchmarking.shapes import Shape
+from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM
 from stm_fast.ops.quantised import QuantisedMemory, quantise_memory
 
 # how the storage of [B, rows, C] lies: row by row, or channel by channel as convolutions leave it, or quantised by row

@@ -4,10 +4,11 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from stm_fast.versions import version_of
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -24,10 +25,10 @@ def describe_machine(device: str) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE"),
-        "stm_fast": _version("stm_fast"),
+        "stm_fast": version_of("stm_fast"),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": _version("triton"),
+        "triton": version_of("triton"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -58,10 +59,3 @@ def _cpu_name() -> str:
 def _lines(path: str) -> list[str]:
     file = Path(path)
     return file.read_text().splitlines() if file.is_file() else []
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stm_fast.benchmarking.records import Row
 from stm_fast.benchmarking.routes import OURS, ROUTES
-from stm_fast.benchmarking.workload import parse_shape
+from stm_fast.benchmarking.shapes import parse_shape
 from stm_fast.whole_file import whole_file
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from stm_fast.benchmarking.published import (
     published_top_k,
 )
 from stm_fast.benchmarking.workload import KEY_DIM, TOP_K, Workload
+from stm_fast.choices import RouteName
 from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised
@@ -178,5 +180,6 @@ _OURS = (
     *(Route(layout, f"stm_fast, a memory of {layout}", _of_bytes, layout) for layout in BYTES),
 )
 
-ROUTES: dict[str, Route] = {route.name: route for route in (*_PEERS, *_OURS)}
+_BUILT = {route.name: route for route in (*_PEERS, *_OURS)}
+ROUTES: dict[str, Route] = {name: _BUILT[name] for name in get_args(RouteName)}
 OURS = tuple(route.name for route in _OURS)

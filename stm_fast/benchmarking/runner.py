@@ -17,8 +17,9 @@ from stm_fast.benchmarking.refusals import refusal
 from stm_fast.benchmarking.rounds import quantiles, take_turns
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.selection import Selection
+from stm_fast.benchmarking.shapes import Shape
 from stm_fast.benchmarking.timing import Call, Reading, make_call, make_clock, matrix_product
-from stm_fast.benchmarking.workload import Shape, Workload, dtype_name
+from stm_fast.benchmarking.workload import Workload, dtype_name
 from stm_fast.inference.estimation import available_bytes
 
 MATRIX_PRODUCT = "torch.mm"

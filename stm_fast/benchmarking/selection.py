@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from stm_fast.benchmarking.workload import Shape, Workload, dtype_name
+from stm_fast.benchmarking.shapes import Shape
+from stm_fast.benchmarking.workload import Workload, dtype_name
 
 
 @dataclass(frozen=True)

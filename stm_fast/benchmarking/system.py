@@ -14,12 +14,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from stm_fast.benchmarking.published_loop import SLOTS, PublishedLoop
 from stm_fast.benchmarking.resident import PeakMemory
+from stm_fast.benchmarking.system_workload import SIZES, SystemWorkload
+from stm_fast.choices import Contestant
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
@@ -31,7 +34,6 @@ from stm_fast.network.deployment import for_inference
 from stm_fast.video import open_frames, write_mask
 from stm_fast.video.writer import OverlayPictureWriter
 
-SIZES = {"64p": (64, 112), "240p": (240, 428), "480p": (480, 854), "1080p": (1080, 1920)}
 PUBLISHED = "published"
 FRAMES = 4  # of the clip, shown over and over
 _SIMILARITY = "similarity"  # beside the stages, among what is read of a frame
@@ -63,29 +65,10 @@ ENGINES = {
     ),
     "float16": Engine("prepared, in float16", partial(for_inference, dtype=torch.float16)),
 }
-CONTESTANTS = {PUBLISHED: "published loop, in plain PyTorch"} | {name: each.what for name, each in ENGINES.items()}
+_DESCRIBED = {PUBLISHED: "published loop, in plain PyTorch"} | {name: each.what for name, each in ENGINES.items()}
+CONTESTANTS: dict[str, str] = {name: _DESCRIBED[name] for name in get_args(Contestant)}
 
 Step = Callable[[Tensor], Tensor]  # a frame [3, H, W] uint8 to labels [H, W] uint8, both in the host's memory
-
-
-@dataclass(frozen=True)
-class SystemWorkload:
-    """What a frame has to do."""
-
-    size: str = "480p"
-    objects: int = 1
-    memory_frames: int = 10  # that stay; the previous frame is read as well
-    backbone: str = "resnet50"
-    weights: str | None = None  # a checkpoint, whose backbone then counts; None: drawn from a seed
-
-    def __str__(self) -> str:
-        network = self.backbone if self.weights is None else Path(self.weights).name
-        return f"{self.name}, {network}"
-
-    @property
-    def name(self) -> str:
-        """What `parse_workload` takes."""
-        return f"{self.size}-T{self.memory_frames}-O{self.objects}"
 
 
 @dataclass(frozen=True)

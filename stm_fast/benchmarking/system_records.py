@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stm_fast.benchmarking.system import SystemRow, SystemWorkload
+from stm_fast.benchmarking.system import SystemRow
+from stm_fast.benchmarking.system_workload import SystemWorkload
 from stm_fast.errors import InputError
 from stm_fast.whole_file import whole_file
 

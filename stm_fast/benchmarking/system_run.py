@@ -1,32 +1,16 @@
 """A run of the system benchmark: workloads by name, a table each, one JSON file."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from stm_fast.benchmarking.machine import describe_machine
-from stm_fast.benchmarking.system import (
-    PUBLISHED,
-    SIZES,
-    SystemRow,
-    SystemWorkload,
-    beside_seconds,
-    measure_system,
-)
+from stm_fast.benchmarking.system import PUBLISHED, SystemRow, beside_seconds, measure_system
 from stm_fast.benchmarking.system_records import SystemRecord, write_system_record
-from stm_fast.errors import InputError
+from stm_fast.benchmarking.system_workload import SystemWorkload
 from stm_fast.inference.stages import STAGES
 from stm_fast.network.precision import has_bfloat16
-
-
-def parse_workload(text: str, weights: str | None = None) -> SystemWorkload:
-    """The workload of a name such as 480p-T10-O3. Raises InputError for any other text."""
-    match = re.fullmatch(r"(\d+p)-T([1-9]\d*)-O([1-9]|1\d|20)", text)
-    if match is None or match[1] not in SIZES:
-        raise InputError(f"shape: found {text!r}, expected for example 480p-T10-O3 ({', '.join(SIZES)})")
-    return SystemWorkload(match[1], objects=int(match[3]), memory_frames=int(match[2]), weights=weights)
 
 
 def usual_contestants(device: str) -> tuple[str, ...]:

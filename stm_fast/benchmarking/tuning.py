@@ -19,8 +19,9 @@ from stm_fast.benchmarking.inputs import Inputs, make_inputs
 from stm_fast.benchmarking.machine import describe_machine
 from stm_fast.benchmarking.refusals import refusal
 from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import Shape
 from stm_fast.benchmarking.timing import Call, CudaClock, Results, WallClock, make_call
-from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Shape, Workload
+from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Workload
 from stm_fast.whole_file import whole_file
 
 Tile = TypeVar("Tile")

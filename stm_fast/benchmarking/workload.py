@@ -1,69 +1,17 @@
 """What is timed: resolution x memory frames x objects x pass x dtype, and the work in it."""
 
-import re
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
-from stm_fast.errors import InputError
+from stm_fast.benchmarking.shapes import Shape
+from stm_fast.choices import Pass, TimedDtype
 
 KEY_DIM, VALUE_DIM = 128, 512  # Ck and Cv as published
 TOP_K = 30  # as in XMem and Cutie
-PASSES = ("forward", "backward", "top-k")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# the feature map [h, w] of a frame at stride 16, after padding to a multiple of 16
-FEATURE_MAPS = {"480p": (30, 54), "720p": (45, 80), "1080p": (68, 120)}
-GRID_FRAMES, GRID_OBJECTS = (1, 5, 20, 100, 1000), (1, 3, 10)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A memory read without its numbers: M queries of a frame, N memory rows for each object."""
-
-    name: str
-    queries: int  # M
-    rows: int  # N
-    objects: int  # O
-
-    @property
-    def frames(self) -> float:
-        """T, how many frames the memory holds."""
-        return self.rows / self.queries
-
-    @property
-    def affinity_elements(self) -> int:
-        """Of the affinity that the published read makes and stm_fast does not."""
-        return self.queries * self.rows * self.objects
-
-    @property
-    def series(self) -> str:
-        """What shapes that differ in T alone have in common."""
-        return re.sub(r"-[TN]\d+", "", self.name)
-
-
-def parse_shape(text: str) -> Shape:
-    """The shape of a name: 480p-T20-O3, 8x14-T1-O1 (a feature map of 8 x 14) or M48-N32400-O1.
-
-    Raises InputError for any other text.
-    """
-    match = re.fullmatch(r"(?:(\d+p|\d+x\d+)-T(\d+)|M(\d+)-N(\d+))-O(\d+)", text)
-    sizes = [int(size) for size in re.findall(r"\d+", text)]
-    if match is None or 0 in sizes or (match[1] and match[1].endswith("p") and match[1] not in FEATURE_MAPS):
-        known = ", ".join(FEATURE_MAPS)
-        raise InputError(
-            f"shape: found {text!r}, expected for example 480p-T20-O3 ({known}), 8x14-T1-O1 or M48-N32400-O1"
-        )
-    frame, frames, queries, rows, objects = match.groups()
-    if frame is None:
-        return Shape(text, int(queries), int(rows), int(objects))
-    height, width = FEATURE_MAPS.get(frame) or (int(size) for size in frame.split("x"))
-    return Shape(text, height * width, int(frames) * height * width, int(objects))
-
-
-def grid() -> list[Shape]:
-    """Every resolution x T x objects, the small ones first."""
-    names = (f"{frame}-T{t}-O{o}" for frame in FEATURE_MAPS for t in GRID_FRAMES for o in GRID_OBJECTS)
-    return sorted(map(parse_shape, names), key=lambda shape: shape.affinity_elements)
+PASSES = get_args(Pass)
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(TimedDtype)}
 
 
 @dataclass(frozen=True)

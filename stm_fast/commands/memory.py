@@ -1,15 +1,17 @@
 """Options that say what the memory keeps, and where."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stm_fast.config import Evict, MemoryConfig, Place, StorageName
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, require_folder
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_option = partial(typer.Option, rich_help_panel="Memory")
 
 
 def _nbytes(text: str) -> int:
@@ -19,52 +21,60 @@ def _nbytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-Every = Annotated[int, typer.Option(min=1, help="Every N-th frame stays in the memory.")]
-FirstAndPrevious = Annotated[
-    bool, typer.Option("--first-and-previous", help="Only frames with given masks stay, and the previous one.")
-]
-MaxFrames = Annotated[
-    int | None, typer.Option("--max-memory-frames", min=1, help="At most so many frames stay, of each object.")
-]
-MaxBytes = Annotated[
-    int | None,
-    typer.Option("--max-memory-bytes", parser=_nbytes, metavar="BYTES", help="At most so many, such as 2.5GB."),
-]
-Eviction = Annotated[Evict, typer.Option("--evict", help="Which frame makes room where the memory is full.")]
-Storage = Annotated[StorageName, typer.Option("--memory-storage", help="What the memory's rows are kept as.")]
-MemoryPlace = Annotated[
-    Place, typer.Option("--memory-place", help="Where rows lie: with the network, in host memory, or on disk.")
-]
-Folder = Annotated[Path | None, typer.Option("--memory-folder", help="For --memory-place disk; nothing stays in it.")]
-
-Graph = Annotated[
-    bool, typer.Option("--memory-graph", help="On a GPU, the reads of a full memory are replayed from CUDA graphs.")
-]
-
-
 def memory_config(
-    every: int,
-    first_and_previous: bool,
-    max_frames: int | None,
-    max_bytes: int | None,
-    evict: Evict,
-    storage: StorageName,
-    place: Place,
-    folder: Path | None,
-    graph: bool,
+    every: Annotated[int, _option(min=1, help="Every N-th frame stays in the memory.")] = 5,
+    first_and_previous: Annotated[
+        bool, _option("--first-and-previous", help="Only frames with given masks stay, and the previous one.")
+    ] = False,
+    no_previous: Annotated[
+        bool, _option("--no-previous", help="The previous frame is not read, unless it stays.")
+    ] = False,
+    max_frames: Annotated[
+        int | None, _option("--max-memory-frames", min=1, help="At most so many frames of each object stay.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        _option(
+            "--max-memory-bytes", parser=_nbytes, metavar="BYTES", help="The memory takes at most this, such as 2.5GB."
+        ),
+    ] = None,
+    evict: Annotated[Evict, _option(help="Which frame makes room where the memory is full.")] = "oldest",
+    memory_storage: Annotated[StorageName, _option(help="What the memory's rows are kept as.")] = "model",
+    memory_place: Annotated[
+        Place, _option(help="Where the rows lie: with the network, in host memory, or on disk.")
+    ] = "device",
+    memory_folder: Annotated[
+        Path | None, _option(help="The folder for --memory-place disk; nothing stays in it.")
+    ] = None,
+    memory_graph: Annotated[
+        bool, _option("--memory-graph", help="On a GPU, the reads of a full memory are replayed from CUDA graphs.")
+    ] = False,
 ) -> MemoryConfig:
-    """The options as a configuration. Raises InputError where they contradict each other."""
-    if (place == "disk") != (folder is not None):
-        raise InputError(f"--memory-folder: found {folder} with --memory-place {place}, expected one with disk only")
+    """The options as a configuration.
+
+    Raises:
+        InputError: options that contradict each other, or no such folder.
+    """
+    if first_and_previous and no_previous:
+        raise InputError("--no-previous: found with --first-and-previous, expected one of them")
+    if (memory_place == "disk") != (memory_folder is not None):
+        found = f"{memory_folder} with --memory-place {memory_place}"
+        raise InputError(f"--memory-folder: found {found}, expected one with disk only")
+    if memory_folder is not None:
+        require_folder(memory_folder, "to keep the memory in")
     if max_bytes == 0:
         raise InputError("--max-memory-bytes: found 0, expected at least 1")
     return MemoryConfig(
         every=None if first_and_previous else every,
+        previous=not no_previous,
         max_frames=max_frames,
         max_bytes=max_bytes,
         evict=evict,
-        storage=storage,
-        place=place,
-        folder=folder,
-        graph=graph,
+        storage=memory_storage,
+        place=memory_place,
+        folder=memory_folder,
+        graph=memory_graph,
     )
+
+
+Memory = Annotated[MemoryConfig, memory_config]

@@ -1,5 +1,12 @@
 """Clips to train, show and test on."""
 
-from stm_fast.data.synthetic import SyntheticClip, SyntheticFrame
+from typing import TYPE_CHECKING
+
+from stm_fast.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from stm_fast.data.synthetic import SyntheticClip, SyntheticFrame
+else:
+    __getattr__, __dir__ = lazy_names(__name__, {"stm_fast.data.synthetic": ("SyntheticClip", "SyntheticFrame")})
 
 __all__ = ["SyntheticClip", "SyntheticFrame"]

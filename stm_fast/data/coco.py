@@ -10,7 +10,7 @@ import numpy as np
 
 from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
-from stm_fast.errors import InputError, check_name
+from stm_fast.errors import InputError, check_name, require_folder
 
 HOW_TO_GET_COCO = "COCO needs pycocotools: pip install 'stm_fast[coco]'"
 _MOST = 254  # ids of a mask
@@ -32,8 +32,7 @@ class CocoSource:
     def __init__(self, pictures: Path, annotations: Path) -> None:
         if find_spec("pycocotools") is None:
             raise InputError(HOW_TO_GET_COCO)
-        if not pictures.is_dir():
-            raise InputError(f"{pictures}: no such folder of pictures")
+        require_folder(pictures, "of pictures")
         self._pictures, self._annotations = pictures, annotations
         self._coco = _open(annotations)
         of_picture = self._coco.imgToAnns

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stm_fast.choices import SetName
 from stm_fast.data.drawn_set import draw_set
-from stm_fast.errors import InputError, check_name
+from stm_fast.errors import InputError, check_name, require_file, require_folder
 from stm_fast.video import object_ids, read_mask
 from stm_fast.video.picture_folder import SUFFIXES, natural_key
 from stm_fast.whole_file import same_file
@@ -143,14 +144,14 @@ def synthetic(root: Path, split: str) -> list[Sequence]:
     ]
 
 
-SETS: dict[str, Callable[[Path, str], list[Sequence]]] = {
+SETS: dict[SetName, Callable[[Path, str], list[Sequence]]] = {
     "davis16": davis16,
     "davis17": davis17,
     "youtube-vos": youtube_vos,
     "folder": folder,
     "synthetic": synthetic,
 }
-MEANINGS = {
+MEANINGS: dict[SetName, Objects] = {
     "davis16": Objects.ONE,
     "davis17": Objects.FIRST,
     "youtube-vos": Objects.ALL,
@@ -164,8 +165,7 @@ def annotated_sequences(annotations: Path, objects: Objects) -> list[Sequence]:
 
     Raises InputError where there is no annotation.
     """
-    if not annotations.is_dir():
-        raise InputError(f"{annotations}: no such folder of annotations")
+    require_folder(annotations, "of annotations")
     if any(annotations.glob("*.png")):
         return [Sequence(annotations.resolve().name, None, annotations, objects)]
     return [Sequence(name, None, annotations / name, objects) for name in _folders(annotations)]
@@ -203,8 +203,7 @@ def _read_names(lists: list[Path]) -> list[str]:
 
 def _read_meta(file: Path) -> dict[str, frozenset[str]]:
     """The frames that are required of each video."""
-    if not file.is_file():
-        raise InputError(f"{file}: no such file, expected the meta.json of a split of YouTube-VOS")
+    require_file(file, "the meta.json of a split of YouTube-VOS")
     try:
         videos: dict[str, Any] = json.loads(file.read_text())["videos"]
         return {

@@ -11,7 +11,7 @@ from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.data.sbd import read_mat
 from stm_fast.data.sequences import VOID
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, require_folder
 from stm_fast.video import object_ids, read_mask
 from stm_fast.video.picture_folder import SUFFIXES, natural_key
 from stm_fast.video.pillow import BROKEN_PICTURE, reason
@@ -83,8 +83,7 @@ def still_globs(root: Path, pictures: str, masks: str) -> StillSource:
     Raises InputError: a missing folder, a pattern that is none, no picture found, a picture without mask, two pictures
     or two masks of one name, a file that both patterns find.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder of stills")
+    require_folder(root, "of stills")
     return StillSource(_paired(_found(root, pictures), _found(root, masks), pictures))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from stm_fast.data.sequences import Ids, Sequence
-from stm_fast.evaluation.benchmark_sets import MASKS
+from stm_fast.evaluation.output_folder import MASKS
 from stm_fast.network import STM, Architecture
 from stm_fast.video import MaskWriter, open_frames
 from stm_fast.whole_file import make_folder, refuse_links, whole_folder

@@ -9,8 +9,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,16 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import Sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation.augmentation import AugmentedSegmenter
+from stm_fast.evaluation.output_folder import MASKS, TIMINGS, check_folders
 from stm_fast.inference.objects import label
 from stm_fast.inference.overlap import FRAMES_WAITING, Behind, ahead
 from stm_fast.inference.stages import StageClock
-from stm_fast.memory.policy import frames_that_stay
+from stm_fast.memory import with_known_size
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
+from stm_fast.versions import __version__
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames
-from stm_fast.whole_file import make_folder, refuse_links, remove_left_over, whole_file, whole_folder
-
-MASKS = "Annotations"
-TIMINGS = "timings"
+from stm_fast.whole_file import make_folder, remove_left_over, whole_file, whole_folder
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,13 @@ def describe_run(model: STM, set_name: str, split: str, inference: Inference) ->
         "weights_sha256": fingerprint(model),
         "dtype": str(next(model.parameters()).dtype),
         "inference": asdict(inference) | {"memory": inference.memory.described()},
-        "stm_fast": version("stm_fast"),
+        "stm_fast": __version__,
     }
 
 
-def check_folders(output: Path) -> None:
-    """Raises InputError where a link would make another folder's files pass for results."""
-    refuse_links(output / MASKS, output / TIMINGS)
+def check_inference(model: STM, inference: Inference) -> None:
+    """Raises InputError for sizes or scales that make no sense, or a backend that cannot run here."""
+    _segmenter(model, inference, inference.memory)
 
 
 def claim_output(output: Path, run: dict[str, Any]) -> None:
@@ -142,7 +140,7 @@ def _run(sequence: Sequence, folder: Path, model: STM, inference: Inference) -> 
     start = time.perf_counter()
     reader = open_frames(sequence.frames)
     _check_names(sequence, reader)
-    segmenter = _segmenter(model, inference, reader)
+    segmenter = _segmenter(model, inference, with_known_size(inference.memory, reader.frame_count, [0]))
     masks = MaskWriter(folder)
     beside = {"decode": 0.0, "write": 0.0}
     network_seconds = 0.0
@@ -170,10 +168,7 @@ def _run(sequence: Sequence, folder: Path, model: STM, inference: Inference) -> 
     return Timing(sequence.name, done, len(segmenter.object_ids), network_seconds, seconds, stages)
 
 
-def _segmenter(model: STM, inference: Inference, reader: FrameReader) -> AugmentedSegmenter:
-    memory = inference.memory
-    if memory.frames is None and reader.frame_count is not None:
-        memory = replace(memory, frames=frames_that_stay(memory, reader.frame_count, [0]))
+def _segmenter(model: STM, inference: Inference, memory: MemoryConfig) -> AugmentedSegmenter:
     return AugmentedSegmenter(
         model,
         memory=memory,

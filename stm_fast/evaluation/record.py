@@ -4,7 +4,6 @@ import json
 import platform
 from collections import Counter
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from stm_fast.evaluation.benchmark_sets import Timing
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.evaluation.tables import overall
+from stm_fast.versions import version_of
 from stm_fast.whole_file import whole_file
 
 Record = dict[str, Any]
@@ -65,7 +65,7 @@ def speed(timings: list[Timing]) -> Record:
 def environment(device: torch.device | None) -> dict[str, str]:
     """Versions, machine and device."""
     packages = ("stm_fast", "torch", "torchvision", "triton", "numpy", "pillow")
-    found = {package: _version(package) for package in packages}
+    found = {package: version_of(package) or "not installed" for package in packages}
     found["python"] = platform.python_version()
     found["machine"] = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     if device is not None:
@@ -82,10 +82,3 @@ def _object(score: ObjectScore) -> Record:
         "J": score.J._asdict() | {"per_frame": score.region.tolist()},
         "F": score.F._asdict() | {"per_frame": score.contour.tolist()},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stm_fast.errors import InputError, check_name
-from stm_fast.inference.results import check_apart
+from stm_fast.inference.output_folder import check_apart
 
 
 class Job(NamedTuple):
@@ -19,10 +19,16 @@ class Job(NamedTuple):
 
 
 def plan(sources: Sequence[Path], output: Path) -> list[Job]:
-    """Each video with its own folder of results. Raises InputError where two have the same one, or one has no name."""
+    """Each video with its own folder of results in `output`; a single one has all of it.
+
+    Raises:
+        InputError: two have the same folder, or one has no name.
+    """
+    if len(sources) == 1:
+        return [Job(_name(sources[0]), sources[0], output)]
     jobs: dict[str, Job] = {}
     for source in sources:
-        name = check_name(source.resolve().name if source.is_dir() else source.stem, f"{source}: name of its results")
+        name = check_name(_name(source), f"{source}: name of its results")
         # links may lead two names to one folder
         job = Job(name, source, output / name)
         twin = jobs.setdefault(os.path.realpath(job.output), job)
@@ -53,3 +59,7 @@ def masks_of(job: Job, masks: Path) -> Path:
         if path.exists():
             return path
     raise InputError(f"{masks}: no masks for {job.source}, expected {job.name}.png or a folder {job.name}")
+
+
+def _name(source: Path) -> str:
+    return source.resolve().name if source.is_dir() else source.stem

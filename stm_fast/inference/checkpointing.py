@@ -17,10 +17,10 @@ from torch import Tensor
 from stm_fast.errors import InputError
 from stm_fast.inference.crew import Crew
 from stm_fast.inference.identity import Run
-from stm_fast.whole_file import make_folder, whole_file, write_tensors
+from stm_fast.inference.output_folder import RECORD, STATES
+from stm_fast.tensor_file import write_tensors
+from stm_fast.whole_file import make_folder, whole_file
 
-RECORD = ".resume.json"
-STATES = ".resume-*.safetensors"
 _FORMAT = 1
 # of the time of a run that its checkpoints may take
 _SHARE = 0.1

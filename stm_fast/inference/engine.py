@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
+from stm_fast.inference.frame_size import check_sizes, network_size
 from stm_fast.inference.objects import impose, label, split_mask
 from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
@@ -73,11 +74,7 @@ class VideoSegmenter:
         backend: str = "auto",
         shard: Shard | None = None,
     ) -> None:
-        if max_size is not None and max_size < 16:
-            raise InputError(f"max_size: found {max_size}, expected at least 16")
-        if min_size < 1 or (max_size is not None and min_size > max_size):
-            expected = "at least 1" if max_size is None else f"1 to max_size, {max_size}"
-            raise InputError(f"min_size: found {min_size}, expected {expected}")
+        check_sizes(max_size, min_size)
         check_backend(model, backend)
         self._model = model.eval()
         self._memory = memory or MemoryConfig()
@@ -278,13 +275,6 @@ class VideoSegmenter:
     @property
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
-
-
-def network_size(size: tuple[int, ...], max_size: int | None, min_size: int) -> tuple[int, ...]:
-    """Height and width of a frame as the network sees it: the shorter side is `min_size` to `max_size`."""
-    shorter = min(size)
-    wanted = max(min_size, shorter if max_size is None else min(shorter, max_size))
-    return tuple(round(side * wanted / shorter) for side in size)
 
 
 def check_backend(model: STM, backend: str) -> None:

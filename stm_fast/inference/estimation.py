@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 
 from stm_fast.config import MemoryConfig
-from stm_fast.errors import InputError
-from stm_fast.inference.engine import network_size
+from stm_fast.errors import InputError, require_folder
+from stm_fast.inference.frame_size import network_size
 from stm_fast.inference.given import GivenMasks
 from stm_fast.inference.overlap import FRAMES_WAITING
-from stm_fast.memory import frames_that_stay
+from stm_fast.memory import with_known_size
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
@@ -114,9 +114,7 @@ def run_of(
                 f"max_frames: found {memory.max_frames}, expected at least {count}: so many given masks have object "
                 f"{object_id}, and none of them is evicted"
             )
-    frames = memory.frames
-    if frames is None and reader.frame_count is not None:
-        frames = frames_that_stay(memory, reader.frame_count, given.files)
+    frames = with_known_size(memory, reader.frame_count, given.files).frames
     size, later = (reader.height, reader.width), len(every - first)
     most = max(counts.values())
     return Run(model, memory, size, max_size, min_size, len(every), later, frames, most, world)
@@ -152,8 +150,8 @@ def check_fits(run: Run) -> Estimate:
         InputError: no such folder for the bank; or the run does not fit: the line says what it needs, what there is,
             and which options would fit.
     """
-    if run.memory.folder is not None and not run.memory.folder.is_dir():
-        raise InputError(f"{run.memory.folder}: no such folder to keep the memory in")
+    if run.memory.folder is not None:
+        require_folder(run.memory.folder, "to keep the memory in")
     needed = estimate(run)
     lacking = _lacking(needed)
     if lacking is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from stm_fast.errors import InputError, reading
+from stm_fast.errors import InputError, reading, require_present
 from stm_fast.video import FrameReader, check_mask_size, read_mask, require_objects
 from stm_fast.whole_file import same_file
 
@@ -46,6 +46,7 @@ def find_masks(masks: str | Path, reader: FrameReader, mask_frame: int | str | N
     than the frames, or that read_mask refuses.
     """
     path = Path(masks)
+    require_present(path, "mask file or folder of masks")
     found = mask_files(path)
     for file in found:
         if same_file(file, reader.path):
@@ -109,8 +110,6 @@ def _index_of(mask_frame: int | str, reader: FrameReader) -> int:
 
 
 def _files_by_frame(folder: Path, found: list[Path], reader: FrameReader) -> dict[int, Path]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such mask file or folder of masks")
     files: dict[int, Path] = {}
     for file in found:
         index = reader.index_of(file.stem)

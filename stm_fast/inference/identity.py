@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.inference.given import GivenMasks
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
+from stm_fast.versions import __version__
 
 Run = dict[str, Any]
 
@@ -46,7 +46,7 @@ def describe_run(
         "backend": backend,
         "overlay": overlay,
         "processes": processes,
-        "stm_fast": version("stm_fast"),
+        "stm_fast": __version__,
     }
     # as it comes back from a file
     plain: Run = json.loads(json.dumps(run, default=str))

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.distributed import ProcessGroup
 
+from stm_fast.choices import Overlay
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.checkpointing import Checkpoint, Pace, Position
@@ -22,11 +22,12 @@ from stm_fast.inference.estimation import Estimate, check_fits, run_of
 from stm_fast.inference.given import GivenMasks, find_masks, mask_files
 from stm_fast.inference.identity import describe_run
 from stm_fast.inference.objects import label
+from stm_fast.inference.output_folder import check_output
 from stm_fast.inference.overlap import FRAMES_WAITING, Behind, ahead
-from stm_fast.inference.results import NoResults, Overlay, Results, check_output, check_overlay
-from stm_fast.memory import Shard, frames_that_stay
+from stm_fast.inference.results import NoResults, Results, check_overlay
+from stm_fast.memory import Shard, with_known_size
 from stm_fast.network import STM
-from stm_fast.video import Frame, FrameReader, open_frames, read_mask
+from stm_fast.video import Frame, open_frames, read_mask
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def segment_video(
     check_overlay(overlay)
     reader = open_frames(source, mask_files(masks))
     given = find_masks(masks, reader, mask_frame)
-    memory = _with_known_size(memory or MemoryConfig(), reader, given)
+    memory = with_known_size(memory or MemoryConfig(), reader.frame_count, given.files)
     segmenter = VideoSegmenter(
         model, memory=memory, max_size=max_size, min_size=min_size, backend=backend, shard=Shard(group)
     )
@@ -195,13 +196,6 @@ def _segment(frame: Frame, segmenter: VideoSegmenter, given: GivenMasks) -> npt.
     prob = segmenter.step(torch.from_numpy(frame.image).permute(2, 0, 1), mask)
     ids: npt.NDArray[np.uint8] = label(prob, segmenter.object_ids).cpu().numpy()
     return ids
-
-
-def _with_known_size(memory: MemoryConfig, reader: FrameReader, given: GivenMasks) -> MemoryConfig:
-    """The configuration with the number of frames that will stay, where the source says how many it has."""
-    if memory.frames is not None or reader.frame_count is None:
-        return memory
-    return replace(memory, frames=frames_that_stay(memory, reader.frame_count, given.files))
 
 
 def _check_all_used(given: GivenMasks, frame_count: int) -> None:

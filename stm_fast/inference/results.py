@@ -1,17 +1,15 @@
 """What a run leaves in its output folder: masks/<frame>.png, and overlay.mp4 or overlay/<frame>.jpg."""
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from stm_fast.errors import InputError, reading
-from stm_fast.inference.checkpointing import RECORD, STATES
+from stm_fast.choices import Overlay
+from stm_fast.errors import InputError
+from stm_fast.inference.output_folder import parts_of, remove_earlier
 from stm_fast.video import (
     Frame,
     FrameReader,
@@ -21,60 +19,7 @@ from stm_fast.video import (
     draw_overlay,
     read_mask,
 )
-from stm_fast.whole_file import LEFT_OVER, refuse_links, remove_left_over, writing
-
-Overlay = Literal["video", "pictures", "none"]
-# of a chain, beyond which Linux calls it a loop
-_MOST_LINKS = 40
-
-
-def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, resume: bool = False) -> None:
-    """Raises InputError where the folder holds anything and nobody said that it may be overwritten, or an input.
-
-    The folder may be a link, which its user has made: a way to another disk. What a run makes inside it may not.
-
-    Args:
-        resume: the run may be one that goes on: an interrupted one in the folder is not in its way.
-    """
-    with reading(folder):
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: found a file, expected an output folder")
-        refuse_links(*_parts(folder))
-        check_apart([folder], inputs)
-        if overwrite or not _holds_anything(folder):
-            return
-        recorded = (folder / RECORD).exists()
-    if recorded and not resume:
-        raise InputError(f"{folder}: holds a run; --resume goes on with it, --overwrite starts again")
-    if not recorded:
-        why = "not empty, and holds no interrupted run" if resume else "not empty"
-        raise InputError(f"{folder}: the output folder is {why}; give another one, or --overwrite")
-
-
-def check_apart(folders: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raises InputError where a folder of results holds an input, or a file of one, be it behind a link.
-
-    Earlier results are removed, and the input would be one of them.
-    """
-    outputs = {Path(os.path.realpath(folder)): folder for folder in folders}
-    for path in inputs:
-        with reading(path):
-            places = [(file, place) for file in (path, *_links_in(path)) for place in _places(file)]
-        for file, place in places:
-            for above in (place, *place.parents):
-                if above in outputs:
-                    raise InputError(f"{outputs[above]}: the output folder holds the input {file}; give another one")
-
-
-def remove_results(folder: Path) -> None:
-    """Removes what a run left there, its checkpoint too. Raises InputError where that is not possible."""
-    with writing(folder):
-        for earlier in (folder / RECORD, *folder.glob(STATES)):
-            earlier.unlink(missing_ok=True)
-        _remove_earlier(folder)
-        for part in _parts(folder):
-            with suppress(OSError):  # not there, or the user has put something in it
-                part.rmdir()
+from stm_fast.whole_file import remove_left_over, writing
 
 
 class Results:
@@ -90,11 +35,11 @@ class Results:
         self._palette = palette
         if not resumed:
             with writing(folder):
-                _remove_earlier(folder)
+                remove_earlier(folder)
         # of a process that was killed
-        for part in (folder, *_parts(folder)):
+        for part in (folder, *parts_of(folder)):
             remove_left_over(part)
-        masks, pictures = _parts(folder)
+        masks, pictures = parts_of(folder)
         self._masks = MaskWriter(masks, palette)
         self._video: OverlayVideoWriter | None = None
         self._pictures: OverlayPictureWriter | None = None
@@ -159,37 +104,3 @@ def check_overlay(overlay: str) -> None:
     """Raises InputError where there is no such overlay."""
     if overlay not in get_args(Overlay):
         raise InputError(f"overlay: found {overlay!r}, expected one of {', '.join(get_args(Overlay))}")
-
-
-def _holds_anything(folder: Path) -> bool:
-    """Whether there is more in it than what a process that was killed had not finished."""
-    return folder.is_dir() and any(not path.match(LEFT_OVER) for path in folder.iterdir())
-
-
-def _parts(folder: Path) -> tuple[Path, Path]:
-    """The folders of masks and of overlays."""
-    return folder / "masks", folder / "overlay"
-
-
-def _remove_earlier(folder: Path) -> None:
-    masks, overlay = _parts(folder)
-    for earlier in (*masks.glob("*.png"), *overlay.glob("*.jpg"), folder / "overlay.mp4"):
-        earlier.unlink(missing_ok=True)
-
-
-def _places(path: Path) -> Iterator[Path]:
-    """Where a path lies, and where it leads, link by link."""
-    for _ in range(_MOST_LINKS):
-        # a ".." is left only at the end, behind what is no link
-        path = Path(os.path.normpath(os.path.realpath(path.parent) + os.sep + path.name))
-        yield path
-        if not path.is_symlink():
-            break
-        path = path.parent / path.readlink()
-
-
-def _links_in(folder: Path) -> Iterator[Path]:
-    """The entries of a folder that are links."""
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            yield from (folder / entry.name for entry in entries if entry.is_symlink())

@@ -1,7 +1,7 @@
 """What is remembered of a video."""
 
 from stm_fast.memory.bank import MemoryBank
-from stm_fast.memory.policy import frames_that_stay, stays
+from stm_fast.memory.policy import frames_that_stay, stays, with_known_size
 from stm_fast.memory.sharded import RankLostError, Shard
 
-__all__ = ["MemoryBank", "RankLostError", "Shard", "frames_that_stay", "stays"]
+__all__ = ["MemoryBank", "RankLostError", "Shard", "frames_that_stay", "stays", "with_known_size"]

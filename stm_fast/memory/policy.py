@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from stm_fast.config import MemoryConfig
@@ -110,3 +110,10 @@ def frames_that_stay(config: MemoryConfig, frame_count: int, given: Collection[i
     """How many of a video's frames stay at most at a time; those before the first given mask hold no object."""
     count = sum(stays(config, frame, frame in given) for frame in range(min(given), frame_count))
     return count if config.max_frames is None else min(count, config.max_frames)
+
+
+def with_known_size(config: MemoryConfig, frame_count: int | None, given: Collection[int]) -> MemoryConfig:
+    """The configuration with the number of frames that will stay, where a video says how many frames it has."""
+    if config.frames is not None or frame_count is None:
+        return config
+    return replace(config, frames=frames_that_stay(config, frame_count, given))

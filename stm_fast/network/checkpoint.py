@@ -9,10 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, require_file
+from stm_fast.network.architecture import Architecture
 from stm_fast.network.backbone import BACKBONES
-from stm_fast.network.stm import STM, Architecture
-from stm_fast.whole_file import write_tensors
+from stm_fast.network.stm import STM
+from stm_fast.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet18_Weights, ResNet50_Weights
@@ -169,8 +170,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         InputError: no such file, or not a checkpoint of named tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, expected a checkpoint")
+    require_file(path, "a checkpoint")
     try:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)

@@ -3,15 +3,13 @@
 import logging
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from stm_fast.choices import CompileMode
 from stm_fast.errors import InputError
-
-# as torch.compile names them; "reduce-overhead" replays CUDA graphs
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +49,10 @@ def compile_calls(calls: list[tuple[nn.Module, str]], mode: str) -> None:
     """Compiles methods of modules, each named with its module, in place.
 
     Raises:
-        InputError: a mode that is none of COMPILE_MODES.
+        InputError: a mode that is no `CompileMode`.
     """
-    if mode not in COMPILE_MODES:
-        raise InputError(f"compile: found {mode!r}, expected one of {', '.join(COMPILE_MODES)}")
+    if mode not in get_args(CompileMode):
+        raise InputError(f"compile: found {mode!r}, expected one of {', '.join(get_args(CompileMode))}")
     switch = _Switch()
     for module, name in calls:
         setattr(module, name, CompiledCall(getattr(module, name), mode, switch))

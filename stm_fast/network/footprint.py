@@ -11,7 +11,8 @@ from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stm_fast.network.stm import STM, Architecture
+from stm_fast.network.architecture import Architecture
+from stm_fast.network.stm import STM
 
 
 @lru_cache(maxsize=64)

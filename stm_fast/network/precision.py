@@ -1,10 +1,12 @@
 """In which dtype a network runs."""
 
+from typing import get_args
+
 import torch
 
+from stm_fast.choices import Precision
 from stm_fast.errors import InputError
 
-PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 # what a CPU multiplies bfloat16 with, in the names of torch.cpu.get_capabilities()
 _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -13,10 +15,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of a name. "auto" is the fastest one: 16 bits where the device has instructions for them, else float32.
 
     Raises:
-        InputError: a name that is none of PRECISIONS.
+        InputError: a name that is no `Precision`.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"dtype: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision not in get_args(Precision):
+        raise InputError(f"dtype: found {precision!r}, expected one of {', '.join(get_args(Precision))}")
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stm_fast.network.stm import Architecture
+from stm_fast.network.architecture import Architecture
 
 DEFAULT = "default"
 ARCHITECTURE = Architecture(

@@ -1,12 +1,12 @@
 """The Space-Time Memory network (Oh, Lee, Xu and Kim, ICCV 2019)."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stm_fast.network.aggregation import soft_aggregation
+from stm_fast.network.architecture import STRIDE, Architecture
 from stm_fast.network.backbone import BACKBONES
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
@@ -16,26 +16,6 @@ from stm_fast.ops import MemoryRead
 
 # how much an untrained memory encoder of unit keys sees of masks: more would part its keys from the query's
 _FIRST_MASK_GAIN = 0.3
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The arguments of `STM`: equal architectures have interchangeable checkpoints."""
-
-    backbone: str = "resnet50"
-    key_dim: int = 128
-    value_dim: int = 512
-    decoder_dim: int = 256
-    unit_keys: bool = False
-    position_waves: int = 0
-
-    def __str__(self) -> str:
-        return (
-            f"STM with {self.backbone}, key_dim={self.key_dim}, value_dim={self.value_dim}, "
-            f"decoder_dim={self.decoder_dim}"
-            + (", unit_keys" if self.unit_keys else "")
-            + (f", position_waves={self.position_waves}" if self.position_waves else "")
-        )
 
 
 class QueryFeatures(NamedTuple):
@@ -68,7 +48,7 @@ class STM(nn.Module):
         ValueError: `backbone` is not one of `BACKBONES`.
     """
 
-    stride = 16
+    stride = STRIDE
     compiled = False
 
     def __init__(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from stm_fast.choices import Engine
 from stm_fast.ops import cpp_ops, reference, triton_ops
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
 from stm_fast.ops.registration import transform_reasons
@@ -25,7 +26,7 @@ class Backend(NamedTuple):
     reader:                what later calls like this one may go straight to, without gradients; None for nothing
     """
 
-    name: str
+    name: Engine
     absent_reasons: Callable[[], list[str]]
     not_supported_reasons: Callable[[ReadInputs], list[str]]
     read: Callable[[ReadInputs], ReadResult]
@@ -36,7 +37,7 @@ class Backend(NamedTuple):
 
 
 def _engine(
-    name: str,
+    name: Engine,
     absent_reasons: Callable[[], list[str]],
     not_supported_reasons: Callable[[ReadInputs], list[str]],
     read: Callable[[ReadInputs], ReadResult],

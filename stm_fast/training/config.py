@@ -4,6 +4,7 @@ The numbers of both stages of the paper (STM, "Two-stage Training" and "Training
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from stm_fast.data.augmentation import Augmentation
@@ -200,6 +201,11 @@ class TrainingConfig:
     workers: int = 0
     validation: Validation | SyntheticValidation | None = None
     log: Log = field(default_factory=Log)
+
+    @property
+    def starts(self) -> list[Path]:
+        """What the weights are read from before the first step, where it is a file."""
+        return [Path(start) for start in (self.weights, self.backbone_weights) if start is not None]
 
     @property
     def steps(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, require_file
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.limits import check_limits
 
@@ -25,8 +25,7 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
     Raises:
         InputError: no such file, not YAML, an unknown or missing key, a value of the wrong type or out of range.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, expected a training configuration in YAML")
+    require_file(path, "a training configuration in YAML")
     content = _parsed(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: found {_described(content)}, expected keys and values")

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
+from stm_fast.choices import BackendName
 from stm_fast.errors import InputError
-from stm_fast.network import STM
-from stm_fast.ops.backends import BACKENDS
+from stm_fast.network.architecture import STRIDE
 from stm_fast.training.config import TrainingConfig
 
 # the key, what was found, whether that will do, what was expected
@@ -57,8 +57,8 @@ def _lengths(config: TrainingConfig) -> Iterator[Check]:
     yield "seed", config.seed, 0 <= config.seed < 2**63, "0 to 2^63 - 1"
     frames, size = config.clips.frames, config.clips.size
     yield "clips.frames", frames, frames >= 2, "at least 2: one with its mask, one to segment"
-    whole = all(side > 0 and side % STM.stride == 0 for side in size)
-    yield "clips.size", list(size), whole, f"multiples of {STM.stride}"
+    whole = all(side > 0 and side % STRIDE == 0 for side in size)
+    yield "clips.size", list(size), whole, f"multiples of {STRIDE}"
     yield "epochs", config.epochs, config.steps >= 1, f"clips for one batch of {config.optimizer.batch} at least"
 
 
@@ -76,5 +76,5 @@ def _rates(config: TrainingConfig) -> Iterator[Check]:
 
 def _names(config: TrainingConfig) -> Iterator[Check]:
     yield "data", [], len(config.data) > 0, "one source at least"
-    backends = ("auto", *(backend.name for backend in BACKENDS))
+    backends = get_args(BackendName)
     yield "backend", config.backend, config.backend in backends, f"one of {', '.join(backends)}"

@@ -24,6 +24,7 @@ from stm_fast.training.loading import draw_steps, load_steps
 from stm_fast.training.log import TrainingLog, Window
 from stm_fast.training.pace import Pace
 from stm_fast.training.pictures import draw_clip, write_picture
+from stm_fast.training.resuming import state_of
 from stm_fast.training.run_folder import RunFolder
 from stm_fast.training.sampler import TicketSampler
 from stm_fast.training.step import ClipLoss
@@ -67,14 +68,13 @@ class Trainer:
         self._accelerator = _accelerator(config)
         self._folder = RunFolder(output)
         if self._accelerator.is_main_process:
-            starts = (config.weights, config.backbone_weights)
-            self._folder.claim(resume, [Path(start) for start in starts if start is not None])
+            self._folder.claim(resume, config.starts)
         self._accelerator.wait_for_everyone()
         self._learner = Learner(config, clip_loss, self._accelerator)
         check_backend(clip_loss.model, config.backend)
         self._validate = None if config.validation is None else Validator(config.validation, config.backend)
         self.step, self._best, self._window = 0, -math.inf, Window()
-        state = self._folder.state(config)
+        state = state_of(self._folder.checkpoint, config)
         if state is not None:
             self._learner.restore(state)
             self.step, self._best, self._window = state["step"], state["best"], Window(**state["window"])

@@ -12,7 +12,8 @@ from stm_fast.data.drawn_set import draw_sequence
 from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.sequences import SETS, Sequence
 from stm_fast.errors import InputError
-from stm_fast.evaluation.benchmark_sets import MASKS, Inference, claim_output, run_sequences
+from stm_fast.evaluation.benchmark_sets import Inference, claim_output, run_sequences
+from stm_fast.evaluation.output_folder import MASKS
 from stm_fast.evaluation.scoring import check_length, score_sequences
 from stm_fast.evaluation.tables import overall
 from stm_fast.inference.shards import shard

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from stm_fast.errors import InputError, reading
+from stm_fast.errors import InputError, reading, require_present
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.picture_folder import PictureFolder
 from stm_fast.video.video_file import VideoFile
@@ -25,8 +25,7 @@ def open_frames(source: str | Path, masks: Iterable[Path] = ()) -> FrameReader:
     with reading(path):
         if path.is_dir():
             return PictureFolder(path, masks)
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
+        require_present(path, "file or folder")
         if not path.is_file():
             raise InputError(f"{path}: not a regular file")
     return VideoFile(path)

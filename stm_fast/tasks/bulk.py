@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from stm_fast.commands.common import print_result, progress_bar
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, Summary
 from stm_fast.inference.bulk import Job, masks_of
-from stm_fast.inference.results import check_output, remove_results
-from stm_fast.inference.shards import shard, wait_for_all
+from stm_fast.inference.output_folder import check_output, remove_results
+from stm_fast.inference.process_group import wait_for_all
+from stm_fast.inference.shards import shard
+from stm_fast.tasks.progress import print_result, progress_bar
 
 _UNEXPECTED, _WRONG_USE = 1, 2
 

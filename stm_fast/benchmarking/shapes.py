@@ -1,0 +1,66 @@
+"""Shapes of a memory read: resolution x memory frames x objects."""
+
+import re
+from dataclasses import dataclass
+
+from stm_fast.errors import InputError
+
+# the feature map [h, w] of a frame at stride 16, after padding to a multiple of 16
+FEATURE_MAPS = {"480p": (30, 54), "720p": (45, 80), "1080p": (68, 120)}
+# seconds on two CPU cores; a GPU has time for more
+USUAL_SHAPES = {
+    "cpu": ("480p-T1-O1", "480p-T5-O1"),
+    "cuda": ("480p-T1-O1", "480p-T5-O1", "480p-T20-O1", "480p-T20-O3", "480p-T100-O1", "1080p-T20-O1"),
+}
+CPU_MINUTES = 2.7  # what of them starts before this has ended after three
+GRID_FRAMES, GRID_OBJECTS = (1, 5, 20, 100, 1000), (1, 3, 10)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A memory read without its numbers: M queries of a frame, N memory rows for each object."""
+
+    name: str
+    queries: int  # M
+    rows: int  # N
+    objects: int  # O
+
+    @property
+    def frames(self) -> float:
+        """T, how many frames the memory holds."""
+        return self.rows / self.queries
+
+    @property
+    def affinity_elements(self) -> int:
+        """Of the affinity that the published read makes and stm_fast does not."""
+        return self.queries * self.rows * self.objects
+
+    @property
+    def series(self) -> str:
+        """What shapes that differ in T alone have in common."""
+        return re.sub(r"-[TN]\d+", "", self.name)
+
+
+def parse_shape(text: str) -> Shape:
+    """The shape of a name: 480p-T20-O3, 8x14-T1-O1 (a feature map of 8 x 14) or M48-N32400-O1.
+
+    Raises InputError for any other text.
+    """
+    match = re.fullmatch(r"(?:(\d+p|\d+x\d+)-T(\d+)|M(\d+)-N(\d+))-O(\d+)", text)
+    sizes = [int(size) for size in re.findall(r"\d+", text)]
+    if match is None or 0 in sizes or (match[1] and match[1].endswith("p") and match[1] not in FEATURE_MAPS):
+        known = ", ".join(FEATURE_MAPS)
+        raise InputError(
+            f"shape: found {text!r}, expected for example 480p-T20-O3 ({known}), 8x14-T1-O1 or M48-N32400-O1"
+        )
+    frame, frames, queries, rows, objects = match.groups()
+    if frame is None:
+        return Shape(text, int(queries), int(rows), int(objects))
+    height, width = FEATURE_MAPS.get(frame) or (int(size) for size in frame.split("x"))
+    return Shape(text, height * width, int(frames) * height * width, int(objects))
+
+
+def grid() -> list[Shape]:
+    """Every resolution x T x objects, the small ones first."""
+    names = (f"{frame}-T{t}-O{o}" for frame in FEATURE_MAPS for t in GRID_FRAMES for o in GRID_OBJECTS)
+    return sorted(map(parse_shape, names), key=lambda shape: shape.affinity_elements)

@@ -1,0 +1,53 @@
+"""Names that a user chooses from.
+
+They stand here, and not where they are used, because the command line shows and checks them before it imports torch.
+"""
+
+from typing import Literal
+
+Engine = Literal["triton", "cpp", "reference"]  # of the memory read, see `ops.backends`
+BackendName = Literal["auto", Engine]
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
+# as torch.compile names them; "reduce-overhead" replays CUDA graphs
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+Arch = Literal["resnet18", "resnet50"]  # of an untrained network
+Overlay = Literal["video", "pictures", "none"]
+SetName = Literal["davis16", "davis17", "youtube-vos", "folder", "synthetic"]
+
+# of the benchmark of memory reads, see `benchmarking.routes`
+Pass = Literal["forward", "backward", "top-k"]
+TimedDtype = Literal["float32", "bfloat16", "float16"]
+ByteLayout = Literal["int8", "fp8"]
+RouteName = Literal[
+    "published",
+    "published-tf32",
+    "last-dim",
+    "chunks",
+    "compile",
+    "compile-dynamic",
+    "sdpa",
+    "sdpa-math",
+    "sdpa-flash",
+    "sdpa-efficient",
+    "sdpa-cudnn",
+    "sdpa-flash-split",
+    "sdpa-cudnn-split",
+    "flex",
+    "flex-32x32",
+    "flex-64x32",
+    "flex-64x64",
+    Engine,
+    ByteLayout,
+]
+# of the benchmark of whole frames, see `benchmarking.system`
+Contestant = Literal[
+    "published",
+    "engine",
+    "prepared",
+    "no-previous",
+    "bfloat16-memory",
+    "bfloat16",
+    "compiled",
+    "bfloat16-graphs",
+    "float16",
+]

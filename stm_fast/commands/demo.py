@@ -1,0 +1,36 @@
+"""stm-fast demo: a clip that is drawn, and its segmentation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import stm_fast.tasks as tasks
+from stm_fast.commands.options import Backend, Network, Overwrite
+from stm_fast.inference.output_folder import check_output
+from stm_fast.whole_file import refuse_links
+
+
+def demo(
+    network: Network,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder for the clip and its segmentation.")
+    ] = Path("demo"),
+    frames: Annotated[int, typer.Option(min=2, help="The length of the clip.")] = 30,
+    objects: Annotated[int, typer.Option(min=1, max=6, help="How many objects it has.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws another clip.")] = 0,
+    backend: Backend = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw a clip of moving objects, segment it from its first mask and say how well that went."""
+    check_output(output, overwrite)
+    refuse_links(output / "result")
+    tasks.run_demo(
+        output,
+        frames=frames,
+        objects=objects,
+        seed=seed,
+        network=network,
+        backend=backend,
+        overwrite=overwrite,
+    )

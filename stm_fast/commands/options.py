@@ -1,0 +1,54 @@
+"""Options that several commands have."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stm_fast.choices import Arch, BackendName, CompileMode, Precision
+from stm_fast.network.released import DEFAULT, MIN_SIZE
+from stm_fast.tasks.choice import NetworkChoice
+
+_network_option = partial(typer.Option, rich_help_panel="Network")
+
+MaxSize = Annotated[
+    int | None,
+    _network_option(help="Shrink larger frames for the network, until their shorter side has so many pixels."),
+]
+MinSize = Annotated[
+    int | None,
+    _network_option(
+        help="Enlarge smaller frames for the network, until their shorter side has so many pixels. The default is "
+        f"{MIN_SIZE} with the package's own weights; with others no frame is enlarged."
+    ),
+]
+Backend = Annotated[
+    BackendName, _network_option(help="What reads the memory; 'stm-fast info' tells which of them this machine has.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the output folder holds.")]
+
+
+def network_choice(
+    weights: Annotated[
+        Path,
+        _network_option(
+            help="The checkpoint to take, in our .safetensors or the published .pth; the default is the package's own."
+        ),
+    ] = Path(DEFAULT),
+    arch: Annotated[
+        Arch | None, _network_option(help="Take an untrained network of this kind instead of the default weights.")
+    ] = None,
+    device: Annotated[str, _network_option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        Precision, _network_option(help="What the network computes in; auto takes 16 bits where they are fast.")
+    ] = "float32",
+    compile: Annotated[
+        CompileMode | None, _network_option(help="Compile the network by torch.compile, in this mode.")
+    ] = None,
+) -> NetworkChoice:
+    """The options as a choice. Raises InputError where they contradict each other, or the checkpoint is missing."""
+    return NetworkChoice(weights, arch, device, dtype, compile)
+
+
+Network = Annotated[NetworkChoice, network_choice]

@@ -1,0 +1,19 @@
+"""How large the network sees a frame."""
+
+from stm_fast.errors import InputError
+
+
+def check_sizes(max_size: int | None, min_size: int) -> None:
+    """Raises InputError for a `max_size` below 16, a `min_size` below 1, or one above `max_size`."""
+    if max_size is not None and max_size < 16:
+        raise InputError(f"max_size: found {max_size}, expected at least 16")
+    if min_size < 1 or (max_size is not None and min_size > max_size):
+        expected = "at least 1" if max_size is None else f"1 to max_size, {max_size}"
+        raise InputError(f"min_size: found {min_size}, expected {expected}")
+
+
+def network_size(size: tuple[int, ...], max_size: int | None, min_size: int) -> tuple[int, ...]:
+    """Height and width of a frame as the network sees it: the shorter side is `min_size` to `max_size`."""
+    shorter = min(size)
+    wanted = max(min_size, shorter if max_size is None else min(shorter, max_size))
+    return tuple(round(side * wanted / shorter) for side in size)

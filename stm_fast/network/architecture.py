@@ -1,0 +1,25 @@
+"""What a network is made of, without the network."""
+
+from dataclasses import dataclass
+
+STRIDE = 16  # pixels of a frame per pixel of a key, in each direction
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arguments of `STM`: equal architectures have interchangeable checkpoints."""
+
+    backbone: str = "resnet50"
+    key_dim: int = 128
+    value_dim: int = 512
+    decoder_dim: int = 256
+    unit_keys: bool = False
+    position_waves: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"STM with {self.backbone}, key_dim={self.key_dim}, value_dim={self.value_dim}, "
+            f"decoder_dim={self.decoder_dim}"
+            + (", unit_keys" if self.unit_keys else "")
+            + (f", position_waves={self.position_waves}" if self.position_waves else "")
+        )

@@ -1,0 +1,56 @@
+"""What the commands do, once their options are right.
+
+A task is imported where a command names it, and torch with it: so a command checks its options before it names one.
+"""
+
+from typing import TYPE_CHECKING
+
+from stm_fast.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from stm_fast.evaluation.benchmark_sets import Inference
+    from stm_fast.tasks.benchmark import time_frames, time_reads, tune_tiles
+    from stm_fast.tasks.convert import convert_checkpoints
+    from stm_fast.tasks.demo import run_demo
+    from stm_fast.tasks.evaluate import evaluate_set, score_results
+    from stm_fast.tasks.info import print_info
+    from stm_fast.tasks.segment import segment_videos
+    from stm_fast.tasks.sets import open_results, open_set
+    from stm_fast.tasks.train import train_network
+    from stm_fast.training.config_file import read_config
+    from stm_fast.versions import __version__
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "stm_fast.evaluation.benchmark_sets": ("Inference",),
+            "stm_fast.tasks.benchmark": ("time_frames", "time_reads", "tune_tiles"),
+            "stm_fast.tasks.convert": ("convert_checkpoints",),
+            "stm_fast.tasks.demo": ("run_demo",),
+            "stm_fast.tasks.evaluate": ("evaluate_set", "score_results"),
+            "stm_fast.tasks.info": ("print_info",),
+            "stm_fast.tasks.segment": ("segment_videos",),
+            "stm_fast.tasks.sets": ("open_results", "open_set"),
+            "stm_fast.tasks.train": ("train_network",),
+            "stm_fast.training.config_file": ("read_config",),
+            "stm_fast.versions": ("__version__",),
+        },
+    )
+
+__all__ = [
+    "Inference",
+    "__version__",
+    "convert_checkpoints",
+    "evaluate_set",
+    "open_results",
+    "open_set",
+    "print_info",
+    "read_config",
+    "run_demo",
+    "score_results",
+    "segment_videos",
+    "time_frames",
+    "time_reads",
+    "train_network",
+    "tune_tiles",
+]

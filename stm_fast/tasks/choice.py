@@ -1,0 +1,58 @@
+"""Which network a command runs, and where and how, before anything of it is loaded."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from stm_fast.choices import Arch, CompileMode, Precision
+from stm_fast.errors import InputError, require_file
+from stm_fast.network.released import DEFAULT, FILE, MIN_SIZE, weights_file
+
+_DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """A network by its weights, made ready for inference on a device.
+
+    Args:
+        weights: a checkpoint; "default" is the one of the package.
+        arch: an untrained network in place of the default weights.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: "auto" takes the fastest one of the device.
+        compile: a mode of torch.compile.
+
+    Raises:
+        InputError: no such checkpoint or device, or both weights and an untrained network.
+    """
+
+    weights: Path = Path(DEFAULT)
+    arch: Arch | None = None
+    device: str = "auto"
+    dtype: Precision = "float32"
+    compile: CompileMode | None = None
+
+    def __post_init__(self) -> None:
+        if self.arch is not None and str(self.weights) != DEFAULT:
+            raise InputError(f"--arch: found {self.arch} with --weights {self.weights}, expected one of them")
+        if _DEVICES.fullmatch(self.device) is None:
+            raise InputError(f"--device: found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+        require_file(self.file, "a checkpoint")
+
+    @property
+    def file(self) -> Path:
+        """Of the weights."""
+        return weights_file(self.weights)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether a network without trained weights was asked for."""
+        return self.arch is not None
+
+    def smallest_side(self, min_size: int | None, max_size: int | None = None) -> int:
+        """`min_size` of a `VideoSegmenter`: what --min-size asks for, or else what suits the weights."""
+        if min_size is not None:
+            return min_size
+        if self.untrained or self.file.resolve() != FILE:
+            return 1
+        return MIN_SIZE if max_size is None else min(MIN_SIZE, max_size)

@@ -1,0 +1,54 @@
+"""stm-fast demo: draws a clip, segments it, and says how well that went."""
+
+from fractions import Fraction
+from pathlib import Path
+
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.evaluation import region_similarity
+from stm_fast.inference import Summary, check_backend, segment_video
+from stm_fast.tasks.choice import NetworkChoice
+from stm_fast.tasks.network import load_for_inference
+from stm_fast.tasks.progress import print_summary, progress_bar, task_name
+from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
+
+_FRAME_RATE = Fraction(24)
+
+
+def run_demo(
+    output: Path, *, frames: int, objects: int, seed: int, network: NetworkChoice, backend: str, overwrite: bool
+) -> None:
+    """Writes ``clip.mp4``, ``first_mask.png`` and ``result/``; the score of each object goes to stdout.
+
+    Raises:
+        InputError: a network or a backend that cannot run here.
+    """
+    model = load_for_inference(network)
+    check_backend(model, backend)
+    clip = SyntheticClip(seed, frames=frames, objects=objects)
+    video, mask = output / "clip.mp4", output / "first_mask.png"
+    with OverlayVideoWriter(video, clip.width, clip.height, _FRAME_RATE) as writer:
+        for index, frame in enumerate(clip):
+            writer.write(frame.image, float(index / _FRAME_RATE))
+    write_mask(mask, clip[0].ids)
+    with progress_bar(task_name(network.untrained)) as advance:
+        summary = segment_video(
+            video,
+            mask,
+            output / "result",
+            model=model,
+            min_size=network.smallest_side(None),
+            backend=backend,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    _print_similarity(clip, summary)
+    print_summary(summary, network.untrained)
+
+
+def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
+    """J of each object in percent, the mean over all frames but the given one."""
+    files = sorted((summary.output / "masks").glob("*.png"))
+    pairs = [(read_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
+    for object_id in object_ids(clip[0].ids):
+        scores = [region_similarity(found == object_id, truth == object_id) for found, truth in pairs]
+        print(f"object {object_id}: J = {100 * sum(scores) / len(scores):.1f}")

@@ -1,0 +1,164 @@
+"""stm-fast evaluate: runs a benchmark set, or scores results that are there, as the official toolkit does."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from stm_fast.choices import SetName
+from stm_fast.data.sequences import Sequence
+from stm_fast.evaluation.baselines import COPIED, UNTRAINED, copy_first_masks, untrained
+from stm_fast.evaluation.benchmark_sets import (
+    Inference,
+    check_inference,
+    claim_output,
+    describe_run,
+    read_timings,
+    run_sequences,
+    write_zip,
+)
+from stm_fast.evaluation.output_folder import BASELINES, MASKS
+from stm_fast.evaluation.record import Record, make_record, write_record
+from stm_fast.evaluation.report import write_report
+from stm_fast.evaluation.scoring import ObjectScore, score_sequences
+from stm_fast.evaluation.tables import overall, print_comparison, print_tables, write_tables
+from stm_fast.inference.process_group import wait_for_all
+from stm_fast.inference.shards import rank, shard
+from stm_fast.network import STM
+from stm_fast.network.fingerprint import fingerprint
+from stm_fast.tasks.choice import NetworkChoice
+from stm_fast.tasks.network import load_model, prepare
+from stm_fast.tasks.progress import progress_bar
+from stm_fast.tasks.sets import to_score
+from stm_fast.whole_file import make_folder
+
+
+def score_results(
+    pairs: list[tuple[Sequence, Path]], facts: Record, output: Path | None, *, workers: int | None, report: bool
+) -> None:
+    """Scores folders of masks that are there; prints tables, and writes them where there is an output folder.
+
+    Args:
+        facts: what the record says of the results.
+        workers: processes; one for each core by default.
+
+    Raises:
+        InputError: as :func:`stm_fast.evaluation.scoring.score_sequence`.
+    """
+    scores = score_sequences(pairs, workers)
+    _finish(make_record(facts, scores, []), scores, pairs, output, report)
+
+
+def evaluate_set(
+    sequences: list[Sequence],
+    set_name: SetName,
+    split: str,
+    data: Path,
+    output: Path,
+    *,
+    network: NetworkChoice,
+    inference: Inference,
+    workers: int | None,
+    report: bool,
+    baselines: bool,
+) -> None:
+    """Runs the sequences that are not finished yet, scores those that can be, and hands in the others.
+
+    Args:
+        data: the root of the set.
+        workers: processes that score; one for each core by default.
+        baselines: the first mask copied and an untrained network are scored beside it.
+
+    Raises:
+        InputError: an output folder of another run, or what does not fit.
+    """
+    scored = to_score(sequences)
+    if len(scored) < len(sequences) and rank() == 0:
+        missing = len(sequences) - len(scored)
+        print(f"stm-fast: {missing} of {len(sequences)} sequences are not scored: not annotated", file=sys.stderr)
+    model = load_model(network)
+    prepared = prepare(model, network)
+    check_inference(prepared, inference)
+    run = describe_run(model, set_name, split, inference)
+    run |= {"data": str(data.resolve()), "dtype": str(next(prepared.parameters()).dtype), "compiled": network.compile}
+    _run(sequences, output, prepared, inference, run)
+    if baselines:
+        _run_baselines(sequences, output / BASELINES, model, network, inference, run)
+    if rank() > 0:
+        return
+    if network.untrained:
+        print("stm-fast: the network is untrained, as --arch asks: the scores mean nothing", file=sys.stderr)
+    pairs = [(sequence, output / MASKS / sequence.name) for sequence in scored]
+    scores = score_sequences(pairs, workers)
+    record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
+    _hand_in(set_name, sequences, scores, output)
+    if baselines and scores:
+        methods = {"this": scores} | _score_baselines(pairs, output / BASELINES, workers)
+        print_comparison(methods)
+        record["baselines"] = {name: overall(found) for name, found in methods.items() if name != "this"}
+    _finish(record, scores, pairs, output, report)
+
+
+def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inference, run: Record) -> None:
+    claim_output(output, run)
+    share = shard(sequences)
+    done = 0
+    with progress_bar(f"process {rank()}", "sequences") as advance:
+        advance(0, len(share))
+
+        def step(name: str) -> None:
+            nonlocal done
+            done += 1
+            advance(done, len(share))
+
+        run_sequences(share, output, model, inference, step)
+    wait_for_all()
+
+
+def _run_baselines(
+    sequences: list[Sequence], folder: Path, model: STM, choice: NetworkChoice, inference: Inference, run: Record
+) -> None:
+    network = untrained(model.architecture).to(next(model.parameters()).device)
+    described = run | {"weights_sha256": fingerprint(network)}
+    _run(sequences, folder / UNTRAINED, prepare(network, choice), inference, described)
+    copy_first_masks(shard(sequences), folder / COPIED)
+    wait_for_all()
+
+
+def _score_baselines(
+    pairs: list[tuple[Sequence, Path]], folder: Path, workers: int | None
+) -> dict[str, list[ObjectScore]]:
+    return {
+        name: score_sequences([(sequence, folder / name / MASKS / sequence.name) for sequence, _ in pairs], workers)
+        for name in (COPIED, UNTRAINED)
+    }
+
+
+def _hand_in(set_name: SetName, sequences: list[Sequence], scores: list[ObjectScore], output: Path) -> None:
+    """The archive for the server, where the server alone has the annotations."""
+    if set_name == "youtube-vos":
+        write_zip(sequences, output, output / "submission.zip", prefix=f"{MASKS}/")
+    elif not scores:
+        write_zip(sequences, output, output / "submission.zip", prefix="")
+
+
+def _finish(
+    record: Record, scores: list[ObjectScore], pairs: list[tuple[Sequence, Path]], output: Path | None, report: bool
+) -> None:
+    split = record["run"]["split"]
+    if scores:
+        print_tables(scores, split)
+    if record["speed"] is not None:
+        _print_speed(record["speed"])
+    if output is None:
+        return
+    make_folder(output)
+    if scores:
+        write_tables(scores, split, output)
+    write_record(record, output / "results.json")
+    if report:
+        write_report(record, scores, {pair[0].name: pair for pair in pairs}, output / "report.html")
+
+
+def _print_speed(speed: Record) -> None:
+    network, whole = speed["network_frames_per_second"], speed["frames_per_second"]
+    print(f"\n{speed['frames']} frames, {network:.2f} frames/s without loading, {whole:.2f} frames/s end to end")

@@ -1,0 +1,46 @@
+"""The network that a command runs."""
+
+import os
+
+import torch
+
+from stm_fast.errors import InputError
+from stm_fast.network import STM, architecture_of, load_checkpoint
+from stm_fast.network.deployment import for_inference
+from stm_fast.network.precision import choose_dtype
+from stm_fast.tasks.choice import NetworkChoice
+
+
+def load_model(choice: NetworkChoice) -> STM:
+    """The network on its device. Raises InputError where it cannot be loaded, or the device is not there."""
+    device = _device(choice.device)
+    if choice.arch is not None:
+        torch.manual_seed(0)
+        model = STM(choice.arch)
+    else:
+        model = STM(**vars(architecture_of(choice.file)))
+        load_checkpoint(model, choice.file)
+    return model.to(device).eval()
+
+
+def load_for_inference(choice: NetworkChoice) -> STM:
+    """The same network made ready for inference."""
+    return prepare(load_model(choice), choice)
+
+
+def prepare(model: STM, choice: NetworkChoice) -> STM:
+    """A network made ready for inference as the choice says."""
+    dtype = choose_dtype(choice.dtype, next(model.parameters()).device)
+    return for_inference(model, dtype=dtype, compile=choice.compile)
+
+
+def _device(name: str) -> torch.device:
+    count = torch.cuda.device_count()
+    if name == "auto":
+        # torchrun numbers the processes of a machine: a device for each
+        index = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", index % count) if count else torch.device("cpu")
+    _, _, number = name.partition(":")
+    if name != "cpu" and int(number or 0) >= count:
+        raise InputError(f"--device: found {name!r}, but this machine has {count} CUDA devices")
+    return torch.device(name)

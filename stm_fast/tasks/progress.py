@@ -1,0 +1,56 @@
+"""What a command tells while it runs, and at its end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from stm_fast.inference import Summary
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self._unit}/s")
+
+
+@contextmanager
+def progress_bar(what: str, unit: str = "frames") -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr, where that is a terminal, that disappears at the end; yields the callback that moves it."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    console = Console(stderr=True)
+    # a bar that disappears still leaves an empty line in a log
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def task_name(untrained: bool) -> str:
+    """What the progress bar of a segmentation says."""
+    return "segmenting, untrained" if untrained else "segmenting"
+
+
+def print_summary(summary: Summary, untrained: bool) -> None:
+    """One line on stdout, and another one where the network is untrained."""
+    print_result(summary)
+    if untrained:
+        print_untrained()
+
+
+def print_result(summary: Summary) -> None:
+    """One line on stdout."""
+    objects = ", ".join(map(str, summary.object_ids))
+    speed = "finished earlier"
+    if summary.frames > summary.resumed_at:
+        speed = f"{(summary.frames - summary.resumed_at) / summary.seconds:.2f} frames/s"
+    print(f"{summary.frames} frames, objects {objects}, {speed}, results in {summary.output}")
+
+
+def print_untrained() -> None:
+    """A line on stdout."""
+    print("The network is untrained, as --arch asks: its masks mean nothing.")

@@ -1,0 +1,205 @@
+"""What is imported when: help and mistakes without torch, inference without torchvision."""
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+import stm_fast
+from stm_fast.__main__ import app
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = tuple(typer.main.get_command(app).commands)
+HEAVY = ("torch", "torchvision", "triton", "numpy", "PIL", "av", "safetensors", "matplotlib", "accelerate")
+# what lists the sequences of a set reads masks, and masks are arrays
+ARRAYS = ("numpy", "PIL")
+
+# runs command lines one after the other; says what each printed, how it ended, and what it was the first to import
+RUN = """
+import contextlib, io, json, sys
+from stm_fast.__main__ import main
+
+known, told = set(sys.argv[1].split(",")), []
+for arguments in json.loads(sys.stdin.read()):
+    sys.argv = ["stm-fast", *arguments]
+    before, code = known & sys.modules.keys(), 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    imported = sorted((known & sys.modules.keys()) - before)
+    told.append([arguments, code, out.getvalue(), errors.getvalue(), imported])
+print(json.dumps(told))
+"""
+
+SEGMENT = ("segment", "clip.mp4", "-m", "mask.png", "-o", "new")
+EVALUATE = ("evaluate", "davis17")
+FILES = ("clip.mp4", "other.mp4", "many/clip/a.mp4", "mask.png", "full/file", "trained/checkpoint.pt")
+WEIGHTS = ("a.safetensors", "a.json", "again/model.safetensors")
+LINKS = ("linked/masks", "linked/Annotations", "drawn/result")
+# the arguments, and what the line of the error holds
+MISTAKES = (
+    (("sgement",), "No such command 'sgement'"),
+    (("--colour",), "No such option: --colour"),
+    *(((command, "--colour"), "No such option: --colour") for command in COMMANDS),
+    (("segment",), "Missing argument"),
+    (("segment", "absent.mp4", *SEGMENT[2:]), "absent.mp4: no such file or folder"),
+    ((*SEGMENT, "-m", "absent"), "absent: no such mask file or folder of masks"),
+    ((*SEGMENT, "-o", "full"), "full: the output folder is not empty"),
+    ((*SEGMENT, "-o", "mask.png"), "mask.png: found a file, expected an output folder"),
+    ((*SEGMENT, "clip.mp4"), "clip.mp4: same name"),
+    ((*SEGMENT, "other.mp4"), "mask.png: no such folder of masks"),
+    ((*SEGMENT, "-o", ".", "--overwrite"), ".: the output folder holds the input clip.mp4"),
+    ((*SEGMENT, "-o", "linked", "--overwrite"), "linked/masks: found a symbolic link to ../full"),
+    ((*SEGMENT, "other.mp4", "--mask-frame", "3"), "--mask-frame: found 3 with 2 videos"),
+    ((*SEGMENT, "...mp4"), "...mp4: name of its results: found"),
+    ((*SEGMENT, "many/clip/a.mp4", "-m", "full", "-o", "many"), "many/clip: the output folder holds the input many"),
+    ((*SEGMENT, "--resume", "--overwrite"), "--resume: found with --overwrite"),
+    ((*SEGMENT, "--shard-memory"), "--shard-memory: found 1 videos and 1 processes"),
+    ((*SEGMENT, "--first-and-previous", "--no-previous"), "--no-previous: found with --first-and-previous"),
+    ((*SEGMENT, "--memory-place", "disk"), "--memory-folder: found None"),
+    ((*SEGMENT, "--memory-folder", "."), "--memory-folder: found . with --memory-place device"),
+    ((*SEGMENT, "--memory-place", "disk", "--memory-folder", "absent"), "absent: no such folder"),
+    ((*SEGMENT, "--max-memory-bytes", "0"), "--max-memory-bytes: found 0"),
+    ((*SEGMENT, "--max-memory-bytes", "lots"), "'lots' is not a number of bytes"),
+    ((*SEGMENT, "--every", "0"), "--every"),
+    ((*SEGMENT, "--evict", "nobody"), "'nobody' is not one of 'oldest'"),
+    ((*SEGMENT, "--max-size", "9"), "max_size: found 9"),
+    ((*SEGMENT, "--max-size", "32", "--min-size", "64"), "min_size: found 64, expected 1 to max_size, 32"),
+    ((*SEGMENT, "--device", "abacus"), "--device: found 'abacus'"),
+    ((*SEGMENT, "--backend", "abacus"), "'abacus' is not one of 'auto'"),
+    ((*SEGMENT, "--dtype", "int8"), "'int8' is not one of 'float32'"),
+    ((*SEGMENT, "--compile", "magic"), "'magic' is not one of 'default'"),
+    ((*SEGMENT, "--overlay", "hologram"), "'hologram' is not one of 'video'"),
+    ((*SEGMENT, "--weights", "absent.pth"), "absent.pth: no such file, expected a checkpoint"),
+    ((*SEGMENT, "--weights", "clip.mp4", "--arch", "resnet18"), "--arch: found resnet18 with --weights clip.mp4"),
+    (("demo", "-o", "full"), "full: the output folder is not empty"),
+    (("demo", "-o", "drawn", "--overwrite"), "drawn/result: found a symbolic link to ../full"),
+    (("convert", "clip.mp4", "x.bin"), "x.bin: expected a name that ends in .safetensors"),
+    (("convert", "clip.mp4", "mask.png"), "mask.png: exists already"),
+    (("convert", "absent.pth", "x.safetensors"), "absent.pth: no such file"),
+    (("convert", "a.safetensors", "a.safetensors", "--overwrite"), "a.safetensors: found as input and as output"),
+    (("train", "absent.yaml", "--output", "new"), "absent.yaml: no such file"),
+    (("train", "run.yaml", "--output", "new"), "run.yaml: epohcs: unknown key, did you mean epochs?"),
+    (("train", "run.yaml", "--output", "trained"), "trained/checkpoint.pt: a run lies there already"),
+    (("train", "again.yaml", "--output", "again", "--resume"), "again/model.safetensors: found as input and as output"),
+    (EVALUATE, "--data: missing"),
+    ((*EVALUATE, "--data", "full"), "--output: missing"),
+    ((*EVALUATE, "--report"), "--output: missing, needed for --report"),
+    ((*EVALUATE, "--only-score", "full", "full", "--sequence", "a"), "--sequence: found 'a' with --only-score"),
+    ((*EVALUATE, "--only-score", "absent", "full"), "absent: no such folder of results"),
+    ((*EVALUATE, "--data", "full", "-o", "new"), "no such list of sequences"),
+    ((*EVALUATE, "--data", "full", "-o", "linked"), "linked/Annotations: found a symbolic link to ../full"),
+    ((*EVALUATE, "--data", "full", "-o", "new", "--split", "../val"), "--split: found '../val'"),
+    ((*EVALUATE, "--data", "full", "-o", "new", "--max-size", "9"), "max_size: found 9"),
+    (("evaluate", "davis18"), "'davis18' is not one of 'davis16'"),
+    (("benchmark", "--routes", "fast"), "--routes: found 'fast'"),
+    (("benchmark", "--shapes", "huge"), "shape: found 'huge'"),
+    (("benchmark", "--passes", "sideways"), "--passes: found 'sideways'"),
+    (("benchmark", "--dtypes", "int8"), "--dtypes: found 'int8'"),
+    (("benchmark", "-o", "mask.png"), "mask.png: exists already"),
+    (("benchmark", "--tune", "mask.png"), "mask.png: exists already"),
+    (("benchmark", "--system", "--tune", "x.json"), "--tune: found with --system"),
+    (("benchmark", "--system", "--shapes", "8x14-T1-O1"), "shape: found '8x14-T1-O1'"),
+    (("benchmark", "--system", "--weights", "absent.pth"), "absent.pth: no such file"),
+    (("benchmark", "--system", "--weights", "a.json", "-o", "a.json", "--overwrite"), "a.json: found as input and as"),
+    (("benchmark", "--weights", "clip.mp4"), "--weights: found clip.mp4 without --system"),
+)
+
+
+def run(folder, *command_lines):
+    arguments = [sys.executable, "-c", RUN, ",".join(HEAVY)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    given = json.dumps(command_lines)
+    done = subprocess.run(
+        arguments, input=given, capture_output=True, text=True, cwd=folder, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_help_is_shown_without_what_takes_long_to_import(tmp_path):
+    flags = ("-h", "--help")
+    asked = [*((flag,) for flag in flags), *((command, flag) for command in COMMANDS for flag in flags)]
+    *helped, version = run(tmp_path, *asked, ("--version",))
+    for arguments, code, output, errors, imported in helped:
+        assert (code, errors, imported) == (0, "", []), arguments
+        assert "Usage: " in output, arguments
+    assert version[1:] == [0, f"stm_fast {stm_fast.__version__}\n", "", []]
+
+
+def test_mistakes_are_told_without_what_takes_long_to_import(tmp_path):
+    for name in (*FILES, *WEIGHTS, *LINKS):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).symlink_to("../full") if name in LINKS else (tmp_path / name).touch()
+    run_file = "{data: [{kind: synthetic}], clips_per_epoch: 4, "
+    (tmp_path / "run.yaml").write_text(run_file + "epohcs: 1}")
+    (tmp_path / "again.yaml").write_text(run_file + "epochs: 1, weights: again/model.safetensors}")
+    before = sorted(tmp_path.rglob("*"))
+    for (_, words), told in zip(MISTAKES, run(tmp_path, *(arguments for arguments, _ in MISTAKES)), strict=True):
+        arguments, code, output, errors, imported = told
+        assert (code, output) == (2, ""), (arguments, errors)
+        assert errors.startswith("stm-fast: "), errors
+        assert errors.count("\n") == 1, errors
+        assert words in errors, arguments
+        assert set(imported) <= (set(ARRAYS) if arguments[0] == "evaluate" else set()), arguments
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_torchvision_is_for_training_alone():
+    program = "import stm_fast, sys; stm_fast.memory_read, stm_fast.STM, stm_fast.segment_video; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    modules = found.stdout.split()
+    assert "torch" in modules
+    assert not [name for name in modules if name.startswith("torchvision")]
+
+
+def imported_lazily(path):
+    """The module of each name of a package, as types are told it, and as it is when the program runs."""
+    (block,) = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If))
+    told = {alias.name: node.module for node in block.body for alias in node.names}
+    (assignment,) = block.orelse
+    homes = ast.literal_eval(assignment.value.args[1])
+    return told, {name: module for module, names in homes.items() for name in names}
+
+
+LAZY = sorted(
+    path for path in (ROOT / "stm_fast").rglob("__init__.py") if "from stm_fast.lazy import" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
+def test_a_package_has_the_names_that_it_tells(path):
+    told, found = imported_lazily(path)
+    package = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
+    assert told == found
+    assert sorted(told) == sorted(package.__all__)
+    for name, module in told.items():
+        assert getattr(package, name) is getattr(importlib.import_module(module), name)
+        assert name in dir(package)
+
+
+def test_other_names_are_submodules_or_none():
+    assert stm_fast.network.stm.STM is stm_fast.STM
+    assert not hasattr(stm_fast, "nothing")
+    with pytest.raises(AttributeError, match="module 'stm_fast' has no attribute 'nothing'"):
+        _ = stm_fast.nothing
+
+
+def test_a_compiled_function_may_be_the_first_to_use_a_name(monkeypatch):
+    monkeypatch.delitem(vars(stm_fast), "memory_read", raising=False)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def read(*tensors):
+        return stm_fast.memory_read(*tensors)
+
+    tensors = [torch.randn(1, 4, 8) for _ in range(3)]
+    torch.testing.assert_close(read(*tensors), stm_fast.memory_read(*tensors))
