@@ -13,7 +13,7 @@ from typing import NamedTuple
 PATIENCE = 1200  # seconds, on a busy machine
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["stm_fast.__main__", "stm_fast.inference", "stm_fast.evaluation.scoring", "stm_fast.training.trainer"]
+    ["stm_fast.__main__", "stm_fast.tasks.segment", "stm_fast.tasks.evaluate", "stm_fast.training.trainer"]
 )
 
 

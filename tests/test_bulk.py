@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from typer.testing import CliRunner
 
+from processes import run_ranks
 from stm_fast.__main__ import app
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, segment_video
@@ -346,11 +347,12 @@ def torchrun(*more):
 
 
 @pytest.mark.slow
-def test_torchrun_shares_out_the_videos(tmp_path, many, weights):
+def test_processes_share_out_the_videos(tmp_path, many, weights):
     mask(tmp_path / "masks/c.png", 6)
-    found = torchrun(*arguments(tmp_path, weights, many))
-    assert found.returncode == 0, found.stderr
-    assert sorted(line.rsplit("/", 1)[1] for line in found.stdout.splitlines() if "results in" in line) == list("abc")
+    ranks = run_ranks(*arguments(tmp_path, weights, many), folder=tmp_path)
+    assert all(ended.returncode == 0 for ended in ranks), ranks
+    told = "".join(ended.stdout for ended in ranks)
+    assert sorted(line.rsplit("/", 1)[1] for line in told.splitlines() if "results in" in line) == list("abc")
     assert sorted(os.listdir(tmp_path / "out")) == list("abc")
 
 
@@ -362,6 +364,6 @@ def test_torchrun_shares_a_memory(tmp_path, many, weights):
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("4 frames, objects 3") == 1
     assert sorted(os.listdir(tmp_path / "out")) == ["masks"]
-    again = torchrun("segment", str(source), "--masks", str(given), *common)
-    assert again.returncode != 0
-    assert "the output folder is not empty" in again.stderr
+    again = run_ranks("segment", str(source), "--masks", str(given), *common, folder=tmp_path)
+    assert all(ended.returncode == 2 for ended in again), again
+    assert any("the output folder is not empty" in ended.stderr for ended in again), again

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from processes import run_ranks
 from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
 from stm_fast.data.drawn_set import draw_sequence
@@ -580,11 +581,9 @@ def test_two_processes_share_the_sequences(tmp_path):
 
 @pytest.mark.slow
 def test_processes_draw_a_procedural_set_once(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stm_fast"]
     arguments = ["evaluate", "synthetic", "--sequence", "seed000001", "--min-size", "1", "-o", str(tmp_path / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    found = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
-    assert found.returncode == 0, found.stderr
+    ranks = run_ranks(*arguments, folder=tmp_path)
+    assert all(ended.returncode == 0 for ended in ranks), ranks
     assert len(list((tmp_path / "out/data/Annotations").iterdir())) == 8
 
 
