@@ -29,13 +29,15 @@ PYTEST += --quiet --durations 10
 test: setup
 	$(PYTEST)
 
-# what takes a second or less each, on every edit
+# a minute, on every edit: of what takes less than a second at most three cases of a test
 quick: setup
-	$(PYTEST) -m "not slow and not compiles"
+	$(PYTEST) -m "not slow and not compiles" --few 3
 
-# after a change of kernels/ or of Triton: compiles every kernel for every architecture, and notes that all is well
+# after a change of kernels/, of stm_fast/ops/ or of Triton: compiles every kernel for every architecture, lets Triton
+# interpret every case, and notes in tests/golden/gate.json that all is well: make test runs a sample until the next one
 gate: setup
-	$(PYTEST) -m compiles --compile-all
+	$(PYTEST) -m compiles --all-cases
+	TRITON_INTERPRET=1 $(PYTEST) -m "not gpu" tests/triton_engine_cases.py tests/quantised_engine_cases.py
 	$(BIN)/python tests/gate_record.py
 
 # the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer; a build of its own in build/sanitize

@@ -27,25 +27,25 @@ REQUIRED = [name for name in os.environ.get("STM_FAST_REQUIRE", "").split(",") i
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--compile-all", action="store_true", help="run all of the compile gate, whatever it passed")
+    parser.addoption("--all-cases", action="store_true", help="run what passed before with the same kernels too")
+    parser.addoption("--few", type=int, metavar="N", help="run at most N cases of each test")
 
 
 def pytest_report_header() -> list[str]:
     absent = {backend.name: backend.absent_reasons() for backend in BACKENDS}
-    gate = "passed these kernels before, so a sample is run" if gate_record.passed_before() else "all of it is run"
-    return [
-        *(f"backend {name}: {'; '.join(reasons) or 'here'}" for name, reasons in absent.items()),
-        f"compile gate: {gate}",
-    ]
+    return [f"backend {name}: {'; '.join(reasons) or 'here'}" for name, reasons in absent.items()]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what the compile gate passed before."""
-    if config.getoption("compile_all") or not gate_record.passed_before():
-        return
-    passed = [item for item in items if item.get_closest_marker("compiles") and not gate_record.is_sampled(item.nodeid)]
-    config.hook.pytest_deselected(items=passed)
-    items[:] = [item for item in items if item not in passed]
+    """Leaves out what is not wanted, and what passed before; what takes long begins first, so that no worker waits."""
+    kept = items
+    if not config.getoption("all_cases") and gate_record.passed_before("compiled"):
+        kept = gate_record.compiled_again(kept)
+    if (most := config.getoption("few")) is not None:
+        kept = gate_record.few(kept, most)
+    wanted = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_sessionstart() -> None:

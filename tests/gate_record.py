@@ -1,37 +1,74 @@
-"""What the compile gate passed before: compiling is the same each time for the same kernels and the same Triton.
+"""What passed before and would pass again, because nothing that decides it has changed.
 
-`make gate` runs all of its tests, marked `compiles`, and writes golden/gate.json. While kernels/, those tests and
-Triton stay as they were, `make test` compiles a sample again; otherwise all of them.
+The compile gate, whose tests are marked `compiles`, comes out the same for the same kernels/ and the same Triton; cases
+that Triton interprets, for the same operators too. Both take minutes. `make gate` runs all of both and writes
+golden/gate.json; while what decides stays as it was, `make test` runs a sample, otherwise all.
 """
 
 import hashlib
 import json
 import zlib
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
+import pytest
 import triton
+
+Kind = Literal["compiled", "interpreted"]
 
 TESTS = Path(__file__).resolve().parent
 RECORD = TESTS / "golden" / "gate.json"
-SAMPLE = 20  # one test in so many is run again
+SOURCES: dict[Kind, tuple[str, ...]] = {
+    "compiled": ("kernels/*.py", "tests/test_*gate.py"),
+    "interpreted": ("kernels/*.py", "stm_fast/ops/*.py", "stm_fast/testing/*.py", "tests/*_engine_cases.py"),
+}
+FEW = 2  # cases of each interpreted test in a sample
+_COMPILED_AGAIN = 20  # one in so many
 
 
 def state(root: Path = TESTS.parent) -> dict[str, str]:
-    """What decides how the gate ends."""
+    """What decides how both end."""
+    return {"triton": triton.__version__} | {kind: _digest(root, patterns) for kind, patterns in SOURCES.items()}
+
+
+def _digest(root: Path, patterns: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for source in sorted([*root.glob("kernels/*.py"), *root.glob("tests/test_*gate.py")]):
+    for source in sorted(path for pattern in patterns for path in root.glob(pattern)):
         digest.update(f"{source.name}\0{source.read_text()}\0".encode())
-    return {"triton": triton.__version__, "sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
-def passed_before(record: Path = RECORD) -> bool:
-    """Whether the gate passed with what is here."""
-    return record.is_file() and json.loads(record.read_text()) == state()
+def passed_before(kind: Kind, record: Path = RECORD) -> bool:
+    """Whether all of it passed with what is here."""
+    if not record.is_file():
+        return False
+    recorded, now = json.loads(record.read_text()), state()
+    return all(recorded.get(name) == now[name] for name in ("triton", kind))
 
 
-def is_sampled(test: str) -> bool:
-    """Whether a test, by its id, is run again; other kernels have another sample."""
-    return zlib.crc32(f"{test} {state()['sha256']}".encode()) % SAMPLE == 0
+def compiled_again(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Those that are not of the compile gate, and a sample of those that are: another one for other kernels."""
+    seed = state()["compiled"]
+    return [
+        item
+        for item in items
+        if item.get_closest_marker("compiles") is None or _number(item, seed) % _COMPILED_AGAIN == 0
+    ]
+
+
+def few(items: Iterable[pytest.Item], most: int) -> list[pytest.Item]:
+    """At most so many cases of each test: others for other kernels or operators."""
+    seed = state()["interpreted"]
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    return [item for those in cases.values() for item in sorted(those, key=lambda case: _number(case, seed))[:most]]
+
+
+def _number(item: pytest.Item, seed: str) -> int:
+    return zlib.crc32(f"{item.nodeid} {seed}".encode())
 
 
 if __name__ == "__main__":

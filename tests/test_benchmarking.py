@@ -145,6 +145,7 @@ def test_a_quantised_layout_has_a_slot_a_frame(layout, shape, slots):
         assert 0 < (found - exact).abs().max() < (0.02 if layout == "int8" else 0.2)
 
 
+@pytest.mark.slow
 def test_quantised_routes_carry_their_error():
     rows = rows_of(select("int8", "fp8", "published"))
     timed = {row.route: row for row in rows if row.seconds is not None and row.pass_name == "forward"}
@@ -156,6 +157,7 @@ def test_quantised_routes_carry_their_error():
     assert refused["fp8", "backward"] == "it has no backward"
 
 
+@pytest.mark.slow
 def test_routes_on_a_cpu_once():
     rows = rows_of(select(*(name for name in ROUTES if name not in COMPILED and not ROUTES[name].quantised)))
     timed = {(row.route, row.pass_name): row for row in rows if row.seconds is not None}
@@ -205,6 +207,7 @@ def test_the_error_is_that_of_the_result(pass_name):
     assert exact.error((results[0] * math.nan,)) == math.inf
 
 
+@pytest.mark.slow
 def test_a_wrong_route_gets_no_time(monkeypatch):
     wrong = replace(ROUTES["published"], build=lambda workload: lambda query, key, value: value[:, : query.shape[1]])
     monkeypatch.setitem(ROUTES, "published", wrong)
@@ -213,6 +216,7 @@ def test_a_wrong_route_gets_no_time(monkeypatch):
     assert row.seconds is None
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_a_result(monkeypatch):
     # 1000 x 1000: inputs in two layouts take 6.1 MB, two affinities 8 MB; 10 x 9000: the inputs alone 46 MB
     monkeypatch.setattr(runner, "available_bytes", lambda device: 8_500_000)
@@ -223,6 +227,7 @@ def test_what_does_not_fit_is_a_result(monkeypatch):
     assert found["M10-N9000-O1", "cpp"].refused == "needs about 0.0461 GB, 0.0085 GB are free"
 
 
+@pytest.mark.slow
 def test_out_of_time_is_a_result():
     rows = rows_of(select("published", "cpp", deadline=0.0))
     assert {row.refused for row in rows} == {"out of time"}
@@ -332,6 +337,7 @@ def test_the_table_renders():
     assert "forward: no sdpa-flash: other widths" in text
 
 
+@pytest.mark.slow
 def test_plots_show_the_routes(tmp_path):
     pytest.importorskip("matplotlib")
     paths = write_plots(example_record().rows, tmp_path / "found")
@@ -350,6 +356,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["benchmark", *arguments])
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_json_object(tmp_path):
     path = tmp_path / "found.json"
     arguments = ("--shapes", f"{TINY},2x3-T4-O2", "--routes", "published,cpp", "--passes", "forward", "--no-memory")

@@ -149,6 +149,7 @@ def test_a_mask_that_is_named_as_its_video_is_of_the_first_frame(tmp_path, many,
     assert refused.stderr == "stm-fast: --mask-frame: found 2 with 2 videos, expected one\n"
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_stop_the_others(tmp_path, many, weights):
     (tmp_path / "many/a2.mp4").write_text("not a video")
     mask(tmp_path / "masks/a2.png", 1)
@@ -165,6 +166,7 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, many, weights):
     assert 5 in read_mask(tmp_path / "out/b/masks/00002.png").ids
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_what_is_left(tmp_path, many, weights, monkeypatch):
     assert CliRunner().invoke(app, arguments(tmp_path, weights, many)).exit_code == 2
     before = changed(tmp_path / "out")
@@ -182,6 +184,7 @@ def test_the_same_command_again_does_what_is_left(tmp_path, many, weights, monke
     assert CliRunner().invoke(app, arguments(tmp_path, weights, many, "--every", "2", "--overwrite")).exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_interruption_while_all_is_overwritten_is_gone_on_with(tmp_path, many, weights, monkeypatch):
     """As the command that is printed does: without --overwrite, with records of the options before."""
     assert CliRunner().invoke(app, arguments(tmp_path, weights, many[:2])).exit_code == 0
@@ -198,6 +201,7 @@ def test_an_interruption_while_all_is_overwritten_is_gone_on_with(tmp_path, many
     assert len(list((tmp_path / "out/b/masks").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_what_is_overwritten_is_not_the_input(tmp_path, many, weights):
     (tmp_path / "out").mkdir()
     (tmp_path / "masks").rename(tmp_path / "out/a")
@@ -208,6 +212,7 @@ def test_what_is_overwritten_is_not_the_input(tmp_path, many, weights):
     assert (tmp_path / "out/a/a.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, monkeypatch):
     def broken(job, masks):
         if job.name == "a":

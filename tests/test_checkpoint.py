@@ -45,6 +45,7 @@ def assert_same_weights(found: STM, expected: STM) -> None:
         assert torch.equal(found.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_the_published_entries_map_one_to_one_and_back() -> None:
     entries = json.loads((GOLDEN / "stm_state_dict.json").read_text())
     with torch.device("meta"):
@@ -54,6 +55,7 @@ def test_the_published_entries_map_one_to_one_and_back() -> None:
     assert {published_name(name): shape for name, shape in ours.items()} == entries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "wrapper", "zipped"),
     [
@@ -131,6 +133,7 @@ def test_names_ten_faults_and_counts_the_others(tmp_path: Path) -> None:
     assert f"and {faults - 10} more" in str(error.value)
 
 
+@pytest.mark.slow
 def test_says_which_architecture_was_found_and_which_expected(tmp_path: Path) -> None:
     path = tmp_path / "stm.safetensors"
     save_checkpoint(small_stm(), path)
@@ -141,6 +144,7 @@ def test_says_which_architecture_was_found_and_which_expected(tmp_path: Path) ->
         load_checkpoint(STM("resnet50", **SMALL), path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit_keys", [False, True])
 def test_position_waves_are_added_to_weights_without(tmp_path: Path, unit_keys: bool) -> None:
     path, frame = tmp_path / "start.safetensors", torch.rand(3, 32, 48)
@@ -162,6 +166,7 @@ def test_position_waves_are_added_to_weights_without(tmp_path: Path, unit_keys: 
         load_start(STM("resnet18", **SMALL), path)
 
 
+@pytest.mark.slow
 def test_tells_backbones_of_the_same_depth_apart(tmp_path: Path) -> None:
     path = tmp_path / "half.safetensors"
     for keys in ({}, {"unit_keys": True}, {"unit_keys": True, "position_waves": 2}):

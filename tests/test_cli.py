@@ -115,6 +115,7 @@ def test_segment(place):
     assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, ids())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -134,6 +135,7 @@ def test_where_memory_lies_and_how_its_reads_are_launched_changes_no_mask(more, 
         assert file.read_bytes() == (place.out / "masks" / file.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_segment_takes_the_weights_of_the_package(place):
     by_default = run("segment", place.video, "--masks", place.mask, "--output", place.out)
     assert by_default.exit_code == 0, by_default.output
@@ -144,6 +146,7 @@ def test_segment_takes_the_weights_of_the_package(place):
         assert file.read_bytes() == (place.folder / "named/masks" / file.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_an_untrained_network_says_what_that_means(place):
     result = place.segment("--overlay", "none", "--arch", "resnet18", weights="default")
     assert result.exit_code == 0, result.output
@@ -170,6 +173,7 @@ def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(
     )
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, weights):
     arguments = ("demo", "--output", tmp_path / "demo", "--weights", weights, "--frames", 3, "--objects", 2)
     result = run(*arguments)
@@ -188,6 +192,7 @@ def test_demo(tmp_path, weights):
     assert len(os.listdir(tmp_path / "elsewhere/masks")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_convert(tmp_path, prefix):
     model = stm_resnet18(**SMALL)
@@ -208,6 +213,7 @@ def test_convert(tmp_path, prefix):
     assert sorted(os.listdir(tmp_path)) == ["stm.pth", "stm.safetensors"]
 
 
+@pytest.mark.slow
 def test_convert_takes_the_mean_of_several(tmp_path):
     names = [str(tmp_path / f"{name}.safetensors") for name in "abc"]
     models = [stm_resnet18(**SMALL) for _ in range(2)]
@@ -309,16 +315,19 @@ def test_a_mask_with_soft_edges(place):
     place.refuses("m.png: mask looks anti-aliased", masks=place.folder / "m.png")
 
 
+@pytest.mark.slow
 def test_a_mask_of_colours(place):
     Image.fromarray(ids()).convert("RGB").save(place.folder / "m.png")
     place.refuses("m.png: mask has colours (RGB)", masks=place.folder / "m.png")
 
 
+@pytest.mark.slow
 def test_a_mask_without_objects(place):
     write_mask(place.folder / "m.png", ids(0))
     place.refuses("m.png: mask without objects", masks=place.folder / "m.png")
 
 
+@pytest.mark.slow
 def test_masks_that_match_no_frame(place):
     (place.folder / "masks").mkdir()
     write_mask(place.folder / "masks/00006.png", ids())
@@ -328,12 +337,14 @@ def test_masks_that_match_no_frame(place):
 # bad input: the output
 
 
+@pytest.mark.slow
 def test_an_output_folder_with_results(place):
     assert place.segment("--overlay", "none").exit_code == 0
     place.refuses("out: the output folder is not empty", "--overwrite")
     assert place.segment("--overlay", "none", "--overwrite").exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_is_the_source(place):
     frames = place.folder / "frames"
     frames.mkdir()
@@ -342,6 +353,7 @@ def test_an_output_folder_that_is_the_source(place):
     place.refuses("found a file, expected an output folder", output=place.video)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(place, small_disk):
     result = place.segment(source=video(place.folder / "long.mp4", 80), output=small_disk / "out")
     assert result.exit_code == 2
@@ -412,6 +424,7 @@ def test_cuda_where_there_is_none(place):
     assert not place.out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -444,6 +457,7 @@ def test_wrong_use(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BACKENDS[0].absent_reasons(), reason="every backend is here")
 def test_a_backend_that_is_absent_says_why(place):
     backend = BACKENDS[0]

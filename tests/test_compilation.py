@@ -50,6 +50,7 @@ def compile_with(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects_at_a_time", [1, 4])
 def test_two_programs_a_part_are_enough_for_every_number_of_objects(compile_with, objects_at_a_time):
     counter = CompileCounter()
@@ -63,6 +64,7 @@ def test_two_programs_a_part_are_enough_for_every_number_of_objects(compile_with
     assert counter.frame_count <= 2 * 5
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(compile_with, caplog):
     def broken(graph, inputs):
         raise RuntimeError("no compiler\nhere")

@@ -59,6 +59,7 @@ def test_block_boundaries(queries, rows):
 
 
 # a block of queries for each thread, of 816 at most: one, some and more than there are threads, cut at odd rows
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [385, 817, 1650])
 def test_blocks_of_threads(queries, threads):
     check_case(ReadCase(batch=1, queries=queries, rows=577, key_dim=9, value_dim=5), torch.float32, "cpp")
@@ -66,6 +67,7 @@ def test_blocks_of_threads(queries, threads):
 
 # values of 64 channels are read as they lie, of 37 they are packed; with one and two threads the memory is shared out,
 # with five the queries are
+@pytest.mark.slow
 @pytest.mark.parametrize("value_dim", [64, 37])
 @pytest.mark.parametrize("queries", [1, 3, 16, 17, 48, 63, 64, 65])
 def test_few_queries(queries, value_dim, threads):

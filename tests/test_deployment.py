@@ -93,6 +93,7 @@ def test_winograd_refuses_what_it_cannot():
         winograd.conv3x3(torch.randn(1, 8, 8, 8), points, torch.zeros(16))
 
 
+@pytest.mark.slow
 @needs_winograd
 def test_winograd_operators_are_registered_well():
     picture = torch.randn(9, 10, 8)
@@ -156,6 +157,7 @@ def test_a_place_is_taken_again_when_nothing_shares_its_memory():
     large[-1] = 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects_at_a_time", [None, 1, 2, 5])
 def test_a_prepared_network_computes_the_same(model, objects_at_a_time):
     prepared = for_inference(model, objects_at_a_time=objects_at_a_time)
@@ -167,6 +169,7 @@ def test_a_prepared_network_computes_the_same(model, objects_at_a_time):
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_original_stays_as_it_was(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for_inference(model)
@@ -175,6 +178,7 @@ def test_the_original_stays_as_it_was(model):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_batch_norm(model):
     prepared = for_inference(model)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in prepared.modules())
@@ -186,6 +190,7 @@ def test_nothing_is_left_of_batch_norm(model):
     assert not any(isinstance(module, WinogradConv) for module in double.modules())
 
 
+@pytest.mark.slow
 def test_the_published_loop_the_engine_and_the_prepared_engine_agree(model):
     clip = SyntheticClip(0, frames=7, height=56, width=90, objects=2)
     ids = torch.from_numpy(clip[0].ids)
@@ -239,6 +244,7 @@ def test_a_dtype_by_name(monkeypatch):
         choose_dtype("int8", cpu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_network_is_prepared_in_another_dtype(model, dtype):
     segmenter = VideoSegmenter(for_inference(model, dtype=dtype))

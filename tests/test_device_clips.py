@@ -59,6 +59,7 @@ def same(first, second):
 # --- a batch is a function of seed and tickets
 
 
+@pytest.mark.slow
 def test_a_batch_depends_on_the_seed_and_the_tickets_alone(stills, video):
     def sources():
         return still_folder(stills), VideoSource(folder(video, "all")), SyntheticSource(2, 48, 64, frames=6)
@@ -72,6 +73,7 @@ def test_a_batch_depends_on_the_seed_and_the_tickets_alone(stills, video):
     assert not torch.equal(batch.frames, clips.batch(tickets(20, epoch=1)).frames)
 
 
+@pytest.mark.slow
 def test_a_clip_does_not_depend_on_its_batch(stills, video):
     clips = clips_of(still_folder(stills), VideoSource(folder(video, "all")), augmentation=WILD)
     together = clips.batch(tickets(18))
@@ -95,6 +97,7 @@ def test_without_changes_a_clip_is_the_picture(tmp_path):
         assert np.array_equal(mask, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 64), (80, 40)])
 def test_colours_that_tell_the_id_still_do_after_every_motion(stills, video, size):
     clips = clips_of(still_folder(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=size)

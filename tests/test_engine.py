@@ -244,6 +244,7 @@ def test_unknown_ids_cannot_be_deleted(model):
     assert segmenter.object_ids == [1, 7]
 
 
+@pytest.mark.slow
 def test_a_cleared_segmenter_is_a_new_one(model):
     used, fresh = VideoSegmenter(model), VideoSegmenter(model)
     for _ in used.propagate(clip(4, size=(48, 32), seed=1), {0: square(5, 0, 0, size=(48, 32))}):
@@ -324,6 +325,7 @@ def test_odd_sizes(model, size):
 # what a long video costs
 
 
+@pytest.mark.slow
 def test_nothing_but_the_bank_grows_with_the_video(model):
     frame, segmenter = clip(1, (16, 16))[0], VideoSegmenter(model, memory=MemoryConfig(every=5, frames=60))
     segmenter.step(frame, torch.ones(16, 16, dtype=torch.uint8))

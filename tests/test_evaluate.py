@@ -312,6 +312,7 @@ def test_processes_give_the_same_scores_in_the_same_order(tmp_path):
 # running
 
 
+@pytest.mark.slow
 def test_a_set_is_run_scored_and_written_down(tmp_path):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     result = small_run(root, output)
@@ -341,6 +342,7 @@ def test_a_set_is_run_scored_and_written_down(tmp_path):
     assert "frames/s without loading" in result.stdout
 
 
+@pytest.mark.slow
 def test_some_sequences_of_a_split(tmp_path):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     refused = small_run(root, output, "--sequence", "moon")
@@ -397,6 +399,7 @@ def test_a_sequence_that_fails_leaves_nothing(tmp_path, model):
     assert sorted(path.name for path in (output / "Annotations").iterdir()) == ["blob"]
 
 
+@pytest.mark.slow
 def test_results_of_two_configurations_are_not_mixed(tmp_path):
     root, output = write_davis(tmp_path / "davis", names=("blob",)), tmp_path / "out"
     assert small_run(root, output).exit_code == 0
@@ -406,6 +409,7 @@ def test_results_of_two_configurations_are_not_mixed(tmp_path):
     assert "results of another run" in result.stderr
 
 
+@pytest.mark.slow
 def test_results_of_two_sets_are_not_mixed(tmp_path):
     output = tmp_path / "out"
     assert small_run(write_davis(tmp_path / "first", names=("blob",)), output).exit_code == 0
@@ -494,6 +498,7 @@ def test_files_that_finder_leaves_are_no_frames(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_youtube_vos_runs_all_frames_and_hands_in_the_required(tmp_path):
     root, late = write_youtube(tmp_path / "youtube")
     output = tmp_path / "out"
@@ -641,6 +646,7 @@ def test_annotated_sequences_of_nothing(tmp_path):
         annotated_sequences(tmp_path, Objects.ALL)
 
 
+@pytest.mark.slow
 def test_procedural_clips_are_a_set_that_is_drawn_once(tmp_path):
     names = SETS["synthetic"](tmp_path, "3")
     assert [sequence.name for sequence in names] == [f"seed{seed:06}" for seed in range(3, 3 + len(names))]
@@ -670,6 +676,7 @@ def test_copied_first_masks_take_objects_up_where_they_are_given(tmp_path):
     assert np.array_equal(read_mask(found / "00015.png").ids, np.where(late > 0, late, first))
 
 
+@pytest.mark.slow
 def test_base_lines_are_scored_beside_it(tmp_path):
     root = write_davis(tmp_path / "data", names=("blob",))
     result = small_run(root, tmp_path / "out", "--baselines")

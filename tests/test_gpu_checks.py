@@ -126,6 +126,7 @@ def test_behind_it():
 """
 
 
+@pytest.mark.slow
 def test_red_tests_are_listed_and_a_hung_one_is_ended(session, monkeypatch, tmp_path):
     made = tmp_path / "test_made.py"
     made.write_text(TESTS)
@@ -222,6 +223,7 @@ def test_times_are_a_table_with_the_fastest_first():
     ]
 
 
+@pytest.mark.slow
 def test_a_packed_kernel_is_not_compiled_again(tmp_path, monkeypatch):
     found_before = []
     monkeypatch.setattr(knobs.compilation, "listener", lambda cache_hit, **_rest: found_before.append(cache_hit))

@@ -76,6 +76,7 @@ def test_any_number_of_steps(rows: int) -> None:
     check(make(rows), seeds=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [2, 3, 5, 8])
 @pytest.mark.parametrize("lengths", [None, [70, 0], [1, 79], [80, 16]])
 def test_parts_of_the_memory_some_empty(splits: int, lengths: list[int] | None) -> None:
@@ -216,6 +217,7 @@ def test_which_reads_it_takes(change, is_for_it: bool) -> None:
     assert not is_for_hopper(problem._replace(target=Target(100, processors=4)))
 
 
+@pytest.mark.slow
 def test_small_reads_are_left_to_the_portable_kernel(monkeypatch) -> None:
     monkeypatch.undo()
     problem = wide(2**22 // 40)  # two objects, 20 queries

@@ -274,6 +274,7 @@ class TestAOT:
             self.layer(top_k=0)
 
 
+@pytest.mark.slow
 def test_the_adapters_work_under_autocast_and_compile():
     mk, qk, mv, qv = (torch.randn(*s) for s in ((2, CK, T, H, W), (2, CK, H, W), (2, CV, T, H, W), (2, 7, H, W)))
     reader = STCNMemoryReader()

@@ -180,6 +180,7 @@ def test_caps_that_are_too_small_are_found_before_the_first_frame(model):
         check_fits(run(model, max_bytes=1000))
 
 
+@pytest.mark.slow
 def test_frames_that_are_enlarged_are_estimated_so(model):
     small, large, enlarged = (
         estimate(Run(model, MemoryConfig(), size, min_size=min_size)).bank.frame
@@ -188,6 +189,7 @@ def test_frames_that_are_enlarged_are_estimated_so(model):
     assert small < enlarged == large
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "option"), [(["--min-size", "1"], "--max-size"), ([], "--min-size")])
 def test_the_command_line_refuses_what_cannot_fit(tmp_path, monkeypatch, more, option):
     (tmp_path / "frames").mkdir()

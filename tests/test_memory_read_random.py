@@ -43,6 +43,7 @@ def cases(draw):
     )
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(case=cases(), seed=st.integers(0, 1000))
 def test_equal_to_the_reference_in_float64(case, seed):
@@ -54,6 +55,7 @@ def test_equal_to_the_reference_in_float64(case, seed):
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(case=cases(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 @example(case=ReadCase(batch=1, queries=1, rows=1, key_dim=1, value_dim=1), dtype=torch.float32)

@@ -46,6 +46,7 @@ def skip_if_absent(engine):
 
 
 # opcheck looks at the .grad of its own copies
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("case", VARIANTS, ids=str)

@@ -41,6 +41,7 @@ def test_reproduces_the_published_network(golden) -> None:
     assert error < 1e-3
 
 
+@pytest.mark.slow
 def test_has_the_published_size() -> None:
     model = stm_resnet50()
     assert sum(tensor.numel() for tensor in model.parameters()) == 38_925_570

@@ -54,6 +54,7 @@ def test_items_come_in_order_out_of_another_thread():
     assert threading.get_ident() not in makers
 
 
+@pytest.mark.slow
 def test_no_more_than_depth_items_wait():
     made = []
 
@@ -131,6 +132,7 @@ def test_items_are_consumed_in_order_in_another_thread():
     assert threading.get_ident() not in threads
 
 
+@pytest.mark.slow
 def test_a_slow_consumer_holds_the_producer_back():
     go_on, put = threading.Semaphore(0), []
     with Behind(lambda _: go_on.acquire(), DEPTH) as writer:

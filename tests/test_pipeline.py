@@ -97,6 +97,7 @@ def test_a_video_becomes_masks_and_an_overlay(tmp_path, model):
     assert [frame.image.shape for frame in overlay] == [(HEIGHT, WIDTH, 3)] * 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [{"max_size": 24}, {"min_size": 80}], ids=["smaller", "larger"])
 def test_the_masks_are_the_engines(tmp_path, model, size):
     source = video(tmp_path / "in.mp4")
@@ -168,6 +169,7 @@ def test_the_bank_has_its_known_size_at_once(tmp_path, model, monkeypatch):
 # overlap
 
 
+@pytest.mark.slow
 def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypatch):
     alive, most = weakref.WeakSet(), []
 
@@ -192,6 +194,7 @@ def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypa
     assert max(most) <= 2 * FRAMES_WAITING + 3
 
 
+@pytest.mark.slow
 def test_frames_are_written_while_later_ones_are_segmented(tmp_path, model):
     seen = []
     source, given, out = video(tmp_path / "in.mp4", 30), mask(tmp_path / "m.png"), tmp_path / "out"
@@ -258,6 +261,7 @@ def test_an_interruption_stops_it(tmp_path, model, error):
     assert_whole(tmp_path / "out", 4)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_whole_files(tmp_path, small_disk, model):
     with pytest.raises(InputError, match="disk full while writing"):
         segment_video(video(tmp_path / "in.mp4", 80), mask(tmp_path / "m.png"), small_disk / "out", model=model)

@@ -115,6 +115,7 @@ def place(tmp_path, model):
 # the engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "deployed"), [*((name, False) for name in MEMORIES), ("published", True)])
 def test_a_segmenter_goes_on_bit_for_bit(name, deployed, model, tmp_path):
     model = for_inference(model) if deployed else model
@@ -144,6 +145,7 @@ def test_a_segmenter_takes_the_state_of_its_own_kind_only(model):
 # a run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["video", "pictures", "none"])
 def test_an_interrupted_run_goes_on_to_the_same_results(place, overlay):
     options = {"overlay": overlay, "max_size": 24}
@@ -162,6 +164,7 @@ def test_an_interrupted_run_goes_on_to_the_same_results(place, overlay):
     assert contents(place.out) == contents(place.folder / "whole")
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_run_is_still_getting_there_loses_nothing(place):
     with pytest.raises(InterruptedRun):
         place.segment(stop_at=6)
@@ -189,6 +192,7 @@ def test_checkpoints_come_while_the_run_goes_on(place):
     assert sorted(os.listdir(place.out)) == ["masks"]
 
 
+@pytest.mark.slow
 def test_what_has_no_interrupted_run_is_started_or_refused(place):
     place.segment(resume=True, overlay="none")
     with pytest.raises(InputError, match="not empty, and holds no interrupted run"):
@@ -203,6 +207,7 @@ def test_what_has_no_interrupted_run_is_started_or_refused(place):
     assert os.listdir(place.folder / "killed") == ["masks"]
 
 
+@pytest.mark.slow
 def test_a_record_says_that_a_run_is_done(place):
     place.segment(overlay="none", leave_record=True)
     before = {path: path.stat().st_mtime_ns for path in place.out.rglob("*")}

@@ -164,6 +164,7 @@ def test_it_is_noticed_that_what_was_saved_is_overwritten(backend, changed):
         gradients(overwritten, read_of(case, backend), *inputs_of(case, torch.float32, backend))
 
 
+@pytest.mark.slow
 def test_the_reference_in_blocks_compiles_whole(monkeypatch):
     monkeypatch.setattr(reference, "EAGER_AFFINITY_LIMIT", 2 * 97 * 17)
     read, given = read_of(ReadCase(), "reference"), inputs_of(ReadCase(), torch.float32, "reference")
@@ -310,6 +311,7 @@ def test_a_bank_may_change_before_the_backward_pass(config):
         assert_same(gradients(way, partial(read, then_appended=True), query), expected, name)
 
 
+@pytest.mark.slow
 @with_every_backend
 def test_gradients_of_a_training_step(backend):
     device = DEVICE.get(backend, "cpu")

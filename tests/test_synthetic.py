@@ -35,6 +35,7 @@ def test_a_longer_clip_goes_on() -> None:
         long[5000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_objects_start_in_sight_move_and_cross(seed: int) -> None:
     _, ids = SyntheticClip(seed).stack()  # [40, 240, 432]
@@ -92,6 +93,7 @@ def test_numbers_outside_the_limits(options: dict[str, object]) -> None:
         SyntheticClip(0, **options)
 
 
+@pytest.mark.slow
 def test_objects_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         SyntheticClip(0, height=64, width=64, objects=12, object_size=(0.4, 0.5))

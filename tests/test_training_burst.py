@@ -114,6 +114,7 @@ def test_whoever_loads_weights_from_a_compact_checkpoint_gets_the_average(adam, 
         torch.testing.assert_close(weight, average, rtol=2**-11, atol=1e-7, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_compact_checkpoint_nearly_as_from_an_exact_one(tmp_path):
     ends = {}
     for compact in (False, True):
@@ -130,6 +131,7 @@ def test_a_run_goes_on_from_a_compact_checkpoint_nearly_as_from_an_exact_one(tmp
     assert any(not torch.equal(ends[True][name], weight) for name, weight in ends[False].items())
 
 
+@pytest.mark.slow
 def test_a_run_with_clips_from_the_device_in_pieces_is_the_run_in_one(tmp_path):
     changes = {"loading": "device", "ema": 0.9, "data": [SMALL["data"][0] | {"frames": 8}]}
     assert make_trainer(tmp_path / "whole", **changes).run()
@@ -179,6 +181,7 @@ def test_no_time_left_is_no_step_more(clock):
     assert pace.steps(20) == 20
 
 
+@pytest.mark.slow
 def test_the_schedule_ends_with_the_minutes_and_scores_stand_at_both_ends(tmp_path, monkeypatch):
     class Known(Pace):
         def steps(self, step):
@@ -200,6 +203,7 @@ def test_the_schedule_ends_with_the_minutes_and_scores_stand_at_both_ends(tmp_pa
     assert read_state(tmp_path / "checkpoint.pt")["step"] == 9
 
 
+@pytest.mark.slow
 def test_a_run_without_time_makes_a_step_and_says_its_scores(tmp_path):
     changes = {"validation": VALIDATION, "epochs": 1000}
     assert not make_trainer(tmp_path, **changes).run(end=0.0)

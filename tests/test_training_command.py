@@ -50,6 +50,7 @@ def assert_refused(result, message):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed(train, tmp_path):
     stopped = train("--stop-after-minutes", "0")
     assert (stopped.exit_code, stopped.stdout) == (0, f"1 steps so far, results in {tmp_path / 'run'}\n")
@@ -60,6 +61,7 @@ def test_stopped_and_resumed(train, tmp_path):
     assert [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_corrupt_picture_is_named_or_passed_over_and_counted(train, data, tmp_path):
     for file in (data / "JPEGImages" / "first").iterdir():
         file.write_bytes(b"\xff\xd8no")
@@ -141,6 +143,7 @@ def test_what_is_not_installed_is_named(train, monkeypatch):
     assert_refused(train(), "training needs accelerate: pip install 'stm_fast[train]'")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named(train, small_disk):
     # the last --output counts
     run = small_disk / "run"

@@ -69,6 +69,7 @@ def same(first, second):
 # --- an item is a function of seed and ticket
 
 
+@pytest.mark.slow
 def test_items_do_not_depend_on_worker_order_or_process(stills, video):
     clips = dataset(still_folder(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=(24, 24))
     tickets = [Ticket(epoch, index, 3) for epoch in (0, 5) for index in range(6)]
@@ -97,6 +98,7 @@ def test_a_batch_is_the_clips_stacked(stills):
 # --- frame and mask move together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 64), (80, 40)])
 def test_colours_that_tell_the_id_still_do_after_every_motion(stills, video, size):
     # all ids are kept as they are, so that the colours tell them
@@ -265,6 +267,7 @@ def test_a_crop_holds_an_object_however_small(tmp_path, monkeypatch):
     assert all((clips[Ticket(0, index, 0)].ids[0] == 1).any() for index in range(20))
 
 
+@pytest.mark.slow
 def test_clips_without_an_object_are_drawn_again(tmp_path):
     write_pair(tmp_path, "empty", painted(40, 40, {}))
     write_pair(tmp_path, "speck", painted(40, 40, {1: (0, 0, 1, 1)}))
@@ -551,6 +554,7 @@ def hidden_share(clip, times):
     return ((ends - areas.min(0)) / np.maximum(ends, 1)).max()
 
 
+@pytest.mark.slow
 def test_an_occlusion_hides_an_object_between_frames_that_show_it():
     shares: dict[str, list[float]] = {"occlusion": [], "ordinary": []}
     for seed in range(12):

@@ -36,6 +36,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_in_pieces_is_the_run_in_one(whole, tmp_path):
     for pieces, resume in ((1, False), (3, True)):
         assert not make_trainer(tmp_path, resume, ema=0.9).run(stop_after(pieces))
@@ -47,6 +48,7 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_what_was_done_after_the_last_checkpoint_is_done_again(whole, tmp_path):
     def kill(done, steps):
         if done == 3:
@@ -82,6 +84,7 @@ def test_clips_that_workers_load_are_the_same(whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_batch(tmp_path):
     """With fixed statistics: a part's own statistics are not the batch's."""
     for name, parts in (("whole", 1), ("parts", 2)):
@@ -103,6 +106,7 @@ def test_the_average_forgets_its_start_and_follows_the_weights():
     assert average.module.weight.item() == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_what_is_validated_best_is_kept(tmp_path):
     validation = {"kind": "synthetic", "clips": 1, "frames": 4, "height": 48, "width": 48}
     make_trainer(tmp_path, validation=validation, log={"every": 2, "pictures": 4, "checkpoint": 100}).run()
@@ -115,6 +119,7 @@ def test_what_is_validated_best_is_kept(tmp_path):
     assert [file.name for file in sorted((tmp_path / "pictures").iterdir())] == ["step-0000004.png", "step-0000005.png"]
 
 
+@pytest.mark.slow
 def test_scores_of_another_validation_do_not_count(tmp_path):
     validation = {"kind": "synthetic", "clips": 1, "frames": 4, "height": 48, "width": 48}
     make_trainer(tmp_path, validation=validation).run()
@@ -157,6 +162,7 @@ def test_pictures_are_not_written_behind_a_link(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["pictures"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_numbers_it_began_with(whole):
     with pytest.raises(InputError, match=r"the run began with optimizer\.lr 0\.001, expected that, found 0\.1"):
         make_trainer(whole, True, ema=0.9, optimizer={"lr": 0.1, "batch": 2})
@@ -165,6 +171,7 @@ def test_a_run_goes_on_with_the_numbers_it_began_with(whole):
     make_trainer(whole, True, ema=0.9, log={"every": 1})
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_batches_in_more_parts(tmp_path):
     changes = {"batch_norm": "fixed", "log": {"every": 1, "pictures": None}}
     for name, parts in (("whole", 1), ("parts", 2)):

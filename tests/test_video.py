@@ -315,6 +315,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     assert open_videos() == 0
 
 
+@pytest.mark.slow
 @needs_av
 def test_memory_does_not_wait_for_the_garbage_collector(tmp_path: Path) -> None:
     """A frame in a reference cycle stays until Python counts enough objects: gigabytes at 1080p."""
