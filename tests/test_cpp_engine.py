@@ -59,7 +59,6 @@ def test_block_boundaries(queries, rows):
 
 
 # a block of queries for each thread, of 816 at most: one, some and more than there are threads, cut at odd rows
-@pytest.mark.slow
 @pytest.mark.parametrize("queries", [385, 817, 1650])
 def test_blocks_of_threads(queries, threads):
     check_case(ReadCase(batch=1, queries=queries, rows=577, key_dim=9, value_dim=5), torch.float32, "cpp")

@@ -157,7 +157,6 @@ def test_a_place_is_taken_again_when_nothing_shares_its_memory():
     large[-1] = 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objects_at_a_time", [None, 1, 2, 5])
 def test_a_prepared_network_computes_the_same(model, objects_at_a_time):
     prepared = for_inference(model, objects_at_a_time=objects_at_a_time)

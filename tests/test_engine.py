@@ -244,7 +244,6 @@ def test_unknown_ids_cannot_be_deleted(model):
     assert segmenter.object_ids == [1, 7]
 
 
-@pytest.mark.slow
 def test_a_cleared_segmenter_is_a_new_one(model):
     used, fresh = VideoSegmenter(model), VideoSegmenter(model)
     for _ in used.propagate(clip(4, size=(48, 32), seed=1), {0: square(5, 0, 0, size=(48, 32))}):

@@ -84,7 +84,6 @@ def test_clips_that_workers_load_are_the_same(whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.slow
 def test_a_batch_in_parts_is_the_batch(tmp_path):
     """With fixed statistics: a part's own statistics are not the batch's."""
     for name, parts in (("whole", 1), ("parts", 2)):
