@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,53 +17,34 @@ import torch.distributed as dist
 from typer.testing import CliRunner
 
 from processes import run_ranks
+from small_inputs import one_object, small_network, write_video, write_weights
 from stm_fast.__main__ import app
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, segment_video
 from stm_fast.inference.bulk import masks_of, plan
 from stm_fast.memory import RankLostError
-from stm_fast.network import save_checkpoint, stm_resnet18
 from stm_fast.tasks.interruption import how_to_resume
-from stm_fast.video import OverlayVideoWriter, read_mask, write_mask
+from stm_fast.video import read_mask, write_mask
 
 pytest.importorskip("av")
 
-WIDTH, HEIGHT = 48, 32
 WORLD = 2
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_checkpoint(small_network(), path)
-    return path
-
-
-def small_network():
-    return stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
-
-
-def video(path, count=4):
-    path.parent.mkdir(exist_ok=True)
-    with OverlayVideoWriter(path, WIDTH, HEIGHT, Fraction(25)) as writer:
-        for number in range(count):
-            image = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-            writer.write(image, number / 25)
-    return path
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
 
 
 def mask(path, object_id):
     path.parent.mkdir(parents=True, exist_ok=True)
-    ids = np.zeros((HEIGHT, WIDTH), np.uint8)
-    ids[4:20, 8:24] = object_id
-    write_mask(path, ids)
+    write_mask(path, one_object(object_id))
 
 
 @pytest.fixture
 def many(tmp_path):
     """Three videos: a with a mask, b with a folder of them, c with none."""
-    sources = [video(tmp_path / f"many/{name}.mp4") for name in "abc"]
+    sources = [write_video(tmp_path / f"many/{name}.mp4", 4) for name in "abc"]
     mask(tmp_path / "masks/a.png", 3)
     mask(tmp_path / "masks/b/00000.png", 4)
     mask(tmp_path / "masks/b/00002.png", 5)
@@ -227,21 +207,6 @@ def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, 
     assert len(list((tmp_path / "out/b/masks").iterdir())) == 4
 
 
-def test_wrong_use_is_one_line(tmp_path, many, weights):
-    for more, words in (
-        (["--shard-memory"], "--shard-memory: found 3 videos and 1 processes"),
-        (["--resume", "--overwrite"], "--resume: found with --overwrite"),
-    ):
-        result = CliRunner().invoke(app, arguments(tmp_path, weights, many, *more))
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert result.stderr.startswith(f"stm-fast: {words}")
-        assert result.stderr.count("\n") == 1
-    result = CliRunner().invoke(app, [*arguments(tmp_path, weights, many), "--masks", str(many[0])])
-    assert result.exit_code == 2
-    assert "no such folder of masks" in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("program", "world", "expected"),
     [
@@ -320,7 +285,7 @@ def together(folder, kill_at=0, stop_at=0):
 @pytest.mark.slow
 def test_processes_with_one_memory_stop_die_and_go_on_together(tmp_path):
     folder = tmp_path / "shared"
-    video(folder / "in.mp4", 16)
+    write_video(folder / "in.mp4", 16)
     mask(folder / "masks/in.png", 3)
     torch.manual_seed(0)
     segment_video(folder / "in.mp4", folder / "masks/in.png", tmp_path / "one", model=small_network(), overlay="none")

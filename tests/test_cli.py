@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,40 +17,22 @@ from PIL import Image
 from torchvision.models import resnet18
 from typer.testing import CliRunner
 
+from small_inputs import HEIGHT, SMALL, WIDTH, one_object, write_video, write_weights
 from stm_fast.__main__ import app
 from stm_fast.network import load_checkpoint, released, save_checkpoint, stm_resnet18
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.tasks.choice import NetworkChoice
-from stm_fast.video import OverlayVideoWriter, read_mask, write_mask
+from stm_fast.video import read_mask, write_mask
 
 pytest.importorskip("av")
 
-WIDTH, HEIGHT = 48, 32
-SMALL = {"key_dim": 16, "value_dim": 32, "decoder_dim": 16}
 COMMANDS = ("segment", "demo", "convert", "info")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_checkpoint(stm_resnet18(**SMALL), path)
-    return path
-
-
-def video(path, count=6):
-    with OverlayVideoWriter(path, WIDTH, HEIGHT, Fraction(25)) as writer:
-        for number in range(count):
-            image = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-            writer.write(image, number / 25)
-    return path
-
-
-def ids(object_id=3):
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[4:20, 8:24] = object_id
-    return mask
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
 
 
 class Place:
@@ -59,8 +40,8 @@ class Place:
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder, self.weights = folder, weights
-        self.video, self.mask, self.out = video(folder / "clip.mp4"), folder / "first.png", folder / "out"
-        write_mask(self.mask, ids())
+        self.video, self.mask, self.out = write_video(folder / "clip.mp4", 6), folder / "first.png", folder / "out"
+        write_mask(self.mask, one_object())
 
     def arguments(self, *more, source=None, masks=None, output=None, weights=None):
         return [
@@ -112,27 +93,7 @@ def test_segment(place):
     assert result.stdout.startswith("6 frames, objects 3, ")
     assert result.stdout.endswith(f"frames/s, results in {place.out}\n")
     assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4"]
-    assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, ids())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "more",
-    [
-        ("--memory-place", "host"),
-        ("--memory-place", "disk", "--memory-folder", "rows"),
-        ("--memory-graph",),
-    ],
-    ids=" ".join,
-)
-def test_where_memory_lies_and_how_its_reads_are_launched_changes_no_mask(more, place, monkeypatch):
-    monkeypatch.chdir(place.folder)
-    place.folder.joinpath("rows").mkdir()
-    assert place.segment(output="plain").exit_code == 0
-    result = place.segment(*more)
-    assert result.exit_code == 0, result.output
-    for file in sorted((place.folder / "plain/masks").iterdir()):
-        assert file.read_bytes() == (place.out / "masks" / file.name).read_bytes()
+    assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, one_object())
 
 
 @pytest.mark.slow
@@ -164,7 +125,7 @@ def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(
     )
     assert estimate.startswith("memory: ")
     assert not read_mask(place.out / "masks/00003.png").ids.any()
-    assert np.array_equal(read_mask(place.out / "masks/00004.png").ids, ids())
+    assert np.array_equal(read_mask(place.out / "masks/00004.png").ids, one_object())
     place.refuses(
         "mask_frame: found '6', expected the name of a frame of clip, or an index from 0 to 5",
         more=["--mask-frame", "6"],
@@ -265,11 +226,6 @@ def test_the_help_lists_every_command():
 # bad input: the source
 
 
-def test_no_such_file(place):
-    absent = place.folder / "absent.mp4"
-    place.refuses(f"{absent}: no such file", source=absent)
-
-
 def test_not_a_video(place):
     text = place.folder / "notes.mp4"
     text.write_text("shopping list\n" * 99)
@@ -279,7 +235,7 @@ def test_not_a_video(place):
 @pytest.mark.parametrize("index_first", [False, True])
 def test_a_truncated_mp4(place, index_first):
     cut = place.folder / "cut.mp4"
-    whole = video(place.folder / "whole.mp4", 20).read_bytes()
+    whole = write_video(place.folder / "whole.mp4", 20).read_bytes()
     if not index_first:
         with_index_last(place.folder / "whole.mp4", cut)
         whole = cut.read_bytes()
@@ -317,20 +273,20 @@ def test_a_mask_with_soft_edges(place):
 
 @pytest.mark.slow
 def test_a_mask_of_colours(place):
-    Image.fromarray(ids()).convert("RGB").save(place.folder / "m.png")
+    Image.fromarray(one_object()).convert("RGB").save(place.folder / "m.png")
     place.refuses("m.png: mask has colours (RGB)", masks=place.folder / "m.png")
 
 
 @pytest.mark.slow
 def test_a_mask_without_objects(place):
-    write_mask(place.folder / "m.png", ids(0))
+    write_mask(place.folder / "m.png", one_object(0))
     place.refuses("m.png: mask without objects", masks=place.folder / "m.png")
 
 
 @pytest.mark.slow
 def test_masks_that_match_no_frame(place):
     (place.folder / "masks").mkdir()
-    write_mask(place.folder / "masks/00006.png", ids())
+    write_mask(place.folder / "masks/00006.png", one_object())
     place.refuses("00006.png: no frame of clip has this name", masks=place.folder / "masks")
 
 
@@ -348,14 +304,14 @@ def test_an_output_folder_with_results(place):
 def test_an_output_folder_that_is_the_source(place):
     frames = place.folder / "frames"
     frames.mkdir()
-    Image.fromarray(ids()).convert("RGB").save(frames / "0.png")
+    Image.fromarray(one_object()).convert("RGB").save(frames / "0.png")
     place.refuses("the output folder holds the input", source=frames, output=frames, more=["--overwrite"])
     place.refuses("found a file, expected an output folder", output=place.video)
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up(place, small_disk):
-    result = place.segment(source=video(place.folder / "long.mp4", 80), output=small_disk / "out")
+    result = place.segment(source=write_video(place.folder / "long.mp4", 80), output=small_disk / "out")
     assert result.exit_code == 2
     estimate, why = result.stderr.splitlines()
     assert estimate.startswith("memory: ")
@@ -416,58 +372,6 @@ def test_small_frames_are_enlarged_by_default_for_the_weights_that_want_it(
     assert NetworkChoice(Path(weights), arch).smallest_side(min_size, max_size) == expected
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none(place):
-    place.refuses("--device: found 'cuda', but this machine has 0 CUDA devices", more=["--device", "cuda"])
-    place.refuses("--device: found 'cuda:7'", more=["--device", "cuda:7"])
-    assert_refused(run("demo", "--output", place.out, "--device", "cuda"), "--device: found 'cuda'")
-    assert not place.out.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--every", "0"], "--every"),
-        (["--every", "often"], "--every"),
-        (["--max-size", "9"], "max_size: found 9, expected at least 16"),
-        (["--min-size", "0"], "min_size: found 0, expected at least 1"),
-        (["--overlay", "hologram"], "--overlay"),
-        (["--device", "abacus"], "--device: found 'abacus'"),
-        (["--device", "mps"], "--device: found 'mps'"),
-        (["--backend", "abacus"], "--backend': 'abacus' is not one of 'auto'"),
-        (["--dtype", "int8"], "--dtype': 'int8' is not one of 'float32'"),
-        (["--compile", "magic"], "--compile': 'magic' is not one of 'default'"),
-        (["--arch", "resnet18"], "--arch: found resnet18 with --weights"),
-        (["--first-and-previous", "--no-previous"], "--no-previous: found with --first-and-previous"),
-        (["--colour"], "No such option: --colour"),
-    ],
-)
-def test_wrong_options(place, more, words):
-    place.refuses(words, more=more)
-
-
-def test_wrong_use(tmp_path):
-    assert_refused(run("segment"), "Missing argument", "see", "segment --help")
-    assert_refused(run("sgement"), "No such command 'sgement'", "segment")
-    assert_refused(run("--colour"), "No such option: --colour", "see", "--help")
-    assert_refused(run("--colour", "demo"), "No such option: --colour", "see", "--help")
-    assert_refused(run("demo", "--objects", 0, "--output", tmp_path / "out"), "--objects")
-    assert_refused(run("demo", "--backend", "abacus", "--output", tmp_path / "out"), "--backend': 'abacus'")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not BACKENDS[0].absent_reasons(), reason="every backend is here")
-def test_a_backend_that_is_absent_says_why(place):
-    backend = BACKENDS[0]
-    place.refuses(
-        f"backend {backend.name!r} cannot run this memory read: ",
-        backend.absent_reasons()[0],
-        more=["--backend", backend.name],
-    )
-
-
 # the real program
 
 
@@ -488,7 +392,7 @@ def test_the_program_ends_with_the_exit_code_and_no_traceback(place):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_whole_files(place):
-    process = program(*place.arguments(source=video(place.folder / "long.mp4", 800)))
+    process = program(*place.arguments(source=write_video(place.folder / "long.mp4", 800)))
     deadline = time.monotonic() + 240
     while not list(place.out.glob("masks/*.png")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from stm_fast.commands.memory import memory_config
 from stm_fast.config import MemoryConfig
 from stm_fast.memory import MemoryBank, repeated
 from stm_fast.memory.reading import Reading
@@ -109,11 +108,6 @@ def test_a_graph_makes_no_other_run(tmp_path: Path) -> None:
     assert disks[0].described() == disks[1].described() != plain.described()
     assert set(plain.described()) == {field.name for field in fields(MemoryConfig)} - {"graph"}
     assert replace(plain, previous=False).described() != plain.described()
-
-
-def test_the_command_asks_for_graphs() -> None:
-    assert memory_config(memory_graph=True) == MemoryConfig(graph=True)
-    assert memory_config() == MemoryConfig()
 
 
 @pytest.mark.gpu

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from stm_fast.__main__ import app
 from stm_fast.benchmarking import ROUTES, parse_shape
 from stm_fast.benchmarking.timing import Reading
 from stm_fast.benchmarking.tuning import climb, neighbours_of, tune, write_table
@@ -172,13 +170,3 @@ def test_a_read_with_a_table_of_another_gpu_is_an_input_error(monkeypatch, tmp_p
     tensors = [torch.zeros(1, 2, 16) for _ in range(3)]
     with pytest.raises(InputError, match=f"found tiles for sm_90, expected sm_{INTERPRETER.architecture}"):
         triton_ops._problem(*tensors, None, None, None, 1.0, False, False)
-
-
-def test_the_command_needs_a_gpu(tmp_path):
-    if not triton_ops.absent_reasons():
-        pytest.skip("this machine has one")
-    path = tmp_path / "tiles.json"
-    done = CliRunner().invoke(app, ["benchmark", "--tune", str(path)])
-    assert done.exit_code == 2
-    assert done.stderr.startswith("stm-fast: --tune: found cpu, expected a CUDA device")
-    assert not path.exists()

@@ -1,0 +1,654 @@
+"""Every option of every command, and every field of `MemoryConfig`, runs and has an effect.
+
+What there is to cover is read off the commands themselves; the tables say what each option is given, and what shows
+that it did something.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+import typer
+import yaml
+from typer.testing import CliRunner, Result
+
+from small_inputs import SMALL, write_davis, write_weights, write_youtube
+from stm_fast.__main__ import app
+from stm_fast.benchmarking import read_record
+from stm_fast.benchmarking.system_records import read_system_record
+from stm_fast.config import MemoryConfig
+from stm_fast.data.sequences import davis17
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.evaluation.benchmark_sets import Inference, run_sequences
+from stm_fast.inference import InterruptedRun, Summary, VideoSegmenter, segment_video
+from stm_fast.inference.checkpointing import Checkpoint
+from stm_fast.network import architecture_of, stm_resnet18_half
+from stm_fast.network.deployment import for_inference
+from stm_fast.ops.backends import BACKENDS
+from stm_fast.tasks.network import load_for_inference, load_model, prepare
+from stm_fast.training.log import read_log
+from stm_fast.video import read_mask
+from training_runs import SMALL as SMALL_TRAINING
+
+pytest.importorskip("av")
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables are of a machine without a CUDA device")
+
+FRAMES = 7
+SHAPE = "2x3-T2-O1"  # of a memory read
+CLIP, FIRST = Path("davis/JPEGImages/480p/blob"), Path("davis/Annotations/480p/blob/00000.png")
+OUT = Path("out")
+ABSENT = {backend.name: backend.absent_reasons()[0] for backend in BACKENDS if backend.absent_reasons()}
+# what a run is given where it says nothing else
+GIVEN: dict[str, dict[str, Any]] = {
+    "": {},
+    "demo": {"--output": "out", "--frames": 3},
+    "convert": {"sources": "small.safetensors", "target": "out.safetensors"},
+    "info": {},
+    "segment": {"sources": CLIP, "--masks": FIRST, "--output": "out"},
+    "train": {"config": "run.yaml", "--output": "out"},
+    "evaluate": {"benchmark": "davis17", "--data": "davis", "--output": "out", "--sequence": "blob"},
+    "benchmark": {"--shapes": SHAPE, "--routes": "published", "--passes": "forward", "--output": "found.json"},
+}
+
+
+class Seen:
+    """What a command did."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}  # of the function that runs the network
+        self.summary: Summary | None = None
+        self.segmenters: list[VideoSegmenter] = []
+        self.checkpoints: list[int] = []  # after how many frames
+        self.modes: set[str] = set()  # of torch.compile
+        self.stdout = ""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.options["model"].parameters()).dtype
+
+    @property
+    def device(self) -> str:
+        return next(self.options["model"].parameters()).device.type
+
+    @property
+    def kept(self) -> list[int]:
+        """The frames that the memory has of the first object at the end."""
+        return sorted(self.segmenters[-1].bank.frames[0])
+
+
+Effect = Callable[[Seen], bool]
+
+
+class Run(NamedTuple):
+    """A command line.
+
+    options: by name, the value (None for a flag, a list to give it again and again, a tuple for several at once), and
+        what shows that it had an effect
+    without: what is given otherwise, and not here
+    before:  what happens first
+    refused: what the one line says where the command cannot do that here
+    """
+
+    options: dict[str, tuple[Any, Effect]]
+    without: tuple[str, ...] = ()
+    before: Callable[[], object] = lambda: None
+    refused: str = ""
+
+
+def refused(name: str, value: Any, words: str) -> Run:
+    return Run({name: (value, lambda _: False)}, refused=words)
+
+
+def packed(**values: list[tuple[Any, Effect]]) -> list[Run]:
+    """Options that have nothing to do with one another share runs: the i-th values of all go together."""
+    names = [f"--{name}" for name in values]
+    rows = zip_longest(*values.values())
+    return [Run({name: pair for name, pair in zip(names, row, strict=True) if pair is not None}) for row in rows]
+
+
+# effects
+
+
+def given(**options: Any) -> Effect:
+    return lambda seen: options.items() <= seen.options.items()
+
+
+def remembers(**fields: Any) -> Effect:
+    return lambda seen: fields.items() <= vars(seen.options["memory"]).items()
+
+
+def keeps(*frames: int) -> Effect:
+    return lambda seen: seen.kept == list(frames)
+
+
+def is_network(backbone: str, key_dim: int) -> Effect:
+    expected = {"backbone": backbone, "key_dim": key_dim}
+    return lambda seen: expected.items() <= vars(seen.options["model"].architecture).items()
+
+
+def writes(*names: str) -> Effect:
+    return lambda _: all(Path(name).exists() for name in names)
+
+
+def says(words: str) -> Effect:
+    return lambda seen: words in seen.stdout
+
+
+def masks_in(folder: Path) -> list[np.ndarray]:
+    return [read_mask(file).ids for file in sorted(folder.rglob("000*.png"))]
+
+
+def same_masks(_: Seen) -> bool:
+    found, expected = masks_in(OUT), masks_in(Path("plain"))
+    return len(found) == len(expected) > 0 and all(map(np.array_equal, found, expected))
+
+
+def other_masks(seen: Seen) -> bool:
+    return not same_masks(seen)
+
+
+def results() -> Any:
+    return json.loads((OUT / "results.json").read_text())
+
+
+def timed() -> Any:
+    return read_record(Path("found.json"))
+
+
+def frames_timed() -> Any:
+    return read_system_record(Path("found.json")).rows[0]
+
+
+def log() -> list[dict[str, Any]]:
+    return read_log(OUT / "log.jsonl")
+
+
+# what comes first
+
+
+def earlier_results(folder: str) -> None:
+    Path(folder).mkdir(parents=True)
+    Path(folder, "00099.png").touch()
+
+
+def interrupted() -> None:
+    """A run that ends after its first frame."""
+    with pytest.raises(InterruptedRun):
+        segment_video(CLIP, FIRST, OUT, model=for_inference(stm_resnet18_half()), should_stop=lambda: True)
+
+
+def spoilt() -> None:
+    source = Path("davis").resolve()
+    Path("davis").unlink()
+    shutil.copytree(source, "davis")
+    for file in Path("davis/JPEGImages/480p/star").iterdir():
+        file.write_bytes(b"\xff\xd8no")
+
+
+# the tables
+
+COMPILED = {"--weights": ("small.safetensors", is_network("resnet18", SMALL["key_dim"]))}
+NETWORK = Run(
+    {
+        "--dtype": ("float32", lambda seen: seen.dtype == torch.float32),
+        "--backend": ("reference", given(backend="reference")),
+        "--compile": ("default", lambda seen: seen.modes == {"default"}),
+        "--device": ("cpu", lambda seen: seen.device == "cpu"),
+    }
+    | COMPILED
+)
+IN_BFLOAT16 = ("bfloat16", lambda seen: seen.dtype == torch.bfloat16)  # with less to prepare than in float32
+UNTRAINED = Run({"--arch": ("resnet18", is_network("resnet18", 128)), "--dtype": IN_BFLOAT16})
+EVERY_NETWORK = [
+    *packed(
+        dtype=[
+            ("float16", lambda seen: seen.dtype == torch.float16),
+            ("auto", lambda seen: seen.dtype in (torch.float32, torch.bfloat16, torch.float16)),
+        ],
+        backend=[(name, given(backend=name)) for name in ("auto", *(b.name for b in BACKENDS if b.name not in ABSENT))],
+        device=[("auto", lambda seen: seen.device == "cpu")],
+    ),
+    Run({"--compile": ("reduce-overhead", lambda seen: seen.modes == {"reduce-overhead"})} | COMPILED),
+    Run({"--compile": ("max-autotune", lambda seen: seen.modes == {"max-autotune"})} | COMPILED),
+    *(refused("--backend", name, f"{name!r} cannot run this memory read: {why}") for name, why in ABSENT.items()),
+    refused("--device", "cuda", "this machine has 0 CUDA devices"),
+    refused("--device", "cuda:7", "this machine has 0 CUDA devices"),
+]
+SIZES = [
+    Run({"--max-size": (16, given(max_size=16))}),
+    Run({"--min-size": (64, given(min_size=64))}),
+]
+EVERY_FRAME = (1, remembers(every=1))
+MEMORY = [
+    Run({"--every": (1, keeps(*range(FRAMES - 1))), "--memory-storage": ("model", remembers(storage="model"))}),
+    Run(
+        {
+            "--every": EVERY_FRAME,
+            "--max-memory-frames": (3, remembers(max_frames=3)),
+            "--evict": ("oldest", keeps(0, 4, 5)),
+            "--memory-storage": ("float32", remembers(storage="float32")),
+        }
+    ),
+    Run(
+        {
+            "--every": EVERY_FRAME,
+            "--max-memory-frames": (4, remembers(max_frames=4)),
+            "--evict": ("even", keeps(0, 2, 4, 5)),
+            "--memory-storage": ("bfloat16", remembers(storage="bfloat16")),
+        }
+    ),
+    Run(
+        {
+            "--every": EVERY_FRAME,
+            "--max-memory-bytes": ("30kB", lambda seen: seen.segmenters[-1].bank.nbytes <= 30_000),
+            "--evict": ("least_used", lambda seen: 1 <= len(seen.kept) < FRAMES - 1),
+            "--memory-storage": ("float16", remembers(storage="float16")),
+        }
+    ),
+    Run({"--first-and-previous": (None, keeps(0)), "--memory-storage": ("int8", remembers(storage="int8"))}),
+    Run({"--no-previous": (None, other_masks), "--memory-storage": ("fp8", remembers(storage="fp8"))}),
+    # what changes no mask
+    Run({"--memory-place": ("device", same_masks), "--memory-graph": (None, remembers(graph=True))}),
+    Run({"--memory-place": ("host", same_masks)}),
+    Run({"--memory-place": ("disk", same_masks), "--memory-folder": ("davis", remembers(folder=Path("davis")))}),
+]
+DEMO = [
+    Run(
+        {
+            "--output": ("out", writes("out/clip.mp4", "out/first_mask.png", "out/result/masks/00001.png")),
+            "--frames": (2, says("2 frames, ")),
+            "--objects": (1, says("objects 1, ")),
+            "--overwrite": (None, lambda _: not Path("out/result/masks/00099.png").exists()),
+        },
+        before=lambda: earlier_results("out/result/masks"),
+    ),
+    Run({"--seed": (1, other_masks)}),
+    Run(
+        {
+            "--arch": ("resnet50", is_network("resnet50", 128)),
+            "--dtype": IN_BFLOAT16,
+            "--frames": (2, says("2 frames, ")),
+        }
+    ),
+]
+CONVERT = [
+    Run(
+        {
+            "sources": ("small.safetensors", says("STM with resnet18, key_dim=16")),
+            "target": ("out.safetensors", lambda _: architecture_of("out.safetensors").key_dim == SMALL["key_dim"]),
+            "--half": (
+                None,
+                lambda _: Path("out.safetensors").stat().st_size < 0.6 * Path("small.safetensors").stat().st_size,
+            ),
+            "--overwrite": (None, lambda _: Path("out.safetensors").stat().st_size > 0),
+        },
+        before=Path("out.safetensors").touch,
+    )
+]
+SEGMENT = [
+    Run(
+        {
+            "sources": (CLIP, lambda _: len(masks_in(OUT)) == FRAMES),
+            "--masks": (FIRST, lambda _: np.array_equal(masks_in(OUT)[0], read_mask(FIRST).ids)),
+            "--output": ("out", same_masks),
+            "--overlay": ("video", writes("out/overlay.mp4")),
+            "--overwrite": (None, lambda _: not Path("out/masks/00099.png").exists()),
+        },
+        before=lambda: earlier_results("out/masks"),
+    ),
+    Run(
+        {
+            "--overlay": ("pictures", writes("out/overlay/00000.jpg")),
+            "--checkpoint-seconds": (0, lambda seen: len(seen.checkpoints) > 1),
+        }
+    ),
+    Run({"--overlay": ("none", lambda _: [path.name for path in OUT.iterdir()] == ["masks"])}),
+    Run({"--mask-frame": (2, lambda _: [ids.any() for ids in masks_in(OUT)[:3]] == [False, False, True])}),
+    Run({"--resume": (None, lambda seen: same_masks(seen) and seen.summary.resumed_at == 1)}, before=interrupted),
+    # test_bulk.py runs it under torchrun
+    refused("--shard-memory", None, "expected one video, and processes that torchrun starts"),
+]
+TRAIN = [
+    Run(
+        {
+            "config": ("run.yaml", says("1 steps so far")),
+            "--output": ("out", writes("out/checkpoint.pt", "out/model.safetensors")),
+            "-o": (["epochs=1", "log.every=1"], lambda _: [line["step"] for line in log()] == [1]),
+            "--stop-after-minutes": (0, says("1 steps so far")),
+        }
+    ),
+    Run({"--resume": (None, says("5 steps done"))}, before=lambda: invoke("train", "--stop-after-minutes", 0)),
+    Run({"--skip-corrupt": (None, lambda _: log()[-1]["skipped"] > 0)}, before=spoilt),
+    Run({"--fit-minutes": (0, lambda _: log()[-1]["step"] < 5)}),
+]
+EVALUATE = [
+    Run(
+        {
+            "benchmark": ("davis17", lambda _: results()["run"]["set"] == "davis17"),
+            "--data": ("davis", lambda _: results()["run"]["data"] == str(Path("davis").resolve())),
+            "--split": ("val", writes("out/global_results-val.csv")),
+            "--sequence": ("star", lambda _: [path.name for path in Path("out/Annotations").iterdir()] == ["star"]),
+            "--output": ("out", writes("out/results.json")),
+            "--report": (None, lambda _: "star" in Path("out/report.html").read_text()),
+            "--baselines": (None, lambda _: set(results()["baselines"]) == {"first mask copied", "untrained network"}),
+        }
+    ),
+    Run({"benchmark": ("davis16", lambda _: results()["run"]["set"] == "davis16")}),
+    Run({"benchmark": ("folder", same_masks)}),
+    Run(
+        {
+            "benchmark": ("youtube-vos", writes("out/submission.zip")),
+            "--data": ("youtube", lambda _: results()["run"]["data"] == str(Path("youtube").resolve())),
+        },
+        without=("--sequence",),
+    ),
+    Run(
+        {
+            "benchmark": ("synthetic", writes("out/Annotations/seed000003")),
+            "--split": (3, writes("out/data/JPEGImages/seed000003")),
+        },
+        without=("--data", "--sequence"),
+    ),
+    Run(
+        {
+            "--only-score": ((FIRST.parents[1],) * 2, lambda seen: "1.000000" in seen.stdout and not seen.options),
+            "--workers": (1, says("star_2")),
+        },
+        without=("--data", "--sequence"),
+    ),
+    Run({"--flip": (None, other_masks)}),
+    Run({"--scale": ([0.75, 1], other_masks)}),
+]
+QUICKLY = {"--seconds": (0, lambda _: timed().settings["seconds"] == 0)}
+BENCHMARK = [
+    Run(
+        {
+            "--shapes": (SHAPE, lambda _: timed().settings["shapes"] == [SHAPE]),
+            "--routes": ("last-dim, chunks", lambda _: {"last-dim", "chunks"} < {row.route for row in timed().rows}),
+            "--passes": ("top-k", lambda _: timed().settings["passes"] == ["top-k"]),
+            "--dtypes": ("float16", lambda _: timed().settings["dtypes"] == ["float16"]),
+            "--device": ("cpu", lambda _: timed().settings["device"] == "cpu"),
+            "--output": ("found.json", writes("found.json")),
+            "--no-plots": (None, lambda _: not list(Path().glob("*.svg"))),
+            "--no-memory": (None, lambda _: all(row.extra_bytes is None for row in timed().rows)),
+            "--rounds": (2, lambda _: {row.rounds for row in timed().rows} == {2}),
+            "--minutes": (1, lambda _: timed().settings["deadline"] == 60),
+            "--threads": (1, lambda _: timed().machine["threads"] == 1),
+            "--json": (None, lambda seen: json.loads(seen.stdout.splitlines()[-1])["settings"]["rounds"] == 2),
+        }
+        | QUICKLY
+    ),
+    Run(
+        {
+            "--shapes": (f"{SHAPE},2x3-T3-O1", lambda _: len(timed().settings["shapes"]) == 2),
+            "--device": ("auto", lambda _: timed().settings["device"] == "cpu"),
+            "--memory": (None, lambda _: any(row.extra_bytes == 4711 for row in timed().rows)),
+            "--plots": (None, lambda _: len(list(Path().glob("found.*.svg"))) > 0),
+            "--quick": (None, lambda _: timed().settings["rounds"] == 3),
+            "--overwrite": (None, lambda _: len(timed().rows) > 0),
+        }
+        | QUICKLY,
+        before=Path("found.json").touch,
+    ),
+    Run(
+        {
+            "--system": (None, lambda seen: "beside the network: " in seen.stdout),
+            "--shapes": ("64p-T1-O1", lambda _: frames_timed().workload.name == "64p-T1-O1"),
+            "--routes": ("prepared", lambda _: frames_timed().contestant == "prepared"),
+            "--rounds": (1, lambda _: frames_timed().rounds == 1),
+            "--weights": ("small.safetensors", lambda _: frames_timed().workload.weights == "small.safetensors"),
+            "--no-memory": (None, lambda _: frames_timed().peak_bytes is None),
+        }
+    ),
+    refused("--device", "cuda", "--device: found cuda, but this machine has no CUDA device"),
+    refused("--tune", "tiles.json", "--tune: found cpu, expected a CUDA device"),
+]
+RUNS = {
+    "": [Run({"--version": (None, says("stm_fast 0.1.0"))})],
+    "demo": [*DEMO, NETWORK, UNTRAINED],
+    "convert": CONVERT,
+    "info": [Run({})],
+    "segment": [*SEGMENT, NETWORK, UNTRAINED, *EVERY_NETWORK, *SIZES, *MEMORY],
+    "train": TRAIN,
+    "evaluate": [*EVALUATE, NETWORK, UNTRAINED, *SIZES, *MEMORY],
+    "benchmark": BENCHMARK,
+}
+COMMANDS = {"": typer.main.get_command(app)} | dict(typer.main.get_command(app).commands)
+CALLBACKS = {command.name or command.callback.__name__: command.callback for command in app.registered_commands}
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...]:
+    """The names of a Literal, wherever it stands in a type."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for inner in get_args(annotation) for choice in choices_of(inner))
+
+
+def declared(command: str) -> dict[str, Any]:
+    """The type of each option by its name, as the command declares it."""
+    types = inspect.signature(CALLBACKS[command]).parameters if command else {}
+    return {
+        name: types[parameter.name].annotation if parameter.name in types else None
+        for parameter in COMMANDS[command].params
+        for name in (parameter.opts[0], *parameter.secondary_opts)
+    }
+
+
+def values_of(command: str, name: str) -> list[Any]:
+    return [run.options[name][0] for run in RUNS[command] if name in run.options]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_tables_hold_every_option_and_every_choice(command):
+    options = declared(command)
+    assert {name for run in RUNS[command] for name in run.options} == set(options)
+    assert set(GIVEN[command]) <= set(options)
+    for name, annotation in options.items():
+        # commands that share a declaration share its choices
+        sharing = [other for other in COMMANDS if declared(other).get(name) == annotation]
+        values = [value for other in sharing for value in values_of(other, name)]
+        assert not [choice for choice in choices_of(annotation) if choice not in values], name
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with what the runs are given."""
+    root = tmp_path_factory.mktemp("inputs")
+    write_weights(root / "small.safetensors")
+    write_davis(root / "davis", frames=FRAMES)
+    shutil.copytree(root / "davis/ImageSets/2017", root / "davis/ImageSets/2016")
+    write_youtube(root / "youtube")
+    source = {"kind": "folder", "path": "davis", "split": "all"}
+    config = SMALL_TRAINING | {"data": [source], "log": {"every": 1, "pictures": None}}
+    (root / "run.yaml").write_text(yaml.safe_dump(config))
+    return root
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For functions of a choice of a network: many runs have the same."""
+    cached = functools.cache(function)
+    return lambda *arguments: cached(*arguments) if arguments[-1].compile is None else function(*arguments)
+
+
+load_once, load_model_once, prepare_once = map(once, (load_for_inference, load_model, prepare))
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Commands on small clips, and what they do."""
+    seen, compile = Seen(), torch.compile
+
+    def noting(function: Callable[..., Any], options_of: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            seen.options = seen.options or options_of(*arguments, **options)
+            seen.summary = function(*arguments, **options)
+            return seen.summary
+
+        return call
+
+    class Noted(VideoSegmenter):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            seen.segmenters.append(self)
+
+    class NotedCheckpoint(Checkpoint):
+        def save(self, frames: int, *rest: Any) -> None:
+            super().save(frames, *rest)
+            seen.checkpoints.append(frames)
+
+    def compile_quickly(method: Callable[..., Any], mode: str) -> Callable[..., Any]:
+        seen.modes.add(mode)
+        return compile(method, backend="eager")
+
+    for name in ("demo", "segment"):
+        monkeypatch.setattr(f"stm_fast.tasks.{name}.load_for_inference", load_once)
+    monkeypatch.setattr("stm_fast.tasks.evaluate.load_model", load_model_once)
+    monkeypatch.setattr("stm_fast.tasks.evaluate.prepare", prepare_once)
+    segment = noting(segment_video, lambda *_, **options: options)
+    evaluate = noting(run_sequences, lambda _, __, model, inference, *___: {"model": model, **vars(inference)})
+    monkeypatch.setattr("stm_fast.tasks.demo.segment_video", segment)
+    monkeypatch.setattr("stm_fast.tasks.segment.segment_video", segment)
+    monkeypatch.setattr("stm_fast.tasks.evaluate.run_sequences", evaluate)
+    monkeypatch.setattr("stm_fast.inference.pipeline.VideoSegmenter", Noted)
+    monkeypatch.setattr("stm_fast.evaluation.augmentation.VideoSegmenter", Noted)
+    monkeypatch.setattr("stm_fast.inference.pipeline.Checkpoint", NotedCheckpoint)
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    monkeypatch.setattr("stm_fast.tasks.choice.MIN_SIZE", 1)
+    small_clip = functools.partial(SyntheticClip, height=32, width=48)
+    monkeypatch.setattr("stm_fast.tasks.demo.SyntheticClip", small_clip)
+    monkeypatch.setattr("stm_fast.data.drawn_set.SyntheticClip", small_clip)
+    monkeypatch.setattr("stm_fast.data.drawn_set.SEQUENCES", 1)
+    monkeypatch.setattr("stm_fast.data.drawn_set._FRAMES", 4)
+    # a process of its own imports torch again
+    monkeypatch.setattr("stm_fast.benchmarking.runner.extra_cpu_bytes", lambda *_: 4711)
+    threads = torch.get_num_threads()
+    yield seen
+    torch.set_num_threads(threads)
+
+
+def invoke(command: str, *more: Any) -> Result:
+    """The command with what GIVEN says, and more."""
+    words = [command] if command else []
+    return CliRunner().invoke(app, [str(word) for word in (*words, *words_of(GIVEN[command]), *more)])
+
+
+def words_of(options: dict[str, Any]) -> Iterator[Any]:
+    for name, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            if name.startswith("-"):
+                yield name
+            if each is not None:
+                yield from each if isinstance(each, tuple) else (each,)
+
+
+def enter(folder: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(exist_ok=True)
+    for path in inputs.iterdir():
+        (folder / path.name).symlink_to(path)
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def plain_folders(tmp_path_factory):
+    """By command, the folder of a run with none of the options; filled by the first run that compares with it."""
+    return tmp_path_factory.mktemp("plain")
+
+
+ROWS = [(command, run) for command, runs in RUNS.items() for run in runs]
+
+
+@pytest.mark.parametrize(("command", "run"), ROWS, ids=[" ".join((command, *run.options)) for command, run in ROWS])
+def test_every_option_runs_and_has_an_effect(command, run, seen, inputs, plain_folders, tmp_path, monkeypatch):
+    plain = plain_folders / command
+    if command in ("demo", "segment", "evaluate") and not plain.exists():
+        enter(plain, inputs, monkeypatch)
+        assert invoke(command).exit_code == 0
+        seen.__init__()
+    enter(tmp_path / "run", inputs, monkeypatch)
+    Path("plain").symlink_to(plain / "out")
+    run.before()
+    options = GIVEN[command] | {name: value for name, (value, _) in run.options.items()}
+    options = {name: value for name, value in options.items() if name not in run.without}
+    words = [str(word) for word in (*([command] if command else []), *words_of(options))]
+    result = CliRunner().invoke(app, words)
+    if run.refused:
+        assert result.exit_code == 2, (words, result.output)
+        assert run.refused in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert not OUT.exists()
+        return
+    assert result.exit_code == 0, (words, result.output, result.exception)
+    seen.stdout = result.stdout
+    for name, (value, effect) in run.options.items():
+        assert effect(seen), f"{command} {name} {value}: no effect"
+
+
+# the fields of a configuration, and whether masks are those of the default ones; None where either may be
+FIELDS: dict[str, list[tuple[dict[str, Any], bool | None]]] = {
+    "every": [({"every": 1}, False), ({"every": None}, None)],
+    "previous": [({"previous": False}, False)],
+    "frames": [({"frames": 1}, True), ({"frames": 50}, True)],
+    "max_frames": [({"max_frames": 1}, None), ({"max_frames": 50}, True)],
+    "max_bytes": [({"max_bytes": 30_000}, None), ({"max_bytes": 10**9}, True)],
+    "evict": [({"every": 1, "max_frames": 3, "evict": evict}, False) for evict in ("oldest", "least_used", "even")],
+    "storage": [
+        *(({"storage": storage}, True) for storage in ("model", "float32")),
+        *(({"storage": storage}, None) for storage in ("bfloat16", "float16", "int8")),
+        ({"storage": "fp8"}, False),
+    ],
+    "place": [
+        *(({"place": place}, True) for place in ("device", "host")),
+        ({"place": "disk", "folder": Path()}, True),
+    ],
+    "folder": [({"place": "disk", "folder": Path("davis")}, True)],
+    "page_bytes": [({"place": "host", "page_bytes": 64}, True)],
+    "graph": [({"graph": True}, True)],
+}
+CONFIGURATIONS = [pair for pairs in FIELDS.values() for pair in pairs]
+
+
+def test_the_table_holds_every_field_and_every_choice():
+    types = {field.name: field.type for field in dataclasses.fields(MemoryConfig)}
+    assert set(FIELDS) == set(types)
+    for name, kind in types.items():
+        given = {config.get(name, getattr(MemoryConfig(), name)) for config, _ in FIELDS[name]}
+        assert set(choices_of(kind)) <= given
+        assert given != {getattr(MemoryConfig(), name)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return for_inference(stm_resnet18_half())
+
+
+@pytest.fixture(scope="module")
+def default_masks(model, inputs, tmp_path_factory):
+    output = tmp_path_factory.mktemp("default") / "out"
+    segment_video(inputs / CLIP, inputs / FIRST, output, model=model, overlay="none")
+    return masks_in(output)
+
+
+@pytest.mark.parametrize(("fields", "same"), CONFIGURATIONS, ids=str)
+def test_every_field_means_the_same_in_segment_and_in_evaluate(
+    fields, same, model, inputs, default_masks, tmp_path, monkeypatch
+):
+    enter(tmp_path / "run", inputs, monkeypatch)
+    memory = MemoryConfig(**fields)
+    segment_video(CLIP, FIRST, OUT, model=model, memory=memory, overlay="none")
+    Path("sets/timings").mkdir(parents=True)
+    run_sequences(davis17(Path("davis"), "val")[:1], Path("sets"), model, Inference(memory))
+    found, evaluated = masks_in(OUT), masks_in(Path("sets"))
+    assert len(found) == len(evaluated) == FRAMES
+    assert all(map(np.array_equal, found, evaluated))
+    if same is not None:
+        assert all(map(np.array_equal, found, default_masks)) == same
