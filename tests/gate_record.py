@@ -24,7 +24,7 @@ SOURCES: dict[Kind, tuple[str, ...]] = {
     "compiled": ("kernels/*.py", "tests/test_*gate.py"),
     "interpreted": ("kernels/*.py", "stm_fast/ops/*.py", "stm_fast/testing/*.py", "tests/*_engine_cases.py"),
 }
-FEW = 2  # cases of each interpreted test in a sample
+FEW = 1  # cases of each interpreted test in a sample
 _COMPILED_AGAIN = 20  # one in so many
 
 

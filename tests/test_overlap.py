@@ -26,9 +26,9 @@ class Item:
 
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_a_test():
-    before = set(threading.enumerate())
     yield
-    assert set(threading.enumerate()) <= before
+    # those of PyTorch's compiler, which another test may have started, come and go as they like
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("stm_fast-")] == []
 
 
 def wait_until(condition):

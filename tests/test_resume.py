@@ -399,7 +399,7 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, model):
 
 
 @pytest.mark.slow
-def test_an_object_comes_back_after_a_thousand_frames(model):
+def test_an_object_comes_back_after_hundreds_of_frames(model):
     """It is shown once, deleted objects come and go beside it, and its given frame is still what it is told by."""
     segmenter = VideoSegmenter(model, memory=MemoryConfig(every=5, max_frames=3))
     still = torch.rand(3, 16, 32)
@@ -407,7 +407,7 @@ def test_an_object_comes_back_after_a_thousand_frames(model):
     first[4:12, 2:12], other[2:10, 20:30] = 7, 200
     segmenter.step(still, first)
     sizes = set()
-    for number in range(1, 1001):
+    for number in range(1, 501):
         frame = torch.rand(3, 16, 32)
         if number % 100 == 30:
             segmenter.step(frame, other)
