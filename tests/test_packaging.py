@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -37,6 +39,17 @@ def test_the_kernels_are_those_of_the_top_folder():
     kernels = importlib.import_module("stm_fast.kernels")
     assert Path(kernels.__file__).parent == ROOT / "kernels"
     assert not (ROOT / "stm_fast" / "kernels").exists()
+
+
+def test_ci_runs_the_oldest_versions_that_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    oldest = dict(line.split("==") for line in (ROOT / ".ci/oldest.txt").read_text().splitlines() if "==" in line)
+    bounds = dict(re.match(r"([\w-]+)(?:>=([\d.]+))?", each).groups() for each in declared)
+    assert {name for name, bound in bounds.items() if bound is None} == {"ninja"}
+    for name, version_run in oldest.items():
+        assert f"{version_run}.".startswith(f"{bounds[name]}."), name
+    assert set(oldest) == set(bounds) - {"ninja"}
 
 
 def build(tree, **environment):
