@@ -29,6 +29,7 @@ REQUIRED = [name for name in os.environ.get("STM_FAST_REQUIRE", "").split(",") i
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-cases", action="store_true", help="run what passed before with the same kernels too")
     parser.addoption("--few", type=int, metavar="N", help="run at most N cases of each test")
+    parser.addoption("--one-in", type=int, metavar="N", help="run one in N of what is left")
 
 
 def pytest_report_header() -> list[str]:
@@ -43,6 +44,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = gate_record.compiled_again(kept)
     if (most := config.getoption("few")) is not None:
         kept = gate_record.few(kept, most)
+    if (many := config.getoption("one_in")) is not None:
+        kept = gate_record.one_in(kept, many)
     wanted = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
     items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None)

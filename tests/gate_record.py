@@ -22,10 +22,13 @@ TESTS = Path(__file__).resolve().parent
 RECORD = TESTS / "golden" / "gate.json"
 SOURCES: dict[Kind, tuple[str, ...]] = {
     "compiled": ("kernels/*.py", "tests/test_*gate.py"),
-    "interpreted": ("kernels/*.py", "stm_fast/ops/*.py", "stm_fast/testing/*.py", "tests/*_engine_cases.py"),
+    "interpreted": (
+        *("kernels/*.py", "stm_fast/ops/*.py", "stm_fast/testing/*.py"),
+        *("tests/*_engine_cases.py", "tests/test_known_calls.py"),
+    ),
 }
-FEW = 1  # cases of each interpreted test in a sample
-_COMPILED_AGAIN = 20  # one in so many
+INTERPRETED_AGAIN = ("--few", "1", "--one-in", "3")  # one case of a third of the tests
+_COMPILED_AGAIN = 20  # one case in so many
 
 
 def state(root: Path = TESTS.parent) -> dict[str, str]:
@@ -65,6 +68,12 @@ def few(items: Iterable[pytest.Item], most: int) -> list[pytest.Item]:
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
     return [item for those in cases.values() for item in sorted(those, key=lambda case: _number(case, seed))[:most]]
+
+
+def one_in(items: Iterable[pytest.Item], many: int) -> list[pytest.Item]:
+    """One in so many of them: others for other kernels or operators."""
+    seed = state()["interpreted"]
+    return sorted(items, key=lambda item: _number(item, seed))[::many]
 
 
 def _number(item: pytest.Item, seed: str) -> int:

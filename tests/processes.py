@@ -5,15 +5,20 @@ What a user starts with `stm-fast` or torchrun is started so in at least one tes
 
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 PATIENCE = 1200  # seconds, on a busy machine
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["stm_fast.__main__", "stm_fast.tasks.segment", "stm_fast.tasks.evaluate", "stm_fast.training.trainer"]
+CONTEXT = multiprocessing.get_context("forkserver")
+# there is one such process: whoever asked for other modules first would decide for all tests
+CONTEXT.set_forkserver_preload(
+    [
+        *("stm_fast.__main__", "stm_fast.tasks.segment", "stm_fast.tasks.evaluate", "stm_fast.training.trainer"),
+        *("pytest", "stm_fast.testing", "torch.distributed.run"),
+    ]
 )
 
 
@@ -30,11 +35,12 @@ class Running:
 
     Args:
         folder: of what it prints.
+        module: runs `python -m MODULE ARGUMENTS` instead.
     """
 
-    def __init__(self, arguments: list[str], folder: Path, **environment: str) -> None:
+    def __init__(self, arguments: list[str], folder: Path, module: str | None = None, **environment: str) -> None:
         self._printed = [folder / f".printed.{number}.{environment.get('RANK', 0)}" for number in (1, 2)]
-        self._process = _CONTEXT.Process(target=_main, args=(arguments, self._printed, environment))
+        self._process = CONTEXT.Process(target=_main, args=(arguments, module, self._printed, environment))
         self._process.start()
 
     @property
@@ -77,12 +83,21 @@ def run_ranks(*arguments: str, folder: Path, world: int = 2) -> list[Ended]:
     return [rank.wait() for rank in ranks]
 
 
-def _main(arguments: list[str], printed: list[Path], environment: dict[str, str]) -> None:
+def torchrun(*arguments: str, folder: Path, world: int = 2) -> Ended:
+    """torchrun itself, which starts `python -m stm_fast ARGUMENTS` in several processes."""
+    command = ["--standalone", f"--nproc-per-node={world}", "-m", "stm_fast", *arguments]
+    return Running(command, folder, "torch.distributed.run", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore").wait()
+
+
+def _main(arguments: list[str], module: str | None, printed: list[Path], environment: dict[str, str]) -> None:
     os.setsid()
     os.environ.update(environment)
     for number, path in zip((1, 2), printed, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = ["stm-fast", *arguments]
+    sys.argv = [module or "stm-fast", *arguments]
+    if module is not None:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
     from stm_fast.__main__ import main
 
     main()

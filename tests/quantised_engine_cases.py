@@ -1,6 +1,6 @@
 """The Triton kernel that reads a quantised memory, on a GPU or under the interpreter.
 
-Not collected by itself: test_quantised.py runs it in a process of its own.
+Not collected by itself: test_triton_engine.py runs it in a process of its own.
 """
 
 import os

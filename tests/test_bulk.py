@@ -1,10 +1,8 @@
 """Many videos, and many processes: shared out by video, or with one memory spread over them."""
 
-import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -16,7 +14,7 @@ import torch
 import torch.distributed as dist
 from typer.testing import CliRunner
 
-from processes import run_ranks
+from processes import CONTEXT, run_ranks, torchrun
 from small_inputs import one_object, small_network, write_video, write_weights
 from stm_fast.__main__ import app
 from stm_fast.errors import InputError
@@ -270,10 +268,8 @@ def segment_together(rank, folder, store, kill_at, stop_at):
 
 def together(folder, kill_at=0, stop_at=0):
     """The exit codes of processes that go on with what is there."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stm_fast.inference.pipeline", "torch.distributed"])
     options = (folder, folder / f"store{time.monotonic_ns()}", kill_at, stop_at)
-    ranks = [context.Process(target=segment_together, args=(rank, *options)) for rank in range(WORLD)]
+    ranks = [CONTEXT.Process(target=segment_together, args=(rank, *options)) for rank in range(WORLD)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -309,13 +305,6 @@ def test_processes_with_one_memory_stop_die_and_go_on_together(tmp_path):
 # the real program
 
 
-def torchrun(*more):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command += ["-m", "stm_fast", *more]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
-
-
 @pytest.mark.slow
 def test_processes_share_out_the_videos(tmp_path, many, weights):
     mask(tmp_path / "masks/c.png", 6)
@@ -330,7 +319,7 @@ def test_processes_share_out_the_videos(tmp_path, many, weights):
 def test_torchrun_shares_a_memory(tmp_path, many, weights):
     source, given = many[0], tmp_path / "masks/a.png"
     common = ["--output", str(tmp_path / "out"), "--weights", str(weights), "--overlay", "none", "--shard-memory"]
-    found = torchrun("segment", str(source), "--masks", str(given), *common)
+    found = torchrun("segment", str(source), "--masks", str(given), *common, folder=tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("4 frames, objects 3") == 1
     assert sorted(os.listdir(tmp_path / "out")) == ["masks"]

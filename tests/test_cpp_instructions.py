@@ -1,37 +1,31 @@
 """The choice of the C++ engine's instruction set, and each set by itself: one a process, because it is chosen once."""
 
-import os
+import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from processes import Ended, Running
 from stm_fast.ops import cpp_ops
 
 pytestmark = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
 
 CASES = Path(__file__).with_name("cpu_instructions_cases.py")
-READ = """
-import torch
-from stm_fast import memory_read
-memory_read(*[torch.ones(1, 2, 3)] * 3, backend="cpp")
-"""
 
 
-def run(instructions: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "STM_FAST_CPU": instructions}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+def run_cases(instructions: str, folder: Path) -> Ended:
+    """How a pytest of the cases ended, with a set that no read has been made with."""
+    return Running(["-q", "-p", "no:cacheprovider", str(CASES)], folder, "pytest", STM_FAST_CPU=instructions).wait()
 
 
 @pytest.fixture(scope="module")
-def sets_that_are_here() -> list[str]:
+def sets_that_are_here(tmp_path_factory) -> list[str]:
     """As the refusal of another one lists them."""
-    child = run("abacus", "-c", READ)
-    assert child.returncode == 1
-    _, found, names = child.stderr.strip().splitlines()[-1].partition("STM_FAST_CPU: found 'abacus', expected one of ")
-    assert found
+    ended = run_cases("abacus", tmp_path_factory.mktemp("abacus"))
+    assert ended.returncode == 1
+    (names,) = set(re.findall("RuntimeError: STM_FAST_CPU: found 'abacus', expected one of (.*)", ended.stdout))
     return names.split(", ")
 
 
@@ -42,12 +36,12 @@ def test_a_set_that_is_not_here_is_refused_with_those_that_are(sets_that_are_her
 
 @pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["avx512_bf16", "avx512", "avx2", "portable", "emulated"])
-def test_every_set_is_right(instructions, sets_that_are_here):
+def test_every_set_is_right(instructions, sets_that_are_here, tmp_path):
     if instructions not in sets_that_are_here:
         pytest.skip("this machine does not have it")
-    child = run(instructions, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES))
-    assert child.returncode == 0, child.stdout + child.stderr
-    assert "skipped" not in child.stdout
+    ended = run_cases(instructions, tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "skipped" not in ended.stdout
 
 
 def test_the_binary_multiplies_bfloat16_with_the_instruction_for_it():

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from processes import run_ranks
+from processes import run_ranks, torchrun
 from small_inputs import FRAMES, SIZE, draw, small_network, write_davis, write_sequence, write_youtube
 from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
@@ -507,16 +505,8 @@ def test_two_processes_share_the_sequences(tmp_path):
     root = write_davis(tmp_path / "davis", names=("a", "b", "c"))
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert small_run(root, alone).exit_code == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["--data", root, "-o", shared, "--arch", "resnet18", "--workers", "1"]
-    found = subprocess.run(
-        [*command, "-m", "stm_fast", "evaluate", "davis17", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-    )
+    found = torchrun("evaluate", "davis17", *map(str, arguments), folder=tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("Global results for val") == 1
     for mask in alone.glob("Annotations/*/*.png"):

@@ -51,3 +51,11 @@ def test_few_cases_of_every_test_are_left():
     kept = [item.nodeid for item in gate_record.few(found, 2)]
     assert len(kept) == 5
     assert {"tests/test_a.py::test_b", "tests/test_a.py::test_c[1]", "tests/test_a.py::test_c[2]"} < set(kept)
+
+
+def test_one_in_some_is_left_and_never_none():
+    found = items(*COMPILED)
+    kept = gate_record.one_in(found, 3)
+    assert len(kept) == 134
+    assert {item.nodeid for item in kept} < set(COMPILED)
+    assert gate_record.one_in(found[:2], 3)

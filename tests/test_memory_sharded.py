@@ -1,6 +1,5 @@
 """A bank spread over processes: equal to one process, and an end with one line where a process is lost."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from processes import CONTEXT
 from stm_fast.config import MemoryConfig
 from stm_fast.memory import MemoryBank, RankLostError, Shard
 
@@ -57,10 +57,7 @@ def start(rank, world, folder):
 
 def launch(target, world, folder):
     """Runs `target(rank, world, folder)` in so many processes; their exit codes."""
-    context = multiprocessing.get_context("forkserver")
-    # PyTorch is imported once, and not by every rank
-    context.set_forkserver_preload(["stm_fast.memory", "torch.distributed"])
-    ranks = [context.Process(target=target, args=(rank, world, str(folder))) for rank in range(world)]
+    ranks = [CONTEXT.Process(target=target, args=(rank, world, str(folder))) for rank in range(world)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -1,15 +1,11 @@
-"""The read of a quantised memory: what it takes, the path by floats, and the kernel in a process of its own."""
+"""The read of a quantised memory: what it takes, and the path by floats."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd import forward_ad
 
-import gate_record
 from stm_fast.ops import cpp_ops, memory_read, quantised
 from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised, quantise_memory
 from stm_fast.testing import ReadCase, Tensors
@@ -21,28 +17,7 @@ torch.set_num_threads(1)
 
 needs_cpp = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
 
-CASES = Path(__file__).with_name("quantised_engine_cases.py")
 DTYPES = [torch.int8, torch.float8_e4m3fn]
-
-
-def run_cases(*options: str, **environment: str) -> str:
-    """The output of a pytest of the cases, which must all pass."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(CASES)]
-    child = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert child.returncode == 0, child.stdout + child.stderr
-    return child.stdout
-
-
-@pytest.mark.slow
-def test_the_kernel_is_right_under_the_interpreter() -> None:
-    sample = ["--few", str(gate_record.FEW)] if gate_record.passed_before("interpreted") else []
-    assert "skipped" not in run_cases(*sample, TRITON_INTERPRET="1")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_the_kernel_is_right_on_the_device() -> None:
-    run_cases(TRITON_INTERPRET="0")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

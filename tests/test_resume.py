@@ -2,7 +2,6 @@
 
 import gc
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -15,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from processes import CONTEXT
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, VideoSegmenter, segment_video
@@ -301,11 +301,9 @@ def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stm_fast.inference.pipeline"])
     for _ in range(KILLS):
         before = len(list(place.out.glob("masks/*.png")))
-        process = context.Process(target=resume_in_process, args=(place.folder,))
+        process = CONTEXT.Process(target=resume_in_process, args=(place.folder,))
         process.start()
         wait_for_masks(process, place.out, before + chance.randrange(1, 7), chance.random() * 0.02)
         process.kill()
@@ -361,7 +359,7 @@ def test_a_kill_inside_a_write_leaves_nothing_for_ever(tmp_path, model, die, nam
     place = Place(tmp_path, model)
     place.segment(place.folder / "whole")
     expected = contents(place.folder / "whole")
-    process = multiprocessing.get_context("forkserver").Process(target=die, args=(place.folder, name))
+    process = CONTEXT.Process(target=die, args=(place.folder, name))
     process.start()
     process.join(240)
     assert process.exitcode == -end
@@ -380,11 +378,11 @@ def test_a_kill_inside_a_write_leaves_nothing_for_ever(tmp_path, model, die, nam
 
 @pytest.mark.slow
 def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, model):
-    place = Place(tmp_path, model, count=300)
+    place = Place(tmp_path, model, count=160)
     alive = {}
 
     def look(done, _):
-        if done in (100, 290):
+        if done in (60, 150):
             gc.collect()
             alive[done] = (
                 sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()),
@@ -393,9 +391,9 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, model):
 
     config = MemoryConfig(max_frames=4, evict="even")
     segment_video(place.video, place.masks, place.out, model=model, memory=config, checkpoint_seconds=0, progress=look)
-    tensors, things = (after - before for before, after in zip(alive[100], alive[290], strict=True))
+    tensors, things = (after - before for before, after in zip(alive[60], alive[150], strict=True))
     assert abs(tensors) <= 4
-    assert abs(things) < 150, "less than one for each frame in between"
+    assert abs(things) < 75, "less than one for each frame in between"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from processes import run
 from stm_fast.errors import InputError
 from stm_fast.network.checkpoint import read_state_dict
 from stm_fast.training import pace as pace_module
@@ -266,19 +268,11 @@ def test_the_command_leaves_two_small_files_that_a_run_on_a_cpu_goes_on_from(sta
     assert "minival after step 1: J&F " in done.stdout
     assert "TOO LARGE" not in done.stdout
 
-    again = done.stdout.split("to go on: ")[1].split()
-    assert again[-1] == "--resume"
+    program, module, package, *again = shlex.split(done.stdout.split("to go on: ")[1])
+    assert (program, module, package, again[-1]) == (sys.executable, "-m", "stm_fast", "--resume")
     assert read_state(out / "checkpoint.pt")["step"] == 1
     before = read_state(out / "checkpoint.pt")["model"]
-    more = subprocess.run(
-        f"{' '.join(again)} --stop-after-minutes 0",
-        shell=True,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert more.returncode == 0, more.stderr
+    run(*again, "--stop-after-minutes", "0", folder=tmp_path)
     state = read_state(out / "checkpoint.pt")
     assert state["step"] == 2
     assert state["config"]["epochs"] == yaml.safe_load((ROOT / "configs" / "burst.yaml").read_text())["epochs"]

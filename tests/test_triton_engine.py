@@ -1,4 +1,4 @@
-"""Runs triton_engine_cases.py in processes of its own: whether Triton interprets is decided when it is imported."""
+"""Runs the cases of the kernels in processes of their own: whether Triton interprets is decided when it is imported."""
 
 import os
 import subprocess
@@ -10,12 +10,13 @@ import torch
 
 import gate_record
 
-CASES = Path(__file__).with_name("triton_engine_cases.py")
+TESTS = Path(__file__).parent
+CASES = [str(TESTS / "triton_engine_cases.py"), str(TESTS / "quantised_engine_cases.py")]
 
 
-def run_cases(*options: str, **environment: str) -> str:
-    """The output of a pytest of the cases, which must all pass."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(CASES)]
+def run_cases(*arguments: str, **environment: str) -> str:
+    """The output of a pytest of them, which must all pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     child = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert child.returncode == 0, child.stdout + child.stderr
     return child.stdout
@@ -23,11 +24,13 @@ def run_cases(*options: str, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_kernels_are_right_under_the_interpreter() -> None:
-    sample = ["--few", str(gate_record.FEW)] if gate_record.passed_before("interpreted") else []
-    assert "skipped" not in run_cases("-m", "not gpu", *sample, TRITON_INTERPRET="1")
+    """And launches that are known, which otherwise have no Triton where there is no GPU."""
+    sample = gate_record.INTERPRETED_AGAIN if gate_record.passed_before("interpreted") else ()
+    known = str(TESTS / "test_known_calls.py")
+    assert "skipped" not in run_cases("-m", "not gpu", *sample, *CASES, known, TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_kernels_are_right_on_the_device() -> None:
-    run_cases(TRITON_INTERPRET="0")
+    run_cases(*CASES, TRITON_INTERPRET="0")

@@ -6,10 +6,10 @@ A test that takes longer ends its process, whatever it hangs in; pytest-xdist re
 import faulthandler
 import json
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 # in the environment: the files of results and of what was collected, and the seconds that a test may take
 RESULTS, COLLECTED, SECONDS = "STM_FAST_GPU_RESULTS", "STM_FAST_GPU_COLLECTED", "STM_FAST_GPU_SECONDS"
@@ -36,7 +36,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Ends the process where it hangs, or where the context is lost: then every later test would be red too."""
     faulthandler.dump_traceback_later(float(os.environ[SECONDS]), exit=True, file=_STDERR)
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
         try:
             torch.cuda.synchronize()
         except RuntimeError:

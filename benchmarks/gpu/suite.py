@@ -16,11 +16,8 @@ from gpu.session import Session, Stage, patience
 
 TEST_SECONDS = 60
 MOST_WORKERS = 16  # each has a context on the GPU
-# each starts a pytest of a file of cases in one item: those files are handed to the workers themselves
-STARTERS = (
-    "tests/test_triton_engine.py::test_kernels_are_right_on_the_device",
-    "tests/test_quantised.py::test_the_kernel_is_right_on_the_device",
-)
+# starts a pytest of the files of cases in one item: those files are handed to the workers themselves
+STARTER = "tests/test_triton_engine.py::test_kernels_are_right_on_the_device"
 TINY = "tests/test_hopper_engine.py::test_a_bank_with_spare_capacity_is_read_in_place"
 _LISTED = 12  # red tests in the table; all of them are in the record
 
@@ -47,10 +44,9 @@ def command(files: Sequence[Path]) -> list[str]:
     """pytest with as many workers as there are processors or files, where pytest-xdist is there."""
     workers = min(MOST_WORKERS, os.cpu_count() or 1, len(files) or 1)
     spread = ["-n", str(workers), "--dist", "worksteal"] if find_spec("xdist") else []
-    deselected = [option for test in STARTERS for option in ("--deselect", test)]
     return [
         *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu.pytest_results"),
-        *("-m", "gpu", *spread, *deselected, *map(str, files)),
+        *("-m", "gpu", *spread, "--deselect", STARTER, *map(str, files)),
     ]
 
 
