@@ -37,7 +37,7 @@ quick: setup
 # interpret every case, and notes in tests/golden/gate.json that all is well: make test runs a sample until the next one
 gate: setup
 	$(PYTEST) -m compiles --all-cases
-	TRITON_INTERPRET=1 $(PYTEST) -m "not gpu" tests/*_engine_cases.py tests/test_known_calls.py
+	TRITON_INTERPRET=1 $(PYTEST) -m "not gpu" -k "triton or quantised" tests/*_engine_cases.py tests/test_known_calls.py
 	$(BIN)/python tests/gate_record.py
 
 # the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer; a build of its own in build/sanitize

@@ -1,6 +1,7 @@
-"""The command line in processes of their own, forked from one that has imported PyTorch: that takes seconds each time.
+"""Commands and other Python modules in processes of their own, forked from one that has imported PyTorch already.
 
-What a user starts with `stm-fast` or torchrun is started so in at least one test of every command.
+To import it takes seconds each time. What a user starts with `stm-fast` or torchrun is started so in at least one test
+of every command.
 """
 
 import multiprocessing
@@ -62,9 +63,9 @@ class Running:
         return Ended(self._process.exitcode, *texts)
 
 
-def run(*arguments: str, folder: Path) -> Ended:
+def run(*arguments: str, folder: Path, **environment: str) -> Ended:
     """Runs the command line; it must end well."""
-    ended = Running([*arguments], folder).wait()
+    ended = Running([*arguments], folder, **environment).wait()
     assert ended.returncode == 0, ended.stderr
     return ended
 

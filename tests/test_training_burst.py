@@ -272,7 +272,7 @@ def test_the_command_leaves_two_small_files_that_a_run_on_a_cpu_goes_on_from(sta
     assert (program, module, package, again[-1]) == (sys.executable, "-m", "stm_fast", "--resume")
     assert read_state(out / "checkpoint.pt")["step"] == 1
     before = read_state(out / "checkpoint.pt")["model"]
-    run(*again, "--stop-after-minutes", "0", folder=tmp_path)
+    run(*again, "--stop-after-minutes", "0", folder=tmp_path, CUDA_VISIBLE_DEVICES="")
     state = read_state(out / "checkpoint.pt")
     assert state["step"] == 2
     assert state["config"]["epochs"] == yaml.safe_load((ROOT / "configs" / "burst.yaml").read_text())["epochs"]

@@ -50,6 +50,6 @@ def draw_sequence(root: Path, name: str, clip: SyntheticClip) -> None:
     with whole_folder(annotations) as masks, whole_folder(pictures) as images:
         for time, frame in enumerate(clip):
             with writing(images):
-                # the default level takes as long as all of the drawing
+                # the default level takes longer than the drawing
                 Image.fromarray(frame.image).save(images / f"{time:05}.png", compress_level=1)
             write_mask(masks / f"{time:05}.png", frame.ids)

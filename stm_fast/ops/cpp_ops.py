@@ -4,6 +4,7 @@ from importlib.resources import files
 
 import torch
 
+from stm_fast.errors import InputError
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
 from stm_fast.ops.registration import call_engine, engine_reader, register_engine
 
@@ -26,7 +27,22 @@ _ABSENT = _load()
 
 
 def absent_reasons() -> list[str]:
-    return [] if _ABSENT is None else [_ABSENT]
+    """Why the extension is absent. Raises InputError where STM_FAST_CPU names instructions that this machine lacks."""
+    if _ABSENT is not None:
+        return [_ABSENT]
+    # torch.compile cannot trace the call
+    if not torch.compiler.is_compiling():
+        _check_instructions()
+    return []
+
+
+def _check_instructions() -> None:
+    import stm_fast._C as extension
+
+    try:
+        extension.instructions()
+    except RuntimeError as error:
+        raise InputError(str(error)) from None
 
 
 def not_supported_reasons(inputs: ReadInputs) -> list[str]:
