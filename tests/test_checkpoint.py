@@ -94,6 +94,7 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
             "decoder_dim": "8",
             "unit_keys": "False",
             "position_waves": "0",
+            "shared_trunk": "False",
         }
 
 

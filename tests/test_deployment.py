@@ -14,8 +14,9 @@ from stm_fast.errors import InputError
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.stages import STAGES
 from stm_fast.network import STM
-from stm_fast.network.backbone import BACKBONES
 from stm_fast.network.deployment import for_inference
+from stm_fast.network.efficientnet import LITE
+from stm_fast.network.encoders import BACKBONES
 from stm_fast.network.precision import choose_dtype
 from stm_fast.network.stem import BandedConv, pooled, whole
 from stm_fast.network.winograd_layers import WinogradConv
@@ -38,10 +39,15 @@ def trained_looking(model: STM) -> STM:
     return model
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+# with a trunk of its own for query and memory, and with one for both
+NETWORKS = [(name, name in LITE) for name in BACKBONES] + [("resnet18_half", True)]
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda network: "-".join(map(str, network)))
 def model(request) -> STM:
     torch.manual_seed(0)
-    return trained_looking(STM(request.param, key_dim=16, value_dim=32, decoder_dim=16)).eval()
+    backbone, shared = request.param
+    return trained_looking(STM(backbone, key_dim=16, value_dim=32, decoder_dim=16, shared_trunk=shared)).eval()
 
 
 def test_an_extension_that_is_here_has_the_convolutions():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stm_fast.network import STM
+from stm_fast.network import STM, QueryFeatures
 from stm_fast.network.padding import pad_to_multiple, unpad
 
 SLOTS = 11  # background and ten objects
@@ -73,8 +73,7 @@ class PublishedLoop:
         masks, _ = pad_to_multiple(prob[1 : 1 + self._objects], self._model.stride)  # [O, H', W']
         others = (masks.sum(0) - masks).clamp(0, 1)
         frames = torch.cat([frame] * self._objects)  # [O, 3, H', W']
-        r4 = self._model.memory_encoder(frames, masks[:, None], others[:, None])
-        key, value = self._model.memory_key_value(r4)  # [O, C, h, w]
+        key, value = self._model.memory_of(frames, masks[:, None], others[:, None])  # [O, C, h, w]
         return self._padded(key), self._padded(value)
 
     def _padded(self, tensor: Tensor) -> Tensor:
@@ -86,12 +85,12 @@ class PublishedLoop:
     def _segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Logits ``[SLOTS, H, W]``."""
         padded, pads = pad_to_multiple(frame, self._model.stride)
-        r4, r3, r2 = self._model.query_encoder(padded)
-        key, value = self._model.query_key_value(r4)
-        key, value, r3, r2 = (x.expand(self._objects, -1, -1, -1) for x in (key, value, r3, r2))
+        of_frame = self._model.features_of(padded)
+        key, value, r3, r2 = (x.expand(self._objects, -1, -1, -1) for x in of_frame[:4])
         read = self._read(keys[1 : 1 + self._objects], values[1 : 1 + self._objects], key)
-        logits = self._model.decoder(read, value, r3, r2)  # [O, 2, H', W']
-        return unpad(self._aggregated(F.softmax(logits, dim=1)[:, 1]), pads)
+        features = QueryFeatures(key, value, r3, r2)
+        probability = self._model.probability_of(read, features)  # [O, H', W']
+        return unpad(self._aggregated(probability), pads)
 
     def _read(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
         """Matrix product, softmax over the memory, matrix product: ``[O, Cv, h, w]``."""

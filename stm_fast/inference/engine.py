@@ -45,6 +45,7 @@ class _Seen(NamedTuple):
     objects: Tensor  # [O, h, w] soft masks
     frame_index: int
     given_ids: list[int]  # of the objects whose masks came from the user
+    known: tuple[Tensor, Tensor] | None = None  # of its features, what a shared trunk's memory is made of
 
 
 class VideoSegmenter:
@@ -140,7 +141,7 @@ class VideoSegmenter:
         inner_size = network_size(size, self._max_size, self._min_size)
         self._memorize_seen()
         inner = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), inner_size)  # [3, h, w]
-        prob = self._predict(inner, given)  # [1 + O, h, w]
+        prob, known = self._predict(inner, given)  # [1 + O, h, w]
         full = _resized(prob, size)  # [1 + O, H, W]
         if given is not None:
             ids, planes = given
@@ -149,7 +150,7 @@ class VideoSegmenter:
             self._ids += [object_id for object_id in ids if object_id not in self._ids]
         if self._ids:
             given_ids = [] if given is None else given[0]
-            self._seen = _Seen(inner, prob[1:], self._frame_count, given_ids) if memorize else None
+            self._seen = _Seen(inner, prob[1:], self._frame_count, given_ids, known) if memorize else None
         self._frame_count += 1
         return full
 
@@ -236,19 +237,25 @@ class VideoSegmenter:
             return
         for_good = stays(self._memory, seen.frame_index, bool(seen.given_ids))
         if for_good or self._memory.previous:
-            key, value = self._model.memorize(seen.frame, seen.objects)
+            key, value = self._model.memorize(seen.frame, seen.objects, seen.known)
             given = [index for index, object_id in enumerate(self._ids) if object_id in seen.given_ids]
             self._bank.append(key, value, temporary=not for_good, permanent=given, frame=seen.frame_index)
 
-    def _predict(self, frame: Tensor, given: tuple[list[int], Tensor] | None) -> Tensor:
-        """The probabilities [1 + O, h, w] of the objects that exist."""
+    def _predict(
+        self, frame: Tensor, given: tuple[list[int], Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The probabilities [1 + O, h, w] of the objects that exist, and what memorizing the frame can start from."""
         nothing_to_predict = given is not None and set(self._ids) <= set(given[0])
         if nothing_to_predict or not self._ids:
             prob = frame.new_zeros(1 + len(self._ids), *frame.shape[1:], dtype=torch.float32)
             prob[0] = 1
-            return prob
+            return prob, None
         features = self._model.encode_query(frame)
-        return self._model.decode(self._bank.read(features.key), features).softmax(0)
+        prob = self._model.decode(self._bank.read(features.key), features).softmax(0)
+        if not self._model.architecture.shared_trunk:
+            return prob, None
+        # what a compiled network returns is there until its next frame only
+        return prob, (features.key.clone(), features.value.clone())
 
     def _check_frame(self, frame: Tensor) -> None:
         if frame.ndim != 3 or frame.shape[0] != 3:

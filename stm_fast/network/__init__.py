@@ -6,7 +6,7 @@ from stm_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from stm_fast.network.architecture import Architecture
-    from stm_fast.network.builders import stm_resnet18, stm_resnet18_half, stm_resnet50
+    from stm_fast.network.builders import stm_lite0, stm_lite2, stm_resnet18, stm_resnet18_half, stm_resnet50
     from stm_fast.network.checkpoint import architecture_of, load_checkpoint, save_checkpoint
     from stm_fast.network.stm import STM, QueryFeatures
 else:
@@ -14,7 +14,13 @@ else:
         __name__,
         {
             "stm_fast.network.architecture": ("Architecture",),
-            "stm_fast.network.builders": ("stm_resnet18", "stm_resnet18_half", "stm_resnet50"),
+            "stm_fast.network.builders": (
+                "stm_lite0",
+                "stm_lite2",
+                "stm_resnet18",
+                "stm_resnet18_half",
+                "stm_resnet50",
+            ),
             "stm_fast.network.checkpoint": ("architecture_of", "load_checkpoint", "save_checkpoint"),
             "stm_fast.network.stm": ("STM", "QueryFeatures"),
         },
@@ -27,6 +33,8 @@ __all__ = [
     "architecture_of",
     "load_checkpoint",
     "save_checkpoint",
+    "stm_lite0",
+    "stm_lite2",
     "stm_resnet18",
     "stm_resnet18_half",
     "stm_resnet50",

@@ -15,6 +15,7 @@ class Architecture:
     decoder_dim: int = 256
     unit_keys: bool = False
     position_waves: int = 0
+    shared_trunk: bool = False
 
     def __str__(self) -> str:
         return (
@@ -22,4 +23,5 @@ class Architecture:
             f"decoder_dim={self.decoder_dim}"
             + (", unit_keys" if self.unit_keys else "")
             + (f", position_waves={self.position_waves}" if self.position_waves else "")
+            + (", shared_trunk" if self.shared_trunk else "")
         )

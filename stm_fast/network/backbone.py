@@ -3,6 +3,7 @@
 Its blocks are those of torchvision, whose `models` take as long to import as all of torch.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -81,13 +82,23 @@ def _shortcut(inward: int, outward: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(nn.Conv2d(inward, outward, 1, stride, bias=False), FixedBatchNorm2d(outward))
 
 
-class Layout(NamedTuple):
+class ResNetLayout(NamedTuple):
     """What the rest of the network, and a checkpoint reader, must know of a trunk."""
 
     stem: int  # channels of the first convolution (stride 2)
     channels: tuple[int, int, int]  # of r2 (stride 4), r3 (stride 8), r4 (stride 16)
     blocks: tuple[int, int, int]  # residual blocks of layer1, layer2, layer3
     block: type[BasicBlock | Bottleneck]
+
+    @property
+    def maps(self) -> tuple[int, ...]:
+        """Channels of the maps of stride 16 that keys are made of."""
+        return self.channels[-1:]
+
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state dict of an STM holds this trunk, by numbers of blocks and the last one's channels."""
+        found = tuple(_count(state, f"query_encoder.layer{index}.") for index in (1, 2, 3))
+        return found == self.blocks and state["query_key_value.key.weight"].shape[1] == self.channels[-1]
 
     def layers(self) -> list[nn.Sequential]:
         """layer1, layer2 and layer3."""
@@ -100,11 +111,15 @@ class Layout(NamedTuple):
         ]
 
 
-BACKBONES = {
-    "resnet18_half": Layout(32, (32, 64, 128), (2, 2, 2), BasicBlock),
-    "resnet18": Layout(64, (64, 128, 256), (2, 2, 2), BasicBlock),
-    "resnet50": Layout(64, (256, 512, 1024), (3, 4, 6), Bottleneck),
+RESNETS = {
+    "resnet18_half": ResNetLayout(32, (32, 64, 128), (2, 2, 2), BasicBlock),
+    "resnet18": ResNetLayout(64, (64, 128, 256), (2, 2, 2), BasicBlock),
+    "resnet50": ResNetLayout(64, (256, 512, 1024), (3, 4, 6), Bottleneck),
 }
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
 def batch_norm_mode(model: nn.Module, mode: str) -> None:
@@ -133,8 +148,8 @@ class Backbone(nn.Module):
     The layers carry torchvision's names (`conv1`, `bn1`, `layer1` to `layer3`), so that its weights load as they are.
     Weights are drawn from PyTorch's global generator: seed it first.
 
-    Raises:
-        ValueError: `name` is not a key of `BACKBONES`.
+    Args:
+        name: a key of `RESNETS`.
     """
 
     mean: Tensor
@@ -142,9 +157,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        if name not in BACKBONES:
-            raise ValueError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}")
-        layout = BACKBONES[name]
+        layout = RESNETS[name]
         # on the meta device, because every weight is drawn by `_initialise`
         with torch.device("meta"):
             self.conv1 = nn.Conv2d(3, layout.stem, 7, stride=2, padding=3, bias=False)
@@ -171,6 +184,10 @@ class Backbone(nn.Module):
         r3: Tensor = self.layer2(r2)  # [B, C3, H/8, W/8]
         r4: Tensor = self.layer3(r3)  # [B, C4, H/16, W/16]
         return r4, r3, r2
+
+    def parts(self) -> list[nn.Module]:
+        """The stem and the stages, in the order in which a frame goes through them."""
+        return [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3]
 
     def _initialise(self) -> None:
         for module in self.modules():

@@ -11,6 +11,8 @@ from stm_fast.network.stm import STM
 if TYPE_CHECKING:
     from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
+_LIGHT = {"key_dim": 96, "value_dim": 64, "decoder_dim": 64, "shared_trunk": True}
+
 
 def stm_resnet50(
     *,
@@ -55,6 +57,26 @@ def stm_resnet18_half(*, weights: str | Path | None = DEFAULT, **kwargs: int) ->
     """
     widths = {name: value for name, value in asdict(ARCHITECTURE).items() if name != "backbone"}
     return _build("resnet18_half", weights, None, widths | kwargs)
+
+
+def stm_lite2(*, weights: str | Path | None = None, weights_backbone: str | Path | None = None, **kwargs: int) -> STM:
+    """A network on one EfficientNet-Lite2, shared by query and memory, with light heads: 1.5 M parameters.
+
+    Args:
+        weights: a checkpoint of the whole network, see `load_checkpoint`; None leaves the heads untrained.
+        weights_backbone: "efficientnet-lite2" for the ImageNet weights of that name from the package index, or a file
+            with their state dict; not looked at where `weights` is given.
+        kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 96, 64, 64.
+
+    Raises:
+        InputError: a file that is missing, damaged or does not fit.
+    """
+    return _build("efficientnet_lite2", weights, weights_backbone, _LIGHT | kwargs)
+
+
+def stm_lite0(*, weights: str | Path | None = None, weights_backbone: str | Path | None = None, **kwargs: int) -> STM:
+    """The smallest network, 1.0 M parameters: as `stm_lite2`, on an EfficientNet-Lite0."""
+    return _build("efficientnet_lite0", weights, weights_backbone, _LIGHT | kwargs)
 
 
 def _build(

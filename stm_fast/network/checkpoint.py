@@ -11,7 +11,11 @@ from torch import Tensor
 
 from stm_fast.errors import InputError, require_file
 from stm_fast.network.architecture import Architecture
-from stm_fast.network.backbone import BACKBONES
+from stm_fast.network.efficientnet import EfficientNetLite, from_published
+from stm_fast.network.encoders import BACKBONES
+from stm_fast.network.key_value import KeyValue
+from stm_fast.network.pretrained import PRETRAINED, pretrained_file
+from stm_fast.network.shared_trunk import CELLS, PLACE_CHANNELS
 from stm_fast.network.stm import STM
 from stm_fast.tensor_file import write_tensors
 
@@ -95,8 +99,13 @@ def load_start(model: STM, path: str | Path) -> None:
     start = STM(**dataclasses.asdict(without_waves))
     load_checkpoint(start, path)
     model.load_state_dict(start.state_dict(), strict=False)
-    model.memory_key_value.take_over(start.memory_key_value)
-    model.query_key_value.take_over(start.query_key_value)
+    for ours, theirs in (
+        (model.memory_key_value, start.memory_key_value),
+        (model.query_key_value, start.query_key_value),
+    ):
+        assert isinstance(ours, KeyValue)
+        assert isinstance(theirs, KeyValue)
+        ours.take_over(theirs)
 
 
 def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None:
@@ -139,26 +148,34 @@ def architecture_of(path: str | Path) -> Architecture:
 
 
 def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | str | Path") -> None:
-    """Loads the trunk of both encoders, in place; convolutions that see masks stay as they are.
+    """Loads the trunk of all encoders, in place; convolutions that see masks stay as they are.
 
     Args:
         model: the network.
-        weights: torchvision's weights of the same ResNet (may be downloaded), or a file with its state dict.
+        weights: torchvision's weights of the same ResNet (may be downloaded); a key of `PRETRAINED` for a network on
+            that trunk; or a file with the state dict of either.
 
     Raises:
         InputError: the file is missing or no checkpoint, the download failed, or the weights are those of another
             network.
     """
-    if isinstance(weights, str | Path):
-        found = _trunk(read_state_dict(weights))
+    if isinstance(weights, str) and weights in PRETRAINED:
+        found = read_state_dict(pretrained_file(weights))
+    elif isinstance(weights, str | Path):
+        found = read_state_dict(weights)
     else:
         try:
-            found = _trunk(weights.get_state_dict(check_hash=True))
+            found = dict(weights.get_state_dict(check_hash=True))
         except (OSError, RuntimeError) as error:  # RuntimeError: another hash
             raise InputError(f"{weights}: cannot be downloaded ({error}); expected a network, or a file") from error
-    for encoder in (model.memory_encoder, model.query_encoder):
-        _check_fit(found, _trunk(encoder.state_dict()), weights)
-        encoder.load_state_dict(found, strict=False)
+    for encoder in model.encoders():
+        if isinstance(encoder, EfficientNetLite):
+            trunk = from_published(found, encoder)
+            expected: dict[str, Tensor] = dict(encoder.named_parameters())
+        else:
+            trunk, expected = _trunk(found), _trunk(encoder.state_dict())
+        _check_fit(trunk, expected, weights)
+        encoder.load_state_dict(trunk, strict=False)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -198,22 +215,20 @@ def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
 
 def _recognise(state: Mapping[str, Tensor]) -> Architecture | None:
     """The architecture of a state dict with our names; None where it is not that of an STM with a known backbone."""
-    telling = ["memory_key_value.key.weight", "memory_key_value.value.weight", "decoder.compress.weight"]
+    telling = ["query_key_value.key.weight", "decoder.compress.weight"]
     if any(name not in state or state[name].ndim != 4 for name in telling):
         return None
-    key, value, compress = (state[name] for name in telling)
-    blocks = tuple(_blocks(state, stage) for stage in ("layer1", "layer2", "layer3"))
-    for backbone, layout in BACKBONES.items():
-        if layout.blocks == blocks and layout.channels[-1] == key.shape[1]:
-            unit_keys = "memory_key_value.key_length" in state
-            waves = len(state.get("memory_key_value.position_strength", ()))
-            return Architecture(backbone, key.shape[0], value.shape[0], compress.shape[0], unit_keys, waves)
-    return None
-
-
-def _blocks(state: Mapping[str, Tensor], stage: str) -> int:
-    prefix = f"query_encoder.{stage}."
-    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+    backbone = next((name for name, layout in BACKBONES.items() if layout.fits(state)), None)
+    if backbone is None:
+        return None
+    key, compress = (state[name] for name in telling)
+    if not any(name.startswith("memory_encoder.") for name in state):
+        frame_dim = len(state.get("query_key_value.frame.weight", ()))
+        key_dim = key.shape[0] + PLACE_CHANNELS
+        return Architecture(backbone, key_dim, frame_dim + CELLS, compress.shape[0], shared_trunk=True)
+    unit_keys = "memory_key_value.key_length" in state
+    waves = len(state.get("memory_key_value.position_strength", ()))
+    return Architecture(backbone, key.shape[0], compress.shape[1] // 2, compress.shape[0], unit_keys, waves)
 
 
 def _trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from stm_fast.network.backbone import Backbone
 from stm_fast.network.compilation import compile_calls
-from stm_fast.network.encoders import MemoryEncoder
+from stm_fast.network.decoder import Decoder
+from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
+from stm_fast.network.shared_trunk import LightDecoder
 from stm_fast.network.shared_work import SharingDecoder, SharingMemoryEncoder, SharingQueryEncoder
 from stm_fast.network.stm import STM
 from stm_fast.network.winograd_layers import replace_convolutions
@@ -50,13 +52,12 @@ def for_inference(
     on_cpu = weight.device.type == "cpu"
     if objects_at_a_time is None and on_cpu:
         objects_at_a_time = 1
-    rows = _ROWS_AT_A_TIME if on_cpu and compile is None else None
-    for encoder in (copy.memory_encoder, copy.query_encoder):
-        _fold_stem(encoder)
-        _fold_blocks(encoder)
-    copy.add_module("query_encoder", SharingQueryEncoder(copy.query_encoder, copy.decoder, rows))
-    copy.add_module("memory_encoder", SharingMemoryEncoder(copy.memory_encoder, objects_at_a_time, rows))
-    copy.add_module("decoder", SharingDecoder(copy.decoder, copy.value_dim, objects_at_a_time))
+    if copy.memory_encoder is None:
+        per_object = _prepare_shared(copy, objects_at_a_time)
+    else:
+        per_object = _prepare_published(
+            copy, objects_at_a_time, _ROWS_AT_A_TIME if on_cpu and compile is None else None
+        )
     # channels last on a GPU, too: the memory read wants the rows that this makes of keys and values
     copy.to(dtype or weight.dtype).to(memory_format=torch.channels_last)
     if on_cpu:
@@ -65,10 +66,35 @@ def for_inference(
         _lay_together(copy)
     if compile is not None:
         parts = [copy.query_encoder, copy.query_key_value, copy.memory_key_value]
-        per_object = [(copy.memory_encoder, "features"), (copy.decoder, "logits")]
         compile_calls([*((part, "forward") for part in parts), *per_object], compile)
         copy.compiled = True
     return copy
+
+
+def _prepare_published(model: STM, objects_at_a_time: int | None, rows: int | None) -> list[tuple[nn.Module, str]]:
+    """In place. Returns the methods, with their modules, that run for some objects at a time."""
+    assert isinstance(model.memory_encoder, MemoryEncoder)
+    assert isinstance(model.query_encoder, QueryEncoder)
+    assert isinstance(model.decoder, Decoder)
+    for encoder in (model.memory_encoder, model.query_encoder):
+        _fold_stem(encoder)
+        _fold_blocks(encoder)
+    query_encoder = SharingQueryEncoder(model.query_encoder, model.decoder, rows)
+    memory_encoder = SharingMemoryEncoder(model.memory_encoder, objects_at_a_time, rows)
+    decoder = SharingDecoder(model.decoder, model.value_dim, objects_at_a_time)
+    for name, part in (("query_encoder", query_encoder), ("memory_encoder", memory_encoder), ("decoder", decoder)):
+        model.add_module(name, part)
+    return [(memory_encoder, "features"), (decoder, "logits")]
+
+
+def _prepare_shared(model: STM, objects_at_a_time: int | None) -> list[tuple[nn.Module, str]]:
+    """The same for a shared trunk, whose light heads compute a frame's own part once as it is."""
+    assert isinstance(model.decoder, LightDecoder)
+    if isinstance(model.query_encoder, QueryEncoder):
+        _fold_stem(model.query_encoder)
+        _fold_blocks(model.query_encoder)
+    model.decoder.prepare(objects_at_a_time)
+    return [(model.decoder, "logits")]
 
 
 def _lay_together(model: STM) -> None:

@@ -2,7 +2,11 @@
 
 from torch import Tensor, nn
 
-from stm_fast.network.backbone import Backbone
+from stm_fast.network.backbone import RESNETS, Backbone
+from stm_fast.network.efficientnet import LITE, EfficientNetLite
+
+# what `STM` can be built on
+BACKBONES = RESNETS | LITE
 
 
 class MemoryEncoder(Backbone):
@@ -39,3 +43,8 @@ class QueryEncoder(Backbone):
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [B, 3, H, W] in [0, 1] to r4 [B, C4, H/16, W/16], r3 [B, C3, H/8, W/8] and r2 [B, C2, H/4, W/4]."""
         return self.stages(self.conv1(self.normalise(frame)))
+
+
+def query_trunk(backbone: str) -> QueryEncoder | EfficientNetLite:
+    """What encodes frames alone, by a key of `BACKBONES`."""
+    return EfficientNetLite(backbone) if backbone in LITE else QueryEncoder(backbone)

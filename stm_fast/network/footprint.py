@@ -37,7 +37,7 @@ def activation_bytes(
         key, value = model.memorize(frame, masks)
         del key, value
         features = model.encode_query(frame)
-        read = features.value.new_empty(objects, *features.value.shape[1:])
+        read = features.value.new_empty(objects, model.value_dim, *features.value.shape[2:])
         prob = model.decode(read, features).softmax(0)  # [1 + O, h, w]
         interpolate(prob[None], full_size)[0].argmax(0)
     peak: int = tensors.peak_bytes

@@ -33,7 +33,7 @@ class SharingMemoryEncoder(nn.Module):
         self.stem_frame = BandedConv(encoder.conv1, rows_at_a_time)
         del encoder.conv1_mask, encoder.conv1_others, encoder.conv1
 
-    def forward(self, frame: Tensor, mask: Tensor, others: Tensor) -> Tensor:
+    def forward(self, frame: Tensor, mask: Tensor, others: Tensor, owner: None = None) -> Tensor:
         """As in `MemoryEncoder`: ``[1, 3, H, W]`` and twice ``[O, 1, H, W]`` to r4 ``[O, C4, H/16, W/16]``."""
         of_frame = whole(self.stem_frame(self.trunk.normalise(frame)), frame.shape[2] // 2)  # [1, C1, H/2, W/2]
         in_turn = zip(*(_in_turn(planes, self.objects_at_a_time) for planes in (mask, others)), strict=True)
@@ -93,7 +93,9 @@ class SharingDecoder(nn.Module):
         self.blocks = nn.ModuleList([decoder.merged_block, decoder.refine3.merged_block, decoder.refine2.merged_block])
         self.predict = decoder.predict
 
-    def forward(self, read: Tensor, query_value: Tensor, detail3: Tensor, detail2: Tensor) -> Tensor:
+    def forward(
+        self, read: Tensor, query_value: Tensor, detail3: Tensor, detail2: Tensor, owner: None = None
+    ) -> Tensor:
         """As in `Decoder`, with details ``[1, D, 2h, 2w]`` and ``[1, D, 4h, 4w]`` for skip features."""
         m4 = self.compress_read(read).add_(self.compress_query(query_value))  # [O, D, h, w]
         in_turn = _in_turn(m4, self.objects_at_a_time)

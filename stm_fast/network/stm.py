@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from stm_fast.network.aggregation import soft_aggregation
 from stm_fast.network.architecture import STRIDE, Architecture
-from stm_fast.network.backbone import BACKBONES
 from stm_fast.network.decoder import Decoder
-from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
+from stm_fast.network.efficientnet import LITE, EfficientNetLite
+from stm_fast.network.encoders import BACKBONES, MemoryEncoder, QueryEncoder, query_trunk
 from stm_fast.network.key_value import KeyValue
 from stm_fast.network.padding import Pads, pad_to_multiple, unpad
+from stm_fast.network.shared_trunk import CELLS, PLACE_CHANNELS, LightDecoder, MaskValue, SharedKeyValue
 from stm_fast.ops import MemoryRead
 
 # how much an untrained memory encoder of unit keys sees of masks: more would part its keys from the query's
@@ -22,10 +23,10 @@ class QueryFeatures(NamedTuple):
     """What the network knows of a frame before it reads the memory; h = ceil(H / 16), w = ceil(W / 16)."""
 
     key: Tensor  # [B, Ck, h, w]
-    value: Tensor  # [B, Cv, h, w]
+    value: Tensor  # [B, Cv, h, w]; of a shared trunk [B, Cv - 16, h, w], what is known of the frame
     r3: Tensor  # [B, C3, 2h, 2w]; of a network made ready for inference [B, D, 2h, 2w]
     r2: Tensor  # [B, C2, 4h, 4w]; likewise [B, D, 4h, 4w]
-    pads: Pads  # what was added around the frame
+    pads: Pads = (0, 0, 0, 0)  # what was added around the frame
 
 
 class STM(nn.Module):
@@ -44,12 +45,22 @@ class STM(nn.Module):
         architecture: the constructor's arguments.
         compiled: whether parts are compiled; what they return is then there until the next frame.
 
+    With `shared_trunk` a frame is encoded once, for query and memory, and light heads do the rest
+    (:mod:`stm_fast.network.shared_trunk`): keys have one length and know their place, `unit_keys` and `position_waves`
+    do not apply.
+
     Raises:
-        ValueError: `backbone` is not one of `BACKBONES`.
+        ValueError: `backbone` is not one of `BACKBONES`, or options that do not go together.
     """
 
     stride = STRIDE
     compiled = False
+    # a shared trunk's network has none; its frames are remembered as the query encoder sees them
+    memory_encoder: MemoryEncoder | None
+    query_encoder: QueryEncoder | EfficientNetLite
+    memory_key_value: KeyValue | MaskValue
+    query_key_value: KeyValue | SharedKeyValue
+    decoder: Decoder | LightDecoder
 
     def __init__(
         self,
@@ -59,27 +70,54 @@ class STM(nn.Module):
         decoder_dim: int = 256,
         unit_keys: bool = False,
         position_waves: int = 0,
+        shared_trunk: bool = False,
     ) -> None:
         super().__init__()
-        self.architecture = Architecture(backbone, key_dim, value_dim, decoder_dim, unit_keys, position_waves)
+        self.architecture = Architecture(
+            backbone, key_dim, value_dim, decoder_dim, unit_keys, position_waves, shared_trunk
+        )
+        _check(self.architecture)
         self.value_dim = value_dim
-        self.memory_encoder = MemoryEncoder(backbone)
-        self.query_encoder = QueryEncoder(backbone)
-        r2_channels, r3_channels, r4_channels = BACKBONES[backbone].channels
-        self.memory_key_value = KeyValue(r4_channels, key_dim, value_dim, unit_keys, position_waves)
-        self.query_key_value = KeyValue(r4_channels, key_dim, value_dim, unit_keys, position_waves)
-        self.key_dim = self.query_key_value.key_dim
         self.memory_read = MemoryRead()
-        self.decoder = Decoder(2 * value_dim, r3_channels, r2_channels, decoder_dim)
-        if unit_keys:
+        if shared_trunk:
+            self._build_shared()
+        else:
+            self._build_published()
+        self.key_dim = self.query_key_value.key_dim
+
+    def _build_published(self) -> None:
+        arch = self.architecture
+        self.memory_encoder = MemoryEncoder(arch.backbone)
+        self.query_encoder = QueryEncoder(arch.backbone)
+        r2_channels, r3_channels, r4_channels = BACKBONES[arch.backbone].channels
+        heads = (r4_channels, arch.key_dim, arch.value_dim, arch.unit_keys, arch.position_waves)
+        self.memory_key_value = KeyValue(*heads)
+        self.query_key_value = KeyValue(*heads)
+        self.decoder = Decoder(2 * arch.value_dim, r3_channels, r2_channels, arch.decoder_dim)
+        if arch.unit_keys:
             self._compare_from_the_start()
 
-    def memorize(self, frame: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def _build_shared(self) -> None:
+        arch = self.architecture
+        layout = BACKBONES[arch.backbone]
+        r2_channels, r3_channels, _ = layout.channels
+        frame_dim = arch.value_dim - CELLS
+        self.memory_encoder = None
+        self.query_encoder = query_trunk(arch.backbone)
+        self.query_key_value = SharedKeyValue(layout.maps, arch.key_dim, frame_dim)
+        self.memory_key_value = MaskValue(frame_dim, arch.value_dim)
+        self.decoder = LightDecoder(arch.value_dim, frame_dim, r3_channels, r2_channels, arch.decoder_dim)
+
+    def memorize(
+        self, frame: Tensor, masks: Tensor, known: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Makes the memory of one frame, for each object its own.
 
         Args:
             frame: [3, H, W] or [1, 3, H, W] in [0, 1].
             masks: [O, H, W] soft masks of the objects in [0, 1], without background.
+            known: key and value of this frame's features, from `encode_query`, where they are at hand: a shared trunk
+                need not run again.
 
         Returns:
             key [O, Ck, h, w] and value [O, Cv, h, w] with h = ceil(H / 16), w = ceil(W / 16).
@@ -98,9 +136,8 @@ class STM(nn.Module):
                 "expected one frame and masks of its size"
             )
         others = (masks.sum(dim=0) - masks).clamp(0, 1)  # [O, H, W]
-        r4 = self.memory_encoder(frame, masks[:, None].to(frame.dtype), others[:, None].to(frame.dtype))
-        key, value = self.memory_key_value(r4)
-        return key, value
+        planes = (masks[:, None].to(frame.dtype), others[:, None].to(frame.dtype))
+        return self.memory_of(frame, *planes, known=known)
 
     def encode_query(self, frame: Tensor) -> QueryFeatures:
         """Encodes a frame, once for all objects.
@@ -113,9 +150,7 @@ class STM(nn.Module):
             TypeError: a frame that is not floating point.
         """
         frame, pads = self._padded(frame)
-        r4, r3, r2 = self.query_encoder(frame)
-        key, value = self.query_key_value(r4)
-        return QueryFeatures(key, value, r3, r2, pads)
+        return self.features_of(frame)._replace(pads=pads)
 
     def decode(self, read: Tensor, features: QueryFeatures) -> Tensor:
         """Turns what each object read from its memory into logits.
@@ -128,16 +163,13 @@ class STM(nn.Module):
             Logits [1 + O, H, W], float32, background first; softmax over the first dimension gives probabilities.
 
         Raises:
-            ValueError: `read` does not have the shape of the features' value, or these are of several frames.
+            ValueError: `read` has not the shape that the features ask for, or these are of several frames.
         """
-        if read.ndim != 4 or read.shape[1:] != features.value.shape[1:]:
-            raise ValueError(
-                f"read: found shape {list(read.shape)}, expected [O, Cv, h, w] like features.value "
-                f"{list(features.value.shape)}"
-            )
+        expected = [self.value_dim, *features.value.shape[2:]]
+        if read.ndim != 4 or list(read.shape[1:]) != expected:
+            raise ValueError(f"read: found shape {list(read.shape)}, expected [O, Cv, h, w] with {expected}")
         _check_one_frame(features)
-        logits = self.decoder(read, features.value, features.r3, features.r2)  # [O, 2, H', W']
-        probability = logits.float().softmax(dim=1)[:, 1]  # [O, H', W']
+        probability = self.probability_of(read, features)  # [O, H', W']
         return soft_aggregation(unpad(probability, features.pads))  # [1 + O, H, W]
 
     def segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -163,15 +195,70 @@ class STM(nn.Module):
         features = self.encode_query(frame)
         _check_one_frame(features)
         query_key, query_value = (x.expand(len(keys), -1, -1, -1) for x in (features.key, features.value))
-        merged, _ = self.memory_read(keys, values, query_key, query_value)  # [O, 2 Cv, h, w]
+        merged, _ = self.memory_read(keys, values, query_key, query_value)  # [O, Cv + Cv', h, w]
         return self.decode(merged[:, : self.value_dim], features)
 
     def forward(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The same as `segment`."""
         return self.segment(frame, keys, values)
 
+    def encoders(self) -> list[MemoryEncoder | QueryEncoder | EfficientNetLite]:
+        """The trunks: two, or the one that is shared."""
+        return [self.query_encoder] if self.memory_encoder is None else [self.memory_encoder, self.query_encoder]
+
+    def freeze(self, stages: int) -> None:
+        """Takes the first stages of every trunk, and its stem, out of training; 0 takes out nothing."""
+        for encoder in self.encoders():
+            for part in encoder.parts()[: stages + 1 if stages else 0]:
+                part.requires_grad_(False)
+
+    def features_of(self, frames: Tensor) -> QueryFeatures:
+        """As `encode_query`, for frames [B, 3, H, W] whose sides are multiples of the stride."""
+        r4, r3, r2 = self.query_encoder(frames)
+        key, value = self.query_key_value(r4)
+        return QueryFeatures(key, value, r3, r2)
+
+    def memory_of(
+        self,
+        frames: Tensor,
+        masks: Tensor,
+        others: Tensor,
+        owner: Tensor | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `memorize`, for objects of several frames whose sides are multiples of the stride.
+
+        Args:
+            frames: [B, 3, H, W].
+            masks: [O, 1, H, W], soft mask of each object.
+            others: [O, 1, H, W], soft mask of the other objects together.
+            owner: [O] int64, each object's frame; None: one frame for all objects, or one frame an object.
+            known: key and value of these frames' features, where they are at hand.
+
+        Returns:
+            key [O, Ck, h, w] and value [O, Cv, h, w].
+        """
+        key: Tensor
+        value: Tensor
+        if self.memory_encoder is not None:
+            key, value = self.memory_key_value(self.memory_encoder(frames, masks, others, owner))
+            return key, value
+        query_key, frame = self.features_of(frames)[:2] if known is None else known
+        assert isinstance(self.query_key_value, SharedKeyValue)
+        key = self.query_key_value.memory_key(query_key)
+        key, frame = (x.expand(len(masks), -1, -1, -1) if owner is None else x[owner] for x in (key, frame))
+        return key, self.memory_key_value(frame, masks, others)
+
+    def probability_of(self, read: Tensor, features: QueryFeatures, owner: Tensor | None = None) -> Tensor:
+        """Each object's probability [O, H', W'] on its own, float32, of what it read [O, Cv, h, w]."""
+        logits: Tensor = self.decoder(read, features.value, features.r3, features.r2, owner).float()
+        # the light decoder has no channel for the background
+        return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, 1]
+
     def _compare_from_the_start(self) -> None:
         """Both encoders begin alike: what looks alike has like keys before anything is learnt."""
+        assert self.memory_encoder is not None
+        assert isinstance(self.memory_key_value, KeyValue)
         self.memory_encoder.load_state_dict(self.query_encoder.state_dict(), strict=False)
         self.memory_key_value.key.load_state_dict(self.query_key_value.key.state_dict())
         for conv in (self.memory_encoder.conv1_mask, self.memory_encoder.conv1_others):
@@ -186,6 +273,20 @@ class STM(nn.Module):
             raise ValueError(f"frame: found shape {list(frame.shape)}, expected [3, H, W] or [B, 3, H, W]")
         batch = frame if frame.ndim == 4 else frame[None]  # [B, 3, H, W]
         return pad_to_multiple(batch.to(self.query_encoder.mean.dtype), self.stride)
+
+
+def _check(arch: Architecture) -> None:
+    if arch.backbone not in BACKBONES:
+        raise ValueError(f"backbone: found {arch.backbone!r}, expected one of {', '.join(BACKBONES)}")
+    if arch.backbone in LITE and not arch.shared_trunk:
+        raise ValueError(f"backbone: found {arch.backbone!r} without shared_trunk, expected shared_trunk=True with it")
+    if not arch.shared_trunk:
+        return
+    if arch.unit_keys or arch.position_waves:
+        raise ValueError(f"shared_trunk: found it in {arch}, expected neither unit_keys nor position_waves with it")
+    for name, width, least in (("key_dim", arch.key_dim, PLACE_CHANNELS), ("value_dim", arch.value_dim, CELLS)):
+        if width <= least:
+            raise ValueError(f"{name}: found {width} with shared_trunk, expected more than {least}")
 
 
 def _check_one_frame(features: QueryFeatures) -> None:

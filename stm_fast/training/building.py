@@ -15,7 +15,7 @@ from stm_fast.data.stills import still_folder, still_globs
 from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
 from stm_fast.network import STM
-from stm_fast.network.backbone import BACKBONES, batch_norm_mode
+from stm_fast.network.backbone import batch_norm_mode
 from stm_fast.network.checkpoint import load_backbone, load_start
 from stm_fast.network.released import weights_file
 from stm_fast.training.config import CocoData, Data, SyntheticData, TrainingConfig, VideoData
@@ -24,17 +24,18 @@ from stm_fast.training.step import ClipLoss
 
 def build_clip_loss(config: TrainingConfig) -> ClipLoss:
     """The network a run starts from, drawn from its seed or loaded, inside its loss. Raises InputError."""
-    name = config.network.backbone
-    if name not in BACKBONES:
-        raise InputError(f"network.backbone: found {name!r}, expected one of {', '.join(BACKBONES)}")
     torch.manual_seed(config.seed)
-    model = STM(**asdict(config.network))
+    try:
+        model = STM(**asdict(config.network))
+    except ValueError as error:
+        raise InputError(f"network.{error}") from None
     if config.weights is not None:
         load_start(model, weights_file(config.weights))
     elif config.backbone_weights == "imagenet":
         _load_imagenet(model)
     elif config.backbone_weights is not None:
         load_backbone(model, Path(config.backbone_weights))
+    model.freeze(config.frozen_stages)
     batch_norm_mode(model, config.batch_norm)
     loss = config.loss
     return ClipLoss(
@@ -50,7 +51,12 @@ def _load_imagenet(model: STM) -> None:
     # takes as long to import as all of torch: only those who ask for these weights shall wait
     from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-    known = {"resnet18": ResNet18_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
+    known = {
+        "resnet18": ResNet18_Weights.IMAGENET1K_V1,
+        "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+        "efficientnet_lite0": "efficientnet-lite0",
+        "efficientnet_lite2": "efficientnet-lite2",
+    }
     name = model.architecture.backbone
     if name not in known:
         raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")

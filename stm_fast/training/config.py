@@ -97,6 +97,7 @@ class Optimizer:
     clip_norm: float | None = None
     batch: int = 4
     accumulate: int = 1
+    trunk_lr: float | None = None  # of the encoders' trunks, where they learn at a rate of their own
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ class TrainingConfig:
 
     Attributes:
         weights: a checkpoint to start from, such as what stage 1 left, or "default", the package's own.
-        backbone_weights: "imagenet" or a file, for both encoders; not looked at where `weights` is given.
+        backbone_weights: "imagenet" or a file, for all encoders; not looked at where `weights` is given.
+        frozen_stages: so many stages of the trunks, and their stem, keep the weights that they start with.
         batch_norm: "fixed" uses stored statistics as the paper does, "batch" those of the batch, for runs from scratch;
             of several processes and parts each has its own.
         backend: of the memory read.
@@ -186,6 +188,7 @@ class TrainingConfig:
     network: Architecture = field(default_factory=Architecture)
     weights: str | None = None
     backbone_weights: str | None = None
+    frozen_stages: int = 0
     batch_norm: Literal["fixed", "batch"] = "fixed"
     seed: int = 0
     clips: Clips = field(default_factory=Clips)

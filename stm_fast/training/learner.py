@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from stm_fast.errors import InputError
 from stm_fast.network import STM
 from stm_fast.training.averaging import weight_average
 from stm_fast.training.compact import State
-from stm_fast.training.config import TrainingConfig
+from stm_fast.training.config import Optimizer, TrainingConfig
 from stm_fast.training.schedule import rate_factor
 from stm_fast.training.step import ClipLoss
 
@@ -46,8 +46,9 @@ class Learner:
         # faster for convolutions; the weights stay what they are
         self.clip_loss = clip_loss.to(accelerator.device).to(memory_format=torch.channels_last).train()
         self._average = None if config.ema is None else weight_average(clip_loss.model, config.ema)
+        groups, self._rates = _groups(clip_loss.model, config.optimizer)
         optimizer = _OPTIMIZERS[config.optimizer.name](
-            clip_loss.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
+            groups, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
         )
         self._parallel, self._optimizer = accelerator.prepare(clip_loss, optimizer)
 
@@ -62,9 +63,9 @@ class Learner:
         """Learns from this process's clips of a step, counted from 0, of `steps`; a batch is one part of the share."""
         # what a step draws, if a network ever does, depends on its number alone, as its clips do
         torch.manual_seed(hash((self._config.seed, number, self._accelerator.process_index)))
-        rate = self._config.optimizer.lr * rate_factor(self._config.schedule, number, steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        factor = rate_factor(self._config.schedule, number, steps)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
         losses = [self._backward(batch, last=batch is batches[-1]) / len(batches) for batch in batches]
         norm = self._accelerator.clip_grad_norm_(
             self.clip_loss.parameters(), self._config.optimizer.clip_norm or torch.inf
@@ -73,7 +74,7 @@ class Learner:
         self._optimizer.zero_grad()
         if self._average is not None:
             self._average.update_parameters(self.clip_loss.model)
-        return Learned(torch.stack(losses).sum(), norm, rate)
+        return Learned(torch.stack(losses).sum(), norm, self._config.optimizer.lr * factor)
 
     def place(self, batch: ClipBatch) -> tuple[Tensor, Tensor, list[int]]:
         """Frames ``[B, T, 3, H, W]`` in [0, 1], ids ``[B, T, H, W]`` int64, objects: what a `ClipLoss` takes."""
@@ -106,6 +107,16 @@ class Learner:
             loss: Tensor = self._parallel(*self.place(batch))
             self._accelerator.backward(loss / self._config.optimizer.accumulate)
         return loss.detach()
+
+
+def _groups(model: STM, optimizer: Optimizer) -> tuple[list[dict[str, Any]], list[float]]:
+    """What is learnt, and at which rates: all of it alike, or first the heads and then the trunks."""
+    learnt = [weight for weight in model.parameters() if weight.requires_grad]
+    if optimizer.trunk_lr is None:
+        return [{"params": learnt}], [optimizer.lr]
+    trunk = {weight for encoder in model.encoders() for weight in encoder.parameters()}
+    heads, trunks = [w for w in learnt if w not in trunk], [w for w in learnt if w in trunk]
+    return [{"params": heads}, {"params": trunks}], [optimizer.lr, optimizer.trunk_lr]
 
 
 def _check_batch(config: TrainingConfig, processes: int) -> None:

@@ -46,6 +46,7 @@ def _lengths(config: TrainingConfig) -> Iterator[Check]:
         yield key, count, count is None or count >= 1, "at least 1"
     naturals = {
         "network.position_waves": config.network.position_waves,
+        "frozen_stages": config.frozen_stages,
         "workers": config.workers,
         "schedule.warmup": config.schedule.warmup,
         "skip.first": config.skip.first,
@@ -65,6 +66,8 @@ def _lengths(config: TrainingConfig) -> Iterator[Check]:
 def _rates(config: TrainingConfig) -> Iterator[Check]:
     optimizer, ema = config.optimizer, config.ema
     yield "optimizer.lr", optimizer.lr, optimizer.lr > 0, "more than 0"
+    trunk_lr = optimizer.trunk_lr
+    yield "optimizer.trunk_lr", trunk_lr, trunk_lr is None or trunk_lr > 0, "more than 0"
     yield "optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "at least 0"
     norm = optimizer.clip_norm
     yield "optimizer.clip_norm", norm, norm is None or norm > 0, "more than 0"

