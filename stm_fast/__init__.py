@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from stm_fast.config import MemoryConfig
     from stm_fast.errors import InputError
     from stm_fast.inference import Segmentation, VideoSegmenter, segment_video
-    from stm_fast.network import STM, load_checkpoint, save_checkpoint, stm_resnet18, stm_resnet18_half, stm_resnet50
+    from stm_fast.network import (
+        STM,
+        load_checkpoint,
+        save_checkpoint,
+        stm_lite0,
+        stm_lite2,
+        stm_resnet18,
+        stm_resnet18_half,
+        stm_resnet50,
+    )
     from stm_fast.ops import MemoryRead, memory_read, merge_reads
     from stm_fast.versions import __version__
 else:
@@ -26,6 +35,8 @@ else:
                 "STM",
                 "load_checkpoint",
                 "save_checkpoint",
+                "stm_lite0",
+                "stm_lite2",
                 "stm_resnet18",
                 "stm_resnet18_half",
                 "stm_resnet50",
@@ -48,6 +59,8 @@ __all__ = [
     "merge_reads",
     "save_checkpoint",
     "segment_video",
+    "stm_lite0",
+    "stm_lite2",
     "stm_resnet18",
     "stm_resnet18_half",
     "stm_resnet50",

@@ -19,7 +19,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.inference import VideoSegmenter
 from stm_fast.kernels import sass
 from stm_fast.memory import MemoryBank, reading
-from stm_fast.network import stm_resnet18_half, stm_resnet50
+from stm_fast.network import stm_lite2, stm_resnet50
 from stm_fast.network.deployment import for_inference
 from stm_fast.ops import MemoryRead, memory_read
 from stm_fast.ops.adapters import (
@@ -125,7 +125,7 @@ def bank_reads(monkeypatch) -> list[Traced]:
 
 @pytest.mark.parametrize(
     ("network", "tile"),
-    [(stm_resnet50, (128, 64, 128, 256, 3)), (stm_resnet18_half, (128, 64, 80, 128, 3))],
+    [(stm_resnet50, (128, 64, 128, 256, 3)), (stm_lite2, (128, 64, 96, 128, 3))],
     ids=["stm_resnet50", "the package's weights"],
 )
 def test_the_engine(network, tile, bank_reads):

@@ -22,8 +22,8 @@ from stm_fast.network import (
     load_checkpoint,
     released,
     save_checkpoint,
+    stm_lite2,
     stm_resnet18,
-    stm_resnet18_half,
 )
 from stm_fast.network.checkpoint import load_start, our_name, published_name, read_state_dict
 
@@ -194,9 +194,9 @@ def test_half_keeps_all_but_convolutions_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_weights_of_the_package_are_those_of_its_architecture() -> None:
-    assert architecture_of(released.FILE) == released.ARCHITECTURE == stm_resnet18_half().architecture
+    assert architecture_of(released.FILE) == released.ARCHITECTURE == stm_lite2().architecture
     assert released.FILE.stat().st_size <= 24_000_000
-    loaded, untrained = stm_resnet18_half().state_dict(), stm_resnet18_half(weights=None).state_dict()
+    loaded, untrained = stm_lite2().state_dict(), stm_lite2(weights=None).state_dict()
     name = "decoder.predict.weight"
     assert torch.equal(loaded[name], read_state_dict(released.FILE)[name].float())
     assert not torch.equal(loaded[name], untrained[name])

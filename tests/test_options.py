@@ -31,7 +31,7 @@ from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation.benchmark_sets import Inference, run_sequences
 from stm_fast.inference import InterruptedRun, Summary, VideoSegmenter, segment_video
 from stm_fast.inference.checkpointing import Checkpoint
-from stm_fast.network import architecture_of, stm_resnet18_half
+from stm_fast.network import architecture_of, stm_lite2
 from stm_fast.network.deployment import for_inference
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.tasks.network import load_for_inference, load_model, prepare
@@ -184,7 +184,7 @@ def earlier_results(folder: str) -> None:
 def interrupted() -> None:
     """A run that ends after its first frame."""
     with pytest.raises(InterruptedRun):
-        segment_video(CLIP, FIRST, OUT, model=for_inference(stm_resnet18_half()), should_stop=lambda: True)
+        segment_video(CLIP, FIRST, OUT, model=for_inference(stm_lite2()), should_stop=lambda: True)
 
 
 def spoilt() -> None:
@@ -626,7 +626,7 @@ def test_the_table_holds_every_field_and_every_choice():
 
 @pytest.fixture(scope="module")
 def model():
-    return for_inference(stm_resnet18_half())
+    return for_inference(stm_lite2())
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stm_fast import VideoSegmenter, stm_resnet18_half
+from stm_fast import VideoSegmenter, stm_lite2
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation.metrics import region_similarity
 from stm_fast.network.deployment import for_inference
@@ -14,7 +14,7 @@ from stm_fast.network.released import MIN_SIZE
 @pytest.mark.slow
 def test_three_objects_are_followed_far_from_where_they_were() -> None:
     clip = list(SyntheticClip(21, frames=12, speed=3))
-    segmenter = VideoSegmenter(for_inference(stm_resnet18_half()), min_size=MIN_SIZE)
+    segmenter = VideoSegmenter(for_inference(stm_lite2()), min_size=MIN_SIZE)
     for frame in clip:
         image = torch.from_numpy(frame.image).permute(2, 0, 1)
         prob = segmenter.step(image, mask=torch.from_numpy(clip[0].ids) if frame is clip[0] else None)

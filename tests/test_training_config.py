@@ -12,7 +12,8 @@ from stm_fast.training.sampler import TicketSampler
 from stm_fast.training.schedule import Schedule, max_skip, rate_factor
 from training_runs import SMALL
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "stm_fast" / "weights" / "recipe").glob("*.yaml")])
 
 MINIMAL = "epochs: 2\nclips_per_epoch: 10\ndata: [{kind: synthetic}]\n"
 

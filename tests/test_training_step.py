@@ -4,10 +4,16 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from stm_fast.network import STM
+from stm_fast.data.clips import ClipBatch
+from stm_fast.errors import InputError
+from stm_fast.network import STM, Architecture
 from stm_fast.network.backbone import batch_norm_mode
 from stm_fast.training.affinity import affinity_loss, shares
+from stm_fast.training.building import build_clip_loss
+from stm_fast.training.config import Optimizer, SyntheticData, TrainingConfig
+from stm_fast.training.learner import Learner
 from stm_fast.training.losses import cross_entropy, soft_iou_loss
 from stm_fast.training.step import ClipLoss
 
@@ -16,6 +22,12 @@ from stm_fast.training.step import ClipLoss
 def model():
     torch.manual_seed(0)
     return STM("resnet18_half", key_dim=16, value_dim=16, decoder_dim=16)
+
+
+@pytest.fixture(params=["resnet18_half", "efficientnet_lite0"])
+def shared(request):
+    torch.manual_seed(0)
+    return STM(request.param, key_dim=16, value_dim=24, decoder_dim=16, shared_trunk=True)
 
 
 @pytest.fixture
@@ -43,6 +55,14 @@ def one_by_one(model, frames, first_ids, objects):
 
 
 def test_predicts_what_the_network_does_frame_by_frame(model, clips):
+    check_frame_by_frame(model, clips)
+
+
+def test_a_shared_trunk_predicts_what_it_does_frame_by_frame(shared, clips):
+    check_frame_by_frame(shared, clips)
+
+
+def check_frame_by_frame(model, clips):
     frames, ids, objects = clips
     together = ClipLoss(model).predict(frames, ids[:, 0], objects)
     for clip, count in enumerate(objects):
@@ -69,6 +89,12 @@ def test_the_gradient_reaches_every_parameter_and_goes_through_the_memory(model,
         assert all(parameter.grad is not None for parameter in model.parameters())
         gradients[detached] = model.memory_encoder.conv1_mask.weight.grad.clone()
     assert not torch.equal(gradients[False], gradients[True])
+
+
+def test_the_gradient_reaches_every_parameter_of_a_shared_trunk(shared, clips):
+    frames, ids, objects = clips
+    ClipLoss(shared)(frames, ids, objects).backward()
+    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in shared.parameters())
 
 
 def test_soft_iou_of_a_right_a_wrong_and_an_absent_object():
@@ -155,3 +181,38 @@ def test_batch_norm_is_fixed_unless_it_is_said_otherwise(model, clips):
     assert torch.equal(model.query_encoder.bn1.running_mean, moved)
     with pytest.raises(ValueError, match="expected 'fixed' or 'batch'"):
         batch_norm_mode(model, "frozen")
+
+
+@pytest.mark.parametrize("backbone", ["resnet18_half", "efficientnet_lite0"])
+def test_a_shared_trunk_learns_at_its_own_rate_from_the_stage_that_is_not_frozen(backbone):
+    """A step of AdamW moves every weight by about its rate."""
+    network = Architecture(backbone, 16, 24, 16, shared_trunk=True)
+    config = TrainingConfig(
+        data=(SyntheticData("synthetic"),),
+        epochs=1,
+        clips_per_epoch=1,
+        network=network,
+        frozen_stages=1,
+        optimizer=Optimizer(name="adamw", lr=1e-2, trunk_lr=1e-4, batch=1),
+    )
+    clip_loss = build_clip_loss(config)
+    before = {name: weight.clone() for name, weight in clip_loss.model.state_dict().items()}
+    learner = Learner(config, clip_loss, Accelerator(cpu=True))
+    frames = torch.randint(0, 256, (1, 3, 3, 32, 48), dtype=torch.uint8)
+    ids = torch.randint(0, 3, (1, 3, 32, 48), dtype=torch.uint8)
+    learner.step([ClipBatch(frames, ids, [2], ["clip"], 0, [])], 0, 1)
+    frozen = ("query_encoder.stem", "query_encoder.conv1", "query_encoder.stages.0", "query_encoder.layer1")
+    for name, weight in clip_loss.model.named_parameters():
+        moved = (weight - before[name]).abs().max()
+        if name.startswith((*frozen, "query_encoder.bn1")):
+            assert moved == 0, name
+        elif weight.ndim > 1:
+            rate = 1e-4 if name.startswith("query_encoder") else 1e-2
+            assert 0.5 * rate < moved < 1.1 * rate, name
+
+
+def test_batch_statistics_are_refused_where_there_are_none():
+    network = Architecture("efficientnet_lite0", 16, 24, 16, shared_trunk=True)
+    config = TrainingConfig((SyntheticData("synthetic"),), 1, 1, network, batch_norm="batch")
+    with pytest.raises(InputError, match="batch_norm: found batch, but efficientnet_lite0 has it folded in"):
+        build_clip_loss(config)

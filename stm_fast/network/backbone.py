@@ -142,6 +142,11 @@ def batch_norm_mode(model: nn.Module, mode: str) -> None:
             module.train(model.training)
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether there is any whose statistics could be the batch's."""
+    return any(isinstance(module, FixedBatchNorm2d) for module in model.modules())
+
+
 class Backbone(nn.Module):
     """ResNet up to its third stage, for frames in [0, 1].
 

@@ -4,14 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stm_fast.network.architecture import Architecture
 from stm_fast.network.checkpoint import load_backbone, load_checkpoint
 from stm_fast.network.released import ARCHITECTURE, DEFAULT, weights_file
 from stm_fast.network.stm import STM
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet18_Weights, ResNet50_Weights
-
-_LIGHT = {"key_dim": 96, "value_dim": 64, "decoder_dim": 64, "shared_trunk": True}
 
 
 def stm_resnet50(
@@ -44,39 +43,57 @@ def stm_resnet18(
     return _build("resnet18", weights, weights_backbone, kwargs)
 
 
-def stm_resnet18_half(*, weights: str | Path | None = DEFAULT, **kwargs: int) -> STM:
-    """The network whose weights come with the package: a ResNet-18 of half width, 2.4 M parameters.
+def stm_resnet18_half(*, weights: str | Path | None = None, **kwargs: int) -> STM:
+    """A ResNet-18 of half width, 2.4 M parameters: the smallest network with an encoder for each of query and memory.
 
     Args:
-        weights: "default" for those of the package, see their model card in `stm_fast/weights`; a checkpoint; or None
-            for an untrained network.
-        kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 64, 128, 64.
+        weights: a checkpoint; None leaves it untrained.
+        kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 64, 128, 64; keys have one length and
+            position waves.
 
     Raises:
         InputError: a file that is missing, damaged or does not fit.
     """
-    widths = {name: value for name, value in asdict(ARCHITECTURE).items() if name != "backbone"}
+    widths = {"key_dim": 64, "value_dim": 128, "decoder_dim": 64, "unit_keys": True, "position_waves": 4}
     return _build("resnet18_half", weights, None, widths | kwargs)
 
 
-def stm_lite2(*, weights: str | Path | None = None, weights_backbone: str | Path | None = None, **kwargs: int) -> STM:
-    """A network on one EfficientNet-Lite2, shared by query and memory, with light heads: 1.5 M parameters.
+def stm_lite2(
+    *, weights: str | Path | None = DEFAULT, weights_backbone: str | Path | None = None, **kwargs: int
+) -> STM:
+    """The network whose weights come with the package: one EfficientNet-Lite2 for query and memory, 1.5 M parameters.
 
     Args:
-        weights: a checkpoint of the whole network, see `load_checkpoint`; None leaves the heads untrained.
-        weights_backbone: "efficientnet-lite2" for the ImageNet weights of that name from the package index, or a file
-            with their state dict; not looked at where `weights` is given.
+        weights: "default" for those of the package, see their model card in `stm_fast/weights`; a checkpoint of the
+            whole network, see `load_checkpoint`; or None for an untrained network.
+        weights_backbone: for the trunk alone, in place of the default: "efficientnet-lite2" for the ImageNet weights of
+            that name, which the package index has, or a file with their state dict.
         kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 96, 64, 64.
 
     Raises:
         InputError: a file that is missing, damaged or does not fit.
     """
-    return _build("efficientnet_lite2", weights, weights_backbone, _LIGHT | kwargs)
+    if weights_backbone is not None and weights == DEFAULT:
+        weights = None
+    return _build("efficientnet_lite2", weights, weights_backbone, _widths(ARCHITECTURE) | kwargs)
 
 
 def stm_lite0(*, weights: str | Path | None = None, weights_backbone: str | Path | None = None, **kwargs: int) -> STM:
-    """The smallest network, 1.0 M parameters: as `stm_lite2`, on an EfficientNet-Lite0."""
-    return _build("efficientnet_lite0", weights, weights_backbone, _LIGHT | kwargs)
+    """The smallest network, 1.0 M parameters: as `stm_lite2`, on an EfficientNet-Lite0, and untrained by default.
+
+    Args:
+        weights: a checkpoint of the whole network; None leaves its heads untrained.
+        weights_backbone: "efficientnet-lite0" or a file; not looked at where `weights` is given.
+        kwargs: as there.
+
+    Raises:
+        InputError: a file that is missing, damaged or does not fit.
+    """
+    return _build("efficientnet_lite0", weights, weights_backbone, _widths(ARCHITECTURE) | kwargs)
+
+
+def _widths(architecture: Architecture) -> dict[str, Any]:
+    return {name: value for name, value in asdict(architecture).items() if name != "backbone"}
 
 
 def _build(

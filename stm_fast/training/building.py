@@ -15,7 +15,7 @@ from stm_fast.data.stills import still_folder, still_globs
 from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
 from stm_fast.network import STM
-from stm_fast.network.backbone import batch_norm_mode
+from stm_fast.network.backbone import batch_norm_mode, has_batch_norm
 from stm_fast.network.checkpoint import load_backbone, load_start
 from stm_fast.network.released import weights_file
 from stm_fast.training.config import CocoData, Data, SyntheticData, TrainingConfig, VideoData
@@ -35,6 +35,8 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
         _load_imagenet(model)
     elif config.backbone_weights is not None:
         load_backbone(model, Path(config.backbone_weights))
+    if config.batch_norm == "batch" and not has_batch_norm(model):
+        raise InputError(f"batch_norm: found batch, but {config.network.backbone} has it folded in; expected fixed")
     model.freeze(config.frozen_stages)
     batch_norm_mode(model, config.batch_norm)
     loss = config.loss
