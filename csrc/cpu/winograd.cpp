@@ -3,12 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-// One source, compiled for several instruction sets, of which the loader takes the best.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define STM_FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define STM_FAST_CLONES
-#endif
+#include "clones.h"
+
 #define STM_FAST_INLINE inline __attribute__((always_inline))
 
 namespace stm_fast {

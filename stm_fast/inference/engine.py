@@ -251,7 +251,7 @@ class VideoSegmenter:
             prob[0] = 1
             return prob, None
         features = self._model.encode_query(frame)
-        prob = self._model.decode(self._bank.read(features.key), features).softmax(0)
+        prob = self._model.probabilities(self._bank.read(features.key), features)
         if not self._model.architecture.shared_trunk:
             return prob, None
         # what a compiled network returns is there until its next frame only

@@ -14,7 +14,7 @@ from stm_fast.network.shared_trunk import LightDecoder
 from stm_fast.network.shared_work import SharingDecoder, SharingMemoryEncoder, SharingQueryEncoder
 from stm_fast.network.stm import STM
 from stm_fast.network.winograd_layers import replace_convolutions
-from stm_fast.ops import winograd
+from stm_fast.ops import probabilities, winograd
 
 _CACHE_LINE = 64
 # of the pooled stem, on a CPU: at 480p the convolution's 17 are 1.9 MB where the whole map is 26.5 MB
@@ -33,7 +33,8 @@ def for_inference(
     BatchNorm with fixed statistics is a scale and a shift: the convolution before it takes them over. What objects
     share is computed once (:mod:`stm_fast.network.shared_work`). In float32 on a CPU, where the extension is there,
     convolutions of 3 x 3 take a quarter of the products (:mod:`stm_fast.ops.winograd`), with their activations and sums
-    built in.
+    built in; and what follows the decoder is one pass over the frame (:mod:`stm_fast.ops.probabilities`), in half
+    precision too.
 
     The copy has no gradients, stays on its device and in its dtype, and has other entries in its state dict: keep the
     original to train, load, save or move.
@@ -63,6 +64,7 @@ def for_inference(
     if on_cpu:
         if (dtype or weight.dtype) == torch.float32 and not winograd.absent_reasons():
             replace_convolutions(copy)
+        copy.one_pass = (dtype or weight.dtype) in probabilities.DTYPES and not probabilities.absent_reasons()
         _lay_together(copy)
     if compile is not None:
         parts = [copy.query_encoder, copy.query_key_value, copy.memory_key_value]

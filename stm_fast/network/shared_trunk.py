@@ -121,7 +121,16 @@ class LightDecoder(nn.Module):
             skip.weight.mul_(self._skip_gain)
         self._skip_gain = 1.0
 
-    def forward(self, read: Tensor, frame: Tensor, r3: Tensor, r2: Tensor, owner: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        read: Tensor,
+        frame: Tensor,
+        r3: Tensor,
+        r2: Tensor,
+        owner: Tensor | None = None,
+        *,
+        resized: bool = True,
+    ) -> Tensor:
         """The logit of each object.
 
         Args:
@@ -130,16 +139,17 @@ class LightDecoder(nn.Module):
             r3: [B, C3, 2h, 2w] skip features of the query.
             r2: [B, C2, 4h, 4w] likewise.
             owner: [O] int64, each object's frame; None: one frame for all objects, or one frame an object.
+            resized: to the frame.
 
         Returns:
-            [O, 1, 16h, 16w].
+            [O, 1, 16h, 16w], or where they are not to be resized [O, 1, 4h, 4w].
         """
         details = [self._detail(self.skip3, r3), self._detail(self.skip2, r2)]
         if owner is not None:
             frame, details = frame[owner], [detail[owner] for detail in details]
         in_turn = torch.split(read, self._objects_at_a_time or len(read))
         logits = torch.cat([self.logits(some, frame, *details) for some in in_turn])  # [O, 1, 4h, 4w]
-        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False) if resized else logits
 
     def _detail(self, skip: nn.Conv2d, features: Tensor) -> Tensor:
         """What the decoder sees of a frame's features at their own stride."""

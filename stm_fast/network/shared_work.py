@@ -94,13 +94,23 @@ class SharingDecoder(nn.Module):
         self.predict = decoder.predict
 
     def forward(
-        self, read: Tensor, query_value: Tensor, detail3: Tensor, detail2: Tensor, owner: None = None
+        self,
+        read: Tensor,
+        query_value: Tensor,
+        detail3: Tensor,
+        detail2: Tensor,
+        owner: None = None,
+        *,
+        resized: bool = True,
     ) -> Tensor:
-        """As in `Decoder`, with details ``[1, D, 2h, 2w]`` and ``[1, D, 4h, 4w]`` for skip features."""
+        """As in `Decoder`, with details ``[1, D, 2h, 2w]`` and ``[1, D, 4h, 4w]`` for skip features.
+
+        Where they are not to be `resized` to the frame, logits are ``[O, 2, 4h, 4w]``.
+        """
         m4 = self.compress_read(read).add_(self.compress_query(query_value))  # [O, D, h, w]
         in_turn = _in_turn(m4, self.objects_at_a_time)
         logits = _joined([self.logits(some, detail3, detail2) for some in in_turn])  # [O, 2, 4h, 4w]
-        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False) if resized else logits
 
     def logits(self, m: Tensor, *details: Tensor) -> Tensor:
         """Of some objects: m4 ``[O, D, h, w]`` and the details to ``[O, 2, 4h, 4w]``."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stm_fast.network.aggregation import soft_aggregation
+from stm_fast.network.aggregation import object_probabilities, soft_aggregation
 from stm_fast.network.architecture import STRIDE, Architecture
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.efficientnet import LITE, EfficientNetLite
@@ -44,6 +44,7 @@ class STM(nn.Module):
         stride: pixels of a frame per pixel of a key, in each direction.
         architecture: the constructor's arguments.
         compiled: whether parts are compiled; what they return is then there until the next frame.
+        one_pass: whether `probabilities` takes one operator from the decoder's logits; results differ by rounding.
 
     With `shared_trunk` a frame is encoded once, for query and memory, and light heads do the rest
     (:mod:`stm_fast.network.shared_trunk`): keys have one length and know their place, `unit_keys` and `position_waves`
@@ -55,6 +56,7 @@ class STM(nn.Module):
 
     stride = STRIDE
     compiled = False
+    one_pass = False
     # a shared trunk's network has none; its frames are remembered as the query encoder sees them
     memory_encoder: MemoryEncoder | None
     query_encoder: QueryEncoder | EfficientNetLite
@@ -165,12 +167,17 @@ class STM(nn.Module):
         Raises:
             ValueError: `read` has not the shape that the features ask for, or these are of several frames.
         """
-        expected = [self.value_dim, *features.value.shape[2:]]
-        if read.ndim != 4 or list(read.shape[1:]) != expected:
-            raise ValueError(f"read: found shape {list(read.shape)}, expected [O, Cv, h, w] with {expected}")
-        _check_one_frame(features)
+        self._check_read(read, features)
         probability = self.probability_of(read, features)  # [O, H', W']
         return soft_aggregation(unpad(probability, features.pads))  # [1 + O, H, W]
+
+    def probabilities(self, read: Tensor, features: QueryFeatures) -> Tensor:
+        """The softmax of what `decode` returns: [1 + O, H, W], float32, background first. It raises what that does."""
+        if not self.one_pass:
+            return self.decode(read, features).softmax(0)
+        self._check_read(read, features)
+        logits = self.decoder(read, features.value, features.r3, features.r2, resized=False)  # [O, 1 or 2, H'/4, W'/4]
+        return object_probabilities(logits, features.pads)
 
     def segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Segments a frame with all of the given memory, as published.
@@ -265,6 +272,12 @@ class STM(nn.Module):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             with torch.no_grad():
                 conv.weight.mul_(_FIRST_MASK_GAIN)
+
+    def _check_read(self, read: Tensor, features: QueryFeatures) -> None:
+        expected = [self.value_dim, *features.value.shape[2:]]
+        if read.ndim != 4 or list(read.shape[1:]) != expected:
+            raise ValueError(f"read: found shape {list(read.shape)}, expected [O, Cv, h, w] with {expected}")
+        _check_one_frame(features)
 
     def _padded(self, frame: Tensor) -> tuple[Tensor, Pads]:
         if not frame.is_floating_point():

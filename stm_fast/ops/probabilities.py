@@ -1,0 +1,65 @@
+"""From the decoder's logits to probabilities, and from these to labels, each in one pass on a CPU.
+
+csrc/include/stm_fast/probabilities.h says more. What they are equal to is in :mod:`stm_fast.network.aggregation` and
+:mod:`stm_fast.inference.objects`.
+"""
+
+import torch
+from torch import Tensor
+
+from stm_fast.ops import cpp_ops
+
+STRIDE = 4  # pixels of a frame per pixel of the logits
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+torch.library.define(
+    "stm_fast::object_probabilities",
+    "(Tensor logits, int top, int left, int height, int width, float epsilon) -> Tensor",
+)
+torch.library.define("stm_fast::most_likely", "(Tensor prob, Tensor ids) -> Tensor")
+
+
+def _fake_probabilities(logits: Tensor, top: int, left: int, height: int, width: int, epsilon: float) -> Tensor:
+    return logits.new_empty(1 + logits.shape[0], height, width, dtype=torch.float32)
+
+
+def _fake_most_likely(prob: Tensor, ids: Tensor) -> Tensor:
+    return prob.new_empty(prob.shape[1:], dtype=torch.uint8)
+
+
+torch.library.register_fake("stm_fast::object_probabilities", _fake_probabilities)
+torch.library.register_fake("stm_fast::most_likely", _fake_most_likely)
+
+
+def absent_reasons() -> list[str]:
+    """Why these operators are not here; nothing where they are."""
+    if cpp_ops.absent_reasons():
+        return cpp_ops.absent_reasons()
+    # an extension built from older sources
+    built = torch._C._dispatch_has_kernel_for_dispatch_key("stm_fast::most_likely", "CPU")
+    return [] if built else ["the extension was built without them; build it again"]
+
+
+def object_probabilities(logits: Tensor, *, top: int, left: int, height: int, width: int, epsilon: float) -> Tensor:
+    """Logits resized by bilinear interpolation, cropped, and shared out by soft aggregation; without gradients.
+
+    A NaN makes every channel NaN of the pixels that it has a part in, and so may an infinite logit: it has no
+    difference from an equal one, and no mean with an opposite one.
+
+    Args:
+        logits: ``[O, C, h, w]`` in any layout, of one of DTYPES on a CPU. Of two channels, background and object, the
+            difference counts; one is that difference.
+        top, left, height, width: what is left of the resized ``[4 h, 4 w]``.
+        epsilon: probabilities of objects and background are taken to be from it to 1 - epsilon.
+
+    Returns:
+        ``[1 + O, height, width]`` float32 that sum to 1 over the channels, background first.
+    """
+    found: Tensor = torch.ops.stm_fast.object_probabilities(logits, top, left, height, width, epsilon)
+    return found
+
+
+def most_likely(prob: Tensor, ids: Tensor) -> Tensor:
+    """``ids[prob.argmax(0)]`` of float32 ``[C, H, W]`` and uint8 ``[C]`` on a CPU: ``[H, W]``; of equals the first."""
+    found: Tensor = torch.ops.stm_fast.most_likely(prob.contiguous(), ids)
+    return found
