@@ -11,7 +11,7 @@
 namespace stm_fast {
 namespace {
 
-constexpr float phase_weights[logits_stride] = {0.375f, 0.125f, 0.875f, 0.625f};  // of the left one of two neighbours
+constexpr float phase_weights[logits_stride] = {0.375f, 0.125f, 0.875f, 0.625f};  // of the first of two neighbors
 
 // e^x for |x| < 87, to a relative error of 1e-7: as in tile_kernels_source.h, one number at a time. NaN stays NaN.
 inline float exp_of(float x) {
@@ -57,7 +57,8 @@ void blend_rows(const ObjectLogits<Stored>& logits, Index object, Index row, flo
   blended[logits.width] = blended[logits.width - 1];
 }
 
-// [w] to [4 w], within bounds beyond which no odds are.
+// [w] to [4 w], within bounds beyond which no odds are. They are here because GCC makes branches, and no vectors, of
+// bounds on what exp_of is taken of in the same loop.
 STM_FAST_CLONES
 void widen_row(const float* __restrict blended, Index width, float* __restrict row) {
   for (Index x = 0; x < width; ++x) {
