@@ -27,10 +27,8 @@ inline Batch<const Element> batch_of(const Tensor& tensor) {
 }
 
 // As many threads as PyTorch may use, but none with less to do than it costs to wake it.
-inline Parallel parallel_read(const Tensor& query, const Tensor& key, const Tensor& value) {
+inline Parallel parallel_for_products(double products) {
   constexpr double least_products = 1e6;
-  const double products = static_cast<double>(value.size(0)) * static_cast<double>(query.size(1)) *
-                          static_cast<double>(key.size(1)) * static_cast<double>(key.size(2) + value.size(2));
   const Index most = torch::stable::get_num_threads();
   const Index threads = products >= least_products * most ? most : 1 + static_cast<Index>(products / least_products);
   return {threads, [threads](Index count, const std::function<void(Index)>& task) {
@@ -45,6 +43,11 @@ inline Parallel parallel_read(const Tensor& query, const Tensor& key, const Tens
               torch::stable::parallel_for(0, count, divide_up(count, threads), run);
             }
           }};
+}
+
+inline Parallel parallel_read(const Tensor& query, const Tensor& key, const Tensor& value) {
+  return parallel_for_products(static_cast<double>(value.size(0)) * static_cast<double>(query.size(1)) *
+                               static_cast<double>(key.size(1)) * static_cast<double>(key.size(2) + value.size(2)));
 }
 
 template <class Element>

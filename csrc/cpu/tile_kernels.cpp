@@ -7,12 +7,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "stm_fast/bottleneck_kernels.h"
+
 namespace stm_fast {
 
-#define STM_FAST_DECLARE(isa)                      \
-  namespace isa {                                  \
-  extern const TileKernels<float> float_kernels;   \
-  extern const TileKernels<double> double_kernels; \
+#define STM_FAST_DECLARE(isa)                        \
+  namespace isa {                                    \
+  extern const TileKernels<float> float_kernels;     \
+  extern const TileKernels<double> double_kernels;   \
+  extern const BottleneckKernels bottleneck_kernels; \
   }
 STM_FAST_DECLARE(portable)
 STM_FAST_DECLARE(emulated)
@@ -21,10 +24,12 @@ STM_FAST_DECLARE(avx512)
 #undef STM_FAST_DECLARE
 namespace emulated {
 extern const ForwardKernels<BFloat16Pair> pair_kernels;
-}
+extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels;
+}  // namespace emulated
 namespace avx512_bf16 {
 extern const ForwardKernels<BFloat16Pair> pair_kernels;
-}
+extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels;
+}  // namespace avx512_bf16
 
 namespace {
 
@@ -34,6 +39,8 @@ struct InstructionSet {
   const TileKernels<float>* floats;
   const TileKernels<double>* doubles;
   const ForwardKernels<BFloat16Pair>* pairs;
+  const BottleneckKernels* bottlenecks;
+  const PixelKernels<BFloat16Pair>* bottleneck_pairs;
 };
 
 bool always() { return true; }
@@ -52,12 +59,16 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 // the best first; what stands behind "portable" is taken by name alone
 const InstructionSet sets[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512::double_kernels, &avx512_bf16::pair_kernels},
-    {"avx512", has_avx512, &avx512::float_kernels, &avx512::double_kernels, nullptr},
-    {"avx2", has_avx2, &avx2::float_kernels, &avx2::double_kernels, nullptr},
+    {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512::double_kernels, &avx512_bf16::pair_kernels,
+     &avx512::bottleneck_kernels, &avx512_bf16::bottleneck_pair_kernels},
+    {"avx512", has_avx512, &avx512::float_kernels, &avx512::double_kernels, nullptr, &avx512::bottleneck_kernels,
+     nullptr},
+    {"avx2", has_avx2, &avx2::float_kernels, &avx2::double_kernels, nullptr, &avx2::bottleneck_kernels, nullptr},
 #endif
-    {"portable", always, &portable::float_kernels, &portable::double_kernels, nullptr},
-    {"emulated", always, &emulated::float_kernels, &emulated::double_kernels, &emulated::pair_kernels},
+    {"portable", always, &portable::float_kernels, &portable::double_kernels, nullptr, &portable::bottleneck_kernels,
+     nullptr},
+    {"emulated", always, &emulated::float_kernels, &emulated::double_kernels, &emulated::pair_kernels,
+     &emulated::bottleneck_kernels, &emulated::bottleneck_pair_kernels},
 };
 
 const InstructionSet& choose() {
@@ -92,6 +103,8 @@ const TileKernels<double>& tile_kernels<double>() {
   return *chosen().doubles;
 }
 const ForwardKernels<BFloat16Pair>* pair_kernels() { return chosen().pairs; }
+const BottleneckKernels& bottleneck_kernels() { return *chosen().bottlenecks; }
+const PixelKernels<BFloat16Pair>* bottleneck_pair_kernels() { return chosen().bottleneck_pairs; }
 const char* instructions() { return chosen().name; }
 
 }  // namespace stm_fast

@@ -1,18 +1,25 @@
 // The tile kernels for AVX-512: a 8 x 3 tile of C fits the 32 registers with one row of B and one element of A.
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #define STM_FAST_ISA avx512
 #define STM_FAST_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
 #define STM_FAST_VECTOR_BYTES 64
 #define STM_FAST_GROUP_ROWS 8
 #define STM_FAST_VECTORS 3
+#define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_max_ps((__m512)(left), (__m512)(right))
+#define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_min_ps((__m512)(left), (__m512)(right))
 
 #include "tile_kernels_source.h"
+// behind it
+#include "bottleneck_kernels_source.h"
 
 namespace stm_fast::avx512 {
 
 extern const TileKernels<float> float_kernels = table<float>;
 extern const TileKernels<double> double_kernels = table<double>;
+extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
 
 }  // namespace stm_fast::avx512
 

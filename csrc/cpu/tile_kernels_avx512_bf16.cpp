@@ -11,12 +11,17 @@
 #define STM_FAST_VECTORS 3
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   (Vector<float>)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)(left), (__m512bh)(right))
+#define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_max_ps((__m512)(left), (__m512)(right))
+#define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_min_ps((__m512)(left), (__m512)(right))
 
 #include "tile_kernels_source.h"
+// behind it
+#include "bottleneck_kernels_source.h"
 
 namespace stm_fast::avx512_bf16 {
 
 extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
+extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels = pixel_table<BFloat16Pair>;
 
 }  // namespace stm_fast::avx512_bf16
 

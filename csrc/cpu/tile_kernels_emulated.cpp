@@ -7,6 +7,7 @@
 #define STM_FAST_VECTOR_BYTES 64
 #define STM_FAST_GROUP_ROWS 8
 #define STM_FAST_VECTORS 3
+#define STM_FAST_ROLLED
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   multiply_add_half(multiply_add_half(sum, (left), (right)), (left) << 16, (right) << 16)
 
@@ -31,11 +32,15 @@ inline __attribute__((always_inline)) Floats multiply_add_half(Floats sum, Bits 
 }  // namespace stm_fast::emulated
 
 #include "tile_kernels_source.h"
+// behind it
+#include "bottleneck_kernels_source.h"
 
 namespace stm_fast::emulated {
 
 extern const TileKernels<float> float_kernels = table<float>;
 extern const TileKernels<double> double_kernels = table<double>;
 extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
+extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
+extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels = pixel_table<BFloat16Pair>;
 
 }  // namespace stm_fast::emulated

@@ -6,10 +6,13 @@
 #define STM_FAST_VECTORS 2
 
 #include "tile_kernels_source.h"
+// behind it
+#include "bottleneck_kernels_source.h"
 
 namespace stm_fast::portable {
 
 extern const TileKernels<float> float_kernels = table<float>;
 extern const TileKernels<double> double_kernels = table<double>;
+extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
 
 }  // namespace stm_fast::portable

@@ -1,0 +1,211 @@
+// The source of the kernels of bottleneck_kernels.h. It is included behind tile_kernels_source.h, once for each
+// instruction set, so it has no include guard; the macros and vectors are those of that file.
+//
+// The including file may define
+//   STM_FAST_LARGER(left, right), STM_FAST_SMALLER(left, right)  of vectors of floats; right where one is NaN
+//   STM_FAST_ROLLED                                              where code shall be small rather than fast
+#include <cstring>
+#include <type_traits>
+
+#include "stm_fast/bottleneck_kernels.h"
+
+#if defined(STM_FAST_ROLLED)
+#undef STM_FAST_UNROLL
+#define STM_FAST_UNROLL _Pragma("GCC unroll 1")
+#endif
+// compilers see in these no more than a comparison and a choice
+#if !defined(STM_FAST_LARGER)
+#define STM_FAST_LARGER(left, right) ((left) > (right) ? (left) : (right))
+#define STM_FAST_SMALLER(left, right) ((left) < (right) ? (left) : (right))
+#endif
+
+namespace stm_fast::STM_FAST_ISA {
+
+// Rows of C kept in registers beside so many vectors of columns: enough sums to hide how long one takes.
+template <Index count>
+constexpr Index pixels_of = count == vectors ? group_rows
+                            : count == 1     ? 8
+                                             : std::max<Index>(6, group_rows);
+
+// NaN stays NaN.
+STM_FAST_INLINE Vector<float> relu6(Vector<float> x) {
+  const Vector<float> zero = {}, limit = fill(activation_limit), positive = STM_FAST_LARGER(zero, x);
+  return STM_FAST_SMALLER(limit, positive);
+}
+
+// `count` vectors of columns of a group of pixels. Of one that is not whole, pixels beyond the last repeat it, and are
+// not written.
+template <class Element, bool activated, Index count, bool whole>
+STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, Index first, Index column) {
+  constexpr Index rows = pixels_of<count>;
+  const Index left = product.pixels - first;
+  float* const c = product.c + first * product.c_stride + column;
+  Vector<float> sum[rows][count];
+  STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+    STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
+      if constexpr (activated) {
+        sum[i][j] = load(product.bias + column + j * width<float>);
+      } else if (product.add && (whole || i < left)) {
+        sum[i][j] = load(c + i * product.c_stride + j * width<float>);
+      } else {
+        sum[i][j] = Vector<float>{};
+      }
+    }
+  }
+  const Element* b[count];
+  STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
+    const Index at = column + j * width<float>;
+    b[j] = product.b + at / panel_lanes * product.panel_stride + at % panel_lanes;
+  }
+  const Index depth = product.depth, a_stride = product.a_stride;
+  for (Index part = 0; part < product.parts; ++part) {
+    const Element* const start = product.a[part] + first * a_stride;
+    const Element* a[rows];
+    STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { a[i] = start + (whole || i < left ? i : left - 1) * a_stride; }
+    for (Index k = 0; k < depth; ++k) {
+      decltype(load(b[0])) right[count];
+      STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { right[j] = load(b[j] + k * panel_lanes); }
+      STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+        const auto factor = fill(a[i][k]);
+        STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { sum[i][j] = multiply_add(sum[i][j], factor, right[j]); }
+      }
+    }
+    STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] += depth * panel_lanes; }
+  }
+  STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+    if (whole || i < left) {
+      STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
+        store(c + i * product.c_stride + j * width<float>, activated ? relu6(sum[i][j]) : sum[i][j]);
+      }
+    }
+  }
+}
+
+// The weights of so many columns stay in the first-level cache while all pixels pass.
+template <class Element, bool activated, Index count>
+STM_FAST_TARGET void multiply_columns(const PixelProduct<Element>& product, Index column) {
+  constexpr Index rows = pixels_of<count>;
+  const Index whole = product.pixels / rows * rows;
+  for (Index first = 0; first < whole; first += rows) {
+    multiply_pixels<Element, activated, count, true>(product, first, column);
+  }
+  if (whole < product.pixels) {
+    multiply_pixels<Element, activated, count, false>(product, whole, column);
+  }
+}
+
+template <class Element, bool activated>
+STM_FAST_TARGET void multiply_row(const PixelProduct<Element>& product) {
+  static_assert(vectors == 2 || vectors == 3);
+  const Index end = divide_up(product.columns, width<float>);
+  for (Index done = 0; done < end;) {
+    const Index left = end - done, column = done * width<float>;
+    if (vectors == 3 && (left == 3 || left > 4)) {
+      multiply_columns<Element, activated, vectors>(product, column);
+      done += vectors;
+    } else if (left >= 2) {
+      multiply_columns<Element, activated, 2>(product, column);
+      done += 2;
+    } else {
+      multiply_columns<Element, activated, 1>(product, column);
+      done += 1;
+    }
+  }
+}
+
+typedef std::uint16_t Halves __attribute__((vector_size(STM_FAST_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+STM_FAST_INLINE Vector<float> load(const BFloat16* p) {
+  const auto wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Vector<std::uint32_t>);
+  return reinterpret_cast<Vector<float>>(wide << 16);
+}
+STM_FAST_INLINE void store(BFloat16* p, Vector<float> x) {
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(round_upper_half(x) >> 16, Halves);
+}
+
+template <class Out, Index kernel, Index stride>
+STM_FAST_TARGET void depthwise_row(const DepthwiseRow& row) {
+  constexpr Index inputs = (pixel_group - 1) * stride + kernel;
+  const Index pixel_stride = row.stride;
+  for (Index first = 0; first < row.pixels; first += pixel_group) {
+    for (Index c = 0; c < row.channels; c += width<float>) {
+      Vector<float> sum[pixel_group];
+      STM_FAST_UNROLL for (Index i = 0; i < pixel_group; ++i) { sum[i] = load(row.bias + c); }
+      STM_FAST_UNROLL for (Index y = 0; y < kernel; ++y) {
+        const float* const line = row.lines[y] + first * stride * pixel_stride + c;
+        Vector<float> weight[kernel];
+        STM_FAST_UNROLL for (Index x = 0; x < kernel; ++x) {
+          weight[x] = load(row.weight + (y * kernel + x) * row.weight_stride + c);
+        }
+        STM_FAST_UNROLL for (Index x = 0; x < inputs; ++x) {
+          const Vector<float> input = load(line + x * pixel_stride);
+          STM_FAST_UNROLL for (Index i = 0; i < pixel_group; ++i) {
+            const Index tap = x - i * stride;
+            if (tap >= 0 && tap < kernel) {
+              sum[i] = multiply_add(sum[i], weight[tap], input);
+            }
+          }
+        }
+      }
+      Out* const out = static_cast<Out*>(row.out) + first * pixel_stride + c;
+      STM_FAST_UNROLL for (Index i = 0; i < pixel_group; ++i) { store(out + i * pixel_stride, relu6(sum[i])); }
+    }
+  }
+}
+
+template <class Stored>
+STM_FAST_TARGET void finish_row(const FinishedRow<Stored>& row) {
+  const Index whole = row.channels / width<float> * width<float>;
+  for (Index pixel = 0; pixel < row.pixels; ++pixel) {
+    const float* const c = row.c + pixel * row.c_stride;
+    const Index at = pixel * row.channels;
+    for (Index i = 0; i < whole; i += width<float>) {
+      Vector<float> sum = load(c + i);
+      sum = row.bias == nullptr ? sum : sum + load(row.bias + i);
+      sum = row.residual == nullptr ? sum : sum + load(row.residual + at + i);
+      store(row.y + at + i, sum);
+    }
+    for (Index i = whole; i < row.channels; ++i) {
+      const float sum = c[i] + (row.bias == nullptr ? 0.0f : row.bias[i]);
+      row.y[at + i] = narrow<Stored>(row.residual == nullptr ? sum : sum + widen(row.residual[at + i]));
+    }
+  }
+}
+
+STM_FAST_TARGET inline void widen_row(const BFloat16* from, Index count, float* to) {
+  const Index whole = count / width<float> * width<float>;
+  for (Index i = 0; i < whole; i += width<float>) {
+    store(to + i, load(from + i));
+  }
+  for (Index i = whole; i < count; ++i) {
+    to[i] = widen(from[i]);
+  }
+}
+
+STM_FAST_TARGET inline void widen_pairs(const BFloat16Pair* from, Index count, float* to) {
+  for (Index i = 0; i < count; i += panel_lanes) {
+    STM_FAST_UNROLL for (Index lane = 0; lane < panel_lanes; lane += width<float>) {
+      const Vector<std::uint32_t> pairs = load(from + i + lane);
+      store(to + 2 * i + lane, reinterpret_cast<Vector<float>>(pairs << 16));
+      store(to + 2 * i + panel_lanes + lane, reinterpret_cast<Vector<float>>(pairs & 0xffff0000u));
+    }
+  }
+}
+
+// What the depthwise convolution hands to the products.
+template <class Element>
+using Between = std::conditional_t<std::is_same_v<Element, float>, float, BFloat16>;
+
+template <class Element>
+constexpr PixelKernels<Element> pixel_table = {
+    multiply_row<Element, true>,
+    multiply_row<Element, false>,
+    {{depthwise_row<Between<Element>, 3, 1>, depthwise_row<Between<Element>, 3, 2>},
+     {depthwise_row<Between<Element>, 5, 1>, depthwise_row<Between<Element>, 5, 2>}},
+};
+
+constexpr BottleneckKernels bottleneck_table = {
+    pixel_table<float>, finish_row<float>, finish_row<BFloat16>, widen_row, widen_pairs,
+};
+
+}  // namespace stm_fast::STM_FAST_ISA
