@@ -34,7 +34,7 @@ STM_FAST_INLINE Vector<float> relu6(Vector<float> x) {
 }
 
 // `count` vectors of columns of a group of pixels. Of one that is not whole, pixels beyond the last repeat it, and are
-// not written.
+// not written. What C held is added at the end, as in the tile kernels.
 template <class Element, bool activated, Index count, bool whole>
 STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, Index first, Index column) {
   constexpr Index rows = pixels_of<count>;
@@ -45,8 +45,6 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, Index
     STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
       if constexpr (activated) {
         sum[i][j] = load(product.bias + column + j * width<float>);
-      } else if (product.add && (whole || i < left)) {
-        sum[i][j] = load(c + i * product.c_stride + j * width<float>);
       } else {
         sum[i][j] = Vector<float>{};
       }
@@ -75,7 +73,12 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, Index
   STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
     if (whole || i < left) {
       STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
-        store(c + i * product.c_stride + j * width<float>, activated ? relu6(sum[i][j]) : sum[i][j]);
+        float* const at = c + i * product.c_stride + j * width<float>;
+        if constexpr (activated) {
+          store(at, relu6(sum[i][j]));
+        } else {
+          store(at, product.add ? load(at) + sum[i][j] : sum[i][j]);
+        }
       }
     }
   }
