@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from stm_fast.network.efficientnet import InvertedBottleneck
+from stm_fast.network.efficientnet import EfficientNetLite, InvertedBottleneck
 from stm_fast.ops import inverted_bottleneck as ops
 
 
@@ -60,11 +60,13 @@ class FusedStem(nn.Module):
 
 
 def replace_bottlenecks(module: nn.Module) -> None:
-    """Replaces every bottleneck inside `module` that can be."""
+    """Replaces every bottleneck of `module` that can be, and the stems of its trunks."""
+    if isinstance(module, EfficientNetLite) and module.stem.weight.dtype in ops.DTYPES:
+        # the trunk's own ReLU6 finds nothing to do
+        module.add_module("stem", FusedStem(module.stem))
     for name, child in module.named_children():
-        if isinstance(child, InvertedBottleneck):
-            if _fits(child):
-                setattr(module, name, FusedBottleneck(child))
+        if isinstance(child, InvertedBottleneck) and _fits(child):
+            setattr(module, name, FusedBottleneck(child))
         else:
             replace_bottlenecks(child)
 

@@ -150,9 +150,11 @@ def inverted_bottleneck(x: Tensor, packed: Packed, *, stride: int, residual: boo
         ``[B, Cout, ceil(H / stride), ceil(W / stride)]``, channels last.
 
     Raises:
-        InputError: another dtype or stride.
+        InputError: another dtype, one that is not the weights', or another stride.
         RuntimeError: tensors that do not fit each other.
     """
+    if x.dtype != packed.project.dtype:
+        raise InputError(f"x: found {x.dtype}, expected that of the weights, {packed.project.dtype}")
     *tensors, expanded, channels = packed
     pictures, out = _pictures(x, stride, channels)
     kernel = _kernel(packed.depthwise.shape[0])
@@ -230,7 +232,8 @@ def _padded(rows: Tensor) -> Tensor:
 def _panels(weight: Tensor) -> Tensor:
     """A weight ``[K, depth]`` as ``[ceil(K / 16), depth, 16]``; of bfloat16, numbers of the depth lie in pairs."""
     columns = _padded(weight.T)  # [depth, K up to 16]
+    panels = columns.shape[1] // _PANEL
     if weight.dtype == torch.bfloat16:
-        pairs = F.pad(columns, (0, 0, 0, columns.shape[0] % 2)).unflatten(0, (-1, 2)).unflatten(2, (-1, _PANEL))
-        return pairs.permute(2, 0, 3, 1).contiguous()  # of [depth / 2, 2, panels, 16]
-    return columns.unflatten(1, (-1, _PANEL)).transpose(0, 1).contiguous()
+        pairs = F.pad(columns, (0, 0, 0, columns.shape[0] % 2)).view(-1, 2, panels, _PANEL)
+        return pairs.permute(2, 0, 3, 1).contiguous()
+    return columns.view(-1, panels, _PANEL).transpose(0, 1).contiguous()
