@@ -36,7 +36,8 @@ STM_FAST_INLINE Vector<float> relu6(Vector<float> x) {
 // `count` vectors of columns of a group of pixels. Of one that is not whole, pixels beyond the last repeat it, and are
 // not written. What C held is added at the end, as in the tile kernels.
 template <class Element, bool activated, Index count, bool whole>
-STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, Index first, Index column) {
+STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, const Element* const* weights, Index first,
+                                     Index column) {
   constexpr Index rows = pixels_of<count>;
   const Index left = product.pixels - first;
   float* const c = product.c + first * product.c_stride + column;
@@ -51,10 +52,7 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, Index
     }
   }
   const Element* b[count];
-  STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
-    const Index at = column + j * width<float>;
-    b[j] = product.b + at / panel_lanes * product.panel_stride + at % panel_lanes;
-  }
+  STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] = weights[j]; }
   const Index depth = product.depth, a_stride = product.a_stride;
   for (Index part = 0; part < product.parts; ++part) {
     const Element* const start = product.a[part] + first * a_stride;
@@ -84,34 +82,48 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, Index
   }
 }
 
-// The weights of so many columns stay in the first-level cache while all pixels pass.
+// `count` vectors of columns of pixels from `first` to `last`.
 template <class Element, bool activated, Index count>
-STM_FAST_TARGET void multiply_columns(const PixelProduct<Element>& product, Index column) {
+STM_FAST_TARGET void multiply_columns(const PixelProduct<Element>& of_row, Index first, Index last, Index column) {
   constexpr Index rows = pixels_of<count>;
-  const Index whole = product.pixels / rows * rows;
-  for (Index first = 0; first < whole; first += rows) {
-    multiply_pixels<Element, activated, count, true>(product, first, column);
+  // a copy, which stores of numbers cannot change for all a compiler knows
+  const PixelProduct<Element> product = of_row;
+  const Element* weights[count];
+  STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
+    const Index at = column + j * width<float>;
+    weights[j] = product.b + at / panel_lanes * product.panel_stride + at % panel_lanes;
   }
-  if (whole < product.pixels) {
-    multiply_pixels<Element, activated, count, false>(product, whole, column);
+  for (; first + rows <= last; first += rows) {
+    multiply_pixels<Element, activated, count, true>(product, weights, first, column);
+  }
+  if (first < last) {
+    multiply_pixels<Element, activated, count, false>(product, weights, first, column);
   }
 }
 
+// Weights that fill no more than half of the first-level cache stay there while some pixels after the other get all of
+// their columns. Of others some columns stay there while all pixels pass.
 template <class Element, bool activated>
 STM_FAST_TARGET void multiply_row(const PixelProduct<Element>& product) {
   static_assert(vectors == 2 || vectors == 3);
+  constexpr Index few_weights = 4096, few_pixels = 24;  // whole groups of any number of rows
   const Index end = divide_up(product.columns, width<float>);
-  for (Index done = 0; done < end;) {
-    const Index left = end - done, column = done * width<float>;
-    if (vectors == 3 && (left == 3 || left > 4)) {
-      multiply_columns<Element, activated, vectors>(product, column);
-      done += vectors;
-    } else if (left >= 2) {
-      multiply_columns<Element, activated, 2>(product, column);
-      done += 2;
-    } else {
-      multiply_columns<Element, activated, 1>(product, column);
-      done += 1;
+  const bool together = product.parts * product.depth * product.columns <= few_weights;
+  const Index step = together ? few_pixels : product.pixels;
+  for (Index first = 0; first < product.pixels; first += step) {
+    const Index last = std::min(first + step, product.pixels);
+    for (Index done = 0; done < end;) {
+      const Index left = end - done, column = done * width<float>;
+      if (vectors == 3 && (left == 3 || left > 4)) {
+        multiply_columns<Element, activated, vectors>(product, first, last, column);
+        done += vectors;
+      } else if (left >= 2) {
+        multiply_columns<Element, activated, 2>(product, first, last, column);
+        done += 2;
+      } else {
+        multiply_columns<Element, activated, 1>(product, first, last, column);
+        done += 1;
+      }
     }
   }
 }

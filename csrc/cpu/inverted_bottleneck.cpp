@@ -226,6 +226,9 @@ class StripWorker {
     const Stored* const from = x + line * all.window.width * all.channels;
     float* const to = ring_.line(line);
     if (all.expand == nullptr) {
+      if (plan_.block == all.channels) {
+        return widen_line(from, all.window.width * all.channels, to);
+      }
       for (Index pixel = 0; pixel < all.window.width; ++pixel) {
         widen_line(from + pixel * all.channels + block.begin, block.channels, to + pixel * plan_.block);
       }
@@ -364,14 +367,21 @@ class FirstWorker {
     Lines lines(window);
     for (Index row = first; row < first + rows; ++row) {
       lines.up_to(row, [&](Index line) { widen_line(x + line * line_numbers, line_numbers, ring_.line(line)); });
-      multiply(row);
-      finish(FinishedRow<Stored>{width, convolution_.out_channels, sums_, columns_, nullptr, nullptr,
-                                 y + row * width * convolution_.out_channels});
+      Stored* const to = y + row * width * convolution_.out_channels;
+      if constexpr (std::is_same_v<Stored, float>) {
+        // whole panels can be written where they belong
+        if (columns_ == convolution_.out_channels) {
+          multiply(row, to);
+          continue;
+        }
+      }
+      multiply(row, sums_);
+      finish(FinishedRow<Stored>{width, convolution_.out_channels, sums_, columns_, nullptr, nullptr, to});
     }
   }
 
  private:
-  void multiply(Index row) const {
+  void multiply(Index row, float* to) const {
     const Window& window = convolution_.window;
     PixelProduct<float> product{};
     product.pixels = window.out_width();
@@ -382,7 +392,7 @@ class FirstWorker {
     product.a_stride = window.stride * convolution_.channels;
     product.b = convolution_.weight;
     product.panel_stride = window.kernel * product.depth * panel_lanes;
-    product.c = sums_;
+    product.c = to;
     product.c_stride = columns_;
     product.bias = convolution_.bias;
     bottleneck_kernels().activated(product);

@@ -10,7 +10,7 @@
 namespace stm_fast {
 
 inline constexpr Index panel_lanes = 16;
-inline constexpr Index pixel_group = 4;  // outputs that the depthwise kernels make at once
+inline constexpr Index pixel_group = 6;  // outputs that the depthwise kernels make at once
 inline constexpr Index most_taps = 5;    // of a depthwise convolution, in each direction
 inline constexpr float activation_limit = 6.0f;
 
