@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <type_traits>
 
 #include "stm_fast/bottleneck_kernels.h"
 #include "stm_fast/inverted_bottleneck.h"

@@ -1,7 +1,9 @@
 #include "stm_fast/inverted_bottleneck.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "stm_fast/bottleneck_kernels.h"
 #include "stm_fast/scratch.h"

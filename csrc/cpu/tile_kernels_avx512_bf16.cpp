@@ -11,8 +11,9 @@
 #define STM_FAST_VECTORS 3
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   (Vector<float>)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)(left), (__m512bh)(right))
-#define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_max_ps((__m512)(left), (__m512)(right))
-#define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_min_ps((__m512)(left), (__m512)(right))
+// of the forms without a mask GCC warns that they read what is not set
+#define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_maskz_max_ps(0xffff, (__m512)(left), (__m512)(right))
+#define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)(left), (__m512)(right))
 
 #include "tile_kernels_source.h"
 // behind it
