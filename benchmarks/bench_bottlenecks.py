@@ -12,27 +12,15 @@ from typing import Annotated
 import torch
 import typer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stm_fast.network.bottleneck_layers import FusedBottleneck, FusedStem
-from stm_fast.network.efficientnet import EfficientNetLite, InvertedBottleneck, SameConv
-
-
-class Stem(nn.Module):
-    """As the trunk has it."""
-
-    def __init__(self, conv: SameConv) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(self.conv(x), inplace=True)
+from stm_fast.network.efficientnet import EfficientNetLite, InvertedBottleneck, Stem
 
 
 def products(block: nn.Module, x: Tensor, y: Tensor) -> int:
     """Multiplications and additions of a block from `x` to `y`."""
     if isinstance(block, Stem):
-        return y.numel() * block.conv.weight[0].numel()
+        return y.numel() * block.weight[0].numel()
     assert isinstance(block, InvertedBottleneck)
     expand = 0 if block.expand is None else x[:, 0].numel() * block.expand.weight.numel()
     return expand + y[:, 0].numel() * (block.depthwise.weight.numel() + block.project.weight.numel())
@@ -68,11 +56,11 @@ def main(
     torch.manual_seed(0)
     whole = EfficientNetLite(trunk).to(getattr(torch, dtype)).to(memory_format=torch.channels_last)
     x = torch.rand(1, 3, height, width).to(whole.stem.weight).to(memory_format=torch.channels_last)
-    blocks = [Stem(whole.stem), *(block for stage in whole.stages for block in stage.children())]
+    blocks = [whole.stem, *(block for stage in whole.stages for block in stage.children())]
     total = [0.0, 0.0, 0.0]
     with torch.inference_mode():
         for block in blocks:
-            fused = FusedStem(block.conv) if isinstance(block, Stem) else FusedBottleneck(block)
+            fused = FusedStem(block) if isinstance(block, Stem) else FusedBottleneck(block)
             y = block(x)
             done = products(block, x, y) / 1e6
             ours, theirs = measure(block, fused, x, runs)

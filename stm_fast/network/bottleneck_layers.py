@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from stm_fast.network.efficientnet import EfficientNetLite, InvertedBottleneck
+from stm_fast.network.efficientnet import InvertedBottleneck, Stem
 from stm_fast.ops import inverted_bottleneck as ops
 
 
@@ -41,12 +41,12 @@ class FusedBottleneck(nn.Module):
 
 
 class FusedStem(nn.Module):
-    """A convolution with a border of TensorFlow's "SAME" and the ReLU6 behind it, with the weights of another one."""
+    """A `Stem` with the weights of another one."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: Stem) -> None:
         super().__init__()
         packed = ops.pack_convolution(conv.weight.detach(), _bias(conv))
         self.register_buffer("weight", packed.weight)
@@ -60,12 +60,11 @@ class FusedStem(nn.Module):
 
 
 def replace_bottlenecks(module: nn.Module) -> None:
-    """Replaces every bottleneck of `module` that can be, and the stems of its trunks."""
-    if isinstance(module, EfficientNetLite) and module.stem.weight.dtype in ops.DTYPES:
-        # the trunk's own ReLU6 finds nothing to do
-        module.add_module("stem", FusedStem(module.stem))
+    """Replaces every bottleneck inside `module` that can be, and the stems of its trunks."""
     for name, child in module.named_children():
-        if isinstance(child, InvertedBottleneck) and _fits(child):
+        if isinstance(child, Stem) and child.weight.dtype in ops.DTYPES:
+            setattr(module, name, FusedStem(child))
+        elif isinstance(child, InvertedBottleneck) and _fits(child):
             setattr(module, name, FusedBottleneck(child))
         else:
             replace_bottlenecks(child)

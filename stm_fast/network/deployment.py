@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from stm_fast.network.backbone import Backbone
+from stm_fast.network.bottleneck_layers import replace_bottlenecks
 from stm_fast.network.compilation import compile_calls
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
@@ -14,7 +15,7 @@ from stm_fast.network.shared_trunk import LightDecoder
 from stm_fast.network.shared_work import SharingDecoder, SharingMemoryEncoder, SharingQueryEncoder
 from stm_fast.network.stm import STM
 from stm_fast.network.winograd_layers import replace_convolutions
-from stm_fast.ops import probabilities, winograd
+from stm_fast.ops import inverted_bottleneck, probabilities, winograd
 
 _CACHE_LINE = 64
 # of the pooled stem, on a CPU: at 480p the convolution's 17 are 1.9 MB where the whole map is 26.5 MB
@@ -34,7 +35,8 @@ def for_inference(
     share is computed once (:mod:`stm_fast.network.shared_work`). In float32 on a CPU, where the extension is there,
     convolutions of 3 x 3 take a quarter of the products (:mod:`stm_fast.ops.winograd`), with their activations and sums
     built in; and what follows the decoder is one pass over the frame (:mod:`stm_fast.ops.probabilities`), in half
-    precision too.
+    precision too. EfficientNet-Lite's bottlenecks are one operator each there, in float32 and bfloat16
+    (:mod:`stm_fast.ops.inverted_bottleneck`).
 
     The copy has no gradients, stays on its device and in its dtype, and has other entries in its state dict: keep the
     original to train, load, save or move.
@@ -62,6 +64,8 @@ def for_inference(
     # channels last on a GPU, too: the memory read wants the rows that this makes of keys and values
     copy.to(dtype or weight.dtype).to(memory_format=torch.channels_last)
     if on_cpu:
+        if not inverted_bottleneck.absent_reasons():
+            replace_bottlenecks(copy)
         if (dtype or weight.dtype) == torch.float32 and not winograd.absent_reasons():
             replace_convolutions(copy)
         copy.one_pass = (dtype or weight.dtype) in probabilities.DTYPES and not probabilities.absent_reasons()

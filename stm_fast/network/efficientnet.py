@@ -36,6 +36,14 @@ class SameConv(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
 
 
+class Stem(SameConv):
+    """The first convolution, and the activation behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` to ``[B, K, H / 2, W / 2]``."""
+        return F.relu6(super().forward(x), inplace=True)
+
+
 class InvertedBottleneck(nn.Module):
     """A depthwise convolution between two of 1 x 1, of which the first widens (Sandler et al., CVPR 2018)."""
 
@@ -120,7 +128,7 @@ class EfficientNetLite(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         stages = LITE[name].stages
-        self.stem = SameConv(3, _STEM, 3, stride=2)
+        self.stem = Stem(3, _STEM, 3, stride=2)
         widths = pairwise((_STEM, *(stage.channels for stage in stages)))
         self.stages = nn.ModuleList(
             stage.modules(inward, _FIRST_EXPANSION if index == 0 else _EXPANSION)
@@ -135,8 +143,7 @@ class EfficientNetLite(nn.Module):
 
         r4 is what the last two stages make, one behind the other.
         """
-        x = (frame - self.mean).div_(self.std)
-        x = F.relu6(self.stem(x), inplace=True)
+        x = self.stem((frame - self.mean).div_(self.std))
         maps = []
         for stage in self.stages:
             x = stage(x)
