@@ -81,6 +81,8 @@ def test_changes_reach_into_what_lies_inside_one_another(write):
         ("validation: {kind: synthetic, max_size: 9}", "validation.max_size: found 9, expected at least 16"),
         ("validation: {kind: synthetic, max_size: 96, min_size: 128}", "validation.max_size: found 96, expected at le"),
         ("validation: {kind: synthetic, min_size: 0}", "validation.min_size: found 0, expected at least 1"),
+        ("frozen_stages: -1", "frozen_stages: found -1, expected at least 0"),
+        ("optimizer: {trunk_lr: 0}", "optimizer.trunk_lr: found 0.0, expected more than 0"),
         ("epochs:", "epochs: found nothing, expected a whole number"),
         ("3: 4", "3: unknown key"),
     ],

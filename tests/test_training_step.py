@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from stm_fast.data.clips import ClipBatch
 from stm_fast.errors import InputError
-from stm_fast.network import STM, Architecture
+from stm_fast.network import STM, Architecture, stm_lite0
 from stm_fast.network.backbone import batch_norm_mode
 from stm_fast.training.affinity import affinity_loss, shares
 from stm_fast.training.building import build_clip_loss
@@ -216,3 +216,11 @@ def test_batch_statistics_are_refused_where_there_are_none():
     config = TrainingConfig((SyntheticData("synthetic"),), 1, 1, network, batch_norm="batch")
     with pytest.raises(InputError, match="batch_norm: found batch, but efficientnet_lite0 has it folded in"):
         build_clip_loss(config)
+
+
+def test_imagenet_is_the_wheel_of_the_trunk():
+    network = Architecture("efficientnet_lite0", 16, 24, 16, shared_trunk=True)
+    config = TrainingConfig((SyntheticData("synthetic"),), 1, 1, network, backbone_weights="imagenet")
+    found = build_clip_loss(config).model.query_encoder.state_dict()
+    expected = stm_lite0(weights_backbone="efficientnet-lite0").query_encoder.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
