@@ -15,13 +15,14 @@ from stm_fast.benchmarking.system_records import SystemRecord, read_system_recor
 from stm_fast.benchmarking.units import bytes_text, rate_text, seconds_text
 from stm_fast.errors import InputError
 from stm_fast.whole_file import whole_file
-from system_tables import whole_frames
+from system_tables import networks, whole_frames
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"
 FRAMES_BEGIN, FRAMES_END = "<!-- whole frames: written by benchmarks/make_tables.py -->", "<!-- end of whole frames -->"
 STORAGE_BEGIN, STORAGE_END = "<!-- storage: written by benchmarks/make_tables.py -->", "<!-- end of storage -->"
 LONG_BEGIN, LONG_END = "<!-- long videos: written by benchmarks/make_tables.py -->", "<!-- end of long videos -->"
+NETWORKS_BEGIN, NETWORKS_END = "<!-- networks: written by benchmarks/make_tables.py -->", "<!-- end of networks -->"
 # README shows the forward read, benchmarks/README.md everything
 DOCUMENTS = {HERE.parent / "README.md": ("forward",), HERE / "README.md": ("forward", "backward", "top-k")}
 
@@ -46,6 +47,8 @@ def as_measured(document: Path) -> str:
     text = with_frames(document, text, frames, by_stage=document.parent == HERE)
     if document.parent != HERE:
         return text
+    several = [read_system_record(path) for path in sorted((HERE / "results").glob("networks-*.json"))]
+    text = _between(document, text, (NETWORKS_BEGIN, NETWORKS_END), networks(several))
     measured = HERE / "results" / "storage-masks.json"
     record = json.loads(measured.read_text()) if measured.is_file() else None
     text = _between(document, text, (STORAGE_BEGIN, STORAGE_END), storage(record))

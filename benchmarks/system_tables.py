@@ -16,13 +16,38 @@ def whole_frames(records: Sequence[SystemRecord], *, by_stage: bool) -> str:
     return "\n\n".join(parts)
 
 
-def _record(record: SystemRecord, by_stage: bool) -> str:
+def networks(records: Sequence[SystemRecord]) -> str:
+    """Markdown of what networks.py measured: networks and how they are run, by workloads."""
+    if not records:
+        return "Not measured yet."
+    return "\n\n".join(_networks(record) for record in records)
+
+
+def _networks(record: SystemRecord) -> str:
+    columns = list(dict.fromkeys(row.workload.name for row in record.rows))
+    lines = [f"| frame, frames/s, peak | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
+    cells: dict[str, dict[str, str]] = {}
+    for row in record.rows:
+        network = str(row.workload).rpartition(", ")[2].removesuffix(".safetensors")
+        found = cells.setdefault(f"{network}: {CONTESTANTS[row.contestant]}", {})
+        found[row.workload.name] = f"{_cell(row, row)}, {1 / row.frame_seconds:.2f}/s"
+    lines += [f"| {name} | {' | '.join(found.get(c, '') for c in columns)} |" for name, found in cells.items()]
+    return "\n".join([f"{_where(record)} Median of a frame, peak memory beyond the loaded network.", "", *lines])
+
+
+def _where(record: SystemRecord) -> str:
     machine = record.machine
-    where = machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    device = machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    return (
+        f"**{device}**, torch {machine['torch']}, commit {str(machine['commit'])[:12]}, {str(machine['date'])[:10]}, "
+        f"load {machine['load_average'][0]} at the start."
+    )
+
+
+def _record(record: SystemRecord, by_stage: bool) -> str:
     head = (
-        f"**{where}**, torch {machine['torch']}, commit {str(machine['commit'])[:12]}, {str(machine['date'])[:10]}, "
-        f"load {machine['load_average'][0]} at the start. Median of a frame, times the published loop's speed, J to "
-        "its masks, peak memory beyond the loaded network; all contestants in turns."
+        f"{_where(record)} Median of a frame, times the published loop's speed, J to its masks, peak memory beyond the "
+        "loaded network; all contestants in turns."
     )
     tables = [_summary(record.workloads())]
     if by_stage:
