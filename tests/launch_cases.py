@@ -125,7 +125,7 @@ def bank_reads(monkeypatch) -> list[Traced]:
 
 @pytest.mark.parametrize(
     ("network", "tile"),
-    [(stm_resnet50, (128, 64, 128, 256, 3)), (stm_lite2, (128, 64, 96, 128, 3))],
+    [(stm_resnet50, (128, 64, 128, 256, 3)), (stm_lite2, (128, 64, 96, 64, 3))],
     ids=["stm_resnet50", "the package's weights"],
 )
 def test_the_engine(network, tile, bank_reads):

@@ -250,7 +250,7 @@ MEMORY = [
     Run(
         {
             "--every": EVERY_FRAME,
-            "--max-memory-bytes": ("30kB", lambda seen: seen.segmenters[-1].bank.nbytes <= 30_000),
+            "--max-memory-bytes": ("20kB", lambda seen: seen.segmenters[-1].bank.nbytes <= 20_000),
             "--evict": ("least_used", lambda seen: 1 <= len(seen.kept) < FRAMES - 1),
             "--memory-storage": ("float16", remembers(storage="float16")),
         }
