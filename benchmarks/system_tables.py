@@ -25,7 +25,7 @@ def networks(records: Sequence[SystemRecord]) -> str:
 
 def _networks(record: SystemRecord) -> str:
     columns = list(dict.fromkeys(row.workload.name for row in record.rows))
-    lines = [f"| frame, frames/s, peak | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
+    lines = [f"| frame, peak, frames a second | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
     cells: dict[str, dict[str, str]] = {}
     for row in record.rows:
         network = str(row.workload).rpartition(", ")[2].removesuffix(".safetensors")
