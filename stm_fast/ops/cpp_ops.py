@@ -36,6 +36,15 @@ def absent_reasons() -> list[str]:
     return []
 
 
+def operator_absent_reasons(name: str) -> list[str]:
+    """Why one of the extension's other operators is absent, such as "stm_fast::winograd_input"."""
+    if absent_reasons():
+        return absent_reasons()
+    # an extension built from older sources
+    built = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    return [] if built else ["the extension was built without it; build it again"]
+
+
 def _check_instructions() -> None:
     import stm_fast._C as extension
 

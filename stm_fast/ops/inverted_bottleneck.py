@@ -92,11 +92,7 @@ class PackedConvolution(NamedTuple):
 
 def absent_reasons() -> list[str]:
     """Why there are no such operators here; nothing where there are."""
-    if cpp_ops.absent_reasons():
-        return cpp_ops.absent_reasons()
-    # an extension built from older sources
-    built = torch._C._dispatch_has_kernel_for_dispatch_key("stm_fast::inverted_bottleneck", "CPU")
-    return [] if built else ["the extension was built without it; build it again"]
+    return cpp_ops.operator_absent_reasons("stm_fast::inverted_bottleneck")
 
 
 def pack(weights: Weights) -> Packed:

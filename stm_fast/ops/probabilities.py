@@ -33,11 +33,7 @@ torch.library.register_fake("stm_fast::most_likely", _fake_most_likely)
 
 def absent_reasons() -> list[str]:
     """Why these operators are not here; nothing where they are."""
-    if cpp_ops.absent_reasons():
-        return cpp_ops.absent_reasons()
-    # an extension built from older sources
-    built = torch._C._dispatch_has_kernel_for_dispatch_key("stm_fast::most_likely", "CPU")
-    return [] if built else ["the extension was built without them; build it again"]
+    return cpp_ops.operator_absent_reasons("stm_fast::most_likely")
 
 
 def object_probabilities(logits: Tensor, *, top: int, left: int, height: int, width: int, epsilon: float) -> Tensor:
