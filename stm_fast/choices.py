@@ -10,7 +10,7 @@ BackendName = Literal["auto", Engine]
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
 # as torch.compile names them; "reduce-overhead" replays CUDA graphs
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
-Arch = Literal["resnet18", "resnet50"]  # of an untrained network
+Arch = Literal["lite0", "lite2", "resnet18", "resnet50"]  # of an untrained network
 Overlay = Literal["video", "pictures", "none"]
 SetName = Literal["davis16", "davis17", "youtube-vos", "folder", "synthetic"]
 

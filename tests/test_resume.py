@@ -189,7 +189,7 @@ def test_checkpoints_come_while_the_run_goes_on(place):
     assert positions == sorted(positions)
     assert len(set(positions)) > 2
     assert all(position <= index for index, position in enumerate(positions))
-    assert sorted(os.listdir(place.out)) == ["masks"]
+    assert sorted(os.listdir(place.out)) == ["masks", "scores.csv"]
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_what_has_no_interrupted_run_is_started_or_refused(place):
     (place.folder / "killed").mkdir()
     (place.folder / "killed/.resume.json.123.partial").write_text("{")
     place.segment(place.folder / "killed", resume=True, overlay="none")
-    assert os.listdir(place.folder / "killed") == ["masks"]
+    assert sorted(os.listdir(place.folder / "killed")) == ["masks", "scores.csv"]
 
 
 @pytest.mark.slow
@@ -370,7 +370,7 @@ def test_a_kill_inside_a_write_leaves_nothing_for_ever(tmp_path, model, die, nam
         assert path.read_bytes() == expected[f"masks/{path.name}"]
     place.segment(resume=True)
     assert contents(place.out) == expected
-    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4"]
+    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4", "scores.csv"]
 
 
 # nothing piles up

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.frame_size import check_sizes, network_size
-from stm_fast.inference.objects import impose, label, split_mask
+from stm_fast.inference.objects import impose, label, object_scores, split_mask
 from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.ops import memory_read
@@ -30,6 +30,11 @@ class Segmentation(NamedTuple):
     def mask(self) -> Tensor:
         """The most likely object of each pixel, ``[H, W]`` uint8, 0 the background."""
         return label(self.prob, self.object_ids)
+
+    @property
+    def scores(self) -> Tensor:
+        """How sure the network is of each object, ``[O]`` float32: the J that it expects, 0 for one that is lost."""
+        return object_scores(self.prob, self.mask, self.object_ids)
 
 
 # the largest value of a frame in [0, 1]: resampling overshoots a little

@@ -76,6 +76,25 @@ def impose(prob: Tensor, known: Sequence[int], given: Sequence[int], planes: Ten
     return torch.cat([background[None], objects])
 
 
+def object_scores(prob: Tensor, mask: Tensor, ids: Sequence[int]) -> Tensor:
+    """How sure the network is of each object's mask, ``[O]`` float32 in [0, 1]: the J that it expects of it.
+
+    That is J between the mask and its own probabilities, ``sum_mask p / (|mask| + sum_elsewhere p)``: 1 where every
+    pixel is certain, 0 where the object has no pixel.
+
+    Args:
+        prob: ``[1 + O, H, W]`` that sums to 1 over the channels.
+        mask: ``[H, W]``, what `label` makes of it.
+        ids: of the channels behind the background.
+    """
+    scores = prob.new_zeros(len(ids))
+    for index, (plane, object_id) in enumerate(zip(prob[1:], ids, strict=True)):
+        own = mask == object_id
+        inside = (plane * own).sum()
+        scores[index] = inside / (own.sum() + plane.sum() - inside).clamp(min=1)
+    return scores
+
+
 def label(prob: Tensor, ids: Sequence[int]) -> Tensor:
     """The most likely object of each pixel: prob ``[1 + O, H, W]`` -> the user's ids ``[H, W]`` uint8."""
     table = torch.tensor([0, *ids], dtype=torch.uint8, device=prob.device)

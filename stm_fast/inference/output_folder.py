@@ -11,6 +11,8 @@ from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
 # of the checkpoint, see `checkpointing`
 RECORD = ".resume.json"
 STATES = ".resume-*.safetensors"
+# how sure the network was of each object in each frame, see `score_table`
+SCORES = "scores.csv"
 # of a chain, beyond which Linux calls it a loop
 _MOST_LINKS = 40
 
@@ -65,9 +67,9 @@ def remove_results(folder: Path) -> None:
 
 
 def remove_earlier(folder: Path) -> None:
-    """Removes earlier masks and overlays."""
+    """Removes earlier masks, overlays and scores."""
     masks, overlay = parts_of(folder)
-    for earlier in (*masks.glob("*.png"), *overlay.glob("*.jpg"), folder / "overlay.mp4"):
+    for earlier in (*masks.glob("*.png"), *overlay.glob("*.jpg"), folder / "overlay.mp4", folder / SCORES):
         earlier.unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.estimation import Estimate, check_fits, run_of
 from stm_fast.inference.given import GivenMasks, find_masks, mask_files
 from stm_fast.inference.identity import describe_run
-from stm_fast.inference.objects import label
+from stm_fast.inference.objects import label, object_scores
 from stm_fast.inference.output_folder import check_output
 from stm_fast.inference.overlap import FRAMES_WAITING, Behind, ahead
 from stm_fast.inference.results import NoResults, Results, check_overlay
@@ -31,8 +31,11 @@ from stm_fast.video import Frame, open_frames, read_mask
 
 logger = logging.getLogger(__name__)
 
-# a frame and its ids [H, W]; None where an earlier process has written them
-_Segmented = tuple[Frame, npt.NDArray[np.uint8] | None]
+
+class _Segmented(NamedTuple):
+    frame: Frame
+    ids: npt.NDArray[np.uint8]  # [H, W]
+    scores: dict[int, float]  # of each object that exists
 
 
 class Summary(NamedTuple):
@@ -78,10 +81,12 @@ def segment_video(
     progress: Callable[[int, int | None], None] | None = None,
     estimated: Callable[[Estimate], None] | None = None,
 ) -> Summary:
-    """Segments a video from the masks of some of its frames and writes ``output/masks/<frame>.png`` and an overlay.
+    """Segments a video from the masks of some of its frames.
 
-    Everything that can be wrong with the input is found before anything is written. Memory does not grow with the
-    video, but for the memory bank. Files appear whole or not at all. A run that ends early, however that comes, leaves
+    It writes ``masks/<frame>.png``, ``scores.csv`` (how sure the network is of each object in each frame, see
+    `object_scores`) and an overlay into `output`. Everything that can be wrong with the input is found before anything
+    is written. Memory does not grow with the video, but for the memory bank. Files appear whole or not at all, but for
+    ``scores.csv``, which grows. A run that ends early, however that comes, leaves
     a checkpoint: with `resume` it goes on to the same masks, on a CPU bit for bit.
 
     Args:
@@ -141,15 +146,15 @@ def segment_video(
     start = time.perf_counter()
     first = _go_on(checkpoint, position, segmenter)
     pace = Pace(checkpoint_seconds)
-    results = Results(output, reader, given.palette, overlay, resumed=first > 0) if crew.leads else NoResults()
+    results = Results(output, reader, given.palette, overlay, done=first) if crew.leads else NoResults()
     with results, Behind(_writer(results), FRAMES_WAITING) as writer:
         done = first
         with closing(ahead(reader, FRAMES_WAITING)) as frames:
             for frame in frames:
                 if frame.index < first:
-                    writer.put((frame, None))
+                    writer.put(frame)
                 else:
-                    writer.put((frame, _segment(frame, segmenter, given)))
+                    writer.put(_segment(frame, segmenter, given))
                     done = frame.index + 1
                 if progress is not None:
                     progress(frame.index + 1, reader.frame_count)
@@ -178,24 +183,27 @@ def _go_on(checkpoint: Checkpoint, position: Position | None, segmenter: VideoSe
     return position.frames
 
 
-def _writer(results: Results | NoResults) -> Callable[[_Segmented], None]:
-    def write(segmented: _Segmented) -> None:
-        frame, ids = segmented
-        if ids is None:
-            results.redraw(frame)
+def _writer(results: Results | NoResults) -> Callable[[_Segmented | Frame], None]:
+    """Writes what was segmented; a frame alone was, by an earlier process."""
+
+    def write(item: _Segmented | Frame) -> None:
+        if isinstance(item, Frame):
+            results.redraw(item)
         else:
-            results.write(frame, ids)
+            results.write(*item)
 
     return write
 
 
-def _segment(frame: Frame, segmenter: VideoSegmenter, given: GivenMasks) -> npt.NDArray[np.uint8]:
-    """The object ids [H, W] of the next frame."""
+def _segment(frame: Frame, segmenter: VideoSegmenter, given: GivenMasks) -> _Segmented:
+    """The object ids and scores of the next frame."""
     file = given.files.get(frame.index)
     mask = None if file is None else torch.from_numpy(read_mask(file).ids)
     prob = segmenter.step(torch.from_numpy(frame.image).permute(2, 0, 1), mask)
-    ids: npt.NDArray[np.uint8] = label(prob, segmenter.object_ids).cpu().numpy()
-    return ids
+    ids = segmenter.object_ids
+    found = label(prob, ids)
+    scores = object_scores(prob, found, ids).tolist()
+    return _Segmented(frame, found.cpu().numpy(), dict(zip(ids, scores, strict=True)))
 
 
 def _check_all_used(given: GivenMasks, frame_count: int) -> None:

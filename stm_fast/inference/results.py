@@ -1,5 +1,6 @@
-"""What a run leaves in its output folder: masks/<frame>.png, and overlay.mp4 or overlay/<frame>.jpg."""
+"""What a run leaves in its output folder: masks/<frame>.png, scores.csv, and overlay.mp4 or overlay/<frame>.jpg."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, get_args
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from stm_fast.choices import Overlay
 from stm_fast.errors import InputError
 from stm_fast.inference.output_folder import parts_of, remove_earlier
+from stm_fast.inference.score_table import ScoreTable
 from stm_fast.video import (
     Frame,
     FrameReader,
@@ -23,17 +25,18 @@ from stm_fast.whole_file import remove_left_over, writing
 
 
 class Results:
-    """Writes masks and overlays as they come. A context manager: an overlay video is whole or not there at all.
+    """Writes masks, scores and overlays as they come. A context manager: an overlay video is whole or not there at all.
 
-    Earlier results in the folder are removed first, unless `resumed`: a shorter run must not leave frames of a longer
-    one.
+    Args:
+        done: frames that an earlier process has segmented. Where there are none, earlier results in the folder are
+            removed first: a shorter run must not leave frames of a longer one.
     """
 
     def __init__(
-        self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay, *, resumed: bool = False
+        self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay, *, done: int = 0
     ) -> None:
         self._palette = palette
-        if not resumed:
+        if not done:
             with writing(folder):
                 remove_earlier(folder)
         # of a process that was killed
@@ -47,10 +50,12 @@ class Results:
             self._video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
         elif overlay == "pictures":
             self._pictures = OverlayPictureWriter(pictures)
+        self._scores = ScoreTable(folder, done)
 
-    def write(self, frame: Frame, ids: npt.NDArray[np.uint8]) -> None:
-        """Writes what belongs to one frame; ids ``[H, W]``."""
+    def write(self, frame: Frame, ids: npt.NDArray[np.uint8], scores: Mapping[int, float]) -> None:
+        """Writes what belongs to one frame; ids ``[H, W]``, and the score of each object."""
         self._masks.write(frame.name, ids)
+        self._scores.write(frame, ids, scores)
         if self._video is None and self._pictures is None:
             return
         picture = draw_overlay(frame.image, ids, self._palette)
@@ -62,6 +67,7 @@ class Results:
     def sync(self) -> None:
         """Waits until what was written of single frames is on the disk."""
         self._masks.sync()
+        self._scores.sync()
         if self._pictures is not None:
             self._pictures.sync()
 
@@ -77,14 +83,17 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._video is not None:
-            self._video.__exit__(kind, error, trace)
+        try:
+            self._scores.close()
+        finally:
+            if self._video is not None:
+                self._video.__exit__(kind, error, trace)
 
 
 class NoResults:
     """In place of `Results` in a process that helps another one, which writes."""
 
-    def write(self, frame: Frame, ids: npt.NDArray[np.uint8]) -> None:
+    def write(self, frame: Frame, ids: npt.NDArray[np.uint8], scores: Mapping[int, float]) -> None:
         """Does nothing."""
 
     def sync(self) -> None:

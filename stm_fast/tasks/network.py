@@ -1,14 +1,31 @@
 """The network that a command runs."""
 
 import os
+from collections.abc import Callable
 
 import torch
 
+from stm_fast.choices import Arch
 from stm_fast.errors import InputError
-from stm_fast.network import STM, architecture_of, load_checkpoint
+from stm_fast.network import (
+    STM,
+    architecture_of,
+    load_checkpoint,
+    stm_lite0,
+    stm_lite2,
+    stm_resnet18,
+    stm_resnet50,
+)
 from stm_fast.network.deployment import for_inference
 from stm_fast.network.precision import choose_dtype
 from stm_fast.tasks.choice import NetworkChoice
+
+BUILDERS: dict[Arch, Callable[..., STM]] = {
+    "lite0": stm_lite0,
+    "lite2": stm_lite2,
+    "resnet18": stm_resnet18,
+    "resnet50": stm_resnet50,
+}
 
 
 def load_model(choice: NetworkChoice) -> STM:
@@ -16,7 +33,7 @@ def load_model(choice: NetworkChoice) -> STM:
     device = _device(choice.device)
     if choice.arch is not None:
         torch.manual_seed(0)
-        model = STM(choice.arch)
+        model = BUILDERS[choice.arch](weights=None)
     else:
         model = STM(**vars(architecture_of(choice.file)))
         load_checkpoint(model, choice.file)

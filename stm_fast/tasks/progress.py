@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from stm_fast.inference import Summary
+from stm_fast.inference.output_folder import SCORES
+from stm_fast.inference.score_table import sights
 
 
 class _Rate(ProgressColumn):
@@ -43,7 +45,11 @@ def print_summary(summary: Summary, untrained: bool) -> None:
 
 
 def print_result(summary: Summary) -> None:
-    """One line on stdout."""
+    """One line on stdout, and one before it for each object that was out of sight, or lost."""
+    for sight in sights(summary.output):
+        if sight.missing:
+            where = f"not found in {sight.missing} of {sight.frames} frames, last found in {sight.last}"
+            print(f"{summary.output / SCORES}: object {sight.object_id} {where}")
     objects = ", ".join(map(str, summary.object_ids))
     speed = "finished earlier"
     if summary.frames > summary.resumed_at:
