@@ -19,6 +19,9 @@ class MemoryConfig:
     Args:
         every: every `every`-th frame stays; None: none but those with a given mask ("first and previous").
         previous: the previous frame is read too, for one step, where it does not stay.
+        redetect: an object that has lost nearly all of its pixels is not remembered until it is found again, and is
+            looked for in the whole frame. For networks whose keys hold places (a shared trunk); with others, and
+            without it, every frame is remembered, as published.
         frames: how many frames will stay, where that is known: the bank is made that large at once.
         max_frames: at most so many frames stay, of each object; the previous one, for its step, is not counted.
         max_bytes: at most so many bytes for the rows of all objects, the previous frame's included.
@@ -35,6 +38,7 @@ class MemoryConfig:
 
     every: int | None = 5
     previous: bool = True
+    redetect: bool = True
     frames: int | None = None
     max_frames: int | None = None
     max_bytes: int | None = None

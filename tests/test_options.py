@@ -259,7 +259,7 @@ MEMORY = [
     Run({"--no-previous": (None, other_masks), "--memory-storage": ("fp8", remembers(storage="fp8"))}),
     # what changes no mask
     Run({"--memory-place": ("device", same_masks), "--memory-graph": (None, remembers(graph=True))}),
-    Run({"--memory-place": ("host", same_masks)}),
+    Run({"--memory-place": ("host", same_masks), "--no-redetect": (None, remembers(redetect=False))}),
     Run({"--memory-place": ("disk", same_masks), "--memory-folder": ("davis", remembers(folder=Path("davis")))}),
 ]
 DEMO = [
@@ -595,6 +595,7 @@ def test_every_option_runs_and_has_an_effect(command, run, seen, inputs, plain_f
 FIELDS: dict[str, list[tuple[dict[str, Any], bool | None]]] = {
     "every": [({"every": 1}, False), ({"every": None}, None)],
     "previous": [({"previous": False}, False)],
+    "redetect": [({"redetect": False}, True)],
     "frames": [({"frames": 1}, True), ({"frames": 50}, True)],
     "max_frames": [({"max_frames": 1}, None), ({"max_frames": 50}, True)],
     "max_bytes": [({"max_bytes": 30_000}, None), ({"max_bytes": 10**9}, True)],

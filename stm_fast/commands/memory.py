@@ -29,6 +29,10 @@ def memory_config(
     no_previous: Annotated[
         bool, _option("--no-previous", help="The previous frame is not read, unless it stays.")
     ] = False,
+    no_redetect: Annotated[
+        bool,
+        _option("--no-redetect", help="What is lost is remembered as absent, and looked for where it was."),
+    ] = False,
     max_frames: Annotated[
         int | None, _option("--max-memory-frames", min=1, help="At most so many frames of each object stay.")
     ] = None,
@@ -67,6 +71,7 @@ def memory_config(
     return MemoryConfig(
         every=None if first_and_previous else every,
         previous=not no_previous,
+        redetect=not no_redetect,
         max_frames=max_frames,
         max_bytes=max_bytes,
         evict=evict,

@@ -14,8 +14,10 @@ from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.frame_size import check_sizes, network_size
 from stm_fast.inference.objects import impose, label, object_scores, split_mask
+from stm_fast.inference.presence import Presence
 from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
+from stm_fast.network.shared_trunk import SharedKeyValue
 from stm_fast.ops import memory_read
 
 
@@ -39,8 +41,8 @@ class Segmentation(NamedTuple):
 
 # the largest value of a frame in [0, 1]: resampling overshoots a little
 _OVERSHOOT = 1.5
-# what the names of the bank's state begin with
-_BANK = "bank."
+# what the names of the parts' states begin with
+_BANK, _PRESENCE = "bank.", "presence."
 
 
 class _Seen(NamedTuple):
@@ -92,6 +94,7 @@ class VideoSegmenter:
         self._frame_count = 0
         self._size: tuple[int, ...] | None = None
         self._seen: _Seen | None = None
+        self._presence = Presence() if self._memory.redetect and model.architecture.shared_trunk else None
 
     @property
     def object_ids(self) -> list[int]:
@@ -181,6 +184,8 @@ class VideoSegmenter:
         # an object that appeared in the frame just seen is not in the bank yet
         self._bank.remove([index for index in range(self._bank.objects) if index not in kept])
         self._ids = [self._ids[index] for index in kept]
+        if self._presence is not None:
+            self._presence.keep(kept)
         if self._seen is not None:
             self._seen = self._seen._replace(objects=self._seen.objects[kept]) if kept else None
 
@@ -188,6 +193,7 @@ class VideoSegmenter:
         """Forgets every frame and every object: the next frame is the first of a new video."""
         self._bank.clear()
         self._ids, self._frame_count, self._size, self._seen = [], 0, None, None
+        self._presence = None if self._presence is None else Presence()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything the next step depends on, as tensors, to be saved before it: they may share memory with the bank.
@@ -208,6 +214,8 @@ class VideoSegmenter:
                 "seen.frame_index": torch.tensor(self._seen.frame_index),
                 "seen.given_ids": torch.tensor(self._seen.given_ids, dtype=torch.int64),
             }
+        if self._presence is not None:
+            state |= {f"{_PRESENCE}{name}": tensor for name, tensor in self._presence.state_dict().items()}
         return state | {f"{_BANK}{name}": tensor for name, tensor in self._bank.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -219,8 +227,9 @@ class VideoSegmenter:
         Raises:
             ValueError: the state of a bank that keeps its rows in another way.
         """
-        bank = {name.removeprefix(_BANK): tensor for name, tensor in state.items() if name.startswith(_BANK)}
-        self._bank.load_state_dict(bank, self._device)
+        self._bank.load_state_dict(_part(state, _BANK), self._device)
+        if self._presence is not None:
+            self._presence.load_state_dict(_part(state, _PRESENCE))
         self._ids = state["object_ids"].tolist()
         self._frame_count = int(state["frame_count"])
         self._size = tuple(state["size"].tolist()) or None
@@ -240,11 +249,21 @@ class VideoSegmenter:
         seen, self._seen = self._seen, None
         if seen is None:
             return
-        for_good = stays(self._memory, seen.frame_index, bool(seen.given_ids))
-        if for_good or self._memory.previous:
+        given = [index for index, object_id in enumerate(self._ids) if object_id in seen.given_ids]
+        absent = self._absent(seen, given)
+        for_good = stays(self._memory, seen.frame_index, bool(given))
+        if len(absent) < len(self._ids) and (for_good or self._memory.previous):
             key, value = self._model.memorize(seen.frame, seen.objects, seen.known)
-            given = [index for index, object_id in enumerate(self._ids) if object_id in seen.given_ids]
-            self._bank.append(key, value, temporary=not for_good, permanent=given, frame=seen.frame_index)
+            self._bank.append(
+                key, value, temporary=not for_good, permanent=given, absent=absent, frame=seen.frame_index
+            )
+
+    def _absent(self, seen: _Seen, given: list[int]) -> list[int]:
+        """The objects, by index, that a frame says nothing of."""
+        if self._presence is None:
+            return []
+        self._presence.look(seen.objects, given)
+        return self._presence.lost
 
     def _predict(
         self, frame: Tensor, given: tuple[list[int], Tensor] | None
@@ -256,11 +275,19 @@ class VideoSegmenter:
             prob[0] = 1
             return prob, None
         features = self._model.encode_query(frame)
-        prob = self._model.probabilities(self._bank.read(features.key), features)
+        prob = self._model.probabilities(self._bank.read(self._question(features.key)), features)
         if not self._model.architecture.shared_trunk:
             return prob, None
         # what a compiled network returns is there until its next frame only
         return prob, (features.key.clone(), features.value.clone())
+
+    def _question(self, query_key: Tensor) -> Tensor:
+        """What the memory is asked, [1 or O, Ck, h, w]: what is lost may be anywhere."""
+        if self._presence is None or not self._presence.lost:
+            return query_key
+        heads = self._model.query_key_value
+        assert isinstance(heads, SharedKeyValue)
+        return heads.anywhere(query_key, self._presence.lost, self._bank.objects)
 
     def _check_frame(self, frame: Tensor) -> None:
         if frame.ndim != 3 or frame.shape[0] != 3:
@@ -298,6 +325,10 @@ def check_backend(model: STM, backend: str) -> None:
         memory_read(query, key, value, lengths=lengths, backend=backend)
     except (ValueError, NotImplementedError) as error:
         raise InputError(str(error)) from None
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _resized(planes: Tensor, size: tuple[int, ...]) -> Tensor:

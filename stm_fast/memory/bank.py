@@ -84,6 +84,7 @@ class MemoryBank:
         *,
         temporary: bool = False,
         permanent: Collection[int] = (),
+        absent: Collection[int] = (),
         frame: int | None = None,
     ) -> None:
         """Remembers a frame for every object; objects beyond those known are new and start here.
@@ -96,6 +97,8 @@ class MemoryBank:
             value: ``[O, Cv, h, w]``.
             temporary: the frame is there until the next one is appended.
             permanent: the objects, by index, of which the frame is never evicted.
+            absent: the objects, by index, that the frame does not show: their memory, with the temporary frame that
+                came last, stays as it is.
             frame: its number in the video, by default how many were appended before.
 
         Raises:
@@ -109,14 +112,15 @@ class MemoryBank:
         self._appended += 1
         most = self._most_that_stay(storage, key.shape[0])
         self._welcome(storage, key.shape[0], most, number)
-        targets = [
-            len(slots) if temporary else self._place(slots, Slot(number, index in permanent), most)
-            for index, slots in enumerate(self._slots)
-        ]
-        self._temporary = [target == len(slots) for target, slots in zip(targets, self._slots, strict=True)]
+        targets: dict[int, int | None] = {}
+        for index, slots in enumerate(self._slots):
+            if index not in absent:
+                new = Slot(number, index in permanent)
+                targets[index] = len(slots) if temporary else self._place(slots, new, most)
+                self._temporary[index] = targets[index] == len(slots)
         here = self._shard.count(max(self._counts, default=0))
         storage.reserve(self.objects, here, None if most is None else self._shard.most(most + self._config.previous))
-        for index, target in enumerate(targets):
+        for index, target in targets.items():
             if target is not None and self._shard.holds(target):
                 rows = key[index].flatten(1).T, value[index].flatten(1).T  # [R, Ck], [R, Cv]
                 storage.write(index, self._shard.local(target), *rows)
@@ -127,7 +131,7 @@ class MemoryBank:
         Differentiable in `query_key` where this process is alone; rows are then copied.
 
         Args:
-            query_key: ``[1, Ck, h, w]``.
+            query_key: ``[1, Ck, h, w]``, or ``[O, Ck, h, w]`` one for each object.
 
         Returns:
             ``[O, Cv, h, w]``, channels last.
@@ -265,6 +269,7 @@ class MemoryBank:
 
     def _welcome(self, storage: Storage, objects: int, most: int | None, number: int) -> None:
         """Makes place in the books for new objects, and in the memory where they take a part of a cap in bytes."""
+        self._temporary += [False] * (objects - self.objects)
         self._slots += [[] for _ in range(objects - self.objects)]
         for index, slots in enumerate(self._slots):
             while most is not None and len(slots) > most:
@@ -272,6 +277,7 @@ class MemoryBank:
                 self._move(storage, index, last, gone)
                 slots[gone] = slots[last]
                 slots.pop()
+                self._temporary[index] = False
 
     def _move(self, storage: Storage, index: int, source: int, target: int) -> None:
         """Copies a slot of an object over another one, which may lie on another rank."""

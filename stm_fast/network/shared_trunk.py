@@ -64,6 +64,15 @@ class SharedKeyValue(nn.Module):
         place = torch.stack([x, y, torch.full_like(x, _REACH)]) * _QUERY_SHARE
         return _with_place(key, place), self.frame(unit * _UNIT_GAIN)
 
+    def anywhere(self, query_key: Tensor, wanted: Sequence[int], count: int) -> Tensor:
+        """The key under which a frame asks for each of `count` objects, [O, Ck, h, w], from the one [1, Ck, h, w].
+
+        For those that are `wanted`, by index, it holds no place: no row is farther than another.
+        """
+        holds = query_key.new_ones(count, self.key_dim, 1, 1)
+        holds[list(wanted), -PLACE_CHANNELS:] = 0
+        return query_key * holds
+
     def memory_key(self, query_key: Tensor) -> Tensor:
         """The key under which a frame is remembered, [B, Ck, h, w], from the one under which it asks."""
         x, y = _places(query_key)
