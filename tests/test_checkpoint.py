@@ -193,13 +193,21 @@ def test_half_keeps_all_but_convolutions_as_it_is(tmp_path: Path) -> None:
     assert all(tensor.dtype != torch.float16 for tensor in model.state_dict().values())
 
 
-def test_the_weights_of_the_package_are_those_of_its_architecture() -> None:
-    assert architecture_of(released.FILE) == released.ARCHITECTURE == stm_lite2().architecture
-    assert released.FILE.stat().st_size <= 24_000_000
-    loaded, untrained = stm_lite2().state_dict(), stm_lite2(weights=None).state_dict()
+@pytest.mark.parametrize(("weights", "file"), released.FILES.items(), ids=str)
+def test_the_weights_of_the_package_are_those_of_its_architecture(weights, file) -> None:
+    assert architecture_of(file) == released.ARCHITECTURE == stm_lite2(weights=weights).architecture
+    assert file.stat().st_size <= 24_000_000
+    loaded, untrained = stm_lite2(weights=weights).state_dict(), stm_lite2(weights=None).state_dict()
     name = "decoder.predict.weight"
-    assert torch.equal(loaded[name], read_state_dict(released.FILE)[name].float())
+    assert torch.equal(loaded[name], read_state_dict(file)[name].float())
     assert not torch.equal(loaded[name], untrained[name])
+
+
+def test_the_default_weights_are_not_the_open_ones() -> None:
+    default, same, other = (read_state_dict(file) for file in (released.FILE, *released.FILES.values()))
+    name = "decoder.predict.weight"
+    assert torch.equal(default[name], same[name])
+    assert not torch.equal(default[name], other[name])
 
 
 def test_a_checkpoint_of_something_else_has_no_architecture(tmp_path: Path) -> None:

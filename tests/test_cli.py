@@ -361,6 +361,7 @@ def test_a_pickle_with_code(place, command):
         ("default", None, None, 240, 240),  # what the user asks for comes first
         ("default", None, 1, None, 1),
         (released.FILE, None, None, None, released.MIN_SIZE),
+        ("open", None, None, None, released.MIN_SIZE),
         ("default", "resnet18", None, None, 1),
         ("own.pth", None, None, None, 1),
         ("own.pth", None, 300, None, 300),

@@ -33,7 +33,8 @@ def network_choice(
     weights: Annotated[
         Path,
         _network_option(
-            help="The checkpoint to take, in our .safetensors or the published .pth; the default is the package's own."
+            help="The checkpoint to take, in our .safetensors or the published .pth; the default is the package's own, "
+            "open the one that it has from data without DAVIS."
         ),
     ] = Path(DEFAULT),
     arch: Annotated[

@@ -64,8 +64,9 @@ def stm_lite2(
     """The network whose weights come with the package: one EfficientNet-Lite2 for query and memory, 1.5 M parameters.
 
     Args:
-        weights: "default" for those of the package, see their model card in `stm_fast/weights`; a checkpoint of the
-            whole network, see `load_checkpoint`; or None for an untrained network.
+        weights: "default" for those of the package, see their model card in `stm_fast/weights`, or "open" for those
+            that were trained without DAVIS; a checkpoint of the whole network, see `load_checkpoint`; or None for an
+            untrained network.
         weights_backbone: for the trunk alone, in place of the default: "efficientnet-lite2" for the ImageNet weights of
             that name, which the package index has, or a file with their state dict.
         kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 96, 64, 64.

@@ -4,13 +4,15 @@ from pathlib import Path
 
 from stm_fast.network.architecture import Architecture
 
-DEFAULT = "default"
+DEFAULT, OPEN = "default", "open"
 ARCHITECTURE = Architecture("efficientnet_lite2", key_dim=96, value_dim=64, decoder_dim=64, shared_trunk=True)
 # frames with a shorter side of fewer pixels want to be made that large: see the scores in the model card
 MIN_SIZE = 480
-FILE = Path(__file__).resolve().parents[1] / "weights" / "stm_lite2.safetensors"
+_FOLDER = Path(__file__).resolve().parents[1] / "weights"
+FILES = {DEFAULT: _FOLDER / "stm_lite2.safetensors", OPEN: _FOLDER / "stm_lite2_open.safetensors"}
+FILE = FILES[DEFAULT]
 
 
 def weights_file(weights: str | Path) -> Path:
-    """The file that `weights` names: "default" is that of the package."""
-    return FILE if str(weights) == DEFAULT else Path(weights)
+    """The file that `weights` names: "default" and "open" (trained without DAVIS) are those of the package."""
+    return FILES.get(str(weights), Path(weights))

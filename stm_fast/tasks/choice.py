@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stm_fast.choices import Arch, CompileMode, Precision
 from stm_fast.errors import InputError, require_file
-from stm_fast.network.released import DEFAULT, FILE, MIN_SIZE, weights_file
+from stm_fast.network.released import DEFAULT, FILES, MIN_SIZE, weights_file
 
 _DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -16,7 +16,7 @@ class NetworkChoice:
     """A network by its weights, made ready for inference on a device.
 
     Args:
-        weights: a checkpoint; "default" is the one of the package.
+        weights: a checkpoint; "default" and "open" are those of the package.
         arch: an untrained network in place of the default weights.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" takes the fastest one of the device.
@@ -53,6 +53,6 @@ class NetworkChoice:
         """`min_size` of a `VideoSegmenter`: what --min-size asks for, or else what suits the weights."""
         if min_size is not None:
             return min_size
-        if self.untrained or self.file.resolve() != FILE:
+        if self.untrained or self.file.resolve() not in FILES.values():
             return 1
         return MIN_SIZE if max_size is None else min(MIN_SIZE, max_size)

@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from stm_fast.network.released import ARCHITECTURE
+from stm_fast.network.released import ARCHITECTURE, FILES
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.versions import version_of
 
@@ -21,6 +21,6 @@ def print_info() -> None:
         properties = torch.cuda.get_device_properties(index)
         memory = properties.total_memory / 2**30
         print(f"{f'cuda:{index}':12} {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB")
-    print(f"{'weights':12} default: {ARCHITECTURE}")
+    print(f"{'weights':12} {', '.join(FILES)}: {ARCHITECTURE}")
     for backend in BACKENDS:
         print(f"{backend.name:12} {'; '.join(backend.absent_reasons()) or 'ready'}")
