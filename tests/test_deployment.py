@@ -200,8 +200,8 @@ def test_the_published_loop_the_engine_and_the_prepared_engine_agree(model):
     clip = SyntheticClip(0, frames=7, height=56, width=90, objects=2)
     ids = torch.from_numpy(clip[0].ids)
     planes = torch.stack([ids == 1, ids == 2]).float()
-    loop = PublishedLoop(model, every=3)
-    engines = [VideoSegmenter(each, memory=MemoryConfig(every=3)) for each in (model, for_inference(model))]
+    loop, memory = PublishedLoop(model, every=3), MemoryConfig(every=3, redetect=False)
+    engines = [VideoSegmenter(each, memory=memory) for each in (model, for_inference(model))]
     for index, picture in enumerate(clip):
         frame = torch.from_numpy(picture.image).permute(2, 0, 1).float() / 255
         expected = loop.step(frame, planes if index == 0 else None)

@@ -208,7 +208,11 @@ NETWORK = Run(
     | COMPILED
 )
 IN_BFLOAT16 = ("bfloat16", lambda seen: seen.dtype == torch.bfloat16)  # with less to prepare than in float32
-UNTRAINED = Run({"--arch": ("resnet18", is_network("resnet18", 128)), "--dtype": IN_BFLOAT16})
+UNTRAINED = [
+    Run({"--arch": ("resnet18", is_network("resnet18", 128)), "--dtype": IN_BFLOAT16}),
+    Run({"--arch": ("lite0", is_network("efficientnet_lite0", 96))}),
+    Run({"--arch": ("lite2", is_network("efficientnet_lite2", 96))}),
+]
 EVERY_NETWORK = [
     *packed(
         dtype=[
@@ -312,7 +316,7 @@ SEGMENT = [
             "--checkpoint-seconds": (0, lambda seen: len(seen.checkpoints) > 1),
         }
     ),
-    Run({"--overlay": ("none", lambda _: [path.name for path in OUT.iterdir()] == ["masks"])}),
+    Run({"--overlay": ("none", lambda _: sorted(path.name for path in OUT.iterdir()) == ["masks", "scores.csv"])}),
     Run({"--mask-frame": (2, lambda _: [ids.any() for ids in masks_in(OUT)[:3]] == [False, False, True])}),
     Run({"--resume": (None, lambda seen: same_masks(seen) and seen.summary.resumed_at == 1)}, before=interrupted),
     # test_bulk.py runs it under torchrun
@@ -415,12 +419,12 @@ BENCHMARK = [
 ]
 RUNS = {
     "": [Run({"--version": (None, says("stm_fast 0.1.0"))})],
-    "demo": [*DEMO, NETWORK, UNTRAINED],
+    "demo": [*DEMO, NETWORK, *UNTRAINED],
     "convert": CONVERT,
     "info": [Run({})],
-    "segment": [*SEGMENT, NETWORK, UNTRAINED, *EVERY_NETWORK, *SIZES, *MEMORY],
+    "segment": [*SEGMENT, NETWORK, *UNTRAINED, *EVERY_NETWORK, *SIZES, *MEMORY],
     "train": TRAIN,
-    "evaluate": [*EVALUATE, NETWORK, UNTRAINED, *SIZES, *MEMORY],
+    "evaluate": [*EVALUATE, NETWORK, *UNTRAINED, *SIZES, *MEMORY],
     "benchmark": BENCHMARK,
 }
 COMMANDS = {"": typer.main.get_command(app)} | dict(typer.main.get_command(app).commands)

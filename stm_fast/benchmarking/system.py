@@ -38,7 +38,8 @@ PUBLISHED = "published"
 FRAMES = 4  # of the clip, shown over and over
 _SIMILARITY = "similarity"  # beside the stages, among what is read of a frame
 _NEVER = 10**9  # no frame is its multiple, so the memory stays as long as it is
-_MEMORY = MemoryConfig(every=_NEVER)
+# masks of an untrained network mean nothing: objects that it loses are no reason to leave frames out
+_MEMORY = MemoryConfig(every=_NEVER, redetect=False)
 
 
 @dataclass(frozen=True)
