@@ -70,7 +70,9 @@ def test_an_object_is_found_where_it_comes_back(model):
     as_published = VideoSegmenter(model, memory=MemoryConfig(redetect=False))
     lost = found_in(as_published, frames, ids[0])
     assert as_published.bank.frames == [[0, 5, 10]]
-    assert not any(lost[index].any() for index in range(HIDDEN.stop, 16)), "what the frames without it say for ever"
+    assert not any(lost[index].any() for index in range(HIDDEN.stop, 16)), (
+        "the frames without it keep saying that it is not there"
+    )
 
 
 def test_an_object_in_sight_is_remembered_while_another_one_is_lost(model):

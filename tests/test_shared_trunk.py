@@ -4,13 +4,11 @@ import hashlib
 import math
 import sys
 from dataclasses import asdict
-from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from stm_fast.choices import Arch
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
@@ -18,8 +16,6 @@ from stm_fast.network import STM, architecture_of, load_checkpoint, save_checkpo
 from stm_fast.network.efficientnet import LITE, EfficientNetLite, from_published
 from stm_fast.network.pretrained import PRETRAINED, pretrained_file
 from stm_fast.network.shared_trunk import CELLS, PLACE_CHANNELS
-from stm_fast.tasks.choice import NetworkChoice
-from stm_fast.tasks.network import BUILDERS, load_model
 
 SMALL = {"key_dim": 19, "value_dim": 24, "decoder_dim": 16, "shared_trunk": True}
 
@@ -229,10 +225,3 @@ def test_stages_that_are_frozen_do_not_learn():
     for encoder in ("query_encoder", "memory_encoder"):
         assert {f"{encoder}.conv1.weight", f"{encoder}.bn1.weight", f"{encoder}.layer1.0.conv1.weight"} <= frozen
     assert not any("mask" in name or "layer2" in name for name in frozen)
-
-
-@pytest.mark.parametrize("arch", get_args(Arch))
-def test_the_commands_have_every_network_untrained(arch):
-    found = load_model(NetworkChoice(arch=arch)).architecture
-    assert found == BUILDERS[arch](weights=None).architecture
-    assert found.backbone.endswith(arch)

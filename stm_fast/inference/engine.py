@@ -251,7 +251,7 @@ class VideoSegmenter:
             return
         given = [index for index, object_id in enumerate(self._ids) if object_id in seen.given_ids]
         absent = self._absent(seen, given)
-        for_good = stays(self._memory, seen.frame_index, bool(given))
+        for_good = stays(self._memory, seen.frame_index, bool(seen.given_ids))
         if len(absent) < len(self._ids) and (for_good or self._memory.previous):
             key, value = self._model.memorize(seen.frame, seen.objects, seen.known)
             self._bank.append(

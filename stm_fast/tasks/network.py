@@ -20,7 +20,7 @@ from stm_fast.network.deployment import for_inference
 from stm_fast.network.precision import choose_dtype
 from stm_fast.tasks.choice import NetworkChoice
 
-BUILDERS: dict[Arch, Callable[..., STM]] = {
+_BUILDERS: dict[Arch, Callable[..., STM]] = {
     "lite0": stm_lite0,
     "lite2": stm_lite2,
     "resnet18": stm_resnet18,
@@ -33,7 +33,7 @@ def load_model(choice: NetworkChoice) -> STM:
     device = _device(choice.device)
     if choice.arch is not None:
         torch.manual_seed(0)
-        model = BUILDERS[choice.arch](weights=None)
+        model = _BUILDERS[choice.arch](weights=None)
     else:
         model = STM(**vars(architecture_of(choice.file)))
         load_checkpoint(model, choice.file)
