@@ -161,3 +161,19 @@ def test_the_memory_of_an_absent_object_stays_as_it_is(config):
     together = bank.read(one_each)
     for index, (start, stop) in enumerate(pairwise(range(3))):
         torch.testing.assert_close(together[index], bank.read(one_each[start:stop])[index])
+
+
+def test_an_absent_object_gives_its_temporary_frame_up_where_a_new_one_needs_room():
+    """Slots move then, and the temporary frame would be behind another one."""
+    torch.manual_seed(0)
+    key, value = torch.randn(3, 16, 3, 4), torch.randn(3, 24, 3, 4)
+    slot = 12 * (16 + 24) * 4  # bytes
+    bank = MemoryBank(MemoryConfig(max_bytes=8 * slot))
+    for frame in range(3):
+        bank.append(key[:2] + frame, value[:2] + frame)
+    bank.append(key[:2] + 3, value[:2] + 3, temporary=True)
+    assert bank.rows == [48, 48]
+    bank.append(key + 4, value + 4, absent=[1])
+    kept = [len(frames) for frames in bank.frames]
+    assert kept[1] < 3
+    assert bank.rows[1] == 12 * kept[1]
