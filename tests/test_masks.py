@@ -143,12 +143,12 @@ def test_soft_edges_are_refused_and_many_objects_are_not(tmp_path: Path) -> None
 def test_missing_text_and_cut_files_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "none.png", "no such mask")
     (tmp_path / "text.png").write_text("not a picture")
-    refuses(tmp_path / "text.png", "not a readable PNG (no known picture format)")
+    refuses(tmp_path / "text.png", "not a readable mask (no known picture format)")
     noise = np.random.default_rng(0).integers(0, 9, (64, 64), dtype=np.uint8)
     masks.write_mask(tmp_path / "cut.png", noise)
     whole = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    refuses(tmp_path / "cut.png", "not a readable PNG")
+    refuses(tmp_path / "cut.png", "not a readable mask")
 
 
 def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:

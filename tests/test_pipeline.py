@@ -224,7 +224,7 @@ def test_a_frame_that_cannot_be_decoded_stops_it(tmp_path, model):
     source = folder(tmp_path / "in", [f"{number}.jpg" for number in range(8)])
     whole = (source / "5.jpg").read_bytes()
     (source / "5.jpg").write_bytes(whole[:-40])
-    with pytest.raises(InputError, match=r"5\.jpg: picture cannot be decoded"):
+    with pytest.raises(InputError, match=r"5\.jpg: not a readable picture"):
         segment_video(source, mask(tmp_path / "m.png"), tmp_path / "out", model=model)
     assert files(tmp_path / "out") == [".resume.json", *(f"masks/{number}.png" for number in range(5))]
 

@@ -374,7 +374,7 @@ def corrupt(stills):
 
 def test_corrupt_pictures_are_named(corrupt):
     clips = dataset(still_folder(corrupt))
-    with pytest.raises(InputError, match=r"(cut|noise)\.jpg: picture cannot be decoded"):
+    with pytest.raises(InputError, match=r"(cut|noise)\.jpg: not a readable picture"):
         [clips[Ticket(0, index, 0)] for index in range(30)]
 
 

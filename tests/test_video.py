@@ -425,7 +425,7 @@ def test_a_cut_picture_is_named_when_it_is_reached(tmp_path: Path) -> None:
     (folder / "1.jpg").write_bytes(whole[:-40])
     frames = iter(open_frames(folder))
     next(frames)
-    with pytest.raises(InputError, match=re.escape(f"{folder / '1.jpg'}: picture cannot be decoded")):
+    with pytest.raises(InputError, match=re.escape(f"{folder / '1.jpg'}: not a readable picture")):
         next(frames)
 
 

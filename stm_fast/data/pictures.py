@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.errors import InputError
-from stm_fast.video.pillow import BROKEN_PICTURE, check_depth, reason
+from stm_fast.video.pillow import check_depth, decoding
 
 _QUARTER_TURNS = range(5, 9)
 
@@ -30,22 +30,15 @@ def read_picture(file: Path, size: tuple[int, int], mask: Path, shrink: int) -> 
 
     Raises InputError: no such file, a broken one, more than 8 bits a channel, a size other than that of its mask.
     """
-    try:
-        with Image.open(file) as opened:
-            width, height = opened.size
-            opened.draft("RGB", (max(1, width // shrink), max(1, height // shrink)))
-            check_depth(opened, file)
-            decoded = opened.convert("RGB")
-            if opened.size == (width, height):
-                decoded = decoded.reduce(shrink)
-            turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
-            image = np.array(ImageOps.exif_transpose(decoded) if turn != 1 else decoded)  # [H / shrink, W / shrink, 3]
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such picture") from error
-    except BROKEN_PICTURE as error:
-        raise InputError(f"{file}: picture cannot be decoded ({reason(error)})") from error
+    with decoding(file, "picture"), Image.open(file) as opened:
+        width, height = opened.size
+        opened.draft("RGB", (max(1, width // shrink), max(1, height // shrink)))
+        check_depth(opened, file)
+        decoded = opened.convert("RGB")
+        if opened.size == (width, height):
+            decoded = decoded.reduce(shrink)
+        turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        image = np.array(ImageOps.exif_transpose(decoded) if turn != 1 else decoded)  # [H / shrink, W / shrink, 3]
     full = (width, height) if turn in _QUARTER_TURNS else (height, width)
     if full != size:
         raise InputError(f"{mask}: mask of {size[1]}x{size[0]}, expected {full[1]}x{full[0]} as {file.name}")

@@ -14,7 +14,7 @@ from stm_fast.data.sequences import VOID
 from stm_fast.errors import InputError, require_folder
 from stm_fast.video import object_ids, read_mask
 from stm_fast.video.picture_folder import SUFFIXES, natural_key
-from stm_fast.video.pillow import BROKEN_PICTURE, reason
+from stm_fast.video.pillow import decoding
 from stm_fast.whole_file import same_file
 
 _HALF = 128
@@ -120,13 +120,8 @@ def _read_ids(file: Path) -> Bytes:
     """Object ids [H, W] of a mask."""
     if file.suffix == ".mat":
         return read_mat(file)
-    try:
-        with Image.open(file) as opened:
-            grey = None if opened.mode == "P" else np.array(opened.convert("L"))
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such mask") from error
-    except BROKEN_PICTURE as error:
-        raise InputError(f"{file}: not a readable mask ({reason(error)})") from error
+    with decoding(file, "mask"), Image.open(file) as opened:
+        grey = None if opened.mode == "P" else np.array(opened.convert("L"))
     if grey is not None and grey.max() >= _HALF:
         return (grey >= _HALF).astype(np.uint8)
     ids = read_mask(file).ids

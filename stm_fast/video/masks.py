@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stm_fast.errors import InputError, reading
-from stm_fast.video.pillow import BROKEN_PICTURE, reason
+from stm_fast.errors import InputError
+from stm_fast.video.pillow import decoding
 from stm_fast.whole_file import whole_file
 
 # more ids than this in one mask are the grey levels of soft edges, not objects
@@ -52,19 +52,11 @@ def read_mask(path: str | Path, most_ids: int | None = MAX_IDS) -> Mask:
     Raises InputError: no such file, not a PNG, colours instead of ids, more than 8 bits, anti-aliased edges.
     """
     path = Path(path)
-    with reading(path):
-        if not path.is_file():
-            raise InputError(f"{path}: no such mask")
-    try:
-        with Image.open(path) as picture:
-            _check_format(path, picture)
-            step = _grey_step(picture)
-            ids = np.array(picture).astype(np.uint8) // step  # [H, W]
-            palette = bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else None
-    except InputError:
-        raise
-    except BROKEN_PICTURE as error:
-        raise InputError(f"{path}: not a readable PNG ({reason(error)})") from error
+    with decoding(path, "mask"), Image.open(path) as picture:
+        _check_format(path, picture)
+        step = _grey_step(picture)
+        ids = np.array(picture).astype(np.uint8) // step  # [H, W]
+        palette = bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else None
     count = len(object_ids(ids))
     if most_ids is not None and count > most_ids:
         raise InputError(

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from stm_fast.errors import InputError, reading
 from stm_fast.video.frames import Frame, FrameReader
-from stm_fast.video.pillow import BROKEN_PICTURE, check_depth, reason
+from stm_fast.video.pillow import check_depth, decoding
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 # a folder states no rate: the one of DAVIS
@@ -109,25 +109,17 @@ def _numbering(name: str) -> str:
 
 def _read_size(file: Path) -> tuple[int, int]:
     """Width and height as seen, from the header alone."""
-    try:
-        with Image.open(file) as picture:
-            check_depth(picture, file)
-            width, height = picture.size
-            return (height, width) if _orientation(picture) in _QUARTER_TURNS else (width, height)
-    except InputError:
-        raise
-    except BROKEN_PICTURE as error:
-        raise InputError(f"{file}: not a readable picture ({reason(error)})") from error
+    with decoding(file, "picture"), Image.open(file) as picture:
+        check_depth(picture, file)
+        width, height = picture.size
+        return (height, width) if _orientation(picture) in _QUARTER_TURNS else (width, height)
 
 
 def read_frame(file: Path) -> npt.NDArray[np.uint8]:
     """The picture uint8 [H, W, 3] RGB, upright. Raises InputError where it cannot be decoded."""
-    try:
-        with Image.open(file) as picture:
-            upright = ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture
-            return np.array(upright.convert("RGB"))  # [H, W, 3]
-    except BROKEN_PICTURE as error:
-        raise InputError(f"{file}: picture cannot be decoded ({reason(error)})") from error
+    with decoding(file, "picture"), Image.open(file) as picture:
+        upright = ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture
+        return np.array(upright.convert("RGB"))  # [H, W, 3]
 
 
 def _orientation(picture: Image.Image) -> int:
