@@ -261,8 +261,8 @@ def with_index_last(source, target):
 
 
 def test_a_mask_of_another_size(place):
-    write_mask(place.folder / "m.png", np.ones((16, 24), np.uint8))
-    place.refuses("m.png: mask of 24x16, expected 48x32 as the frames", masks=place.folder / "m.png")
+    write_mask(place.folder / "m.png", np.ones((24, 16), np.uint8))
+    place.refuses("m.png: mask of 16x24, expected 48x32 as the frames", masks=place.folder / "m.png")
 
 
 def test_a_mask_with_soft_edges(place):
@@ -273,9 +273,11 @@ def test_a_mask_with_soft_edges(place):
 
 
 @pytest.mark.slow
-def test_a_mask_of_colours(place):
-    Image.fromarray(one_object()).convert("RGB").save(place.folder / "m.png")
-    place.refuses("m.png: mask has colours (RGB)", masks=place.folder / "m.png")
+def test_a_mask_of_colors(place):
+    colors = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    colors[:9, :9], colors[9:, 9:] = (200, 0, 0), (0, 200, 0)
+    Image.fromarray(colors).save(place.folder / "m.png")
+    place.refuses("m.png: mask has colors (PNG of mode RGB)", masks=place.folder / "m.png")
 
 
 @pytest.mark.slow

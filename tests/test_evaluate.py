@@ -115,7 +115,7 @@ def test_folder_with_and_without_lists(tmp_path):
         (davis17, "test", "2017/test.txt: no such list"),
         (davis16, "val", "2016/val.txt: no such list of sequences, nor .*480p/val.txt"),
         (youtube_vos, "valid", "meta.json: no such file"),
-        (folder, "all", "Annotations.*: no folder of a sequence"),
+        (folder, "all", "Annotations.*: no such folder of sequences"),
     ],
 )
 def test_other_layouts_are_refused_in_one_line(tmp_path, layout, split, message):
@@ -154,7 +154,10 @@ def test_a_listed_sequence_without_frames_or_masks(tmp_path):
     with pytest.raises(InputError, match="480p/ghost: no such folder of frames"):
         davis17(root, "val")
     (root / "JPEGImages/480p/ghost").mkdir()
-    with pytest.raises(InputError, match="480p/ghost: no PNG"):
+    with pytest.raises(InputError, match="480p/ghost: no such folder of masks"):
+        davis17(root, "val")
+    (root / "Annotations/480p/ghost").mkdir()
+    with pytest.raises(InputError, match="480p/ghost: no mask in it"):
         davis17(root, "val")
 
 

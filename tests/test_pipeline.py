@@ -14,7 +14,7 @@ from PIL import Image
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference import InterruptedRun, VideoSegmenter, pipeline, results, segment_video
-from stm_fast.inference.given import find_masks, mask_files
+from stm_fast.inference.given import GivenMasks, find_masks, mask_files
 from stm_fast.inference.overlap import FRAMES_WAITING
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
@@ -493,7 +493,7 @@ def test_a_mask_among_the_frames_is_no_frame(tmp_path, suffix, link):
     reader = open_frames(source, mask_files(given))
     assert [frame.name for frame in reader] == [f"img_{number}" for number in range(3)]
     notes = (f"{source / 'first.png'}: given as mask, and so left out of the frames",)
-    assert find_masks(given, reader) == ({0: given}, DAVIS_PALETTE, notes)
+    assert find_masks(given, reader) == GivenMasks({0: given}, (48, 32), {0: [1, 7]}, False, DAVIS_PALETTE, notes)
 
 
 def test_a_run_with_a_mask_among_its_frames(tmp_path, model, caplog):

@@ -17,11 +17,10 @@ import numpy.typing as npt
 from stm_fast.choices import SetName
 from stm_fast.data.drawn_set import draw_set
 from stm_fast.errors import InputError, check_name, require_file, require_folder
-from stm_fast.video import object_ids, read_mask
-from stm_fast.video.picture_folder import SUFFIXES, natural_key
+from stm_fast.video import VOID, MaskPicture, has_void, object_ids, read_mask, without_void
+from stm_fast.video.listing import by_stem, list_folders, list_masks, list_pictures
 from stm_fast.whole_file import same_file
 
-VOID = 255
 RESOLUTION = "480p"  # what DAVIS is evaluated at
 
 Ids = npt.NDArray[np.uint8]
@@ -32,7 +31,7 @@ class Objects(Enum):
 
     ONE = "everything annotated is one object, given in the first frame"  # DAVIS-2016
     FIRST = "the objects of the first annotation, given there; 255 is void"  # DAVIS-2017
-    ALL = "every object, given where it first occurs"  # YouTube-VOS
+    ALL = "every object, given where it first occurs; 255 beside others is void"  # YouTube-VOS
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Sequence:
     Attributes:
         name: of the sequence; results lie in a folder of this name.
         frames: folder of pictures; None where only annotations are known.
-        annotations: folder of palette PNGs named as their frames.
+        annotations: folder of masks named as their frames.
         objects: what the annotations mean.
         required: names of the frames a server asks for; None for all.
     """
@@ -56,29 +55,37 @@ class Sequence:
     @cached_property
     def annotated(self) -> tuple[str, ...]:
         """Names of the annotated frames, in order."""
-        names = (file.stem for file in self.annotations.glob("*.png") if file.name[0] != ".")
-        return tuple(sorted(names, key=natural_key))
+        return tuple(self._masks)
 
     @cached_property
     def fully_annotated(self) -> bool:
         """Whether every required frame has its annotation, so that results can be scored here."""
         if self.frames is None:
             return True
-        pictures = (file for file in self.frames.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
-        names = self.required or {file.stem for file in pictures}
+        names = self.required or {file.stem for file in list_pictures(self.frames)}
         return names <= set(self.annotated)
+
+    @cached_property
+    def note(self) -> str | None:
+        """What was made of the first annotation, where its values were not taken as they are. Raises InputError."""
+        if not self.annotated:
+            return None
+        found = self._mask(self.annotated[0])
+        if found.note is None and VOID in found.ids and self._void_in(found.ids):
+            return f"found {VOID} beside other ids, took it for void, which is background"
+        return found.note
+
+    def annotation(self, name: str) -> Path:
+        """The file of the mask of a frame that is annotated."""
+        return self._masks[name]
 
     def read_annotation(self, name: str) -> Ids:
         """The object ids ``[H, W]`` of an annotated frame; void pixels are background. Raises InputError."""
-        return self.normalised(read_mask(self.annotations / f"{name}.png").ids)
+        return self.normalised(self._mask(name).ids)
 
     def normalised(self, ids: Ids) -> Ids:
         """Ids ``[H, W]`` of a file as the set means them."""
-        if self.objects is Objects.ALL:
-            return ids
-        # masks of DAVIS-2016 are 0 and 255; as part of DAVIS-2017 they have ids, and 255 is void
-        void = ids == VOID if self.objects is Objects.FIRST or len(object_ids(ids)) > 1 else np.False_
-        kept = np.where(void, 0, ids).astype(np.uint8)
+        kept = without_void(ids) if self._void_in(ids) else ids
         return (kept > 0).astype(np.uint8) if self.objects is Objects.ONE else kept
 
     def given(self, name: str, known: list[int]) -> tuple[Ids, list[int]] | None:
@@ -88,6 +95,25 @@ class Sequence:
         ids = self.read_annotation(name)
         new = [object_id for object_id in object_ids(ids) if object_id not in known]
         return (ids, new) if new else None
+
+    @cached_property
+    def _masks(self) -> dict[str, Path]:
+        return by_stem(list_masks(self.annotations))
+
+    def _mask(self, name: str) -> MaskPicture:
+        return read_mask(self.annotation(name))
+
+    def _void_in(self, ids: Ids) -> bool:
+        """Whether 255 is void in a mask ``[H, W]``."""
+        if self.objects is Objects.FIRST:
+            return True
+        # masks of DAVIS-2016 are 0 and 255; as part of DAVIS-2017 they have ids
+        return has_void(object_ids(ids)) if self.objects is Objects.ONE else VOID in ids and self._has_void
+
+    @cached_property
+    def _has_void(self) -> bool:
+        """Whether 255 is void in every mask, also where an object has left nothing but its border."""
+        return has_void({found for name in self.annotated for found in object_ids(self._mask(name).ids)})
 
 
 def davis16(root: Path, split: str) -> list[Sequence]:
@@ -166,7 +192,7 @@ def annotated_sequences(annotations: Path, objects: Objects) -> list[Sequence]:
     Raises InputError where there is no annotation.
     """
     require_folder(annotations, "of annotations")
-    if any(annotations.glob("*.png")):
+    if list_masks(annotations):
         return [Sequence(annotations.resolve().name, None, annotations, objects)]
     return [Sequence(name, None, annotations / name, objects) for name in _folders(annotations)]
 
@@ -182,8 +208,9 @@ def _checked(sequence: Sequence) -> Sequence:
     check_name(sequence.name, "name of a sequence")
     if sequence.frames is None or not sequence.frames.is_dir():
         raise InputError(f"{sequence.frames}: no such folder of frames, expected sequence {sequence.name}")
+    require_folder(sequence.annotations, f"of masks, expected sequence {sequence.name}")
     if not sequence.annotated:
-        raise InputError(f"{sequence.annotations}: no PNG in it, expected the mask of the first frame at least")
+        raise InputError(f"{sequence.annotations}: no mask in it, expected that of the first frame at least")
     if same_file(sequence.frames, sequence.annotations):
         raise InputError(f"{sequence.annotations}: found the frames there too, expected a folder of masks alone")
     return sequence
@@ -219,7 +246,8 @@ def _with_resolution(folder: Path) -> Path:
 
 
 def _folders(parent: Path) -> list[str]:
-    names = sorted(path.name for path in parent.glob("*/") if path.is_dir() and not path.name.startswith("."))
+    require_folder(parent, "of sequences")
+    names = [path.name for path in list_folders(parent)]
     if not names:
         raise InputError(f"{parent}: no folder of a sequence in it")
     return names

@@ -10,10 +10,9 @@ from PIL import Image
 from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.data.sbd import read_mat
-from stm_fast.data.sequences import VOID
 from stm_fast.errors import InputError, require_folder
-from stm_fast.video import object_ids, read_mask
-from stm_fast.video.picture_folder import SUFFIXES, natural_key
+from stm_fast.video import has_void, object_ids, read_mask, without_void
+from stm_fast.video.listing import by_stem, list_masks, list_pictures, natural_key
 from stm_fast.video.pillow import decoding
 from stm_fast.whole_file import same_file
 
@@ -70,8 +69,7 @@ def still_folder(root: Path) -> StillSource:
     for folder in (pictures, masks):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder, expected pictures in JPEGImages and masks in Annotations")
-    files = [file for file in pictures.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
-    return StillSource(_paired(files, masks.glob("*.png"), str(pictures)))
+    return StillSource(_paired(list_pictures(pictures), list_masks(masks), str(pictures)))
 
 
 def still_globs(root: Path, pictures: str, masks: str) -> StillSource:
@@ -95,7 +93,7 @@ def _found(root: Path, pattern: str) -> list[Path]:
 
 
 def _paired(pictures: Iterable[Path], masks: Iterable[Path], place: str) -> list[Pair]:
-    pictures_by_name, masks_by_name = _by_name(pictures), _by_name(masks)
+    pictures_by_name, masks_by_name = by_stem(list(pictures)), by_stem(list(masks))
     if not pictures_by_name:
         raise InputError(f"{place}: no pictures found, expected jpg, png or webp files")
     for name, file in pictures_by_name.items():
@@ -107,15 +105,6 @@ def _paired(pictures: Iterable[Path], masks: Iterable[Path], place: str) -> list
     return [Pair(file, masks_by_name[file.stem]) for file in files]
 
 
-def _by_name(files: Iterable[Path]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for file in files:
-        twin = named.setdefault(file.stem, file)
-        if twin is not file:
-            raise InputError(f"{file}: same name as {twin}, so that which mask belongs to which picture is open")
-    return named
-
-
 def _read_ids(file: Path) -> Bytes:
     """Object ids [H, W] of a mask."""
     if file.suffix == ".mat":
@@ -125,4 +114,4 @@ def _read_ids(file: Path) -> Bytes:
     if grey is not None and grey.max() >= _HALF:
         return (grey >= _HALF).astype(np.uint8)
     ids = read_mask(file).ids
-    return np.where(ids == VOID, np.uint8(0), ids) if len(object_ids(ids)) > 1 else ids
+    return without_void(ids) if has_void(object_ids(ids)) else ids

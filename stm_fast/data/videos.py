@@ -9,7 +9,7 @@ from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Shot
 from stm_fast.data.sequences import Sequence
 from stm_fast.errors import InputError
-from stm_fast.video.picture_folder import SUFFIXES, natural_key
+from stm_fast.video.listing import list_pictures
 
 
 class VideoSource:
@@ -53,7 +53,7 @@ class VideoSource:
     def shot(self, index: int, time: int) -> Shot:
         """A frame of sequence `index` and its mask."""
         sequence, file = self._sequences[index], self._files[index][time]
-        return shot_of(file, sequence.read_annotation(file.stem), sequence.annotations / f"{file.stem}.png")
+        return shot_of(file, sequence.read_annotation(file.stem), sequence.annotation(file.stem))
 
     def _check_length(self, index: int, frames: int) -> None:
         found = len(self._files[index])
@@ -72,13 +72,12 @@ def draw_times(length: int, frames: int, max_skip: int, generator: np.random.Gen
 def _list_frames(sequence: Sequence) -> list[Path]:
     if sequence.frames is None:
         raise InputError(f"{sequence.annotations}: sequence {sequence.name} has no frames")
-    files = [file for file in sequence.frames.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    files = list_pictures(sequence.frames)
     if sequence.required is not None:
         files = [file for file in files if file.stem in sequence.required]
     if not files:
         raise InputError(f"{sequence.frames}: no frames in it, expected jpg, png or webp pictures")
     masks = set(sequence.annotated)
-    files.sort(key=lambda file: natural_key(file.name))
     for file in files:
         if file.stem not in masks:
             raise InputError(f"{file}: frame without mask, expected {sequence.annotations / file.stem}.png")

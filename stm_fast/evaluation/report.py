@@ -1,7 +1,6 @@
 """An evaluation as one HTML page that needs nothing else: tables, curves, worst frames, speed, configuration."""
 
 import base64
-import glob
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,9 @@ from stm_fast.evaluation.chart import Line, line_chart
 from stm_fast.evaluation.record import Record
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.inference.stages import STAGES
-from stm_fast.video import DAVIS_PALETTE, draw_overlay, read_mask
-from stm_fast.video.picture_folder import SUFFIXES, read_frame
+from stm_fast.video import DAVIS_PALETTE, draw_overlay, read_written_mask
+from stm_fast.video.listing import list_pictures, mask_of
+from stm_fast.video.picture_folder import read_frame
 from stm_fast.whole_file import whole_file
 
 STRIPS = 6  # sequences whose worst frames are shown
@@ -156,7 +156,7 @@ def _table(header: list[str], rows: list[list[str]], escaped: bool = False) -> s
 
 
 def _figure(sequence: Sequence, folder: Path, name: str, score: float) -> str:
-    found = sequence.normalised(read_mask(folder / f"{name}.png", most_ids=None).ids)
+    found = sequence.normalised(read_written_mask(mask_of(folder, name)).ids)
     picture = _picture(sequence, name, found.shape)
     images = "".join(
         f'<img alt="{escape(what)}" src="{_data_url(draw_overlay(picture, ids))}">'
@@ -167,9 +167,8 @@ def _figure(sequence: Sequence, folder: Path, name: str, score: float) -> str:
 
 def _picture(sequence: Sequence, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """The frame ``[H, W, 3]``; grey where only masks are known."""
-    files = () if sequence.frames is None else sequence.frames.glob(f"{glob.escape(name)}.*")
-    for file in files:
-        if file.suffix.lower() in SUFFIXES:
+    for file in () if sequence.frames is None else list_pictures(sequence.frames):
+        if file.stem == name:
             return read_frame(file)
     return np.full((*shape, 3), 128, np.uint8)
 

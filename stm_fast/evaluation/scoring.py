@@ -12,7 +12,8 @@ import numpy as np
 from stm_fast.data.sequences import Ids, Objects, Sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation.metrics import Floats, Statistics, contour_accuracy, region_similarity, statistics
-from stm_fast.video import object_ids, read_mask
+from stm_fast.video import object_ids, read_written_mask
+from stm_fast.video.listing import mask_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def score_sequence(sequence: Sequence, results: Path) -> list[ObjectScore]:
     region, contour = (np.zeros((len(ids), len(names))) for _ in range(2))  # [O, T]
     for index, name in enumerate(names):
         truth = sequence.read_annotation(name)
-        found_ids = _read_result(sequence, results / f"{name}.png", truth.shape, ids)
+        found_ids = _read_result(sequence, mask_of(results, name), truth.shape, ids)
         planes = found_ids == np.array(ids)[:, None, None], truth == np.array(ids)[:, None, None]  # [O, H, W]
         region[:, index], contour[:, index] = region_similarity(*planes), contour_accuracy(*planes)
     return [
@@ -111,7 +112,7 @@ def _scored_ids(sequence: Sequence) -> list[int]:
 
 
 def _read_result(sequence: Sequence, file: Path, shape: tuple[int, ...], ids: list[int]) -> Ids:
-    found = read_mask(file, most_ids=None).ids
+    found = read_written_mask(file).ids
     if found.shape != shape:
         height, width = found.shape
         raise InputError(f"{file}: mask of {width}x{height}, expected {shape[1]}x{shape[0]} as the annotation")

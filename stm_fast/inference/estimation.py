@@ -23,7 +23,7 @@ from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
 from stm_fast.network.footprint import activation_bytes
-from stm_fast.video import FrameReader, object_ids, read_mask
+from stm_fast.video import FrameReader
 
 # what libraries and the allocator keep for themselves
 LIBRARY_BYTES = 2**26
@@ -105,7 +105,7 @@ def run_of(
     Raises:
         InputError: a cap that is smaller than the number of an object's given masks, which are never evicted.
     """
-    ids = {index: set(object_ids(read_mask(file).ids)) for index, file in given.files.items()}
+    ids = {index: set(found) for index, found in given.ids.items()}
     every, first = set().union(*ids.values()), ids[min(ids)]
     counts = {object_id: sum(object_id in those for those in ids.values()) for object_id in sorted(every)}
     for object_id, count in counts.items():

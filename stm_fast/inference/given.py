@@ -1,12 +1,24 @@
 """The masks a user gives, as files: which frame each belongs to, all checked before anything is computed."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from stm_fast.errors import InputError, reading, require_present
-from stm_fast.video import FrameReader, check_mask_size, read_mask, require_objects
+from stm_fast.video import (
+    VOID,
+    FrameReader,
+    has_void,
+    object_ids,
+    read_mask,
+    require_objects,
+    without_void,
+)
+from stm_fast.video.listing import list_masks, list_pictures
 from stm_fast.whole_file import same_file
 
 
@@ -14,36 +26,49 @@ class GivenMasks(NamedTuple):
     """Mask files by the index of their frame.
 
     Attributes:
-        palette: the colours of the first; None where it has none.
+        size: W, H of the frames.
+        ids: the objects of each.
+        void: whether 255 is void, and not an object.
+        palette: the colors of the first; None where it has none.
         notes: lines for the user: what a mask was taken for.
     """
 
     files: dict[int, Path]
-    palette: bytes | None
+    size: tuple[int, int]
+    ids: dict[int, list[int]]
+    void: bool = False
+    palette: bytes | None = None
     notes: tuple[str, ...] = ()
+
+    def read(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """The mask of a frame, ids [H, W]; None where there is none. Raises InputError."""
+        if index not in self.files:
+            return None
+        ids = read_mask(self.files[index], self.size).ids
+        return without_void(ids) if self.void else ids
 
 
 def mask_files(masks: Path) -> list[Path]:
-    """The mask, or the PNGs of the folder of masks; none where there is no such file or folder."""
+    """The mask, or those of the folder of masks; none where there is no such file or folder."""
     with reading(masks):
         if masks.is_file():
             return [masks]
-        return sorted(file for file in masks.glob("*.png") if file.name[0] != ".")
+        return list_masks(masks) if masks.is_dir() else []
 
 
 def find_masks(masks: str | Path, reader: FrameReader, mask_frame: int | str | None = None) -> GivenMasks:
-    """The masks of a video: one PNG, or a folder of PNGs that are named as their frames.
+    """The masks of a video: one picture, or a folder of them that are named as their frames.
 
-    One PNG belongs to the frame whose name it has, as "00033" in a video, and to the first one where it has no frame's.
+    One mask belongs to the frame whose name it has, as "00033" in a video, and to the first where it has no frame's.
 
     Args:
-        masks: the PNG or the folder.
+        masks: the mask or the folder.
         reader: of the video.
-        mask_frame: the frame that one PNG belongs to, whatever its name: an index, or a name.
+        mask_frame: the frame that one mask belongs to, whatever its name: an index, or a name.
 
-    Raises InputError: no such file, no PNG in the folder, a name that no frame has, two masks of one frame, no such
-    `mask_frame`, or one for a folder, a mask that is the video itself, and any mask without objects, of another size
-    than the frames, or that read_mask refuses.
+    Raises InputError: no such file, no mask in the folder, a name that no frame has, two masks of one frame, no such
+    `mask_frame`, or one for a folder, a mask that is the video itself, and any mask without objects, or that read_mask
+    refuses.
     """
     path = Path(masks)
     require_present(path, "mask file or folder of masks")
@@ -53,6 +78,7 @@ def find_masks(masks: str | Path, reader: FrameReader, mask_frame: int | str | N
             raise InputError(f"{file}: found as video and as mask, expected two files")
     notes = list(_left_out(reader))
     if found != [path]:
+        notes += _other_pictures(path, found, reader)
         files = _files_by_frame(path, found, reader)
         if mask_frame is not None:
             raise InputError(f"mask_frame: found {mask_frame!r} with the folder {path}, expected it with one mask")
@@ -62,19 +88,48 @@ def find_masks(masks: str | Path, reader: FrameReader, mask_frame: int | str | N
         index, note = _index_by_name(path, reader)
         files = {index: path}
         notes += note
-    palette: bytes | None = None
-    for index in sorted(files, reverse=True):
-        mask = read_mask(files[index])
-        check_mask_size(mask, files[index], reader.width, reader.height)
-        require_objects(mask, files[index])
-        palette = mask.palette
-    return GivenMasks(files, palette, tuple(notes))
+    return _checked(files, (reader.width, reader.height), notes)
+
+
+def _checked(files: dict[int, Path], size: tuple[int, int], notes: list[str]) -> GivenMasks:
+    """Reads every mask once. Raises InputError for one that cannot be used."""
+    ids: dict[int, list[int]] = {}
+    palettes: dict[int, bytes | None] = {}
+    noted: dict[str, list[Path]] = {}
+    for index, file in sorted(files.items()):
+        mask = read_mask(file, size)
+        require_objects(mask.ids, file)
+        ids[index], palettes[index] = object_ids(mask.ids), mask.palette
+        if mask.note is not None:
+            noted.setdefault(mask.note, []).append(file)
+    void = has_void(set().union(*ids.values()))
+    if void:
+        with_void = [files[index] for index, found in ids.items() if VOID in found]
+        noted[f"found {VOID} beside other ids, took it for void, which is background"] = with_void
+        ids = {index: [one for one in found if one != VOID] for index, found in ids.items()}
+        for index, found in ids.items():
+            if not found:
+                raise InputError(
+                    f"{files[index]}: mask without objects: nothing but {VOID}, which is void beside others"
+                )
+    notes = notes + [f"{_named(of_note)}: {note}" for note, of_note in noted.items()]
+    return GivenMasks(files, size, ids, void, palettes[min(files)], tuple(notes))
+
+
+def _named(files: Sequence[Path]) -> str:
+    return f"{files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
 def _left_out(reader: FrameReader) -> Iterator[str]:
     if reader.left_out:
-        more = f" and {len(reader.left_out) - 1} more" if len(reader.left_out) > 1 else ""
-        yield f"{reader.left_out[0]}{more}: given as mask, and so left out of the frames"
+        yield f"{_named(reader.left_out)}: given as mask, and so left out of the frames"
+
+
+def _other_pictures(folder: Path, masks: list[Path], reader: FrameReader) -> Iterator[str]:
+    """A note where a folder of PNGs holds pictures that could be meant as masks too."""
+    others = sorted(set(list_pictures(folder)) - set(masks))
+    if masks and others and not same_file(folder, reader.path):
+        yield f"{_named(others)}: left out, because the masks beside it are PNGs"
 
 
 def _index_by_name(file: Path, reader: FrameReader) -> tuple[int, list[str]]:
@@ -119,5 +174,5 @@ def _files_by_frame(folder: Path, found: list[Path], reader: FrameReader) -> dic
             raise InputError(f"{file}: a mask of the same frame as {files[index].name}")
         files[index] = file
     if not files:
-        raise InputError(f"{folder}: no mask in this folder, expected PNG files named as their frames")
+        raise InputError(f"{folder}: no mask in this folder, expected PNGs named as their frames")
     return files

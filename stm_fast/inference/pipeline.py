@@ -27,7 +27,7 @@ from stm_fast.inference.overlap import FRAMES_WAITING, Behind, ahead
 from stm_fast.inference.results import NoResults, Results, check_overlay
 from stm_fast.memory import Shard, with_known_size
 from stm_fast.network import STM
-from stm_fast.video import Frame, open_frames, read_mask
+from stm_fast.video import Frame, open_frames
 
 logger = logging.getLogger(__name__)
 
@@ -197,9 +197,9 @@ def _writer(results: Results | NoResults) -> Callable[[_Segmented | Frame], None
 
 def _segment(frame: Frame, segmenter: VideoSegmenter, given: GivenMasks) -> _Segmented:
     """The object ids and scores of the next frame."""
-    file = given.files.get(frame.index)
-    mask = None if file is None else torch.from_numpy(read_mask(file).ids)
-    prob = segmenter.step(torch.from_numpy(frame.image).permute(2, 0, 1), mask)
+    mask = given.read(frame.index)
+    picture = torch.from_numpy(frame.image).permute(2, 0, 1)  # [3, H, W]
+    prob = segmenter.step(picture, None if mask is None else torch.from_numpy(mask))
     ids = segmenter.object_ids
     found = label(prob, ids)
     scores = object_scores(prob, found, ids).tolist()

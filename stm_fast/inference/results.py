@@ -19,7 +19,7 @@ from stm_fast.video import (
     OverlayPictureWriter,
     OverlayVideoWriter,
     draw_overlay,
-    read_mask,
+    read_written_mask,
 )
 from stm_fast.whole_file import remove_left_over, writing
 
@@ -74,7 +74,7 @@ class Results:
     def redraw(self, frame: Frame) -> None:
         """Puts a frame whose mask was written by an earlier process into the overlay video, which has to start anew."""
         if self._video is not None:
-            ids = read_mask(self._masks.folder / f"{frame.name}.png", most_ids=None).ids
+            ids = read_written_mask(self._masks.folder / f"{frame.name}.png").ids
             self._video.write(draw_overlay(frame.image, ids, self._palette), frame.time)
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ from stm_fast.inference import Summary, check_backend, segment_video
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_for_inference
 from stm_fast.tasks.progress import print_summary, progress_bar, task_name
-from stm_fast.video import OverlayVideoWriter, object_ids, read_mask, write_mask
+from stm_fast.video import OverlayVideoWriter, object_ids, read_written_mask, write_mask
 
 _FRAME_RATE = Fraction(24)
 
@@ -48,7 +48,7 @@ def run_demo(
 def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
     """J of each object in percent, the mean over all frames but the given one."""
     files = sorted((summary.output / "masks").glob("*.png"))
-    pairs = [(read_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
+    pairs = [(read_written_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
     for object_id in object_ids(clip[0].ids):
         scores = [region_similarity(found == object_id, truth == object_id) for found, truth in pairs]
         print(f"object {object_id}: J = {100 * sum(scores) / len(scores):.1f}")

@@ -1,5 +1,6 @@
 """The sequences that stm-fast evaluate runs or scores, found before the network is loaded."""
 
+import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,6 +14,8 @@ from stm_fast.evaluation.output_folder import check_apart, check_folders
 from stm_fast.evaluation.scoring import check_length
 from stm_fast.inference.shards import rank
 from stm_fast.whole_file import same_file
+
+logger = logging.getLogger(__name__)
 
 
 def open_set(set_name: SetName, data: Path, split: str, names: list[str], output: Path) -> list[Sequence]:
@@ -36,6 +39,7 @@ def open_set(set_name: SetName, data: Path, split: str, names: list[str], output
     check_apart(output, chosen)
     for each in to_score(chosen):
         check_length(each)
+    _tell(chosen)
     return chosen
 
 
@@ -69,4 +73,16 @@ def open_results(
         print(f"stm-fast: {which}; their scores mean nothing", file=sys.stderr)
     if len(pairs) < len(named):
         print(f"stm-fast: {results} has {len(pairs)} of the {len(named)} sequences of {truth}", file=sys.stderr)
+    _tell([sequence for sequence, _ in pairs])
     return pairs
+
+
+def _tell(sequences: Iterable[Sequence]) -> None:
+    """A line for each way in which annotations were not taken as they are."""
+    noted: dict[str, list[Sequence]] = {}
+    for sequence in sequences if rank() == 0 else ():
+        if sequence.note is not None:
+            noted.setdefault(sequence.note, []).append(sequence)
+    for note, those in noted.items():
+        more = f" and {len(those) - 1} more sequences" if len(those) > 1 else ""
+        logger.warning(f"{those[0].annotation(those[0].annotated[0])}{more}: {note}")

@@ -1,12 +1,15 @@
 """Pictures in, pictures out: readers of frames, masks of ids, writers, overlays. All streaming."""
 
+from stm_fast.video.mask_picture import MaskPicture
 from stm_fast.video.masks import (
     DAVIS_PALETTE,
-    Mask,
-    check_mask_size,
+    VOID,
+    has_void,
     object_ids,
     read_mask,
+    read_written_mask,
     require_objects,
+    without_void,
     write_mask,
 )
 from stm_fast.video.overlay import draw_overlay
@@ -15,17 +18,20 @@ from stm_fast.video.writer import MaskWriter, OverlayPictureWriter, OverlayVideo
 
 __all__ = [
     "DAVIS_PALETTE",
+    "VOID",
     "Frame",
     "FrameReader",
-    "Mask",
+    "MaskPicture",
     "MaskWriter",
     "OverlayPictureWriter",
     "OverlayVideoWriter",
-    "check_mask_size",
     "draw_overlay",
+    "has_void",
     "object_ids",
     "open_frames",
     "read_mask",
+    "read_written_mask",
     "require_objects",
+    "without_void",
     "write_mask",
 ]

@@ -1,6 +1,6 @@
 """Masks of object ids as palette PNGs, the format of DAVIS and YouTube-VOS: value = object id, 0 = background."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +8,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from stm_fast.errors import InputError
-from stm_fast.video.pillow import decoding
+from stm_fast.video.mask_picture import MaskPicture, read_ids, read_mask_picture
 from stm_fast.whole_file import whole_file
 
-# more ids than this in one mask are the grey levels of soft edges, not objects
-MAX_IDS = 20
+# what is no object and no background either, as the border around the objects of PASCAL VOC
+VOID = 255
 
 
 def _davis_palette() -> bytes:
@@ -27,43 +27,27 @@ def _davis_palette() -> bytes:
 DAVIS_PALETTE = _davis_palette()  # 256 x RGB
 
 
-@dataclass(frozen=True, eq=False)
-class Mask:
-    """Object ids of one frame.
+def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> MaskPicture:
+    """A mask that somebody gives: object ids, or one object in black and white.
 
-    Attributes:
-        ids: uint8 [H, W], 0 is background.
-        palette: colours of the ids as in the file, RGB, at most 256 x 3 bytes; None where the file has none.
-    """
-
-    ids: npt.NDArray[np.uint8]
-    palette: bytes | None
-
-
-def read_mask(path: str | Path, most_ids: int | None = MAX_IDS) -> Mask:
-    """Read a palette or grey PNG whose values are object ids. The ids are kept as they are.
-
-    A grey 0/255 mask is one object whose id is 255. A mask without any object is read too: see `require_objects`.
+    The values of palette and grey PNGs are ids and stay as they are: a 0/255 mask is one object whose id is 255. Other
+    pictures (RGB, RGBA, JPEG, WebP) are taken where they are black and one other color, for object 255; so are soft
+    edges of one object, which is where it is at least half as bright as inside. `note` says what was made of the file.
+    A mask without any object is read too: see `require_objects`.
 
     Args:
-        path: the PNG.
-        most_ids: a mask with more is taken for one with soft edges; None for masks that were written here.
+        path: the picture.
+        size: W, H of the frames: a mask of their aspect ratio is brought to it, by the nearest neighbor.
 
-    Raises InputError: no such file, not a PNG, colours instead of ids, more than 8 bits, anti-aliased edges.
+    Raises InputError: no such file, a broken one, another aspect ratio, more colors, anti-aliased edges of several
+    objects, a palette whose black is not index 0, more than 8 bits a pixel.
     """
-    path = Path(path)
-    with decoding(path, "mask"), Image.open(path) as picture:
-        _check_format(path, picture)
-        step = _grey_step(picture)
-        ids = np.array(picture).astype(np.uint8) // step  # [H, W]
-        palette = bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else None
-    count = len(object_ids(ids))
-    if most_ids is not None and count > most_ids:
-        raise InputError(
-            f"{path}: mask looks anti-aliased: {count} different ids, expected at most {most_ids}; "
-            "save it with hard edges"
-        )
-    return Mask(ids, palette)
+    return read_mask_picture(Path(path), size)
+
+
+def read_written_mask(path: str | Path) -> MaskPicture:
+    """A palette or grey PNG, which a method wrote: every value is an id. Raises InputError where it is none."""
+    return read_ids(Path(path))
 
 
 def write_mask(path: str | Path, ids: npt.NDArray[np.uint8], palette: bytes | None = None) -> None:
@@ -91,36 +75,30 @@ def full_palette(palette: bytes | None) -> bytes:
 
 def object_ids(ids: npt.NDArray[np.uint8]) -> list[int]:
     """The objects of a mask in increasing order, background left out."""
-    counts = np.bincount(ids.ravel(), minlength=256)
-    return (np.flatnonzero(counts[1:]) + 1).tolist()
+    found = np.zeros(256, np.bool_)
+    # row by row: an index takes eight bytes a pixel
+    for row in ids.reshape(-1, ids.shape[-1]):
+        found[row] = True
+    return (np.flatnonzero(found[1:]) + 1).tolist()
 
 
-def require_objects(mask: Mask, path: str | Path) -> None:
+def has_void(ids: Collection[int]) -> bool:
+    """Whether 255, among all ids of a video, is void: it is beside other ids, and not because somebody counted so far.
+
+    Alone it is the object of a black-and-white mask.
+    """
+    return VOID in ids and len(ids) > 1 and VOID - 1 not in ids
+
+
+def without_void(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The mask [H, W] with void as background."""
+    return np.where(ids == VOID, np.uint8(0), ids)
+
+
+def require_objects(ids: npt.NDArray[np.uint8], path: str | Path) -> None:
     """Raise InputError where the mask of this file shows no object."""
-    if not mask.ids.any():
+    if not ids.any():
         raise InputError(f"{path}: mask without objects: every pixel is 0 (background)")
-
-
-def check_mask_size(mask: Mask, path: str | Path, width: int, height: int) -> None:
-    """Raise InputError where the mask of this file has not the size of the frames."""
-    if mask.ids.shape != (height, width):
-        found_height, found_width = mask.ids.shape
-        raise InputError(f"{path}: mask of {found_width}x{found_height}, expected {width}x{height} as the frames")
-
-
-def _check_format(path: Path, picture: Image.Image) -> None:
-    if picture.format != "PNG":
-        raise InputError(f"{path}: mask is {picture.format}, expected a palette PNG whose values are object ids")
-    if picture.mode in ("RGB", "RGBA", "LA"):
-        raise InputError(f"{path}: mask has colours ({picture.mode}), expected a palette or grey PNG of object ids")
-    if picture.mode not in ("P", "L", "1"):
-        raise InputError(f"{path}: mask has mode {picture.mode}, expected 8 bits a pixel")
-
-
-def _grey_step(picture: Image.Image) -> np.uint8:
-    """What Pillow makes of 1 in a PNG that is opened and not read: it spreads 2 and 4 bits of grey over 0 to 255."""
-    raw_mode = picture.tile[0][3] if picture.tile else ""  # type: ignore[attr-defined]
-    return np.uint8({"L;2": 85, "L;4": 17}.get(str(raw_mode), 1))
 
 
 def _check_ids(ids: npt.NDArray[np.uint8]) -> None:

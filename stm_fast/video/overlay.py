@@ -3,7 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
-from stm_fast.video.masks import full_palette
+from stm_fast.video.masks import DAVIS_PALETTE, full_palette
+
+# 255, which DAVIS draws in a pale grey, is the object of a black-and-white mask
+_DRAWN_PALETTE = DAVIS_PALETTE[:-3] + bytes((255, 0, 200))
 
 
 def draw_overlay(
@@ -14,7 +17,7 @@ def draw_overlay(
     Args:
         image: uint8 [H, W, 3] RGB; it is not changed.
         ids: uint8 [H, W], object ids, 0 is background.
-        palette: RGB colours from id 0 on, DAVIS where None.
+        palette: RGB colours from id 0 on; where None those of DAVIS, but for a bright 255.
         alpha: share of the colour inside an object, 0 to 1.
 
     Returns:
@@ -26,7 +29,7 @@ def draw_overlay(
         raise ValueError(f"image: shape {image.shape}, ids: shape {ids.shape}, expected [H, W, 3] and [H, W]")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: {alpha}, expected 0 to 1")
-    colours = np.frombuffer(full_palette(palette), np.uint8).reshape(256, 3)
+    colours = np.frombuffer(full_palette(palette or _DRAWN_PALETTE), np.uint8).reshape(256, 3)
     drawn = image.copy()  # [H, W, 3]
     inside = ids > 0  # [H, W]
     share = round(256 * alpha)

@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 
 from stm_fast.errors import InputError, reading
 from stm_fast.video.frames import Frame, FrameReader
+from stm_fast.video.listing import list_pictures
 from stm_fast.video.pillow import check_depth, decoding
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 # a folder states no rate: the one of DAVIS
 FRAME_RATE = Fraction(24)
 
@@ -63,23 +63,16 @@ class PictureFolder(FrameReader):
             raise InputError(f"{file}: picture of {width}x{height}, expected {expected}")
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key under which numbers in names count as numbers: "frame2" before "frame10"."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
-
-
 def _list_pictures(folder: Path, masks: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """The frames of a folder, and the masks among them."""
+    found = list_pictures(folder)
     with reading(folder):
-        found = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != "."]
         known = {_identity(file) for file in masks if file.exists()}
         files = [file for file in found if _identity(file) not in known]
     left_out = sorted(set(found) - set(files))
     if not files:
         what = "no pictures beside the masks" if left_out else "no pictures in this folder"
         raise InputError(f"{folder}: {what}, expected jpg, png or webp files")
-    files.sort(key=lambda file: natural_key(file.name))
     _check_names(files, left_out)
     return files, left_out
 

@@ -1,0 +1,79 @@
+"""What of a folder counts: its pictures, its masks, its folders. Hidden files never do."""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from stm_fast.errors import InputError, reading
+
+# in any case, as ".PNG"
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+_MASK_SUFFIX = ".png"
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The jpg, png and webp files of a folder, in the natural order of their names.
+
+    Raises InputError: a folder that cannot be read, and a link that leads nowhere.
+    """
+    return _files(folder, PICTURE_SUFFIXES)
+
+
+def list_masks(folder: Path) -> list[Path]:
+    """The PNGs of a folder in natural order; its other pictures where it has none.
+
+    Raises InputError: as `list_pictures` does, and for two masks of one stem.
+    """
+    pictures = list_pictures(folder)
+    masks = [file for file in pictures if file.suffix.lower() == _MASK_SUFFIX] or pictures
+    by_stem(masks)
+    return masks
+
+
+def by_stem(files: Collection[Path]) -> dict[str, Path]:
+    """Files by their names without suffix. Raises InputError where two have the same."""
+    named: dict[str, Path] = {}
+    for file in files:
+        twin = named.setdefault(file.stem, file)
+        if twin is not file:
+            raise InputError(f"{file}: same name as {twin}, but for the suffix; expected one file of each name")
+    return named
+
+
+def mask_of(folder: Path, name: str) -> Path:
+    """The mask of a name without suffix in a folder; where there is none, the file that it would be."""
+    usual = folder / f"{name}{_MASK_SUFFIX}"
+    if usual.exists() or not folder.is_dir():
+        return usual
+    return by_stem(list_masks(folder)).get(name, usual)
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, in the order of their names. Raises InputError as `list_pictures` does."""
+    with reading(folder), os.scandir(folder) as entries:
+        found = [entry for entry in entries if entry.name[0] != "."]
+        for entry in found:
+            _check_leads_somewhere(entry)
+        return sorted(Path(entry.path) for entry in found if entry.is_dir())
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key under which numbers in names count as numbers: "frame2" before "frame10"."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
+
+
+def _files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    with reading(folder), os.scandir(folder) as entries:
+        found = [entry for entry in entries if entry.name[0] != "." and Path(entry.name).suffix.lower() in suffixes]
+        for entry in found:
+            _check_leads_somewhere(entry)
+        files = [Path(entry.path) for entry in found if not entry.is_dir()]
+    return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def _check_leads_somewhere(entry: os.DirEntry[str]) -> None:
+    """What is left out of a list is missed by nobody: a frame or a sequence that is lost has to be told."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise InputError(f"{entry.path}: found a link to {os.readlink(entry.path)}, where nothing is")

@@ -1,0 +1,159 @@
+"""Whether the values of a mask are ids, or the shades of edges that a paint program has smoothed."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Grey = npt.NDArray[np.uint8]
+_Counts = npt.NDArray[np.intp]  # [256]
+_Flags = npt.NDArray[np.bool_]
+
+WHITE = 255
+# pixels on both sides of one: where so many have its value it is on no edge; and on no blurred one
+_SIDE, _SIDE_BLURRED = 1, 3
+# of the pixels of a value: so many lie between darker and brighter ones where the value is one of an edge
+_MOSTLY = 0.9
+# of the contact with darker and with brighter values: the lesser over the greater
+_EVENLY = 0.25
+# of the outline of what is no edge: so much may border on the background
+_MOST_HARD = 0.5
+# a blurred edge has so many values or more, and its first and last ones, so many on both sides, are over wider bands
+_RAMP, _ENDS = 32, 16
+# of the picture, that is black or white, where edges are blurred
+_LEAST_FLAT = 0.5
+# of neighboring pixels: in a picture of shades fewer are alike, or more differ by no more than `_STEP`
+_ALIKE, _SMOOTH, _STEP = 0.5, 0.95, 8
+# what JPEG makes of black and white, how far from where they meet it errs, and on how much of the picture
+_BLACKISH, _WHITISH = 48, 207
+_BLOCK = 8
+_MOST_BETWEEN = 0.25
+# the least brightness of an object that is no id which somebody counted to
+HALF = 128
+
+
+class Shades(NamedTuple):
+    """Values that are no ids.
+
+    Attributes:
+        edges: values that occur along edges only.
+        others: the values that these enclose, or lie between, without the background.
+        one_object: whether all of it is one bright object.
+    """
+
+    edges: set[int]
+    others: set[int]
+    one_object: bool
+
+
+def find_shades(grey: Grey) -> Shades | None:
+    """The shades of a mask ``[H, W]``; None where its values are ids.
+
+    An edge is told by its shape, not by how many values there are: its values occur in a thin band between darker and
+    brighter ones, which runs along most of what it encloses and covers less of the picture than that does.
+    """
+    counts = np.bincount(grey.ravel(), minlength=256)
+    on_edge = _on_edges(grey, counts, _SIDE_BLURRED)
+    many = np.count_nonzero(on_edge) >= _RAMP
+    if not many:
+        on_edge &= _thin(grey, counts, _SIDE)
+    if not on_edge.any():
+        values = np.flatnonzero(counts)
+        return Shades(set(), set(values.tolist()), False) if len(values) >= _RAMP and _is_shaded(grey) else None
+    other = (counts > 0) & ~on_edge
+    other[0] = False
+    edges, others = (set(np.flatnonzero(values).tolist()) for values in (on_edge, other))
+    ramp = many and all(min(value, WHITE - value) <= _ENDS for value in others)
+    inside = other & (np.arange(256) >= HALF) if ramp else other
+    if ramp:
+        flat = counts[: _ENDS + 1].sum() + counts[-_ENDS - 1 :].sum() >= _LEAST_FLAT * grey.size
+    else:
+        flat = counts[on_edge].sum() <= counts[other].sum()
+    if flat and _enclosed(grey, on_edge, inside):
+        return Shades(edges, others, max(others) >= HALF and (ramp or len(others) == 1))
+    return Shades(edges, others, False) if many and _is_shaded(grey) else None
+
+
+def _on_edges(grey: Grey, counts: _Counts, side: int) -> _Flags:
+    """Which values ``[256]`` occur in thin bands only, between darker and brighter ones."""
+    values = np.flatnonzero(counts)
+    if len(values) < 3:
+        return np.zeros(256, np.bool_)
+    thin = _thin(grey, counts, side)
+    thin[[values[0], values[-1]]] = False
+    if not thin.any():
+        return thin
+    touching = _shares(grey, 1, counts)
+    evenly: _Flags = (touching.min(0) > 0) & (touching.min(0) >= _EVENLY * touching.max(0))
+    between: _Flags = _shares(grey, 2 * side, counts).min(0) >= _MOSTLY
+    found: _Flags = thin & evenly & between
+    return found
+
+
+def _thin(grey: Grey, counts: _Counts, side: int) -> _Flags:
+    """Which values ``[256]`` are nowhere wider than `side` pixels on both sides of one."""
+    inside = np.ones(grey.shape, np.bool_)
+    for axis in (0, 1):
+        for step in range(1, side + 1):
+            for one, other in _pairs(axis, step):
+                inside[one] &= grey[one] == grey[other]
+    found: _Flags = (counts > 0) & (np.bincount(grey[inside], minlength=256) == 0)
+    return found
+
+
+def _enclosed(grey: Grey, on_edge: _Flags, other: _Flags) -> bool:
+    """Whether most of the outline of what is no edge borders on one."""
+    hard = soft = 0
+    for axis in (0, 1):
+        for one, neighbor in _pairs(axis, 1):
+            beside = grey[neighbor][other[grey[one]]]
+            hard += int(np.count_nonzero(beside == 0))
+            soft += int(np.count_nonzero(on_edge[beside]))
+    return hard < _MOST_HARD * (hard + soft)
+
+
+def _is_shaded(grey: Grey) -> bool:
+    """Whether neighboring pixels differ nearly everywhere, or where they do, by little: a photograph, a wide blur."""
+    steps = np.concatenate([np.abs(np.diff(grey.astype(np.int16), axis=axis)).ravel() for axis in (0, 1)])
+    differing = steps[steps > 0]
+    return 1 - len(differing) / len(steps) < _ALIKE or bool((differing <= _STEP).mean() >= _SMOOTH)
+
+
+def is_lossy_black_and_white(grey: Grey) -> bool:
+    """Whether a picture ``[H, W]`` was black and white before JPEG: other shades are few, and by the edges."""
+    black, white = grey <= _BLACKISH, grey >= _WHITISH
+    between = ~(black | white)
+    if not white.any() or between.mean() > _MOST_BETWEEN:
+        return False
+    return bool((between <= (_near(black, _BLOCK) & _near(white, _BLOCK))).all())
+
+
+def _shares(grey: Grey, distance: int, counts: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """For each value the shares ``[2, 256]`` of its pixels with a darker and with a brighter one at most so far off."""
+    darker = _extreme(grey, distance, np.minimum) < grey
+    brighter = _extreme(grey, distance, np.maximum) > grey
+    found = [np.bincount(grey[at], minlength=256) for at in (darker, brighter)]
+    return np.stack(found) / np.maximum(counts, 1)
+
+
+def _extreme(grey: Grey, distance: int, which: np.ufunc) -> Grey:
+    """The least or the greatest value ``[H, W]`` of a square of 2 `distance` + 1 pixels."""
+    for axis in (0, 1):
+        found = grey.copy()
+        for step in range(1, distance + 1):
+            for one, other in _pairs(axis, step):
+                found[one] = which(found[one], grey[other])
+        grey = found
+    return grey
+
+
+def _near(found: npt.NDArray[np.bool_], distance: int) -> npt.NDArray[np.bool_]:
+    return _extreme(found.view(np.uint8), distance, np.maximum).astype(np.bool_)
+
+
+def _pairs(axis: int, step: int) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Indices of pixels and of those `step` further on, in both directions."""
+    head, tail = slice(None, -step), slice(step, None)
+    for one, other in ((head, tail), (tail, head)):
+        yield ((one,), (other,)) if axis == 0 else ((slice(None), one), (slice(None), other))
