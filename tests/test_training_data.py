@@ -500,12 +500,15 @@ def ids_of(source, index=0):
         ("L", [0, 255, 128, 100], [0, 1, 1, 0]),  # a saliency map
         ("1", [0, 255, 255, 0], [0, 1, 1, 0]),
         ("RGB", [0, 255, 200, 10], [0, 1, 1, 0]),
+        ("RGBA", [0, 255, 255, 0], [0, 255, 255, 0]),
     ],
 )
 def test_masks_of_stills_are_ids_or_saliency(tmp_path, mode, values, expected):
     picture = Image.fromarray(np.array([values], np.uint8))
     if mode == "P":
         picture.putpalette(list(range(256)) * 3)
+    if mode == "RGBA":  # white on what is transparent
+        picture = Image.merge("RGBA", [Image.new("L", picture.size, 255)] * 3 + [picture])
     Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
     picture.convert(mode).save(tmp_path / "a.png")
     assert ids_of(still_globs(tmp_path, "*.jpg", "*.png")).tolist() == [expected]

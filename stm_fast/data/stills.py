@@ -13,10 +13,12 @@ from stm_fast.data.sbd import read_mat
 from stm_fast.errors import InputError, require_folder
 from stm_fast.video import has_void, object_ids, read_mask, without_void
 from stm_fast.video.listing import by_stem, list_masks, list_pictures, natural_key
-from stm_fast.video.pillow import decoding
+from stm_fast.video.pillow import check_depth, decoding
 from stm_fast.whole_file import same_file
 
 _HALF = 128
+# ids, or with transparency, which may be the background
+_NOT_GREY = ("P", "RGBA", "LA")
 
 
 class Pair(NamedTuple):
@@ -110,7 +112,8 @@ def _read_ids(file: Path) -> Bytes:
     if file.suffix == ".mat":
         return read_mat(file)
     with decoding(file, "mask"), Image.open(file) as opened:
-        grey = None if opened.mode == "P" else np.array(opened.convert("L"))
+        check_depth(opened, file)
+        grey = None if opened.mode in _NOT_GREY else np.array(opened.convert("L"))
     if grey is not None and grey.max() >= _HALF:
         return (grey >= _HALF).astype(np.uint8)
     ids = read_mask(file).ids
