@@ -534,20 +534,6 @@ def test_masks_of_sbd(tmp_path):
     scipy_io.savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": ids, "Categories": [[5], [7]]}})
     (shot,) = draw_shots(still_globs(tmp_path, "*.jpg", "*.mat"), 0, 1, 0, np.random.default_rng(0))
     assert np.array_equal(shot.ids, ids)
-    scipy_io.savemat(tmp_path / "a.mat", {"GTinst": np.ones(3)})
-    with pytest.raises(InputError, match=r"a\.mat: found no Segmentation"):
-        ids_of(still_globs(tmp_path, "*.jpg", "*.mat"))
-    generator = np.random.default_rng(0)
-    noise = generator.integers(0, 255, (30, 40), np.uint8)
-    scipy_io.savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": noise}}, do_compression=True)
-    damaged = bytearray((tmp_path / "a.mat").read_bytes())
-    damaged[-40] ^= 255
-    (tmp_path / "a.mat").write_bytes(damaged)
-    with pytest.raises(InputError, match=r"a\.mat: not a readable MATLAB file"):
-        ids_of(still_globs(tmp_path, "*.jpg", "*.mat"))
-    (tmp_path / "a.mat").write_bytes(b"no MATLAB file" * 20)
-    with pytest.raises(InputError, match=r"a\.mat: not a readable MATLAB file"):
-        ids_of(still_globs(tmp_path, "*.jpg", "*.mat"))
 
 
 def hidden_share(clip, times):
@@ -613,7 +599,6 @@ def coco(tmp_path):
     return file
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 def test_coco_instances_are_objects(coco, capsys):
     from stm_fast.data.coco import CocoSource
 
@@ -629,29 +614,15 @@ def test_coco_instances_are_objects(coco, capsys):
 def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
     from stm_fast.data import coco as room
 
-    whole = json.loads(coco.read_text())
     with pytest.raises(InputError, match=r"none\.json: no such file"):
         room.CocoSource(tmp_path, tmp_path / "none.json")
     with pytest.raises(InputError, match="nowhere: no such folder"):
         room.CocoSource(tmp_path / "nowhere", coco)
-    for text, message in (("[", "no instances of COCO"), ("[1]", "no instances of COCO"), ("{}", "no instances in it")):
-        coco.write_text(text)
+    broken = (("[", "not JSON"), ("[1]", "no instances of COCO"), ('{"images": 1}', "no instances of COCO"))
+    for text, message in (*broken, ("{}", "no instances in it"), ("\udcff", "found a byte at 0 that is no UTF-8")):
+        coco.write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=rf"instances\.json: {message}"):
             room.CocoSource(tmp_path, coco)
-    for content, key in ((whole["images"][0], "height"), (whole["annotations"][0], "area")):
-        value = content.pop(key)
-        coco.write_text(json.dumps(whole))
-        with pytest.raises(InputError, match=rf"instances\.json: (image|annotation) 1: no {key}"):
-            room.CocoSource(tmp_path, coco)
-        content[key] = value
-    for name in ("../1.jpg", "/1.jpg", "a/../../1.jpg", "", ".", "a\0.jpg", 1, None):
-        whole["images"][0]["file_name"] = name
-        coco.write_text(json.dumps(whole))
-        with pytest.raises(InputError, match=r"instances\.json: file_name of image 1: found"):
-            room.CocoSource(tmp_path, coco)
-    whole["images"][0]["file_name"] = "train2017/1.jpg"
-    coco.write_text(json.dumps(whole))
-    assert len(room.CocoSource(tmp_path, coco)) == 1
     monkeypatch.setattr(room, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install"):
         room.CocoSource(tmp_path, coco)

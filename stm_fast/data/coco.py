@@ -1,30 +1,39 @@
-"""Stills out of COCO instances, through pycocotools."""
+"""Stills out of COCO instances."""
 
-import contextlib
-import io
+import re
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from stm_fast.data.coco_shapes import MOST_PIXELS, check_shape, rasterize
 from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.errors import InputError, check_name, require_folder
+from stm_fast.text_file import read_json
 
 HOW_TO_GET_COCO = "COCO needs pycocotools: pip install 'stm_fast[coco]'"
 _MOST = 254  # ids of a mask
+_LONGEST_NAME = 4096  # of a file: what Linux takes
+_NO_NAME = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")  # what would break a line, or is no character
 
 
 class CocoSource:
     """Pictures of COCO with their instances as objects; the largest is painted first. Crowds are background.
 
+    What is wrong with one image or annotation is an error of that picture: a picture that cannot be told is one too, so
+    that a run which skips corrupt files counts them all.
+
     Args:
         pictures: the folder of pictures.
         annotations: the JSON of the instances, as `instances_train2017.json`.
 
-    Raises InputError: pycocotools is not installed, a missing file or folder, no JSON of instances, no instance in it,
-        one without what is needed.
+    Raises InputError: pycocotools is not installed, a missing file or folder, no JSON of instances, no instance in it.
     """
 
     moving = False
@@ -34,22 +43,17 @@ class CocoSource:
             raise InputError(HOW_TO_GET_COCO)
         require_folder(pictures, "of pictures")
         self._pictures, self._annotations = pictures, annotations
-        self._coco = _open(annotations)
-        of_picture = self._coco.imgToAnns
-        self._numbers = sorted(n for n in self._coco.imgs if any(_is_object(a) for a in of_picture.get(n, ())))
-        if not self._numbers:
+        self._items = _read_items(annotations)
+        if not self._items:
             raise InputError(f"{annotations}: no instances in it, expected some that are no crowds")
-        for number in self._numbers:
-            _check_keys(annotations, "image", self._coco.imgs[number], ("file_name", "height", "width"))
-            _check_file_name(annotations, self._coco.imgs[number])
-            for instance in filter(_is_object, of_picture[number]):
-                _check_keys(annotations, "annotation", instance, ("area",))
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._items)
 
     def check_length(self, frames: int) -> None:
-        """A still is as long as it is asked to be."""
+        """A still is as long as it is asked to be. Raises InputError for the first image or annotation at fault."""
+        for item in self._items:
+            self._check(item)
 
     def length(self, index: int) -> int:
         """A still is one shot."""
@@ -61,46 +65,121 @@ class CocoSource:
 
     def shot(self, index: int, time: int) -> Shot:
         """Picture `index`."""
-        image = self._coco.imgs[self._numbers[index]]
-        return shot_of(self._pictures / image["file_name"], self._paint(image), self._annotations)
+        item = self._items[index]
+        self._check(item)
+        return shot_of(self._pictures / item.image["file_name"], self._paint(item), self._annotations)
 
-    def _paint(self, image: dict[str, Any]) -> Bytes:
-        """Object ids [H, W] of a picture."""
-        ids = np.zeros((image["height"], image["width"]), np.uint8)
-        instances = [one for one in self._coco.imgToAnns[image["id"]] if _is_object(one)]
-        instances.sort(key=lambda one: -one["area"])
-        for label, instance in enumerate(instances[:_MOST], start=1):
-            ids[self._coco.annToMask(instance) > 0] = label
-        return ids
+    def _check(self, item: "_Item") -> None:
+        """Raises InputError, with the place of the fault, where an item cannot be painted."""
+        if item.fault:
+            raise InputError(f"{self._annotations}: {item.fault}")
+        kind, entry = "image", item.image
+        try:
+            size = _check_image(entry)
+            kind = "annotation"
+            for entry in item.instances:
+                _check_instance(entry, size)
+        except InputError as error:
+            raise InputError(f"{self._annotations}: {kind} {reprlib.repr(entry['id'])}: {error}") from None
 
-
-def _open(annotations: Path) -> Any:
-    """The `pycocotools.coco.COCO` of a file. Raises InputError."""
-    from pycocotools.coco import COCO
-
-    if not annotations.is_file():
-        raise InputError(f"{annotations}: no such file of annotations")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
-            return COCO(annotations)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise InputError(f"{annotations}: no instances of COCO ({type(error).__name__}: {error})") from error
-
-
-def _is_object(annotation: dict[str, Any]) -> bool:
-    return not annotation.get("iscrowd") and bool(annotation.get("segmentation"))
+    def _paint(self, item: "_Item") -> Bytes:
+        """Object ids [H, W] of a picture whose instances are checked."""
+        height, width = item.image["height"], item.image["width"]
+        ids = np.zeros(width * height, np.uint8)  # column by column, as shapes are
+        largest = sorted(item.instances, key=lambda one: -one["area"])[:_MOST]
+        for label, instance in enumerate(largest, start=1):
+            ids[rasterize(instance["segmentation"], (height, width))] = label
+        return np.ascontiguousarray(ids.reshape(width, height).T)
 
 
-def _check_file_name(file: Path, image: dict[str, Any]) -> None:
-    """Raises InputError where the name of a picture would lead out of the folder of pictures."""
-    name, what = image["file_name"], f"{file}: file_name of image {image['id']}"
-    if not isinstance(name, str):
-        raise InputError(f"{what}: found {name!r}, expected text")
+@dataclass
+class _Item:
+    """An image and its instances as the file has them, or what is wrong with an entry that belongs to no image."""
+
+    image: dict[str, Any] = field(default_factory=dict)
+    instances: list[dict[str, Any]] = field(default_factory=list)
+    fault: str = ""
+
+
+def _read_items(file: Path) -> list[_Item]:
+    """The images with instances in the order of their ids, and what is at fault. Raises InputError."""
+    content = read_json(file, "instances of COCO")
+    found = content if isinstance(content, dict) else {"images": None}
+    images, annotations = found.get("images", []), found.get("annotations", [])
+    if not isinstance(images, list) or not isinstance(annotations, list):
+        raise InputError(f"{file}: no instances of COCO, expected a list of images and one of annotations")
+    items: dict[int | str, _Item] = {}
+    strays = [*_sort_images(images, items), *_sort_instances(annotations, items)]
+    ordered = sorted(items.items(), key=lambda entry: (isinstance(entry[0], str), entry[0]))
+    return [item for _, item in ordered if item.instances or item.fault] + strays
+
+
+def _sort_images(images: list[Any], items: dict[int | str, _Item]) -> Iterator[_Item]:
+    """Makes an item of each image. Yields what is wrong with those that have no id."""
+    for place, image in enumerate(images):
+        if not isinstance(image, dict) or not _is_id(image.get("id")):
+            yield _Item(fault=f"images[{place}]: found {reprlib.repr(image)}, expected an image with an id")
+        elif image["id"] in items:
+            items[image["id"]].fault = f"image {reprlib.repr(image['id'])}: found two of this id, expected one"
+        else:
+            items[image["id"]] = _Item(image)
+
+
+def _sort_instances(annotations: list[Any], items: dict[int | str, _Item]) -> Iterator[_Item]:
+    """Puts each instance into the item of its image, if any. Yields what is wrong with those that name none."""
+    known: dict[int | str, _Item] = {}
+    for place, annotation in enumerate(annotations):
+        if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
+            yield _Item(fault=f"annotations[{place}]: found {reprlib.repr(annotation)}, expected one with an image_id")
+            continue
+        item, number = items.get(annotation["image_id"]), annotation.get("id")
+        if item is None or not _is_instance(annotation):
+            continue
+        item.instances.append(annotation)
+        if not _is_id(number):
+            item.fault = f"annotations[{place}]: found id {reprlib.repr(number)}, expected a whole number or text"
+        elif number in known:
+            item.fault = f"annotation {reprlib.repr(number)}: found two of this id, expected one"
+            known[number].fault = item.fault
+        else:
+            known[number] = item
+
+
+def _is_id(value: Any) -> TypeGuard[int | str]:
+    return type(value) in (int, str)
+
+
+def _is_instance(annotation: dict[str, Any]) -> bool:
+    """Whether it is an object, or looks like one that is broken: no crowd, and not just a box."""
+    crowd = annotation.get("iscrowd") == 1
+    return not crowd and annotation.get("segmentation") not in (None, [])
+
+
+def _check_image(image: dict[str, Any]) -> tuple[int, int]:
+    """The size H, W of an image. Raises InputError for what cannot be one, or a name that leads out of its folder."""
+    name = image.get("file_name")
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME or _NO_NAME.search(name):
+        raise InputError(f"found file_name {reprlib.repr(name)}, expected the name of a picture")
     for part in PurePath(name).parts or ("",):
-        check_name(part, what)
+        check_name(part, "file_name")
+    height, width = (_side(image, key) for key in ("height", "width"))
+    if height * width > MOST_PIXELS:
+        raise InputError(f"found {width}x{height} pixels, expected at most {MOST_PIXELS} in all")
+    return height, width
 
 
-def _check_keys(file: Path, what: str, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if key not in entry:
-            raise InputError(f"{file}: {what} {entry['id']}: no {key}, expected one as COCO has")
+def _side(image: dict[str, Any], key: str) -> int:
+    side = image.get(key)
+    if type(side) is not int or not 1 <= side <= MOST_PIXELS:
+        raise InputError(f"found {key} {reprlib.repr(side)}, expected 1 to {MOST_PIXELS} pixels")
+    return side
+
+
+def _check_instance(instance: dict[str, Any], size: tuple[int, int]) -> None:
+    """Raises InputError where an instance cannot be painted."""
+    if instance.get("iscrowd") not in (None, 0):
+        raise InputError(f"found iscrowd {reprlib.repr(instance['iscrowd'])}, expected 0 or 1")
+    area: Any = instance.get("area")
+    if type(area) not in (int, float) or not 0 <= area < inf:
+        raise InputError(f"found area {reprlib.repr(area)}, expected a number of pixels")
+    check_shape(instance["segmentation"], size)

@@ -1,39 +1,192 @@
-"""Masks of the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), which are MATLAB files."""
+"""Masks of the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), which are MATLAB files.
 
+Files of level 5, which MATLAB's versions 5 to 7 write, are read as MathWorks' "MAT-File Format" describes them. Every
+size that a file states is checked before it is used.
+"""
+
+import struct
 import zlib
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from stm_fast.data.raw import Bytes
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reading, require_file
 
-HOW_TO_GET_SCIPY = "masks in .mat files need scipy: pip install 'stm_fast[sbd]'"
 # instances of `inst/*.mat`, classes of `cls/*.mat`
 _NAMES = ("GTinst", "GTcls")
+_FIELD = b"Segmentation"
+# of a file, and of all that is compressed in it: a mask of 8192x8192 with a byte for each pixel. SBD's have 500x500
+_MOST_BYTES = 2**26
+_MOST_NAMES = 2**16  # bytes of the names of all fields
+
+_HEADER, _TAG = 128, 8  # bytes
+_ORDERS = {b"IM": "<", b"MI": ">"}  # of bytes: the lowest or the highest first
+_VERSION, _VERSION_7_3 = 0x100, 0x200
+# types of elements
+_INT32, _UINT32, _MATRIX, _COMPRESSED = 5, 6, 14, 15
+_TEXT = (1, 2, 16)  # names: of signed or unsigned bytes, or of UTF-8
+_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+# classes of variables, and a flag
+_STRUCT, _NUMERIC = 2, range(6, 16)
+_COMPLEX = 1 << 11
+
+_Elements = Iterator[tuple[int, memoryview]]
 
 
 def read_mat(file: Path) -> Bytes:
     """Object ids uint8 [H, W] of a file of `inst`, or class ids of one of `cls`.
 
-    Raises InputError: scipy is not installed, no such file, no MATLAB file, none with a segmentation.
+    Raises InputError: no such file, no MATLAB file of level 5, a damaged or a huge one, none with a segmentation.
     """
-    if find_spec("scipy") is None:
-        raise InputError(f"{file}: {HOW_TO_GET_SCIPY}")
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
+    require_file(file, "a mask of SBD")
+    with reading(file):
+        size = file.stat().st_size
+        if size > _MOST_BYTES:
+            raise InputError(f"{file}: {size} bytes, expected at most {_MOST_BYTES}")
+        content = memoryview(file.read_bytes())
     try:
-        found = loadmat(file, variable_names=_NAMES)
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such mask") from error
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
-        raise InputError(f"{file}: not a readable MATLAB file ({error})") from error
+        masks = dict(_masks(content))
+    except InputError as error:
+        raise InputError(f"{file}: not a readable MATLAB file of SBD ({error})") from None
     for name in _NAMES:
-        fields = getattr(found.get(name), "dtype", np.dtype(float)).names or ()
-        if "Segmentation" in fields and found[name].size == 1:
-            ids = found[name]["Segmentation"].item()
-            if ids.ndim == 2 and ids.dtype == np.uint8:
-                return np.ascontiguousarray(ids)
+        if name in masks:
+            return masks[name]
     raise InputError(f"{file}: found no Segmentation of GTinst or GTcls, expected a mask of SBD")
+
+
+def _masks(content: memoryview) -> Iterator[tuple[str, Bytes]]:
+    """The masks in a file by the names of their variables; other variables are passed over. Raises InputError."""
+    order = _order(bytes(content[:_HEADER]))
+    room = _MOST_BYTES
+    for kind, data in _elements(content[_HEADER:], order):
+        variable = data
+        if kind == _COMPRESSED:
+            kind, variable = _inflated(data, order, room)
+            room -= len(variable)
+        if kind != _MATRIX:
+            raise InputError(f"element of type {kind}, expected a variable")
+        yield from _masks_of(variable, order)
+
+
+def _order(header: bytes) -> str:
+    """The order of bytes in a file, "<" or ">". Raises InputError for other formats."""
+    order = _ORDERS.get(header[_HEADER - 2 :])
+    if order is None:
+        raise InputError("no header of MATLAB's format, level 5")
+    (version,) = struct.unpack(f"{order}H", header[_HEADER - 4 : _HEADER - 2])
+    if version == _VERSION_7_3:
+        raise InputError("version 7.3, expected version 7 or before: save with '-v7'")
+    if version != _VERSION:
+        raise InputError(f"version {version:#x} of the format, expected {_VERSION:#x}")
+    return order
+
+
+def _elements(data: memoryview, order: str) -> _Elements:
+    """Type and content of elements that follow one another. Raises InputError."""
+    at = 0
+    while at < len(data):
+        if len(data) - at < _TAG:
+            raise InputError("it ends within a tag")
+        kind, size = struct.unpack_from(f"{order}II", data, at)
+        begin, following = at + _TAG, at + _TAG + size
+        if kind >> 16:  # so short that it lies in its tag
+            kind, size = kind & 0xFFFF, kind >> 16
+            begin, following = at + _TAG // 2, at + _TAG
+            if size > _TAG // 2:
+                raise InputError(f"{size} bytes within a tag, expected at most {_TAG // 2}")
+        elif kind != _COMPRESSED:
+            following += -size % _TAG
+        if begin + size > len(data):
+            raise InputError("it ends within an element")
+        yield kind, data[begin : begin + size]
+        at = following
+
+
+def _inflated(data: memoryview, order: str, room: int) -> tuple[int, memoryview]:
+    """Type and content of the element that is compressed in `data`. Raises InputError for more bytes than `room`."""
+    inflater = zlib.decompressobj()
+    try:
+        tag = inflater.decompress(data, _TAG)
+        if len(tag) < _TAG:
+            raise InputError("compressed bytes that end within a tag")
+        kind, size = struct.unpack(f"{order}II", tag)
+        if size > room:
+            raise InputError(f"{size} compressed bytes, expected at most {room}")
+        content = inflater.decompress(inflater.unconsumed_tail, size + 1)
+    except zlib.error as error:
+        raise InputError(f"{error}") from None
+    if len(content) != size or not inflater.eof:
+        raise InputError(f"other compressed bytes than the {size} announced")
+    return kind, memoryview(content)
+
+
+def _masks_of(variable: memoryview, order: str) -> Iterator[tuple[str, Bytes]]:
+    """The mask of a variable, with its name, where it has one. Raises InputError."""
+    parts = _elements(variable, order)
+    if _flags(parts, order) % 256 != _STRUCT:
+        return
+    shape, name = _shape(parts, order), str(_next(parts, *_TEXT), "latin-1")
+    if name not in _NAMES or shape != (1, 1):
+        return
+    for field in _fields(parts, order):
+        content = _next(parts, _MATRIX)
+        if field == _FIELD:
+            yield name, _ids(content, order)
+
+
+def _ids(matrix: memoryview, order: str) -> Bytes:
+    """A matrix of numbers, uint8 [H, W], whatever type they are stored as. Raises InputError for another variable."""
+    parts = _elements(matrix, order)
+    flags, shape = _flags(parts, order), _shape(parts, order)
+    if flags % 256 not in _NUMERIC or flags & _COMPLEX or not shape or 0 in shape:
+        raise InputError("Segmentation is no matrix of numbers")
+    _next(parts, *_TEXT)  # its name, which is empty
+    kind, data = next(parts, (0, memoryview(b"")))
+    dtype = np.dtype(order + _NUMBERS.get(kind, "V1"))
+    height, width = shape
+    if kind not in _NUMBERS or len(data) != height * width * dtype.itemsize:
+        raise InputError(f"{len(data)} bytes of type {kind}, expected numbers for {width}x{height} pixels")
+    numbers = np.frombuffer(data, dtype)
+    if not (numbers.min() >= 0 and numbers.max() <= np.iinfo(np.uint8).max):
+        raise InputError("Segmentation with other numbers than 0 to 255")
+    ids = numbers.astype(np.uint8)
+    if (ids != numbers).any():
+        raise InputError("Segmentation with other numbers than whole ones")
+    return np.ascontiguousarray(ids.reshape(width, height).T)
+
+
+def _flags(parts: _Elements, order: str) -> int:
+    """Class, in the lowest byte, and flags of a variable."""
+    content = _next(parts, _UINT32)
+    if len(content) != 8:
+        raise InputError(f"{len(content)} bytes of flags, expected 8")
+    flags: int = struct.unpack_from(f"{order}I", content)[0]
+    return flags
+
+
+def _shape(parts: _Elements, order: str) -> tuple[int, int] | None:
+    """Rows and columns of a variable, None where it has more dimensions."""
+    shape = _next(parts, _INT32)
+    return struct.unpack(f"{order}2I", shape) if len(shape) == 8 else None
+
+
+def _fields(parts: _Elements, order: str) -> list[bytes]:
+    """The names of the fields of a structure."""
+    size = _next(parts, _INT32)
+    names = bytes(_next(parts, *_TEXT))
+    length = struct.unpack(f"{order}I", size)[0] if len(size) == 4 else 0
+    if not 0 < length <= len(names) <= _MOST_NAMES:
+        raise InputError(f"{len(names)} bytes of names, {length} for each field")
+    return [names[at : at + length].split(b"\0")[0] for at in range(0, len(names), length)]
+
+
+def _next(parts: _Elements, *kinds: int) -> memoryview:
+    """The content of the next element. Raises InputError where there is none, or one of another type."""
+    expected = " or ".join(map(str, kinds))
+    for kind, content in parts:
+        if kind not in kinds:
+            raise InputError(f"element of type {kind}, expected {expected}")
+        return content
+    raise InputError(f"a variable that ends before an element of type {expected}")

@@ -1,0 +1,150 @@
+"""Shapes of COCO instances as masks. They are checked here, since pycocotools trusts what it is given.
+
+A shape, called ``segmentation`` in the file, is one of
+
+* polygons, each a list x, y, x, y, ... in pixels, closed from its last point to its first;
+* run lengths, ``{"size": [H, W], "counts": [...]}``: pixels of background and of the object in turn, down each column;
+* the same with the counts packed into text, in which a character holds 5 bits, as pycocotools packs them.
+"""
+
+import re
+import reprlib
+from collections.abc import Sequence
+from math import isnan
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stm_fast.errors import InputError
+
+Counts = npt.NDArray[np.int64]
+
+# of a picture: three counts of more than 2^24 pixels could make pycocotools write past its buffer
+MOST_PIXELS = 50_000_000
+# how far a point may lie outside the picture: a share of its side, and pixels where that is less
+_BEYOND = 0.1
+_LEAST_BEYOND = 8
+_FEWEST_NUMBERS = 6  # of a polygon: three points
+# pycocotools walks along an outline in steps of a fifth of a pixel; so many take it 64 MiB
+_STEPS = 5
+_MOST_STEPS = 2**22
+# run lengths as text: 5 bits a character, at most 30 bits a number, which goes on behind "P" to "o"
+_PACKED = re.compile("(?:[P-o]{0,5}[0-O])+")
+_MOST_CHARACTERS = 6  # of a number
+
+
+def check_shape(shape: Any, size: tuple[int, int]) -> None:
+    """Raises InputError, without the place, where `shape` is none of an image of `size` H, W."""
+    if isinstance(shape, list):
+        _check_polygons(shape, size)
+    elif isinstance(shape, dict):
+        _check_run_lengths(shape, size)
+    else:
+        raise InputError(f"found segmentation {reprlib.repr(shape)}, expected polygons or run lengths")
+
+
+def rasterize(shape: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Where the object is, [W H], column by column: what pycocotools makes of a shape that `check_shape` lets pass."""
+    from pycocotools import mask
+
+    parts = [shape] if isinstance(shape, dict) else mask.frPyObjects(shape, *size)
+    return _filled([_lengths(part["counts"]) for part in parts])
+
+
+def _filled(parts: Sequence[Counts]) -> npt.NDArray[np.bool_]:
+    """The union of some run lengths."""
+    if len(parts) == 1:
+        return np.repeat(np.arange(len(parts[0])) % 2 == 1, parts[0])
+    # where runs begin and end, in the order of pixels: between two such places as many parts overlap as have begun
+    places = np.concatenate([np.cumsum(counts) for counts in parts])
+    begun = np.concatenate([1 - 2 * (np.arange(len(counts)) % 2) for counts in parts])
+    order = np.argsort(places, kind="stable")
+    overlap = np.cumsum(begun[order])
+    return np.repeat(np.concatenate([[0], overlap[:-1]]) > 0, np.diff(places[order], prepend=0))
+
+
+def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
+    if not polygons:
+        raise InputError("found no polygon in its segmentation, expected one at least")
+    steps = 0.0
+    for polygon in polygons:
+        _check_numbers(polygon)
+        steps += len(polygon) + _STEPS * len(polygon) / 2 * _check_points(polygon, size)
+    # no outline is longer than that; where this is too long, its length is measured
+    if steps > _MOST_STEPS and sum(map(_steps, polygons)) > _MOST_STEPS:
+        most = _MOST_STEPS // _STEPS
+        raise InputError(f"found an outline that is too long, expected at most {most} pixels")
+
+
+def _check_numbers(polygon: Any) -> None:
+    if type(polygon) is not list:
+        raise InputError(f"found {reprlib.repr(polygon)} as a polygon, expected a list of numbers")
+    if not set(map(type, polygon)) <= {int, float}:
+        wrong = next(number for number in polygon if type(number) not in (int, float))
+        raise InputError(f"found {reprlib.repr(wrong)} in a polygon, expected numbers")
+    if len(polygon) < _FEWEST_NUMBERS or len(polygon) % 2:
+        raise InputError(f"found a polygon of {len(polygon)} numbers, expected x and y of three points or more")
+
+
+def _check_points(polygon: list[float], size: tuple[int, int]) -> float:
+    """Raises InputError for a point outside the picture. Returns the longer side of the box around all."""
+    extent = 0.0
+    for name, numbers, side in (("x", polygon[::2], size[1]), ("y", polygon[1::2], size[0])):
+        beyond = max(_BEYOND * side, _LEAST_BEYOND)
+        low, high = min(numbers), max(numbers)
+        # a NaN is neither the lowest nor the highest unless it is the first
+        if not (-beyond <= low and high <= side + beyond) or isnan(sum(numbers)):
+            wrong = next(number for number in numbers if not -beyond <= number <= side + beyond)
+            found = f"found {name} {reprlib.repr(wrong)} of a point"
+            raise InputError(f"{found}, expected 0 to {side} or at most {beyond:g} pixels outside")
+        extent = max(extent, high - low)
+    return extent
+
+
+def _steps(polygon: list[float]) -> float:
+    """About how many steps the outline of a polygon has."""
+    points = np.array(polygon, np.float64).reshape(-1, 2)
+    return float((_STEPS * abs(points - np.roll(points, 1, 0)).max(1) + 2).sum())
+
+
+def _check_run_lengths(shape: dict[str, Any], size: tuple[int, int]) -> None:
+    if shape.get("size") != list(size):
+        found = reprlib.repr(shape.get("size"))
+        raise InputError(f"found run lengths of size {found}, expected {list(size)} as its image")
+    counts: Any = shape.get("counts")
+    pixels = size[0] * size[1]
+    if not _has_form(counts, pixels):
+        found = reprlib.repr(counts)
+        raise InputError(f"found counts {found}, expected run lengths of {pixels} pixels")
+    lengths = _lengths(counts)
+    if lengths.min() < 0 or lengths.max() > pixels or lengths.sum() != pixels:
+        found = reprlib.repr(lengths[:7].tolist())
+        raise InputError(f"found runs of {found} pixels, expected {pixels} in all as its image")
+
+
+def _has_form(counts: Any, pixels: int) -> bool:
+    """Whether these are run lengths as far as can be seen before they are unpacked."""
+    if isinstance(counts, list):
+        return set(map(type, counts)) == {int} and max(map(abs, counts)) <= pixels
+    # text that is longer would hold runs of no pixels
+    short = isinstance(counts, str) and len(counts) <= _MOST_CHARACTERS * (pixels + 1)
+    return short and _PACKED.fullmatch(counts) is not None
+
+
+def _lengths(counts: list[int] | str | bytes) -> Counts:
+    """Run lengths, unpacked from text of `_PACKED`. There each from the fourth on is less the last but one."""
+    if isinstance(counts, list):
+        return np.array(counts, np.int64)
+    packed = counts.encode("ascii") if isinstance(counts, str) else counts
+    characters = np.frombuffer(packed, np.uint8).astype(np.int64) - ord("0")
+    bits = characters & 31
+    ends = np.flatnonzero(characters == bits)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    sizes = ends - starts + 1
+    places = np.arange(len(bits)) - np.repeat(starts, sizes)
+    numbers = np.add.reduceat(bits << 5 * places, starts)
+    numbers -= (bits[ends] >> 4) << 5 * sizes  # two's complement
+    for parity in (1, 2):
+        numbers[parity::2] = numbers[parity::2].cumsum()
+    return numbers
