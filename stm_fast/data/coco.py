@@ -26,8 +26,8 @@ _NO_NAME = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")  # what woul
 class CocoSource:
     """Pictures of COCO with their instances as objects; the largest is painted first. Crowds are background.
 
-    What is wrong with one image or annotation is an error of that picture: a picture that cannot be told is one too, so
-    that a run which skips corrupt files counts them all.
+    What is wrong with an image or an annotation is raised when that picture is drawn, so that a run that skips corrupt
+    files passes over it. An entry of which the file does not say the picture counts as a picture that cannot be used.
 
     Args:
         pictures: the folder of pictures.
