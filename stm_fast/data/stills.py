@@ -109,7 +109,7 @@ def _paired(pictures: Iterable[Path], masks: Iterable[Path], place: str) -> list
 
 def _read_ids(file: Path) -> Bytes:
     """Object ids [H, W] of a mask."""
-    if file.suffix == ".mat":
+    if file.suffix.lower() == ".mat":
         return read_mat(file)
     with decoding(file, "mask"), Image.open(file) as opened:
         check_depth(opened, file)
