@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, shown
 from stm_fast.training.checkpoint import read_state
 from stm_fast.training.compact import State
 from stm_fast.training.config import TrainingConfig
@@ -40,7 +40,7 @@ def state_of(file: Path, config: TrainingConfig) -> State | None:
         if parts[0] == "validation":
             state["best"] = -math.inf  # scores of one set say nothing of another's
         if parts[0] not in _FREE and key not in _FREE:
-            raise InputError(f"{file}: the run began with {key} {old!r}, expected that, found {new!r}")
+            raise InputError(f"{file}: the run began with {key} {shown(old)}, expected that, found {shown(new)}")
     return state
 
 
