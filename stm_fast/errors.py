@@ -26,13 +26,15 @@ class _Short(reprlib.Repr):
         # Python refuses to write thousands of digits
         return repr(x) if x.bit_length() < 200 else f"a whole number of {x.bit_length()} bits"
 
+    repr_OrderedDict = reprlib.Repr.repr_dict
+
 
 _SHORT = _Short()
 
 
 def shown(value: object) -> str:
     """A value from outside as a message shows it: on one line, and not much of it."""
-    return _SHORT.repr(value)
+    return " ".join(_SHORT.repr(value).split("\n"))
 
 
 def shown_text(text: str) -> str:

@@ -147,8 +147,8 @@ def _unusual(tensor: Tensor) -> str | None:
         return "quantized"
     if tensor.layout is not torch.strided:
         return "sparse"
-    if tensor.device.type != "cpu":
-        return f"on the {tensor.device.type} device, without numbers" if tensor.is_meta else f"on {tensor.device}"
+    if tensor.is_meta:
+        return "on the meta device, without numbers"
     return "complex" if tensor.is_complex() else None
 
 
