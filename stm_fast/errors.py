@@ -1,5 +1,6 @@
 """What a user did wrong, in one line."""
 
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,34 @@ class InputError(ValueError):
     The message is one line that names the file or argument, what was found and what was expected. The command line
     prints it and exits with code 2; nothing else of the package is caught there.
     """
+
+
+class _Short(reprlib.Repr):
+    """As Python writes values, but of long ones only so much that one can tell which is meant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write thousands of digits
+        return repr(x) if x.bit_length() < 200 else f"a whole number of {x.bit_length()} bits"
+
+    repr_OrderedDict = reprlib.Repr.repr_dict
+
+
+_SHORT = _Short()
+
+
+def shown(value: object) -> str:
+    """A value from outside as a message shows it: on one line, and not much of it."""
+    return " ".join(_SHORT.repr(value).split("\n"))
+
+
+def shown_text(text: str) -> str:
+    """Text from outside without quotation marks, where it is short and can be printed; else as `shown`."""
+    return text if len(text) <= _SHORT.maxstring and text.isprintable() else shown(text)
 
 
 def check_name(name: str, what: str) -> str:

@@ -1,5 +1,9 @@
 """A network made ready for inference computes the same; so do its convolutions, and the published loop the engine."""
 
+import io
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -181,6 +185,71 @@ def test_the_original_stays_as_it_was(model):
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def tensors_of(model: STM) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def bytes_of(model: STM) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(model))
+
+
+def test_a_prepared_network_lies_together_in_memory(model):
+    prepared = for_inference(model)
+    first, last = (end(tensor.data_ptr() for tensor in tensors_of(prepared)) for end in (min, max))
+    assert last - first < bytes_of(prepared) + 64 * len(tensors_of(prepared))
+
+
+def through_torch_save(prepared: STM) -> tuple[STM, int]:
+    file = io.BytesIO()
+    torch.save(prepared, file)
+    size = file.tell()
+    file.seek(0)
+    return torch.load(file, weights_only=False), size
+
+
+def through_pickle(prepared: STM) -> tuple[STM, int]:
+    content = pickle.dumps(prepared)
+    return pickle.loads(content), len(content)
+
+
+def through_a_copy(prepared: STM) -> tuple[STM, int]:
+    copied = deepcopy(prepared)
+    return copied, sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_of(copied)}.values()
+    )
+
+
+@pytest.mark.parametrize("way", [through_pickle, through_torch_save, through_a_copy])
+def test_a_prepared_network_travels_in_the_size_of_its_weights(model, way):
+    prepared = for_inference(model)
+    again, size = way(prepared)
+    # a tensor's own record takes up to a kilobyte
+    assert bytes_of(prepared) <= size < bytes_of(prepared) + 1500 * len(tensors_of(prepared)) + 50_000
+    assert not {t.data_ptr() for t in tensors_of(again)} & {t.data_ptr() for t in tensors_of(prepared)}
+    frame, masks = torch.rand(3, 48, 64), torch.rand(2, 48, 64)
+    expected, found = (each.memorize(frame, masks) for each in (prepared, again))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def _key_of(model: STM, frame: torch.Tensor, out) -> None:
+    out.put(model.encode_query(frame).key.tolist())
+
+
+@pytest.mark.slow
+def test_a_prepared_network_is_sent_to_another_process():
+    prepared = for_inference(STM("resnet18_half", key_dim=8, value_dim=8, decoder_dim=8).eval())
+    frame = torch.rand(3, 32, 32)
+    expected = prepared.encode_query(frame).key
+    context = torch.multiprocessing.get_context("spawn")
+    out = context.Queue()
+    process = context.Process(target=_key_of, args=(prepared, frame, out))
+    process.start()
+    found = torch.tensor(out.get(timeout=120))
+    process.join()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(prepared.encode_query(frame).key, expected)
 
 
 @pytest.mark.slow

@@ -18,6 +18,12 @@ CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "stm_fast" / "wei
 MINIMAL = "epochs: 2\nclips_per_epoch: 10\ndata: [{kind: synthetic}]\n"
 
 
+def minimal_with(text):
+    """The keys that every configuration has, but for the one that the text begins with."""
+    kept = [line for line in MINIMAL.splitlines(keepends=True) if line.split(":")[0] != text.split(":")[0]]
+    return "".join(kept) + text
+
+
 @pytest.fixture
 def write(tmp_path):
     file = tmp_path / "config.yaml"
@@ -88,7 +94,7 @@ def test_changes_reach_into_what_lies_inside_one_another(write):
     ],
 )
 def test_faults_are_named_by_their_key(write, text, message):
-    file = write(MINIMAL + text)
+    file = write(minimal_with(text))
     with pytest.raises(InputError) as caught:
         read_config(file)
     assert str(caught.value).startswith(f"{file}: {message}")
@@ -121,6 +127,147 @@ def test_changes_that_fit_nowhere_are_refused(write, change, message):
     with pytest.raises(InputError) as caught:
         read_config(write(MINIMAL), [change])
     assert str(caught.value).startswith(message)
+
+
+def doubling(levels):
+    """Lists that each hold the one before twice."""
+    return "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(levels))
+
+
+def merging(levels):
+    """The same of keys that are taken over."""
+    return "a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}]}}\n" for n in range(levels))
+
+
+HOSTILE = [
+    (doubling(25), "found more than 10000 values, with what aliases stand for"),
+    (merging(25), "found more than 10000 values"),
+    ("a: &a [*a]", "found a value inside itself in line 4"),
+    ("a: &a {<<: *a}", "found a value inside itself in line 4"),
+    ("seed: [" + "1, " * 20_000 + "1]", "found more than 10000 values"),
+    ("seed: " + "[" * 3000, "found values more than 32 deep inside one another"),
+    ("seed: " + "{a: " * 3000, "found values more than 32 deep inside one another"),
+    ("- " * 3000, "not YAML in line 4"),
+    ("seed: " + "x" * 5000, "found 'xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx' of 5000 characters"),
+    ("x" * 900 + ": 1", "'xxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx': unknown key, expected one of"),
+    ("# " + "x" * 2**20, "found 1048634 bytes, expected a training configuration in YAML, of at most 1048576"),
+    ("seed: !!bool maybe", "not YAML in line 4 ('maybe' is no bool)"),
+    ("seed: !!timestamp soon", "not YAML in line 4 ('soon' is no timestamp)"),
+    ("seed: !!int few", "not YAML (invalid literal for int()"),
+    ("seed: !!int {}", "not YAML in line 4 (expected a scalar node"),
+    ("seed: !!python/object/apply:os.getpid []", "not YAML in line 4 (could not determine a constructor"),
+    ("a: !" + "x" * 9000 + " 3", "not YAML in line 4 (could not determine a constructor"),
+    ("seed: 2001-01-01", "seed: found datetime.date(2001, 1, 1), expected a whole number"),
+    ("seed: !!binary AAAA", "seed: found b'\\x00\\x00\\x00', expected a whole number"),
+    ("seed: !!set {a}", "seed: found {'a'}, expected a whole number"),
+    ("seed: " + "9" * 4000, "seed: found a whole number of 13288 bits, expected 0 to 2^63 - 1"),
+    ("seed: 0x" + "f" * 4000, "seed: found a whole number of 16000 bits, expected 0 to 2^63 - 1"),
+    ("optimizer: {lr: " + "9" * 400 + "}", "optimizer.lr: found a whole number of 1329 bits, expected a finite number"),
+    ("optimizer: {lr: 1e400}", "optimizer.lr: found '1e400', expected a finite number"),
+    ("optimizer: {lr: .nan}", "optimizer.lr: found nan, expected a finite number"),
+    ("optimizer: {clip_norm: .inf}", "optimizer.clip_norm: found inf, expected a finite number"),
+    ("optimizer: {lr: infinity}", "optimizer.lr: found 'infinity', expected a finite number"),
+    ("loss: {iou_weight: -.inf}", "loss.iou_weight: found -inf, expected a finite number"),
+    ("optimizer: {lr: 1.0, lr: 2.0}", "'lr': found twice, again in line 4, expected once"),
+    (
+        "optimizer: {lr: 1.0}\nseed: 1\noptimizer: {batch: 2}",
+        "'optimizer': found twice, again in line 6, expected once",
+    ),
+    ("\tseed: 1", "not YAML in line 4 (found character '\\t'"),
+    ("seed: \0", "not YAML (unacceptable character #x0000"),
+    ("? [1, 2]\n: 3", "not YAML in line 4 (found unhashable key)"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), HOSTILE, ids=lambda text: text[:20].strip())
+def test_hostile_yaml_is_one_short_line(write, text, message):
+    file = write(minimal_with(text))
+    with pytest.raises(InputError) as caught:
+        read_config(file)
+    assert str(caught.value).startswith(f"{file}: {message}")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_a_bomb_on_the_command_line_is_one_short_line(write):
+    bomb = f"seed={{{', '.join(doubling(25).splitlines())}}}"
+    for change in (
+        bomb,
+        "seed=" + "[" * 3000,
+        "seed=" + "x" * 10**5,
+        "x" * 10**5,
+        "a." * 1000 + "b=1",
+        "data." + "9" * 5000 + "=1",
+    ):
+        with pytest.raises(InputError) as caught:
+            read_config(write(MINIMAL), [change])
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_configuration_is_utf_8_with_or_without_a_mark(tmp_path, mark):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(mark + (MINIMAL + "weights: ö.pth").encode())
+    assert read_config(file).weights == "ö.pth"
+    for encoding in ("utf-16", "latin-1"):
+        file.write_bytes((MINIMAL + "weights: ö.pth").encode(encoding))
+        with pytest.raises(InputError, match=r"config\.yaml: found a byte at \d+ that is no UTF-8"):
+            read_config(file)
+
+
+def test_anchors_and_merge_keys_are_taken_each_on_its_own(write):
+    text = "epochs: 1\nclips_per_epoch: 9\ndata: [&one {kind: synthetic, height: 64}, *one, {<<: *one, width: 64}]\n"
+    first, second, third = read_config(write(text), ["data.0.weight=2"]).data
+    assert (first.height, first.weight, first.width) == (64, 2, 192)
+    assert (second.height, second.weight, second.width) == (64, 1, 192)
+    assert (third.height, third.weight, third.width) == (64, 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"epochs: {10**30}", "epochs: found 1000000000000000000000000000000, expected at most 1000000000"),
+        (f"clips_per_epoch: {10**12}", "clips_per_epoch: found 1000000000000, expected at most 1000000000"),
+        (
+            "clips: {size: [1600000000, 1600000000]}",
+            "clips.size: found [1600000000, 1600000000], expected at most 8192",
+        ),
+        ("clips: {frames: 1000000}", "clips.frames: found 1000000, expected at most 1000"),
+        ("clips: {max_objects: 256}", "clips.max_objects: found 256, expected at most 255"),
+        ("workers: 1000000", "workers: found 1000000, expected at most 512"),
+        (f"optimizer: {{batch: {10**12}}}", "optimizer.batch: found 1000000000000, expected at most 65536"),
+        (
+            "clips: {size: [8192, 8192], frames: 900}\noptimizer: {batch: 9}",
+            "optimizer.batch: found 9, expected at most",
+        ),
+        ("optimizer: {lr: 1.0e+9}", "optimizer.lr: found 1000000000.0, expected at most 1000"),
+        ("network: {key_dim: 1000000}", "network.key_dim: found 1000000, expected at most 4096"),
+        ("network: {position_waves: 1000000}", "network.position_waves: found 1000000, expected at most 32"),
+        (f"schedule: {{warmup: {10**30}}}", "schedule.warmup: found 1000000000000000000000000000000, expected at most"),
+        (f"validation: {{kind: synthetic, height: {10**9}}}", "validation.height: found 1000000000, expected at most"),
+        (
+            f"validation: {{kind: synthetic, clips: {10**9}}}",
+            "validation.clips: found 1000000000, expected at most 65536",
+        ),
+        (
+            f"validation: {{kind: synthetic, min_size: {2**62}}}",
+            "validation.min_size: found 4611686018427387904, expected",
+        ),
+        (f"data: [{{kind: synthetic, width: {10**9}}}]", "data.0.width: found 1000000000, expected at most 8192"),
+        (
+            f"data: [{{kind: synthetic, objects: [1, {10**9}]}}]",
+            "data.0.objects.1: found 1000000000, expected at most 255",
+        ),
+        ("data: [{kind: synthetic, weight: 1.0e+300}]", "data.0.weight: found 1e+300, expected 0 to 1000000000"),
+        ("augmentation: {still_zoom: 1.0e+300}", "augmentation.still_zoom: found 1e+300, expected at most 1000"),
+    ],
+)
+def test_absurd_numbers_are_named_before_anything_is_made(write, text, message):
+    file = write(minimal_with(text))
+    with pytest.raises(InputError) as caught:
+        read_config(file)
+    assert str(caught.value).startswith(f"{file}: {message}")
 
 
 def test_the_skip_grows_as_the_author_says():

@@ -29,7 +29,8 @@ from stm_fast.evaluation import region_similarity
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.objects import label
 from stm_fast.inference.stages import STAGES, StageClock
-from stm_fast.network import STM, architecture_of, load_checkpoint
+from stm_fast.network import STM
+from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deployment import for_inference
 from stm_fast.video import open_frames, write_mask
 from stm_fast.video.writer import OverlayPictureWriter
@@ -125,8 +126,7 @@ def make_model(contestant: str, workload: SystemWorkload, device: str) -> STM:
         torch.manual_seed(0)
         model = STM(workload.backbone)
     else:
-        model = STM(**vars(architecture_of(workload.weights)))
-        load_checkpoint(model, workload.weights)
+        model = load_network(workload.weights)
     model = model.eval().to(device)
     return model if contestant == PUBLISHED else ENGINES[contestant].prepare(model)
 

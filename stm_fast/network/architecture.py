@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 STRIDE = 16  # pixels of a frame per pixel of a key, in each direction
+# eight times the published value, and where a wave is shorter than the pixels of any frame: what is beyond is a mistake
+WIDEST, MOST_WAVES = 4096, 32
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
 """Weights in and out of files: the published checkpoint, our own safetensors, torchvision's trunks."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from stm_fast.errors import InputError, require_file
+from stm_fast.errors import InputError
 from stm_fast.network.architecture import Architecture
 from stm_fast.network.efficientnet import EfficientNetLite, from_published
 from stm_fast.network.encoders import BACKBONES
+from stm_fast.network.entries import read_entries
 from stm_fast.network.key_value import KeyValue
+from stm_fast.network.outline import outline
 from stm_fast.network.pretrained import PRETRAINED, pretrained_file
 from stm_fast.network.shared_trunk import CELLS, PLACE_CHANNELS
 from stm_fast.network.stm import STM
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT = "stm_fast"
 MOST_PROBLEMS = 10  # how many of a checkpoint's faults a message names before it counts
-WRAPPERS = ("state_dict", "network", "model")  # where training scripts keep the weights inside a checkpoint
+_COUNTER = "num_batches_tracked"
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 # the parts of a published name that are called differently here; all other parts are the same
 PUBLISHED_TO_OURS = {
@@ -61,27 +64,40 @@ def published_name(name: str) -> str:
     return ".".join(OURS_TO_PUBLISHED.get(part, part) for part in name.split("."))
 
 
+def load_network(path: str | Path) -> STM:
+    """The network whose weights a checkpoint holds, in float32 on the CPU.
+
+    Nothing of it is made before the names and shapes of all entries are those of an STM.
+
+    Args:
+        path: as for `load_checkpoint`.
+
+    Raises:
+        InputError: as `load_checkpoint` and `architecture_of` do.
+    """
+    file = _read(path)
+    model = _outline_of(file)
+    # each tensor becomes a part of the network as it is
+    model.load_state_dict(
+        {name: tensor.contiguous().clone() for name, tensor in _fitting(file, model).items()}, assign=True
+    )
+    return model
+
+
 def load_checkpoint(model: STM, path: str | Path) -> None:
     """Loads all weights of a network, in place.
 
     Args:
         model: the network; its device and dtype stay.
         path: `.safetensors` as `save_checkpoint` writes it, or a PyTorch checkpoint with the names of the published STM
-            or ours, with or without the prefix `module.`, on its own or under a key of `WRAPPERS`.
+            or ours, on its own or inside what trainers keep beside it, see :mod:`stm_fast.network.entries`. Weights are
+            of any floating-point dtype; counters of BatchNorm's batches, which do nothing here, may be missing.
 
     Raises:
         InputError: no such file, not a checkpoint of tensors, another architecture, or entries that are missing,
-            unexpected or of another shape; the model is then as it was.
+            unexpected, of another shape or hold anything but finite numbers; the model is then as it was.
     """
-    found = read_state_dict(path)
-    state = {our_name(name): tensor for name, tensor in found.items()}
-    architecture = _recognise(state)
-    if architecture is not None and architecture != model.architecture:
-        raise InputError(f"{path}: found the weights of {architecture}, expected {model.architecture}")
-    name_in_file = our_name if state.keys() == found.keys() else published_name
-    expected = {name_in_file(name): tensor for name, tensor in model.state_dict().items()}
-    _check_fit(found, expected, path)
-    model.load_state_dict(state)
+    _load(model, _read(path))
 
 
 def load_start(model: STM, path: str | Path) -> None:
@@ -92,12 +108,13 @@ def load_start(model: STM, path: str | Path) -> None:
     Raises:
         InputError: as `load_checkpoint` does.
     """
-    found, without_waves = architecture_of(path), dataclasses.replace(model.architecture, position_waves=0)
+    file, without_waves = _read(path), dataclasses.replace(model.architecture, position_waves=0)
+    found = _architecture(file)
     if found == model.architecture or found != without_waves:
-        load_checkpoint(model, path)
+        _load(model, file)
         return
     start = STM(**dataclasses.asdict(without_waves))
-    load_checkpoint(start, path)
+    _load(start, file)
     model.load_state_dict(start.state_dict(), strict=False)
     for ours, theirs in (
         (model.memory_key_value, start.memory_key_value),
@@ -138,13 +155,7 @@ def architecture_of(path: str | Path) -> Architecture:
     Raises:
         InputError: no such file, not a checkpoint of tensors, or not one of an STM.
     """
-    state = {our_name(name): tensor for name, tensor in read_state_dict(path).items()}
-    architecture = _recognise(state)
-    if architecture is None:
-        raise InputError(
-            f"{path}: found no STM with a known backbone in its {len(state)} entries, expected an STM checkpoint"
-        )
-    return architecture
+    return _outline_of(_read(path)).architecture
 
 
 def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | str | Path") -> None:
@@ -170,47 +181,94 @@ def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | st
             raise InputError(f"{weights}: cannot be downloaded ({error}); expected a network, or a file") from error
     for encoder in model.encoders():
         if isinstance(encoder, EfficientNetLite):
-            trunk = from_published(found, encoder)
-            expected: dict[str, Tensor] = dict(encoder.named_parameters())
+            trunk = _folded(found, encoder, weights)
         else:
             trunk, expected = _trunk(found), _trunk(encoder.state_dict())
-        _check_fit(trunk, expected, weights)
+            _check_fit(trunk, expected, weights)
+            _check_numbers(trunk, weights)
         encoder.load_state_dict(trunk, strict=False)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Named tensors out of a safetensors or PyTorch file, on the CPU, without wrappers and the prefix `module.`.
+    """The tensors of `read_entries`. Raises InputError as it does."""
+    return read_entries(Path(path)).tensors
 
-    Pickled code is never run.
 
-    Raises:
-        InputError: no such file, or not a checkpoint of named tensors.
-    """
-    path = Path(path)
-    require_file(path, "a checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    # what a damaged or hostile file makes the two readers raise is open-ended
-    except Exception as error:
+class _File(NamedTuple):
+    """The entries of a checkpoint under our names."""
+
+    path: Path
+    state: dict[str, Tensor]
+    in_file: dict[str, str]  # by our names
+    others: set[str]  # what is no tensor, by our names
+    name_there: Callable[[str], str]  # what the file would call an entry that it does not have
+
+
+def _read(path: str | Path) -> _File:
+    entries = read_entries(Path(path))
+    state = {our_name(name): tensor for name, tensor in entries.tensors.items()}
+    published = state.keys() != entries.tensors.keys()
+    return _File(
+        Path(path),
+        state,
+        {our_name(name): in_file for name, in_file in entries.in_file.items()},
+        {our_name(name) for name in entries.others},
+        published_name if published else our_name,
+    )
+
+
+def _load(model: STM, file: _File) -> None:
+    architecture = _recognise(file.state)
+    if architecture is not None and architecture != model.architecture:
+        raise InputError(f"{file.path}: found the weights of {architecture}, expected {model.architecture}")
+    model.load_state_dict(_fitting(file, model))
+
+
+def _architecture(file: _File) -> Architecture:
+    architecture = _recognise(file.state)
+    if architecture is None:
         raise InputError(
-            f"{path}: not a checkpoint ({type(error).__name__}), expected .safetensors or a PyTorch file of plain "
-            "tensors; damaged files and files with pickled code are refused"
-        ) from error
-    return _named_tensors(content, path)
+            f"{file.path}: found no STM with a known backbone in its {len(file.state)} entries, expected an STM "
+            "checkpoint"
+        )
+    return architecture
 
 
-def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{path}: found {type(content).__name__}, expected a state dict of named tensors")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise InputError(f"{path}: entry {name!r} is {type(tensor).__name__}, expected a state dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+def _outline_of(file: _File) -> STM:
+    """The network of a file, without numbers, on the meta device. Raises InputError where it does not fit the file."""
+    architecture = _architecture(file)
+    try:
+        model = outline(architecture)
+    except ValueError as error:
+        raise InputError(f"{file.path}: found the shapes of {architecture}, which is none: {error}") from None
+    _check_shapes(file, model.state_dict())
+    return model
+
+
+def _fitting(file: _File, model: STM) -> dict[str, Tensor]:
+    """What a model's state becomes, in its dtypes. Raises InputError where a name, a shape or a number is wrong."""
+    expected = model.state_dict()
+    _check_shapes(file, expected)
+    missing = {
+        name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if name not in file.state
+    }
+    state = {name: tensor.to(expected[name].dtype) for name, tensor in file.state.items()}
+    _check_numbers({file.in_file[name]: tensor for name, tensor in state.items()}, file.path)
+    return state | missing
+
+
+def _check_shapes(file: _File, expected: Mapping[str, Tensor]) -> None:
+    def there(name: str) -> str:
+        return file.in_file.get(name, file.name_there(name))
+
+    problems = [f"{there(name)} is no tensor" for name in expected if name in file.others]
+    if problems:
+        raise InputError(f"{file.path}: does not fit the network: {_first(problems)}")
+    _check_fit(
+        {there(name): tensor for name, tensor in file.state.items()},
+        {there(name): tensor for name, tensor in expected.items()},
+        file.path,
+    )
 
 
 def _recognise(state: Mapping[str, Tensor]) -> Architecture | None:
@@ -223,33 +281,81 @@ def _recognise(state: Mapping[str, Tensor]) -> Architecture | None:
         return None
     key, compress = (state[name] for name in telling)
     if not any(name.startswith("memory_encoder.") for name in state):
-        frame_dim = len(state.get("query_key_value.frame.weight", ()))
+        frame_dim = _length(state, "query_key_value.frame.weight")
         key_dim = key.shape[0] + PLACE_CHANNELS
         return Architecture(backbone, key_dim, frame_dim + CELLS, compress.shape[0], shared_trunk=True)
     unit_keys = "memory_key_value.key_length" in state
-    waves = len(state.get("memory_key_value.position_strength", ()))
+    waves = _length(state, "memory_key_value.position_strength")
     return Architecture(backbone, key.shape[0], compress.shape[1] // 2, compress.shape[0], unit_keys, waves)
 
 
+def _length(state: Mapping[str, Tensor], name: str) -> int:
+    shape = state[name].shape if name in state else ()
+    return shape[0] if shape else 0
+
+
 def _trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What STM takes of a ResNet; BatchNorm's counters, which old files lack, mean nothing to fixed statistics."""
+    """What STM takes of a ResNet."""
     return {
         name: tensor
         for name, tensor in state.items()
-        if name.split(".")[0] in ("conv1", "bn1", "layer1", "layer2", "layer3")
-        and not name.endswith("num_batches_tracked")
+        if name.split(".")[0] in ("conv1", "bn1", "layer1", "layer2", "layer3") and not name.endswith(_COUNTER)
     }
 
 
+def _folded(found: Mapping[str, Tensor], encoder: EfficientNetLite, source: object) -> dict[str, Tensor]:
+    """What a trunk takes of the published entries, whose shapes are compared first, on the meta device."""
+    expected = dict(encoder.named_parameters())
+    try:
+        shapes = from_published({name: tensor.to("meta") for name, tensor in found.items()}, encoder)
+    except RuntimeError:
+        raise InputError(f"{source}: does not fit the network: shapes of convolutions and their BatchNorms") from None
+    _check_fit(shapes, expected, source)
+    trunk = from_published(found, encoder)
+    _check_numbers(trunk, source)
+    return trunk
+
+
 def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
-    """Raises InputError that names every difference, as far as a line is readable."""
-    problems = [f"missing {name}" for name in expected if name not in found]
+    """Raises InputError that names every difference of names, shapes and dtypes, as far as a line is readable.
+
+    BatchNorm's counters, which old and converted files lack, mean nothing to fixed statistics.
+    """
+    both = [name for name in expected if name in found]
+    missing = [name for name in expected if name not in found]
+    only_counters = all(name.endswith(_COUNTER) for name in missing)
+    problems = [] if only_counters else [f"missing {name}" for name in missing]
     problems += [f"unexpected {name}" for name in found if name not in expected]
     problems += [
         f"{name} of shape {list(found[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if name in found and found[name].shape != expected[name].shape
+        for name in both
+        if found[name].shape != expected[name].shape
+    ]
+    problems += [
+        f"{name} of {str(found[name].dtype).removeprefix('torch.')} instead of floating-point numbers"
+        for name in both
+        if expected[name].is_floating_point() and found[name].dtype not in _FLOATS
     ]
     if problems:
-        rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-        raise InputError(f"{source}: does not fit the network: {'; '.join(problems[:MOST_PROBLEMS])}{rest}")
+        raise InputError(f"{source}: does not fit the network: {_first(problems)}")
+
+
+def _check_numbers(state: Mapping[str, Tensor], source: object) -> None:
+    """Raises InputError that names the first entry with a number that no trained network has."""
+    for name, tensor in state.items():
+        if not _finite(tensor):
+            found = "NaN" if tensor.isnan().any() else f"infinity, or more than {tensor.dtype} can hold"
+            raise InputError(f"{source}: entry {name} holds {found}, expected finite numbers")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise InputError(f"{source}: entry {name} holds a negative variance, expected 0 or more")
+
+
+def _finite(tensor: Tensor) -> bool:
+    # a sum is one pass, and not finite where any part of it is not; of parts that are it may be too large
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return math.isfinite(total) or bool(tensor.isfinite().all())
+
+
+def _first(problems: Sequence[str]) -> str:
+    rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+    return "; ".join(problems[:MOST_PROBLEMS]) + rest

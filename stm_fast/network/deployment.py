@@ -39,7 +39,7 @@ def for_inference(
     (:mod:`stm_fast.ops.inverted_bottleneck`).
 
     The copy has no gradients, stays on its device and in its dtype, and has other entries in its state dict: keep the
-    original to train, load, save or move.
+    original to train, load, save or move. It can be copied, pickled and sent to other processes unless it is compiled.
 
     Args:
         dtype: of the copy, by default the model's.
@@ -110,11 +110,13 @@ def _lay_together(model: STM) -> None:
     spreads what it is asked for later: the peak of a frame of three objects at 480p was 20 to 60 MiB higher.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    block = torch.empty(sum(_padded_bytes(tensor) for tensor in tensors), dtype=torch.uint8)
+    block = torch.empty(sum(_padded_bytes(tensor) for tensor in tensors), dtype=torch.uint8).untyped_storage()
     first = 0
     for tensor in tensors:
-        place = block[first : first + tensor.nbytes].view(tensor.dtype)
-        tensor.data = place.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+        # a storage of its own inside the block, because pickle writes the whole storage of every tensor
+        place = block[first : first + tensor.nbytes]
+        laid = torch.empty(0, dtype=tensor.dtype).set_(place, 0, tensor.shape, tensor.stride())
+        tensor.data = laid.copy_(tensor)
         first += _padded_bytes(tensor)
 
 

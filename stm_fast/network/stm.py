@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stm_fast.network.aggregation import object_probabilities, soft_aggregation
-from stm_fast.network.architecture import STRIDE, Architecture
+from stm_fast.network.architecture import MOST_WAVES, STRIDE, WIDEST, Architecture
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.efficientnet import LITE, EfficientNetLite
 from stm_fast.network.encoders import BACKBONES, MemoryEncoder, QueryEncoder, query_trunk
@@ -17,6 +17,12 @@ from stm_fast.ops import MemoryRead
 
 # how much an untrained memory encoder of unit keys sees of masks: more would part its keys from the query's
 _FIRST_MASK_GAIN = 0.3
+_RANGES = {
+    "key_dim": (1, WIDEST),
+    "value_dim": (1, WIDEST),
+    "decoder_dim": (1, WIDEST),
+    "position_waves": (0, MOST_WAVES),
+}
 
 
 class QueryFeatures(NamedTuple):
@@ -51,7 +57,8 @@ class STM(nn.Module):
     do not apply.
 
     Raises:
-        ValueError: `backbone` is not one of `BACKBONES`, or options that do not go together.
+        ValueError: `backbone` is not one of `BACKBONES`, a width or number out of range, or options that do not go
+            together.
     """
 
     stride = STRIDE
@@ -293,6 +300,10 @@ def _check(arch: Architecture) -> None:
         raise ValueError(f"backbone: found {arch.backbone!r}, expected one of {', '.join(BACKBONES)}")
     if arch.backbone in LITE and not arch.shared_trunk:
         raise ValueError(f"backbone: found {arch.backbone!r} without shared_trunk, expected shared_trunk=True with it")
+    for name, (least, most) in _RANGES.items():
+        number = getattr(arch, name)
+        if not least <= number <= most:
+            raise ValueError(f"{name}: found {number}, expected {least} to {most}")
     if not arch.shared_trunk:
         return
     if arch.unit_keys or arch.position_waves:

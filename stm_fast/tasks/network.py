@@ -7,15 +7,8 @@ import torch
 
 from stm_fast.choices import Arch
 from stm_fast.errors import InputError
-from stm_fast.network import (
-    STM,
-    architecture_of,
-    load_checkpoint,
-    stm_lite0,
-    stm_lite2,
-    stm_resnet18,
-    stm_resnet50,
-)
+from stm_fast.network import STM, stm_lite0, stm_lite2, stm_resnet18, stm_resnet50
+from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deployment import for_inference
 from stm_fast.network.precision import choose_dtype
 from stm_fast.tasks.choice import NetworkChoice
@@ -35,8 +28,7 @@ def load_model(choice: NetworkChoice) -> STM:
         torch.manual_seed(0)
         model = _BUILDERS[choice.arch](weights=None)
     else:
-        model = STM(**vars(architecture_of(choice.file)))
-        load_checkpoint(model, choice.file)
+        model = load_network(choice.file)
     return model.to(device).eval()
 
 

@@ -1,17 +1,17 @@
 """A YAML file and changes from the command line to a `TrainingConfig`; every fault is named by its key."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-from stm_fast.errors import InputError, require_file
+from stm_fast.errors import InputError, shown, shown_text
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.limits import check_limits
+from stm_fast.training.yaml_text import parsed_yaml, read_yaml
 
 
 def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
@@ -25,8 +25,7 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
     Raises:
         InputError: no such file, not YAML, an unknown or missing key, a value of the wrong type or out of range.
     """
-    require_file(path, "a training configuration in YAML")
-    content = _parsed(path.read_bytes(), str(path))
+    content = read_yaml(path, "a training configuration in YAML")
     if not isinstance(content, dict):
         raise InputError(f"{path}: found {_described(content)}, expected keys and values")
     for change in changes:
@@ -45,31 +44,27 @@ def from_plain(content: Mapping[str, Any], source: str) -> TrainingConfig:
     return config
 
 
+_MOST_DIGITS = 9  # of a place in a list
+_LONGEST_KEY = 99
+
+
 class _Fault(Exception):
     """What is wrong, starting with the key."""
-
-
-def _parsed(text: str | bytes, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f" in line {mark.line + 1}"
-        raise InputError(f"{source}: not YAML{where} ({getattr(error, 'problem', None) or error})") from None
 
 
 def _apply(content: dict[str, Any], change: str) -> None:
     """Sets one value of nested dictionaries and lists, in place."""
     key, equals, value = change.partition("=")
+    option = f"-o {shown_text(change)}"
     if not key or not equals:
-        raise InputError(f"-o {change}: expected key=value")
+        raise InputError(f"{option}: expected key=value")
     place: Any = content
     *above, last = key.split(".")
     for part in above:
-        place = place[_index(place, part, change)] if isinstance(place, list) else _inside(place, part)
+        place = place[_index(place, part, option)] if isinstance(place, list) else _inside(place, part)
         if not isinstance(place, dict | list):
-            raise InputError(f"-o {change}: {part} is {_described(place)}, nothing lies inside it")
-    place[_index(place, last, change) if isinstance(place, list) else last] = _parsed(value, f"-o {change}")
+            raise InputError(f"{option}: {shown_text(part)} is {_described(place)}, nothing lies inside it")
+    place[_index(place, last, option) if isinstance(place, list) else last] = parsed_yaml(value, option)
 
 
 def _inside(place: dict[str, Any], part: str) -> Any:
@@ -78,9 +73,11 @@ def _inside(place: dict[str, Any], part: str) -> Any:
     return place[part]
 
 
-def _index(place: list[Any], part: str, change: str) -> int:
-    if not part.isdecimal() or int(part) >= len(place):
-        raise InputError(f"-o {change}: found {part!r}, expected 0 to {len(place) - 1}")
+def _index(place: list[Any], part: str, option: str) -> int:
+    # of a word of thousands of digits Python makes no number
+    if not part.isdecimal() or len(part) > _MOST_DIGITS or int(part) >= len(place):
+        expected = f"0 to {len(place) - 1}" if place else "no number: the list is empty"
+        raise InputError(f"{option}: found {shown(part)}, expected {expected}")
     return int(part)
 
 
@@ -93,7 +90,7 @@ def _built(kind: Any, value: Any, key: str) -> Any:
         return _one_of(arguments, value, key)
     if origin is Literal:
         if value not in arguments:
-            raise _Fault(f"{key}: found {value!r}, expected {_listed(arguments)}")
+            raise _Fault(f"{key}: found {shown(value)}, expected {_listed(arguments)}")
         return value
     if origin is tuple:
         return _tuple(arguments, value, key)
@@ -106,7 +103,7 @@ def _dataclass(kind: Any, value: Any, key: str) -> Any:
     hints = get_type_hints(kind)
     for name in value:
         if name not in hints:
-            raise _Fault(f"{_joined(key, name)}: unknown key{_nearest(str(name), hints)}")
+            raise _Fault(f"{_joined(key, name)}: unknown key{_nearest(name, hints)}")
     for field in dataclasses.fields(kind):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if not has_default and field.name not in value:
@@ -124,7 +121,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, key: str) -> Any:
     names = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["kind"])}
     name = value.get("kind") if isinstance(value, Mapping) else None
     if not isinstance(name, str) or name not in names:
-        raise _Fault(f"{_joined(key, 'kind')}: found {name!r}, expected {_listed(names)}")
+        raise _Fault(f"{_joined(key, 'kind')}: found {shown(name)}, expected {_listed(names)}")
     return _built(names[name], value, key)
 
 
@@ -140,15 +137,23 @@ def _tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
 
 
 def _plain(kind: type, value: Any, key: str) -> Any:
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        # YAML takes 1e-5, without a point, for a word
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        return _number(value, key)
     if type(value) is not kind:
         raise _Fault(f"{key}: found {_described(value)}, expected {_NAMES[kind]}")
     return value
+
+
+def _number(value: float | str, key: str) -> float:
+    try:
+        number = float(value)  # YAML takes 1e-5, without a point, for a word
+    except ValueError:
+        raise _Fault(f"{key}: found {shown(value)}, expected a number") from None
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise _Fault(f"{key}: found {shown(value)}, expected a finite number")
+    return number
 
 
 _NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -157,12 +162,13 @@ _NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true
 def _described(value: Any) -> str:
     if isinstance(value, Mapping):
         return "keys and values"
-    return "a list" if isinstance(value, list | tuple) else "nothing" if value is None else repr(value)
+    return "a list" if isinstance(value, list | tuple) else "nothing" if value is None else shown(value)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _nearest(name: Any, known: Iterable[str]) -> str:
     known = list(known)
-    near = get_close_matches(name, known, n=1)
+    # takes long for long words
+    near = get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) <= _LONGEST_KEY else []
     return f", did you mean {near[0]}?" if near else f", expected one of {', '.join(known)}"
 
 
@@ -172,4 +178,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _joined(key: str, name: Any) -> str:
-    return f"{key}.{name}" if key else str(name)
+    shown_name = shown_text(name) if isinstance(name, str) else shown(name)
+    return f"{key}.{shown_name}" if key else shown_name

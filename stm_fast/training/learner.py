@@ -17,6 +17,7 @@ from stm_fast.training.config import Optimizer, TrainingConfig
 from stm_fast.training.schedule import rate_factor
 from stm_fast.training.step import ClipLoss
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of both
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -93,9 +94,17 @@ class Learner:
         }
 
     def restore(self, state: State) -> None:
-        """Takes over what `state` gave."""
+        """Takes over what `state` gave. Raises RuntimeError, ValueError or LookupError where it does not fit."""
+        own = self.state()
+        for name in ("model", "average"):
+            _check_alike(state[name], own[name], name)
         self.clip_loss.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # rates are set by each step, and all else that groups hold is the configuration's
+        groups = own["optimizer"]["param_groups"]
+        self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        for weight, moments in self._optimizer.state.items():
+            if any(moments[name].shape != weight.shape for name in _MOMENTS) or moments["step"].numel() != 1:
+                raise ValueError(f"optimizer: moments of another shape than {list(weight.shape)}")
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         if self._accelerator.scaler is not None:
@@ -107,6 +116,13 @@ class Learner:
             loss: Tensor = self._parallel(*self.place(batch))
             self._accelerator.backward(loss / self._config.optimizer.accumulate)
         return loss.detach()
+
+
+def _check_alike(found: State | None, own: State | None, name: str) -> None:
+    """Raises ValueError where names, shapes or dtypes differ."""
+    kinds = [state and {key: (tensor.shape, tensor.dtype) for key, tensor in state.items()} for state in (found, own)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{name}: other names, shapes or dtypes")
 
 
 def _groups(model: STM, optimizer: Optimizer) -> tuple[list[dict[str, Any]], list[float]]:

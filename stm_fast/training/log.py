@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stm_fast.errors import InputError, shown
+from stm_fast.text_file import parsed_json, read_text
 from stm_fast.whole_file import whole_file, writing
+
+_EXPECTED = "the log of a training run, without which the run goes on as well"
 
 Line = Mapping[str, Any]
 
@@ -60,8 +64,13 @@ class TrainingLog:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last one that was cut off is left out."""
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """The whole lines of a log; a last one that was cut off is left out. Raises InputError where one is damaged."""
+    *texts, _ = read_text(file, _EXPECTED).split("\n")
+    lines = [parsed_json(text, file, _EXPECTED) for text in texts]
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            raise InputError(f"{file}: found {shown(line)} in line {number}, expected {_EXPECTED}")
+    return lines
 
 
 def _cut(file: Path, step: int) -> None:

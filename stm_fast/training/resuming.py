@@ -2,15 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stm_fast.errors import InputError
-from stm_fast.training.checkpoint import read_state
+import torch
+from torch import Tensor
+
+from stm_fast.errors import InputError, shown, shown_text
+from stm_fast.training.checkpoint import WHAT_TO_DO, read_state
 from stm_fast.training.compact import State
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.config_file import from_plain
+from stm_fast.training.log import Window
 
 # what does not touch the numbers of the steps that are done may change while a run is interrupted; so may paths, and
 # the parts of a batch, as the number of processes may: a machine with less memory takes more parts
@@ -24,11 +29,15 @@ def state_of(file: Path, config: TrainingConfig) -> State | None:
     Its best score counts as long as the validation is the same.
 
     Raises:
-        InputError: not a checkpoint, or that of a run with other numbers.
+        InputError: not a checkpoint, a damaged one, or that of a run with other numbers.
     """
     if not file.exists():
         return None
     state = read_state(file)
+    for name, (fits, expected) in _ENTRIES.items():
+        if name not in state or not fits(state[name]):
+            found = shown(state[name]) if name in state else "none"
+            raise InputError(f"{file}: its {name}: found {found}, expected {expected}; {WHAT_TO_DO}")
     # read anew: an earlier version wrote fewer keys, which have their defaults
     began = from_plain(state["config"], str(file))
     before, now = (dict(_flat(dataclasses.asdict(content))) for content in (began, config))
@@ -40,8 +49,62 @@ def state_of(file: Path, config: TrainingConfig) -> State | None:
         if parts[0] == "validation":
             state["best"] = -math.inf  # scores of one set say nothing of another's
         if parts[0] not in _FREE and key not in _FREE:
-            raise InputError(f"{file}: the run began with {key} {old!r}, expected that, found {new!r}")
+            raise InputError(f"{file}: the run began with {key} {shown(old)}, expected that, found {shown(new)}")
     return state
+
+
+@contextmanager
+def restoring(file: Path) -> Iterator[None]:
+    """Turns what entries that do not fit make of the block into an InputError that names the checkpoint."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    # each loader of a state has errors of its own
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = shown_text(" ".join(str(error).split()))
+        raise InputError(f"{file}: does not fit the network of its configuration ({why}); {WHAT_TO_DO}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_window(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {field.name for field in dataclasses.fields(Window)}:
+        return False
+    losses = value["losses"]
+    whole = isinstance(losses, list) and all(_is_number(loss) for loss in losses)
+    return whole and _is_number(value["seconds"]) and value["seconds"] >= 0 and _is_count(value["skipped"])
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _are_weights(value: Any) -> bool:
+    return _is_state(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _of_optimizer(value: Any) -> bool:
+    return _is_state(value) and isinstance(value.get("state"), dict) and all(map(_is_state, value["state"].values()))
+
+
+# whether the entry of a checkpoint will do, and what it should be
+_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "config": (_is_state, "a configuration"),
+    "step": (_is_count, "a number of steps"),
+    "best": (_is_number, "a score"),
+    "window": (_is_window, "losses, seconds and what was skipped since the last line of the log"),
+    "model": (_are_weights, "named tensors"),
+    "average": (lambda value: value is None or _are_weights(value), "named tensors or None"),
+    "optimizer": (_of_optimizer, "the state of an optimizer"),
+    "scaler": (lambda value: value is None or _is_state(value), "the state of a scaler or None"),
+}
 
 
 def _flat(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,7 @@ from stm_fast.training.loading import draw_steps, load_steps
 from stm_fast.training.log import TrainingLog, Window
 from stm_fast.training.pace import Pace
 from stm_fast.training.pictures import draw_clip, write_picture
-from stm_fast.training.resuming import state_of
+from stm_fast.training.resuming import restoring, state_of
 from stm_fast.training.run_folder import RunFolder
 from stm_fast.training.sampler import TicketSampler
 from stm_fast.training.step import ClipLoss
@@ -76,7 +76,8 @@ class Trainer:
         self.step, self._best, self._window = 0, -math.inf, Window()
         state = state_of(self._folder.checkpoint, config)
         if state is not None:
-            self._learner.restore(state)
+            with restoring(self._folder.checkpoint):
+                self._learner.restore(state)
             self.step, self._best, self._window = state["step"], state["best"], Window(**state["window"])
         self._check_that_all_begin_alike()
 
