@@ -1,6 +1,5 @@
 """The sequences that stm-fast evaluate runs or scores, found before the network is loaded."""
 
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from stm_fast.errors import InputError, require_folder
 from stm_fast.evaluation.output_folder import check_apart, check_folders
 from stm_fast.evaluation.scoring import check_length
 from stm_fast.inference.shards import rank
+from stm_fast.printing import warn
 from stm_fast.whole_file import same_file
 
 
@@ -65,8 +65,7 @@ def open_results(
         raise InputError(f"{results}: found no results of the sequences of {truth}, expected a folder for each")
     same = [sequence.name for sequence, folder in pairs if same_file(folder, sequence.annotations)]
     if same:
-        which = f"{', '.join(same)}: the results are the annotations themselves"
-        print(f"stm-fast: {which}; their scores mean nothing", file=sys.stderr)
+        warn(f"{', '.join(same)}: the results are the annotations themselves; their scores mean nothing")
     if len(pairs) < len(named):
-        print(f"stm-fast: {results} has {len(pairs)} of the {len(named)} sequences of {truth}", file=sys.stderr)
+        warn(f"{results} has {len(pairs)} of the {len(named)} sequences of {truth}")
     return pairs
