@@ -1,5 +1,7 @@
 """stm-fast evaluate: runs a benchmark set, or scores results that are there."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,13 +10,23 @@ import typer
 import stm_fast.tasks as tasks
 from stm_fast.choices import SetName
 from stm_fast.commands.memory import Memory
-from stm_fast.commands.numbers import real, whole
+from stm_fast.commands.numbers import real, shown, whole
 from stm_fast.commands.options import Backend, MaxSize, MinSize, Network
 from stm_fast.errors import InputError, check_name
 from stm_fast.inference.frame_size import check_sizes
 from stm_fast.inference.shards import processes
 
+_LONGEST_SPLIT = 99
 _DEFAULT_SPLITS = {"davis16": "val", "davis17": "val", "youtube-vos": "valid", "folder": "all", "synthetic": "0"}
+
+
+def _checked_split(split: str, set_name: SetName) -> str:
+    # tables are named after it
+    if len(os.fsencode(split)) > _LONGEST_SPLIT:
+        raise InputError(f"--split: found {shown(split)}, expected at most {_LONGEST_SPLIT} bytes")
+    if set_name == "synthetic" and re.fullmatch("[0-9]+", split) is None:
+        raise InputError(f"--split: found {split!r}, expected the seed of the first procedural clip")
+    return check_name(split, "--split")
 
 
 def evaluate(
@@ -57,8 +69,7 @@ def evaluate(
     sequences are shared out; a second run goes on where the first one ended.
     """
     processes()  # before work: what the environment says must make sense
-    # tables are named after it
-    split = check_name(split or _DEFAULT_SPLITS[benchmark], "--split")
+    split = _checked_split(split or _DEFAULT_SPLITS[benchmark], benchmark)
     if report and output is None:
         raise InputError("--output: missing, needed for --report")
     if only_score is not None:

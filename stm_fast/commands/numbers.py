@@ -33,7 +33,7 @@ def _ranged(number: Callable[[str], float | None], least: float, most: float, ki
     def parsed(given: Any) -> float:
         found = number(str(given))  # a default is a number already
         if found is None or not least <= found <= most:
-            raise typer.BadParameter(f"found {_shown(str(given))}, expected a {kind}number from {limits}")
+            raise typer.BadParameter(f"found {shown(str(given))}, expected a {kind}number from {limits}")
         return found
 
     return {"parser": parsed, "metavar": limits.replace(" to ", "..")}
@@ -42,12 +42,13 @@ def _ranged(number: Callable[[str], float | None], least: float, most: float, ki
 def _nbytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgt]?)b?", text.strip().lower())
     if match is None:
-        raise typer.BadParameter(f"{_shown(text)} is not a number of bytes such as 800MB or 2.5GB")
+        raise typer.BadParameter(f"{shown(text)} is not a number of bytes such as 800MB or 2.5GB")
     found = float(match[1]) * _UNITS[match[2]]
     if not 1 <= found <= _MOST_BYTES:
-        raise typer.BadParameter(f"found {_shown(text)}, expected 1 to {_MOST_BYTES // 10**12}TB")
+        raise typer.BadParameter(f"found {shown(text)}, expected 1 to {_MOST_BYTES // 10**12}TB")
     return int(found)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """What was found, in quotes, and cut where it is long."""
     return repr(text) if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]!r}... of {len(text)} characters"

@@ -37,7 +37,7 @@ class NetworkChoice:
         if self.arch is not None and str(self.weights) != DEFAULT:
             raise InputError(f"--arch: found {self.arch} with --weights {self.weights}, expected one of them")
         if _DEVICES.fullmatch(self.device) is None:
-            raise InputError(f"--device: found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+            raise InputError(f"--device: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
         require_file(self.file, "a checkpoint")
 
     @property
