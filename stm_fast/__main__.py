@@ -17,7 +17,8 @@ from stm_fast.commands.grouped import grouped
 from stm_fast.commands.info import info
 from stm_fast.commands.segment import segment
 from stm_fast.commands.train import train
-from stm_fast.errors import InputError
+from stm_fast.errors import as_input_error
+from stm_fast.printing import all_said, open_streams, say, warn
 
 _WRONG_USE = 2
 _INTERRUPTED = 130  # what a shell says of a program that ctrl-C ended
@@ -38,7 +39,7 @@ _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 class _OneLineErrors(TyperGroup):
-    """Ends with exit code 2 and one line where the user is at fault; any other exception is a bug and shows."""
+    """Ends with exit code 2 and one line where the user or the system is at fault; any other exception is a bug."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args:  # help, which is no error
@@ -47,17 +48,27 @@ class _OneLineErrors(TyperGroup):
             return super().parse_args(ctx, args)
         except _UsageError as error:
             raise _wrong_use(error) from None
+        except OSError as error:  # help, and stdout does not take it
+            raise _refused(error) from None
 
     def invoke(self, ctx: Any) -> Any:
         logging.getLogger("stm_fast").addHandler(_NOTES)
         try:
             return super().invoke(ctx)
-        except InputError as error:
-            raise _ended(str(error), _WRONG_USE) from None
         except _UsageError as error:
             raise _wrong_use(error) from None
         except KeyboardInterrupt:
             raise _ended("interrupted; every file that was written is whole", _INTERRUPTED) from None
+        except Exception as error:
+            if as_input_error(error) is None:
+                raise
+            raise _refused(error) from None
+
+
+def _refused(error: Exception) -> typer.Exit:
+    if not all_said():  # and that has told why
+        return typer.Exit(_WRONG_USE)
+    return _ended(str(as_input_error(error)), _WRONG_USE)
 
 
 def _wrong_use(error: Any) -> typer.Exit:
@@ -67,20 +78,15 @@ def _wrong_use(error: Any) -> typer.Exit:
 
 
 def _ended(why: str, code: int) -> typer.Exit:
-    _say(why)
+    warn(why)
     return typer.Exit(code)
-
-
-def _say(line: str) -> None:
-    # a file's name may hold line breaks
-    print("stm-fast:", " ".join(line.splitlines()), file=sys.stderr)
 
 
 class _Notes(logging.Handler):
     """What was made of input that could mean more than one thing, as the package logs it: a line on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
+        warn(record.getMessage())
 
 
 _NOTES = _Notes(logging.WARNING)
@@ -101,7 +107,7 @@ for command, example in _EXAMPLES.items():
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"stm_fast {tasks.__version__}")
+        say(f"stm_fast {tasks.__version__}")
         raise typer.Exit
 
 
@@ -116,7 +122,11 @@ def _options(
 
 def main() -> None:
     """What the stm-fast command runs."""
-    app()
+    open_streams()
+    try:
+        app()
+    except SystemExit as end:
+        sys.exit(end.code or (0 if all_said() else _WRONG_USE))
 
 
 if __name__ == "__main__":

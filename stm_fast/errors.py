@@ -1,5 +1,6 @@
 """What a user did wrong, in one line."""
 
+import os
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,18 @@ class InputError(ValueError):
     The message is one line that names the file or argument, what was found and what was expected. The command line
     prints it and exits with code 2; nothing else of the package is caught there.
     """
+
+
+def as_input_error(error: Exception) -> InputError | None:
+    """What ended a command as bad input: an InputError, or what the system refused; None for anything else, a bug."""
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, OSError):
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        return InputError(": ".join([" -> ".join(names)] * bool(names) + [error.strerror or str(error) or repr(error)]))
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of Path.resolve, until Python 3.13
+        return InputError(str(error))
+    return None
 
 
 class _Short(reprlib.Repr):

@@ -25,10 +25,13 @@ def partial_path(path: Path) -> Path:
 
 
 def new_partial(path: Path) -> Path:
-    """`partial_path`, with nothing there. Raises InputError where that is not possible."""
+    """`partial_path`, emptied. Raises InputError where that is not possible, or `path` is a device or a pipe."""
     partial = partial_path(path)
-    # in a container a process that was killed had the id of this one
+    # a rename would put a file in its place
     with writing(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"cannot write {path}: found a device or a pipe, expected a file")
+        # in a container a process that was killed had the id of this one
         _remove(partial)
     return partial
 

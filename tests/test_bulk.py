@@ -207,26 +207,29 @@ def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, 
 
 
 @pytest.mark.parametrize(
-    ("program", "world", "expected"),
+    ("program", "world", "line", "command"),
     [
-        ("/bin/stm-fast", "1", "To go on:\n/bin/stm-fast segment --resume 'my clip.mp4' -- -v.mp4"),
+        ("/bin/stm-fast", "1", "To go on:", "/bin/stm-fast segment --resume 'my clip.mp4' -- -v.mp4"),
         (
             "stm_fast/__main__.py",
             "1",
-            f"To go on:\n{sys.executable} -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
+            "To go on:",
+            f"{sys.executable} -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
         ),
         (
             "stm_fast/__main__.py",
             "4",
-            "To go on, with torchrun's options as before:\n"
+            "To go on, with torchrun's options as before:",
             "torchrun ... -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
         ),
     ],
 )
-def test_the_command_that_goes_on_can_be_copied(monkeypatch, program, world, expected):
-    monkeypatch.setenv("WORLD_SIZE", world)
+def test_the_command_that_goes_on_can_be_copied(monkeypatch, program, world, line, command):
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": world, **shared}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", [program, "segment", "my clip.mp4", "--overwrite", "--", "-v.mp4"])
-    assert how_to_resume() == expected
+    assert how_to_resume() == (line, command)
 
 
 # a memory spread over processes

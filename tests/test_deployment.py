@@ -295,7 +295,7 @@ def test_a_whole_frame_is_timed_by_stage(monkeypatch):
         assert row.frame_seconds_20 <= row.frame_seconds <= row.frame_seconds_80
     assert rows[1].similarity > 0.99
     assert rows[2].similarity > 0.99
-    text = table(rows, {"decode": 0.001, "write": 0.002})
+    text = "\n".join(table(rows, {"decode": 0.001, "write": 0.002}))
     assert f"{1000 * rows[1].stage_seconds['decoder']:.1f}" in text
     assert f"{rows[0].frame_seconds / rows[2].frame_seconds:.2f}" in text
     assert "decode 1.0 ms, write 2.0 ms" in text

@@ -46,12 +46,12 @@ def parse_shape(text: str) -> Shape:
 
     Raises InputError for any other text.
     """
-    match = re.fullmatch(r"(?:(\d+p|\d+x\d+)-T(\d+)|M(\d+)-N(\d+))-O(\d+)", text)
-    sizes = [int(size) for size in re.findall(r"\d+", text)]
-    if match is None or 0 in sizes or (match[1] and match[1].endswith("p") and match[1] not in FEATURE_MAPS):
+    n = "[1-9][0-9]{0,7}"
+    match = re.fullmatch(rf"(?:({n}p|{n}x{n})-T({n})|M({n})-N({n}))-O({n})", text)
+    if match is None or (match[1] and match[1].endswith("p") and match[1] not in FEATURE_MAPS):
         known = ", ".join(FEATURE_MAPS)
         raise InputError(
-            f"shape: found {text!r}, expected for example 480p-T20-O3 ({known}), 8x14-T1-O1 or M48-N32400-O1"
+            f"shape: found {text[:40]!r}, expected for example 480p-T20-O3 ({known}), 8x14-T1-O1 or M48-N32400-O1"
         )
     frame, frames, queries, rows, objects = match.groups()
     if frame is None:

@@ -11,6 +11,7 @@ from stm_fast.benchmarking.system_records import SystemRecord, write_system_reco
 from stm_fast.benchmarking.system_workload import SystemWorkload
 from stm_fast.inference.stages import STAGES
 from stm_fast.network.precision import has_bfloat16
+from stm_fast.printing import say
 
 
 def usual_contestants(device: str) -> tuple[str, ...]:
@@ -42,10 +43,10 @@ def run_system(
         rows = measure_system(workload, contestants, rounds, device, peaks=peaks)
         record.rows += rows
         write_system_record(record, output)
-        print(table(rows, beside), flush=True)
+        say(*table(rows, beside))
 
 
-def table(rows: Sequence[SystemRow], beside: dict[str, float]) -> str:
+def table(rows: Sequence[SystemRow], beside: dict[str, float]) -> list[str]:
     """Stages down, contestants across, in milliseconds; ratios to the first contestant."""
     first = rows[0]
     lines = {stage: [f"{1000 * row.stage_seconds[stage]:.1f}" for row in rows] for stage in STAGES}
@@ -59,4 +60,4 @@ def table(rows: Sequence[SystemRow], beside: dict[str, float]) -> str:
     head = f"{'ms':16}" + "".join(f"{row.contestant:>18}" for row in rows)
     body = [f"{name:16}" + "".join(f"{cell:>18}" for cell in cells) for name, cells in lines.items()]
     outside = ", ".join(f"{what} {1000 * seconds:.1f} ms" for what, seconds in beside.items())
-    return "\n".join([f"\n{first.workload}, {first.rounds} rounds", head, *body, f"beside the network: {outside}"])
+    return ["", f"{first.workload}, {first.rounds} rounds", head, *body, f"beside the network: {outside}"]

@@ -31,7 +31,7 @@ class SystemWorkload:
 
 def parse_workload(text: str, weights: str | None = None) -> SystemWorkload:
     """The workload of a name such as 480p-T10-O3. Raises InputError for any other text."""
-    match = re.fullmatch(r"(\d+p)-T([1-9]\d*)-O([1-9]|1\d|20)", text)
+    match = re.fullmatch(r"([0-9]{2,4}p)-T([1-9][0-9]{0,5})-O([1-9]|1[0-9]|20)", text)
     if match is None or match[1] not in SIZES:
-        raise InputError(f"shape: found {text!r}, expected for example 480p-T10-O3 ({', '.join(SIZES)})")
+        raise InputError(f"shape: found {text[:40]!r}, expected for example 480p-T10-O3 ({', '.join(SIZES)})")
     return SystemWorkload(match[1], objects=int(match[3]), memory_frames=int(match[2]), weights=weights)

@@ -1,5 +1,6 @@
 """stm-fast benchmark: what the user chooses."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -9,6 +10,7 @@ import stm_fast.tasks as tasks
 from stm_fast.benchmarking.shapes import CPU_MINUTES, Shape, grid, parse_shape
 from stm_fast.benchmarking.system_workload import SystemWorkload, parse_workload
 from stm_fast.choices import Contestant, Pass, RouteName, TimedDtype
+from stm_fast.commands.numbers import real, whole
 from stm_fast.errors import InputError, require_file
 from stm_fast.whole_file import refuse_input
 
@@ -36,16 +38,18 @@ def benchmark(
     ),
     plots: Annotated[bool | None, typer.Option(help="Draw log-log plots; the default is where matplotlib is.")] = None,
     memory: Annotated[bool, typer.Option(help="Measure the extra memory.")] = True,
-    seconds: Annotated[float, typer.Option(min=0, help="Seconds for the rounds of one shape and dtype.")] = 10.0,
-    rounds: Annotated[int, typer.Option(min=1, help="How many rounds there are at the least.")] = 5,
+    seconds: Annotated[
+        float, typer.Option(**real(0, 86400), help="Seconds for the rounds of one shape and dtype.")
+    ] = 10.0,
+    rounds: Annotated[int, typer.Option(**whole(1, 10**6), help="How many rounds there are at the least.")] = 5,
     minutes: Annotated[
         float | None,
         typer.Option(
-            min=0,
+            **real(0, 10**6),
             help=f"After so many minutes no further route is started; {CPU_MINUTES} for a CPU's default shapes.",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="How many threads of the CPU are used.")] = None,
+    threads: Annotated[int | None, typer.Option(**whole(1, 1024), help="How many threads of the CPU are used.")] = None,
     system: Annotated[
         bool,
         typer.Option("--system", help="Whole frames by stage instead: shapes, routes, rounds, memory, device count."),
@@ -115,12 +119,12 @@ def benchmark(
 
 def _refuse_results(output: Path, table: Path | None) -> None:
     if table is not None:
-        if table.exists():
+        if os.path.lexists(table):
             raise InputError(f"{table}: exists already; give another --tune, or --overwrite")
         return
     plots = (path for path in output.parent.glob("*.svg") if path.name.startswith(f"{output.stem}."))
     for path in (output, *plots):
-        if path.exists():
+        if os.path.lexists(path):
             raise InputError(f"{path}: exists already; give another --output, or --overwrite")
 
 

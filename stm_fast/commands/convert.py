@@ -1,5 +1,6 @@
 """stm-fast convert: a checkpoint as safetensors."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a checkpoint, or the mean of several, into a safetensors file; no code in them is ever run."""
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise InputError(f"{target}: exists already; give another name, or --overwrite")
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")

@@ -1,5 +1,7 @@
 """stm-fast evaluate: runs a benchmark set, or scores results that are there."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,11 +10,23 @@ import typer
 import stm_fast.tasks as tasks
 from stm_fast.choices import SetName
 from stm_fast.commands.memory import Memory
+from stm_fast.commands.numbers import real, whole
 from stm_fast.commands.options import Backend, MaxSize, MinSize, Network
-from stm_fast.errors import InputError, check_name
+from stm_fast.errors import InputError, check_name, shown
 from stm_fast.inference.frame_size import check_sizes
+from stm_fast.inference.shards import processes
 
+_LONGEST_SPLIT = 99
 _DEFAULT_SPLITS = {"davis16": "val", "davis17": "val", "youtube-vos": "valid", "folder": "all", "synthetic": "0"}
+
+
+def _checked_split(split: str, set_name: SetName) -> str:
+    # tables are named after it
+    if len(os.fsencode(split)) > _LONGEST_SPLIT:
+        raise InputError(f"--split: found {shown(split)}, expected at most {_LONGEST_SPLIT} bytes")
+    if set_name == "synthetic" and re.fullmatch("[0-9]+", split) is None:
+        raise InputError(f"--split: found {split!r}, expected the seed of the first procedural clip")
+    return check_name(split, "--split")
 
 
 def evaluate(
@@ -34,7 +48,9 @@ def evaluate(
     ] = None,
     max_size: MaxSize = None,
     min_size: MinSize = None,
-    scale: Annotated[list[float] | None, typer.Option(help="Average over sizes: one --scale for each.")] = None,
+    scale: Annotated[
+        list[float] | None, typer.Option(**real(0.1, 8), help="Average over sizes: one --scale for each.")
+    ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with mirrored frames.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html, a page that needs nothing else.")
@@ -42,7 +58,9 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Score the first mask copied and an untrained network beside it.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that score; one for each core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(**whole(1, 1024), help="Processes that score; one for each core.")
+    ] = None,
     backend: Backend = "auto",
 ) -> None:
     """Reproduce the scores of a benchmark set: DAVIS-2016, DAVIS-2017, YouTube-VOS or a folder of your own.
@@ -50,8 +68,8 @@ def evaluate(
     The set "synthetic" are procedural clips, drawn into --data or else into the output folder. Under torchrun the
     sequences are shared out; a second run goes on where the first one ended.
     """
-    # tables are named after it
-    split = check_name(split or _DEFAULT_SPLITS[benchmark], "--split")
+    processes()  # before work: what the environment says must make sense
+    split = _checked_split(split or _DEFAULT_SPLITS[benchmark], benchmark)
     if report and output is None:
         raise InputError("--output: missing, needed for --report")
     if only_score is not None:

@@ -1,28 +1,20 @@
 """Options that say what the memory keeps, and where."""
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from stm_fast.commands.numbers import nbytes, whole
 from stm_fast.config import Evict, MemoryConfig, Place, StorageName
 from stm_fast.errors import InputError, require_folder
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _option = partial(typer.Option, rich_help_panel="Memory")
 
 
-def _nbytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)b?", text.strip().lower())
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not a number of bytes such as 800MB or 2.5GB")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
 def memory_config(
-    every: Annotated[int, _option(min=1, help="Every N-th frame stays in the memory.")] = 5,
+    every: Annotated[int, _option(**whole(1, 10**9), help="Every N-th frame stays in the memory.")] = 5,
     first_and_previous: Annotated[
         bool, _option("--first-and-previous", help="Only frames with given masks stay, and the previous one.")
     ] = False,
@@ -34,13 +26,12 @@ def memory_config(
         _option("--no-redetect", help="What is lost is remembered as absent, and looked for where it was."),
     ] = False,
     max_frames: Annotated[
-        int | None, _option("--max-memory-frames", min=1, help="At most so many frames of each object stay.")
+        int | None,
+        _option("--max-memory-frames", **whole(1, 10**9), help="At most so many frames of each object stay."),
     ] = None,
     max_bytes: Annotated[
         int | None,
-        _option(
-            "--max-memory-bytes", parser=_nbytes, metavar="BYTES", help="The memory takes at most this, such as 2.5GB."
-        ),
+        _option("--max-memory-bytes", **nbytes(), help="The memory takes at most this, such as 2.5GB."),
     ] = None,
     evict: Annotated[Evict, _option(help="Which frame makes room where the memory is full.")] = "oldest",
     memory_storage: Annotated[StorageName, _option(help="What the memory's rows are kept as.")] = "model",
@@ -66,8 +57,6 @@ def memory_config(
         raise InputError(f"--memory-folder: found {found}, expected one with disk only")
     if memory_folder is not None:
         require_folder(memory_folder, "to keep the memory in")
-    if max_bytes == 0:
-        raise InputError("--max-memory-bytes: found 0, expected at least 1")
     return MemoryConfig(
         every=None if first_and_previous else every,
         previous=not no_previous,

@@ -7,20 +7,25 @@ from typing import Annotated
 import typer
 
 from stm_fast.choices import Arch, BackendName, CompileMode, Precision
+from stm_fast.commands.numbers import whole
 from stm_fast.network.released import DEFAULT, MIN_SIZE
 from stm_fast.tasks.choice import NetworkChoice
 
+_LARGEST = 2**14  # pixels of a shorter side
 _network_option = partial(typer.Option, rich_help_panel="Network")
 
 MaxSize = Annotated[
     int | None,
-    _network_option(help="Shrink larger frames for the network, until their shorter side has so many pixels."),
+    _network_option(
+        **whole(16, _LARGEST), help="Shrink larger frames for the network, until their shorter side has so many pixels."
+    ),
 ]
 MinSize = Annotated[
     int | None,
     _network_option(
+        **whole(1, _LARGEST),
         help="Enlarge smaller frames for the network, until their shorter side has so many pixels. The default is "
-        f"{MIN_SIZE} with the package's own weights; with others no frame is enlarged."
+        f"{MIN_SIZE} with the package's own weights; with others no frame is enlarged.",
     ),
 ]
 Backend = Annotated[

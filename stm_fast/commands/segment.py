@@ -8,12 +8,13 @@ import typer
 import stm_fast.tasks as tasks
 from stm_fast.choices import Overlay
 from stm_fast.commands.memory import Memory
+from stm_fast.commands.numbers import real
 from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite
 from stm_fast.errors import InputError, require_folder, require_present
 from stm_fast.inference.bulk import Job, check_inputs, plan
 from stm_fast.inference.frame_size import check_sizes
 from stm_fast.inference.output_folder import check_output
-from stm_fast.inference.shards import world_size
+from stm_fast.inference.shards import processes, world_size
 
 
 def segment(
@@ -53,7 +54,10 @@ def segment(
         bool, typer.Option("--resume", help="Go on with the interrupted run that the output folder holds.")
     ] = False,
     checkpoint_seconds: Annotated[
-        float, typer.Option(min=0, help="Between two checkpoints, at least; they take a tenth of the time at most.")
+        float,
+        typer.Option(
+            **real(0, 10**7), help="Between two checkpoints, at least; they take a tenth of the time at most."
+        ),
     ] = 60.0,
     shard_memory: Annotated[
         bool, typer.Option("--shard-memory", help="Under torchrun: all processes share the memory of one video.")
@@ -64,6 +68,7 @@ def segment(
     Several videos are done one after the other, and shared out under torchrun; the same command again skips those that
     are finished and goes on with those that are not.
     """
+    processes()  # before work: what the environment says must make sense
     if resume and overwrite:
         raise InputError("--resume: found with --overwrite, expected one of them")
     if shard_memory and (len(sources) > 1 or world_size() == 1):

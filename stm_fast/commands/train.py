@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 import stm_fast.tasks as tasks
+from stm_fast.commands.numbers import real
 from stm_fast.errors import InputError
+from stm_fast.inference.shards import processes
 from stm_fast.training.run_folder import RunFolder
 
 
@@ -23,11 +25,14 @@ def train(
         bool, typer.Option("--skip-corrupt", help="Pass over pictures that cannot be read, and count them.")
     ] = False,
     stop_after_minutes: Annotated[
-        float | None, typer.Option(min=0, help="End with a checkpoint; the same command with --resume goes on.")
+        float | None,
+        typer.Option(**real(0, 10**6), help="End with a checkpoint; the same command with --resume goes on."),
     ] = None,
     fit_minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="As many epochs as there is time for, the end of the schedule and scores included."),
+        typer.Option(
+            **real(0, 10**6), help="As many epochs as there is time for, the end of the schedule and scores included."
+        ),
     ] = None,
 ) -> None:
     """Train a network as the paper does, or as a configuration of your own says.
@@ -35,6 +40,7 @@ def train(
     Under torchrun the processes share out each batch; a run may go on with another number of them.
     """
     start = time.monotonic()
+    processes()  # before work: what the environment says must make sense
     for package in ("accelerate", "yaml"):
         if find_spec(package) is None:
             raise InputError(f"training needs {package}: pip install 'stm_fast[train]'")

@@ -1,7 +1,6 @@
 """Stills out of COCO instances."""
 
 import re
-import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ import numpy as np
 from stm_fast.data.coco_shapes import MOST_PIXELS, check_shape, rasterize
 from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
-from stm_fast.errors import InputError, check_name, require_folder
+from stm_fast.errors import InputError, check_name, require_folder, shown
 from stm_fast.text_file import read_json
 
 HOW_TO_GET_COCO = "COCO needs pycocotools: pip install 'stm_fast[coco]'"
@@ -80,7 +79,7 @@ class CocoSource:
             for entry in item.instances:
                 _check_instance(entry, size)
         except InputError as error:
-            raise InputError(f"{self._annotations}: {kind} {reprlib.repr(entry['id'])}: {error}") from None
+            raise InputError(f"{self._annotations}: {kind} {shown(entry['id'])}: {error}") from None
 
     def _paint(self, item: "_Item") -> Bytes:
         """Object ids [H, W] of a picture whose instances are checked."""
@@ -118,9 +117,9 @@ def _sort_images(images: list[Any], items: dict[int | str, _Item]) -> Iterator[_
     """Makes an item of each image. Yields what is wrong with those that have no id."""
     for place, image in enumerate(images):
         if not isinstance(image, dict) or not _is_id(image.get("id")):
-            yield _Item(fault=f"images[{place}]: found {reprlib.repr(image)}, expected an image with an id")
+            yield _Item(fault=f"images[{place}]: found {shown(image)}, expected an image with an id")
         elif image["id"] in items:
-            items[image["id"]].fault = f"image {reprlib.repr(image['id'])}: found two of this id, expected one"
+            items[image["id"]].fault = f"image {shown(image['id'])}: found two of this id, expected one"
         else:
             items[image["id"]] = _Item(image)
 
@@ -130,16 +129,16 @@ def _sort_instances(annotations: list[Any], items: dict[int | str, _Item]) -> It
     known: dict[int | str, _Item] = {}
     for place, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
-            yield _Item(fault=f"annotations[{place}]: found {reprlib.repr(annotation)}, expected one with an image_id")
+            yield _Item(fault=f"annotations[{place}]: found {shown(annotation)}, expected one with an image_id")
             continue
         item, number = items.get(annotation["image_id"]), annotation.get("id")
         if item is None or not _is_instance(annotation):
             continue
         item.instances.append(annotation)
         if not _is_id(number):
-            item.fault = f"annotations[{place}]: found id {reprlib.repr(number)}, expected a whole number or text"
+            item.fault = f"annotations[{place}]: found id {shown(number)}, expected a whole number or text"
         elif number in known:
-            item.fault = f"annotation {reprlib.repr(number)}: found two of this id, expected one"
+            item.fault = f"annotation {shown(number)}: found two of this id, expected one"
             known[number].fault = item.fault
         else:
             known[number] = item
@@ -159,7 +158,7 @@ def _check_image(image: dict[str, Any]) -> tuple[int, int]:
     """The size H, W of an image. Raises InputError for what cannot be one, or a name that leads out of its folder."""
     name = image.get("file_name")
     if not isinstance(name, str) or len(name) > _LONGEST_NAME or _NO_NAME.search(name):
-        raise InputError(f"found file_name {reprlib.repr(name)}, expected the name of a picture")
+        raise InputError(f"found file_name {shown(name)}, expected the name of a picture")
     for part in PurePath(name).parts or ("",):
         check_name(part, "file_name")
     height, width = (_side(image, key) for key in ("height", "width"))
@@ -171,15 +170,15 @@ def _check_image(image: dict[str, Any]) -> tuple[int, int]:
 def _side(image: dict[str, Any], key: str) -> int:
     side = image.get(key)
     if type(side) is not int or not 1 <= side <= MOST_PIXELS:
-        raise InputError(f"found {key} {reprlib.repr(side)}, expected 1 to {MOST_PIXELS} pixels")
+        raise InputError(f"found {key} {shown(side)}, expected 1 to {MOST_PIXELS} pixels")
     return side
 
 
 def _check_instance(instance: dict[str, Any], size: tuple[int, int]) -> None:
     """Raises InputError where an instance cannot be painted."""
     if instance.get("iscrowd") not in (None, 0):
-        raise InputError(f"found iscrowd {reprlib.repr(instance['iscrowd'])}, expected 0 or 1")
+        raise InputError(f"found iscrowd {shown(instance['iscrowd'])}, expected 0 or 1")
     area: Any = instance.get("area")
     if type(area) not in (int, float) or not 0 <= area < inf:
-        raise InputError(f"found area {reprlib.repr(area)}, expected a number of pixels")
+        raise InputError(f"found area {shown(area)}, expected a number of pixels")
     check_shape(instance["segmentation"], size)

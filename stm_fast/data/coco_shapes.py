@@ -8,7 +8,6 @@ A shape, called ``segmentation`` in the file, is one of
 """
 
 import re
-import reprlib
 from collections.abc import Sequence
 from math import isnan
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, shown
 
 Counts = npt.NDArray[np.int64]
 
@@ -41,7 +40,7 @@ def check_shape(shape: Any, size: tuple[int, int]) -> None:
     elif isinstance(shape, dict):
         _check_run_lengths(shape, size)
     else:
-        raise InputError(f"found segmentation {reprlib.repr(shape)}, expected polygons or run lengths")
+        raise InputError(f"found segmentation {shown(shape)}, expected polygons or run lengths")
 
 
 def rasterize(shape: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -79,10 +78,10 @@ def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
 
 def _check_numbers(polygon: Any) -> None:
     if type(polygon) is not list:
-        raise InputError(f"found {reprlib.repr(polygon)} as a polygon, expected a list of numbers")
+        raise InputError(f"found {shown(polygon)} as a polygon, expected a list of numbers")
     if not set(map(type, polygon)) <= {int, float}:
         wrong = next(number for number in polygon if type(number) not in (int, float))
-        raise InputError(f"found {reprlib.repr(wrong)} in a polygon, expected numbers")
+        raise InputError(f"found {shown(wrong)} in a polygon, expected numbers")
     if len(polygon) < _FEWEST_NUMBERS or len(polygon) % 2:
         raise InputError(f"found a polygon of {len(polygon)} numbers, expected x and y of three points or more")
 
@@ -96,7 +95,7 @@ def _check_points(polygon: list[float], size: tuple[int, int]) -> float:
         # a NaN is neither the lowest nor the highest unless it is the first
         if not (-beyond <= low and high <= side + beyond) or isnan(sum(numbers)):
             wrong = next(number for number in numbers if not -beyond <= number <= side + beyond)
-            found = f"found {name} {reprlib.repr(wrong)} of a point"
+            found = f"found {name} {shown(wrong)} of a point"
             raise InputError(f"{found}, expected 0 to {side} or at most {beyond:g} pixels outside")
         extent = max(extent, high - low)
     return extent
@@ -110,16 +109,16 @@ def _steps(polygon: list[float]) -> float:
 
 def _check_run_lengths(shape: dict[str, Any], size: tuple[int, int]) -> None:
     if shape.get("size") != list(size):
-        found = reprlib.repr(shape.get("size"))
+        found = shown(shape.get("size"))
         raise InputError(f"found run lengths of size {found}, expected {list(size)} as its image")
     counts: Any = shape.get("counts")
     pixels = size[0] * size[1]
     if not _has_form(counts, pixels):
-        found = reprlib.repr(counts)
+        found = shown(counts)
         raise InputError(f"found counts {found}, expected run lengths of {pixels} pixels")
     lengths = _lengths(counts)
     if lengths.min() < 0 or lengths.max() > pixels or lengths.sum() != pixels:
-        found = reprlib.repr(lengths[:7].tolist())
+        found = shown(lengths[:7].tolist())
         raise InputError(f"found runs of {found} pixels, expected {pixels} in all as its image")
 
 

@@ -3,12 +3,13 @@
 Layouts as the sets are published. Nothing is ever written here.
 """
 
-import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from stm_fast.choices import SetName
 from stm_fast.data.drawn_set import draw_set
-from stm_fast.errors import InputError, check_name, require_file, require_folder
+from stm_fast.errors import InputError, check_name, require_folder
+from stm_fast.text_file import read_json, read_lines
 from stm_fast.video import VOID, MaskPicture, has_void, object_ids, read_mask, without_void
 from stm_fast.video.listing import by_stem, list_folders, list_masks, list_pictures
 from stm_fast.whole_file import same_file
@@ -218,27 +220,50 @@ def _checked(sequence: Sequence) -> Sequence:
 
 def _read_names(lists: list[Path]) -> list[str]:
     """Sequence names of the first list that exists: a name a line, or pairs of paths of its frames."""
-    file = next((file for file in lists if file.is_file()), None)
+    file = next((file for file in lists if os.path.lexists(file)), None)
     if file is None:
         raise InputError(f"{lists[0]}: no such list of sequences" + "".join(f", nor {other}" for other in lists[1:]))
-    words = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-    names = dict.fromkeys(Path(word).parent.name if "/" in word else word for word in words)
+    names = dict.fromkeys(map(_listed_name, read_lines(file, "a list of sequences")))
     if not names:
         raise InputError(f"{file}: found no sequence, expected a name a line")
     return list(names)
 
 
+def _listed_name(line: str) -> str:
+    """The whole line, or the sequence of "/JPEGImages/480p/bike/00000.jpg /Annotations/480p/bike/00000.png"."""
+    frame = re.split(r"\s+/?Annotations/", line, maxsplit=1)[0]
+    return PurePosixPath(frame).parent.name if re.match("/?JPEGImages/.+/", frame) else line
+
+
 def _read_meta(file: Path) -> dict[str, frozenset[str]]:
     """The frames that are required of each video."""
-    require_file(file, "the meta.json of a split of YouTube-VOS")
-    try:
-        videos: dict[str, Any] = json.loads(file.read_text())["videos"]
-        return {
-            name: frozenset(frame for thing in video["objects"].values() for frame in thing["frames"])
-            for name, video in sorted(videos.items())
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: not a meta.json of YouTube-VOS ({type(error).__name__}: {error})") from error
+    content = read_json(file, "the meta.json of a split of YouTube-VOS")
+    required: dict[str, frozenset[str]] = {}
+    for name, video in sorted(_entries(content, "videos", file, "").items()):
+        objects = _entries(video, "objects", file, name)
+        required[name] = frozenset(frame for thing in objects.values() for frame in _frames(thing, file, name))
+    if not required:
+        raise InputError(f"{file}: found no video, expected those of a split of YouTube-VOS")
+    return required
+
+
+def _entries(content: Any, key: str, file: Path, video: str) -> dict[str, Any]:
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: found no {key} by name{_of(video)}, expected a meta.json of YouTube-VOS")
+    return found
+
+
+def _frames(thing: Any, file: Path, video: str) -> list[str]:
+    """The frames of an object, whose names become parts of paths."""
+    found = thing.get("frames") if isinstance(thing, dict) else None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{file}: found an object without a list of frames{_of(video)}, expected names such as 00000")
+    return [check_name(name, f"{file}: frame{_of(video)}") for name in found]
+
+
+def _of(video: str) -> str:
+    return f" of {video[:80]!r}" if video else ""
 
 
 def _with_resolution(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stm_fast.evaluation.scoring import ObjectScore
+from stm_fast.printing import printable, say
 from stm_fast.whole_file import whole_file
 
 GLOBAL_MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
@@ -23,22 +24,22 @@ def overall(scores: list[ObjectScore]) -> dict[str, float]:
 
 def print_tables(scores: list[ObjectScore], split: str) -> None:
     """Both tables on stdout, laid out as the toolkit does."""
-    print(f"--------------------------- Global results for {split} ---------------------------")
-    print(_aligned(GLOBAL_MEASURES, [[f"{value:.6f}" for value in overall(scores).values()]]))
-    print(f"\n---------- Per sequence results for {split} ----------")
-    rows = [[score.name, f"{score.J.mean:.6f}", f"{score.F.mean:.6f}"] for score in scores]
-    print(_aligned(SEQUENCE_MEASURES, rows))
+    say(f"--------------------------- Global results for {split} ---------------------------")
+    say(*_aligned(GLOBAL_MEASURES, [[f"{value:.6f}" for value in overall(scores).values()]]))
+    say("", f"---------- Per sequence results for {split} ----------")
+    rows = [[printable(score.name), f"{score.J.mean:.6f}", f"{score.F.mean:.6f}"] for score in scores]
+    say(*_aligned(SEQUENCE_MEASURES, rows))
 
 
 def print_comparison(methods: Mapping[str, list[ObjectScore]]) -> None:
     """Several methods' scores of the same set, a line each."""
-    print("\n---------- Beside it ----------")
+    say("", "---------- Beside it ----------")
     measures = ("J&F-Mean", "J-Mean", "F-Mean")
     rows = []
     for name, scores in methods.items():
         measured = overall(scores)
         rows.append([name, *(f"{measured[measure]:.6f}" for measure in measures)])
-    print(_aligned(("Method", *measures), rows))
+    say(*_aligned(("Method", *measures), rows))
 
 
 def write_tables(scores: list[ObjectScore], split: str, folder: Path) -> None:
@@ -49,14 +50,13 @@ def write_tables(scores: list[ObjectScore], split: str, folder: Path) -> None:
     _write_csv(folder / f"per-sequence_results-{split}.csv", SEQUENCE_MEASURES, rows)
 
 
-def _aligned(header: tuple[str, ...], rows: list[list[str]]) -> str:
+def _aligned(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    return "\n".join(lines)
+    return [" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: list[list[str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     with whole_file(path) as partial:
-        partial.write_text(text.getvalue())
+        partial.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")

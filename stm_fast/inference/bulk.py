@@ -62,4 +62,4 @@ def masks_of(job: Job, masks: Path) -> Path:
 
 
 def _name(source: Path) -> str:
-    return source.resolve().name if source.is_dir() else source.stem
+    return os.path.basename(os.path.realpath(source)) if source.is_dir() else source.stem

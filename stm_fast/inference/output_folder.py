@@ -26,8 +26,9 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
         resume: the run may be one that goes on: an interrupted one in the folder is not in its way.
     """
     with reading(folder):
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: found a file, expected an output folder")
+        if os.path.lexists(folder) and not folder.is_dir():
+            found = "a file" if folder.exists() else "a link that leads nowhere"
+            raise InputError(f"{folder}: found {found}, expected an output folder")
         refuse_links(*parts_of(folder))
         check_apart([folder], inputs)
         if overwrite or not _holds_anything(folder):

@@ -1,6 +1,5 @@
 """stm-fast benchmark: a selection, a table, a JSON file and plots."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +22,7 @@ from stm_fast.benchmarking.tuning import tune, write_table
 from stm_fast.benchmarking.workload import DTYPES
 from stm_fast.choices import RouteName
 from stm_fast.errors import InputError
+from stm_fast.printing import say, warn
 
 _UNCOMPILED = ("published", "last-dim", "chunks", "sdpa")
 _ROUTES = {
@@ -87,12 +87,12 @@ def time_reads(
     _run(selection, record, output)
     if with_plots:
         for path in write_plots(record.rows, output.with_suffix("")):
-            print(path)
+            say(str(path))
     elif plots is None:
-        print(f"stm-fast: {HOW_TO_GET_PLOTS}", file=sys.stderr)
-    print(output)
+        warn(HOW_TO_GET_PLOTS)
+    say(str(output))
     if json:
-        print(record.to_json())
+        say(record.to_json())
 
 
 def time_frames(
@@ -134,10 +134,8 @@ def tune_tiles(
         table = tune(shapes, [DTYPES[name] for name in dtypes], passes, make_clock(place), spinner.update)
     write_table(table, path)
     for tile in table["tiles"]:
-        print(
-            f"{tile['kernel']} {tile['choice']['arithmetic']}: {tile['relative_time']:.3f} of the time: {tile['tile']}"
-        )
-    print(f"{path}: {len(table['tiles'])} tiles; STM_FAST_CONFIGS={path} takes them")
+        say(f"{tile['kernel']} {tile['choice']['arithmetic']}: {tile['relative_time']:.3f} of the time: {tile['tile']}")
+    say(f"{path}: {len(table['tiles'])} tiles; STM_FAST_CONFIGS={path} takes them")
 
 
 def _place(device: str, threads: int | None) -> str:
@@ -153,10 +151,10 @@ def _place(device: str, threads: int | None) -> str:
 
 def _introduce(machine: dict[str, Any]) -> None:
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cpu_capability']}, {machine['threads']} threads"
-    print(f"{where}, torch {machine['torch']}, commit {machine['commit']}")
+    say(f"{where}, torch {machine['torch']}, commit {machine['commit']}")
     load = machine["load_average"][0]
     if load > 1:
-        print(f"stm-fast: this machine is busy (load {load}): compare ratios, not times", file=sys.stderr)
+        warn(f"this machine is busy (load {load}): compare ratios, not times")
 
 
 def _run(selection: Selection, record: Record, output: Path) -> None:

@@ -1,17 +1,17 @@
 """Many videos one after the other: finished ones are skipped, and one that fails does not stop the others."""
 
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, as_input_error
 from stm_fast.inference import InterruptedRun, Summary
 from stm_fast.inference.bulk import Job, masks_of
 from stm_fast.inference.output_folder import check_output, remove_results
 from stm_fast.inference.process_group import wait_for_all
 from stm_fast.inference.shards import shard
+from stm_fast.printing import warn
 from stm_fast.tasks.progress import print_result, progress_bar
 
 _UNEXPECTED, _WRONG_USE = 1, 2
@@ -44,14 +44,14 @@ def segment_many(jobs: Sequence[Job], masks: Path, segment: Segment) -> int:
         except InterruptedRun:
             raise
         except Exception as error:
-            failures[job] = error
-            if not isinstance(error, InputError):
+            failures[job] = as_input_error(error) or error
+            if not isinstance(failures[job], InputError):
                 traceback.print_exc()
     if failures:
-        print(f"stm-fast: {len(failures)} of {len(share)} videos failed:", file=sys.stderr)
+        warn(f"{len(failures)} of {len(share)} videos failed:")
     for job, failure in failures.items():
-        why = str(failure) if isinstance(failure, InputError) else f"{job.source}: {type(failure).__name__}: {failure}"
-        print(f"stm-fast: {' '.join(why.splitlines())}", file=sys.stderr)
+        known = isinstance(failure, InputError)
+        warn(str(failure) if known else f"{job.source}: {type(failure).__name__}: {failure}")
     # a process that ends with an error would take the others with it
     wait_for_all()
     if not failures:

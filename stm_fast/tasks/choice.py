@@ -1,5 +1,6 @@
 """Which network a command runs, and where and how, before anything of it is loaded."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from stm_fast.choices import Arch, CompileMode, Precision
 from stm_fast.errors import InputError, require_file
 from stm_fast.network.released import DEFAULT, FILES, MIN_SIZE, weights_file
 
-_DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class NetworkChoice:
         if self.arch is not None and str(self.weights) != DEFAULT:
             raise InputError(f"--arch: found {self.arch} with --weights {self.weights}, expected one of them")
         if _DEVICES.fullmatch(self.device) is None:
-            raise InputError(f"--device: found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+            raise InputError(f"--device: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
         require_file(self.file, "a checkpoint")
 
     @property
@@ -53,6 +54,6 @@ class NetworkChoice:
         """`min_size` of a `VideoSegmenter`: what --min-size asks for, or else what suits the weights."""
         if min_size is not None:
             return min_size
-        if self.untrained or self.file.resolve() not in FILES.values():
+        if self.untrained or os.path.realpath(self.file) not in map(str, FILES.values()):
             return 1
         return MIN_SIZE if max_size is None else min(MIN_SIZE, max_size)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stm_fast.network import save_checkpoint
 from stm_fast.network.mean import into_mean
+from stm_fast.printing import say
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_model
 
@@ -17,4 +18,4 @@ def convert_checkpoints(sources: Sequence[NetworkChoice], target: Path, *, half:
     """
     model = into_mean([load_model(source) for source in sources])
     save_checkpoint(model, target, half=half)
-    print(f"{target}: {model.architecture}")
+    say(f"{target}: {model.architecture}")

@@ -1,6 +1,6 @@
 """stm-fast evaluate: runs a benchmark set, or scores results that are there, as the official toolkit does."""
 
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from stm_fast.inference.process_group import wait_for_all
 from stm_fast.inference.shards import rank, shard
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
+from stm_fast.printing import say, warn
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_model, prepare
 from stm_fast.tasks.progress import progress_bar
@@ -74,19 +75,23 @@ def evaluate_set(
     scored = to_score(sequences)
     if len(scored) < len(sequences) and rank() == 0:
         missing = len(sequences) - len(scored)
-        print(f"stm-fast: {missing} of {len(sequences)} sequences are not scored: not annotated", file=sys.stderr)
+        warn(f"{missing} of {len(sequences)} sequences are not scored: not annotated")
     model = load_model(network)
     prepared = prepare(model, network)
     check_inference(prepared, inference)
     run = describe_run(model, set_name, split, inference)
-    run |= {"data": str(data.resolve()), "dtype": str(next(prepared.parameters()).dtype), "compiled": network.compile}
+    run |= {
+        "data": os.path.realpath(data),
+        "dtype": str(next(prepared.parameters()).dtype),
+        "compiled": network.compile,
+    }
     _run(sequences, output, prepared, inference, run)
     if baselines:
         _run_baselines(sequences, output / BASELINES, model, network, inference, run)
     if rank() > 0:
         return
     if network.untrained:
-        print("stm-fast: the network is untrained, as --arch asks: the scores mean nothing", file=sys.stderr)
+        warn("the network is untrained, as --arch asks: the scores mean nothing")
     pairs = [(sequence, output / MASKS / sequence.name) for sequence in scored]
     scores = score_sequences(pairs, workers)
     record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
@@ -161,4 +166,4 @@ def _finish(
 
 def _print_speed(speed: Record) -> None:
     network, whole = speed["network_frames_per_second"], speed["frames_per_second"]
-    print(f"\n{speed['frames']} frames, {network:.2f} frames/s without loading, {whole:.2f} frames/s end to end")
+    say("", f"{speed['frames']} frames, {network:.2f} frames/s without loading, {whole:.2f} frames/s end to end")

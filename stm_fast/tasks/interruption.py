@@ -1,5 +1,6 @@
 """ctrl-C and SIGTERM: a run ends after the frame it is at, and its user is told how to go on."""
 
+import os
 import shlex
 import signal
 import sys
@@ -55,7 +56,7 @@ def stop_on_signals() -> Iterator[Stop]:
         restore()
 
 
-def how_to_resume() -> str:
+def how_to_resume() -> tuple[str, str]:
     """A line, and the command that goes on with this run; torchrun's own options are its user's to fill in."""
     is_script = Path(sys.argv[0]).name != "__main__.py"
     program = [sys.argv[0]] if is_script else [sys.executable, "-m", "stm_fast"]
@@ -63,6 +64,16 @@ def how_to_resume() -> str:
     # behind the command, because arguments may end with a -- and names behind it
     again = [*given[:1], "--resume", *given[1:]]
     if world_size() == 1:
-        return f"To go on:\n{shlex.join([*program, *again])}"
+        return "To go on:", _joined([*program, *again])
     program = ["--no-python", *program] if is_script else program[1:]
-    return f"To go on, with torchrun's options as before:\ntorchrun ... {shlex.join([*program, *again])}"
+    return "To go on, with torchrun's options as before:", f"torchrun ... {_joined([*program, *again])}"
+
+
+def _joined(words: list[str]) -> str:
+    """A command that can be copied into a shell, though what cannot be printed is in it."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
+
+
+def _escaped(word: str) -> str:
+    codes = (chr(byte) if chr(byte).isalnum() and byte < 128 else f"\\{byte:03o}" for byte in os.fsencode(word))
+    return f"$'{''.join(codes)}'"

@@ -1,12 +1,12 @@
 """The network that a command runs."""
 
-import os
 from collections.abc import Callable
 
 import torch
 
 from stm_fast.choices import Arch
 from stm_fast.errors import InputError
+from stm_fast.inference.shards import processes
 from stm_fast.network import STM, stm_lite0, stm_lite2, stm_resnet18, stm_resnet50
 from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deployment import for_inference
@@ -47,7 +47,7 @@ def _device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if name == "auto":
         # torchrun numbers the processes of a machine: a device for each
-        index = int(os.environ.get("LOCAL_RANK", 0))
+        index = processes().local_rank
         return torch.device("cuda", index % count) if count else torch.device("cpu")
     _, _, number = name.partition(":")
     if name != "cpu" and int(number or 0) >= count:

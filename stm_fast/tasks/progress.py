@@ -10,6 +10,10 @@ from rich.text import Text
 from stm_fast.inference import Summary
 from stm_fast.inference.output_folder import SCORES
 from stm_fast.inference.score_table import sights
+from stm_fast.printing import printable, say
+
+# names are no format strings, and no markup
+_DESCRIPTION = TextColumn("{task.description}", markup=False)
 
 
 class _Rate(ProgressColumn):
@@ -24,11 +28,11 @@ class _Rate(ProgressColumn):
 @contextmanager
 def progress_bar(what: str, unit: str = "frames") -> Iterator[Callable[[int, int | None], None]]:
     """A bar on stderr, where that is a terminal, that disappears at the end; yields the callback that moves it."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    columns = (_DESCRIPTION, BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     console = Console(stderr=True)
     # a bar that disappears still leaves an empty line in a log
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(printable(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -49,14 +53,14 @@ def print_result(summary: Summary) -> None:
     for sight in sights(summary.output):
         if sight.missing:
             where = f"not found in {sight.missing} of {sight.frames} frames, last found in {sight.last}"
-            print(f"{summary.output / SCORES}: object {sight.object_id} {where}")
+            say(f"{summary.output / SCORES}: object {sight.object_id} {where}")
     objects = ", ".join(map(str, summary.object_ids))
     speed = "finished earlier"
     if summary.frames > summary.resumed_at:
         speed = f"{(summary.frames - summary.resumed_at) / summary.seconds:.2f} frames/s"
-    print(f"{summary.frames} frames, objects {objects}, {speed}, results in {summary.output}")
+    say(f"{summary.frames} frames, objects {objects}, {speed}, results in {summary.output}")
 
 
 def print_untrained() -> None:
     """A line on stdout."""
-    print("The network is untrained, as --arch asks: its masks mean nothing.")
+    say("The network is untrained, as --arch asks: its masks mean nothing.")

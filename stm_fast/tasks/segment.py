@@ -1,6 +1,5 @@
 """stm-fast segment: masks and an overlay of a video, or of many."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from stm_fast.inference.estimation import Estimate
 from stm_fast.inference.process_group import process_group
 from stm_fast.inference.shards import rank, shard
 from stm_fast.memory import RankLostError
+from stm_fast.printing import remark, warn
 from stm_fast.tasks.bulk import Segment, clear, segment_many
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.interruption import how_to_resume, stop_on_signals
@@ -105,11 +105,11 @@ def _segment_one(job: Job, masks: Path, run: Segment, untrained: bool) -> int:
 
 def _print_estimate(estimate: Estimate) -> None:
     if rank() == 0:
-        print(f"memory: {estimate}", file=sys.stderr)
+        remark(f"memory: {estimate}")
 
 
 def _ended(why: Exception, code: int) -> int:
-    print(f"stm-fast: {why}", file=sys.stderr)
+    warn(str(why))
     if rank() == 0:
-        print(how_to_resume(), file=sys.stderr)
+        remark(*how_to_resume())
     return code

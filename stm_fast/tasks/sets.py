@@ -1,7 +1,5 @@
 """The sequences that stm-fast evaluate runs or scores, found before the network is loaded."""
 
-import logging
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +11,8 @@ from stm_fast.errors import InputError, require_folder
 from stm_fast.evaluation.output_folder import check_apart, check_folders
 from stm_fast.evaluation.scoring import check_length
 from stm_fast.inference.shards import rank
+from stm_fast.printing import warn
 from stm_fast.whole_file import same_file
-
-logger = logging.getLogger(__name__)
 
 
 def open_set(set_name: SetName, data: Path, split: str, names: list[str], output: Path) -> list[Sequence]:
@@ -69,10 +66,9 @@ def open_results(
         raise InputError(f"{results}: found no results of the sequences of {truth}, expected a folder for each")
     same = [sequence.name for sequence, folder in pairs if same_file(folder, sequence.annotations)]
     if same:
-        which = f"{', '.join(same)}: the results are the annotations themselves"
-        print(f"stm-fast: {which}; their scores mean nothing", file=sys.stderr)
+        warn(f"{', '.join(same)}: the results are the annotations themselves; their scores mean nothing")
     if len(pairs) < len(named):
-        print(f"stm-fast: {results} has {len(pairs)} of the {len(named)} sequences of {truth}", file=sys.stderr)
+        warn(f"{results} has {len(pairs)} of the {len(named)} sequences of {truth}")
     _tell([sequence for sequence, _ in pairs])
     return pairs
 
@@ -85,4 +81,4 @@ def _tell(sequences: Iterable[Sequence]) -> None:
             noted.setdefault(sequence.note, []).append(sequence)
     for note, those in noted.items():
         more = f" and {len(those) - 1} more sequences" if len(those) > 1 else ""
-        logger.warning(f"{those[0].annotation(those[0].annotated[0])}{more}: {note}")
+        warn(f"{those[0].annotation(those[0].annotated[0])}{more}: {note}")

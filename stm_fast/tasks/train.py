@@ -1,10 +1,10 @@
 """stm-fast train: a configuration to weights, in one piece or many, in one process or many."""
 
-import sys
 import time
 from pathlib import Path
 
 from stm_fast.inference.shards import rank
+from stm_fast.printing import remark, say
 from stm_fast.tasks.interruption import how_to_resume, stop_on_signals
 from stm_fast.tasks.progress import progress_bar
 from stm_fast.training.building import build_clip_loss, build_clips
@@ -34,7 +34,7 @@ def train_network(
         finished = trainer.run(lambda: stop() or time.monotonic() > deadline, bar if rank() == 0 else None, end=end)
     trainer.close()
     if rank() == 0:
-        print(f"{trainer.step} steps {'done' if finished else 'so far'}, results in {output}")
+        say(f"{trainer.step} steps {'done' if finished else 'so far'}, results in {output}")
         if not finished or end is not None:
-            print(how_to_resume(), file=sys.stderr)
+            remark(*how_to_resume())
     return stop.exit_code if stop() and not finished else 0
