@@ -194,8 +194,9 @@ def _read_timing(sequence: Sequence, output: Path) -> Timing:
 
 def _finished(output: Path) -> list[str]:
     """The sequences that have masks, in the order of their names."""
-    folders = (output / MASKS).iterdir() if (output / MASKS).is_dir() else ()
-    return sorted(folder.name for folder in folders if folder.name[0] != "." and folder.is_dir())
+    with reading(output):
+        folders = (output / MASKS).iterdir() if (output / MASKS).is_dir() else ()
+        return sorted(folder.name for folder in folders if folder.name[0] != "." and folder.is_dir())
 
 
 def _masks_in(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reading
 from stm_fast.inference.crew import Crew
 from stm_fast.inference.identity import Run
 from stm_fast.inference.objects import MAX_ID
@@ -63,8 +63,9 @@ class Checkpoint:
         Raises:
             InputError: the checkpoint of another run, or a damaged one.
         """
-        if not (self._folder / RECORD).exists():
-            return None
+        with reading(self._folder):
+            if not (self._folder / RECORD).exists():
+                return None
         position, run = self._read()
         differs = difference(run, self._run)
         if differs is not None:

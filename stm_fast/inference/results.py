@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.choices import Overlay
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, require_file
 from stm_fast.inference.output_folder import parts_of, remove_earlier
 from stm_fast.inference.score_table import ScoreTable
 from stm_fast.video import (
@@ -80,9 +80,14 @@ class Results:
         return self._scores.sync()
 
     def redraw(self, frame: Frame) -> None:
-        """Puts a frame whose mask was written by an earlier process into the overlay video, which has to start anew."""
+        """Puts a frame whose mask was written by an earlier process into the overlay video, which has to start anew.
+
+        Raises InputError where that mask is gone.
+        """
+        mask = self._masks.folder / f"{frame.name}.png"
+        require_file(mask, "the mask that an earlier process wrote; start again with --overwrite")
         if self._video is not None:
-            ids = read_mask(self._masks.folder / f"{frame.name}.png", most_ids=None).ids
+            ids = read_mask(mask, most_ids=None).ids
             self._video.write(draw_overlay(frame.image, ids, self._palette), frame.time)
 
     def __enter__(self) -> Self:
