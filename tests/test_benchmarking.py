@@ -322,7 +322,7 @@ def test_json_round_trip(tmp_path):
 def test_other_files_are_no_records(text, tmp_path):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"other\.json: expected the JSON of stm-fast benchmark"):
+    with pytest.raises(InputError, match=r"other\.json: not the JSON of stm-fast benchmark, schema 2, or damaged"):
         read_record(path)
 
 
@@ -449,5 +449,5 @@ def test_whole_frames_are_written_down_and_read_again(tmp_path):
     assert "decode 1.0 ms." in text
     assert "GPU: not measured yet." in text
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(InputError, match="expected the JSON of stm-fast benchmark --system"):
+    with pytest.raises(InputError, match="not the JSON of stm-fast benchmark --system"):
         read_system_record(tmp_path / "other.json")

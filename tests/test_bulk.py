@@ -267,6 +267,9 @@ def segment_together(rank, folder, store, kill_at, stop_at):
     except RankLostError as error:
         (folder / "lost.txt").write_text(str(error))
         os._exit(99)
+    except InputError as error:
+        (folder / f"told{rank}.txt").write_text(str(error))
+        os._exit(2)
     dist.destroy_process_group()
 
 
@@ -296,6 +299,13 @@ def test_processes_with_one_memory_stop_die_and_go_on_together(tmp_path):
     assert "\n" not in message
     left = sorted(path.name for path in (folder / "out").iterdir() if path.name.startswith("."))
     assert {".resume.json"} < set(left)
+    (state,) = (folder / "out").glob(".resume-*-1.safetensors")
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert together(folder) == [2, 2], "both end where the state of one of them is damaged"
+    assert (folder / "told0.txt").read_text() == "rank 0 of 2: stopped, rank 1 says why"
+    assert "-1.safetensors: the checkpoint is damaged" in (folder / "told1.txt").read_text()
+    state.write_bytes(whole)
     assert together(folder) == [0, 0]
     assert sorted(os.listdir(folder / "out")) == ["masks", "scores.csv"]
     resumed = {path.name: path.read_bytes() for path in (folder / "out/masks").iterdir()}

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import zipfile
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -22,11 +23,23 @@ from stm_fast.errors import InputError
 from stm_fast.evaluation import contour_accuracy, region_similarity
 from stm_fast.evaluation.augmentation import AugmentedSegmenter
 from stm_fast.evaluation.baselines import copy_first_masks
-from stm_fast.evaluation.benchmark_sets import Inference, claim_output, describe_run, read_timings, run_sequences
+from stm_fast.evaluation.benchmark_sets import (
+    Inference,
+    Timing,
+    claim_output,
+    describe_run,
+    read_timings,
+    run_sequences,
+    write_zip,
+)
+from stm_fast.evaluation.record import make_record
+from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
+from stm_fast.evaluation.tables import write_tables
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.given import find_masks
 from stm_fast.network import STM
+from stm_fast.record_file import write_record_file
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 
 
@@ -342,6 +355,148 @@ def test_finished_sequences_are_skipped_and_half_ones_done_again(tmp_path, model
     assert kept.read_bytes() == b"untouched"
     assert len(list((output / "Annotations/star").iterdir())) == FRAMES
     assert not half.exists()
+
+
+def finished(tmp_path, model):
+    """An output folder in which the first of two sequences is finished."""
+    root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
+    sequences, run = davis17(root, "val"), describe_run(model, "davis17", "val", Inference())
+    claim_output(output, run, sequences)
+    run_sequences(sequences[:1], output, model, Inference())
+    return sequences, output, run
+
+
+def without_run(output):
+    (output / "run.json").unlink()
+
+
+def without_a_mask(output):
+    (output / "Annotations/blob/00002.png").unlink()
+
+
+def with_a_mask_more(output):
+    shutil.copy(output / "Annotations/blob/00002.png", output / "Annotations/blob/00099.png")
+
+
+def without_a_timing(output):
+    (output / "timings/blob.json").unlink()
+
+
+def with_another_timing(output):
+    timing = json.loads((output / "timings/blob.json").read_text()) | {"sequence": "star"}
+    del timing["sha256"]
+    write_record_file(output / "timings/blob.json", timing)
+
+
+def flipped(name):
+    def flip(output):
+        data = bytearray((output / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (output / name).write_bytes(data)
+
+    return flip
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (without_run, r"Annotations/blob: found masks, and no .*run\.json that says what made them; give another"),
+        (without_a_mask, "Annotations/blob: found 4 masks, expected 5; remove it to run the sequence again"),
+        (with_a_mask_more, "Annotations/blob: found 6 masks, expected 5; remove it to run the sequence again"),
+        (without_a_timing, r"timings/blob\.json: no such file, .*; remove .*Annotations/blob to run it again"),
+        (with_another_timing, r"timings/blob\.json: found the timing of star, expected blob; remove"),
+        (flipped("timings/blob.json"), r"timings/blob\.json: not the timing of a sequence, or damaged; remove"),
+        (flipped("run.json"), r"run\.json: not the record of a run of this version, or damaged; give another --output"),
+    ],
+)
+def test_an_output_folder_that_is_not_as_a_run_left_it_is_refused_at_once(tmp_path, model, spoil, words):
+    sequences, output, run = finished(tmp_path, model)
+    claim_output(output, run, sequences)
+    spoil(output)
+    before = sorted(output.rglob("*"))
+    with pytest.raises(InputError, match=words) as caught:
+        claim_output(output, run, sequences)
+    assert "\n" not in str(caught.value)
+    assert sorted(output.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": 0},
+        {"frames": "5"},
+        {"objects": -1},
+        {"network_seconds": 0},
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"stage_seconds": {"decode": None}},
+        {"stage_seconds": {"decode": -1}},
+        {"sequence": None},
+        {"more": 1},
+    ],
+)
+def test_a_timing_of_what_no_sequence_has_is_refused(tmp_path, change):
+    """Though its checksum is right."""
+    (sequence,) = davis17(write_davis(tmp_path / "davis", names=("blob",)), "val")
+    timing = asdict(Timing("blob", 5, 2, 0.5, 1.0, {"decode": 0.1}))
+    (tmp_path / "timings").mkdir()
+    write_record_file(tmp_path / "timings/blob.json", timing)
+    assert read_timings([sequence], tmp_path) == [Timing(**timing)]
+    write_record_file(tmp_path / "timings/blob.json", timing | change)
+    with pytest.raises(InputError, match=r"timings/blob\.json: not the timing of a sequence \(.*\); remove "):
+        read_timings([sequence], tmp_path)
+
+
+def test_what_differs_from_another_run_is_named(tmp_path, model):
+    _, output, run = finished(tmp_path, model)
+    text = (output / "run.json").read_text()
+    with pytest.raises(InputError, match=r"its dtype: found torch\.float32, expected torch\.float16; give another"):
+        claim_output(output, run | {"dtype": "torch.float16"})
+    with pytest.raises(InputError, match="its inference: found min_size 1, expected min_size 2; give another"):
+        claim_output(output, describe_run(model, "davis17", "val", Inference(min_size=2)))
+    (output / "run.json").write_text(json.dumps(json.loads(text)))
+    claim_output(output, run)
+
+
+def test_equal_masks_give_equal_archives(tmp_path):
+    """Whatever their dates, of before 1980 too, and their rights; hidden files are no masks."""
+    (sequence,) = davis17(write_davis(tmp_path / "davis", names=("blob",)), "val")
+    archives = []
+    for number in range(2):
+        output = tmp_path / f"out{number}"
+        shutil.copytree(sequence.annotations, output / "Annotations/blob")
+        for mask in (output / "Annotations/blob").iterdir():
+            os.utime(mask, (number, number))
+            mask.chmod(0o600 + 0o44 * number)
+        if number:
+            (output / "Annotations/blob/._00000.png").write_bytes(b"")
+        write_zip([sequence], output, output / "x.zip", "Annotations/")
+        archives.append((output / "x.zip").read_bytes())
+    assert archives[0] == archives[1]
+    with zipfile.ZipFile(tmp_path / "out0/x.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [f"Annotations/blob/{frame:05d}.png" for frame in range(FRAMES)]
+        assert archive.read("Annotations/blob/00001.png") == (sequence.annotations / "00001.png").read_bytes()
+        assert archive.infolist()[0].external_attr >> 16 == 0o100644
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    shutil.copytree(write_davis(tmp_path / "davis") / "Annotations/480p/blob", tmp_path / "Annotations" / name)
+    sequence = Sequence(name, None, tmp_path / "Annotations" / name, Objects.FIRST)
+    with pytest.raises(InputError, match=r"found the name 'caf\\udce9/00000\.png', expected UTF-8"):
+        write_zip([sequence], tmp_path, tmp_path / "x.zip", "")
+    assert not (tmp_path / "x.zip").exists()
+    scores = score_sequence(sequence, sequence.annotations)
+    write_tables(scores, "val", tmp_path)
+    assert (tmp_path / "per-sequence_results-val.csv").read_bytes().splitlines()[1] == b"caf\xe9_1,1.000,1.000"
+    write_report(
+        make_record({"set": "folder", "split": "all"}, scores, []),
+        scores,
+        {name: (sequence, sequence.annotations)},
+        tmp_path / "x.html",
+    )
+    assert "caf\\udce9_1" in (tmp_path / "x.html").read_text()
 
 
 def test_a_sequence_that_fails_leaves_nothing(tmp_path, model):

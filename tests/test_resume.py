@@ -5,8 +5,10 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
+from contextlib import suppress
 from fractions import Fraction
 
 import numpy as np
@@ -22,6 +24,8 @@ from stm_fast.inference.checkpointing import RECORD, Checkpoint, Pace
 from stm_fast.inference.crew import Crew
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.network.deployment import for_inference
+from stm_fast.record_file import write_record_file
+from stm_fast.tensor_file import read_tensors, write_tensors
 from stm_fast.video import OverlayVideoWriter, write_mask
 from stm_fast.whole_file import partial_path
 
@@ -249,18 +253,178 @@ def test_another_run_is_not_gone_on_with(place, change, words):
     assert contents(place.out) == before
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', "\0"])
-def test_a_damaged_checkpoint_is_refused(place, text):
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, model):
+    """A run that was interrupted after 3 frames, and what is in its folder."""
+    place = Place(tmp_path_factory.mktemp("interrupted"), model, count=5)
+    (place.masks / "00005.png").unlink()
     with pytest.raises(InterruptedRun):
         place.segment(stop_at=3, overlay="none")
-    record = (place.out / RECORD).read_text()
-    (place.out / RECORD).write_text(text)
-    with pytest.raises(InputError, match=r"\.resume\.json: not a checkpoint of this version"):
+    return place, contents(place.out)
+
+
+@pytest.fixture
+def folder_of(interrupted):
+    """Puts the interrupted run into its folder again, with some files in place of its own."""
+    place, files = interrupted
+
+    def put(**changes):
+        shutil.rmtree(place.out)
+        for name, data in {**files, **changes}.items():
+            (place.out / name).parent.mkdir(parents=True, exist_ok=True)
+            (place.out / name).write_bytes(data)
+
+    put()
+    return put
+
+
+STATE = ".resume-3-0.safetensors"
+
+
+def assert_refused(place, words):
+    before = contents(place.out)
+    with pytest.raises(InputError, match=words) as caught:
         place.segment(resume=True, overlay="none")
-    (place.out / RECORD).write_text(record)
-    state = place.out / ".resume-3-0.safetensors"
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(InputError, match="the checkpoint is damaged"):
+    assert "\n" not in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert contents(place.out) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 99}',
+        '{"format": 1, "frames": 3, "finished": false, "object_ids": [], "run": {}}',
+        "\0",
+    ],
+)
+def test_a_damaged_record_is_refused(interrupted, folder_of, text):
+    folder_of(**{RECORD: text.encode()})
+    assert_refused(interrupted[0], r"\.resume\.json: not a checkpoint of this version")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 1},
+        {"frames": -1},
+        {"frames": 3.0},
+        {"frames": True},
+        {"finished": 0},
+        {"finished": None},
+        {"object_ids": [3, 3]},
+        {"object_ids": [0]},
+        {"object_ids": [256]},
+        {"object_ids": [True]},
+        {"object_ids": "3"},
+        {"scores": "0"},
+        {"run": []},
+        {"run": None},
+        {"more": 1},
+    ],
+)
+def test_a_record_of_what_no_run_has_is_refused(interrupted, folder_of, change):
+    """Though its checksum is right."""
+    place, files = interrupted
+    record = json.loads(files[RECORD]) | change
+    del record["sha256"]
+    write_record_file(place.out / RECORD, record)
+    assert_refused(place, r"\.resume\.json: not a checkpoint of this version; start again")
+
+
+def test_a_flipped_bit_of_a_record_is_refused_or_changes_nothing(interrupted, folder_of):
+    place, files = interrupted
+    run, whole = json.loads(files[RECORD])["run"], files[RECORD]
+    checkpoint = Checkpoint(place.out, run, Crew(None))
+    expected = checkpoint.find()
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        (place.out / RECORD).write_bytes(damaged)
+        with suppress(InputError):
+            assert checkpoint.find() == expected
+
+
+def test_a_flipped_bit_of_a_state_is_refused(interrupted, folder_of):
+    place, files = interrupted
+    whole, chance = files[STATE], random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for at in [*range(8), 9, header - 1, header, len(whole) - 1, *(chance.randrange(len(whole)) for _ in range(15))]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << chance.randrange(8)
+        folder_of(**{STATE: bytes(damaged)})
+        assert_refused(place, r"\.resume-3-0\.safetensors: the checkpoint is damaged")
+    for length in (0, 7, 8, 100, header, len(whole) - 1):
+        folder_of(**{STATE: whole[:length]})
+        assert_refused(place, r"\.resume-3-0\.safetensors: the checkpoint is damaged")
+    (place.out / STATE).unlink()
+    assert_refused(place, r"\.resume-3-0\.safetensors: the checkpoint is damaged \(No such file")
+    folder_of()
+    place.segment(place.folder / "whole", overlay="none", overwrite=True)
+    place.segment(resume=True, overlay="none")
+    assert contents(place.out) == contents(place.folder / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rank": "1"}, "its rank: found 1, expected 0"),
+        ({"frames": "4"}, "its frames: found 4, expected 3"),
+        ({"run": "another"}, "its run: found another"),
+        ({"format": "1"}, "its format: found 1, expected 2"),
+        ({}, "its format: found None"),
+    ],
+)
+def test_another_state_is_refused(interrupted, folder_of, change, words):
+    place, _ = interrupted
+    state, facts = read_tensors(place.out / STATE)
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    write_tensors(place.out / STATE, state, facts | change if change else {}, checksum=True)
+    assert_refused(place, rf"the checkpoint is damaged \(it is another state, {words}")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("object_ids", None),
+        ("object_ids", lambda ids: ids[:1]),
+        ("seen.objects", lambda planes: planes[:1]),
+        ("bank.kind", lambda kind: kind + 200),
+        ("bank.counts", lambda counts: counts + 1),
+        ("bank.frame", lambda frames: frames[:0]),
+        ("bank.storage.held", lambda held: held * 2**40),
+        ("bank.storage.key.0", lambda rows: rows[:, :1]),
+        ("bank.storage.value.1", lambda rows: rows.double()),
+        ("seen.frame.strides", lambda strides: strides[:1]),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(interrupted, folder_of, name, change):
+    """Though its checksum is right."""
+    place, _ = interrupted
+    state, facts = read_tensors(place.out / STATE)
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    assert name in state
+    changed = state.pop(name)
+    if change is not None:
+        state[name] = change(changed).contiguous()
+    write_tensors(place.out / STATE, state, facts, checksum=True)
+    assert_refused(place, r"the checkpoint is damaged \(VideoSegmenter.load_state_dict: the state does not fit")
+
+
+def test_damaged_scores_of_what_is_done_are_refused(interrupted, folder_of):
+    place, files = interrupted
+    for damaged in (files["scores.csv"].replace(b"0", b"1", 1), files["scores.csv"][:60], b"", b"\xff\n"):
+        folder_of(**{"scores.csv": damaged})
+        assert_refused(place, r"scores\.csv: the lines of the first 3 frames")
+
+
+def test_a_mask_of_what_is_done_that_is_gone_is_named(interrupted, folder_of):
+    place, _ = interrupted
+    (place.out / "masks/00001.png").unlink()
+    with pytest.raises(InputError, match=r"masks/00001\.png: no such file, .* start again with --overwrite"):
         place.segment(resume=True, overlay="none")
 
 

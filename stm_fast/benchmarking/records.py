@@ -3,12 +3,13 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stm_fast.errors import InputError
-from stm_fast.whole_file import whole_file
+from stm_fast.record_file import read_record_file, typed, with_checksum, write_record_file
 
-_SCHEMA = 1
+SCHEMA = 2
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,27 @@ class Record:
 
     def to_json(self, indent: int | None = None) -> str:
         """One JSON object; on one line without an indent."""
-        return json.dumps({"schema": _SCHEMA} | asdict(self), indent=indent)
+        return json.dumps(with_checksum({"schema": SCHEMA} | asdict(self)), indent=indent)
 
 
 def write_record(record: Record, path: Path) -> None:
     """Writes the JSON file, whole or not at all; replaces what is there. Raises InputError where it cannot."""
-    with whole_file(path) as partial:
-        partial.write_text(record.to_json(indent=1) + "\n")
+    write_record_file(path, {"schema": SCHEMA} | asdict(record))
 
 
 def read_record(path: Path) -> Record:
-    """The record of a JSON file. Raises InputError for a file that is none."""
+    """The record of a JSON file. Raises InputError for a file that is none, or damaged."""
+    return read_kind(path, Record, "stm-fast benchmark")
+
+
+def read_kind(path: Path, kind: type[_Kind], command: str) -> _Kind:
+    """What a command's JSON file holds: a schema, and a dataclass. Raises InputError as `read_record` does."""
+    what, advice = f"the JSON of {command}, schema {SCHEMA}", "measure again"
+    content = read_record_file(path, what, advice)
     try:
-        found = json.loads(path.read_text())
-        if found.pop("schema") != _SCHEMA:
+        if content.pop("schema", None) != SCHEMA:
             raise ValueError("another schema")
-        return Record(found["machine"], found["settings"], [Row(**row) for row in found["rows"]])
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: expected the JSON of stm-fast benchmark, schema {_SCHEMA}; {error}") from error
+        found: _Kind = typed(content, kind, "record")
+    except ValueError as error:
+        raise InputError(f"{path}: not {what} ({error}); {advice}") from None
+    return found

@@ -1,16 +1,13 @@
 """What a run of the system benchmark found, and its JSON file."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stm_fast.benchmarking.records import SCHEMA, read_kind
 from stm_fast.benchmarking.system import SystemRow
 from stm_fast.benchmarking.system_workload import SystemWorkload
-from stm_fast.errors import InputError
-from stm_fast.whole_file import whole_file
-
-_SCHEMA = 1
+from stm_fast.record_file import write_record_file
 
 
 @dataclass
@@ -31,21 +28,9 @@ class SystemRecord:
 
 def write_system_record(record: SystemRecord, path: Path) -> None:
     """Writes the JSON file, whole or not at all; replaces what is there. Raises InputError where it cannot."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps({"schema": _SCHEMA} | asdict(record), indent=1) + "\n")
+    write_record_file(path, {"schema": SCHEMA} | asdict(record))
 
 
 def read_system_record(path: Path) -> SystemRecord:
-    """The record of a JSON file. Raises InputError for a file that is none."""
-    try:
-        found = json.loads(path.read_text())
-        if found["schema"] != _SCHEMA:
-            raise ValueError("another schema")
-        rows = [SystemRow(**row | {"workload": SystemWorkload(**row["workload"])}) for row in found["rows"]]
-        return SystemRecord(found["machine"], rows, found["beside_seconds"])
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: expected the JSON of stm-fast benchmark --system, schema {_SCHEMA}; {error}"
-        ) from error
+    """The record of a JSON file. Raises InputError for a file that is none, or damaged."""
+    return read_kind(path, SystemRecord, "stm-fast benchmark --system")

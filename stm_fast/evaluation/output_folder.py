@@ -10,6 +10,7 @@ from stm_fast.whole_file import refuse_links
 MASKS = "Annotations"
 TIMINGS = "timings"
 BASELINES = "baselines"
+RUN = "run.json"
 
 
 def check_folders(output: Path) -> None:

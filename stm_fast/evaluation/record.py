@@ -1,6 +1,5 @@
 """What an evaluation found, as one JSON file: scores, speed, configuration, versions."""
 
-import json
 import platform
 from collections import Counter
 from dataclasses import asdict
@@ -12,8 +11,8 @@ import torch
 from stm_fast.evaluation.benchmark_sets import Timing
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.evaluation.tables import overall
+from stm_fast.record_file import write_record_file
 from stm_fast.versions import version_of
-from stm_fast.whole_file import whole_file
 
 Record = dict[str, Any]
 
@@ -40,9 +39,8 @@ def make_record(
 
 
 def write_record(record: Record, file: Path) -> None:
-    """The record as JSON, whole or not at all."""
-    with whole_file(file) as partial:
-        partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    """The record as JSON with a checksum, whole or not at all."""
+    write_record_file(file, record)
 
 
 def speed(timings: list[Timing]) -> Record:

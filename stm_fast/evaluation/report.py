@@ -66,7 +66,8 @@ def write_report(
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     page = f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
     with whole_file(file) as partial:
-        partial.write_text(page, encoding="utf-8", errors="replace")
+        # names of files may be no text
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _scores_section(record: Record, scores: list[ObjectScore]) -> str:

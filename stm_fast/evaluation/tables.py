@@ -1,12 +1,11 @@
 """The scores of a set as the DAVIS toolkit prints and writes them."""
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from stm_fast.csv_file import csv_lines, open_csv
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.printing import printable, say
 from stm_fast.whole_file import whole_file
@@ -56,7 +55,5 @@ def _aligned(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: list[list[str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    with whole_file(path) as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
+    with whole_file(path) as partial, open_csv(partial, "w") as file:
+        file.write(csv_lines([header, *rows]))

@@ -2,36 +2,47 @@
 
 ``.resume.json`` names the run and the position; ``.resume-<position>-<rank>.safetensors`` is the state of each process
 at that position. The JSON file is renamed into place when every state is whole and on the disk, so it never names one
-that is not.
+that is not. Both kinds have a checksum, and a state says whose it is: what was damaged or mixed up is refused.
 """
 
+import hashlib
 import json
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reading
 from stm_fast.inference.crew import Crew
 from stm_fast.inference.identity import Run
+from stm_fast.inference.objects import MAX_ID
 from stm_fast.inference.output_folder import RECORD, STATES
-from stm_fast.tensor_file import write_tensors
-from stm_fast.whole_file import make_folder, whole_file
+from stm_fast.record_file import difference, read_record_file, typed, write_record_file
+from stm_fast.tensor_file import read_tensors, write_tensors
+from stm_fast.whole_file import make_folder
 
-_FORMAT = 1
+_FORMAT = 2
+_START_AGAIN = "start again with --overwrite"
 # of the time of a run that its checkpoints may take
 _SHARE = 0.1
 
 
-class Position(NamedTuple):
+@dataclass(frozen=True)
+class Position:
     """How far a run has come."""
 
     frames: int  # that are done: segmented, and written
     finished: bool
     object_ids: list[int]
+    scores: int = 0  # the checksum of what is written to the table of scores, see `ScoreTable`
+
+    def check(self) -> None:
+        """Raises ValueError for numbers that no run has."""
+        distinct = set(self.object_ids)
+        if self.frames < 0 or len(distinct) < len(self.object_ids) or not distinct <= set(range(1, MAX_ID + 1)):
+            raise ValueError(f"found {self.frames} frames and the objects {self.object_ids}")
 
 
 class Checkpoint:
@@ -52,34 +63,40 @@ class Checkpoint:
         Raises:
             InputError: the checkpoint of another run, or a damaged one.
         """
-        record = self._read()
-        if record is None:
-            return None
-        for name, expected in self._run.items():
-            found = record["run"].get(name)
-            if found != expected:
-                raise InputError(
-                    f"{self._folder}: holds results of another run; its {name}: found {_shown(found, expected)}, "
-                    f"expected {_shown(expected, found)}; give another output folder, or --overwrite"
-                )
-        return Position(record["frames"], record["finished"], record["object_ids"])
+        with reading(self._folder):
+            if not (self._folder / RECORD).exists():
+                return None
+        position, run = self._read()
+        differs = difference(run, self._run)
+        if differs is not None:
+            raise InputError(
+                f"{self._folder}: holds results of another run; {differs}; give another output folder, or --overwrite"
+            )
+        return position
 
-    def load(self, position: Position) -> dict[str, Tensor]:
-        """The state of this process at the position. Its rows are mapped, not read, until they are used."""
-        path = self._state_path(position.frames)
-        try:
-            return safetensors.torch.load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: the checkpoint is damaged ({error}); start again with --overwrite") from error
+    def load(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """Gives `take` the state of this process at the position. Its rows are mapped until they are used.
 
-    def save(self, frames: int, object_ids: list[int], state: dict[str, Tensor]) -> None:
-        """Replaces the checkpoint. What is written for the first `frames` frames has to be on disk already."""
+        Args:
+            take: may raise ValueError for what it is no state to.
+
+        Raises:
+            InputError: this state is damaged, or another one; or that of another process is.
+        """
+        self._crew.together(lambda: self._load(position, take))
+
+    def save(self, frames: int, object_ids: list[int], state: dict[str, Tensor], scores: int = 0) -> None:
+        """Replaces the checkpoint. What is written for the first `frames` frames has to be on disk already.
+
+        Args:
+            scores: the checksum of the table of scores.
+        """
         make_folder(self._folder)
         if state:
-            write_tensors(self._state_path(frames), state, durable=True)
+            write_tensors(self._state_path(frames), state, self._facts(frames), durable=True, checksum=True)
         # every process's state is there before the record names it, and the record before old states go
         self._crew.any(False)
-        self._write(Position(frames, False, object_ids))
+        self._write(Position(frames, False, object_ids, scores))
         self._crew.any(False)
         for path in self._folder.glob(f".resume-*-{self._crew.rank}.safetensors"):
             if path != self._state_path(frames):
@@ -97,23 +114,42 @@ class Checkpoint:
             for path in self._folder.glob(STATES):
                 path.unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, Any] | None:
-        path = self._folder / RECORD
+    def _load(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:
+        path = self._state_path(position.frames)
         try:
-            record = json.loads(path.read_text())
-            if record["format"] == _FORMAT and record.keys() >= {"run", *Position._fields}:
-                return dict(record)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, LookupError, TypeError):
-            pass
-        raise InputError(f"{path}: not a checkpoint of this version; start again with --overwrite")
+            state, facts = read_tensors(path)
+            differs = difference(facts, self._facts(position.frames))
+            if differs is not None:
+                raise ValueError(f"it is another state, {differs}")
+            take(state)
+        except InputError:
+            raise  # of `take`: no room for it
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{path}: the checkpoint is damaged ({why}); {_START_AGAIN}") from error
+
+    def _read(self) -> tuple[Position, Run]:
+        path, what = self._folder / RECORD, "a checkpoint of this version"
+        content = read_record_file(path, what, _START_AGAIN)
+        known, run = content.pop("format", None) == _FORMAT, content.pop("run", None)
+        try:
+            position: Position = typed(content, Position, "record")
+            position.check()
+        except ValueError:
+            known = False
+        if known and isinstance(run, dict):
+            return position, run
+        raise InputError(f"{path}: not {what}; {_START_AGAIN}")
 
     def _write(self, position: Position) -> None:
         if self._crew.leads:
-            record = {"format": _FORMAT, **position._asdict(), "run": self._run}
-            with whole_file(self._folder / RECORD, durable=True) as partial:
-                partial.write_text(json.dumps(record, indent=1) + "\n")
+            record = {"format": _FORMAT, **asdict(position), "run": self._run}
+            write_record_file(self._folder / RECORD, record, durable=True)
+
+    def _facts(self, frames: int) -> dict[str, str]:
+        """What a state says of itself."""
+        run = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
+        return {"format": str(_FORMAT), "run": run, "rank": str(self._crew.rank), "frames": str(frames)}
 
     def _state_path(self, frames: int) -> Path:
         return self._folder / f".resume-{frames}-{self._crew.rank}.safetensors"
@@ -138,10 +174,3 @@ class Pace:
         """A checkpoint that was begun at `since`, of `time.monotonic`, is there."""
         now = time.monotonic()
         self._next = now + max(self._seconds, (now - since) / _SHARE)
-
-
-def _shown(value: Any, other: Any) -> str:
-    """A value for one line; of two dictionaries only what differs."""
-    if isinstance(value, dict) and isinstance(other, dict):
-        return ", ".join(f"{name} {entry}" for name, entry in value.items() if other.get(name) != entry)
-    return str(value)

@@ -1,12 +1,15 @@
 """The processes that segment one video together: they decide alike, at every frame."""
 
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as distributed
 
 from stm_fast.errors import InputError
 from stm_fast.memory import RankLostError
+
+Result = TypeVar("Result")
 
 
 class Crew:
@@ -42,19 +45,24 @@ class Crew:
             raise RankLostError(f"rank {self.rank} of {self.world}: another rank is gone: {reason}") from error
         return [bool(vote) for vote in votes.tolist()]
 
+    def together(self, action: Callable[[], Result]) -> Result:
+        """What an action gives on each process; raises InputError on every one of them where it does on any."""
+        problem: InputError | None = None
+        result: Result | None = None
+        try:
+            result = action()
+        except InputError as error:
+            problem = error
+        failed = self.any(*(problem is not None and rank == self.rank for rank in range(self.world)))
+        if problem is not None:
+            raise problem
+        if True in failed:
+            raise InputError(f"rank {self.rank} of {self.world}: stopped, rank {failed.index(True)} says why")
+        return cast(Result, result)
+
     def agree(self, check: Callable[[], None]) -> None:
         """Runs a check on rank 0, and raises InputError on every process where it does.
 
         A check of what is on disk has to come from one process: another one may be writing there already.
         """
-        problem: InputError | None = None
-        if self.leads:
-            try:
-                check()
-            except InputError as error:
-                problem = error
-        (failed,) = self.any(problem is not None)
-        if problem is not None:
-            raise problem
-        if failed:
-            raise InputError(f"rank {self.rank} of {self.world}: stopped, rank 0 says why")
+        self.together(check if self.leads else lambda: None)

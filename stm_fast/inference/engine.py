@@ -225,8 +225,18 @@ class VideoSegmenter:
             state: from `state_dict` of a segmenter with the same network, options and shard.
 
         Raises:
-            ValueError: the state of a bank that keeps its rows in another way.
+            ValueError: another state, as of a bank that keeps its rows in another way; the memory is then clear.
         """
+        try:
+            self._load(state)
+        except (InputError, torch.OutOfMemoryError):
+            raise  # no room for it
+        except (LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+            self.clear_memory()
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"VideoSegmenter.load_state_dict: the state does not fit ({why})") from error
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
         self._bank.load_state_dict(_part(state, _BANK), self._device)
         if self._presence is not None:
             self._presence.load_state_dict(_part(state, _PRESENCE))
@@ -238,6 +248,10 @@ class VideoSegmenter:
             frame, objects = (self._as_it_lay(state, f"seen.{name}") for name in ("frame", "objects"))
             given_ids = state["seen.given_ids"].tolist()
             self._seen = _Seen(frame, objects, int(state["seen.frame_index"]), given_ids)
+        seen = len(self._ids) if self._seen is None else len(self._seen.objects)
+        if self._bank.objects > len(self._ids) or seen != len(self._ids):
+            found = f"{self._bank.objects} objects in the memory and {seen} in the last frame"
+            raise ValueError(f"found {found}, expected {len(self._ids)}")
 
     def _as_it_lay(self, state: Mapping[str, Tensor], name: str) -> Tensor:
         """A tensor with its strides: convolutions take another path, and round otherwise, where they differ."""

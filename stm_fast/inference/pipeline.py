@@ -133,7 +133,7 @@ def segment_video(
         processes=crew.world,
     )
     checkpoint = Checkpoint(output, run, crew)
-    position = checkpoint.find() if resume else None
+    position = crew.together(checkpoint.find) if resume else None
     if position is not None and position.finished:
         return Summary(position.frames, 0.0, position.object_ids, output, position.frames)
     crew.agree(lambda: check_output(output, overwrite, (source, masks), resume=resume))
@@ -146,7 +146,12 @@ def segment_video(
     start = time.perf_counter()
     first = _go_on(checkpoint, position, segmenter)
     pace = Pace(checkpoint_seconds)
-    results = Results(output, reader, given.palette, overlay, done=first) if crew.leads else NoResults()
+    scores = None if position is None else position.scores
+    results = crew.together(
+        lambda: (
+            Results(output, reader, given.palette, overlay, done=first, scores=scores) if crew.leads else NoResults()
+        )
+    )
     with results, Behind(_writer(results), FRAMES_WAITING) as writer:
         done = first
         with closing(ahead(reader, FRAMES_WAITING)) as frames:
@@ -162,8 +167,8 @@ def segment_video(
                 if (stop or due) and done > first:
                     since = time.monotonic()
                     writer.flush()
-                    results.sync()
-                    checkpoint.save(done, segmenter.object_ids, segmenter.state_dict())
+                    written = results.sync()
+                    checkpoint.save(done, segmenter.object_ids, segmenter.state_dict(), written)
                     pace.saved(since)
                 if stop:
                     raise InterruptedRun(done)
@@ -179,7 +184,7 @@ def _go_on(checkpoint: Checkpoint, position: Position | None, segmenter: VideoSe
         checkpoint.save(0, [], {})
         return 0
     if position.frames > 0:
-        segmenter.load_state_dict(checkpoint.load(position))
+        checkpoint.load(position, segmenter.load_state_dict)
     return position.frames
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.choices import Overlay
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, require_file
 from stm_fast.inference.output_folder import parts_of, remove_earlier
 from stm_fast.inference.score_table import ScoreTable
 from stm_fast.video import (
@@ -30,10 +30,18 @@ class Results:
     Args:
         done: frames that an earlier process has segmented. Where there are none, earlier results in the folder are
             removed first: a shorter run must not leave frames of a longer one.
+        scores: the checksum of the table of scores of these frames, as `sync` gave it.
     """
 
     def __init__(
-        self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay, *, done: int = 0
+        self,
+        folder: Path,
+        reader: FrameReader,
+        palette: bytes | None,
+        overlay: Overlay,
+        *,
+        done: int = 0,
+        scores: int | None = None,
     ) -> None:
         self._palette = palette
         if not done:
@@ -50,7 +58,7 @@ class Results:
             self._video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
         elif overlay == "pictures":
             self._pictures = OverlayPictureWriter(pictures)
-        self._scores = ScoreTable(folder, done)
+        self._scores = ScoreTable(folder, done, scores if done else None)
 
     def write(self, frame: Frame, ids: npt.NDArray[np.uint8], scores: Mapping[int, float]) -> None:
         """Writes what belongs to one frame; ids ``[H, W]``, and the score of each object."""
@@ -64,17 +72,22 @@ class Results:
         if self._pictures is not None:
             self._pictures.write(frame.name, picture)
 
-    def sync(self) -> None:
-        """Waits until what was written of single frames is on the disk."""
+    def sync(self) -> int:
+        """Waits until what was written of single frames is on the disk; the checksum of the table of scores."""
         self._masks.sync()
-        self._scores.sync()
         if self._pictures is not None:
             self._pictures.sync()
+        return self._scores.sync()
 
     def redraw(self, frame: Frame) -> None:
-        """Puts a frame whose mask was written by an earlier process into the overlay video, which has to start anew."""
+        """Puts a frame whose mask was written by an earlier process into the overlay video, which has to start anew.
+
+        Raises InputError where that mask is gone.
+        """
+        mask = self._masks.folder / f"{frame.name}.png"
+        require_file(mask, "the mask that an earlier process wrote; start again with --overwrite")
         if self._video is not None:
-            ids = read_written_mask(self._masks.folder / f"{frame.name}.png").ids
+            ids = read_written_mask(mask).ids
             self._video.write(draw_overlay(frame.image, ids, self._palette), frame.time)
 
     def __enter__(self) -> Self:
@@ -96,8 +109,9 @@ class NoResults:
     def write(self, frame: Frame, ids: npt.NDArray[np.uint8], scores: Mapping[int, float]) -> None:
         """Does nothing."""
 
-    def sync(self) -> None:
+    def sync(self) -> int:
         """Does nothing."""
+        return 0
 
     def redraw(self, frame: Frame) -> None:
         """Does nothing."""

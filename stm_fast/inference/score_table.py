@@ -1,20 +1,31 @@
 """scores.csv: how sure the network is of each object in each frame."""
 
-import csv
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from stm_fast.errors import reading
+from stm_fast.csv_file import csv_lines, open_csv, read_csv
+from stm_fast.errors import InputError, reading
 from stm_fast.inference.output_folder import SCORES
 from stm_fast.video import Frame
 from stm_fast.whole_file import make_folder, whole_file, writing
 
-_COLUMNS = ("index", "frame", "object", "pixels", "score")
+# and what is in them
+_COLUMNS = {
+    "index": "[0-9]{1,18}",
+    "frame": "(?s:.+)",
+    "object": "[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5]",
+    "pixels": "[0-9]{1,18}",
+    "score": r"[01](?:\.[0-9]+)?",
+}
+_MOST_SHOWN = 200  # characters of a line in a message
 
 
 class ScoreTable:
@@ -23,29 +34,42 @@ class ScoreTable:
     Args:
         folder: of the results.
         frames: that an earlier process has done: their lines stay, others go.
+        checksum: that `sync` gave for these lines; None where it is not known.
+
+    Raises InputError where the table cannot be written, then and later, or the lines that stay have another checksum.
     """
 
-    def __init__(self, folder: Path, frames: int) -> None:
+    def __init__(self, folder: Path, frames: int, checksum: int | None = None) -> None:
         self._path = folder / SCORES
         make_folder(folder)
-        kept = (line for line in _lines(self._path) if int(line[0]) < frames)
-        with whole_file(self._path) as partial, _open(partial, "w") as file:
-            _rows(file).writerows([_COLUMNS, *kept])
+        kept = csv_lines([_COLUMNS, *_beginning(self._path, frames)])
+        self._checksum = _crc(kept, 0)
+        if checksum is not None and self._checksum != checksum:
+            raise InputError(
+                f"{self._path}: the lines of the first {frames} frames cannot be read, or are not what was written; "
+                "start again with --overwrite"
+            )
+        with whole_file(self._path) as partial, open_csv(partial, "w") as file:
+            file.write(kept)
         with writing(self._path):
-            self._file = _open(self._path, "a")
+            self._file = open_csv(self._path, "a")
 
     def write(self, frame: Frame, ids: npt.NDArray[np.uint8], scores: Mapping[int, float]) -> None:
         """The lines of one frame, with ids ``[H, W]`` and the score of each object that exists."""
         pixels = np.bincount(ids.ravel(), minlength=256)
-        rows = [(frame.index, frame.name, number, pixels[number], f"{score:.3f}") for number, score in scores.items()]
+        lines = csv_lines(
+            (frame.index, frame.name, number, pixels[number], f"{score:.3f}") for number, score in scores.items()
+        )
         with writing(self._path):
-            _rows(self._file).writerows(rows)
+            self._file.write(lines)
+        self._checksum = _crc(lines, self._checksum)
 
-    def sync(self) -> None:
-        """Waits until every line is on the disk."""
+    def sync(self) -> int:
+        """Waits until every line is on the disk; the checksum of all of them."""
         with writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
+        return self._checksum
 
     def close(self) -> None:
         """Nothing more will be written."""
@@ -63,30 +87,62 @@ class Sight(NamedTuple):
 
 
 def sights(folder: Path) -> list[Sight]:
-    """Of every object of a run, in the order of their appearance; nothing where the folder has no table."""
-    found: dict[str, Sight] = {}
-    for _, frame, number, pixels, _ in _lines(folder / SCORES):
-        before = found.get(number, Sight(int(number), 0, 0, frame))
-        seen = int(pixels) > 0
-        last = frame if seen else before.last
-        found[number] = Sight(before.object_id, before.frames + 1, before.missing + (not seen), last)
+    """Of every object of a run, in the order of their appearance; nothing where the folder has no table.
+
+    Raises InputError where the table is not as a run writes it.
+    """
+    found: dict[int, Sight] = {}
+    for line in _lines(folder / SCORES):
+        before = found.get(line.object_id, Sight(line.object_id, 0, 0, line.frame))
+        seen = line.pixels > 0
+        last = line.frame if seen else before.last
+        found[line.object_id] = Sight(line.object_id, before.frames + 1, before.missing + (not seen), last)
     return list(found.values())
 
 
-def _lines(path: Path) -> Iterator[list[str]]:
-    """The lines below the header, if there is a table; what a killed process has begun is not one."""
+class _Line(NamedTuple):
+    frame_index: int
+    frame: str  # its name
+    object_id: int
+    pixels: int
+    score: str
+
+
+def _beginning(path: Path, frames: int) -> Iterator[_Line]:
+    """The lines of the first frames, up to what is none: behind them lies what a killed process has begun."""
+    with suppress(InputError):
+        for line in _lines(path) if frames else ():
+            if line.frame_index >= frames:
+                break
+            yield line
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    """The lines below the header, if there is a table.
+
+    Raises InputError where it cannot be read, or is not as a run writes it.
+    """
     if not path.is_file():
         return
-    with reading(path), _open(path, "r") as file:
-        for line in csv.reader(file):
-            if len(line) == len(_COLUMNS) and line[0].isdecimal():
-                yield line
+    with reading(path), open_csv(path, "r") as file:
+        rows = read_csv(file)
+        try:
+            header = next(rows, [])
+            if header != list(_COLUMNS):
+                raise ValueError(f"found {str(header)[:_MOST_SHOWN]}, expected {','.join(_COLUMNS)}")
+            for cells in rows:
+                yield _line(cells)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; remove it, or start again with --overwrite") from None
 
 
-def _open(path: Path, mode: Literal["r", "w", "a"]) -> TextIO:
-    # names of files may be no text
-    return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")
+def _line(cells: list[str]) -> _Line:
+    if len(cells) != len(_COLUMNS) or not all(map(re.fullmatch, _COLUMNS.values(), cells)):
+        expected = "the index and name of a frame, an object, its pixels and its score"
+        raise ValueError(f"found the line {str(cells)[:_MOST_SHOWN]}, expected {expected}")
+    index, frame, object_id, pixels, score = cells
+    return _Line(int(index), frame, int(object_id), int(pixels), score)
 
 
-def _rows(file: TextIO) -> Any:
-    return csv.writer(file, lineterminator="\n")
+def _crc(lines: str, before: int) -> int:
+    return zlib.crc32(lines.encode("utf-8", "surrogateescape"), before)

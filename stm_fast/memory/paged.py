@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stm_fast.memory.formats import Field, Fields, Format
 from stm_fast.memory.pages import Pages
-from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, part_of
+from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, check_rows, part_of
 from stm_fast.memory.stream import PageStream
 
 _ALIGNMENT = 64  # of every field in a page, for vector loads
@@ -117,7 +117,9 @@ class PagedStorage:
         self._tables = [[] for _ in range(1 + max((index for index, _ in numbers), default=-1))]
         for index, number in sorted(numbers):
             self._tables[index].append(self._pages.allocate())
-            self._pages.open(self._tables[index][number]).copy_(state[f"page.{index}.{number}"])
+            name, page = f"page.{index}.{number}", self._pages.open(self._tables[index][number])
+            check_rows(name, state[name], page)
+            page.copy_(state[name])
 
     def close(self) -> None:
         self._pages.close()

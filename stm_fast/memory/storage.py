@@ -179,6 +179,7 @@ class DeviceStorage:
         for name, tensor in self._tensors.items():
             for index in range(objects):
                 rows = state[f"{name}.{index}"]
+                check_rows(name, rows, tensor[index, : len(rows)])
                 tensor[index, : len(rows)] = rows.to(tensor.device)
 
     def close(self) -> None:
@@ -196,6 +197,13 @@ class DeviceStorage:
             new[: old.shape[0], : old.shape[1]] = old
             # one field after the other: the old and the new bank are never there both whole
             self._tensors[name] = new
+
+
+def check_rows(name: str, found: Tensor, into: Tensor) -> None:
+    """Raises ValueError where what is loaded has another shape or dtype than what it goes into."""
+    if found.shape != into.shape or found.dtype != into.dtype:
+        what, expected = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (found, into))
+        raise ValueError(f"load_state_dict: {name}: found {what}, expected {expected}")
 
 
 def _zero_slots(field: Field, objects: int, slots: int, device: torch.device) -> Tensor:

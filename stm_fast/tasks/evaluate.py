@@ -104,7 +104,7 @@ def evaluate_set(
 
 
 def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inference, run: Record) -> None:
-    claim_output(output, run)
+    claim_output(output, run, sequences)
     share = shard(sequences)
     done = 0
     with progress_bar(f"process {rank()}", "sequences") as advance:
@@ -125,6 +125,7 @@ def _run_baselines(
     network = untrained(model.architecture).to(next(model.parameters()).device)
     described = run | {"weights_sha256": fingerprint(network)}
     _run(sequences, folder / UNTRAINED, prepare(network, choice), inference, described)
+    claim_output(folder / COPIED, {name: run[name] for name in ("set", "split", "data")})
     copy_first_masks(shard(sequences), folder / COPIED)
     wait_for_all()
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stm_fast.errors import InputError, shown
-from stm_fast.text_file import parsed_json, read_text
+from stm_fast.errors import InputError
+from stm_fast.text_file import read_text
 from stm_fast.whole_file import whole_file, writing
-
-_EXPECTED = "the log of a training run, without which the run goes on as well"
 
 Line = Mapping[str, Any]
 
@@ -40,7 +38,7 @@ class TrainingLog:
         folder: of the run.
         step: how many steps are done; what was written of later ones, before the run was interrupted, goes.
 
-    Raises InputError where it cannot be written, then and later.
+    Raises InputError where it cannot be written, then and later, or what was written before is damaged.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -64,13 +62,22 @@ class TrainingLog:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last one that was cut off is left out. Raises InputError where one is damaged."""
-    *texts, _ = read_text(file, _EXPECTED).split("\n")
-    lines = [parsed_json(text, file, _EXPECTED) for text in texts]
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict) or type(line.get("step")) is not int:
-            raise InputError(f"{file}: found {shown(line)} in line {number}, expected {_EXPECTED}")
-    return lines
+    """The whole lines of a log; a last one that was cut off is left out.
+
+    Raises InputError where the file cannot be read, or a line is not as `TrainingLog` writes it.
+    """
+    *whole, _ = read_text(file, "the log of a training run").split("\n")
+    return [_parsed(line, number, file) for number, line in enumerate(whole, 1)]
+
+
+def _parsed(line: str, number: int, file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        raise InputError(f"{file}: line {number} is damaged, expected JSON with a step; mend it, or move the file away")
+    return found
 
 
 def _cut(file: Path, step: int) -> None:

@@ -1,0 +1,134 @@
+"""Records that the package writes and reads again: JSON for people, with a checksum of what it says."""
+
+import dataclasses
+import hashlib
+import json
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from stm_fast.errors import InputError, reading, require_file
+from stm_fast.whole_file import whole_file
+
+CHECKSUM = "sha256"  # the entry that holds it
+_MOST_SHOWN = 100  # characters of a value in a message
+
+
+def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as it comes back from JSON; what JSON does not know is text."""
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return plain
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as it comes back from JSON, and behind it the SHA-256 of it, which white space does not change."""
+    plain = as_json(content)
+    return plain | {CHECKSUM: _checksum(plain)}
+
+
+def write_record_file(path: Path, content: Mapping[str, Any], *, durable: bool = False) -> None:
+    """Writes a record, whole or not at all. Raises InputError where it cannot.
+
+    Args:
+        durable: as in `whole_file`.
+    """
+    with whole_file(path, durable=durable) as partial:
+        partial.write_text(json.dumps(with_checksum(content), indent=1) + "\n")
+
+
+def read_record_file(path: Path, what: str, advice: str) -> dict[str, Any]:
+    """The content of a record that `write_record_file` wrote.
+
+    Args:
+        what: it should be, for the message, as in "a record of a run".
+        advice: what to do where it is not.
+
+    Raises InputError: no such file, one that cannot be read, or any other content than what was written.
+    """
+    require_file(path, f"{what}; {advice}")
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        content = None
+    stated = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+    if stated is None or stated != _checksum(content):
+        raise InputError(f"{path}: not {what}, or damaged; {advice}")
+    return dict(content)
+
+
+def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """The first entry in which a record is not the one that is expected, for a message; None where there is none."""
+    for name in (*expected, *found):
+        one, other = found.get(name), expected.get(name)
+        if one != other:
+            return f"its {name}: found {_shown(one, other)}, expected {_shown(other, one)}"
+    return None
+
+
+def typed(value: Any, kind: Any, name: str) -> Any:
+    """A value out of a record, where it has the type that it should: dataclasses are made of their fields.
+
+    Args:
+        kind: a type of JSON, `Any`, a dataclass, or a union, Literal, list or dict[str, ...] of them. An integer is a
+            float too.
+        name: of the value, for the message.
+
+    Raises ValueError that names the value.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and type(value) is dict:
+        return _built(value, kind, name)
+    if origin in (Union, types.UnionType):
+        for one in arguments:
+            try:
+                return typed(value, one, name)
+            except ValueError:
+                pass
+    elif origin is list and type(value) is list:
+        return [typed(item, arguments[0], f"{name}.{index}") for index, item in enumerate(value)]
+    elif origin is dict and type(value) is dict:
+        return {key: typed(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+    elif (kind is Any or (origin is Literal and value in arguments)) or type(value) is kind:
+        return value
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif kind is type(None) and value is None:
+        return None
+    raise ValueError(f"{name}: found {_cut(value)}, expected {getattr(kind, '__name__', kind)}")
+
+
+def _built(value: dict[str, Any], kind: type, name: str) -> Any:
+    """A dataclass of its fields."""
+    hints = get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = value.keys() - fields.keys()
+    missing = [
+        field.name
+        for field in fields.values()
+        if field.name not in value
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if unknown or missing:
+        raise ValueError(f"{name}: found {_cut(', '.join(value))}, expected {', '.join(fields)}")
+    return kind(**{key: typed(item, hints[key], f"{name}.{key}") for key, item in value.items()})
+
+
+def _checksum(plain: Mapping[str, Any]) -> str:
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shown(value: Any, other: Any) -> str:
+    """A value for one line; of two dictionaries only what differs."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{name} {_cut(entry)}" for name, entry in value.items() if other.get(name) != entry)
+    return _cut(value)
+
+
+def _cut(value: Any) -> str:
+    text = str(value).replace("\n", " ")
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

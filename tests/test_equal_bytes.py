@@ -1,0 +1,66 @@
+"""The same command gives the same bytes, in every process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from small_inputs import draw, write_davis, write_sequence, write_weights, write_youtube
+
+# what no two runs have in common: how long they took, and the checksum of that
+TIMES = {"speed", "sequences", "network_seconds", "seconds", "stage_seconds", "sha256"}
+# in one process, because to import PyTorch takes longest
+SCRIPT = """
+import os, sys, torch
+from typer.testing import CliRunner
+from stm_fast.__main__ import app
+torch.set_num_threads(1)
+inputs, out = sys.argv[1:]
+os.mkdir(out)
+os.chdir(out)
+network = ["--weights", f"{inputs}/weights.safetensors", "--min-size", "32"]
+truth = f"{inputs}/davis/Annotations/480p"
+for arguments in (
+    ["convert", f"{inputs}/weights.safetensors", "converted.safetensors"],
+    ["segment", f"{inputs}/clip", "--masks", f"{inputs}/masks", "-o", "segmented", *network],
+    ["segment", f"{inputs}/clip", "--masks", f"{inputs}/masks", "-o", "pictures", "--overlay=pictures", *network],
+    ["evaluate", "davis17", "--data", f"{inputs}/davis", "-o", "davis", "--workers=1", *network],
+    ["evaluate", "davis17", "--only-score", "davis/Annotations", truth, "-o", "scored", "--workers=1", "--report"],
+    ["evaluate", "youtube-vos", "--data", f"{inputs}/youtube", "-o", "youtube", *network],
+):
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 0, ended.output
+"""
+
+
+def contents(folder):
+    """The bytes of every file; of JSON what is not a time."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for name, data in found.items():
+        if name.endswith("results.json") or "timings/" in name:
+            found[name] = {key: value for key, value in json.loads(data).items() if key not in TIMES}
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes(tmp_path):
+    write_weights(tmp_path / "weights.safetensors")
+    write_davis(tmp_path / "davis", names=("blob",))
+    write_youtube(tmp_path / "youtube")
+    pictures, ids = draw(0, frames=4)
+    write_sequence(tmp_path / "clip", tmp_path / "masks", pictures, {0: ids[0]})
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([*command, str(tmp_path / f"out{seed}")], env=environment | {"PYTHONHASHSEED": seed})
+        for seed in "12"
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    one, other = (contents(tmp_path / f"out{seed}") for seed in "12")
+    written = {"converted.safetensors", "segmented/overlay.mp4", "segmented/scores.csv", "segmented/masks/00003.png"}
+    written |= {"pictures/overlay/00003.jpg", "davis/run.json", "davis/results.json", "davis/timings/blob.json"}
+    written |= {"davis/global_results-val.csv", "scored/report.html", "youtube/submission.zip"}
+    assert written <= one.keys()
+    assert [name for name in {**one, **other} if one.get(name) != other.get(name)] == []
