@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stm_fast.errors import InputError
-from stm_fast.video import video_file
+from stm_fast.video import matroska, mp4, video_file
 from stm_fast.video.reader import open_frames
 from video_files import Sent, needs_av, number_of, numbered_picture, remux, write_video
 
@@ -249,7 +249,7 @@ def test_the_default_stream_is_taken(
     ]
 
 
-@pytest.mark.parametrize("flag", ["attached_pic", "timed_thumbnails", "still_image"])
+@pytest.mark.parametrize("flag", ["attached_pic", "timed_thumbnails", "still_image", "dependent"])
 def test_thumbnails_are_not_taken(caplog: pytest.LogCaptureFixture, flag: str) -> None:
     """Few containers can be written with them."""
     from av.stream import Disposition
@@ -382,6 +382,33 @@ def test_what_is_damaged_behind_the_first_frame_does_not_stop_the_counting(tmp_p
     assert reader.frame_count == FRAMES
     with pytest.raises(InputError, match=r"frame \d+ cannot be decoded"):
         list(reader)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "fragmented"),
+    [
+        (b"\0\0\0\x08moov\0\0\0\x08mdat", False),
+        (b"\0\0\0\x08moov\0\0\0\x08moof\0\0\0\x08mdat", True),
+        # long, and to the end of the file
+        (b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x12xx\0\0\0\x08moof", True),
+        (b"\0\0\0\x08moov\0\0\0\0mdat\0\0\0\x08moof", False),
+        # in doubt: a length that is none, cut off, longer than the file
+        (b"\0\0\0\x08moov\0\0\0\x04mdat", True),
+        (b"\0\0\0\x08moov\0\0", True),
+        (b"\0\0\0\x08moov\0\0\0\x01mdat\xff\xff\xff\xff\xff\xff\xff\xff", True),
+    ],
+)
+def test_fragments_of_mp4(tmp_path: Path, boxes: bytes, fragmented: bool) -> None:
+    path = tmp_path / "v.mp4"
+    path.write_bytes(boxes)
+    assert mp4.is_fragmented(path) == fragmented
+
+
+@pytest.mark.parametrize("length", [2**56 - 2, 2**40, 0])
+def test_a_matroska_file_whose_header_is_longer_than_it_states_no_end(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "v.mkv"
+    path.write_bytes(b"\x1a\x45\xdf\xa3" + (2**56 + length).to_bytes(8, "big"))
+    assert matroska.stated_end(path) is None
 
 
 def test_notes_name_nothing_where_nothing_was_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,5 +24,5 @@ def is_fragmented(path: Path) -> bool:
             if name == b"moof" or 0 < length < smallest:
                 return True
             # without a length a box goes on to the end of the file
-            at += length or size
+            at = at + length if length else size
     return at > size

@@ -33,6 +33,8 @@ DEFAULT_FRAME_RATE = Fraction(25)
 _FRAME_RATES = (Fraction(1, 24 * 3600), Fraction(10_000))
 # of a frame: 16K UHD. A file of some kilobytes can hold a larger one, of a single colour
 MOST_PIXELS = 15_360 * 8_640
+# flags of streams that are no video: covers, thumbnails, stills, and what is a part of another stream
+_NOT_VIDEO_FLAGS = frozenset({"attached_pic", "timed_thumbnails", "still_image", "dependent"})
 # FFmpeg draws plain text as a terminal would; nobody means that
 NOT_VIDEO_FORMATS = frozenset({"tty"})
 # of the number of a frame
@@ -188,12 +190,7 @@ def _choose(path: Path, container: InputContainer) -> VideoStream:
 
 
 def _candidates(container: InputContainer) -> list[VideoStream]:
-    """Video streams that are no cover picture of a sound file, and no thumbnails of another stream."""
-    return [
-        stream
-        for stream in container.streams.video
-        if not _flags(stream) & {"attached_pic", "timed_thumbnails", "still_image"}
-    ]
+    return [stream for stream in container.streams.video if not _flags(stream) & _NOT_VIDEO_FLAGS]
 
 
 def _flags(stream: VideoStream) -> set[str]:
