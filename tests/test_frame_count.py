@@ -392,9 +392,9 @@ def test_what_is_damaged_behind_the_first_frame_does_not_stop_the_counting(tmp_p
         # long, and to the end of the file
         (b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x12xx\0\0\0\x08moof", True),
         (b"\0\0\0\x08moov\0\0\0\0mdat\0\0\0\x08moof", False),
-        # in doubt: a length that is none, cut off, longer than the file
+        (b"\0\0\0\x08moov\0\0", False),
+        # in doubt: a length that is none, one beyond the end
         (b"\0\0\0\x08moov\0\0\0\x04mdat", True),
-        (b"\0\0\0\x08moov\0\0", True),
         (b"\0\0\0\x08moov\0\0\0\x01mdat\xff\xff\xff\xff\xff\xff\xff\xff", True),
     ],
 )
