@@ -235,7 +235,7 @@ def test_a_huge_mask_is_refused_by_its_header(tmp_path: Path, size: tuple[int, i
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     ]
     (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(InputError, match="mask of 13000x13000, expected"):
+    with pytest.raises(InputError, match="mask of 13000x13000, expected"):
         read_mask(tmp_path / "m.png", size)
 
 

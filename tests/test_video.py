@@ -7,10 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +18,9 @@ from PIL import Image
 from stm_fast.errors import InputError
 from stm_fast.video.reader import open_frames
 from stm_fast.video.writer import MaskWriter, OverlayPictureWriter, OverlayVideoWriter
+from video_files import needs_av, number_of, numbered_picture, write_video
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-needs_av = pytest.mark.skipif(find_spec("av") is None, reason="PyAV is not installed")
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no sample data")
 
 # colours of the corners: top left, top right, bottom left, bottom right
@@ -44,41 +42,6 @@ def corners(image: npt.NDArray[np.uint8]) -> list[int]:
     """Which of CORNERS is at the top left, top right, bottom left and bottom right."""
     found = [image[y, x].astype(int) for y in (4, -5) for x in (4, -5)]
     return [int(np.argmin([np.abs(colour - known).sum() for known in CORNERS])) for colour in found]
-
-
-def numbered_picture(number: int, width: int = 64, height: int = 48) -> npt.NDArray[np.uint8]:
-    """A picture that says which it is: eight bars, dark or bright, are the bits of the number."""
-    bits = [(number >> k) & 1 for k in range(8)]
-    row = np.repeat(np.array(bits, np.uint8) * 200 + 20, width // 8)
-    return np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
-
-
-def number_of(image: npt.NDArray[np.uint8]) -> int:
-    width = image.shape[1] // 8
-    return sum(int(image[image.shape[0] // 2, k * width + width // 2, 0] > 120) << k for k in range(8))
-
-
-def write_video(path: Path, pictures: list[npt.NDArray[np.uint8]], **options: Any) -> Path:
-    """Encode with PyAV itself, not with the writer under test."""
-    import av
-
-    rate = Fraction(25)
-    times = options.get("times") or [index / rate for index in range(len(pictures))]
-    clock = options.get("clock", Fraction(1, 90_000))
-    with av.open(str(path), "w", options=options.get("container", {})) as container:
-        stream = container.add_stream(options.get("codec", "libx264"), rate=rate)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.options = options.get("encoder", {})
-        stream.time_base = stream.codec_context.time_base = clock
-        if "matrix" in options:
-            stream.set_display_matrix(options["matrix"])
-        for picture, time in zip(pictures, times, strict=True):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = round(Fraction(time) / clock), clock
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def write_pictures(folder: Path, names: list[str]) -> Path:
@@ -200,9 +163,16 @@ def test_what_is_not_a_video_is_refused(tmp_path: Path) -> None:
 
 @needs_av
 def test_a_playlist_does_not_reach_out(tmp_path: Path) -> None:
-    """A playlist may name addresses: none is opened."""
-    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
-    refuses(tmp_path / "list.m3u8")
+    """A playlist may name addresses and other files: none is opened."""
+    named = write_video(tmp_path / "other.mp4", 3)
+    for text in (
+        "#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{named.name}\n#EXT-X-ENDLIST\n",
+        f"ffconcat version 1.0\nfile {named.name}\n",
+    ):
+        for suffix in ("m3u8", "mp4"):
+            (tmp_path / f"list.{suffix}").write_text(text)
+            refuses(tmp_path / f"list.{suffix}")
 
 
 @needs_av

@@ -3,14 +3,9 @@
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps
-
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.errors import InputError
-from stm_fast.video.pillow import check_depth, decoding
-
-_QUARTER_TURNS = range(5, 9)
+from stm_fast.video.pillow import opened, orientation, seen_size, to_rgb, upright
 
 
 def shot_of(picture: Path, ids: Bytes, mask: Path) -> Shot:
@@ -30,16 +25,14 @@ def read_picture(file: Path, size: tuple[int, int], mask: Path, shrink: int) -> 
 
     Raises InputError: no such file, a broken one, more than 8 bits a channel, a size other than that of its mask.
     """
-    with decoding(file, "picture"), Image.open(file) as opened:
-        width, height = opened.size
-        opened.draft("RGB", (max(1, width // shrink), max(1, height // shrink)))
-        check_depth(opened, file)
-        decoded = opened.convert("RGB")
-        if opened.size == (width, height):
-            decoded = decoded.reduce(shrink)
-        turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
-        image = np.array(ImageOps.exif_transpose(decoded) if turn != 1 else decoded)  # [H / shrink, W / shrink, 3]
-    full = (width, height) if turn in _QUARTER_TURNS else (height, width)
-    if full != size:
-        raise InputError(f"{mask}: mask of {size[1]}x{size[0]}, expected {full[1]}x{full[0]} as {file.name}")
-    return image
+    with opened(file) as picture:
+        width, height = seen_size(picture)
+        if (height, width) != size:
+            raise InputError(f"{mask}: mask of {size[1]}x{size[0]}, expected {width}x{height} as {file.name}")
+        turn = orientation(picture)
+        stored = picture.size
+        # of a smaller picture Pillow would choose another scale
+        if min(stored) >= shrink:
+            picture.draft("RGB", (stored[0] // shrink, stored[1] // shrink))
+        decoded = to_rgb(picture)
+        return upright(decoded.reduce(shrink) if decoded.size == stored else decoded, turn)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
@@ -13,7 +12,7 @@ from stm_fast.data.sbd import read_mat
 from stm_fast.errors import InputError, require_folder
 from stm_fast.video import has_void, object_ids, read_mask, without_void
 from stm_fast.video.listing import by_stem, list_masks, list_pictures, natural_key
-from stm_fast.video.pillow import check_depth, decoding
+from stm_fast.video.pillow import opened
 from stm_fast.whole_file import same_file
 
 _HALF = 128
@@ -111,9 +110,8 @@ def _read_ids(file: Path) -> Bytes:
     """Object ids [H, W] of a mask."""
     if file.suffix.lower() == ".mat":
         return read_mat(file)
-    with decoding(file, "mask"), Image.open(file) as opened:
-        check_depth(opened, file)
-        grey = None if opened.mode in _NOT_GREY else np.array(opened.convert("L"))
+    with opened(file, "mask") as picture:
+        grey = None if picture.mode in _NOT_GREY else np.array(picture.convert("L"))
     if grey is not None and grey.max() >= _HALF:
         return (grey >= _HALF).astype(np.uint8)
     ids = read_mask(file).ids

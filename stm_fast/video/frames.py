@@ -38,7 +38,7 @@ class FrameReader(ABC):
         path: the file or folder.
         name: name of the video: the file's stem or the folder's name.
         width, height: size of every frame in pixels, after rotation.
-        frame_count: number of frames as the source states it, None where it does not.
+        frame_count: number of frames, None where that is known at the end only.
         frame_rate: frames per second; the average where the rate varies.
         left_out: pictures that are no frames, because they are masks.
     """

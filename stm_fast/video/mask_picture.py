@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from stm_fast.errors import InputError
-from stm_fast.video.pillow import decoding
+from stm_fast.video.pillow import opened
 from stm_fast.video.soft_edges import HALF, WHITE, find_shades, is_lossy_black_and_white
 
 Ids = npt.NDArray[np.uint8]
@@ -46,7 +46,7 @@ class MaskPicture(NamedTuple):
 
 def read_ids(path: Path) -> MaskPicture:
     """The values of a palette or grey PNG as they are. Raises InputError where it is none."""
-    with decoding(path, "mask"), Image.open(path) as picture:
+    with opened(path, "mask") as picture:
         if picture.format != "PNG" or picture.mode not in _ID_MODES:
             found = f"{picture.format} of mode {picture.mode}"
             raise InputError(f"{path}: mask is {found}, expected a palette or grey PNG of object ids")
@@ -63,7 +63,7 @@ def read_mask_picture(path: Path, size: tuple[int, int] | None = None) -> MaskPi
     Raises InputError: no such file, a broken one, one of another aspect ratio, colors, shades that are more than the
     edges of one object, a background that is not 0, more than 8 bits.
     """
-    with decoding(path, "mask"), Image.open(path) as picture:
+    with opened(path, "mask") as picture:
         _check_kind(path, picture)
         _check_size(path, picture.size, size)
         if picture.mode in _COLOR_MODES or picture.format != "PNG":

@@ -14,6 +14,7 @@ def stated_end(path: Path) -> int | None:
     Elements are an id, a length and their content (RFC 8794, sections 4 to 6); the segment comes second, behind a
     header (RFC 9559, section 4.5).
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         while (name := _number(file, keep_marker=True)) is not None:
             length = _number(file, keep_marker=False)
@@ -21,6 +22,9 @@ def stated_end(path: Path) -> int | None:
                 return None
             if name == _SEGMENT:
                 return file.tell() + length
+            # no file system has a place for any length
+            if length > size:
+                return None
             file.seek(length, 1)
     return None
 

@@ -7,18 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL.Image import Image
 
 from stm_fast.errors import InputError, reading
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.listing import list_pictures
-from stm_fast.video.pillow import check_depth, decoding
+from stm_fast.video.pillow import opened, orientation, seen_size, to_rgb, upright
 
 # a folder states no rate: the one of DAVIS
 FRAME_RATE = Fraction(24)
-
-_ORIENTATION = 0x0112
-_QUARTER_TURNS = range(5, 9)
 
 
 class PictureFolder(FrameReader):
@@ -47,8 +44,10 @@ class PictureFolder(FrameReader):
 
     def __iter__(self) -> Iterator[Frame]:
         for index, file in enumerate(self._files):
-            image = read_frame(file)
-            self._check_size(file, image.shape[1], image.shape[0])
+            with opened(file) as picture:
+                # it may have been replaced since
+                self._check_size(file, *seen_size(picture))
+                image = _decode(picture)
             yield Frame(index, float(index / self.frame_rate), file.stem, image)
 
     def index_of(self, name: str) -> int | None:
@@ -102,21 +101,17 @@ def _numbering(name: str) -> str:
 
 def _read_size(file: Path) -> tuple[int, int]:
     """Width and height as seen, from the header alone."""
-    with decoding(file, "picture"), Image.open(file) as picture:
-        check_depth(picture, file)
-        width, height = picture.size
-        return (height, width) if _orientation(picture) in _QUARTER_TURNS else (width, height)
+    with opened(file) as picture:
+        return seen_size(picture)
 
 
 def read_frame(file: Path) -> npt.NDArray[np.uint8]:
     """The picture uint8 [H, W, 3] RGB, upright. Raises InputError where it cannot be decoded."""
-    with decoding(file, "picture"), Image.open(file) as picture:
-        upright = ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture
-        return np.array(upright.convert("RGB"))  # [H, W, 3]
+    with opened(file) as picture:
+        return _decode(picture)
 
 
-def _orientation(picture: Image.Image) -> int:
-    # getexif() of a PNG without the chunk would decode all of it
-    if "exif" not in picture.info:
-        return 1
-    return int(picture.getexif().get(_ORIENTATION, 1))
+def _decode(picture: Image) -> npt.NDArray[np.uint8]:
+    # asked before the pixels are decoded, as the size is: what follows them in a PNG changes neither
+    turn = orientation(picture)
+    return upright(to_rgb(picture), turn)
