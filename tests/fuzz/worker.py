@@ -132,6 +132,7 @@ class _Worker:
 
 def _work(target: Target, seed: int, pipe: Connection, errors: Path) -> None:
     """The process: says that it is ready, then what came of each number that it is sent."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # there is a process for each core
     descriptor = os.open(errors, os.O_WRONLY | os.O_TRUNC)
     for stream in (1, 2):  # what C libraries print
         os.dup2(descriptor, stream)
