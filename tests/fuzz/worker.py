@@ -86,8 +86,10 @@ class _Worker:
         self._name, self._seed, self._seconds = target.name, seed, seconds
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._errors = Path(tempfile.mkstemp(suffix=".stderr")[1])
-        self._process = context.Process(target=_work, args=(target, seed, there, self._errors), daemon=True)
+        self._folder = Path(tempfile.mkdtemp())  # here, because the process may be killed
+        self._errors = self._folder / "stderr"
+        arguments = target, seed, there, self._folder / "case", self._errors
+        self._process = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         there.close()
         wrong = self._wait(_STARTING_SECONDS)
@@ -127,35 +129,31 @@ class _Worker:
             self._process.kill()
         self._process.join()
         self._here.close()
-        self._errors.unlink(missing_ok=True)
+        shutil.rmtree(self._folder)
 
 
-def _work(target: Target, seed: int, pipe: Connection, errors: Path) -> None:
+def _work(target: Target, seed: int, pipe: Connection, folder: Path, errors: Path) -> None:
     """The process: says that it is ready, then what came of each number that it is sent."""
     os.environ["OMP_NUM_THREADS"] = "1"  # there is a process for each core
-    descriptor = os.open(errors, os.O_WRONLY | os.O_TRUNC)
+    descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):  # what C libraries print
         os.dup2(descriptor, stream)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     warnings.simplefilter("ignore")
-    folder = Path(tempfile.mkdtemp())
+    folder.mkdir()
     _read_valid(target, folder)  # imports what the reader does
     gc.collect()
     gc.freeze()
     _limit_memory()
     pipe.send(None)
-    try:
+    with suppress(EOFError):  # nobody asks any more
         while True:
             number = pipe.recv()
             shutil.rmtree(folder)
             _write(case(target, seed, number), folder)
             pipe.send(outcome(target.read, folder))
             gc.collect()  # what PyAV holds, threads too, is part of cycles
-    except EOFError:
-        pass
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_valid(target: Target, folder: Path) -> None:
