@@ -1,8 +1,11 @@
 """What a user can choose, as frozen dataclasses."""
 
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from stm_fast.arguments import flag, integer, shown
 
 Evict = Literal["oldest", "least_used", "even"]
 StorageName = Literal["model", "float32", "bfloat16", "float16", "int8", "fp8"]
@@ -34,6 +37,10 @@ class MemoryConfig:
             every object are on the device at a time.
         graph: replays reads that repeat (a full memory's) from CUDA graphs, which keep the memory of two reads. For
             floats on a GPU, read without gradients.
+
+    Raises:
+        ValueError: numbers below 1 or beyond int64, unknown names, a `folder` without "disk" or the other way round.
+        TypeError: numbers that are no integers, flags that are neither True nor False, a folder that is no path.
     """
 
     every: int | None = 5
@@ -57,17 +64,37 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         for name in ("every", "frames", "max_frames", "max_bytes", "page_bytes"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"MemoryConfig.{name}: found {number}, expected at least 1")
+            self._check_number(name)
+        for name in ("previous", "redetect", "graph"):
+            self._set(name, flag(getattr(self, name), f"MemoryConfig.{name}"))
         for name, choices in (("evict", Evict), ("storage", StorageName), ("place", Place)):
-            if getattr(self, name) not in get_args(choices):
+            found = getattr(self, name)
+            if not isinstance(found, str) or found not in get_args(choices):
                 expected = ", ".join(get_args(choices))
-                raise ValueError(f"MemoryConfig.{name}: found {getattr(self, name)!r}, expected one of {expected}")
+                raise ValueError(f"MemoryConfig.{name}: found {shown(found)}, expected one of {expected}")
+        if self.folder is not None:
+            if not isinstance(self.folder, str | PathLike):
+                raise TypeError(f"MemoryConfig.folder: found {type(self.folder).__name__}, expected a path or None")
+            self._set("folder", Path(self.folder))
         if (self.place == "disk") != (self.folder is not None):
             raise ValueError(
                 f"MemoryConfig.folder: found {self.folder} with place {self.place!r}, expected one with 'disk' only"
             )
+
+    def _check_number(self, name: str) -> None:
+        found = getattr(self, name)
+        if found is None and name != "page_bytes":
+            return
+        number = integer(found, f"MemoryConfig.{name}", "an integer" if name == "page_bytes" else "an integer or None")
+        if number < 1:
+            raise ValueError(f"MemoryConfig.{name}: found {number}, expected at least 1")
+        if number >= 2**63:
+            raise ValueError(f"MemoryConfig.{name}: found {number:.3g}, expected less than 2**63")
+        self._set(name, number)
+
+    def _set(self, name: str, value: object) -> None:
+        """Puts a value in its plain form in place of the one that was given, before anyone saw that."""
+        object.__setattr__(self, name, value)
 
     @property
     def capped(self) -> bool:

@@ -145,6 +145,25 @@ def test_no_call_is_taken_for_one_that_differs(change: str, backend: str, chosen
     assert_bit_equal(found, memory_read(**changed))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_view_of_negated_numbers_is_not_taken_for_what_lies_in_memory(backend: str) -> None:
+    query, key, value = make_tensors(SMALL, torch.float32, device_of(backend))[:3]
+    whole = torch.complex(query, -query)
+    negated = whole.conj().imag
+    assert negated.is_neg()
+    for given in (whole.imag, negated, negated):  # strides and alignment are the same
+        found = memory_read(given, key, value, backend=backend)
+        assert_bit_equal(found, memory_read(given.clone(), key, value, backend=backend))
+
+
+def test_numbers_of_numpy_are_known_as_others_are(chosen: Chosen) -> None:
+    call = call_of(SMALL, scale=np.float32(0.25), top_k=np.int64(3))
+    assert chosen.of(call) == 1
+    assert chosen.of(call) == 0
+    assert chosen.of(call_of(SMALL, scale=0.25, top_k=3)) == 0
+    assert chosen.of(call_of(SMALL, scale=0.25, top_k=2)) == 1
+
+
 def test_lengths_are_looked_at_each_time() -> None:
     query, key, value = make_tensors(SMALL, torch.float32, "cpu")[:3]
     for counts in ((9, 4), (0, 9), (2, 2)):
@@ -163,7 +182,8 @@ def test_lengths_are_looked_at_each_time() -> None:
     [
         ({"top_k": True}, TypeError),
         ({"top_k": 1.0}, TypeError),
-        ({"scale": np.float32(0.25)}, TypeError),
+        ({"scale": True}, TypeError),
+        ({"scale": np.float32(np.nan)}, ValueError),
         ({"scale": [0.25]}, TypeError),
         ({"similarity": ["dot"]}, ValueError),
         ({"backend": ["reference"]}, ValueError),

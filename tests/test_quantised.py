@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -169,6 +170,29 @@ def test_tangents_are_never_left_out() -> None:
             memory_read_quantised(dual, memory, backend="cpp")
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
+def test_numbers_of_numpy_and_negated_views_are_taken(backend: str) -> None:
+    query, key, value = soft_memory(queries=9, slots=2, rows=7, key_dim=8, value_dim=6)
+    memory = quantise_memory(key, value)
+    negated = torch.complex(query, -query).conj().imag
+    found = memory_read_quantised(negated, memory, scale=np.float32(0.5), backend=backend)
+    torch.testing.assert_close(found, memory_read_quantised(query, memory, scale=0.5, backend=backend))
+
+
+def test_what_is_no_quantised_memory_is_refused() -> None:
+    memory, query = quantise_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6)), torch.zeros(2, 3, 8)
+    with pytest.raises(TypeError, match="memory: found tuple, expected a QuantisedMemory"):
+        memory_read_quantised(query, tuple(memory))
+    with pytest.raises(TypeError, match="query: found list, expected a tensor"):
+        memory_read_quantised([1.0], memory)
+    with pytest.raises(TypeError, match=r"query: found torch.float8_e4m3fn, expected a float dtype"):
+        memory_read_quantised(query.to(torch.float8_e4m3fn), memory)
+    with pytest.raises(TypeError, match="key: found ndarray, expected a tensor"):
+        quantise_memory(np.zeros((2, 3, 4, 8)), torch.zeros(2, 3, 4, 6))
+    with pytest.raises(TypeError, match=r"value: found torch.complex64, expected a float dtype"):
+        quantise_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6, dtype=torch.complex64))
+
+
 def test_slots_without_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"key: found shape \(2, 3, 0, 8\), expected at least one row"):
         quantise_memory(torch.zeros(2, 3, 0, 8), torch.zeros(2, 3, 0, 6))
@@ -182,6 +206,8 @@ def test_slots_without_rows_are_refused() -> None:
         ({"key_scale": torch.zeros(2, 3, 4)}, ValueError, r"key_scale: found torch.float32 \(2, 3, 4\)"),
         ({"key_mean": torch.zeros(2, 3, 1, 8).double()}, ValueError, "key_mean: found torch.float64"),
         ({"value_scale": torch.zeros(2, 3, 1, 7)}, ValueError, "value_scale"),
+        ({"key": np.zeros((2, 3, 4, 8), np.int8)}, TypeError, "key: found ndarray, expected a tensor"),
+        ({"key_mean": None}, TypeError, "key_mean: found NoneType, expected a tensor"),
     ],
 )
 def test_memories_that_do_not_fit_are_refused(change, error: type[Exception], message: str) -> None:
@@ -194,6 +220,12 @@ def test_memories_that_do_not_fit_are_refused(change, error: type[Exception], me
     ("options", "error", "message"),
     [
         ({"lengths": torch.zeros(3, dtype=torch.int32)}, ValueError, "lengths: found"),
+        ({"lengths": torch.ones(2, dtype=torch.bool)}, ValueError, "lengths: found torch.bool"),
+        ({"lengths": [1, 2]}, TypeError, "lengths: found list, expected a tensor or None"),
+        ({"scale": True}, TypeError, "scale: found bool, expected a number or None"),
+        ({"scale": np.float32(np.nan)}, ValueError, "scale: found nan, expected a finite number"),
+        ({"return_lse": "no"}, TypeError, "return_lse: found str, expected True or False"),
+        ({"backend": ["cpp"]}, ValueError, "backend: found list"),
         ({"backend": "abacus"}, ValueError, "backend: found 'abacus'"),
         ({"backend": "triton"}, NotImplementedError, "cannot run this quantised memory read: .+"),
     ],

@@ -1,10 +1,12 @@
 """Test-time augmentation: the same video at several sizes and mirrored, and the mean of what is seen."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -12,6 +14,7 @@ from torch.nn.functional import interpolate
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.arrays import as_frame, as_ids, as_mask
 from stm_fast.inference.objects import impose, split_mask
 from stm_fast.network import STM
 
@@ -64,7 +67,7 @@ class AugmentedSegmenter:
     ) -> None:
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise InputError(f"scales: found {list(scales)}, expected one at least, all above 0")
-        self._device = next(model.parameters()).device
+        self._weight = next(model.parameters())
         self._views = [
             _View(
                 VideoSegmenter(model, memory=memory, max_size=max_size, min_size=min_size, backend=backend),
@@ -80,15 +83,24 @@ class AugmentedSegmenter:
         return self._views[0].segmenter.object_ids
 
     @torch.inference_mode()
-    def step(self, frame: Tensor, mask: Tensor | None = None, objects: Sequence[int] | None = None) -> Tensor:
+    def step(
+        self,
+        frame: "Tensor | np.ndarray[Any, Any]",
+        mask: "Tensor | np.ndarray[Any, Any] | None" = None,
+        objects: Iterable[int] | None = None,
+    ) -> Tensor:
         """As :meth:`VideoSegmenter.step`: ``[1 + O, H, W]`` float32 probabilities on the model's device."""
         if len(self._views) == 1 and self._views[0].scale == 1:
             return self._views[0].segmenter.step(frame, mask, objects)
-        frame = frame.to(self._device)
-        pixels = frame if frame.is_floating_point() else frame.float() / 255
-        ids, planes = ([], None) if mask is None else split_mask(mask.to(self._device), objects)
+        taken = as_frame(frame, self._weight).to(self._weight.device)
+        pixels = taken if taken.is_floating_point() else taken.float() / 255
+        ids, planes = ([], None) if mask is None else self._given(mask, objects)
         prob = torch.stack([view.step(pixels, planes, ids) for view in self._views]).mean(0)  # [1 + O, H, W]
         return prob if planes is None else impose(prob, self.object_ids, ids, planes)
+
+    def _given(self, mask: "Tensor | np.ndarray[Any, Any]", objects: Iterable[int] | None) -> tuple[list[int], Tensor]:
+        given = None if objects is None else as_ids(objects, "objects")
+        return split_mask(as_mask(mask, self._weight).to(self._weight.device), given)
 
 
 def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:

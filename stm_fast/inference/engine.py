@@ -3,15 +3,18 @@
 O objects, H x W the frame as the user gave it, h x w the frame as the network sees it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
+from stm_fast.inference.arrays import as_frame, as_ids, as_mask
 from stm_fast.inference.frame_size import check_sizes, network_size
 from stm_fast.inference.objects import impose, label, object_scores, split_mask
 from stm_fast.inference.presence import Presence
@@ -39,8 +42,8 @@ class Segmentation(NamedTuple):
         return object_scores(self.prob, self.mask, self.object_ids)
 
 
-# the largest value of a frame in [0, 1]: resampling overshoots a little
-_OVERSHOOT = 1.5
+# how far beyond [0, 1] a frame goes: resampling overshoots a little
+_OVERSHOOT = 0.5
 # what the names of the parts' states begin with
 _BANK, _PRESENCE = "bank.", "presence."
 
@@ -70,6 +73,7 @@ class VideoSegmenter:
     Raises:
         InputError: a `max_size` below 16 or below `min_size`, a `min_size` below 1, or a backend that is unknown or
             cannot run here.
+        TypeError: a size that is no integer.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class VideoSegmenter:
         backend: str = "auto",
         shard: Shard | None = None,
     ) -> None:
+        max_size = None if max_size is None else integer(max_size, "max_size", "an integer or None")
+        min_size = integer(min_size, "min_size")
         check_sizes(max_size, min_size)
         check_backend(model, backend)
         self._model = model.eval()
@@ -109,9 +115,9 @@ class VideoSegmenter:
     @torch.inference_mode()
     def step(
         self,
-        frame: Tensor,
-        mask: Tensor | None = None,
-        objects: Sequence[int] | None = None,
+        frame: "Tensor | np.ndarray[Any, Any]",
+        mask: "Tensor | np.ndarray[Any, Any] | None" = None,
+        objects: Iterable[int] | None = None,
         *,
         memorize: bool = True,
     ) -> Tensor:
@@ -119,6 +125,9 @@ class VideoSegmenter:
 
         A mask may come with any frame. Where it has an object, it is taken as right; objects that it does not speak
         of are predicted. Ids that are new start here, known ids are corrected.
+
+        Arrays of NumPy are taken as tensors are. Nothing that is given is kept: a buffer may be filled with the next
+        frame.
 
         Args:
             frame: ``[3, H, W]``, float in [0, 1] or uint8, RGB.
@@ -131,24 +140,28 @@ class VideoSegmenter:
             others are those of `object_ids`. Before the first mask everything is background.
 
         Raises:
-            InputError: a frame or a mask whose size differs from the video's, a float frame in 0..255, a mask without
+            InputError: a frame or a mask whose shape or size is another, a float frame beyond [0, 1], a mask without
                 objects or with ids outside 1..255, or one that is not to be memorized. Nothing has happened then: the
                 frame may be given again.
-            TypeError: a frame of another dtype.
+            TypeError: what is neither a tensor nor an array, or of another dtype; ids that are no integers.
         """
-        self._check_frame(frame)
+        memorize = flag(memorize, "memorize")
+        taken = as_frame(frame, self._weight)
+        self._check_frame(taken)
         if mask is not None and not memorize:
             raise InputError(
                 f"frame {self._frame_count}: found a mask that is not to be memorized, expected one or other"
             )
         if self._model.compiled:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        size = tuple(frame.shape[1:])
+        size = tuple(taken.shape[1:])
         given = None if mask is None else self._given(mask, size, objects)
         self._size = size
         inner_size = network_size(size, self._max_size, self._min_size)
         self._memorize_seen()
-        inner = _resized(_in_unit_range(frame.to(self._device, non_blocking=True)), inner_size)  # [3, h, w]
+        inner = _resized(_in_unit_range(taken.to(self._device, non_blocking=True)), inner_size)  # [3, h, w]
+        if inner is taken:
+            inner = inner.clone()  # it is memorised with the next frame, which may lie in the same memory
         prob, known = self._predict(inner, given)  # [1 + O, h, w]
         full = _resized(prob, size)  # [1 + O, H, W]
         if given is not None:
@@ -162,21 +175,37 @@ class VideoSegmenter:
         self._frame_count += 1
         return full
 
-    def propagate(self, frames: Iterable[Tensor], masks: Mapping[int, Tensor] | None = None) -> Iterator[Segmentation]:
+    def propagate(
+        self,
+        frames: "Iterable[Tensor | np.ndarray[Any, Any]]",
+        masks: "Mapping[int, Tensor | np.ndarray[Any, Any]] | None" = None,
+    ) -> Iterator[Segmentation]:
         """Segments frames as they come; no more than one is held.
 
         Args:
-            frames: any iterable of ``[3, H, W]``.
+            frames: any iterable of ``[3, H, W]``, as `step` takes them.
             masks: the masks that are given, by the frame's position in `frames`.
+
+        Raises:
+            InputError, TypeError: as `step` does; masks that are no mapping from integers.
         """
+        if not isinstance(frames, Iterable):
+            raise TypeError(f"frames: found {type(frames).__name__}, expected an iterable of [3, H, W]")
+        if masks is not None and not isinstance(masks, Mapping):
+            raise TypeError(f"masks: found {type(masks).__name__}, expected a mapping from positions of frames")
+        for position in masks or ():
+            integer(position, "masks", "integers as keys")
         for position, frame in enumerate(frames):
             index = self._frame_count
             prob = self.step(frame, (masks or {}).get(position))
             yield Segmentation(index, prob, self.object_ids)
 
     def delete_objects(self, ids: Iterable[int]) -> None:
-        """Forgets objects; the others keep their ids and their memory."""
-        gone = set(ids)
+        """Forgets objects; the others keep their ids and their memory.
+
+        Raises InputError: ids of no object. TypeError: what are no ids.
+        """
+        gone = set(as_ids(ids, "delete_objects"))
         unknown = gone - set(self._ids)
         if unknown:
             raise InputError(f"delete_objects: found ids {sorted(unknown)}, expected some of {self._ids}")
@@ -304,30 +333,41 @@ class VideoSegmenter:
         return heads.anywhere(query_key, self._presence.lost, self._bank.objects)
 
     def _check_frame(self, frame: Tensor) -> None:
-        if frame.ndim != 3 or frame.shape[0] != 3:
-            raise InputError(f"frame: found shape {tuple(frame.shape)}, expected [3, H, W]")
-        if not frame.is_floating_point() and frame.dtype != torch.uint8:
-            raise TypeError(f"frame: found {frame.dtype}, expected uint8, or float in [0, 1]")
         found = tuple(frame.shape[1:])
         if self._size is not None and found != self._size:
             sizes = f"found {_in_pixels(found)} pixels, expected {_in_pixels(self._size)} as the first frame has"
             raise InputError(f"frame {self._frame_count}: {sizes}")
         # looking at the first frame alone keeps a GPU from waiting at every frame
-        if self._frame_count == 0 and frame.is_floating_point() and frame.max() > _OVERSHOOT:
-            raise InputError(f"frame 0: found values up to {frame.max():.0f}, expected float in [0, 1], or uint8")
+        if self._frame_count == 0 and frame.is_floating_point():
+            least, most = frame.aminmax()
+            if most > 1 + _OVERSHOOT:
+                raise InputError(f"frame 0: found values up to {most:.0f}, expected float in [0, 1], or uint8")
+            if not least >= -_OVERSHOOT:
+                raise InputError(f"frame 0: found values from {least:g}, expected float in [0, 1], not normalised")
 
-    def _given(self, mask: Tensor, size: tuple[int, ...], objects: Sequence[int] | None) -> tuple[list[int], Tensor]:
+    def _given(
+        self,
+        found: "Tensor | np.ndarray[Any, Any]",
+        size: tuple[int, ...],
+        objects: Iterable[int] | None,
+    ) -> tuple[list[int], Tensor]:
         """The ids that a mask gives and their planes [O, H, W], on the model's device."""
-        if tuple(mask.shape[-2:]) != size:
-            found, expected = _in_pixels(tuple(mask.shape[-2:])), _in_pixels(size)
-            raise InputError(
-                f"mask of frame {self._frame_count}: found {found} pixels, expected {expected} as the frame has"
-            )
-        return split_mask(mask.to(self._device), objects)
+        mask, ids = as_mask(found, self._weight), None if objects is None else as_ids(objects, "objects")
+        shape = tuple(mask.shape)
+        if shape[-2:] != size and shape[:2] == size:
+            raise InputError(f"mask: found shape {shape}, expected [H, W], or [O, H, W] with the planes first")
+        if shape[-2:] != size:
+            sizes = f"found {_in_pixels(shape[-2:])} pixels, expected {_in_pixels(size)} as the frame has"
+            raise InputError(f"mask of frame {self._frame_count}: {sizes}")
+        return split_mask(mask.to(self._device), ids)
+
+    @property
+    def _weight(self) -> Tensor:
+        return next(self._model.parameters())
 
     @property
     def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
+        return self._weight.device
 
 
 def check_backend(model: STM, backend: str) -> None:

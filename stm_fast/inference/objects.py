@@ -28,6 +28,8 @@ def split_mask(mask: Tensor, objects: Sequence[int] | None = None) -> tuple[list
     Raises:
         InputError: no objects, ids outside 1..255, twice the same, not an id for each plane, or planes outside [0, 1].
     """
+    if objects is not None:
+        _check_ids(objects)
     if mask.ndim == 3:
         if objects is None or len(objects) != mask.shape[0]:
             raise InputError(
@@ -42,9 +44,13 @@ def split_mask(mask: Tensor, objects: Sequence[int] | None = None) -> tuple[list
         raise InputError(f"mask: found {found}, expected integer ids [H, W] or planes [O, H, W]")
     if not ids:
         raise InputError("mask: found no object (every pixel is 0), expected at least one id above 0")
-    if len(set(ids)) != len(ids) or not all(1 <= i <= MAX_ID for i in ids):
-        raise InputError(f"mask: found object ids {ids}, expected different ids from 1 to {MAX_ID}")
+    _check_ids(ids)
     return ids, planes
+
+
+def _check_ids(ids: Sequence[int]) -> None:
+    if len(set(ids)) != len(ids) or not all(1 <= i <= MAX_ID for i in ids):
+        raise InputError(f"mask: found object ids {list(ids)}, expected different ids from 1 to {MAX_ID}")
 
 
 def _shared_out(planes: Tensor) -> Tensor:

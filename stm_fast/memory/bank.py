@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.memory.places import storage_of
@@ -19,6 +20,7 @@ from stm_fast.memory.reading import Reading, nothing_read, read_part, usage_of
 from stm_fast.memory.repeated import RepeatedReads
 from stm_fast.memory.sharded import Shard
 from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, Storage
+from stm_fast.ops.arguments import check_tensors
 
 
 class MemoryBank:
@@ -102,9 +104,17 @@ class MemoryBank:
             frame: its number in the video, by default how many were appended before.
 
         Raises:
-            ValueError: fewer objects than the bank holds, or widths, sizes and dtypes that are not the bank's.
+            ValueError: fewer objects than the bank holds, widths, sizes, dtypes or a device that are not the bank's, or
+                indices of no object.
+            TypeError: what are no tensors, no integers, no flag.
             InputError: no room for a permanent frame, or a disk that is full.
         """
+        temporary = flag(temporary, "MemoryBank.append: temporary")
+        frame = None if frame is None else integer(frame, "MemoryBank.append: frame", "an integer or None")
+        check_tensors(key=key, value=value)
+        if not key.is_floating_point():
+            raise TypeError(f"MemoryBank.append: key: found {key.dtype}, expected a float dtype")
+        permanent, absent = _indices(permanent, "permanent", len(key)), _indices(absent, "absent", len(key))
         if temporary and not self._config.previous:
             raise ValueError("MemoryBank.append: found a temporary frame, expected none with MemoryConfig.previous off")
         storage = self._storage_for(key, value)
@@ -137,11 +147,15 @@ class MemoryBank:
             ``[O, Cv, h, w]``, channels last.
 
         Raises:
-            ValueError: nothing was appended yet.
+            ValueError: nothing was appended yet, or a query of another shape, dtype or device.
+            TypeError: what is no tensor.
             RankLostError: another rank that shares the bank is gone.
         """
         if self._layout is None or self._storage is None:
             raise ValueError("MemoryBank.read: found an empty bank, expected at least one frame")
+        check_tensors(query_key=query_key)
+        if query_key.ndim != 4:
+            raise ValueError(f"MemoryBank.read: found shape {tuple(query_key.shape)}, expected [1 or O, Ck, h, w]")
         mine, lse_by_slot = self._read_here(query_key.flatten(2).mT, self._layout, self._storage)
         whole = self._shard.join(mine)
         if self._measures_usage:
@@ -251,6 +265,8 @@ class MemoryBank:
                 raise ValueError(
                     f"MemoryBank.append: {name}: found {new.shape[1]} and {new.dtype}, expected {expected}"
                 )
+            if new.device != self._layout.device:
+                raise ValueError(f"MemoryBank.append: {name}: found on {new.device}, expected on {self._layout.device}")
         return self._storage
 
     def _new_storage(self, layout: FrameLayout) -> Storage:
@@ -335,3 +351,13 @@ class MemoryBank:
             for slot, used in zip(slots, usage, strict=False):
                 slot.usage += used
                 slot.reads += 1
+
+
+def _indices(found: Collection[int], name: str, objects: int) -> set[int]:
+    """Indices of objects. Raises TypeError for what are none, ValueError for those of no object."""
+    if not isinstance(found, Iterable):
+        raise TypeError(f"MemoryBank.append: {name}: found {type(found).__name__}, expected indices of objects")
+    indices = {integer(index, f"MemoryBank.append: {name}", "integers") for index in found}
+    if not indices <= set(range(objects)):
+        raise ValueError(f"MemoryBank.append: {name}: found {sorted(indices)}, expected some of 0 to {objects - 1}")
+    return indices

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from stm_fast.arguments import shown
 from stm_fast.choices import Engine
 from stm_fast.ops import cpp_ops, reference, triton_ops
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
@@ -73,11 +74,11 @@ def choose(name: str, inputs: ReadInputs) -> Backend:
 
     Raises ValueError for an unknown name and NotImplementedError, with every reason, for a named backend that refuses.
     """
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         return _first_that_can(inputs)
-    backend = next((backend for backend in BACKENDS if backend.name == name), None)
+    backend = next((backend for backend in BACKENDS if isinstance(name, str) and backend.name == name), None)
     if backend is None:
-        raise ValueError(f'backend: found {name!r}, expected "auto" or one of {", ".join(NAMES)}')
+        raise ValueError(f'backend: found {shown(name)}, expected "auto" or one of {", ".join(NAMES)}')
     reasons = backend.refusals(inputs)
     if reasons:
         raise NotImplementedError(f"backend {name!r} cannot run this memory read: {'; '.join(reasons)}")

@@ -2,16 +2,20 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from stm_fast.arguments import shown
 from stm_fast.ops import backends, known_calls
+from stm_fast.ops.arguments import as_scale, as_top_k, check_flags, check_scale, check_tensors
 from stm_fast.ops.inputs import ReadInputs, Similarity, accumulation_dtype, in_transform, is_autocast, without_autocast
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTS = (torch.int32, torch.int64)
 
 
 def memory_read(
@@ -19,13 +23,13 @@ def memory_read(
     key: Tensor,
     value: Tensor,
     *,
-    scale: float | None = None,
+    scale: SupportsFloat | None = None,
     similarity: Similarity = "dot",
     shrinkage: Tensor | None = None,
     selection: Tensor | None = None,
     query_norm: bool = True,
     lengths: Tensor | None = None,
-    top_k: int | None = None,
+    top_k: SupportsIndex | None = None,
     return_lse: bool = False,
     return_usage: bool = False,
     backend: str = "auto",
@@ -41,7 +45,8 @@ def memory_read(
         key: ``[B, N, Ck]``, N = T*H*W memory rows. The batch may be 1: one affinity for all objects (STCN, XMem).
         value: ``[B, N, Cv]``. All three share dtype and device; any strides. "triton" copies a long memory whose rows
             are not contiguous and aligned, for the time of the call.
-        scale: factor of the scores, default ``1 / sqrt(Ck)``.
+        scale: factor of the scores, a finite number of Python or NumPy or a tensor of one on the CPU without
+            dimensions or a gradient; default ``1 / sqrt(Ck)``.
         similarity: ``"dot"``: ``S_ij = scale * <q_i, k_j>`` (STM, MiVOS, AOT, SAM 2).
             ``"l2"``: ``S_ij = -scale * shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2`` (STCN; XMem equation 2).
         shrinkage: ``[B or 1, N]``, for "l2" only; 1 when None.
@@ -51,7 +56,8 @@ def memory_read(
         lengths: ``[B]`` integers: only the first ``lengths[b]`` memory rows of object b count; what the others hold
             does not matter. Negative values are refused on the CPU; on a GPU values are clamped to 0..N, because
             looking at them would stall the stream. Length 0 gives out 0 and lse -inf.
-        top_k: softmax over the k largest scores of each query alone, exact, ties by lower index; k >= N is dense.
+        top_k: softmax over the k largest scores of each query alone, exact, ties by lower index; k >= N is dense. An
+            integer, as `scale` a number.
         return_lse: also return lse ``[B, M]``, the natural log of the softmax normaliser, for merge_reads().
         return_usage: also return usage ``[B, N]``, the softmax weights summed over the queries (not differentiable).
         backend: "auto" picks the fastest that can; "triton", "cpp" or "reference" insist on one.
@@ -63,6 +69,11 @@ def memory_read(
         TypeError, ValueError: arguments whose dtypes, devices or shapes do not fit, before any kernel runs.
         NotImplementedError: a named backend that cannot run these inputs, with its reasons.
     """
+    # what is no plain number is made one, which known calls are told by
+    if scale is not None and type(scale) is not float:
+        scale = as_scale(scale)
+    if top_k is not None and type(top_k) is not int:
+        top_k = as_top_k(top_k)
     tensors = query, key, value, shrinkage, selection, lengths
     options = scale, top_k, similarity, query_norm, return_lse, return_usage, backend
     call, reader = (None, None) if torch.compiler.is_compiling() else known_calls.find(tensors, *options)
@@ -102,7 +113,9 @@ def _checked(
     return_usage: bool,
 ) -> ReadInputs:
     """The arguments of memory_read() as backends take them; raises what memory_read() does."""
-    _check_are_tensors(query=query, key=key, value=value, shrinkage=shrinkage, selection=selection, lengths=lengths)
+    optional = {"shrinkage": shrinkage, "selection": selection, "lengths": lengths}
+    check_tensors(optional, query=query, key=key, value=value, **optional)
+    check_flags(query_norm=query_norm, return_lse=return_lse, return_usage=return_usage)
     query, key, value = _autocast(query, key, value)
     _check_tensors(query, key, value)
     _check_options(query, key, value, scale, similarity, shrinkage, selection, lengths, top_k)
@@ -111,7 +124,7 @@ def _checked(
         query,
         key,
         value,
-        1 / math.sqrt(query.shape[2]) if scale is None else float(scale),
+        1 / math.sqrt(query.shape[2]) if scale is None else scale,
         similarity,
         None if shrinkage is None else shrinkage.to(dtype),
         None if selection is None else selection.to(dtype),
@@ -123,7 +136,7 @@ def _checked(
     )
 
 
-def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def merge_reads(outs: Iterable[Tensor], lses: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Joins reads of disjoint parts of one memory into the read of the whole, exactly. Differentiable.
 
     Args:
@@ -134,18 +147,22 @@ def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor,
         out ``[B, M, Cv]`` in the dtype of the outs, and lse ``[B, M]``.
 
     Raises:
-        TypeError, ValueError: parts whose number, shapes or dtypes do not fit.
+        TypeError, ValueError: parts whose number, shapes, dtypes or devices do not fit.
     """
+    outs, lses = _parts(outs, "outs"), _parts(lses, "lses")
     if not outs or len(outs) != len(lses):
         raise ValueError(f"outs, lses: found {len(outs)} and {len(lses)}, expected as many of each, at least one")
     for out, lse in zip(outs, lses, strict=True):
+        check_tensors(outs=out, lses=lse)
         if out.ndim != 3 or out.shape != outs[0].shape or lse.shape != out.shape[:2]:
             found = f"{tuple(out.shape)} and {tuple(lse.shape)}"
             raise ValueError(f"outs, lses: found {found}, expected [B, M, Cv] and [B, M] alike in every part")
-        if out.dtype != outs[0].dtype or lse.dtype != accumulation_dtype(out.dtype):
+        if out.dtype not in FLOATS or out.dtype != outs[0].dtype or lse.dtype != accumulation_dtype(out.dtype):
             found = f"{out.dtype} and {lse.dtype}"
             raise TypeError(f"outs, lses: found {found}, expected one dtype of outs, and lses as memory_read gives")
-    stacked = torch.stack(list(lses))  # [parts, B, M]
+        if out.device != outs[0].device or lse.device != out.device:
+            raise ValueError(f"outs, lses: found on {out.device} and {lse.device}, expected one device for all")
+    stacked = torch.stack(lses)  # [parts, B, M]
     largest = stacked.detach().amax(0)
     largest = largest.masked_fill(largest == -math.inf, 0)
     weight = (stacked - largest).exp()  # [parts, B, M]
@@ -153,8 +170,14 @@ def merge_reads(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor,
     empty = total == 0
     total = total.masked_fill(empty, 1)
     share = (weight / total)[..., None]  # [parts, B, M, 1]
-    out = (share * torch.stack(list(outs))).sum(0)  # [B, M, Cv]
+    out = (share * torch.stack(outs)).sum(0)  # [B, M, Cv]
     return out.to(outs[0].dtype), (largest + total.log()).masked_fill(empty, -math.inf)
+
+
+def _parts(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"{name}: found {type(tensors).__name__}, expected tensors")
+    return list(tensors)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -173,20 +196,12 @@ def counted_rows(lengths: Tensor | None, rows: int) -> Tensor | None:
     return lengths.clamp(0, rows).to(torch.int32)
 
 
-def _check_are_tensors(**arguments: Tensor | None) -> None:
-    required = ("query", "key", "value")
-    for name, argument in arguments.items():
-        if not isinstance(argument, Tensor) and (argument is not None or name in required):
-            expected = "a tensor" if name in required else "a tensor or None"
-            raise TypeError(f"{name}: found {type(argument).__name__}, expected {expected}")
-
-
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 3:
             raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected 3 dimensions")
-        if tensor.dtype not in _FLOATS:
-            raise TypeError(f"{name}: found {tensor.dtype}, expected one of {', '.join(map(str, _FLOATS))}")
+        if tensor.dtype not in FLOATS:
+            raise TypeError(f"{name}: found {tensor.dtype}, expected one of {', '.join(map(str, FLOATS))}")
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name}: found {tensor.dtype}, expected {query.dtype} as query has")
         if tensor.device != query.device:
@@ -219,15 +234,12 @@ def _check_options(
     lengths: Tensor | None,
     top_k: int | None,
 ) -> None:
-    if scale is not None and not isinstance(scale, (int, float)):
-        raise TypeError(f"scale: found {type(scale).__name__}, expected a number or None")
-    if similarity not in ("dot", "l2"):
-        raise ValueError(f'similarity: found {similarity!r}, expected "dot" or "l2"')
+    check_scale(scale, query.dtype)
+    if not isinstance(similarity, str) or similarity not in ("dot", "l2"):
+        raise ValueError(f'similarity: found {shown(similarity)}, expected "dot" or "l2"')
     if similarity == "dot" and (shrinkage is not None or selection is not None):
         name = "shrinkage" if shrinkage is not None else "selection"
         raise ValueError(f'{name}: given with similarity "dot", expected with "l2" only')
-    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool)):
-        raise TypeError(f"top_k: found {type(top_k).__name__}, expected an integer or None")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: found {top_k}, expected at least 1")
     if shrinkage is not None:
@@ -248,7 +260,7 @@ def _check_option(name: str, tensor: Tensor, query: Tensor, shapes: Sequence[tup
 
 
 def _check_lengths(lengths: Tensor, query: Tensor, value: Tensor) -> None:
-    if lengths.dtype not in (torch.int32, torch.int64):
+    if lengths.dtype not in COUNTS:
         raise TypeError(f"lengths: found {lengths.dtype}, expected torch.int32 or torch.int64")
     if lengths.device != query.device:
         raise ValueError(f"lengths: found on {lengths.device}, expected on {query.device} as query is")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,14 +40,17 @@ def find(
         for tensor in tensors:
             if tensor is None:
                 layouts.append(None)
+                continue
             # a subclass may want to see what is done to it
-            elif type(tensor) is not Tensor or (is_grad_enabled and tensor.requires_grad):
+            if type(tensor) is not Tensor or (is_grad_enabled and tensor.requires_grad):
                 return None, None
-            else:
-                layouts.append(layout_of(tensor))
+            layout: Any = layout_of(tensor)
+            # the imaginary part of a conjugate: its memory holds the negated numbers, every other one of them
+            if 1 not in layout[1] and tensor.is_neg():
+                return None, None
+            layouts.append(layout)
         settings = _autocast(tensors[0]), arithmetic_of(tensors[0].dtype), table_in_use()
-        # with the types of numbers: True equals 1
-        call = *layouts, scale, type(scale), top_k, type(top_k), options, settings
+        call = *layouts, scale, top_k, options, settings
         return call, _READERS.get(call)
     except (AttributeError, RuntimeError, TypeError):  # None for a tensor, one without memory, a list for an option
         return None, None

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from stm_fast.ops.arguments import check_tensors
 from stm_fast.ops.functional import memory_read
 
 
@@ -36,14 +37,25 @@ class MemoryRead(nn.Module):
         Returns:
             ``[B, 2 * Cv, H, W]``, the read followed by `query_value`, and None where the published layer returns its
             affinity, which is never made here.
+
+        Raises:
+            TypeError, ValueError: tensors that do not fit together.
         """
-        read = memory_read(rows(query_key), rows(memory_key), rows(memory_value), backend=self.backend)
+        check_tensors(query_value=query_value)
+        key, value = rows(memory_key, "memory_key"), rows(memory_value, "memory_value")
+        read = memory_read(rows(query_key, "query_key"), key, value, backend=self.backend)
         assert isinstance(read, Tensor)
         return torch.cat([feature(read, query_value.shape[2:]), query_value], dim=1), None
 
 
-def rows(feature: Tensor) -> Tensor:
-    """[B, C, ...] -> [B, rows, C], a view wherever the strides allow."""
+def rows(feature: Tensor, name: str) -> Tensor:
+    """[B, C, ...] -> [B, rows, C], a view wherever the strides allow.
+
+    Raises TypeError, ValueError, which begin with `name`, for what is no such tensor.
+    """
+    check_tensors(**{name: feature})
+    if feature.ndim < 3:
+        raise ValueError(f"{name}: found shape {tuple(feature.shape)}, expected [B, C, ...]")
     return feature.flatten(2).mT
 
 

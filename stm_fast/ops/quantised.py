@@ -6,14 +6,16 @@ Shapes: B objects, M queries, T slots (frames) of R rows each, Ck key width, Cv 
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
 
+from stm_fast.arguments import shown
 from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
 from stm_fast.ops import cpp_quantised, triton_ops
-from stm_fast.ops.functional import counted_rows, memory_read, merge_reads
+from stm_fast.ops.arguments import as_scale, check_flags, check_scale, check_tensors
+from stm_fast.ops.functional import COUNTS, FLOATS, counted_rows, memory_read, merge_reads
 from stm_fast.ops.inputs import accumulation_dtype, requires_grad, without_autocast
 from stm_fast.ops.registration import forward_mode_reasons
 
@@ -56,9 +58,15 @@ def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8)
     """Keys [Bk, T, R, Ck] and values [B, T, R, Cv], floats, as int8 or float8_e4m3fn.
 
     Keys are centred on the mean of their slot and scaled by row, values by channel of a slot.
+
+    Raises TypeError, ValueError: arguments that do not fit together.
     """
+    check_tensors(key=key, value=value)
     if dtype not in DTYPES:
         raise TypeError(f"dtype: found {dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    for name, tensor in (("key", key), ("value", value)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name}: found {tensor.dtype}, expected a float dtype")
     if key.ndim != 4 or value.ndim != 4 or key.shape[1:3] != value.shape[1:3]:
         found = f"key {tuple(key.shape)}, value {tuple(value.shape)}"
         raise ValueError(f"key, value: found {found}, expected [Bk, T, R, Ck] and [B, T, R, Cv]")
@@ -96,7 +104,7 @@ def memory_read_quantised(
     query: Tensor,
     memory: QuantisedMemory,
     *,
-    scale: float | None = None,
+    scale: SupportsFloat | None = None,
     lengths: Tensor | None = None,
     return_lse: bool = False,
     backend: str = "auto",
@@ -110,7 +118,7 @@ def memory_read_quantised(
     Args:
         query: ``[B, M, Ck]`` or ``[1, M, Ck]``, any float dtype.
         memory: T slots of R rows.
-        scale: factor of the scores, default ``1 / sqrt(Ck)``.
+        scale: factor of the scores, as in memory_read(), default ``1 / sqrt(Ck)``.
         lengths: ``[B]`` integers: only the first ``lengths[b]`` of the T*R rows count; clamped to 0..T*R.
         return_lse: also return lse ``[B, M]``, as memory_read() does: such reads merge with any others.
         backend: "auto" takes the first that can of "triton", "cpp" and "reference".
@@ -123,7 +131,11 @@ def memory_read_quantised(
         NotImplementedError: a named backend that cannot, with its reasons.
     """
     _check(query, memory, lengths)
-    scale = 1 / math.sqrt(query.shape[2]) if scale is None else float(scale)
+    check_flags(return_lse=return_lse)
+    scale = as_scale(scale)
+    check_scale(scale, query.dtype)
+    scale = 1 / math.sqrt(query.shape[2]) if scale is None else scale
+    query = query.resolve_neg()  # kernels are launched without the dispatcher, which would do it
     lengths = counted_rows(lengths, memory.key.shape[1] * memory.key.shape[2])
     chosen = _choose(backend, query, memory)
     with without_autocast(query.device):
@@ -141,9 +153,9 @@ class _Backend(NamedTuple):
 
 def _choose(name: str, query: Tensor, memory: QuantisedMemory) -> _Backend:
     """The named backend, or for "auto" the first that can."""
-    if name not in ("auto", *(backend.name for backend in _BACKENDS)):
+    if not isinstance(name, str) or name not in ("auto", *(backend.name for backend in _BACKENDS)):
         names = ", ".join(backend.name for backend in _BACKENDS)
-        raise ValueError(f'backend: found {name!r}, expected "auto" or one of {names}')
+        raise ValueError(f'backend: found {shown(name)}, expected "auto" or one of {names}')
     for backend in _BACKENDS:
         if name in ("auto", backend.name):
             reasons = backend.reasons(query, memory)
@@ -246,11 +258,14 @@ _BACKENDS = (
 
 
 def _check(query: Tensor, memory: QuantisedMemory, lengths: Tensor | None) -> None:
+    if not isinstance(memory, QuantisedMemory):
+        raise TypeError(f"memory: found {type(memory).__name__}, expected a QuantisedMemory")
+    check_tensors(("lengths",), query=query, lengths=lengths, **memory._asdict())
     key, value = memory.key, memory.value
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if query.ndim != 3 or key.ndim != 4 or value.ndim != 4:
         raise ValueError(f"query, memory: found {shapes}, expected [B, M, Ck], [Bk, T, R, Ck] and [B, T, R, Cv]")
-    if not query.is_floating_point():
+    if query.dtype not in FLOATS:
         raise TypeError(f"query: found {query.dtype}, expected a float dtype")
     if key.dtype not in DTYPES or value.dtype != key.dtype:
         expected = " or ".join(map(str, DTYPES))
@@ -273,5 +288,5 @@ def _check(query: Tensor, memory: QuantisedMemory, lengths: Tensor | None) -> No
     for name, tensor in (*memory._asdict().items(), ("lengths", lengths)):
         if tensor is not None and tensor.device != query.device:
             raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} as query is")
-    if lengths is not None and (tuple(lengths.shape) != value.shape[:1] or lengths.is_floating_point()):
+    if lengths is not None and (tuple(lengths.shape) != value.shape[:1] or lengths.dtype not in COUNTS):
         raise ValueError(f"lengths: found {lengths.dtype} {tuple(lengths.shape)}, expected integers [{value.shape[0]}]")

@@ -1,6 +1,6 @@
 """An affinity that is never made: what code written as get_affinity() and readout() passes between the two."""
 
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ class Affinity(NamedTuple):
     shrinkage: Tensor | None = None  # [B or 1, N]
     selection: Tensor | None = None  # as query
     query_norm: bool = True
-    top_k: int | None = None
+    top_k: SupportsIndex | None = None
     backend: str = "auto"
 
     def read(self, value: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import math
 
 from torch import Tensor, nn
 
+from stm_fast.arguments import number
+from stm_fast.ops.arguments import check_tensors
 from stm_fast.ops.functional import memory_read
 
 
@@ -33,7 +35,8 @@ class AOTLongTermAttention(nn.Module):
             below 0 minus a share of the number of queries; -1 reads all.
 
     Raises:
-        ValueError: `dropout` is not 0, or `top_k` is 0 or below -1.
+        ValueError: `dropout` is not 0, or `top_k` is 0, below -1 or NaN.
+        TypeError: a `top_k` or a `max_mem_len_ratio` that is no number.
     """
 
     def __init__(
@@ -52,8 +55,9 @@ class AOTLongTermAttention(nn.Module):
         super().__init__()
         if dropout:
             raise ValueError(f"dropout: found {dropout}, expected 0: the memory read drops no attention weights")
-        if top_k == 0 or top_k < -1:
-            raise ValueError(f"top_k: found {top_k}, expected above 0, or from -1 to below 0")
+        top_k, max_mem_len_ratio = number(top_k, "top_k"), number(max_mem_len_ratio, "max_mem_len_ratio")
+        if not (top_k > 0 or -1 <= top_k < 0):
+            raise ValueError(f"top_k: found {top_k:g}, expected above 0, or from -1 to below 0")
         self.num_head = num_head
         self.d_att = d_model // num_head if d_att is None else d_att
         self.use_linear = use_linear
@@ -71,7 +75,14 @@ class AOTLongTermAttention(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, Q: Tensor, K: Tensor, V: Tensor) -> tuple[Tensor, None]:
-        """Query ``[M, batch, C]``, key and value ``[N, batch, C]`` to ``[M, batch, d_model]``, and None."""
+        """Query ``[M, batch, C]``, key and value ``[N, batch, C]`` to ``[M, batch, d_model]``, and None.
+
+        Raises TypeError, ValueError: tensors that do not fit together.
+        """
+        check_tensors(Q=Q, K=K, V=V)
+        for name, tensor in (("Q", Q), ("K", K), ("V", V)):
+            if tensor.ndim != 3:
+                raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected 3 dimensions")
         batch = Q.shape[1]
         if self.use_linear:
             Q, K, V = self.linear_Q(Q), self.linear_K(K), self.linear_V(V)

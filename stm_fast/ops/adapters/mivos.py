@@ -1,5 +1,7 @@
 """The memory read of MiVOS (Cheng et al., CVPR 2021): STM's, over the top_k rows of each query."""
 
+from typing import SupportsIndex
+
 from torch import Tensor, nn
 
 from stm_fast.ops.functional import memory_read
@@ -25,7 +27,7 @@ class MiVOSMemoryReader(nn.Module):
         ValueError: `km` is not None.
     """
 
-    def __init__(self, top_k: int | None = 50, km: float | None = None, backend: str = "auto") -> None:
+    def __init__(self, top_k: SupportsIndex | None = 50, km: float | None = None, backend: str = "auto") -> None:
         super().__init__()
         if km is not None:
             raise ValueError(f"km: found {km}, expected None: the memory read has no Gaussian kernel")
@@ -38,6 +40,6 @@ class MiVOSMemoryReader(nn.Module):
         Returns:
             ``[O, Cv, H, W]``.
         """
-        read = memory_read(rows(qk), rows(mk), rows(mv), top_k=self.top_k, backend=self.backend)
+        read = memory_read(rows(qk, "qk"), rows(mk, "mk"), rows(mv, "mv"), top_k=self.top_k, backend=self.backend)
         assert isinstance(read, Tensor)
         return feature(read, qk.shape[2:])

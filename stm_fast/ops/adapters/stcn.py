@@ -1,5 +1,7 @@
 """The memory read of STCN (Cheng et al., NeurIPS 2021): negative squared L2, one affinity for all objects."""
 
+from typing import SupportsIndex
+
 import torch
 from torch import Tensor, nn
 
@@ -24,14 +26,14 @@ class STCNMemoryReader(nn.Module):
 
     def get_affinity(self, mk: Tensor, qk: Tensor) -> Affinity:
         """Of memory keys ``[B, Ck, T, H, W]`` and query keys ``[B, Ck, H, W]``."""
-        return Affinity(rows(qk), rows(mk), "l2", backend=self.backend)
+        return Affinity(rows(qk, "qk"), rows(mk, "mk"), "l2", backend=self.backend)
 
     def readout(self, affinity: Affinity, mv: Tensor, qv: Tensor) -> Tensor:
         """Memory values ``[B, Cv, T, H, W]`` read, then `qv` ``[B, Cq, H, W]``: ``[B, Cv + Cq, H, W]``."""
-        return torch.cat([feature(affinity.read(rows(mv)), qv.shape[2:]), qv], dim=1)
+        return torch.cat([feature(affinity.read(rows(mv, "mv")), qv.shape[2:]), qv], dim=1)
 
 
-def stcn_read(mk: Tensor, qk: Tensor, mv: Tensor, *, top_k: int | None = 20, backend: str = "auto") -> Tensor:
+def stcn_read(mk: Tensor, qk: Tensor, mv: Tensor, *, top_k: SupportsIndex | None = 20, backend: str = "auto") -> Tensor:
     """STCN's read at test time: in ``MemoryBank.match_memory`` of its ``inference_memory_bank.py``
 
     .. code-block:: python
@@ -50,4 +52,5 @@ def stcn_read(mk: Tensor, qk: Tensor, mv: Tensor, *, top_k: int | None = 20, bac
     Returns:
         ``[O, Cv, M]``.
     """
-    return Affinity(qk.mT, mk.mT, "l2", top_k=top_k, backend=backend).read(mv.mT).mT
+    query, key, value = rows(qk, "qk"), rows(mk, "mk"), rows(mv, "mv")
+    return Affinity(query, key, "l2", top_k=top_k, backend=backend).read(value).mT

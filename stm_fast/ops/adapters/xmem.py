@@ -1,10 +1,11 @@
 """The memory read of XMem (Cheng and Schwing, ECCV 2022, equation 2), which Cutie and DEVA share."""
 
-from typing import Literal, overload
+from typing import Literal, SupportsIndex, overload
 
 from torch import Tensor
 
 from stm_fast.ops.adapters.affinity import Affinity
+from stm_fast.ops.arguments import check_flags, check_tensors
 from stm_fast.ops.layers import feature, rows
 
 
@@ -15,7 +16,7 @@ def get_affinity(
     qe: Tensor | None,
     *,
     query_norm: bool | None = None,
-    top_k: int | None = None,
+    top_k: SupportsIndex | None = None,
     backend: str = "auto",
 ) -> Affinity:
     """What `readout` needs: a drop-in for the function of that name, as training calls it.
@@ -37,12 +38,13 @@ def get_affinity(
         query_norm: whether the scores have their ``q^2`` term. None is as published: only where there is a selection,
             although the term does not cancel where there is a shrinkage. True is equation 2.
     """
+    check_tensors(("ms",), ms=ms)
     return Affinity(
-        rows(qk),
-        rows(mk),
+        rows(qk, "qk"),
+        rows(mk, "mk"),
         "l2",
         shrinkage=None if ms is None else ms.flatten(1),
-        selection=None if qe is None else rows(qe),
+        selection=None if qe is None else rows(qe, "qe"),
         query_norm=qe is not None if query_norm is None else query_norm,
         top_k=top_k,
         backend=backend,
@@ -51,7 +53,7 @@ def get_affinity(
 
 def readout(affinity: Affinity, mv: Tensor) -> Tensor:
     """Memory values ``[B, Cv, T, H, W]``, of one or of several objects side by side, to ``[B, Cv, H, W]``."""
-    return feature(affinity.read(rows(mv)), mv.shape[3:])
+    return feature(affinity.read(rows(mv, "mv")), mv.shape[3:])
 
 
 @overload
@@ -62,7 +64,7 @@ def xmem_read(
     qe: Tensor | None,
     mv: Tensor,
     *,
-    top_k: int | None = ...,
+    top_k: SupportsIndex | None = ...,
     return_usage: Literal[False] = ...,
     query_norm: bool | None = ...,
     backend: str = ...,
@@ -75,7 +77,7 @@ def xmem_read(
     qe: Tensor | None,
     mv: Tensor,
     *,
-    top_k: int | None = ...,
+    top_k: SupportsIndex | None = ...,
     return_usage: Literal[True],
     query_norm: bool | None = ...,
     backend: str = ...,
@@ -87,7 +89,7 @@ def xmem_read(
     qe: Tensor | None,
     mv: Tensor,
     *,
-    top_k: int | None = 30,
+    top_k: SupportsIndex | None = 30,
     return_usage: bool = False,
     query_norm: bool | None = None,
     backend: str = "auto",
@@ -113,8 +115,9 @@ def xmem_read(
     Returns:
         ``[O, Cv, M]``, and the usage where asked for.
     """
+    check_flags(return_usage=return_usage)
     affinity = get_affinity(mk, ms, qk, qe, query_norm=query_norm, top_k=top_k, backend=backend)
     if not return_usage:
-        return affinity.read(rows(mv)).mT
-    out, usage = affinity.read_with_usage(rows(mv))
+        return affinity.read(rows(mv, "mv")).mT
+    out, usage = affinity.read_with_usage(rows(mv, "mv"))
     return out.mT, usage[: mk.shape[0]]  # the objects share one affinity, and so its usage
