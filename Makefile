@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test quick gate sanitize check fix bench gpu gpu-cache gpu-train clean
+.PHONY: setup build demo test quick gate fuzz sanitize check fix bench gpu gpu-cache gpu-train clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,11 @@ gate: setup
 	$(PYTEST) -m compiles --all-cases
 	TRITON_INTERPRET=1 $(PYTEST) -m "not gpu" -k "triton or quantised" tests/*_engine_cases.py tests/test_known_calls.py
 	$(BIN)/python tests/gate_record.py
+
+# damaged and hostile files of every kind for the readers; make fuzz MINUTES=10 ARGUMENTS="--seed 7". What is found is
+# kept in fuzz-findings/
+fuzz: setup
+	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) $(ARGUMENTS)
 
 # the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer; a build of its own in build/sanitize
 sanitize: setup
@@ -91,5 +96,5 @@ gpu-train:
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt
-	rm -rf .ci-oldest .ci-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf fuzz-findings .ci-oldest .ci-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find stm_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

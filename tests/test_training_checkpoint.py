@@ -129,12 +129,12 @@ def test_a_checkpoint_that_was_cut_off_is_refused(stopped, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (b"{no}", "not JSON"),
-        (b"3", "found 3 in line 2, expected the log of a training run, without which the run goes on as well"),
-        (b'{"loss": 1}', "found {'loss': 1} in line 2"),
-        (b'{"step": "1"}', "found {'step': '1'} in line 2"),
-        (b"\xff", "found a byte at 12 that is no UTF-8"),
-        (b"[" * 10**5, "not JSON (nested too deeply)"),
+        (b"{no}", "line 2 is damaged"),
+        (b"3", "line 2 is damaged, expected JSON with a step; mend it, or move the file away"),
+        (b'{"loss": 1}', "line 2 is damaged"),
+        (b'{"step": "1"}', "line 2 is damaged"),
+        (b"\xff", "found a byte that is no UTF-8 (0xff at 12)"),
+        (b"[" * 10**5, "line 2 is damaged"),
     ],
     ids=lambda text: str(text)[:12],
 )
