@@ -1,10 +1,14 @@
 """What a user did wrong, in one line."""
 
+import math
 import os
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# bytes of a part of a path, in all usual file systems
+_LONGEST_NAME = 255
 
 
 class InputError(ValueError):
@@ -58,12 +62,21 @@ def shown_text(text: str) -> str:
 def check_name(name: str, what: str) -> str:
     """A name that comes from outside and becomes a part of a path.
 
-    Raises InputError, which begins with `what`, where it would lead elsewhere (empty, "..", with a slash) or is hidden,
-    as what a killed process left is.
+    Raises InputError, which begins with `what`, where it would lead elsewhere (empty, "..", with a slash), is hidden,
+    as what a killed process left is, or is none that a file can have.
     """
-    if not name or name[0] == "." or "\0" in name or Path(name).name != name:
-        raise InputError(f"{what}: found {name!r}, expected the name of a folder, without slashes or a dot before it")
+    if not name or name[0] == "." or "\0" in name or Path(name).name != name or _length(name) > _LONGEST_NAME:
+        expected = f"the name of a folder, without slashes or a dot before it, of at most {_LONGEST_NAME} bytes"
+        raise InputError(f"{what}: found {shown(name)}, expected {expected}")
     return name
+
+
+def _length(name: str) -> float:
+    """In bytes, as the system counts; without end where it cannot be written."""
+    try:
+        return len(os.fsencode(name))
+    except UnicodeEncodeError:
+        return math.inf
 
 
 @contextmanager

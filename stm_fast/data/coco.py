@@ -18,7 +18,7 @@ from stm_fast.text_file import read_json
 
 HOW_TO_GET_COCO = "COCO needs pycocotools: pip install 'stm_fast[coco]'"
 _MOST = 254  # ids of a mask
-_LONGEST_NAME = 4096  # of a file: what Linux takes
+_LONGEST_PATH = 4096  # of a file: what Linux takes
 _NO_NAME = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")  # what would break a line, or is no character
 
 
@@ -157,7 +157,7 @@ def _is_instance(annotation: dict[str, Any]) -> bool:
 def _check_image(image: dict[str, Any]) -> tuple[int, int]:
     """The size H, W of an image. Raises InputError for what cannot be one, or a name that leads out of its folder."""
     name = image.get("file_name")
-    if not isinstance(name, str) or len(name) > _LONGEST_NAME or _NO_NAME.search(name):
+    if not isinstance(name, str) or len(name) > _LONGEST_PATH or _NO_NAME.search(name):
         raise InputError(f"found file_name {shown(name)}, expected the name of a picture")
     for part in PurePath(name).parts or ("",):
         check_name(part, "file_name")

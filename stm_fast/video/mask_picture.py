@@ -12,7 +12,7 @@ from PIL import Image
 
 from stm_fast.errors import InputError
 from stm_fast.video.pillow import opened
-from stm_fast.video.soft_edges import HALF, WHITE, find_shades, is_lossy_black_and_white
+from stm_fast.video.soft_edges import HALF, WHITE, count_values, find_shades, is_lossy_black_and_white
 
 Ids = npt.NDArray[np.uint8]
 
@@ -118,7 +118,7 @@ def _grey_step(picture: Image.Image) -> np.uint8:
 def _check_background(path: Path, ids: Ids, palette: bytes) -> None:
     """A program that chooses the palette by itself makes the background any index."""
     colors = np.frombuffer(palette, np.uint8).reshape(-1, 3)
-    used = np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[: len(colors)])
+    used = np.flatnonzero(count_values(ids)[: len(colors)])
     dark = used[colors[used].max(1) <= _DARK]
     if len(dark) == 1 and dark[0] and colors[0].max() > _DARK:
         first = ", ".join(map(str, colors[0].tolist()))
@@ -156,7 +156,7 @@ def _one_object(path: Path, picture: Image.Image) -> MaskPicture:
     else:
         mask = _without_soft_edges(path, MaskPicture(grey, None))
         ids = mask.ids
-        if set(np.flatnonzero(np.bincount(ids.ravel(), minlength=256)).tolist()) - {0, WHITE}:
+        if set(np.flatnonzero(count_values(ids)).tolist()) - {0, WHITE}:
             raise InputError(f"{path}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
     return MaskPicture(ids, None, f"found one color beside the background ({kind}), took it for object {WHITE}")
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from stm_fast.errors import InputError
 from stm_fast.video.mask_picture import MaskPicture, read_ids, read_mask_picture
+from stm_fast.video.soft_edges import count_values
 from stm_fast.whole_file import whole_file
 
 # what is no object and no background either, as the border around the objects of PASCAL VOC
@@ -75,11 +76,7 @@ def full_palette(palette: bytes | None) -> bytes:
 
 def object_ids(ids: npt.NDArray[np.uint8]) -> list[int]:
     """The objects of a mask in increasing order, background left out."""
-    found = np.zeros(256, np.bool_)
-    # row by row: an index takes eight bytes a pixel
-    for row in ids.reshape(-1, ids.shape[-1]):
-        found[row] = True
-    return (np.flatnonzero(found[1:]) + 1).tolist()
+    return (np.flatnonzero(count_values(ids)[1:]) + 1).tolist()
 
 
 def has_void(ids: Collection[int]) -> bool:

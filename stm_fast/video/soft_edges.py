@@ -11,6 +11,7 @@ _Counts = npt.NDArray[np.intp]  # [256]
 _Flags = npt.NDArray[np.bool_]
 
 WHITE = 255
+_PART = 2**20
 # pixels on both sides of one: where so many have its value it is on no edge; and on no blurred one
 _SIDE, _SIDE_BLURRED = 1, 3
 # of the pixels of a value: so many lie between darker and brighter ones where the value is one of an edge
@@ -33,6 +34,16 @@ _MOST_BETWEEN = 0.25
 HALF = 128
 
 
+def count_values(values: Grey) -> _Counts:
+    """How often each value ``[256]`` occurs."""
+    counts = np.zeros(256, np.intp)
+    flat = values.ravel()
+    # in parts: NumPy makes eight bytes of each
+    for start in range(0, flat.size, _PART):
+        counts += np.bincount(flat[start : start + _PART], minlength=256)
+    return counts
+
+
 class Shades(NamedTuple):
     """Values that are no ids.
 
@@ -53,7 +64,7 @@ def find_shades(grey: Grey) -> Shades | None:
     An edge is told by its shape, not by how many values there are: its values occur in a thin band between darker and
     brighter ones, which runs along most of what it encloses and covers less of the picture than that does.
     """
-    counts = np.bincount(grey.ravel(), minlength=256)
+    counts = count_values(grey)
     on_edge = _on_edges(grey, counts, _SIDE_BLURRED)
     many = np.count_nonzero(on_edge) >= _RAMP
     if not many:
@@ -98,7 +109,7 @@ def _thin(grey: Grey, counts: _Counts, side: int) -> _Flags:
         for step in range(1, side + 1):
             for one, other in _pairs(axis, step):
                 inside[one] &= grey[one] == grey[other]
-    found: _Flags = (counts > 0) & (np.bincount(grey[inside], minlength=256) == 0)
+    found: _Flags = (counts > 0) & (count_values(grey[inside]) == 0)
     return found
 
 
@@ -133,7 +144,7 @@ def _shares(grey: Grey, distance: int, counts: npt.NDArray[np.intp]) -> npt.NDAr
     """For each value the shares ``[2, 256]`` of its pixels with a darker and with a brighter one at most so far off."""
     darker = _extreme(grey, distance, np.minimum) < grey
     brighter = _extreme(grey, distance, np.maximum) > grey
-    found = [np.bincount(grey[at], minlength=256) for at in (darker, brighter)]
+    found = [count_values(grey[at]) for at in (darker, brighter)]
     return np.stack(found) / np.maximum(counts, 1)
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -153,7 +154,8 @@ def _nudge(holder: Any, key: Any, draw: Random, _places: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         holder[key] = str(value) if draw.random() < 0.5 else [value]
     else:
-        holder[key] = draw.choice((value + 1, value - 1, -value, value * 1000, value / 3, float(value), str(value)))
+        with suppress(OverflowError):  # a whole number that is no float
+            holder[key] = draw.choice((value + 1, value - 1, -value, value * 1000, value / 3, float(value), str(value)))
 
 
 def _drop(holder: Any, key: Any, _draw: Random, _places: Any) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # this file is called by its path
@@ -39,11 +40,9 @@ def main() -> int:
                 name = waiting.pop(0)
             _fuzz(name, seconds, arguments, kinds, lock)
 
-    threads = [threading.Thread(target=work) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(work) for _ in range(workers)]:
+            done.result()
     if kinds:
         print(f"{sum(kinds.values())} findings of {len(kinds)} kinds in {arguments.output}")
     return 1 if kinds else 0

@@ -232,10 +232,17 @@ def metas() -> list[Files]:
 
 
 def run_records() -> list[Files]:
+    from stm_fast.record_file import write_record_file
+
     timing = {"sequence": "bear", "frames": 3, "objects": 2, "network_seconds": 0.5, "seconds": 1.0}
     timing["stage_seconds"] = {"decode": 0.1, "write": 0.2}
-    run = json.dumps(RUN, indent=1) + "\n"
-    return [{"run.json": run.encode(), "timings/bear.json": (json.dumps(timing, indent=1) + "\n").encode()}]
+
+    def write(folder: Path) -> None:
+        (folder / "timings").mkdir()
+        write_record_file(folder / "run.json", RUN)
+        write_record_file(folder / "timings/bear.json", timing)
+
+    return [written_by(write)]
 
 
 RUN = {"set": "davis17", "split": "val", "memory": {"every": 5}, "weights": "abc"}
@@ -341,6 +348,8 @@ def trainings() -> list[Files]:
         "optimizer": {"state": moments, "param_groups": [{"lr": 1e-3, "params": [0, 1]}]},
         "step": 3,
         "best": 0.5,
+        "window": {"losses": [0.5], "seconds": 1.0, "skipped": 0},
+        "scaler": None,
         "config": asdict(training_config()),
     }
     return [

@@ -194,15 +194,17 @@ def _network():
 def _resume(folder: Path) -> None:
     import torch
 
-    from stm_fast.inference.checkpointing import Checkpoint
+    from stm_fast.inference.checkpointing import Checkpoint, Position
     from stm_fast.inference.crew import Crew
 
     checkpoint = Checkpoint(folder, samples.RUN, Crew())
     position = checkpoint.find()
     if position is None:
         return
-    state, written = checkpoint.load(position), samples.resume_state()
-    assert position == (3, False, [1, 7]), f"a position that was never written: {position}"
+    state: dict[str, torch.Tensor] = {}
+    checkpoint.load(position, state.update)
+    written = samples.resume_state()
+    assert position == Position(3, False, [1, 7]), f"a position that was never written: {position}"
     assert state.keys() == written.keys(), "entries that were never written"
     for name, tensor in written.items():
         assert state[name].dtype == tensor.dtype, f"{name}: another dtype than was written"
@@ -270,6 +272,6 @@ _ALL = (
     Target("log", _read_log, samples.logs, cases=300),
     Target("training", _read_training, samples.trainings, needs=("yaml",)),
     Target("record", _read_record, samples.benchmark_records, cases=300),
-    Target("system-record", _read_system_record, samples.system_records, needs=("yaml",)),
+    Target("system-record", _read_system_record, samples.system_records),
 )
 TARGETS = {target.name: target for target in _ALL}
