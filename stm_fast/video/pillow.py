@@ -19,6 +19,9 @@ def decoding(file: Path, what: str) -> Iterator[None]:
         what: the file should be, as in "picture".
     """
     try:
+        # a pipe would be waited for, and a device read to its end
+        if not file.is_file() and file.exists():
+            raise InputError(f"{file}: not a regular file, expected a {what}")
         yield
     except InputError:
         raise
