@@ -148,7 +148,7 @@ def test_a_path_of_a_frame_that_is_in_no_sequence_is_refused(tmp_path):
     root = write_davis(tmp_path, split_file="ImageSets/2016/val.txt")
     write_mask(root / "Annotations/480p/00000.png", draw()[1][0])  # as though "" were a sequence
     (root / "ImageSets/2016/val.txt").write_text("/00000.jpg /00000.png\n")
-    with pytest.raises(InputError, match="name of a sequence: found '', expected the name of a folder"):
+    with pytest.raises(InputError, match=r"name of a sequence: found '/00000.*', expected the name of a folder"):
         davis16(root, "val")
 
 
@@ -172,14 +172,6 @@ def test_a_listed_sequence_without_frames_or_masks(tmp_path):
     (root / "Annotations/480p/ghost").mkdir()
     with pytest.raises(InputError, match="480p/ghost: no mask in it"):
         davis17(root, "val")
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"videos": {"a": {"objects": {"1": {}}}}}'])
-def test_a_broken_meta_is_refused(tmp_path, text):
-    (tmp_path / "valid").mkdir()
-    (tmp_path / "valid/meta.json").write_text(text)
-    with pytest.raises(InputError, match="not a meta"):
-        youtube_vos(tmp_path, "valid")
 
 
 # scoring

@@ -46,6 +46,9 @@ os.register_at_fork(before=_filters.acquire, after_in_parent=_filters.release, a
 def _decoding(file: Path, what: str) -> Iterator[None]:
     """Turns what Pillow raises inside the block into an InputError that names the file."""
     try:
+        # a pipe would be waited for, and a device read to its end
+        if not file.is_file() and file.exists():
+            raise InputError(f"{file}: not a regular file, expected a {what}")
         yield
     except InputError:
         raise
