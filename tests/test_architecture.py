@@ -19,6 +19,7 @@ FLOORS = {
     "lazy": 0,
     "printing": 0,
     "versions": 0,
+    "listing": 1,
     "ops": 1,
     "text_file": 1,
     "whole_file": 1,

@@ -68,6 +68,12 @@ def test_every_video_gets_its_masks_and_its_folder(tmp_path):
         plan([Path("x/a.mp4"), Path("y/a.mkv")], tmp_path)
     with pytest.raises(InputError, match=r"no masks for x/a\.mp4, expected a\.png or a folder a"):
         masks_of(jobs[0], tmp_path)
+    for name in ("b.png", "frames.of.b.jpg", "a.PNG"):
+        (tmp_path / name).touch()
+    assert [masks_of(job, tmp_path).name for job in jobs] == ["a.PNG", "frames.of.b.jpg"]
+    (tmp_path / "a.Png").touch()
+    with pytest.raises(InputError, match=r"a\.\w+: same name as .*a\.\w+, but for the suffix"):
+        masks_of(jobs[0], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["...mp4", "..mp4", ".hidden.mp4", ".a.7.partial.mp4", "/"])

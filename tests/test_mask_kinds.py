@@ -9,12 +9,13 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from small_inputs import draw, write_sequence
+from stm_fast import listing
 from stm_fast.data.sequences import Objects, Sequence, annotated_sequences, folder
 from stm_fast.data.stills import still_folder
 from stm_fast.errors import InputError
 from stm_fast.evaluation.scoring import score_sequence
 from stm_fast.inference.given import find_masks, mask_files
-from stm_fast.video import listing, object_ids, open_frames, read_mask, write_mask
+from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 from stm_fast.video.soft_edges import find_shades
 
 WIDTH, HEIGHT = 192, 128
@@ -237,6 +238,17 @@ def test_a_huge_mask_is_refused_by_its_header(tmp_path: Path, size: tuple[int, i
     (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     with pytest.raises(InputError, match="mask of 13000x13000, expected"):
         read_mask(tmp_path / "m.png", size)
+
+
+def test_a_mask_is_turned_as_its_frames_are(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(np.array(shapes(1, 2)))
+    for picture, name in ((turned, "m.png"), (shapes(255).convert("RGB"), "m.jpg")):
+        picture.save(tmp_path / name, exif=exif, quality=95)
+        found = read_mask(tmp_path / name, (HEIGHT, WIDTH))
+        truth = np.array(picture.convert("L").transpose(Image.Transpose.ROTATE_270))
+        assert agreement(found.ids, truth if name == "m.png" else (truth >= 128) * 255) > 0.999
 
 
 # void

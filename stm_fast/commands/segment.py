@@ -26,8 +26,9 @@ def segment(
         typer.Option(
             "--masks",
             "-m",
-            help="PNG of object ids: of the first frame, or of the one whose name it has (00066.png), or a folder of "
-            "them, named as their frames. Of several videos: a folder that has either for each, named as the video.",
+            help="Mask of object ids, or in black and white: of the first frame, or of the one whose name it has "
+            "(00066.png), or a folder of them, named as their frames. Of several videos: a folder that has either for "
+            "each, named as the video.",
         ),
     ],
     output: Annotated[

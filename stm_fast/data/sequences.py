@@ -18,9 +18,9 @@ import numpy.typing as npt
 from stm_fast.choices import SetName
 from stm_fast.data.drawn_set import draw_set
 from stm_fast.errors import InputError, check_name, require_folder
+from stm_fast.listing import by_stem, list_folders, list_masks, list_pictures
 from stm_fast.text_file import read_json, read_lines
 from stm_fast.video import VOID, MaskPicture, has_void, object_ids, read_mask, without_void
-from stm_fast.video.listing import by_stem, list_folders, list_masks, list_pictures
 from stm_fast.whole_file import same_file
 
 RESOLUTION = "480p"  # what DAVIS is evaluated at

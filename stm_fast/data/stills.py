@@ -10,8 +10,8 @@ from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.data.sbd import read_mat
 from stm_fast.errors import InputError, require_folder
+from stm_fast.listing import by_stem, list_masks, list_pictures, natural_key
 from stm_fast.video import has_void, object_ids, read_mask, without_void
-from stm_fast.video.listing import by_stem, list_masks, list_pictures, natural_key
 from stm_fast.video.pillow import opened
 from stm_fast.whole_file import same_file
 

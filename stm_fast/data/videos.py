@@ -9,7 +9,7 @@ from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Shot
 from stm_fast.data.sequences import Sequence
 from stm_fast.errors import InputError
-from stm_fast.video.listing import list_pictures
+from stm_fast.listing import list_pictures
 
 
 class VideoSource:

@@ -17,8 +17,8 @@ from stm_fast.evaluation.chart import Line, line_chart
 from stm_fast.evaluation.record import Record
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.inference.stages import STAGES
+from stm_fast.listing import list_pictures, mask_of
 from stm_fast.video import DAVIS_PALETTE, draw_overlay, read_written_mask
-from stm_fast.video.listing import list_pictures, mask_of
 from stm_fast.video.picture_folder import read_frame
 from stm_fast.whole_file import whole_file
 

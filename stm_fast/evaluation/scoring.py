@@ -12,8 +12,8 @@ import numpy as np
 from stm_fast.data.sequences import Ids, Objects, Sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation.metrics import Floats, Statistics, contour_accuracy, region_similarity, statistics
+from stm_fast.listing import mask_of
 from stm_fast.video import object_ids, read_written_mask
-from stm_fast.video.listing import mask_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from stm_fast.errors import InputError, check_name
 from stm_fast.inference.output_folder import check_apart
+from stm_fast.listing import mask_of
 
 
 class Job(NamedTuple):
@@ -50,12 +51,12 @@ def check_inputs(jobs: Sequence[Job], masks: Path) -> None:
 
 
 def masks_of(job: Job, masks: Path) -> Path:
-    """The masks of one video: ``masks/<name>.png`` for its first frame, or the folder ``masks/<name>``.
+    """The masks of one video: ``masks/<name>.png`` or another picture, or the folder ``masks/<name>``.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is neither, or two pictures.
     """
-    for path in (masks / f"{job.name}.png", masks / job.name):
+    for path in (mask_of(masks, job.name), masks / job.name):
         if path.exists():
             return path
     raise InputError(f"{masks}: no masks for {job.source}, expected {job.name}.png or a folder {job.name}")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.errors import InputError, reading, require_present
+from stm_fast.listing import list_masks, list_pictures
 from stm_fast.video import (
     VOID,
     FrameReader,
@@ -18,7 +19,6 @@ from stm_fast.video import (
     require_objects,
     without_void,
 )
-from stm_fast.video.listing import list_masks, list_pictures
 from stm_fast.whole_file import same_file
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from stm_fast.errors import InputError
-from stm_fast.video.pillow import opened
+from stm_fast.video.pillow import UPRIGHT, opened, orientation, seen_size, upright
 from stm_fast.video.soft_edges import HALF, WHITE, count_values, find_shades, is_lossy_black_and_white
 
 Ids = npt.NDArray[np.uint8]
@@ -65,7 +65,8 @@ def read_mask_picture(path: Path, size: tuple[int, int] | None = None) -> MaskPi
     """
     with opened(path, "mask") as picture:
         _check_kind(path, picture)
-        _check_size(path, picture.size, size)
+        _check_size(path, seen_size(picture), size)
+        turn = orientation(picture)
         if picture.mode in _COLOR_MODES or picture.format != "PNG":
             found = _one_object(path, picture)
         else:
@@ -73,6 +74,8 @@ def read_mask_picture(path: Path, size: tuple[int, int] | None = None) -> MaskPi
             if found.palette is not None:
                 _check_background(path, found.ids, found.palette)
             found = _without_soft_edges(path, found)
+    if turn != UPRIGHT:
+        found = found._replace(ids=upright(Image.fromarray(found.ids), turn))
     return found if size is None else _resized(found, size)
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from stm_fast.errors import InputError, reading
+from stm_fast.listing import list_pictures
 from stm_fast.video.frames import Frame, FrameReader
-from stm_fast.video.listing import list_pictures
 from stm_fast.video.pillow import opened, orientation, seen_size, to_rgb, upright
 
 # a folder states no rate: the one of DAVIS

@@ -117,7 +117,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def upright(picture: Image.Image, turn: int) -> npt.NDArray[np.uint8]:
-    """Pixels [H, W, 3] of an RGB picture of this orientation."""
+    """Pixels [H, W, ...] of a decoded picture of this orientation."""
     return np.array(picture.transpose(_TURNS[turn]) if turn in _TURNS else picture)
 
 

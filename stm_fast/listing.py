@@ -25,10 +25,13 @@ def list_masks(folder: Path) -> list[Path]:
 
     Raises InputError: as `list_pictures` does, and for two masks of one stem.
     """
-    pictures = list_pictures(folder)
-    masks = [file for file in pictures if file.suffix.lower() == _MASK_SUFFIX] or pictures
+    masks = _masks_of(list_pictures(folder))
     by_stem(masks)
     return masks
+
+
+def _masks_of(pictures: list[Path]) -> list[Path]:
+    return [file for file in pictures if file.suffix.lower() == _MASK_SUFFIX] or pictures
 
 
 def by_stem(files: Collection[Path]) -> dict[str, Path]:
@@ -46,7 +49,8 @@ def mask_of(folder: Path, name: str) -> Path:
     usual = folder / f"{name}{_MASK_SUFFIX}"
     if usual.exists() or not folder.is_dir():
         return usual
-    return by_stem(list_masks(folder)).get(name, usual)
+    named = [file for file in list_pictures(folder) if file.stem == name]
+    return by_stem(_masks_of(named)).get(name, usual)
 
 
 def list_folders(folder: Path) -> list[Path]:
