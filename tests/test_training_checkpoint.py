@@ -133,7 +133,7 @@ def test_a_checkpoint_that_was_cut_off_is_refused(stopped, tmp_path):
         (b"3", "line 2 is damaged, expected JSON with a step; mend it, or move the file away"),
         (b'{"loss": 1}', "line 2 is damaged"),
         (b'{"step": "1"}', "line 2 is damaged"),
-        (b"\xff", "found a byte that is no UTF-8 (0xff at 12)"),
+        (b"\xff", "found a byte at 12 that is no UTF-8"),
         (b"[" * 10**5, "line 2 is damaged"),
     ],
     ids=lambda text: str(text)[:12],

@@ -107,14 +107,14 @@ class Sequence:
 
     def _void_in(self, ids: Ids) -> bool:
         """Whether 255 is void in a mask ``[H, W]``."""
-        if self.objects is Objects.FIRST:
-            return True
-        # masks of DAVIS-2016 are 0 and 255; as part of DAVIS-2017 they have ids
-        return has_void(object_ids(ids)) if self.objects is Objects.ONE else VOID in ids and self._has_void
+        return self.objects is Objects.FIRST or (VOID in ids and self._has_void)
 
     @cached_property
     def _has_void(self) -> bool:
-        """Whether 255 is void in every mask, also where an object has left nothing but its border."""
+        """Whether 255 is void in every mask, also where an object has left nothing but its border.
+
+        Masks of DAVIS-2016 are 0 and 255; as part of DAVIS-2017 they have ids.
+        """
         return has_void({found for name in self.annotated for found in object_ids(self._mask(name).ids)})
 
 

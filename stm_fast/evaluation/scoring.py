@@ -112,12 +112,12 @@ def _scored_ids(sequence: Sequence) -> list[int]:
 
 
 def _read_result(sequence: Sequence, file: Path, shape: tuple[int, ...], ids: list[int]) -> Ids:
-    found = read_written_mask(file).ids
+    found = sequence.normalised(read_written_mask(file).ids)
     if found.shape != shape:
         height, width = found.shape
         raise InputError(f"{file}: mask of {width}x{height}, expected {shape[1]}x{shape[0]} as the annotation")
     if sequence.objects is Objects.ONE:
-        return (found > 0).astype(np.uint8)
+        return found
     # the toolkit refuses ids beyond the highest; a lower one that nothing has counts as wrong pixels of no object
     extra = [object_id for object_id in object_ids(found) if object_id > ids[-1]]
     if extra:

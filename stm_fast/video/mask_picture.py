@@ -122,11 +122,13 @@ def _check_background(path: Path, ids: Ids, palette: bytes) -> None:
     """A program that chooses the palette by itself makes the background any index."""
     colors = np.frombuffer(palette, np.uint8).reshape(-1, 3)
     used = np.flatnonzero(count_values(ids)[: len(colors)])
-    dark = used[colors[used].max(1) <= _DARK]
-    if len(dark) == 1 and dark[0] and colors[0].max() > _DARK:
+    brightest = colors[used].max(1)
+    # several are no color of their own, but what fills a palette
+    black = next((index for most in (0, _DARK) if len(index := used[brightest <= most]) == 1), None)
+    if black is not None and black[0] and colors[0].max() > _DARK:
         first = ", ".join(map(str, colors[0].tolist()))
         raise InputError(
-            f"{path}: index 0, the background, has the color ({first}), and black is index {dark[0]}; "
+            f"{path}: index 0, the background, has the color ({first}), and black is index {black[0]}; "
             "expected black at index 0, or a black-and-white picture without palette"
         )
 

@@ -22,6 +22,8 @@ _EVENLY = 0.25
 _MOST_HARD = 0.5
 # a blurred edge has so many values or more, and its first and last ones, so many on both sides, are over wider bands
 _RAMP, _ENDS = 32, 16
+# pixels of edges for each of a bright object, which may be small; ids that somebody counted to want more to be doubted
+_MOST_EDGE_BRIGHT = 4
 # of the picture, that is black or white, where edges are blurred
 _LEAST_FLAT = 0.5
 # of neighboring pixels: in a picture of shades fewer are alike, or more differ by no more than `_STEP`
@@ -80,7 +82,8 @@ def find_shades(grey: Grey) -> Shades | None:
     if ramp:
         flat = counts[: _ENDS + 1].sum() + counts[-_ENDS - 1 :].sum() >= _LEAST_FLAT * grey.size
     else:
-        flat = counts[on_edge].sum() <= counts[other].sum()
+        bright = len(others) == 1 and max(others) >= HALF
+        flat = counts[on_edge].sum() <= (_MOST_EDGE_BRIGHT if bright else 1) * counts[other].sum()
     if flat and _enclosed(grey, on_edge, inside):
         return Shades(edges, others, max(others) >= HALF and (ramp or len(others) == 1))
     return Shades(edges, others, False) if many and _is_shaded(grey) else None
