@@ -3,6 +3,7 @@
 H x W pixels.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,10 @@ _LOSSY = ("JPEG", "MPO", "WEBP")
 _FORMATS = ("PNG", *_LOSSY)
 _ID_MODES = ("P", "L", "1")
 _COLOR_MODES = ("RGB", "RGBA", "LA")
-# pixels of a mask that is not known to be as large as its frames: 8192 x 8192
-_MOST_PIXELS = 2**26
+# pixels of a mask that is not known to be as large as its frames: 8K UHD has less
+_MOST_PIXELS = 2**25
+# of a part of a picture of colors
+_STRIP_PIXELS = 2**20
 # times larger or smaller than the frames
 _MOST_SCALED = 8
 # of a color channel: what rounding makes of a shade, and what JPEG does
@@ -108,8 +111,11 @@ def _aspect(size: tuple[int, int]) -> tuple[float, float]:
 
 def _ids(picture: Image.Image) -> MaskPicture:
     step = _grey_step(picture)
+    ids = np.array(picture, np.uint8)
+    if step > 1:
+        ids //= step
     palette = bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else None
-    return MaskPicture(np.array(picture).astype(np.uint8) // step, palette)
+    return MaskPicture(ids, palette)
 
 
 def _grey_step(picture: Image.Image) -> np.uint8:
@@ -171,19 +177,32 @@ def _brightness(picture: Image.Image, tolerance: int) -> Ids | None:
 
     What is transparent is black; where all that is opaque is black, it is the object.
     """
-    rgba = np.array(picture.convert("RGBA"))  # [H, W, 4]
-    alpha: Ids = rgba[..., 3]
-    rgb = (rgba[..., :3].astype(np.uint16) * alpha[..., None] + WHITE // 2) // WHITE  # [H, W, 3]
-    brightest = rgb.max(-1)  # [H, W]
-    most = int(brightest.max())
-    if most == 0:
+    color = max((_brightest(part) for part in _strips(picture)), key=max)
+    if max(color) == 0:
+        alpha = np.array(picture.convert("RGBA").getchannel("A"))
         return alpha if alpha.min() == 0 else np.zeros_like(alpha)
-    color = rgb.reshape(-1, 3)[brightest.argmax()].astype(np.float32)
-    share = (brightest / np.float32(most))[..., None]  # [H, W, 1]
-    if np.abs(rgb - share * color).max() > tolerance:
-        return None
-    shades: Ids = np.rint(share[..., 0] * WHITE).astype(np.uint8)
+    shades = np.empty(picture.size[::-1], np.uint8)  # [H, W]
+    row = 0
+    for part in _strips(picture):
+        share = (part.max(-1) / np.float32(max(color)))[..., None]  # [h, W, 1]
+        if np.abs(part - share * np.array(color, np.float32)).max() > tolerance:
+            return None
+        shades[row : row + len(part)] = np.rint(share[..., 0] * WHITE)
+        row += len(part)
     return shades
+
+
+def _strips(picture: Image.Image) -> Iterator[npt.NDArray[np.uint16]]:
+    """The picture on black [h, W, 3] from top to bottom, in parts, of which each takes many bytes a pixel."""
+    width, height = picture.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        rgba = np.array(picture.crop((0, top, width, min(height, top + rows))).convert("RGBA"))  # [h, W, 4]
+        yield (rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + WHITE // 2) // WHITE
+
+
+def _brightest(rgb: npt.NDArray[np.uint16]) -> tuple[int, ...]:
+    return tuple(rgb.reshape(-1, 3)[rgb.max(-1).argmax()].tolist())
 
 
 def _resized(mask: MaskPicture, size: tuple[int, int]) -> MaskPicture:

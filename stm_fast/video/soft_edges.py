@@ -24,6 +24,8 @@ _MOST_HARD = 0.5
 _RAMP, _ENDS = 32, 16
 # pixels of edges for each of a bright object, which may be small; ids that somebody counted to want more to be doubted
 _MOST_EDGE_BRIGHT = 4
+# of the brightness of an object: the brightest shade of its edges is no less
+_LEAST_SHADE = 8
 # of the picture, that is black or white, where edges are blurred
 _LEAST_FLAT = 0.5
 # of neighboring pixels: in a picture of shades fewer are alike, or more differ by no more than `_STEP`
@@ -82,7 +84,7 @@ def find_shades(grey: Grey) -> Shades | None:
     if ramp:
         flat = counts[: _ENDS + 1].sum() + counts[-_ENDS - 1 :].sum() >= _LEAST_FLAT * grey.size
     else:
-        bright = len(others) == 1 and max(others) >= HALF
+        bright = len(others) == 1 and max(others) >= HALF and max(edges) >= max(others) // _LEAST_SHADE
         flat = counts[on_edge].sum() <= (_MOST_EDGE_BRIGHT if bright else 1) * counts[other].sum()
     if flat and _enclosed(grey, on_edge, inside):
         return Shades(edges, others, max(others) >= HALF and (ramp or len(others) == 1))
