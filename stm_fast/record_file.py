@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from stm_fast.errors import InputError, reading, require_file
+from stm_fast.errors import InputError, reading, require_file, shown, shown_text
 from stm_fast.whole_file import whole_file
 
 CHECKSUM = "sha256"  # the entry that holds it
+_LARGEST_INTEGER = 2**53  # of all that is counted in a record
 _MOST_SHOWN = 100  # characters of a value in a message
 
 
@@ -64,7 +65,7 @@ def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | N
     for name in (*expected, *found):
         one, other = found.get(name), expected.get(name)
         if one != other:
-            return f"its {name}: found {_shown(one, other)}, expected {_shown(other, one)}"
+            return f"its {shown_text(name)}: found {_shown(one, other)}, expected {_shown(other, one)}"
     return None
 
 
@@ -79,6 +80,8 @@ def typed(value: Any, kind: Any, name: str) -> Any:
     Raises ValueError that names the value.
     """
     origin, arguments = get_origin(kind), get_args(kind)
+    if type(value) is int and abs(value) > _LARGEST_INTEGER:
+        raise ValueError(f"{name}: found {shown(value)}, expected {_LARGEST_INTEGER} at most")
     if dataclasses.is_dataclass(kind) and isinstance(kind, type) and type(value) is dict:
         return _built(value, kind, name)
     if origin in (Union, types.UnionType):
@@ -90,7 +93,7 @@ def typed(value: Any, kind: Any, name: str) -> Any:
     elif origin is list and type(value) is list:
         return [typed(item, arguments[0], f"{name}.{index}") for index, item in enumerate(value)]
     elif origin is dict and type(value) is dict:
-        return {key: typed(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+        return {key: typed(item, arguments[1], f"{name}.{shown_text(key)}") for key, item in value.items()}
     elif (kind is Any or (origin is Literal and value in arguments)) or type(value) is kind:
         return value
     elif kind is float and type(value) is int:
@@ -125,10 +128,12 @@ def _checksum(plain: Mapping[str, Any]) -> str:
 def _shown(value: Any, other: Any) -> str:
     """A value for one line; of two dictionaries only what differs."""
     if isinstance(value, dict) and isinstance(other, dict):
-        return ", ".join(f"{name} {_cut(entry)}" for name, entry in value.items() if other.get(name) != entry)
+        return ", ".join(
+            f"{shown_text(name)} {_cut(entry)}" for name, entry in value.items() if other.get(name) != entry
+        )
     return _cut(value)
 
 
 def _cut(value: Any) -> str:
-    text = str(value).replace("\n", " ")
+    text = shown(value) if type(value) is int else " ".join(str(value).split())
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

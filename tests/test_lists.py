@@ -80,7 +80,7 @@ def test_lists_of_davis_2016_hold_pairs_of_paths(root, line):
         (b"../bike\n", "name of a sequence: found '../bike'"),
         (b"/JPEGImages/480p/../00000.jpg /Annotations/480p/../00000.png", "name of a sequence: found '..'"),
         (b"a\x1b[31m\n", "no such folder of frames"),
-        (b"a" * 300, "too long"),
+        (b"a" * 300, "of at most 255 bytes"),
     ],
     ids=lambda value: str(value)[:30],
 )

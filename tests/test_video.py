@@ -164,7 +164,7 @@ def test_what_is_not_a_video_is_refused(tmp_path: Path) -> None:
 @needs_av
 def test_a_playlist_does_not_reach_out(tmp_path: Path) -> None:
     """A playlist may name addresses and other files: none is opened."""
-    named = write_video(tmp_path / "other.mp4", 3)
+    named = write_video(tmp_path / "other.mp4", [numbered_picture(number) for number in range(3)])
     for text in (
         "#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
         f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{named.name}\n#EXT-X-ENDLIST\n",

@@ -1,5 +1,6 @@
 """What is fuzzed: for every reader its samples, how they are changed, and how it is called and checked."""
 
+import json
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Target:
         changed: parts of the names of files that are changed; all where it is empty.
         needs: modules without which it does not run.
         cases: how many make a second or two of `make test`.
+        sealed: whether half of the changed JSON gets the checksum of what it says, as from somebody who knows it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Target:
     changed: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     cases: int = 100
+    sealed: bool = False
 
     def valid(self) -> list[Files]:
         """The samples, made once."""
@@ -65,7 +68,22 @@ def case(target: Target, seed: int, number: int) -> Files:
     for file in draw.sample(wanted, 2) if len(wanted) > 1 and draw.random() < 0.1 else [draw.choice(wanted)]:
         others = [content for sample in known for other, content in sample.items() if other.endswith(Path(file).suffix)]
         files[file] = _BY_SUFFIX.get(Path(file).suffix, mutated_bytes)(files[file], draw, others)
+        if target.sealed and draw.random() < 0.5:
+            files[file] = _sealed(files[file])
     return files
+
+
+def _sealed(record: bytes) -> bytes:
+    from stm_fast.record_file import CHECKSUM, with_checksum
+
+    try:
+        content = json.loads(record)
+    except (ValueError, RecursionError):
+        return record
+    if not isinstance(content, dict):
+        return record
+    content.pop(CHECKSUM, None)
+    return json.dumps(with_checksum(content)).encode()
 
 
 @cache
@@ -267,11 +285,11 @@ _ALL = (
     Target("sets", _read_sets, samples.sets, changed=("ImageSets",)),
     Target("meta", _read_meta, samples.metas, changed=("meta.json",)),
     Target("resume", _resume, samples.resumes),
-    Target("run", _read_run, samples.run_records),
+    Target("run", _read_run, samples.run_records, sealed=True),
     Target("scores", _read_scores, samples.score_tables, cases=300),
     Target("log", _read_log, samples.logs, cases=300),
     Target("training", _read_training, samples.trainings, needs=("yaml",)),
-    Target("record", _read_record, samples.benchmark_records, cases=300),
-    Target("system-record", _read_system_record, samples.system_records),
+    Target("record", _read_record, samples.benchmark_records, cases=300, sealed=True),
+    Target("system-record", _read_system_record, samples.system_records, sealed=True),
 )
 TARGETS = {target.name: target for target in _ALL}
