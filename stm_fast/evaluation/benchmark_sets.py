@@ -19,7 +19,7 @@ import torch
 
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import Sequence
-from stm_fast.errors import InputError, reading, shown
+from stm_fast.errors import InputError, reading, shown_text
 from stm_fast.evaluation.augmentation import AugmentedSegmenter
 from stm_fast.evaluation.output_folder import MASKS, RUN, TIMINGS, check_folders
 from stm_fast.inference.objects import label
@@ -188,7 +188,7 @@ def _read_timing(sequence: Sequence, output: Path) -> Timing:
     except ValueError as error:
         raise InputError(f"{file}: not {what} ({error}); {advice}") from None
     if timing.sequence != sequence.name:
-        raise InputError(f"{file}: found the timing of {shown(timing.sequence)}, expected {sequence.name}; {advice}")
+        raise InputError(f"{file}: found the timing of {shown_text(timing.sequence)}, expected {sequence.name}; {advice}")
     return timing
 
 
