@@ -188,7 +188,9 @@ def _read_timing(sequence: Sequence, output: Path) -> Timing:
     except ValueError as error:
         raise InputError(f"{file}: not {what} ({error}); {advice}") from None
     if timing.sequence != sequence.name:
-        raise InputError(f"{file}: found the timing of {shown_text(timing.sequence)}, expected {sequence.name}; {advice}")
+        raise InputError(
+            f"{file}: found the timing of {shown_text(timing.sequence)}, expected {sequence.name}; {advice}"
+        )
     return timing
 
 
