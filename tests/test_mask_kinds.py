@@ -89,6 +89,22 @@ def test_edges_of_an_upscaled_mask_are_not_objects(tmp_path: Path, scale: int) -
     assert agreement(found, np.array(small.resize((WIDTH, HEIGHT), Image.Resampling.NEAREST))) > 0.97
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("method", ["LANCZOS", "BICUBIC", "HAMMING", "BILINEAR"])
+@pytest.mark.parametrize("scale", [0.4, 0.5, 2])
+def test_thin_parts_of_a_resized_mask_are_no_objects(tmp_path: Path, scale: float, method: str, mode: str) -> None:
+    large = shapes(255, scale=3)
+    drawing = ImageDraw.Draw(large)
+    for place in range(20, 500, 23):  # spokes, some of which fall between pixels
+        drawing.line((place, 10, 560 - place, 380), fill=255, width=1 + place % 3)
+    size = round(large.width * scale), round(large.height * scale)
+    picture = large.resize(size, Image.Resampling[method]).convert(mode)
+    picture.save(tmp_path / "m.png")
+    found = read_mask(tmp_path / "m.png").ids
+    assert object_ids(found) == [255]
+    assert agreement(found > 0, np.array(picture.convert("L")) >= 128) > 0.999
+
+
 def test_a_soft_edge_of_any_palette_is_an_edge(tmp_path: Path) -> None:
     grey = smooth(255).convert("P")
     grey.putpalette([level for level in range(256) for _ in range(3)])

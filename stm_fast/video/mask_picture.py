@@ -13,7 +13,7 @@ from PIL import Image
 
 from stm_fast.errors import InputError
 from stm_fast.video.pillow import UPRIGHT, opened, orientation, seen_size, upright
-from stm_fast.video.soft_edges import HALF, WHITE, count_values, find_shades, is_lossy_black_and_white
+from stm_fast.video.soft_edges import HALF, WHITE, count_values, find_shades, is_black_and_white
 
 Ids = npt.NDArray[np.uint8]
 
@@ -160,15 +160,10 @@ def _one_object(path: Path, picture: Image.Image) -> MaskPicture:
     if grey is None:
         expected = "expected black and one other color, or a palette or grey PNG of object ids"
         raise InputError(f"{path}: mask has colors ({kind}), {expected}")
-    if lossy:
-        if not is_lossy_black_and_white(grey):
-            raise InputError(f"{path}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
-        ids = np.where(grey >= HALF, np.uint8(WHITE), np.uint8(0))
-    else:
-        mask = _without_soft_edges(path, MaskPicture(grey, None))
-        ids = mask.ids
-        if set(np.flatnonzero(count_values(ids)).tolist()) - {0, WHITE}:
-            raise InputError(f"{path}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
+    shades = None if is_black_and_white(grey) or lossy else find_shades(grey)
+    if not (is_black_and_white(grey) if shades is None else shades.one_object):
+        raise InputError(f"{path}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
+    ids = np.where(grey >= HALF, np.uint8(WHITE), np.uint8(0))
     return MaskPicture(ids, None, f"found one color beside the background ({kind}), took it for object {WHITE}")
 
 

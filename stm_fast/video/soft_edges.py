@@ -24,16 +24,18 @@ _MOST_HARD = 0.5
 _RAMP, _ENDS = 32, 16
 # pixels of edges for each of a bright object, which may be small; ids that somebody counted to want more to be doubted
 _MOST_EDGE_BRIGHT = 4
+# thin shades by one object that are no ids, whether they run along all of it or not
+_SEVERAL = 3
 # of the brightness of an object: the brightest shade of its edges is no less
 _LEAST_SHADE = 8
 # of the picture, that is black or white, where edges are blurred
 _LEAST_FLAT = 0.5
 # of neighboring pixels: in a picture of shades fewer are alike, or more differ by no more than `_STEP`
 _ALIKE, _SMOOTH, _STEP = 0.5, 0.95, 8
-# what JPEG makes of black and white, how far from where they meet it errs, and on how much of the picture
+# what JPEG and resizing make of black and white, how far from where they meet, and on how much of the picture
 _BLACKISH, _WHITISH = 48, 207
-_BLOCK = 8
-_MOST_BETWEEN = 0.25
+_REACH = 8
+_MOST_BETWEEN, _NEARLY_ALL = 0.25, 0.95
 # the least brightness of an object that is no id which somebody counted to
 HALF = 128
 
@@ -69,12 +71,14 @@ def find_shades(grey: Grey) -> Shades | None:
     brighter ones, which runs along most of what it encloses and covers less of the picture than that does.
     """
     counts = count_values(grey)
+    values = np.flatnonzero(counts)
+    if _is_smoothed(grey, counts, values):
+        return Shades(set(values[:-1].tolist()) - {0}, {int(values[-1])}, True)
     on_edge = _on_edges(grey, counts, _SIDE_BLURRED)
     many = np.count_nonzero(on_edge) >= _RAMP
     if not many:
         on_edge &= _thin(grey, counts, _SIDE)
     if not on_edge.any():
-        values = np.flatnonzero(counts)
         return Shades(set(), set(values.tolist()), False) if len(values) >= _RAMP and _is_shaded(grey) else None
     other = (counts > 0) & ~on_edge
     other[0] = False
@@ -89,6 +93,21 @@ def find_shades(grey: Grey) -> Shades | None:
     if flat and _enclosed(grey, on_edge, inside):
         return Shades(edges, others, max(others) >= HALF and (ramp or len(others) == 1))
     return Shades(edges, others, False) if many and _is_shaded(grey) else None
+
+
+def _is_smoothed(grey: Grey, counts: _Counts, values: _Counts) -> bool:
+    """Whether a picture is one white object with smooth edges, some of which are as thin as they are.
+
+    There a shade need not have anything brighter beside it, and resizing leaves ripples.
+    """
+    shades, many = values[1:-1], len(values) >= _RAMP
+    if not len(shades) or values[-1] < _WHITISH or shades[-1] < values[-1] // _LEAST_SHADE:
+        return False
+    if not _thin(grey, counts, _SIDE_BLURRED if many else _SIDE)[shades].all() or not is_black_and_white(grey):
+        return False
+    edges, white = np.zeros((2, 256), np.bool_)
+    edges[shades], white[values[-1]] = True, True
+    return len(shades) >= _SEVERAL or _enclosed(grey, edges, white)
 
 
 def _on_edges(grey: Grey, counts: _Counts, side: int) -> _Flags:
@@ -136,13 +155,15 @@ def _is_shaded(grey: Grey) -> bool:
     return 1 - len(differing) / len(steps) < _ALIKE or bool((differing <= _STEP).mean() >= _SMOOTH)
 
 
-def is_lossy_black_and_white(grey: Grey) -> bool:
-    """Whether a picture ``[H, W]`` was black and white before JPEG: other shades are few, and by the edges."""
+def is_black_and_white(grey: Grey) -> bool:
+    """Whether a picture ``[H, W]`` was black and white once: other shades are few, and by the edges."""
     black, white = grey <= _BLACKISH, grey >= _WHITISH
     between = ~(black | white)
     if not white.any() or between.mean() > _MOST_BETWEEN:
         return False
-    return bool((between <= (_near(black, _BLOCK) & _near(white, _BLOCK))).all())
+    # thin parts need not be white anywhere
+    by_edges = _near(black, _REACH) & _near(grey >= HALF, _REACH)
+    return bool(np.count_nonzero(between & by_edges) >= _NEARLY_ALL * np.count_nonzero(between))
 
 
 def _shares(grey: Grey, distance: int, counts: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
