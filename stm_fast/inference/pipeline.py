@@ -91,12 +91,12 @@ def segment_video(
 
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
-        masks: a palette PNG of object ids for the first frame, or for the one whose name it has ("00033.png" is frame
-            33 of a video), or a folder of such PNGs named as their frames. Objects may appear in later masks.
-            Masks that lie among the frames are no frames.
+        masks: a mask as `read_mask` takes it for the first frame, or for the one whose name it has ("00033.png" is
+            frame 33 of a video), or a folder of masks named as their frames. Objects may appear in later masks; 255
+            beside other ids is void. Masks that lie among the frames are no frames.
         output: a folder that is empty or does not exist, unless `overwrite`; the input is not in it.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
-        mask_frame: the frame that the one PNG belongs to, whatever its name: an index, or a name.
+        mask_frame: the frame that the one mask belongs to, whatever its name: an index, or a name.
         overlay: "video" for ``overlay.mp4``, "pictures" for ``overlay/<frame>.jpg``, or "none".
         resume: go on with the interrupted run that `output` holds; start one where it holds nothing.
         checkpoint_seconds: between two checkpoints, at least; they take a tenth of the time at most.
