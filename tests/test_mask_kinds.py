@@ -13,8 +13,9 @@ from stm_fast import listing
 from stm_fast.data.sequences import Objects, Sequence, annotated_sequences, folder
 from stm_fast.data.stills import still_folder
 from stm_fast.errors import InputError
-from stm_fast.evaluation.scoring import score_sequence
+from stm_fast.evaluation.scoring import score_sequence, score_sequences
 from stm_fast.inference.given import find_masks, mask_files
+from stm_fast.tasks.sets import open_results
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 from stm_fast.video.soft_edges import find_shades
 
@@ -406,3 +407,15 @@ def test_results_of_other_programs_are_found_by_name(tmp_path: Path) -> None:
             write_mask(tmp_path / part / f"{index:05}.{suffix}", np.array(shapes(1, 2)))
     sequence = Sequence("v", None, tmp_path / "truth", Objects.ALL)
     assert [score.J.mean for score in score_sequence(sequence, tmp_path / "found")] == [1, 1]
+
+
+def test_results_that_are_a_link_to_nothing_are_named(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "truth" / name).mkdir(parents=True)
+        for index in range(3):
+            write_mask(tmp_path / "truth" / name / f"{index:05}.png", np.array(shapes(1, 2)))
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/two").symlink_to("/nowhere")
+    pairs = open_results(tmp_path / "found", tmp_path / "truth", "folder", None, "all")
+    with pytest.raises(InputError, match=r"found/two/00001\.png: no such mask"):
+        score_sequences(pairs, workers=1)

@@ -1,5 +1,6 @@
 """The sequences that stm-fast evaluate runs or scores, found before the network is loaded."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def open_results(
     flat = len(named) == 1 and named[0].annotations == truth
     pairs = [(sequence, results if flat else results / sequence.name) for sequence in named]
     if data is None:
-        pairs = [(sequence, folder) for sequence, folder in pairs if folder.is_dir()]
+        pairs = [(sequence, folder) for sequence, folder in pairs if os.path.lexists(folder)]
     if not pairs:
         raise InputError(f"{results}: found no results of the sequences of {truth}, expected a folder for each")
     same = [sequence.name for sequence, folder in pairs if same_file(folder, sequence.annotations)]
