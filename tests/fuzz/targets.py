@@ -96,7 +96,9 @@ def _read_video(folder: Path) -> None:
 
     reader = open_frames(next(folder.iterdir()))
     count = _count(reader)
-    assert count is None or reader.frame_count in (None, count), f"{count} frames, stated are {reader.frame_count}"
+    # a decoder leaves out frames of a damaged file without a word, of which the reader tells; it never makes more
+    stated = reader.frame_count
+    assert count is None or stated is None or count <= stated, f"{count} frames, stated are {stated}"
 
 
 def _read_pictures(folder: Path) -> None:
