@@ -18,6 +18,10 @@ class InputError(ValueError):
     prints it and exits with code 2; nothing else of the package is caught there.
     """
 
+    def __init__(self, message: str) -> None:
+        # names of files may hold line breaks
+        super().__init__(" ".join(message.splitlines()))
+
 
 def as_input_error(error: Exception) -> InputError | None:
     """What ended a command as bad input: an InputError, or what the system refused; None for anything else, a bug."""
