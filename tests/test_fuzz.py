@@ -52,7 +52,7 @@ def refuse(folder: Path) -> None:
 
 def tell_at_length(folder: Path) -> None:
     if changed(folder):
-        raise InputError("two\nlines")
+        raise InputError("a" * 3000)
 
 
 def fail(folder: Path) -> None:
@@ -88,7 +88,7 @@ def test_refusals_are_no_findings():
 @pytest.mark.parametrize(
     ("read", "what", "details"),
     [
-        (tell_at_length, "a message of 9 characters, 2 lines", "two\nlines"),
+        (tell_at_length, "a message of 3000 characters, 1 lines", "aaa"),
         (fail, "KeyError: 'x'", "in fail"),
         (crash, "the process ended with -6", "in crash"),
         (hang, "no end within 1 seconds", "in hang"),
