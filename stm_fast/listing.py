@@ -78,6 +78,6 @@ def _files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def _check_leads_somewhere(entry: os.DirEntry[str]) -> None:
-    """What is left out of a list is missed by nobody: a frame or a sequence that is lost has to be told."""
+    """Raises InputError for a link to nothing: a frame or a sequence that is left out of a list is not missed."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         raise InputError(f"{entry.path}: found a link to {os.readlink(entry.path)}, where nothing is")

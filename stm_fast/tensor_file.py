@@ -17,7 +17,7 @@ from stm_fast.whole_file import whole_file_in_folder
 
 _METADATA = "__metadata__"
 # the entry of the metadata that holds the checksum of all the file, in which it is zero itself. CRC-32 finds every
-# damage of up to 32 bits in a row, and others but for one in four billion; SHA-256 takes twice as long
+# damage of up to 32 bits in a row, and others but for one in four billion; SHA-256 takes longer
 _CHECKSUM, _NO_CHECKSUM = "crc32", "00000000"
 _LENGTH_BYTES = 8  # of the header's length, which a file begins with
 _CHUNK_BYTES = 2**22

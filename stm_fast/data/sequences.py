@@ -20,7 +20,7 @@ from stm_fast.data.drawn_set import draw_set
 from stm_fast.errors import InputError, check_name, require_folder
 from stm_fast.listing import by_stem, list_folders, list_masks, list_pictures
 from stm_fast.text_file import read_json, read_lines
-from stm_fast.video import VOID, MaskPicture, has_void, object_ids, read_mask, without_void
+from stm_fast.video import VOID, VOID_NOTE, MaskPicture, has_void, object_ids, read_mask, without_void
 from stm_fast.whole_file import same_file
 
 RESOLUTION = "480p"  # what DAVIS is evaluated at
@@ -74,7 +74,7 @@ class Sequence:
             return None
         found = self._mask(self.annotated[0])
         if found.note is None and VOID in found.ids and self._void_in(found.ids):
-            return f"found {VOID} beside other ids, took it for void, which is background"
+            return VOID_NOTE
         return found.note
 
     def annotation(self, name: str) -> Path:

@@ -12,6 +12,7 @@ from stm_fast.errors import InputError, reading, require_present
 from stm_fast.listing import list_masks, list_pictures
 from stm_fast.video import (
     VOID,
+    VOID_NOTE,
     FrameReader,
     has_void,
     object_ids,
@@ -105,7 +106,7 @@ def _checked(files: dict[int, Path], size: tuple[int, int], notes: list[str]) ->
     void = has_void(set().union(*ids.values()))
     if void:
         with_void = [files[index] for index, found in ids.items() if VOID in found]
-        noted[f"found {VOID} beside other ids, took it for void, which is background"] = with_void
+        noted[VOID_NOTE] = with_void
         ids = {index: [one for one in found if one != VOID] for index, found in ids.items()}
         for index, found in ids.items():
             if not found:

@@ -16,7 +16,7 @@ _MOST_CLIPS = 2**16
 _MOST_OBJECTS = 255
 _MOST_FRAMES = 1000  # of a clip
 _MOST_WORKERS = 512
-_MOST_PIXELS = 2**34  # of all frames of a step: 48 GiB of them in 8 bits, and a hundred times that in the network
+_MOST_PIXELS = 2**34  # of all frames of a step: 48 GiB of them in 8 bits
 _LONGEST_SIDE = 2**13
 _LARGEST = 1000.0
 

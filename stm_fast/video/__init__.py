@@ -4,6 +4,7 @@ from stm_fast.video.mask_picture import MaskPicture
 from stm_fast.video.masks import (
     DAVIS_PALETTE,
     VOID,
+    VOID_NOTE,
     has_void,
     object_ids,
     read_mask,
@@ -19,6 +20,7 @@ from stm_fast.video.writer import MaskWriter, OverlayPictureWriter, OverlayVideo
 __all__ = [
     "DAVIS_PALETTE",
     "VOID",
+    "VOID_NOTE",
     "Frame",
     "FrameReader",
     "MaskPicture",

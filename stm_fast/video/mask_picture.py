@@ -160,11 +160,16 @@ def _one_object(path: Path, picture: Image.Image) -> MaskPicture:
     if grey is None:
         expected = "expected black and one other color, or a palette or grey PNG of object ids"
         raise InputError(f"{path}: mask has colors ({kind}), {expected}")
-    shades = None if is_black_and_white(grey) or lossy else find_shades(grey)
-    if not (is_black_and_white(grey) if shades is None else shades.one_object):
+    if not is_black_and_white(grey) and (lossy or not _is_blurred(grey)):
         raise InputError(f"{path}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
     ids = np.where(grey >= HALF, np.uint8(WHITE), np.uint8(0))
     return MaskPicture(ids, None, f"found one color beside the background ({kind}), took it for object {WHITE}")
+
+
+def _is_blurred(grey: Ids) -> bool:
+    """Whether a picture is one object with edges so wide that it has few pixels of black and white by them."""
+    shades = find_shades(grey)
+    return shades is not None and shades.one_object
 
 
 def _brightness(picture: Image.Image, tolerance: int) -> Ids | None:

@@ -14,6 +14,7 @@ from stm_fast.whole_file import whole_file
 
 # what is no object and no background either, as the border around the objects of PASCAL VOC
 VOID = 255
+VOID_NOTE = f"found {VOID} beside other ids, took it for void, which is background"
 
 
 def _davis_palette() -> bytes:

@@ -86,11 +86,11 @@ def find_shades(grey: Grey) -> Shades | None:
     ramp = many and all(min(value, WHITE - value) <= _ENDS for value in others)
     inside = other & (np.arange(256) >= HALF) if ramp else other
     if ramp:
-        flat = counts[: _ENDS + 1].sum() + counts[-_ENDS - 1 :].sum() >= _LEAST_FLAT * grey.size
+        few = counts[: _ENDS + 1].sum() + counts[-_ENDS - 1 :].sum() >= _LEAST_FLAT * grey.size
     else:
         bright = len(others) == 1 and max(others) >= HALF and max(edges) >= max(others) // _LEAST_SHADE
-        flat = counts[on_edge].sum() <= (_MOST_EDGE_BRIGHT if bright else 1) * counts[other].sum()
-    if flat and _enclosed(grey, on_edge, inside):
+        few = counts[on_edge].sum() <= (_MOST_EDGE_BRIGHT if bright else 1) * counts[other].sum()
+    if few and _enclosed(grey, on_edge, inside):
         return Shades(edges, others, max(others) >= HALF and (ramp or len(others) == 1))
     return Shades(edges, others, False) if many and _is_shaded(grey) else None
 
