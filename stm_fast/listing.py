@@ -8,24 +8,24 @@ from pathlib import Path
 from stm_fast.errors import InputError, reading
 
 # in any case, as ".PNG"
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _MASK_SUFFIX = ".png"
 
 
-def list_pictures(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """The jpg, png and webp files of a folder, in the natural order of their names.
 
     Raises InputError: a folder that cannot be read, and a link that leads nowhere.
     """
-    return _files(folder, PICTURE_SUFFIXES)
+    return _files(folder, _IMAGE_SUFFIXES)
 
 
 def list_masks(folder: Path) -> list[Path]:
     """The PNGs of a folder in natural order; its other pictures where it has none.
 
-    Raises InputError: as `list_pictures` does, and for two masks of one stem.
+    Raises InputError: as `list_images` does, and for two masks of one stem.
     """
-    masks = _masks_of(list_pictures(folder))
+    masks = _masks_of(list_images(folder))
     by_stem(masks)
     return masks
 
@@ -49,12 +49,12 @@ def mask_of(folder: Path, name: str) -> Path:
     usual = folder / f"{name}{_MASK_SUFFIX}"
     if usual.exists() or not folder.is_dir():
         return usual
-    named = [file for file in list_pictures(folder) if file.stem == name]
+    named = [file for file in list_images(folder) if file.stem == name]
     return by_stem(_masks_of(named)).get(name, usual)
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, in the order of their names. Raises InputError as `list_pictures` does."""
+    """The folders in a folder, in the order of their names. Raises InputError as `list_images` does."""
     with reading(folder), os.scandir(folder) as entries:
         found = [entry for entry in entries if entry.name[0] != "."]
         for entry in found:

@@ -17,7 +17,7 @@ from stm_fast.evaluation.scoring import score_sequence, score_sequences
 from stm_fast.inference.given import find_masks, mask_files
 from stm_fast.tasks.sets import open_results
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
-from stm_fast.video.soft_edges import find_shades
+from stm_fast.video.antialiasing import find_shades
 
 WIDTH, HEIGHT = 192, 128
 
@@ -228,7 +228,7 @@ def test_a_mask_of_the_frames_aspect_ratio_is_brought_to_their_size(tmp_path: Pa
         size = round(WIDTH * scale), round(HEIGHT * scale)
         write_mask(tmp_path / name, np.array(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST)))
         found = read_mask(tmp_path / name, (WIDTH, HEIGHT))
-        assert found.note == f"found {size[0]}x{size[1]}, brought it to {WIDTH}x{HEIGHT} as the frames"
+        assert found.note == f"found {size[0]}x{size[1]}, resized it to {WIDTH}x{HEIGHT} as the frames"
         assert found.ids.shape == (HEIGHT, WIDTH)
         assert object_ids(found.ids) == [1, 2]
         assert agreement(found.ids, truth) > 0.97
@@ -308,7 +308,7 @@ def test_a_border_of_255_is_void_and_a_note_says_so(tmp_path: Path) -> None:
     assert given.ids == {0: [1, 2], 2: [1]}
     assert object_ids(given.read(0)) == [1, 2]
     assert given.read(1) is None
-    note = "found 255 beside other ids, took it for void, which is background"
+    note = "found 255 beside other ids, treated as void, which is background"
     assert given.notes == (f"{tmp_path / 'given/00000.png'} and 1 more: {note}",)
     alone = voc(1) * (voc(1) == 255)  # the object is gone, its border is left
     write_mask(tmp_path / "given/00002.png", alone)
@@ -338,7 +338,7 @@ def test_void_is_background_where_a_set_is_scored(tmp_path: Path, objects: Objec
     assert [score.object_id for score in scores] == ([1] if objects is Objects.ONE else [1, 2])
     assert {score.J.mean for score in scores} == {1}
     assert {score.J.mean for score in score_sequence(sequence, truth)} == {1}
-    assert sequence.note == "found 255 beside other ids, took it for void, which is background"
+    assert sequence.note == "found 255 beside other ids, treated as void, which is background"
     assert sequence.given("00000", [])[1] == ([1] if objects is Objects.ONE else [1, 2])
 
 
@@ -389,7 +389,7 @@ def test_hidden_files_and_folders_named_as_pictures_do_not_count(tmp_path: Path)
     (source / "._00000.png").write_bytes(b"of a file system")
     (source / ".gone.png").symlink_to("/nowhere")
     (source / "folder.png").mkdir()
-    assert [file.name for file in listing.list_pictures(source)] == ["00000.png", "00001.png"]
+    assert [file.name for file in listing.list_images(source)] == ["00000.png", "00001.png"]
 
 
 def test_stills_pair_names_in_any_case(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from stm_fast.errors import InputError
 from stm_fast.video import masks
 from stm_fast.video.overlay import draw_overlay
-from stm_fast.video.writer import MaskWriter, OverlayPictureWriter
+from stm_fast.video.writer import MaskWriter, OverlayImageWriter
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 IDS = np.array([[0, 1, 7], [255, 7, 0]], np.uint8)
@@ -123,7 +123,7 @@ def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
 def test_missing_text_and_cut_files_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "none.png", "no such mask")
     (tmp_path / "text.png").write_text("not a picture")
-    refuses(tmp_path / "text.png", "not a readable mask (no known picture format)")
+    refuses(tmp_path / "text.png", "not a readable mask (unknown image format)")
     noise = np.random.default_rng(0).integers(0, 9, (64, 64), dtype=np.uint8)
     masks.write_mask(tmp_path / "cut.png", noise)
     whole = (tmp_path / "cut.png").read_bytes()
@@ -206,7 +206,7 @@ def test_overlay_checks_its_arguments() -> None:
 
 def test_overlay_pictures(tmp_path: Path) -> None:
     image = np.full((16, 24, 3), (200, 40, 90), np.uint8)
-    OverlayPictureWriter(tmp_path / "overlay").write("00012", image)
+    OverlayImageWriter(tmp_path / "overlay").write("00012", image)
     assert os.listdir(tmp_path / "overlay") == ["00012.jpg"]
     with Image.open(tmp_path / "overlay" / "00012.jpg") as picture:
         assert np.abs(np.array(picture).astype(int) - image).max() <= 3

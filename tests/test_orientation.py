@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from stm_fast.data.pictures import read_picture
 from stm_fast.errors import InputError
-from stm_fast.video.picture_folder import read_frame
+from stm_fast.video.image_folder import read_frame
 from stm_fast.video.reader import open_frames
 
 Pixels = npt.NDArray[np.uint8]
@@ -252,9 +252,9 @@ def test_a_broken_colour_profile_is_named(tmp_path: Path) -> None:
     spoiled = b"a" * length
     chunk = spoiled + struct.pack(">I", zlib.crc32(b"iCCP" + spoiled))
     file.write_bytes(whole[:at] + chunk + whole[at + length + 4 :])
-    with pytest.raises(InputError, match=r"a\.png: not a readable picture"):
+    with pytest.raises(InputError, match=r"a\.png: not a readable image"):
         read_frame(file)
-    with pytest.raises(InputError, match=r"a\.png: not a readable picture"):
+    with pytest.raises(InputError, match=r"a\.png: not a readable image"):
         read_picture(file, (HEIGHT, WIDTH), file, 1)
 
 
@@ -267,7 +267,7 @@ def test_a_large_picture_is_read_without_a_warning_and_a_huge_one_refused(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT - 1)
     check_agreement(file, 1, stored)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 2 - 1)
-    with pytest.raises(InputError, match=r"a\.jpg: not a readable picture .*exceeds limit"):
+    with pytest.raises(InputError, match=r"a\.jpg: not a readable image .*exceeds limit"):
         read_frame(file)
 
 
@@ -279,11 +279,11 @@ def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path) -> None:
     reader = open_frames(tmp_path)
     stored_picture(WIDTH + 1).save(file)
     file.write_bytes(file.read_bytes()[:60])  # its pixels cannot be decoded
-    with pytest.raises(InputError, match=r"b\.png: picture of 46x31, expected 45x31 as a\.png"):
+    with pytest.raises(InputError, match=r"b\.png: image of 46x31, expected 45x31 as a\.png"):
         list(reader)
     with pytest.raises(InputError, match=r"mask of 45x31, expected 46x31 as b\.png"):
         read_picture(file, (HEIGHT, WIDTH), Path("mask.png"), 1)
-    with pytest.raises(InputError, match=r"b\.png: not a readable picture \(.*truncated"):
+    with pytest.raises(InputError, match=r"b\.png: not a readable image \(.*truncated"):
         read_frame(file)
 
 
@@ -292,5 +292,5 @@ def test_formats_that_other_programs_draw_are_none(tmp_path: Path) -> None:
     drawing = io.BytesIO()
     stored_picture().save(drawing, "EPS")
     (tmp_path / "a.png").write_bytes(drawing.getvalue())
-    with pytest.raises(InputError, match=r"a\.png: not a readable picture \(no known picture format\)"):
+    with pytest.raises(InputError, match=r"a\.png: not a readable image \(unknown image format\)"):
         open_frames(tmp_path)

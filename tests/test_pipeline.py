@@ -224,7 +224,7 @@ def test_a_frame_that_cannot_be_decoded_stops_it(tmp_path, model):
     source = folder(tmp_path / "in", [f"{number}.jpg" for number in range(8)])
     whole = (source / "5.jpg").read_bytes()
     (source / "5.jpg").write_bytes(whole[:-40])
-    with pytest.raises(InputError, match=r"5\.jpg: not a readable picture"):
+    with pytest.raises(InputError, match=r"5\.jpg: not a readable image"):
         segment_video(source, mask(tmp_path / "m.png"), tmp_path / "out", model=model)
     assert files(tmp_path / "out") == [".resume.json", *(f"masks/{number}.png" for number in range(5))]
 
@@ -487,7 +487,7 @@ def test_a_mask_among_the_frames_is_no_frame(tmp_path, suffix, link):
     given = mask(tmp_path / "first.png" if link else source / "first.png", np.ones((8, 8), np.uint8))
     if link:
         (source / "first.png").symlink_to(given)
-    with pytest.raises(InputError, match=r"first\.png: picture of 8x8|img_0.*: picture of 48x32"):
+    with pytest.raises(InputError, match=r"first\.png: image of 8x8|img_0.*: image of 48x32"):
         open_frames(source)
     mask(given)
     reader = open_frames(source, mask_files(given))
@@ -524,8 +524,8 @@ def test_what_could_be_a_mask_or_a_frame_is_refused(tmp_path, model):
     out = tmp_path / "out"
     frames = folder(tmp_path / "in", ["f1.png", "f3.png"])
     mask(frames / "f2.png")
-    refused(r"f2\.png: given as mask, and named as a frame is", frames, frames / "f2.png", out, model)
-    refused("no pictures beside the masks", frames, frames, out, model)
+    refused(r"f2\.png: given as a mask, but named like a frame", frames, frames / "f2.png", out, model)
+    refused("no images beside the masks", frames, frames, out, model)
     picture = mask(tmp_path / "clip.png")
     refused(r"clip\.png: found as video and as mask", picture, picture, out, model)
     (tmp_path / "link.png").symlink_to("clip.png")

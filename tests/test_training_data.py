@@ -161,7 +161,7 @@ def test_pictures_of_any_colours_are_rgb_and_deep_ones_are_refused(tmp_path, shr
         assert found.shape == (8 // shrink, 12 // shrink, 3)
         assert (found == np.array(picture.convert("RGB"))[0, 0]).all()
     Image.fromarray(np.full((8, 12), 3000, np.uint16)).save(file)
-    with pytest.raises(InputError, match=r"a\.png: picture of mode I;16, expected 8 bits a channel"):
+    with pytest.raises(InputError, match=r"a\.png: image of mode I;16, expected 8 bits per channel"):
         read_picture(file, (8, 12), file, shrink)
 
 
@@ -374,7 +374,7 @@ def corrupt(stills):
 
 def test_corrupt_pictures_are_named(corrupt):
     clips = dataset(still_folder(corrupt))
-    with pytest.raises(InputError, match=r"(cut|noise)\.jpg: not a readable picture"):
+    with pytest.raises(InputError, match=r"(cut|noise)\.jpg: not a readable image"):
         [clips[Ticket(0, index, 0)] for index in range(30)]
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from stm_fast.errors import InputError
 from stm_fast.video.reader import open_frames
-from stm_fast.video.writer import MaskWriter, OverlayPictureWriter, OverlayVideoWriter
+from stm_fast.video.writer import MaskWriter, OverlayImageWriter, OverlayVideoWriter
 from video_files import needs_av, number_of, numbered_picture, write_video
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -371,12 +371,12 @@ def test_pictures_of_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
 def test_folders_that_cannot_be_a_clip_are_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    refuses(empty, "no pictures")
+    refuses(empty, "no images")
     twins = write_pictures(tmp_path / "twins", ["a.jpg", "a.png"])
     refuses(twins, "same name as a.jpg", name=twins / "a.png")
     broken = write_pictures(tmp_path / "broken", ["0.png", "1.png"])
     (broken / "1.png").write_text("not a picture")
-    refuses(broken, "not a readable picture", name=broken / "1.png")
+    refuses(broken, "not a readable image", name=broken / "1.png")
     deep = tmp_path / "deep"
     deep.mkdir()
     Image.fromarray(np.ones((4, 4), np.uint16)).save(deep / "0.png")
@@ -395,7 +395,7 @@ def test_a_cut_picture_is_named_when_it_is_reached(tmp_path: Path) -> None:
     (folder / "1.jpg").write_bytes(whole[:-40])
     frames = iter(open_frames(folder))
     next(frames)
-    with pytest.raises(InputError, match=re.escape(f"{folder / '1.jpg'}: not a readable picture")):
+    with pytest.raises(InputError, match=re.escape(f"{folder / '1.jpg'}: not a readable image")):
         next(frames)
 
 
@@ -522,9 +522,9 @@ def test_a_disk_that_fills_up_at_close_leaves_no_half_video(small_disk: Path) ->
     assert os.listdir(small_disk) == ["other"]
 
 
-@pytest.mark.parametrize("kind", [MaskWriter, OverlayPictureWriter])
+@pytest.mark.parametrize("kind", [MaskWriter, OverlayImageWriter])
 def test_a_full_disk_leaves_no_half_picture(
-    small_disk: Path, kind: type[MaskWriter] | type[OverlayPictureWriter]
+    small_disk: Path, kind: type[MaskWriter] | type[OverlayImageWriter]
 ) -> None:
     writer = kind(small_disk)
 

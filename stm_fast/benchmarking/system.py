@@ -33,7 +33,7 @@ from stm_fast.network import STM
 from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deployment import for_inference
 from stm_fast.video import open_frames, write_mask
-from stm_fast.video.writer import OverlayPictureWriter
+from stm_fast.video.writer import OverlayImageWriter
 
 PUBLISHED = "published"
 FRAMES = 4  # of the clip, shown over and over
@@ -148,7 +148,7 @@ def beside_seconds(workload: SystemWorkload, rounds: int = 5) -> dict[str, float
     """Seconds of reading a JPEG and writing a PNG of masks, which go on beside the network; medians."""
     clip = SyntheticClip(0, frames=1, height=SIZES[workload.size][0], width=SIZES[workload.size][1])
     with tempfile.TemporaryDirectory() as folder:
-        OverlayPictureWriter(folder).write("00000", clip[0].image)
+        OverlayImageWriter(folder).write("00000", clip[0].image)
         decode = [_seconds(lambda: list(open_frames(folder))) for _ in range(rounds)]
         write = [_seconds(lambda: write_mask(Path(folder) / "mask.png", clip[0].ids)) for _ in range(rounds)]
     return {"decode": statistics.median(decode), "write": statistics.median(write)}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.errors import InputError
-from stm_fast.video.pillow import opened, orientation, seen_size, to_rgb, upright
+from stm_fast.video.image_file import open_image, orientation, to_rgb, upright, upright_size
 
 
 def shot_of(picture: Path, ids: Bytes, mask: Path) -> Shot:
@@ -25,8 +25,8 @@ def read_picture(file: Path, size: tuple[int, int], mask: Path, shrink: int) -> 
 
     Raises InputError: no such file, a broken one, more than 8 bits a channel, a size other than that of its mask.
     """
-    with opened(file) as picture:
-        width, height = seen_size(picture)
+    with open_image(file) as picture:
+        width, height = upright_size(picture)
         if (height, width) != size:
             raise InputError(f"{mask}: mask of {size[1]}x{size[0]}, expected {width}x{height} as {file.name}")
         turn = orientation(picture)

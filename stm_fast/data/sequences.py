@@ -18,9 +18,9 @@ import numpy.typing as npt
 from stm_fast.choices import SetName
 from stm_fast.data.drawn_set import draw_set
 from stm_fast.errors import InputError, check_name, require_folder
-from stm_fast.listing import by_stem, list_folders, list_masks, list_pictures
+from stm_fast.listing import by_stem, list_folders, list_images, list_masks
 from stm_fast.text_file import read_json, read_lines
-from stm_fast.video import VOID, VOID_NOTE, MaskPicture, has_void, object_ids, read_mask, without_void
+from stm_fast.video import VOID, VOID_NOTE, MaskImage, has_void, object_ids, read_mask, without_void
 from stm_fast.whole_file import same_file
 
 RESOLUTION = "480p"  # what DAVIS is evaluated at
@@ -64,7 +64,7 @@ class Sequence:
         """Whether every required frame has its annotation, so that results can be scored here."""
         if self.frames is None:
             return True
-        names = self.required or {file.stem for file in list_pictures(self.frames)}
+        names = self.required or {file.stem for file in list_images(self.frames)}
         return names <= set(self.annotated)
 
     @cached_property
@@ -102,7 +102,7 @@ class Sequence:
     def _masks(self) -> dict[str, Path]:
         return by_stem(list_masks(self.annotations))
 
-    def _mask(self, name: str) -> MaskPicture:
+    def _mask(self, name: str) -> MaskImage:
         return read_mask(self.annotation(name))
 
     def _void_in(self, ids: Ids) -> bool:

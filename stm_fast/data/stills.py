@@ -10,9 +10,9 @@ from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Bytes, Shot
 from stm_fast.data.sbd import read_mat
 from stm_fast.errors import InputError, require_folder
-from stm_fast.listing import by_stem, list_masks, list_pictures, natural_key
+from stm_fast.listing import by_stem, list_images, list_masks, natural_key
 from stm_fast.video import has_void, object_ids, read_mask, without_void
-from stm_fast.video.pillow import opened
+from stm_fast.video.image_file import open_image
 from stm_fast.whole_file import same_file
 
 _HALF = 128
@@ -70,7 +70,7 @@ def still_folder(root: Path) -> StillSource:
     for folder in (pictures, masks):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder, expected pictures in JPEGImages and masks in Annotations")
-    return StillSource(_paired(list_pictures(pictures), list_masks(masks), str(pictures)))
+    return StillSource(_paired(list_images(pictures), list_masks(masks), str(pictures)))
 
 
 def still_globs(root: Path, pictures: str, masks: str) -> StillSource:
@@ -110,7 +110,7 @@ def _read_ids(file: Path) -> Bytes:
     """Object ids [H, W] of a mask."""
     if file.suffix.lower() == ".mat":
         return read_mat(file)
-    with opened(file, "mask") as picture:
+    with open_image(file, "mask") as picture:
         grey = None if picture.mode in _NOT_GREY else np.array(picture.convert("L"))
     if grey is not None and grey.max() >= _HALF:
         return (grey >= _HALF).astype(np.uint8)

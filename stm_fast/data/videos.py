@@ -9,7 +9,7 @@ from stm_fast.data.pictures import shot_of
 from stm_fast.data.raw import Shot
 from stm_fast.data.sequences import Sequence
 from stm_fast.errors import InputError
-from stm_fast.listing import list_pictures
+from stm_fast.listing import list_images
 
 
 class VideoSource:
@@ -72,7 +72,7 @@ def draw_times(length: int, frames: int, max_skip: int, generator: np.random.Gen
 def _list_frames(sequence: Sequence) -> list[Path]:
     if sequence.frames is None:
         raise InputError(f"{sequence.annotations}: sequence {sequence.name} has no frames")
-    files = list_pictures(sequence.frames)
+    files = list_images(sequence.frames)
     if sequence.required is not None:
         files = [file for file in files if file.stem in sequence.required]
     if not files:

@@ -17,9 +17,9 @@ from stm_fast.evaluation.chart import Line, line_chart
 from stm_fast.evaluation.record import Record
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.inference.stages import STAGES
-from stm_fast.listing import list_pictures, mask_of
+from stm_fast.listing import list_images, mask_of
 from stm_fast.video import DAVIS_PALETTE, draw_overlay, read_written_mask
-from stm_fast.video.picture_folder import read_frame
+from stm_fast.video.image_folder import read_frame
 from stm_fast.whole_file import whole_file
 
 STRIPS = 6  # sequences whose worst frames are shown
@@ -168,7 +168,7 @@ def _figure(sequence: Sequence, folder: Path, name: str, score: float) -> str:
 
 def _picture(sequence: Sequence, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """The frame ``[H, W, 3]``; grey where only masks are known."""
-    for file in () if sequence.frames is None else list_pictures(sequence.frames):
+    for file in () if sequence.frames is None else list_images(sequence.frames):
         if file.stem == name:
             return read_frame(file)
     return np.full((*shape, 3), 128, np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.errors import InputError, reading, require_present
-from stm_fast.listing import list_masks, list_pictures
+from stm_fast.listing import list_images, list_masks
 from stm_fast.video import (
     VOID,
     VOID_NOTE,
@@ -128,7 +128,7 @@ def _left_out(reader: FrameReader) -> Iterator[str]:
 
 def _other_pictures(folder: Path, masks: list[Path], reader: FrameReader) -> Iterator[str]:
     """A note where a folder of PNGs holds pictures that could be meant as masks too."""
-    others = sorted(set(list_pictures(folder)) - set(masks))
+    others = sorted(set(list_images(folder)) - set(masks))
     if masks and others and not same_file(folder, reader.path):
         yield f"{_named(others)}: left out, because the masks beside it are PNGs"
 

@@ -16,7 +16,7 @@ from stm_fast.video import (
     Frame,
     FrameReader,
     MaskWriter,
-    OverlayPictureWriter,
+    OverlayImageWriter,
     OverlayVideoWriter,
     draw_overlay,
     read_written_mask,
@@ -53,11 +53,11 @@ class Results:
         masks, pictures = parts_of(folder)
         self._masks = MaskWriter(masks, palette)
         self._video: OverlayVideoWriter | None = None
-        self._pictures: OverlayPictureWriter | None = None
+        self._pictures: OverlayImageWriter | None = None
         if overlay == "video":
             self._video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
         elif overlay == "pictures":
-            self._pictures = OverlayPictureWriter(pictures)
+            self._pictures = OverlayImageWriter(pictures)
         self._scores = ScoreTable(folder, done, scores if done else None)
 
     def write(self, frame: Frame, ids: npt.NDArray[np.uint8], scores: Mapping[int, float]) -> None:

@@ -1,6 +1,6 @@
-"""Pictures in, pictures out: readers of frames, masks of ids, writers, overlays. All streaming."""
+"""Frame readers, masks of object ids, writers and overlays. Everything streams."""
 
-from stm_fast.video.mask_picture import MaskPicture
+from stm_fast.video.mask_image import MaskImage
 from stm_fast.video.masks import (
     DAVIS_PALETTE,
     VOID,
@@ -15,7 +15,7 @@ from stm_fast.video.masks import (
 )
 from stm_fast.video.overlay import draw_overlay
 from stm_fast.video.reader import Frame, FrameReader, open_frames
-from stm_fast.video.writer import MaskWriter, OverlayPictureWriter, OverlayVideoWriter
+from stm_fast.video.writer import MaskWriter, OverlayImageWriter, OverlayVideoWriter
 
 __all__ = [
     "DAVIS_PALETTE",
@@ -23,9 +23,9 @@ __all__ = [
     "VOID_NOTE",
     "Frame",
     "FrameReader",
-    "MaskPicture",
+    "MaskImage",
     "MaskWriter",
-    "OverlayPictureWriter",
+    "OverlayImageWriter",
     "OverlayVideoWriter",
     "draw_overlay",
     "has_void",

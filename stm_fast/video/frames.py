@@ -1,12 +1,10 @@
-"""What a reader of frames gives: one frame at a time, never the whole video."""
+"""The interface of frame readers: one frame at a time, never the whole video."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +12,12 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a video, as it should be seen (rotation applied).
+    """One frame of a video, upright (rotation applied).
 
     Attributes:
         index: position in presentation order, from 0.
         time: seconds since the first frame.
-        name: name of what is written for this frame: "00000" for a video, the file's stem for a folder of pictures.
+        name: stem of the files written for this frame: "00000" for a video, the image's stem for a folder.
         image: uint8 RGB, [H, W, 3], contiguous.
     """
 
@@ -38,9 +36,9 @@ class FrameReader(ABC):
         path: the file or folder.
         name: name of the video: the file's stem or the folder's name.
         width, height: size of every frame in pixels, after rotation.
-        frame_count: number of frames, None where that is known at the end only.
-        frame_rate: frames per second; the average where the rate varies.
-        left_out: pictures that are no frames, because they are masks.
+        frame_count: number of frames, or None if it is known only at the end.
+        frame_rate: frames per second; the average if the rate varies.
+        left_out: images that are not frames because they are masks.
     """
 
     path: Path
@@ -53,24 +51,16 @@ class FrameReader(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
-        """Frames from the first. Raises InputError at a frame that cannot be decoded, and names it."""
+        """Frames from the first.
+
+        Raises:
+            InputError: a frame cannot be decoded; the message names it.
+        """
 
     @abstractmethod
     def index_of(self, name: str) -> int | None:
-        """The index of the frame of this name; None where there is none."""
+        """The index of the frame with this name, or None."""
 
     @abstractmethod
     def name_of(self, index: int) -> str:
-        """The name of a frame, which `Frame` has too. An index beyond the end is a programmer's mistake."""
-
-    def close(self) -> None:
-        """Let go of what outlives an iteration."""
-        return None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        """The name of a frame, as in `Frame`. An index past the end is a programming error."""

@@ -1,39 +1,36 @@
-"""How many frames a video stream has, counted without decoding: from its packets, or from its index where that does."""
-
-from __future__ import annotations
+"""The number of frames of a video stream, counted without decoding: from its packets, or from a complete index."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-from stm_fast.video import mp4
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.packet import Packet
-    from av.video.stream import VideoStream
+from stm_fast.video import containers
 
-    VideoPacket = Packet[VideoStream]
+VideoPacket: TypeAlias = "Packet[VideoStream]"  # Packet is generic in the stubs only
 
-# a packet of these is a frame, and none refers to one that follows it
+# every packet of these codecs is a frame, and no frame refers to a later one
 _IN_ORDER = frozenset(
     {"av1", "cinepak", "ffv1", "flv", "gif", "libaom-av1", "libdav1d", "png", "qtrle", "snow", "svq1", "theora", "zmbv"}
 )
-# a packet of these is a frame, but decoders leave out frames before the first key frame that refer to what is missing
+# every packet of these is a frame, but decoders drop frames before the first key frame whose references are missing
 _REORDERED = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
-# values of AVFieldOrder: nothing is known, or no frame is made of two fields
+# values of AVFieldOrder: unknown, and progressive
 _WHOLE_FRAMES = (0, 1)
-# "the frame before, again" of MPEG-4 part 2, of which no decoder makes a frame, has 8 bytes where times are usual
+# a packet of MPEG-4 part 2 that repeats the previous frame, for which decoders give no frame, usually has 8 bytes
 _LONGEST_REPEAT = 12
-# of a unit of H.264 and HEVC, and of a picture of MPEG-4 part 2
+# of an H.264 or HEVC unit, and of an MPEG-4 part 2 picture
 _START_CODE = b"\x00\x00\x01"
 _VOP_START = b"\x00\x00\x01\xb6"
 
 
 class PacketCount:
-    """Counts the frames of a stream while its packets pass.
+    """Counts the frames of a stream while its packets pass through.
 
-    `total` never differs from what decoding gives: where packets do not tell, it is None.
+    The count always agrees with decoding; if packets are not enough to know it, it is None.
     """
 
     def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
@@ -48,20 +45,20 @@ class PacketCount:
             self._known = False
         self._count = 0
         self._first_stamp: int | None = None
-        # whether later packets cannot show any more that decoding starts in the middle of a group of pictures
+        # whether it is settled that decoding does not start in the middle of a group of pictures
         self._started = False
-        index_is_whole = "mp4" in container.format.name and not mp4.is_fragmented(path)
+        index_is_whole = "mp4" in container.format.name and not containers.is_fragmented(path)
         self._use_index = index_is_whole and codec.name not in _SHOWN
 
     def watch(self, packets: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
-        """The packets, counted."""
+        """Passes the packets on and counts them."""
         for packet in packets:
             if packet.size and self._known:
                 self._add(packet)
             yield packet
 
     def finish(self, packets: Iterator[VideoPacket]) -> int | None:
-        """The number of frames, None where it is not known. It takes those of the watched packets that it needs."""
+        """The number of frames, or None if unknown. Consumes as many of the watched packets as needed."""
         while self._known and not (self._use_index and self._started) and next(packets, None) is not None:
             pass
         if not self._known:
@@ -80,13 +77,13 @@ class PacketCount:
             self._start(packet)
 
     def _start(self, packet: VideoPacket) -> None:
-        """Looks whether the stream starts with frames that cannot be decoded."""
+        """Checks whether the stream starts with frames that cannot be decoded."""
         if not self._reordered:
             self._started = True
             self._known &= packet.is_keyframe or not self._needs_key
         elif self._first_stamp is None:
             self._first_stamp = packet.pts
-            # a raw stream has no times
+            # a raw stream has no time stamps
             self._started = packet.pts is None and _starts_anew(self._stream.codec_context.name, packet)
             self._known &= packet.is_keyframe and (self._started or packet.pts is not None)
         elif packet.pts is None or (packet.pts < self._first_stamp and not packet.is_discard):
@@ -96,7 +93,7 @@ class PacketCount:
 
 
 def _starts_anew(codec: str, packet: VideoPacket) -> bool:
-    """Whether nothing that follows can refer to what came before: the packet of a raw stream has an IDR picture."""
+    """Whether the packet of a raw stream has an IDR picture: no later frame can refer to an earlier one."""
     shift, mask, kinds = {"h264": (0, 0x1F, {5}), "hevc": (1, 0x3F, {19, 20})}.get(codec, (0, 0, set[int]()))
     units = bytes(packet).split(_START_CODE)[1:]
     return any(unit and unit[0] >> shift & mask in kinds for unit in units)
@@ -107,17 +104,17 @@ def _one(packet: VideoPacket) -> int | None:
 
 
 def _shown_of_mpeg4(packet: VideoPacket) -> int | None:
-    """None for two frames in one packet, and what may be a repetition of the frame before."""
+    """None for two frames in one packet, and for a possible repetition of the previous frame."""
     return 1 if packet.size > _LONGEST_REPEAT and bytes(packet).count(_VOP_START) == 1 else None
 
 
 def _shown_of_vp8(packet: VideoPacket) -> int | None:
-    """0 for a hidden frame, which others refer to: bit 4 of the frame header (RFC 6386, section 9.1)."""
+    """0 for a hidden reference frame: bit 4 of the frame header (RFC 6386, section 9.1)."""
     return memoryview(packet)[0] >> 4 & 1
 
 
 def _shown_of_vp9(packet: VideoPacket) -> int | None:
-    """Hidden and shown frames come in one packet, with an index behind them (VP9 bitstream, annex B)."""
+    """Hidden and shown frames share a packet, followed by an index (VP9 bitstream, annex B)."""
     data = memoryview(packet)
     last = data[-1]
     frames, width = (last & 7) + 1, (last >> 3 & 3) + 1
@@ -134,8 +131,8 @@ def _shown_of_vp9(packet: VideoPacket) -> int | None:
 
 
 def _is_shown_vp9(first: int) -> bool:
-    """By the first byte of the uncompressed header (VP9 bitstream, section 6.2)."""
-    # profile 3 has a reserved bit more
+    """From the first byte of the uncompressed header (VP9 bitstream, section 6.2)."""
+    # profile 3 has one more reserved bit
     after_profile = first << 1 if first & 0x30 == 0x30 else first
     show_existing, show = after_profile & 0x08, after_profile & 0x02
     return bool(show_existing or show)

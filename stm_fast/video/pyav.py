@@ -1,4 +1,4 @@
-"""PyAV is needed for videos only: it is imported when the first one is opened."""
+"""PyAV is needed for videos only, so it is imported when the first one is opened."""
 
 import importlib
 
@@ -6,10 +6,14 @@ from stm_fast.errors import InputError
 
 
 def require_av(path: object) -> None:
-    """Raise InputError where PyAV cannot be imported; `path` is the video it is needed for."""
+    """Checks that PyAV can be imported; `path` is the video it is needed for.
+
+    Raises:
+        InputError: it cannot.
+    """
     try:
         importlib.import_module("av")
     except ImportError as error:
         raise InputError(
-            f"{path}: videos need PyAV, which cannot be imported ({error}); pip install av, or use a folder of pictures"
+            f"{path}: videos need PyAV, which cannot be imported ({error}); pip install av, or use a folder of images"
         ) from error

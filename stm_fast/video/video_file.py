@@ -1,62 +1,60 @@
 """Frames of a video file, decoded by PyAV: exact, in presentation order, with their own time stamps."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import av
 import numpy as np
 import numpy.typing as npt
+from av.codec.context import ThreadType
+from av.container import InputContainer
+from av.stream import Discard
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from stm_fast.errors import InputError
-from stm_fast.video import matroska
+from stm_fast.video import containers
 from stm_fast.video.frames import Frame, FrameReader
-from stm_fast.video.packet_count import PacketCount
-from stm_fast.video.pyav import require_av
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.packet import Packet
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
+from stm_fast.video.packet_count import PacketCount, VideoPacket
 
 logger = logging.getLogger(__name__)
 
-# frames per second where the file states none, or none that a camera has
+# frames per second if the file states none, or none that is plausible
 DEFAULT_FRAME_RATE = Fraction(25)
 _FRAME_RATES = (Fraction(1, 24 * 3600), Fraction(10_000))
-# of a frame: 16K UHD. A file of some kilobytes can hold a larger one, of a single colour
-MOST_PIXELS = 15_360 * 8_640
-# flags of streams that are no video: covers, thumbnails, stills, and what is a part of another stream
+# of a frame: 16K UHD. A file of a few kilobytes can hold a larger frame of a single color
+MAX_PIXELS = 15_360 * 8_640
+# flags of streams that are not videos: covers, thumbnails, still images, and parts of other streams
 _NOT_VIDEO_FLAGS = frozenset({"attached_pic", "timed_thumbnails", "still_image", "dependent"})
-# what names other files, or devices; and plain text, which FFmpeg draws as a terminal would
+# formats that refer to other files or devices, and plain text, which FFmpeg renders like a terminal
 _NOT_VIDEO_FORMATS = frozenset(
     {"concat", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sdp", "tty", "webm_dash_manifest"}
 )
-# of the number of a frame
-_MOST_DIGITS = 18
+# of a frame number
+_MAX_DIGITS = 18
 
 
 class VideoFile(FrameReader):
     """Frames of the default video stream of a file; constant and variable frame rate, rotation applied.
 
-    What the file says of its length is compared with its size, its frames are counted without decoding them, and the
-    first frame is decoded, so that what is not a whole video is refused before work starts. Pixels are taken as stored:
-    a non-square pixel aspect is not stretched.
+    The length that the file states is compared with its size, its frames are counted without decoding them, and the
+    first frame is decoded, so that incomplete files are refused before any work. Pixels are used as stored:
+    a non-square pixel aspect ratio is not corrected.
 
-    Raises InputError: not a video, no video stream, truncated, frames of more than MOST_PIXELS, or no frame in it.
+    Raises:
+        InputError: not a video, no video stream, truncated, frames of more than MAX_PIXELS, or no frame at all.
     """
 
     def __init__(self, path: Path) -> None:
-        require_av(path)
         self.path = path
         self.name = path.stem
+        self.frame_count = None
         with _open_stream(path) as (container, stream):
             _check_complete(path, container, stream)
             _note_choice(path, container, stream)
@@ -64,7 +62,9 @@ class VideoFile(FrameReader):
             count = PacketCount(path, container, stream)
             packets = count.watch(container.demux(stream))
             first = next(self._decode(packets))
-            self.frame_count = _finish(count, packets)
+            # a damaged frame is reported by name when it is reached
+            with suppress(av.FFmpegError):
+                self.frame_count = count.finish(packets)
         self.height, self.width = first.image.shape[:2]
 
     def __iter__(self) -> Iterator[Frame]:
@@ -80,55 +80,59 @@ class VideoFile(FrameReader):
                 yield frame
                 decoded += 1
         if self.frame_count not in (None, decoded):
-            # decoders leave out frames of a damaged file without a word
+            # decoders silently drop frames of a damaged file
             logger.warning("%s: damaged: %d frames could be decoded of %d", self.path, decoded, self.frame_count)
 
     def index_of(self, name: str) -> int | None:
-        if not (name.isascii() and name.isdigit() and len(name) <= _MOST_DIGITS):
+        if not (name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS):
             return None
         return int(name) if self.frame_count is None or int(name) < self.frame_count else None
 
     def name_of(self, index: int) -> str:
         return f"{index:05d}"
 
-    def _decode(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[Frame]:
+    def _decode(self, packets: Iterator[VideoPacket]) -> Iterator[Frame]:
         time = 0.0
-        for index, picture in enumerate(self._pictures(packets)):
-            stamp = _stamp(picture)
-            with _failing(f"{self.path}: frame {index} cannot be decoded"):
+        for index, decoded in enumerate(self._decoded(packets)):
+            stamp = _stamp(decoded)
+            with _as_input_error(f"{self.path}: frame {index} cannot be decoded"):
                 if index == 0:
                     origin = stamp or 0.0
-                    # asked once: PyAV's side data and its frame hold each other until the garbage collector runs
-                    orientation = _orientation(picture)
+                    # read once: PyAV's side data and its frame form a reference cycle
+                    orientation = _orientation(decoded)
                 elif stamp is not None and stamp - origin > time:
                     time = stamp - origin
                 else:
-                    # some containers (AVI) state no usable time stamps: go on at the frame rate
+                    # some containers (AVI) have no usable time stamps: continue at the frame rate
                     time += float(1 / self.frame_rate)
-                image = cast(npt.NDArray[np.uint8], picture.to_ndarray(format="rgb24"))  # [H, W, 3]
+                image = cast(npt.NDArray[np.uint8], decoded.to_ndarray(format="rgb24"))  # [H, W, 3]
             yield Frame(index, time, self.name_of(index), orientation.apply(image))
 
-    def _pictures(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[VideoFrame]:
-        """What the decoder gives. Raises InputError at a damaged frame, and where there is none at all."""
-        decoded = _decoded(packets)
+    def _decoded(self, packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
+        """The frames as decoded.
+
+        Raises:
+            InputError: a damaged frame, or no frame at all.
+        """
+        frames = _decode(packets)
         index = 0
         while True:
-            with _failing(f"{self.path}: frame {index} cannot be decoded"):
-                picture = next(decoded, None)
-            if picture is None:
+            with _as_input_error(f"{self.path}: frame {index} cannot be decoded"):
+                frame = next(frames, None)
+            if frame is None:
                 break
-            if picture.is_corrupt:
+            if frame.is_corrupt:
                 raise InputError(f"{self.path}: frame {index} is corrupt")
-            yield picture
+            yield frame
             index += 1
         if index == 0:
             raise InputError(f"{self.path}: the video stream holds no frame")
 
 
-def _decoded(packets: Iterator[Packet[VideoStream]]) -> Iterator[VideoFrame]:
+def _decode(packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
     last = None
     for packet in packets:
-        # an empty one stands for the end, which PyAV adds; some containers (AVI) repeat a frame with one
+        # PyAV appends an empty packet to mark the end; some containers (AVI) repeat a frame with an empty packet
         if packet.size:
             yield from packet.decode()
         else:
@@ -137,31 +141,17 @@ def _decoded(packets: Iterator[Packet[VideoStream]]) -> Iterator[VideoFrame]:
         yield from last.decode()
 
 
-def _finish(count: PacketCount, packets: Iterator[Packet[VideoStream]]) -> int | None:
-    """The number of frames; None where the file is damaged, whose frame is named when it is reached."""
-    import av
-
-    try:
-        return count.finish(packets)
-    except av.FFmpegError:
-        return None
-
-
 @contextmanager
 def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its default video stream. No other file is read, whatever this one refers to."""
-    import av
-    from av.codec.context import ThreadType
-    from av.stream import Discard
-
-    limit = {"max_pixels": str(MOST_PIXELS)}
+    """The file and its default video stream. No other file is read, even if this one refers to it."""
+    limit = {"max_pixels": str(MAX_PIXELS)}
     formats = (name for name in av.formats_available if _NOT_VIDEO_FORMATS.isdisjoint(name.split(",")))
     access = {"protocol_whitelist": "file", "format_whitelist": ",".join(formats)}
-    with _failing(f"{path}: not a video, or cut off before its index"):
-        # the prefix keeps a colon in a name from being read as a protocol
+    with _as_input_error(f"{path}: not a video, or cut off before its index"):
+        # without the prefix a name with a colon would be taken as a protocol
         container = av.open(f"file:{path}", options=access | limit, metadata_errors="backslashreplace")
     with container:
-        with _failing(f"{path}: not a readable video"):
+        with _as_input_error(f"{path}: not a readable video"):
             stream = _choose(path, container)
             _check_pixels(path, stream)
             for other in container.streams:
@@ -173,9 +163,10 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _choose(path: Path, container: InputContainer) -> VideoStream:
-    """The video stream that a player would show: the default one, of several FFmpeg's choice.
+    """The video stream that a player would show: the default one; of several, FFmpeg's choice.
 
-    Raises InputError where there is none.
+    Raises:
+        InputError: there is none.
     """
     candidates = _candidates(container)
     if not candidates:
@@ -183,7 +174,7 @@ def _choose(path: Path, container: InputContainer) -> VideoStream:
         raise InputError(f"{path}: no video stream, found {found}")
     known = [stream for stream in candidates if stream.codec_context is not None]
     if not known:
-        raise InputError(f"{path}: the codec of the video stream is not known")
+        raise InputError(f"{path}: the codec of the video stream is unknown")
     default = [stream for stream in known if "default" in _flags(stream)] or known
     best = container.streams.best("video")
     return next((stream for stream in default if best is not None and stream.index == best.index), default[0])
@@ -202,7 +193,7 @@ def _note_choice(path: Path, container: InputContainer, stream: VideoStream) -> 
     if len(candidates) > 1:
         size = f"{stream.codec_context.width}x{stream.codec_context.height}"
         logger.warning(
-            "%s: found %d video streams, taken is number %d (%s)",
+            "%s: found %d video streams, using number %d (%s)",
             path,
             len(candidates),
             1 + [candidate.index for candidate in candidates].index(stream.index),
@@ -212,12 +203,12 @@ def _note_choice(path: Path, container: InputContainer, stream: VideoStream) -> 
 
 def _check_pixels(path: Path, stream: VideoStream) -> None:
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MOST_PIXELS:
-        raise InputError(f"{path}: frames of {width}x{height}, expected at most {MOST_PIXELS} pixels")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{path}: frames of {width}x{height}, expected at most {MAX_PIXELS} pixels")
 
 
 def _frame_rate(stream: VideoStream) -> Fraction:
-    """The average; files state any nonsense where they have none."""
+    """The average rate, if plausible; files without one may state anything."""
     slowest, fastest = _FRAME_RATES
     for rate in (stream.average_rate, stream.guessed_rate):
         if rate is not None and slowest <= rate <= fastest:
@@ -225,39 +216,39 @@ def _frame_rate(stream: VideoStream) -> Fraction:
     return DEFAULT_FRAME_RATE
 
 
-def _stamp(picture: VideoFrame) -> float | None:
-    """When a frame is shown, in seconds; None where the file does not say."""
-    time = picture.time if picture.pts is not None and picture.time_base else None
+def _stamp(frame: VideoFrame) -> float | None:
+    """When a frame is shown, in seconds; None if the file does not say."""
+    time = frame.time if frame.pts is not None and frame.time_base else None
     return time if time is not None and math.isfinite(time) else None
 
 
 def _check_complete(path: Path, container: InputContainer, stream: VideoStream) -> None:
-    """Refuse a file that ends before the last packet of its own index (MP4, MOV, AVI), or its stated end (Matroska)."""
+    """Refuses a file that ends before the last packet of its index (MP4, MOV, AVI) or its stated end (Matroska)."""
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     if "matroska" in container.format.name:
-        end = matroska.stated_end(path) or end
+        end = containers.stated_end(path) or end
     size = path.stat().st_size
     if end > size:
-        raise InputError(f"{path}: truncated: it says that it reaches to byte {end}, the file has {size}")
+        raise InputError(f"{path}: truncated: it should have {end} bytes, and has {size}")
 
 
 @dataclass(frozen=True)
 class _Orientation:
-    """Quarter turns and mirrorings as one transposition, then flips."""
+    """Quarter turns and reflections, as a transposition followed by flips."""
 
     transpose: bool
     rows: slice
     columns: slice
 
     def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A picture [H, W, 3] as it should be seen, contiguous."""
+        """The upright image [H, W, 3], contiguous."""
         turned = image.transpose(1, 0, 2) if self.transpose else image
         return np.ascontiguousarray(turned[self.rows, self.columns])
 
 
-def _orientation(picture: VideoFrame) -> _Orientation:
-    """What the display matrix of a decoded frame says, to the nearest quarter turn; upright where that is none."""
-    stored: Any = picture.side_data.get("DISPLAYMATRIX")
+def _orientation(frame: VideoFrame) -> _Orientation:
+    """The display matrix of a decoded frame, to the nearest quarter turn; upright if it is not close to one."""
+    stored: Any = frame.side_data.get("DISPLAYMATRIX")
     a, b, c, d = 1, 0, 0, 1
     if stored is not None:
         # x' = a x + c y, y' = b x + d y, in the layout of the tkhd matrix of ISO/IEC 14496-12
@@ -270,8 +261,8 @@ def _orientation(picture: VideoFrame) -> _Orientation:
 
 
 @contextmanager
-def _failing(message: str) -> Iterator[None]:
-    """Turns what PyAV raises inside the block into an InputError: for a hostile file that is open-ended."""
+def _as_input_error(message: str) -> Iterator[None]:
+    """Turns exceptions of PyAV, which may be of any type for a hostile file, into an InputError."""
     try:
         yield
     except InputError:
@@ -281,6 +272,6 @@ def _failing(message: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words for an error, in one line and without the file name that FFmpeg adds."""
+    """The system's message for an error, in one line and without the file name that FFmpeg adds."""
     words = getattr(error, "strerror", None) or str(error)
     return " ".join(words.split()) or type(error).__name__

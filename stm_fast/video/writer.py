@@ -1,4 +1,4 @@
-"""What a run leaves on disk, one frame at a time: masks, an overlay video, overlay pictures."""
+"""Writers of results, one frame at a time: masks, an overlay video, overlay images."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# ticks per second of the time stamps: the unit of MPEG, whole for 24, 25, 30, 50, 60 and 30000/1001
+# time stamp ticks per second: the unit of MPEG, a multiple of 24, 25, 30, 50, 60 and 30000/1001
 CLOCK = 90_000
 # x264's constant quality: 18 looks like the source, 23 is its default
 QUALITY = "20"
 JPEG_QUALITY = 90
-# between two frames: MP4 has 31 bits for it
-MOST_TICKS = 2**31 - 1
-# matrix, primaries and transfer of ITU-R BT.709, limited range: what browsers assume
+# between two frames, which MP4 stores in 31 bits
+MAX_TICKS = 2**31 - 1
+# matrix, primaries and transfer of ITU-R BT.709, limited range, as browsers assume
 BT709 = 1
 LIMITED_RANGE = 1
 
 
 class FileWriter:
-    """A file for each frame in one folder, each whole or not at all.
+    """One file per frame in one folder, each written completely or not at all.
 
-    Raises InputError where the folder cannot be made.
+    Raises:
+        InputError: the folder cannot be created.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,7 +49,7 @@ class FileWriter:
         make_folder(self.folder)
 
     def sync(self) -> None:
-        """Waits until what was written is on the disk: then it is there after a loss of power too."""
+        """Waits until everything written is on disk and would survive a power failure."""
         for path in (*self._not_synced, self.folder):
             with writing(path):
                 sync(path)
@@ -67,31 +68,32 @@ class MaskWriter(FileWriter):
         self.palette = palette
 
     def write(self, name: str, ids: npt.NDArray[np.uint8]) -> None:
-        """Write the mask [H, W] uint8 of one frame."""
+        """Writes the mask [H, W] uint8 of one frame."""
         write_mask(self._path(f"{name}.png"), ids, self.palette)
 
 
-class OverlayPictureWriter(FileWriter):
+class OverlayImageWriter(FileWriter):
     """Writes `folder/<name>.jpg`."""
 
     def write(self, name: str, image: npt.NDArray[np.uint8]) -> None:
-        """Write the picture uint8 [H, W, 3] RGB of one frame."""
+        """Writes the image uint8 [H, W, 3] RGB of one frame."""
         with whole_file(self._path(f"{name}.jpg")) as partial:
             Image.fromarray(image).save(partial, format="JPEG", quality=JPEG_QUALITY)
 
 
 class OverlayVideoWriter:
-    """H.264 yuv420p MP4 that browsers play, index first; every frame keeps its own time stamp.
+    """H.264 yuv420p MP4 that browsers play, with the index first; every frame keeps its own time stamp.
 
-    H.264 at 4:2:0 needs even sizes: an odd width or height is padded by one column or row that repeats the last.
-    A gap of more than 6.6 hours, which MP4 cannot hold, is shortened to that.
-    The file has another name until `close()`; `abort()`, or an exception in a `with` block, leaves nothing.
+    H.264 at 4:2:0 needs even sizes: an odd width or height is padded with a copy of the last column or row. Gaps of
+    more than 6.6 hours, the limit of MP4, are shortened to that. The file has a temporary name until `close()`;
+    `abort()`, or an exception in a `with` block, leaves no file.
     """
 
     def __init__(self, path: str | Path, width: int, height: int, frame_rate: Fraction) -> None:
-        """Size in pixels; `frame_rate` in frames per second, the average where it varies.
+        """Size in pixels; `frame_rate` in frames per second, the average if it varies.
 
-        Raises InputError where PyAV or its H.264 encoder is absent or the file cannot be written.
+        Raises:
+            InputError: PyAV or its H.264 encoder is missing, or the file cannot be written.
         """
         self.path = Path(path)
         self.width, self.height = width, height
@@ -109,9 +111,10 @@ class OverlayVideoWriter:
                 raise
 
     def write(self, image: npt.NDArray[np.uint8], time: float) -> None:
-        """Append one frame, uint8 [H, W, 3] RGB, shown from `time` seconds on. Times must not go back.
+        """Appends one frame, uint8 [H, W, 3] RGB, shown from `time` seconds on. Times must not decrease.
 
-        Raises InputError where it cannot be written; the video is then given up.
+        Raises:
+            InputError: it cannot be written; the video is then aborted.
         """
         if self._container is None:
             raise ValueError(f"{self.path}: the video is closed")
@@ -119,11 +122,11 @@ class OverlayVideoWriter:
             found = f"{image.dtype} {image.shape}"
             raise ValueError(f"image: {found}, expected uint8 [{self.height}, {self.width}, 3]")
         tick = max(round(time * CLOCK), self._last_tick + 1)
-        self._last_tick = tick if self._last_tick < 0 else min(tick, self._last_tick + MOST_TICKS)
+        self._last_tick = tick if self._last_tick < 0 else min(tick, self._last_tick + MAX_TICKS)
         self._encode(self._container, self._to_frame(image))
 
     def close(self) -> None:
-        """Finish the file under its final name; without any frame there is none. A second call does nothing."""
+        """Finishes the file under its final name; without any frame there is no file. A second call does nothing."""
         if self._container is None:
             return
         if self._last_tick < 0:
@@ -140,13 +143,13 @@ class OverlayVideoWriter:
         self._container = None
 
     def abort(self) -> None:
-        """Give the video up and remove what was written. Does nothing after `close()`."""
+        """Discards the video and removes what was written. Does nothing after `close()`."""
         if self._container is None:
             return
         import av
 
         container, self._container = self._container, None
-        # a disk that is full refuses the end of the file too
+        # on a full disk, closing the file fails too
         with suppress(OSError, ValueError, av.FFmpegError):
             container.close()
         self._partial.unlink(missing_ok=True)
@@ -164,14 +167,14 @@ class OverlayVideoWriter:
 
     @contextmanager
     def _encoding(self) -> Iterator[None]:
-        """Turns errors of the system and of FFmpeg inside the block into an InputError."""
+        """Turns system and FFmpeg errors inside the block into an InputError."""
         import av
 
         try:
             with writing(self.path):
                 yield
         except av.FFmpegError as error:
-            raise InputError(f"{self.path}: cannot be encoded ({error}); --overlay pictures or none can do") from error
+            raise InputError(f"{self.path}: cannot be encoded ({error}); use --overlay pictures or none") from error
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
         import av
@@ -198,12 +201,12 @@ class OverlayVideoWriter:
         frame = rgb.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         frame.pts = self._last_tick
         frame.time_base = Fraction(1, CLOCK)
-        # without it the last frame would be shown for no time
+        # without a duration the last frame would not be shown
         frame.duration = round(CLOCK / self.frame_rate)
         return frame
 
     def _encode(self, container: OutputContainer, frame: VideoFrame | None) -> None:
-        """Encode one frame, or with None what the encoder still holds."""
+        """Encodes one frame, or flushes the encoder if None."""
         try:
             with self._encoding():
                 for packet in self._stream.encode(frame):
@@ -216,5 +219,5 @@ class OverlayVideoWriter:
 def _open_mp4(path: Path) -> OutputContainer:
     import av
 
-    # the index goes to the front when the file is closed, so that a page can play it while it loads
+    # closing moves the index to the front, so that a web page can play the file while it loads
     return av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"})

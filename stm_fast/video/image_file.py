@@ -1,0 +1,158 @@
+"""Images opened by Pillow: upright, RGB, and refused in one line if damaged or not convertible without loss."""
+
+import os
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from stm_fast.errors import InputError
+
+# detected by content, not by name; for some other formats Pillow starts an external program
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+# more than 8 bits per channel: a conversion to RGB would clip them to white
+_DEEP_MODES = ("I", "F")
+
+UPRIGHT = 1
+# turns an image with each EXIF orientation upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = frozenset({5, 6, 7, 8})
+_ORIENTATION = 0x0112
+# SHORT, as the standard says, LONG, and the signed types of both
+_INTEGERS = {3: "H", 4: "I", 8: "h", 9: "i"}
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])[\"'<]")
+
+# Python's warning filters are global to the process; a fork must not copy them while they are changed
+_filters = Lock()
+os.register_at_fork(before=_filters.acquire, after_in_parent=_filters.release, after_in_child=_filters.release)
+
+
+@contextmanager
+def _decoding(file: Path, what: str) -> Iterator[None]:
+    """Turns exceptions raised by Pillow inside the block into an InputError that names the file."""
+    try:
+        # a pipe would block, and a device would be read without end
+        if not file.is_file() and file.exists():
+            raise InputError(f"{file}: not a regular file, expected a {what}")
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such {what}") from error
+    # damaged and hostile files make Pillow raise exceptions of any type
+    except Exception as error:
+        raise InputError(f"{file}: not a readable {what} ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why an image cannot be read, in one line and without its name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "unknown image format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def open_image(file: Path, what: str = "image") -> Iterator[Image.Image]:
+    """An image whose header was read; its pixels are not decoded yet.
+
+    Args:
+        what: what the file should be, for messages.
+
+    Raises:
+        InputError: no such file, a damaged one, more than 8 bits per channel, or more pixels than Pillow allows (about
+            180 million); also for exceptions of Pillow inside the block.
+    """
+    with _decoding(file, what):
+        # Pillow warns of large images, whose size is checked, and of damaged EXIF data, which is not used
+        with _filters, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=_FORMATS)
+        with image:
+            if image.mode.startswith(_DEEP_MODES):
+                raise InputError(f"{file}: {what} of mode {image.mode}, expected 8 bits per channel")
+            yield image
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 1 to 8, from its header; 1 (upright) if there is none or it is ambiguous.
+
+    It is unambiguous if it is one number of 16 or 32 bits. If EXIF has none, XMP is consulted, as in Pillow.
+    """
+    # Pillow applies it itself
+    if image.format == "TIFF":
+        return UPRIGHT
+    found = _exif_orientation(_exif(image))
+    if found is None:
+        found = _xmp_orientation(image)
+    return found if found in _TURNS else UPRIGHT
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image once it is upright."""
+    width, height = image.size
+    return (height, width) if orientation(image) in _QUARTER_TURNS else (width, height)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB, not turned; transparent pixels keep their color."""
+    # Pillow would warn about transparency in a palette, though it is dropped
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def upright(image: Image.Image, turn: int) -> npt.NDArray[np.uint8]:
+    """Upright pixels [H, W, ...] of a decoded image with this orientation."""
+    return np.array(image.transpose(_TURNS[turn]) if turn in _TURNS else image)
+
+
+def _exif(image: Image.Image) -> bytes:
+    stored = image.info.get("exif")
+    if stored is None:
+        # as ImageMagick writes it into PNG files: name, length, hexadecimal digits
+        lines = str(image.info.get("Raw profile type exif", "")).split("\n")
+        try:
+            stored = bytes.fromhex("".join(lines[3:]))
+        except ValueError:
+            return b""
+    return bytes(stored).removeprefix(b"Exif\0\0")
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """None if the first directory of the EXIF data (TIFF 6.0, section 2) has no orientation; 0 if it is ambiguous."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    found = None
+    try:
+        if order is not None:
+            (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+            (entries,) = struct.unpack_from(f"{order}H", exif, directory)
+            for at in range(directory + 2, directory + 2 + 12 * entries, 12):
+                tag, kind, count = struct.unpack_from(f"{order}HHI", exif, at)
+                if tag == _ORIENTATION:
+                    (value,) = struct.unpack_from(order + _INTEGERS.get(kind, "H"), exif, at + 8)
+                    found = value if kind in _INTEGERS and count == 1 else 0
+    except struct.error:
+        pass  # truncated
+    return found
+
+
+def _xmp_orientation(image: Image.Image) -> int | None:
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    match = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else bytes(xmp))
+    return None if match is None else int(match[1])

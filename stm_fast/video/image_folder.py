@@ -1,0 +1,121 @@
+"""Frames of a folder of images, in the natural order of their names."""
+
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL.Image import Image
+
+from stm_fast.errors import InputError, reading
+from stm_fast.listing import list_images
+from stm_fast.video.frames import Frame, FrameReader
+from stm_fast.video.image_file import open_image, orientation, to_rgb, upright, upright_size
+
+# a folder states no frame rate; this is that of DAVIS
+FRAME_RATE = Fraction(24)
+
+
+class ImageFolder(FrameReader):
+    """The jpg, jpeg, png and webp files of a folder; "frame2" comes before "frame10". EXIF orientation is applied.
+
+    The header of every image is read first, so that images of different sizes are refused before any work.
+
+    Args:
+        folder: of the images.
+        masks: files that are not frames, even if they are in the folder.
+
+    Raises:
+        InputError: no image, a damaged one, two with the same stem, different sizes, more than 8 bits per channel, or a
+            mask whose name could be that of a frame.
+    """
+
+    def __init__(self, folder: Path, masks: Iterable[Path] = ()) -> None:
+        self.path = folder
+        self.name = folder.resolve().name
+        self.frame_rate = FRAME_RATE
+        self._files, self.left_out = _list_frames(folder, masks)
+        self.frame_count = len(self._files)
+        self.width, self.height = _read_size(self._files[0])
+        for file in self._files[1:]:
+            self._check_size(file, _read_size(file))
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, file in enumerate(self._files):
+            with open_image(file) as image:
+                # the file may have been replaced since
+                self._check_size(file, upright_size(image))
+                pixels = _decode(image)
+            yield Frame(index, float(index / self.frame_rate), file.stem, pixels)
+
+    def index_of(self, name: str) -> int | None:
+        return next((index for index, file in enumerate(self._files) if file.stem == name), None)
+
+    def name_of(self, index: int) -> str:
+        return self._files[index].stem
+
+    def _check_size(self, file: Path, size: tuple[int, int]) -> None:
+        if size != (self.width, self.height):
+            expected = f"{self.width}x{self.height} as {self._files[0].name}"
+            raise InputError(f"{file}: image of {size[0]}x{size[1]}, expected {expected}")
+
+
+def _list_frames(folder: Path, masks: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The frames of a folder, and the masks among them."""
+    found = list_images(folder)
+    with reading(folder):
+        known = {_identity(file) for file in masks if file.exists()}
+        files = [file for file in found if _identity(file) not in known]
+    left_out = sorted(set(found) - set(files))
+    if not files:
+        what = "no images beside the masks" if left_out else "no images in this folder"
+        raise InputError(f"{folder}: {what}, expected jpg, png or webp files")
+    _check_names(files, left_out)
+    return files, left_out
+
+
+def _check_names(frames: list[Path], masks: list[Path]) -> None:
+    named: dict[str, Path] = {}
+    for file in frames:
+        twin = named.setdefault(file.stem, file)
+        if twin is not file:
+            raise InputError(f"{file}: same name as {twin.name}, so the masks of both would be one file")
+    numberings = {_numbering(name) for name in named}
+    for mask in masks:
+        if mask.stem not in named and _numbering(mask.stem) in numberings:
+            raise InputError(f"{mask}: given as a mask, but named like a frame; expected a folder of frames alone")
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """Equal for all names of one file."""
+    facts = file.stat()
+    return facts.st_dev, facts.st_ino
+
+
+def _numbering(name: str) -> str:
+    """Equal for names that differ only in their numbers."""
+    return re.sub(r"\d+", "0", name.lower())
+
+
+def _read_size(file: Path) -> tuple[int, int]:
+    """Width and height once upright, from the header alone."""
+    with open_image(file) as image:
+        return upright_size(image)
+
+
+def read_frame(file: Path) -> npt.NDArray[np.uint8]:
+    """The image uint8 [H, W, 3] RGB, upright.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    with open_image(file) as image:
+        return _decode(image)
+
+
+def _decode(image: Image) -> npt.NDArray[np.uint8]:
+    # read before the pixels, as the size is: metadata after the pixels of a PNG changes neither
+    turn = orientation(image)
+    return upright(to_rgb(image), turn)

@@ -1,0 +1,228 @@
+"""An image file as a mask: object ids as stored, or one object in black and white, however it was saved.
+
+H x W pixels.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from stm_fast.errors import InputError
+from stm_fast.video.antialiasing import HALF, WHITE, count_values, find_shades, is_black_and_white
+from stm_fast.video.image_file import UPRIGHT, open_image, orientation, upright, upright_size
+
+Ids = npt.NDArray[np.uint8]
+
+_LOSSY = ("JPEG", "MPO", "WEBP")
+_FORMATS = ("PNG", *_LOSSY)
+_ID_MODES = ("P", "L", "1")
+_COLOR_MODES = ("RGB", "RGBA", "LA")
+# pixels of a mask whose frame size is not known; 8K UHD has fewer
+_MAX_PIXELS = 2**25
+# pixels of a color image that are converted at a time
+_STRIP_PIXELS = 2**20
+# how many times larger or smaller than the frames a mask may be
+_MAX_SCALE = 8
+# difference in a color channel that rounding, and that JPEG, may cause in a shade
+_NEAR, _NEAR_LOSSY = 4, 32
+# brightest palette entry that counts as black
+_DARK = 16
+
+
+class MaskImage(NamedTuple):
+    """The content of a mask file.
+
+    Attributes:
+        ids: uint8 [H, W], 0 is background.
+        palette: colors of the ids as in the file, RGB, at most 256 x 3 bytes; None if it has none.
+        note: what was found and how it was interpreted, if the ids were not taken as stored.
+    """
+
+    ids: Ids
+    palette: bytes | None
+    note: str | None = None
+
+
+def read_ids(path: Path) -> MaskImage:
+    """The values of a palette or grayscale PNG as stored.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    with open_image(path, "mask") as image:
+        if image.format != "PNG" or image.mode not in _ID_MODES:
+            found = f"{image.format} of mode {image.mode}"
+            raise InputError(f"{path}: mask is {found}, expected a palette or grayscale PNG of object ids")
+        return _ids(image)
+
+
+def read_mask_image(path: Path, size: tuple[int, int] | None = None) -> MaskImage:
+    """Object ids, or one object in black and white. Anything else, or anything ambiguous, is refused.
+
+    Args:
+        path: PNG, JPEG or WebP.
+        size: W, H of the frames; a mask with their aspect ratio is resized to it. None accepts a mask of any size.
+
+    Raises:
+        InputError: no such file, a damaged one, another aspect ratio, colors, shades that are more than the edges of
+            one object, a background that is not 0, or more than 8 bits.
+    """
+    with open_image(path, "mask") as image:
+        _check_kind(path, image)
+        _check_size(path, upright_size(image), size)
+        turn = orientation(image)
+        if image.mode in _COLOR_MODES or image.format != "PNG":
+            found = _one_object(path, image)
+        else:
+            found = _ids(image)
+            if found.palette is not None:
+                _check_background(path, found.ids, found.palette)
+            found = _without_soft_edges(path, found)
+    if turn != UPRIGHT:
+        found = found._replace(ids=upright(Image.fromarray(found.ids), turn))
+    return found if size is None else _resized(found, size)
+
+
+def _check_kind(path: Path, image: Image.Image) -> None:
+    if image.format not in _FORMATS:
+        raise InputError(f"{path}: mask is {image.format}, expected a palette PNG whose values are object ids")
+    if image.mode not in _ID_MODES + _COLOR_MODES:
+        raise InputError(f"{path}: mask has mode {image.mode}, expected 8 bits per pixel")
+
+
+def _check_size(path: Path, found: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    """Checks the size in the header, before anything is decoded."""
+    text = "x".join(map(str, found))
+    if found != expected and found[0] * found[1] > _MAX_PIXELS:
+        raise InputError(f"{path}: mask of {text}, expected at most {_MAX_PIXELS} pixels")
+    if expected is None or found == expected:
+        return
+    scale = expected[0] / found[0]
+    (least, most), (least_expected, most_expected) = _aspect(found), _aspect(expected)
+    alike = least <= most_expected and least_expected <= most
+    if not alike or not 1 / _MAX_SCALE <= scale <= _MAX_SCALE:
+        raise InputError(f"{path}: mask of {text}, expected {expected[0]}x{expected[1]} as the frames")
+
+
+def _aspect(size: tuple[int, int]) -> tuple[float, float]:
+    """The smallest and the largest aspect ratio whose sides round to these."""
+    width, height = size
+    return (width - 0.5) / (height + 0.5), (width + 0.5) / (height - 0.5)
+
+
+def _ids(image: Image.Image) -> MaskImage:
+    step = _grey_step(image)
+    ids = np.array(image, np.uint8)
+    if step > 1:
+        ids //= step
+    palette = bytes(image.getpalette("RGB") or ()) if image.mode == "P" else None
+    return MaskImage(ids, palette)
+
+
+def _grey_step(image: Image.Image) -> np.uint8:
+    """The factor by which Pillow multiplies 2-bit and 4-bit gray values, to spread them over 0 to 255."""
+    raw_mode = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
+    return np.uint8({"L;2": 85, "L;4": 17}.get(str(raw_mode), 1))
+
+
+def _check_background(path: Path, ids: Ids, palette: bytes) -> None:
+    """Refuses a black background at another index than 0, as written by programs that choose the palette."""
+    colors = np.frombuffer(palette, np.uint8).reshape(-1, 3)
+    used = np.flatnonzero(count_values(ids)[: len(colors)])
+    brightest = colors[used].max(1)
+    # several black entries only pad the palette
+    black = next((index for most in (0, _DARK) if len(index := used[brightest <= most]) == 1), None)
+    if black is not None and black[0] and colors[0].max() > _DARK:
+        first = ", ".join(map(str, colors[0].tolist()))
+        raise InputError(
+            f"{path}: index 0, the background, has the color ({first}), and black is index {black[0]}; "
+            "expected black at index 0, or a black-and-white image without a palette"
+        )
+
+
+def _without_soft_edges(path: Path, mask: MaskImage) -> MaskImage:
+    shades = find_shades(mask.ids)
+    if shades is None:
+        return mask
+    if not shades.one_object:
+        where = f"{_listed(shades.edges)} occur along edges only, beside {_listed(shades.others)}"
+        raise InputError(f"{path}: mask looks anti-aliased: {where}; save it with hard edges")
+    brightest = max(shades.others)
+    ids = np.where(mask.ids >= (brightest + 1) // 2, np.uint8(brightest), np.uint8(0))
+    note = f"found soft edges, assigned pixels at least half as bright to object {brightest}"
+    return MaskImage(ids, mask.palette, note)
+
+
+def _one_object(path: Path, image: Image.Image) -> MaskImage:
+    """An image of black and one other color, as object 255."""
+    lossy = image.format in _LOSSY
+    kind = f"{image.format} of mode {image.mode}"
+    grey = _brightness(image, _NEAR_LOSSY if lossy else _NEAR)
+    if grey is None:
+        expected = "expected black and one other color, or a palette or grayscale PNG of object ids"
+        raise InputError(f"{path}: mask has colors ({kind}), {expected}")
+    if not is_black_and_white(grey) and (lossy or not _is_blurred(grey)):
+        raise InputError(f"{path}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
+    ids = np.where(grey >= HALF, np.uint8(WHITE), np.uint8(0))
+    return MaskImage(ids, None, f"found one color beside the background ({kind}), treated it as object {WHITE}")
+
+
+def _is_blurred(grey: Ids) -> bool:
+    """Whether an image is one object whose edges are so wide that few pixels near them are black or white."""
+    shades = find_shades(grey)
+    return shades is not None and shades.one_object
+
+
+def _brightness(image: Image.Image, tolerance: int) -> Ids | None:
+    """The shades [H, W] between black, 0, and the one other color, 255; None if there are more colors.
+
+    Transparent pixels are black; if all opaque pixels are black, they are the object.
+    """
+    color = max((_brightest(part) for part in _strips(image)), key=max)
+    if max(color) == 0:
+        alpha = np.array(image.convert("RGBA").getchannel("A"))
+        return alpha if alpha.min() == 0 else np.zeros_like(alpha)
+    shades = np.empty(image.size[::-1], np.uint8)  # [H, W]
+    row = 0
+    for part in _strips(image):
+        share = (part.max(-1) / np.float32(max(color)))[..., None]  # [h, W, 1]
+        if np.abs(part - share * np.array(color, np.float32)).max() > tolerance:
+            return None
+        shades[row : row + len(part)] = np.rint(share[..., 0] * WHITE)
+        row += len(part)
+    return shades
+
+
+def _strips(image: Image.Image) -> Iterator[npt.NDArray[np.uint16]]:
+    """The image on black [h, W, 3], from top to bottom in strips, because the conversion takes many bytes per pixel."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        rgba = np.array(image.crop((0, top, width, min(height, top + rows))).convert("RGBA"))  # [h, W, 4]
+        yield (rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + WHITE // 2) // WHITE
+
+
+def _brightest(rgb: npt.NDArray[np.uint16]) -> tuple[int, ...]:
+    return tuple(rgb.reshape(-1, 3)[rgb.max(-1).argmax()].tolist())
+
+
+def _resized(mask: MaskImage, size: tuple[int, int]) -> MaskImage:
+    """The mask resized to W, H by nearest neighbor."""
+    height, width = mask.ids.shape
+    if (width, height) == size:
+        return mask
+    ids = np.array(Image.fromarray(mask.ids).resize(size, Image.Resampling.NEAREST))
+    note = f"found {width}x{height}, resized it to {size[0]}x{size[1]} as the frames"
+    return MaskImage(ids, mask.palette, note if mask.note is None else f"{mask.note}; {note}")
+
+
+def _listed(values: set[int]) -> str:
+    """At most four of them, in words."""
+    first = ", ".join(map(str, sorted(values)[:4]))
+    return (f"values {first}" if len(values) > 1 else f"value {first}") + (
+        f" and {len(values) - 4} more" if len(values) > 4 else ""
+    )
