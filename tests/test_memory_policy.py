@@ -10,7 +10,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference import VideoSegmenter
 from stm_fast.memory import MemoryBank, frames_that_stay, stays
-from stm_fast.memory.policy import Even, LeastUsed, Oldest, Slot, victim
+from stm_fast.memory.policy import Slot, victim
 from stm_fast.network import stm_resnet18
 from stm_fast.ops import memory_read
 
@@ -63,7 +63,7 @@ def test_even_thinning_leaves_no_large_gap(cap):
     slots = [Slot(0, True)]
     for newcomer in range(1, 400):
         if len(slots) == cap:
-            slots.pop(victim(Even(), slots, newcomer))
+            slots.pop(victim("even", slots, newcomer))
         slots.append(Slot(newcomer, False))
         times = sorted(slot.frame for slot in slots)
         gaps = [after - before for before, after in pairwise(times)]
@@ -72,15 +72,15 @@ def test_even_thinning_leaves_no_large_gap(cap):
 
 def test_permanent_frames_and_equals():
     slots = [Slot(0, True), Slot(9, False), Slot(3, False), Slot(6, False)]
-    assert victim(Oldest(), slots, 12) == 2
-    assert victim(Even(), slots, 12) == 2, "the gaps are equal: the older goes"
-    assert victim(LeastUsed(), slots, 12) == 2, "none was read yet"
-    assert victim(Oldest(), [Slot(0, True)], 12) is None
+    assert victim("oldest", slots, 12) == 2
+    assert victim("even", slots, 12) == 2, "the gaps are equal: the older goes"
+    assert victim("least_used", slots, 12) == 2, "none was read yet"
+    assert victim("oldest", [Slot(0, True)], 12) is None
 
 
 def test_the_least_used_frame_goes():
     slots = [Slot(0, False, 9.0, 3), Slot(5, False, 2.0, 2), Slot(10, False, 2.0, 1), Slot(15, False)]
-    assert victim(LeastUsed(), slots, 20) == 1, "1 a read, the others 3, 2, and one that was never read"
+    assert victim("least_used", slots, 20) == 1, "1 a read, the others 3, 2, and one that was never read"
 
 
 @pytest.mark.parametrize("place", ["device", "host"])

@@ -11,7 +11,7 @@ import torch
 
 from stm_fast.config import MemoryConfig
 from stm_fast.memory import MemoryBank, repeated
-from stm_fast.memory.reading import Reading
+from stm_fast.memory.read_parts import ReadResult
 from stm_fast.memory.repeated import CAPTURED_AFTER, RepeatedReads
 from stm_fast.memory.storage import Part
 
@@ -45,7 +45,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         found.append(graph)
         yield
 
-    def read_rows(*arguments: Any) -> Reading:
+    def read_rows(*arguments: Any) -> ReadResult:
         reading = repeated_read_rows(*arguments)
         found[-1].read = reading, arguments
         return reading
@@ -58,7 +58,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
 
 
 def part(counts: list[int], slots: int = 2) -> Part:
-    return Part(0, torch.randn(2, slots * ROWS, 4), torch.randn(2, slots * ROWS, 5), counts)
+    return Part(torch.randn(2, slots * ROWS, 4), torch.randn(2, slots * ROWS, 5), counts)
 
 
 def test_a_read_is_captured_where_it_repeats_and_gives_what_an_ordinary_one_gives(graphs: list[Graph]) -> None:

@@ -1,4 +1,4 @@
-"""What is remembered of a video."""
+"""The memory bank: what is kept of a video, in which format, and where."""
 
 from stm_fast.memory.bank import MemoryBank
 from stm_fast.memory.policy import frames_that_stay, stays, with_known_size

@@ -1,7 +1,7 @@
-"""The memory bank: the keys and values of the frames that are remembered.
+"""The memory bank: the keys and values of memorized frames.
 
-O objects, Ck key width, Cv value width, h and w the frame at stride 16; a slot is one frame of one object, its memory
-rows are the frame's h*w pixels.
+O objects, Ck key width, Cv value width, h and w the frame size at stride 16; a slot is one frame of one object, and its
+memory rows are the frame's h*w pixels.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -15,8 +15,8 @@ from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.memory.places import storage_of
-from stm_fast.memory.policy import Slot, eviction_of, victim
-from stm_fast.memory.reading import Reading, nothing_read, read_part, usage_of
+from stm_fast.memory.policy import Slot, victim
+from stm_fast.memory.read_parts import ReadResult, empty_read, read_part, usage_of
 from stm_fast.memory.repeated import RepeatedReads
 from stm_fast.memory.sharded import Shard
 from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, Storage
@@ -24,17 +24,17 @@ from stm_fast.ops.arguments import check_tensors
 
 
 class MemoryBank:
-    """Slots of rows, of which each object uses its own first ones.
+    """Slots of memory rows; each object uses the first ones.
 
-    The order of memory rows does not matter to a read. So a frame that is evicted is overwritten by the one that comes,
-    and rows are never moved (but where a cap in bytes is shared with objects that come later). A temporary frame lies
-    in the slot behind those that stay, and the next frame takes its place.
+    The order of memory rows does not matter to a read, so an evicted frame is overwritten by the new one and rows are
+    never moved (except when new objects reduce the frames per object under a cap in bytes). A temporary frame occupies
+    the slot after the others, and the next frame replaces it.
 
     Args:
-        config: what is kept, in which format, and where; by default everything, on the device of what is appended.
-        frames: how many frames the bank will hold, the temporary one included, where that is known.
+        config: what is kept, in which format, and where; by default everything, on the device of the appended tensors.
+        frames: how many frames the bank will hold, the temporary one included, if known.
         backend: as in :func:`stm_fast.ops.memory_read`.
-        shard: the part of the slots that lies in this process, where several share a bank.
+        shard: this process's shard of the slots, if several processes share a bank.
     """
 
     def __init__(
@@ -49,34 +49,33 @@ class MemoryBank:
         self._known_slots = frames
         self._backend = backend
         self._shard = shard or Shard()
-        self._eviction = eviction_of(self._config)
-        self._measures_usage = self._config.capped and self._eviction.needs_usage
+        self._measures_usage = self._config.capped and self._config.evict == "least_used"
         self._layout: FrameLayout | None = None
         self._storage: Storage | None = None
-        self._slots: list[list[Slot]] = []  # the frames that stay, of each object, in the order of its slots
-        self._temporary: list[bool] = []  # whether a temporary frame lies behind those
+        self._slots: list[list[Slot]] = []  # of each object, without the temporary frame
+        self._temporary: list[bool] = []  # whether a temporary frame follows them, by object
         self._appended = 0
         self._repeated = RepeatedReads()
 
     @property
     def objects(self) -> int:
-        """How many objects the bank holds."""
+        """The number of objects in the bank."""
         return len(self._slots)
 
     @property
     def frames(self) -> list[list[int]]:
-        """The numbers of the frames that stay, of each object, in the order of its slots."""
+        """The frame numbers of each object's slots, without the temporary one."""
         return [[slot.frame for slot in slots] for slots in self._slots]
 
     @property
     def rows(self) -> list[int]:
-        """How many rows a read of each object sees, on all ranks."""
+        """The number of rows that a read of each object sees, on all ranks."""
         rows = 0 if self._layout is None else self._layout.rows
         return [count * rows for count in self._counts]
 
     @property
     def nbytes(self) -> int:
-        """What the rows take here, in bytes, spare ones included, wherever they lie."""
+        """Size of this process's rows in bytes, spare ones included, in any place."""
         return 0 if self._storage is None else self._storage.nbytes
 
     def append(
@@ -89,25 +88,24 @@ class MemoryBank:
         absent: Collection[int] = (),
         frame: int | None = None,
     ) -> None:
-        """Remembers a frame for every object; objects beyond those known are new and start here.
+        """Adds a frame for every object; objects beyond the known ones are new.
 
-        Where the memory is full another frame makes room; where none may, because all are permanent, this one is
-        temporary.
+        If the memory is full, another frame is evicted; if all are permanent, the new frame is temporary.
 
         Args:
             key: ``[O, Ck, h, w]``.
             value: ``[O, Cv, h, w]``.
-            temporary: the frame is there until the next one is appended.
-            permanent: the objects, by index, of which the frame is never evicted.
-            absent: the objects, by index, that the frame does not show: their memory, with the temporary frame that
-                came last, stays as it is.
-            frame: its number in the video, by default how many were appended before.
+            temporary: the frame is kept only until the next one is appended.
+            permanent: indices of the objects for which the frame is never evicted.
+            absent: indices of the objects that the frame does not show: their memory, including its temporary frame,
+                is left unchanged.
+            frame: its number in the video; by default the number of frames appended before.
 
         Raises:
-            ValueError: fewer objects than the bank holds, widths, sizes, dtypes or a device that are not the bank's, or
-                indices of no object.
-            TypeError: what are no tensors, no integers, no flag.
-            InputError: no room for a permanent frame, or a disk that is full.
+            ValueError: fewer objects than the bank holds; widths, sizes, dtypes or a device that differ from the
+                bank's; or an index out of range.
+            TypeError: an argument of another type.
+            InputError: no room for a permanent frame, or the disk is full.
         """
         temporary = flag(temporary, "MemoryBank.append: temporary")
         frame = None if frame is None else integer(frame, "MemoryBank.append: frame", "an integer or None")
@@ -120,8 +118,8 @@ class MemoryBank:
         storage = self._storage_for(key, value)
         number = self._appended if frame is None else frame
         self._appended += 1
-        most = self._most_that_stay(storage, key.shape[0])
-        self._welcome(storage, key.shape[0], most, number)
+        most = self._frame_cap(storage, key.shape[0])
+        self._add_objects(storage, key.shape[0], most, number)
         targets: dict[int, int | None] = {}
         for index, slots in enumerate(self._slots):
             if index not in absent:
@@ -136,19 +134,19 @@ class MemoryBank:
                 storage.write(index, self._shard.local(target), *rows)
 
     def read(self, query_key: Tensor) -> Tensor:
-        """What each object's memory says of every pixel of the current frame (STM section 3.2).
+        """Reads each object's memory for every pixel of the current frame (STM section 3.2).
 
-        Differentiable in `query_key` where this process is alone; rows are then copied.
+        Differentiable in `query_key` without a process group; rows are then copied.
 
         Args:
-            query_key: ``[1, Ck, h, w]``, or ``[O, Ck, h, w]`` one for each object.
+            query_key: ``[1, Ck, h, w]``, or ``[O, Ck, h, w]`` with one query per object.
 
         Returns:
             ``[O, Cv, h, w]``, channels last.
 
         Raises:
-            ValueError: nothing was appended yet, or a query of another shape, dtype or device.
-            TypeError: what is no tensor.
+            ValueError: nothing was appended yet, or the query has another shape, dtype or device.
+            TypeError: the query is not a tensor.
             RankLostError: another rank that shares the bank is gone.
         """
         if self._layout is None or self._storage is None:
@@ -156,7 +154,7 @@ class MemoryBank:
         check_tensors(query_key=query_key)
         if query_key.ndim != 4:
             raise ValueError(f"MemoryBank.read: found shape {tuple(query_key.shape)}, expected [1 or O, Ck, h, w]")
-        mine, lse_by_slot = self._read_here(query_key.flatten(2).mT, self._layout, self._storage)
+        mine, lse_by_slot = self._read_local(query_key.flatten(2).mT, self._layout, self._storage)
         whole = self._shard.join(mine)
         if self._measures_usage:
             self._measure_usage(lse_by_slot, whole)
@@ -180,7 +178,7 @@ class MemoryBank:
         self._repeated = RepeatedReads()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole bank as tensors, to be saved before the next append: they may share memory with the bank.
+        """The whole bank as tensors. They may share memory with the bank: save them before the next append.
 
         Rows of a bank on disk are mapped, so saving them one by one takes little memory.
         """
@@ -205,14 +203,14 @@ class MemoryBank:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
-        """Becomes the bank that gave this state, bit for bit.
+        """Restores the bank that produced this state, bit for bit.
 
         Args:
-            state: from `state_dict` of a bank of the same configuration and shard.
+            state: from `state_dict` of a bank with the same configuration and shard.
             device: the model's.
 
         Raises:
-            ValueError: the state of a bank that keeps its rows in another way, as one of fp8 does on a GPU.
+            ValueError: the state is of a bank that stores rows differently, as fp8 on a GPU does.
         """
         found = bytes(state["kind"].tolist()).decode()
         if found != self._kind:
@@ -237,7 +235,7 @@ class MemoryBank:
 
     @property
     def _counts(self) -> list[int]:
-        """How many slots of each object a read sees, on all ranks."""
+        """The number of slots of each object that a read sees, on all ranks."""
         return [len(slots) + temporary for slots, temporary in zip(self._slots, self._temporary, strict=True)]
 
     @property
@@ -247,7 +245,7 @@ class MemoryBank:
         return f"{config.storage} rows on the {config.place}{pages}, rank {shard.rank} of {shard.world}"
 
     def _storage_for(self, key: Tensor, value: Tensor) -> Storage:
-        """The storage, made for the first frame that comes and checked against every later one."""
+        """The storage, created for the first frame and checked against every later one."""
         found = f"key {tuple(key.shape)}, value {tuple(value.shape)}"
         if key.ndim != 4 or value.ndim != 4 or key.shape[0] != value.shape[0] or key.shape[2:] != value.shape[2:]:
             raise ValueError(f"MemoryBank.append: found {found}, expected [O, Ck, h, w] and [O, Cv, h, w]")
@@ -273,8 +271,8 @@ class MemoryBank:
         known = None if self._known_slots is None else self._shard.most(self._known_slots)
         return storage_of(self._config, layout, known, self._backend)
 
-    def _most_that_stay(self, storage: Storage, objects: int) -> int | None:
-        """How many frames of each object may stay, the temporary one not counted; None where nothing says."""
+    def _frame_cap(self, storage: Storage, objects: int) -> int | None:
+        """The cap in frames per object, the temporary one not counted; None without a cap."""
         most, nbytes = self._config.max_frames, self._config.max_bytes
         if nbytes is None or objects == 0:
             return most
@@ -283,20 +281,20 @@ class MemoryBank:
             raise InputError(f"max_bytes: {nbytes} bytes do not hold one frame of {objects} objects to stay")
         return within if most is None else min(most, within)
 
-    def _welcome(self, storage: Storage, objects: int, most: int | None, number: int) -> None:
-        """Makes place in the books for new objects, and in the memory where they take a part of a cap in bytes."""
+    def _add_objects(self, storage: Storage, objects: int, most: int | None, number: int) -> None:
+        """Registers new objects; under a cap in bytes, evicts frames of the others to make room."""
         self._temporary += [False] * (objects - self.objects)
         self._slots += [[] for _ in range(objects - self.objects)]
         for index, slots in enumerate(self._slots):
             while most is not None and len(slots) > most:
-                gone, last = self._victim(slots, number), len(slots) - 1
-                self._move(storage, index, last, gone)
-                slots[gone] = slots[last]
+                evicted, last = self._victim(slots, number), len(slots) - 1
+                self._move(storage, index, last, evicted)
+                slots[evicted] = slots[last]
                 slots.pop()
                 self._temporary[index] = False
 
     def _move(self, storage: Storage, index: int, source: int, target: int) -> None:
-        """Copies a slot of an object over another one, which may lie on another rank."""
+        """Copies a slot of an object to another one, which may be on another rank."""
         assert self._layout is not None
         shard, device = self._shard, self._layout.device
         rows, into = (storage.slot(index, shard.local(slot)) if shard.holds(slot) else {} for slot in (source, target))
@@ -304,7 +302,7 @@ class MemoryBank:
             shard.copy(source, target, rows.get(name), into.get(name), device)
 
     def _place(self, slots: list[Slot], new: Slot, most: int | None) -> int | None:
-        """The slot that a frame gets, with the books kept; one behind those that stay is the temporary frame's."""
+        """Records a frame and returns its slot; the slot after the last is that of the temporary frame."""
         if most is None or len(slots) < most:
             slots.append(new)
             return len(slots) - 1
@@ -315,7 +313,7 @@ class MemoryBank:
         return target
 
     def _victim(self, slots: list[Slot], number: int) -> int:
-        index = victim(self._eviction, slots, number)
+        index = victim(self._config.evict, slots, number)
         if index is None:
             raise InputError(
                 f"frame {number}: the memory is full of {len(slots)} frames with given masks, which are never evicted; "
@@ -323,26 +321,26 @@ class MemoryBank:
             )
         return index
 
-    def _read_here(self, query: Tensor, layout: FrameLayout, storage: Storage) -> tuple[Reading, list[Tensor]]:
-        """Reads the slots that lie in this process; with lse [O, M] of every slot where usage is measured."""
+    def _read_local(self, query: Tensor, layout: FrameLayout, storage: Storage) -> tuple[ReadResult, list[Tensor]]:
+        """Reads the slots of this process; also returns lse [O, M] of every slot if usage is measured."""
         counts = [self._shard.count(count) for count in self._counts]
         parts = iter(storage.parts(counts) if max(counts, default=0) else ())
         pieces: Iterable[Part | QuantisedPart]
         pieces = chain.from_iterable(part.slots(layout.rows) for part in parts) if self._measures_usage else parts
-        reading, lse_by_slot = None, []
-        # map, unlike a loop over the parts, holds none while the next one is decoded
+        result, lse_by_slot = None, []
+        # map, unlike a loop over the parts, holds no part while the next one is decoded
         read = self._repeated.read if self._may_replay(query) else read_part
         for found in map(partial(read, query, rows=layout.rows, backend=self._backend), pieces):
-            reading = found if reading is None else reading.joined(found)
+            result = found if result is None else result.merged(found)
             if self._measures_usage:
                 lse_by_slot.append(found.lse)
-        return reading or nothing_read(query, self.objects, layout.value_dim), lse_by_slot
+        return result or empty_read(query, self.objects, layout.value_dim), lse_by_slot
 
     def _may_replay(self, query: Tensor) -> bool:
         return self._config.graph and query.is_cuda and not torch.is_grad_enabled()
 
-    def _measure_usage(self, lse_by_slot: list[Tensor], whole: Reading) -> None:
-        """Adds what this read used of every slot to the books."""
+    def _measure_usage(self, lse_by_slot: list[Tensor], whole: ReadResult) -> None:
+        """Adds the softmax weight of this read to the usage of every slot."""
         mine = whole.lse.new_zeros(self.objects, len(lse_by_slot))  # [O, local slots]
         for index, lse in enumerate(lse_by_slot):
             mine[:, index] = usage_of(lse, whole.lse)
@@ -354,7 +352,12 @@ class MemoryBank:
 
 
 def _indices(found: Collection[int], name: str, objects: int) -> set[int]:
-    """Indices of objects. Raises TypeError for what are none, ValueError for those of no object."""
+    """Indices of objects.
+
+    Raises:
+        TypeError: not a collection of integers.
+        ValueError: an index out of range.
+    """
     if not isinstance(found, Iterable):
         raise TypeError(f"MemoryBank.append: {name}: found {type(found).__name__}, expected indices of objects")
     indices = {integer(index, f"MemoryBank.append: {name}", "integers") for index in found}

@@ -1,4 +1,4 @@
-"""What a bank and its reads will take, before the first frame."""
+"""Estimates the memory of a bank and its reads before the first frame."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from stm_fast.memory.storage import SCRATCH_BYTES, FrameLayout
 
 
 class BankEstimate(NamedTuple):
-    """Bytes of a bank at its peak, or of one process's part."""
+    """Peak size of a bank in bytes, or of one process's shard."""
 
-    bank: int | None  # of all rows, wherever they lie; None where nothing says how many frames will stay
+    bank: int | None  # of all rows, in any place; None if the number of frames is unbounded
     frame: int  # of one frame of all objects
     workspace: int  # of a read, on the device
 
@@ -29,14 +29,14 @@ def estimate_bank(
     given_frames: int = 1,
     world: int = 1,
 ) -> BankEstimate:
-    """What a bank of such a configuration takes at its peak.
+    """The peak size of a bank with this configuration.
 
     Args:
-        layout: of a frame; its rows are the queries of a read too.
-        objects: how many there will be in the end.
-        frames: how many frames will stay, where no cap is reached; None where that is not known.
-        later_objects: how many of the objects come later: rows on the device are copied when they come.
-        given_frames: of one object, which are never evicted.
+        layout: of a frame; a read has as many queries as a frame has rows.
+        objects: the final number of objects.
+        frames: how many frames will stay if no cap is reached; None if unknown.
+        later_objects: how many of the objects appear later: rows on the device are copied when they do.
+        given_frames: frames of one object with given masks, which are never evicted.
         world: how many processes share the bank.
 
     Raises:
@@ -64,13 +64,13 @@ def estimate_bank(
     sizes += [] if config.max_bytes is None else [config.max_bytes]
     bank = min(sizes, default=None)
     if bank is not None and on_device and 0 < later_objects < objects:
-        # one field after the other is copied; the value is the largest
+        # fields are copied one at a time; the value is the largest
         bank += bank * fields["value"].nbytes // slot_bytes * (objects - later_objects) // objects
     return BankEstimate(bank, objects * slot_bytes, _workspace(config, layout, page, objects, bank))
 
 
 def _workspace(config: MemoryConfig, layout: FrameLayout, page: PageLayout, objects: int, bank: int | None) -> int:
-    """What was read, parts of it that are joined, two pages, and rows that are decoded."""
+    """The result, partial results being merged, two pages, and decoded rows."""
     out = objects * layout.rows * layout.value_dim * max(layout.dtype.itemsize, torch.float32.itemsize)
     keeps = row_format_of(config, layout).keeps(layout.dtype)
     if config.place == "device":
@@ -82,7 +82,7 @@ def _workspace(config: MemoryConfig, layout: FrameLayout, page: PageLayout, obje
     else:
         pages = 2 * objects * page.nbytes
         decoded = 0 if keeps else objects * page.slots * layout.slot_bytes
-    # two readings, the two stacked, and the two weighted
+    # two partial results, both stacked, and both weighted
     joined = 1 if config.place == "device" and keeps else 6
-    # decoding makes float32 numbers first
+    # decoding goes through float32
     return out * joined + pages + decoded * (1 if layout.dtype == torch.float32 else 3)

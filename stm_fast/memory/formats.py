@@ -1,7 +1,7 @@
-"""What a memory row is kept as: floats, or integers and fp8 with scales.
+"""Formats of memory rows: floats, or int8 and fp8 with scales.
 
-A slot is one frame of one object: R = h*w rows of key (Ck) and value (Cv). A format turns it into fields, each
-[R, W] (by row) or [1, W] (by slot), and fields back into rows.
+A slot is one frame of one object: R = h*w rows of key (Ck) and value (Cv). A format encodes it as fields, each
+[R, W] (per row) or [1, W] (per slot), and decodes fields to rows.
 """
 
 from typing import NamedTuple, Protocol
@@ -17,7 +17,7 @@ Fields = dict[str, Tensor]
 class Field(NamedTuple):
     """The shape of one field of a slot."""
 
-    rows: int  # R, or 1 where the whole slot shares it
+    rows: int  # R, or 1 if shared by the whole slot
     width: int
     dtype: torch.dtype
 
@@ -27,31 +27,26 @@ class Field(NamedTuple):
 
 
 class Format(Protocol):
-    """One way to keep rows."""
+    """How rows are stored."""
 
     def fields(self, rows: int, key_dim: int, value_dim: int) -> dict[str, Field]:
         """The fields of a slot."""
-        ...
 
     def keeps(self, dtype: torch.dtype) -> bool:
-        """Whether rows are read as they are kept, without a copy, by a model of this dtype."""
-        ...
+        """Whether a model of this dtype reads rows as stored, without a copy."""
 
     def encode(self, key: Tensor, value: Tensor) -> Fields:
         """The fields, each [rows, W], of one slot: key [R, Ck], value [R, Cv]."""
-        ...
 
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Fields [O, slots, rows, W] to key [O, slots*R, Ck] and value [O, slots*R, Cv]."""
-        ...
 
     def as_kept(self, fields: Fields) -> QuantisedMemory | None:
-        """A view of the fields where a read multiplies their bytes; None where it takes what `decode` gives."""
-        ...
+        """A view of the fields if a read multiplies their bytes; None if it takes the output of `decode`."""
 
 
 class FloatFormat:
-    """Rows as they are, in one float dtype."""
+    """Rows in one float dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -73,16 +68,16 @@ class FloatFormat:
 
 
 class ScaledFormat:
-    """One byte a number: keys centred on their slot's mean and scaled by row, values scaled by channel of a slot.
+    """One byte per element: keys centered on their slot's mean and scaled per row, values scaled per channel and slot.
 
-    A mean that all keys of a read share adds the same to every score of a query, and cancels in the softmax; so
-    centring costs no accuracy and takes away the largest part of a key. The mean here is each slot's own and is added
-    again when rows are decoded, so scores and lse are those of whole keys and parts merge as they are.
+    A mean shared by all keys of a read adds the same amount to every score of a query and cancels in the softmax, so
+    centering costs no accuracy and removes the largest part of a key. Here each slot has its own mean, which decoding
+    adds again: scores and lse are those of the original keys, and parts merge without correction.
 
     Args:
         dtype: torch.int8 or torch.float8_e4m3fn.
-        decoded: whether a read turns rows into floats; else it multiplies them as they are kept, for which values of
-            fp8 lie channel by channel, [Cv, R] with R rounded up to a multiple of 16.
+        decoded: whether a read decodes rows to floats; otherwise it multiplies them as stored, for which fp8 values are
+            stored by channel, [Cv, R] with R rounded up to a multiple of 16.
     """
 
     def __init__(self, dtype: torch.dtype, *, decoded: bool = True) -> None:
@@ -140,17 +135,17 @@ class ScaledFormat:
         return value[..., : fields["key"].shape[2]].mT if self._by_channel else value
 
     def _scale(self, largest: Tensor) -> Tensor:
-        # zeros have any scale; the smallest normal number keeps 0 / scale finite
+        # any scale is right for zeros; the smallest normal number keeps 0 / scale finite
         return (largest / self._largest).clamp(min=torch.finfo(torch.float32).tiny)
 
     def _rounded(self, scaled: Tensor) -> Tensor:
-        # a scale that was clamped or rounded may leave a number just outside, and e4m3 has no infinity: it gives NaN
+        # a clamped or rounded scale may leave a number just out of range, which e4m3, without infinity, turns into NaN
         scaled = scaled.clamp(-self._largest, self._largest)
         return (scaled.round() if self._integer else scaled).to(self._dtype)
 
 
 def format_of(storage: str, model_dtype: torch.dtype, *, decoded: bool = True) -> Format:
-    """The format that MemoryConfig.storage names, for a model of this dtype; `decoded` as in ScaledFormat."""
+    """The format named by MemoryConfig.storage, for a model of this dtype; `decoded` as in ScaledFormat."""
     if storage == "model":
         return FloatFormat(model_dtype)
     if storage in ("int8", "fp8"):

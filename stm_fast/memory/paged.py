@@ -1,6 +1,6 @@
-"""Rows on pages outside the model's device, read page by page: a bank of any length, two pages of it on the device.
+"""Rows in pages outside the model's device, read page by page: a bank of any length, two pages of it on the device.
 
-O objects; a slot is one frame of one object. Every object has its own pages, so objects come and go without a copy.
+O objects; a slot is one frame of one object. Every object has its own pages, so adding or removing one copies nothing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,14 @@ from stm_fast.memory.pages import Pages
 from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, check_rows, part_of
 from stm_fast.memory.stream import PageStream
 
-_ALIGNMENT = 64  # of every field in a page, for vector loads
+_ALIGNMENT = 64  # of every field in a page, in bytes, for vector loads
 
 
 class PageLayout:
-    """Where in a page each field lies: the field's rows of all slots, one field behind the other.
+    """Where each field is in a page: the rows of all slots for one field, then the next field.
 
     Args:
-        page_bytes: what the page's slots take in the model's dtype, about; a page holds one slot at least.
+        page_bytes: approximate size of a page's slots in the model's dtype; a page holds at least one slot.
     """
 
     def __init__(self, frame: FrameLayout, row_format: Format, page_bytes: int) -> None:
@@ -46,11 +46,11 @@ class _Place(NamedTuple):
 
 
 class PagedStorage:
-    """Rows on pages; see the module.
+    """Rows in pages; see the module.
 
     Args:
-        frame: what all frames have in common.
-        row_format: how rows are kept.
+        frame: the layout common to all frames.
+        row_format: how rows are stored.
         layout: of a page.
         pages: where pages come from; closed with the storage.
     """
@@ -68,7 +68,7 @@ class PagedStorage:
         return nbytes // (objects * self._layout.nbytes) * self._layout.slots
 
     def reserve(self, objects: int, slots: int, most: int | None) -> None:
-        # pages come when they are written, so only those beyond a smaller cap are looked at here
+        # pages are allocated when written; here only those past a smaller cap are freed
         self._tables += [[] for _ in range(objects - len(self._tables))]
         for table in self._tables:
             while most is not None and len(table) > self._pages_of(most):
@@ -96,7 +96,7 @@ class PagedStorage:
         for page, buffer in enumerate(self._stream.steps(steps)):
             here = [min(max(count - page * slots, 0), slots) for count in counts]
             fields = {name: rows[:, : max(here)] for name, rows in self._layout.fields(buffer).items()}
-            yield part_of(self._format, self._frame.dtype, page * slots, fields, here)
+            yield part_of(self._format, self._frame.dtype, fields, here)
 
     def keep(self, indices: list[int]) -> None:
         for index, table in enumerate(self._tables):

@@ -1,4 +1,4 @@
-"""From a configuration to a storage: in which format, and where."""
+"""The row format and the storage that a configuration selects."""
 
 from stm_fast.config import MemoryConfig
 from stm_fast.memory.formats import Format, format_of
@@ -8,9 +8,9 @@ from stm_fast.memory.storage import DeviceStorage, FrameLayout, Storage
 
 
 def row_format_of(config: MemoryConfig, frame: FrameLayout, backend: str = "auto") -> Format:
-    """How rows are kept: bytes so that the read takes them as they are, unless a named backend wants floats.
+    """The format of rows. Bytes are stored so that a read takes them directly, unless a named backend needs floats.
 
-    On a CPU that is the C++ engine's, of int8; it has no use for the layout of fp8 that a GPU multiplies.
+    On a CPU only the C++ engine reads bytes directly, and only int8; the fp8 layout is for tensor cores.
     """
     on_gpu = frame.device.type == "cuda" and backend == "auto"
     on_cpu = frame.device.type == "cpu" and backend in ("auto", "cpp") and config.storage == "int8"
@@ -18,15 +18,15 @@ def row_format_of(config: MemoryConfig, frame: FrameLayout, backend: str = "auto
 
 
 def storage_of(config: MemoryConfig, frame: FrameLayout, known_slots: int | None, backend: str = "auto") -> Storage:
-    """The storage that a configuration asks for.
+    """The storage that a configuration selects.
 
     Args:
-        frame: what all frames have in common.
-        known_slots: how many slots each object will have, where that is known.
-        backend: what will read it.
+        frame: the layout common to all frames.
+        known_slots: how many slots each object will have, if known.
+        backend: the backend that will read it.
 
     Raises:
-        InputError: a folder that is missing or cannot be written.
+        InputError: the folder is missing or cannot be written.
     """
     row_format = row_format_of(config, frame, backend)
     if config.place == "device":

@@ -1,4 +1,4 @@
-"""Reads that repeat, replayed from a CUDA graph: the host gives one command in place of a launch for each kernel."""
+"""Repeated reads, replayed from a CUDA graph: the host issues one command instead of one launch per kernel."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm_fast.memory.reading import Reading, lengths_of, read_part, read_rows
+from stm_fast.memory.read_parts import ReadResult, lengths_of, read_part, read_rows
 from stm_fast.memory.storage import Part, QuantisedPart
 
-# a capture takes the time of some tens of reads: a memory that grows every few frames is not to come to it
+# a capture takes as long as tens of reads, so a memory that grows every few frames should not trigger one
 CAPTURED_AFTER = 8
-MOST_GRAPHS = 2
+MAX_GRAPHS = 2
 
 
 class _Captured(NamedTuple):
-    """A graph and what it reads and writes."""
+    """A graph with its inputs and outputs."""
 
     graph: torch.cuda.CUDAGraph
     query: Tensor
     lengths: Tensor | None
-    reading: Reading
+    result: ReadResult
 
 
 @dataclass
@@ -31,18 +31,18 @@ class _Repeated:
 
 
 class RepeatedReads:
-    """Reads parts on a GPU, without gradients, and captures the reads that come again and again.
+    """Reads parts on a GPU, without gradients, and captures reads that repeat.
 
-    A full memory has two of them, with the previous frame and, where that one stays, without: so many graphs there
-    are, each of which keeps the memory of one read. A graph reads addresses: what the rows and the query hold may
-    change from one replay to the next, and nothing else.
+    A full memory has two of them: with the previous frame and, if that one is kept for good, without. Hence two graphs,
+    each of which holds the memory of one read. A graph reads fixed addresses: the contents of the rows and the query
+    may change from one replay to the next, but nothing else.
     """
 
     def __init__(self) -> None:
         self._reads: dict[Hashable, _Repeated] = {}  # the latest last
 
-    def read(self, query: Tensor, part: Part | QuantisedPart, rows: int, backend: str) -> Reading:
-        """As read_part()."""
+    def read(self, query: Tensor, part: Part | QuantisedPart, rows: int, backend: str) -> ReadResult:
+        """Like read_part()."""
         if isinstance(part, QuantisedPart) or torch.cuda.is_current_stream_capturing():
             return read_part(query, part, rows, backend)
         addresses = part.key.data_ptr(), part.value.data_ptr()
@@ -54,13 +54,14 @@ class RepeatedReads:
             repeated.captured = _captured(query, part, rows, backend)
         repeated.captured.query.copy_(query)
         repeated.captured.graph.replay()
-        return Reading(*(result.clone() for result in repeated.captured.reading))  # the next replay writes over them
+        # the next replay overwrites the results
+        return ReadResult(*(tensor.clone() for tensor in repeated.captured.result))
 
-    def _repeated(self, purpose: Hashable) -> _Repeated:
-        repeated = self._reads.pop(purpose, None) or _Repeated()
+    def _repeated(self, signature: Hashable) -> _Repeated:
+        repeated = self._reads.pop(signature, None) or _Repeated()
         repeated.count += 1
-        self._reads[purpose] = repeated
-        if len(self._reads) > MOST_GRAPHS:
+        self._reads[signature] = repeated
+        if len(self._reads) > MAX_GRAPHS:
             del self._reads[next(iter(self._reads))]
         return repeated
 
@@ -71,7 +72,7 @@ def _form(tensor: Tensor) -> Hashable:
 
 def _captured(query: Tensor, part: Part, rows: int, backend: str) -> _Captured:
     graph, graph_query, lengths = torch.cuda.CUDAGraph(), torch.empty_like(query), lengths_of(part, rows)
-    # other threads may decode frames meanwhile
+    # other threads may be decoding frames
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        reading = read_rows(graph_query, part, lengths, backend)
-    return _Captured(graph, graph_query, lengths, reading)
+        result = read_rows(graph_query, part, lengths, backend)
+    return _Captured(graph, graph_query, lengths, result)

@@ -1,8 +1,7 @@
-"""A bank spread over the ranks of a process group: every rank keeps every world-th slot and reads those.
+"""A bank sharded over the ranks of a process group: slot s is on rank s % world, which reads it.
 
-All ranks run the same frames in the same order, and each decides alike which frame goes into which slot: slot s lies on
-rank s % world. A read is joined exactly from the (out, lse) of every rank, with one all-gather, in the order of the
-ranks; so all of them go on with the same bits.
+All ranks process the same frames in the same order and make the same decisions about slots. A read merges the
+(out, lse) of every rank exactly, with one all-gather, in the order of the ranks, so all ranks get identical bits.
 """
 
 from collections.abc import Iterator
@@ -12,21 +11,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stm_fast.memory.reading import Reading
+from stm_fast.memory.read_parts import ReadResult
 
 
 class RankLostError(RuntimeError):
-    """Another rank has stopped or does not answer; one line, for the user."""
+    """Another rank has stopped or does not respond; the message is one line, for the user."""
 
 
 class Shard:
-    """This process's part of the slots: all of them where it is alone.
+    """This process's shard of the slots; without a group, all of them.
 
-    A rank that does not answer within the group's timeout (``init_process_group(timeout=...)``) ends the read with
-    RankLostError. Under NCCL that needs ``TORCH_NCCL_BLOCKING_WAIT=1``; else its watchdog ends the process.
+    If a rank does not respond within the group's timeout (``init_process_group(timeout=...)``), the read raises
+    RankLostError. Under NCCL that requires ``TORCH_NCCL_BLOCKING_WAIT=1``; otherwise its watchdog ends the process.
 
     Args:
-        group: the process group; None where this process is alone.
+        group: the process group; None for a single process.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -35,31 +34,31 @@ class Shard:
         self.world = 1 if group is None else dist.get_world_size(group)
 
     def holds(self, slot: int) -> bool:
-        """Whether the slot lies here."""
+        """Whether the slot is on this rank."""
         return slot % self.world == self.rank
 
     def local(self, slot: int) -> int:
-        """The slot's number on the rank where it lies."""
+        """The slot's number on its rank."""
         return slot // self.world
 
     def count(self, slots: int) -> int:
-        """How many of the first slots lie here."""
+        """How many of the first `slots` slots are on this rank."""
         return (slots - self.rank + self.world - 1) // self.world
 
     def most(self, slots: int) -> int:
-        """How many of the first slots lie on rank 0, which has most."""
+        """How many of the first `slots` slots are on rank 0, which has the most."""
         return -(-slots // self.world)
 
-    def join(self, mine: Reading) -> Reading:
-        """The reading of the whole memory, on every rank."""
+    def join(self, mine: ReadResult) -> ReadResult:
+        """The result of reading the whole memory, on every rank."""
         if self.world == 1:
             return mine
         dtype = torch.promote_types(mine.out.dtype, torch.float32)
         packed = torch.cat([mine.out.to(dtype), mine.lse[..., None].to(dtype)], dim=-1)  # [O, M, Cv + 1]
-        first, *rest = (Reading(part[..., :-1], part[..., -1]) for part in self._gather(packed))
+        first, *rest = (ReadResult(part[..., :-1], part[..., -1]) for part in self._gather(packed))
         for other in rest:
-            first = first.joined(other)
-        return Reading(first.out.to(mine.out.dtype), first.lse)
+            first = first.merged(other)
+        return ReadResult(first.out.to(mine.out.dtype), first.lse)
 
     def join_usage(self, mine: Tensor, slots: int) -> Tensor:
         """The usage of every rank's slots, each [O, local slots], as [O, slots]."""
@@ -70,41 +69,41 @@ class Shard:
         return torch.stack(self._gather(padded), dim=-1).flatten(1)[:, :slots]
 
     def copy(self, source: int, target: int, rows: Tensor | None, into: Tensor | None, device: torch.device) -> None:
-        """Copies a tensor that belongs to a slot over that of another slot.
+        """Copies a tensor of one slot to another slot.
 
         Args:
             source, target: the slots.
-            rows: the tensor of `source` on the rank that holds it, None elsewhere.
-            into: that of `target`, likewise.
+            rows: the tensor of `source` on its rank, None elsewhere.
+            into: the tensor of `target` on its rank, None elsewhere.
             device: the model's, from which NCCL sends.
         """
         if rows is not None and into is not None:
             into.copy_(rows)
         elif rows is not None:
-            sent = self._carried(rows, device).copy_(rows)
-            with self._together():
+            sent = self._buffer_like(rows, device).copy_(rows)
+            with self._collective():
                 dist.send(sent.view(torch.uint8), group=self._group, group_dst=target % self.world)
         elif into is not None:
-            received = self._carried(into, device)
-            with self._together():
+            received = self._buffer_like(into, device)
+            with self._collective():
                 dist.recv(received.view(torch.uint8), group=self._group, group_src=source % self.world)
             into.copy_(received)
 
-    def _carried(self, like: Tensor, device: torch.device) -> Tensor:
-        """An empty tensor that the group can send or receive: gloo does so in host memory alone."""
+    def _buffer_like(self, like: Tensor, device: torch.device) -> Tensor:
+        """An empty tensor that the group can send or receive; gloo supports host memory only."""
         place = device if dist.get_backend(self._group) == dist.Backend.NCCL else "cpu"
         return torch.empty_like(like, device=place, memory_format=torch.contiguous_format)
 
     def _gather(self, mine: Tensor) -> list[Tensor]:
         """The tensor of every rank."""
         parts = [torch.empty_like(mine, memory_format=torch.contiguous_format) for _ in range(self.world)]
-        with self._together():
+        with self._collective():
             dist.all_gather(parts, mine.contiguous(), group=self._group)
         return parts
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """What is done with other ranks ends with RankLostError where one is gone."""
+    def _collective(self) -> Iterator[None]:
+        """Turns errors of collective operations inside the block into RankLostError."""
         try:
             yield
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Where memory rows lie: the contract, and rows on the device of the model, in one tensor a field.
+"""Storage of memory rows: the interface, and rows on the model's device, in one tensor per field.
 
 O objects; a slot is one frame of one object, R = h*w rows.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from stm_fast.memory.formats import Field, Fields, Format
 from stm_fast.ops.quantised import QuantisedMemory
 
-# rows that are not kept as they are read are decoded in parts of about this many bytes
+# rows that must be decoded are decoded in parts of about this many bytes
 SCRATCH_BYTES = 2**25
 
 
 class FrameLayout(NamedTuple):
-    """What all frames of a bank have in common."""
+    """The layout common to all frames of a bank."""
 
     rows: int  # R = h*w
     key_dim: int
@@ -27,102 +27,88 @@ class FrameLayout(NamedTuple):
 
     @property
     def slot_bytes(self) -> int:
-        """Of a slot in the model's dtype."""
+        """Size of a slot in the model's dtype."""
         return self.rows * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
 
 class Part(NamedTuple):
-    """Some neighbouring slots of every object, ready to be read."""
+    """Consecutive slots of every object, ready to be read."""
 
-    first_slot: int
     key: Tensor  # [O, slots*R, Ck]
     value: Tensor  # [O, slots*R, Cv]
-    counts: list[int]  # slots that count, of each object
+    counts: list[int]  # valid slots of each object
 
     def slots(self, rows: int) -> Iterator["Part"]:
-        """The same, one slot at a time."""
+        """Its slots, as parts of one slot each."""
         for slot in range(self.key.shape[1] // rows):
             place = slice(slot * rows, (slot + 1) * rows)
             counts = [int(slot < count) for count in self.counts]
-            yield Part(self.first_slot + slot, self.key[:, place], self.value[:, place], counts)
+            yield Part(self.key[:, place], self.value[:, place], counts)
 
 
 class QuantisedPart(NamedTuple):
-    """The same as it is kept, one byte a number."""
+    """Like `Part`, but as stored, with one byte per element."""
 
-    first_slot: int
     memory: QuantisedMemory
     counts: list[int]
 
     def slots(self, rows: int) -> Iterator["QuantisedPart"]:
-        """The same, one slot at a time."""
+        """Its slots, as parts of one slot each."""
         for slot in range(self.memory.key.shape[1]):
             counts = [int(slot < count) for count in self.counts]
-            yield QuantisedPart(self.first_slot + slot, self.memory.slots(slot, slot + 1), counts)
+            yield QuantisedPart(self.memory.slots(slot, slot + 1), counts)
 
 
-def part_of(
-    row_format: Format, dtype: torch.dtype, first_slot: int, fields: Fields, counts: list[int]
-) -> Part | QuantisedPart:
-    """A part from its fields [O, slots, rows, W]: as it is kept where it is read so, else decoded to `dtype`."""
+def part_of(row_format: Format, dtype: torch.dtype, fields: Fields, counts: list[int]) -> Part | QuantisedPart:
+    """A part from its fields [O, slots, rows, W]: as stored if it is read that way, otherwise decoded to `dtype`."""
     memory = row_format.as_kept(fields)
     if memory is not None:
-        return QuantisedPart(first_slot, memory, counts)
-    return Part(first_slot, *row_format.decode(fields, dtype), counts)
+        return QuantisedPart(memory, counts)
+    return Part(*row_format.decode(fields, dtype), counts)
 
 
 class Storage(Protocol):
-    """Slots 0, 1, ... of every object. A slot is written whole."""
+    """Slots 0, 1, ... of every object. A slot is written as a whole."""
 
     @property
     def nbytes(self) -> int:
-        """What the slots take, spare ones included."""
-        ...
+        """Size of the slots, spare ones included."""
 
     def slots_within(self, nbytes: int, objects: int) -> int:
-        """How many slots of each of so many objects fit into so many bytes."""
-        ...
+        """How many slots per object fit into `nbytes` for this many objects."""
 
     def reserve(self, objects: int, slots: int, most: int | None) -> None:
-        """Makes room for so many objects and slots of each, never for more than `most` slots."""
-        ...
+        """Makes room for this many objects and slots per object, never for more than `most` slots."""
 
     def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> None:
-        """Puts a frame, key [R, Ck] and value [R, Cv], into a slot of one object."""
-        ...
+        """Writes a frame, key [R, Ck] and value [R, Cv], to a slot of one object."""
 
     def slot(self, index: int, slot: int) -> Fields:
-        """Views [rows, W] of the fields of a slot that was written; what is written to them is in the slot."""
-        ...
+        """Writable views [rows, W] of the fields of a slot that was written."""
 
     def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
-        """The first `counts[index]` slots of every object, ready to be read. A part lives until the next one."""
-        ...
+        """The first `counts[index]` slots of every object, ready to be read. A part is valid until the next one."""
 
     def keep(self, indices: list[int]) -> None:
         """Forgets all objects but these."""
-        ...
 
     def state_dict(self, counts: list[int]) -> dict[str, Tensor]:
-        """The first `counts[index]` slots of every object, as they are kept."""
-        ...
+        """The first `counts[index]` slots of every object, as stored."""
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what `state_dict` of such a storage gave."""
-        ...
+        """Restores the output of `state_dict` of an equal storage."""
 
     def close(self) -> None:
-        """Gives everything back."""
-        ...
+        """Releases everything."""
 
 
 class DeviceStorage:
-    """Rows on the model's device, in one tensor [O, slots, rows, W] a field.
+    """Rows on the model's device, in one tensor [O, slots, rows, W] per field.
 
-    It has its known size at once, or that of its cap, or grows by doubling. Spare rows are zero.
+    It is allocated at its known size, or that of its cap, or grows by doubling. Spare rows are zero.
 
     Args:
-        known_slots: how many slots each object will have, where that is known.
+        known_slots: how many slots each object will have, if known.
     """
 
     def __init__(self, layout: FrameLayout, row_format: Format, known_slots: int | None = None) -> None:
@@ -159,13 +145,13 @@ class DeviceStorage:
         for first in range(0, longest, step):
             fields = {name: tensor[:, first : min(first + step, longest)] for name, tensor in self._tensors.items()}
             here = [min(max(count - first, 0), step) for count in counts]
-            yield part_of(self._format, self._layout.dtype, first, fields, here)
+            yield part_of(self._format, self._layout.dtype, fields, here)
 
     def keep(self, indices: list[int]) -> None:
         self._tensors = {name: tensor[indices] for name, tensor in self._tensors.items()}
 
     def state_dict(self, counts: list[int]) -> dict[str, Tensor]:
-        # views, object by object: the used slots of all together would be a copy
+        # views, object by object: the used slots of all objects together would be a copy
         used = {
             f"{name}.{index}": tensor[index, :count]
             for name, tensor in self._tensors.items()
@@ -195,17 +181,21 @@ class DeviceStorage:
             new = _zero_slots(field, objects, slots, self._layout.device)
             old = self._tensors[name][:objects, :slots]
             new[: old.shape[0], : old.shape[1]] = old
-            # one field after the other: the old and the new bank are never there both whole
+            # one field at a time, so that the old and the new bank never exist completely at once
             self._tensors[name] = new
 
 
 def check_rows(name: str, found: Tensor, into: Tensor) -> None:
-    """Raises ValueError where what is loaded has another shape or dtype than what it goes into."""
+    """Checks that loaded rows have the shape and dtype of their destination.
+
+    Raises:
+        ValueError: they do not.
+    """
     if found.shape != into.shape or found.dtype != into.dtype:
         what, expected = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (found, into))
         raise ValueError(f"load_state_dict: {name}: found {what}, expected {expected}")
 
 
 def _zero_slots(field: Field, objects: int, slots: int, device: torch.device) -> Tensor:
-    """[O, slots, rows, W]; zeros, not empty: a NaN in a spare row reaches the sums as 0 * NaN in code without masks."""
+    """[O, slots, rows, W]. Zeros, not empty: in code without masks a NaN in a spare row reaches the sums as 0 * NaN."""
     return torch.zeros(objects, slots, field.rows, field.width, dtype=field.dtype, device=device)

@@ -1,4 +1,4 @@
-"""Pages through two buffers on the model's device: while one is read, the next page is copied into the other."""
+"""Double buffering on the model's device: while one page is read, the next one is copied."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from stm_fast.memory.pages import Pages
 
-# the pages of one step, by object; None where an object has none
+# the page of each object for one step; None if an object has none
 Step = Sequence[int | None]
 
 
 class PageStream:
-    """Copies pages to a device, one page of every object a step.
+    """Copies pages to a device, one page of every object per step.
 
-    On a GPU copies run on a stream of their own: they wait until the buffer's last read is done, and the read waits
-    until the copy is done. The host never waits.
+    On a GPU copies run on a separate stream: a copy waits for the last read of its buffer, and a read waits for its
+    copy. The host never waits.
 
     Args:
         pages: where pages come from.
-        page_bytes: of a page.
-        device: where they go.
+        page_bytes: size of a page.
+        device: where they are copied.
     """
 
     def __init__(self, pages: Pages, page_bytes: int, device: torch.device) -> None:
@@ -31,13 +31,13 @@ class PageStream:
 
     @property
     def nbytes(self) -> int:
-        """Of the buffers."""
+        """Size of the buffers."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def steps(self, steps: Sequence[Step]) -> Iterator[Tensor]:
-        """Each step's pages on the device, uint8 [O, page_bytes]; they live until the next step is asked for."""
+        """Each step's pages on the device, uint8 [O, page_bytes]; they are valid until the next step."""
         self._make_buffers(len(steps[0]))
-        self._expect(steps[0])
+        self._prefetch(steps[0])
         self._copy(steps, 0)
         for number in range(len(steps)):
             self._copy(steps, number + 1)
@@ -48,12 +48,12 @@ class PageStream:
                 self._cuda.read_is_done(number % 2)
 
     def close(self) -> None:
-        """Gives the buffers back."""
+        """Releases the buffers."""
         self._buffers = []
 
     def _make_buffers(self, objects: int) -> None:
         if not self._buffers or self._buffers[0].shape[0] != objects:
-            self._buffers = []  # the old ones go before the new ones come
+            self._buffers = []  # free the old ones before allocating new ones
             size = (objects, self._page_bytes)
             self._buffers = [torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(2)]
             if self._cuda is not None:
@@ -63,7 +63,7 @@ class PageStream:
         if number >= len(steps):
             return
         if number + 1 < len(steps):
-            self._expect(steps[number + 1])
+            self._prefetch(steps[number + 1])
         if self._cuda is None:
             self._fill(number % 2, steps[number])
         else:
@@ -75,14 +75,14 @@ class PageStream:
             if page is not None:
                 self._buffers[buffer][index].copy_(self._pages.open(page), non_blocking=True)
 
-    def _expect(self, step: Step) -> None:
+    def _prefetch(self, step: Step) -> None:
         for page in step:
             if page is not None:
-                self._pages.expect(page)
+                self._pages.prefetch(page)
 
 
 class _CudaOrder:
-    """The two waits between copies and reads, as events."""
+    """Orders copies and reads by events."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -90,7 +90,7 @@ class _CudaOrder:
         self._copied, self._read = _two_events(), _two_events()
 
     def buffers_are_new(self) -> None:
-        # their memory may be what an earlier kernel of this stream still uses
+        # an earlier kernel of this stream may still use their memory
         for buffer in range(2):
             self.read_is_done(buffer)
 
