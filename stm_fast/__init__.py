@@ -1,6 +1,6 @@
 """Space-Time Memory networks for video object segmentation, around one fused memory read.
 
-Each name is imported when it is first used. What needs no name but PyTorch's operators, such as `torch.export.load`,
+Each name is imported when it is first used. Code that needs only the PyTorch operators, such as `torch.export.load`,
 imports `stm_fast.ops`, which registers them.
 """
 

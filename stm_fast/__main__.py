@@ -18,12 +18,12 @@ from stm_fast.commands.info import info
 from stm_fast.commands.segment import segment
 from stm_fast.commands.train import train
 from stm_fast.errors import as_input_error
-from stm_fast.printing import all_said, open_streams, say, warn
+from stm_fast.printing import all_printed, open_streams, say, warn
 
-_WRONG_USE = 2
-_INTERRUPTED = 130  # what a shell says of a program that ctrl-C ended
+_BAD_USAGE = 2
+_INTERRUPTED = 130  # the shell convention for a program ended by ctrl-C
 
-# in the order of --help
+# in the order in which --help lists them
 _EXAMPLES: dict[Callable[..., None], str] = {
     demo: "stm-fast demo --output demo",
     convert: "stm-fast convert STM_weights.pth stm.safetensors",
@@ -34,56 +34,56 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     benchmark: "stm-fast benchmark --shapes 480p-T5-O1,480p-T20-O1 --passes forward",
 }
 
-# click's, or the copy of it that newer typers carry
+# from click, or from the copy that newer versions of typer include
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 class _OneLineErrors(TyperGroup):
-    """Ends with exit code 2 and one line where the user or the system is at fault; any other exception is a bug."""
+    """Ends with exit code 2 and one line if the user or the system is at fault; any other exception is a bug."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args:  # help, which is no error
+        if not args:  # prints the help
             return super().parse_args(ctx, args)
         try:
             return super().parse_args(ctx, args)
         except _UsageError as error:
-            raise _wrong_use(error) from None
-        except OSError as error:  # help, and stdout does not take it
-            raise _refused(error) from None
+            raise _usage_error(error) from None
+        except OSError as error:  # printing the help failed
+            raise _bad_input(error) from None
 
     def invoke(self, ctx: Any) -> Any:
         logging.getLogger("stm_fast").addHandler(_NOTES)
         try:
             return super().invoke(ctx)
         except _UsageError as error:
-            raise _wrong_use(error) from None
+            raise _usage_error(error) from None
         except KeyboardInterrupt:
-            raise _ended("interrupted; every file that was written is whole", _INTERRUPTED) from None
+            raise _exit("interrupted; every file that was written is whole", _INTERRUPTED) from None
         except Exception as error:
             if as_input_error(error) is None:
                 raise
-            raise _refused(error) from None
+            raise _bad_input(error) from None
 
 
-def _refused(error: Exception) -> typer.Exit:
-    if not all_said():  # and that has told why
-        return typer.Exit(_WRONG_USE)
-    return _ended(str(as_input_error(error)), _WRONG_USE)
+def _bad_input(error: Exception) -> typer.Exit:
+    if not all_printed():  # the reason was printed then
+        return typer.Exit(_BAD_USAGE)
+    return _exit(str(as_input_error(error)), _BAD_USAGE)
 
 
-def _wrong_use(error: Any) -> typer.Exit:
-    # newer typers tell which kind of error pydantic found
+def _usage_error(error: Any) -> typer.Exit:
+    # newer versions of typer include pydantic's kind of error
     what = error.format_message().removesuffix(".").replace(": Value error, ", ": ")
-    return _ended(f"{what}; see {error.ctx.command_path} --help", _WRONG_USE)
+    return _exit(f"{what}; see {error.ctx.command_path} --help", _BAD_USAGE)
 
 
-def _ended(why: str, code: int) -> typer.Exit:
+def _exit(why: str, code: int) -> typer.Exit:
     warn(why)
     return typer.Exit(code)
 
 
 class _Notes(logging.Handler):
-    """What was made of input that could mean more than one thing, as the package logs it: a line on stderr."""
+    """Prints the package's warnings, such as how ambiguous input was interpreted, as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warn(record.getMessage())
@@ -121,12 +121,12 @@ def _options(
 
 
 def main() -> None:
-    """What the stm-fast command runs."""
+    """The entry point of the stm-fast command."""
     open_streams()
     try:
         app()
     except SystemExit as end:
-        sys.exit(end.code or (0 if all_said() else _WRONG_USE))
+        sys.exit(end.code or (0 if all_printed() else _BAD_USAGE))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What of a folder counts: its pictures, its masks, its folders. Hidden files never do."""
+"""The images, masks and subfolders of a folder. Hidden entries are ignored."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stm_fast.errors import InputError, reading
 
-# in any case, as ".PNG"
+# compared without regard to case, as in ".PNG"
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _MASK_SUFFIX = ".png"
 
@@ -15,27 +15,27 @@ _MASK_SUFFIX = ".png"
 def list_images(folder: Path) -> list[Path]:
     """The jpg, png and webp files of a folder, in the natural order of their names.
 
-    Raises InputError: a folder that cannot be read, and a link that leads nowhere.
+    Raises InputError if the folder cannot be read or has a broken link.
     """
     return _files(folder, _IMAGE_SUFFIXES)
 
 
 def list_masks(folder: Path) -> list[Path]:
-    """The PNGs of a folder in natural order; its other pictures where it has none.
+    """The PNGs of a folder in natural order; its other images if it has none.
 
-    Raises InputError: as `list_images` does, and for two masks of one stem.
+    Raises InputError as `list_images` does, and for two masks with the same stem.
     """
     masks = _masks_of(list_images(folder))
     by_stem(masks)
     return masks
 
 
-def _masks_of(pictures: list[Path]) -> list[Path]:
-    return [file for file in pictures if file.suffix.lower() == _MASK_SUFFIX] or pictures
+def _masks_of(images: list[Path]) -> list[Path]:
+    return [file for file in images if file.suffix.lower() == _MASK_SUFFIX] or images
 
 
 def by_stem(files: Collection[Path]) -> dict[str, Path]:
-    """Files by their names without suffix. Raises InputError where two have the same."""
+    """Files by stem. Raises InputError if two have the same."""
     named: dict[str, Path] = {}
     for file in files:
         twin = named.setdefault(file.stem, file)
@@ -45,7 +45,7 @@ def by_stem(files: Collection[Path]) -> dict[str, Path]:
 
 
 def mask_of(folder: Path, name: str) -> Path:
-    """The mask of a name without suffix in a folder; where there is none, the file that it would be."""
+    """The mask with this stem in a folder; if there is none, the path that it would have."""
     usual = folder / f"{name}{_MASK_SUFFIX}"
     if usual.exists() or not folder.is_dir():
         return usual
@@ -54,16 +54,16 @@ def mask_of(folder: Path, name: str) -> Path:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, in the order of their names. Raises InputError as `list_images` does."""
+    """The subfolders of a folder, sorted by name. Raises InputError as `list_images` does."""
     with reading(folder), os.scandir(folder) as entries:
         found = [entry for entry in entries if entry.name[0] != "."]
         for entry in found:
-            _check_leads_somewhere(entry)
+            _check_not_broken(entry)
         return sorted(Path(entry.path) for entry in found if entry.is_dir())
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key under which numbers in names count as numbers: "frame2" before "frame10"."""
+    """Sort key that compares numbers in names by value: "frame2" before "frame10"."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
 
@@ -72,12 +72,12 @@ def _files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     with reading(folder), os.scandir(folder) as entries:
         found = [entry for entry in entries if entry.name[0] != "." and Path(entry.name).suffix.lower() in suffixes]
         for entry in found:
-            _check_leads_somewhere(entry)
+            _check_not_broken(entry)
         files = [Path(entry.path) for entry in found if not entry.is_dir()]
     return sorted(files, key=lambda file: natural_key(file.name))
 
 
-def _check_leads_somewhere(entry: os.DirEntry[str]) -> None:
-    """Raises InputError for a link to nothing: a frame or a sequence that is left out of a list is not missed."""
+def _check_not_broken(entry: os.DirEntry[str]) -> None:
+    """Raises InputError for a broken link: otherwise nobody would notice that a frame or a sequence is missing."""
     if entry.is_symlink() and not os.path.exists(entry.path):
-        raise InputError(f"{entry.path}: found a link to {os.readlink(entry.path)}, where nothing is")
+        raise InputError(f"{entry.path}: found a broken link to {os.readlink(entry.path)}")

@@ -1,4 +1,4 @@
-"""What is printed for people. Names of files come from anywhere: nothing in one does anything to a terminal."""
+"""Output for people. File names come from anywhere, so nothing in them may control the terminal."""
 
 import io
 import os
@@ -7,37 +7,37 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-# control characters, among them line breaks and escape sequences, and what turns the direction of writing
+# control characters, such as line breaks and escape sequences, and characters that change the writing direction
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
-_lost: list[OSError] = []  # why stdout took no more
+_lost: list[OSError] = []  # errors of writing to stdout
 
 
 def printable(text: str) -> str:
-    """The text as one line, with backslash escapes in place of control characters."""
+    """The text as one line, with control characters as backslash escapes."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(*lines: str) -> None:
-    """Prints results, on stdout; a stdout that takes nothing stops no work."""
+    """Prints results on stdout; a failing stdout does not stop the work."""
     _print(sys.stdout, lines)
 
 
 def remark(*lines: str) -> None:
-    """Prints what is no result, on stderr."""
+    """Prints anything but results, on stderr."""
     _print(sys.stderr, lines)
 
 
 def warn(message: str) -> None:
-    """Prints one line about what is wrong or doubtful, on stderr."""
-    # a message of a library may have several
+    """Prints one line about an error or a doubt, on stderr."""
+    # a library's message may have several lines
     remark(f"stm-fast: {' '.join(message.splitlines())}")
 
 
 def open_streams() -> None:
-    """Makes the standard streams fit for any text, whatever the program was started with.
+    """Makes the standard streams accept any text, and reopens closed ones.
 
-    In place of one that is closed, the next file that is opened would get its number, and with it what libraries print.
+    Otherwise the next file opened would get the number of a closed stream, and with it the output of libraries.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -47,8 +47,8 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def all_said() -> bool:
-    """Whether stdout has taken all that was printed, or whoever read it wanted no more."""
+def all_printed() -> bool:
+    """Whether everything was written to stdout, or its reader closed it."""
     _print(sys.stdout, ())
     return not _lost
 
@@ -66,7 +66,7 @@ def _print(stream: TextIO, lines: tuple[str, ...]) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """What is printed there from now on, and what waits to be, is lost without an error."""
+    """Discards, without an error, what is printed to the stream from now on and what is buffered."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,4 +1,4 @@
-"""Records that the package writes and reads again: JSON for people, with a checksum of what it says."""
+"""Records that the package writes and reads back: readable JSON with a checksum of its content."""
 
 import dataclasses
 import hashlib
@@ -12,27 +12,30 @@ from stm_fast.errors import InputError, reading, require_file, shown, shown_text
 from stm_fast.whole_file import whole_file
 
 CHECKSUM = "sha256"  # the entry that holds it
-_LARGEST_INTEGER = 2**53  # of all that is counted in a record
-_MOST_SHOWN = 100  # characters of a value in a message
+_LARGEST_INTEGER = 2**53  # in a record
+_MAX_SHOWN = 100  # characters of a value in a message
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content as it comes back from JSON; what JSON does not know is text."""
+    """The content as read back from JSON; values without a JSON type become text."""
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return plain
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content as it comes back from JSON, and behind it the SHA-256 of it, which white space does not change."""
+    """The content as read back from JSON, followed by its SHA-256, which does not depend on white space."""
     plain = as_json(content)
     return plain | {CHECKSUM: _checksum(plain)}
 
 
 def write_record_file(path: Path, content: Mapping[str, Any], *, durable: bool = False) -> None:
-    """Writes a record, whole or not at all. Raises InputError where it cannot.
+    """Writes a record, completely or not at all.
 
     Args:
         durable: as in `whole_file`.
+
+    Raises:
+        InputError: it cannot be written.
     """
     with whole_file(path, durable=durable) as partial:
         partial.write_text(json.dumps(with_checksum(content), indent=1) + "\n")
@@ -42,10 +45,11 @@ def read_record_file(path: Path, what: str, advice: str) -> dict[str, Any]:
     """The content of a record that `write_record_file` wrote.
 
     Args:
-        what: it should be, for the message, as in "a record of a run".
-        advice: what to do where it is not.
+        what: what it should be, for the message, as in "a record of a run".
+        advice: what to do if it is not.
 
-    Raises InputError: no such file, one that cannot be read, or any other content than what was written.
+    Raises:
+        InputError: no such file, an unreadable one, or content other than what was written.
     """
     require_file(path, f"{what}; {advice}")
     with reading(path):
@@ -61,7 +65,7 @@ def read_record_file(path: Path, what: str, advice: str) -> dict[str, Any]:
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    """The first entry in which a record is not the one that is expected, for a message; None where there is none."""
+    """The first entry in which a record differs from the expected one, for a message; None if they are equal."""
     for name in (*expected, *found):
         one, other = found.get(name), expected.get(name)
         if one != other:
@@ -70,14 +74,15 @@ def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | N
 
 
 def typed(value: Any, kind: Any, name: str) -> Any:
-    """A value out of a record, where it has the type that it should: dataclasses are made of their fields.
+    """Returns a value of a record if it has the expected type; builds dataclasses from their fields.
 
     Args:
-        kind: a type of JSON, `Any`, a dataclass, or a union, Literal, list or dict[str, ...] of them. An integer is a
-            float too.
-        name: of the value, for the message.
+        kind: a JSON type, `Any`, a dataclass, or a union, Literal, list or dict[str, ...] of them. An integer is
+            accepted as a float.
+        name: name of the value, for the message.
 
-    Raises ValueError that names the value.
+    Raises:
+        ValueError: another type; the message names the value.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if type(value) is int and abs(value) > _LARGEST_INTEGER:
@@ -104,7 +109,7 @@ def typed(value: Any, kind: Any, name: str) -> Any:
 
 
 def _built(value: dict[str, Any], kind: type, name: str) -> Any:
-    """A dataclass of its fields."""
+    """A dataclass built from its fields."""
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = value.keys() - fields.keys()
@@ -126,7 +131,7 @@ def _checksum(plain: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any, other: Any) -> str:
-    """A value for one line; of two dictionaries only what differs."""
+    """A value on one line; for two dictionaries, only the differences."""
     if isinstance(value, dict) and isinstance(other, dict):
         return ", ".join(
             f"{shown_text(name)} {_cut(entry)}" for name, entry in value.items() if other.get(name) != entry
@@ -136,4 +141,4 @@ def _shown(value: Any, other: Any) -> str:
 
 def _cut(value: Any) -> str:
     text = shown(value) if type(value) is int else " ".join(str(value).split())
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -1,4 +1,4 @@
-"""Tensors are written whole or not at all, equal ones as equal bytes, and with a checksum where they are read again."""
+"""Files of tensors: written completely or not at all, equal bytes for equal tensors, with an optional checksum."""
 
 import errno
 import json
@@ -16,10 +16,10 @@ from stm_fast.errors import InputError
 from stm_fast.whole_file import whole_file_in_folder
 
 _METADATA = "__metadata__"
-# the entry of the metadata that holds the checksum of all the file, in which it is zero itself. CRC-32 finds every
-# damage of up to 32 bits in a row, and others but for one in four billion; SHA-256 takes longer
+# the metadata entry with the checksum of the whole file, computed with this entry zero. CRC-32 detects every burst of
+# up to 32 damaged bits, and all but one in four billion other errors; SHA-256 is slower
 _CHECKSUM, _NO_CHECKSUM = "crc32", "00000000"
-_LENGTH_BYTES = 8  # of the header's length, which a file begins with
+_LENGTH_BYTES = 8  # of the header's length, at the start of the file
 _CHUNK_BYTES = 2**22
 
 
@@ -36,25 +36,25 @@ def write_tensors(
     Args:
         tensors: contiguous.
         durable: as in `whole_file`.
-        checksum: for `read_tensors`; it is one more entry of the metadata.
+        checksum: adds a metadata entry, which `read_tensors` needs.
 
     Raises:
         InputError: it cannot be written.
     """
     if checksum:
         metadata = {**(metadata or {}), _CHECKSUM: _NO_CHECKSUM}
-    # safetensors writes to a hidden file of its own beside the one that it is given, and a process that is killed
-    # leaves that file: so both are in a folder whose name says what it is
+    # safetensors writes to a hidden temporary file next to the given one, which a killed process leaves behind, so both
+    # are in a folder whose name marks it as partial
     try:
         with whole_file_in_folder(path, durable=durable) as file:
-            # that hidden file can be read by its owner alone
+            # the temporary file is readable by its owner only
             file.touch()
             usual_mode = file.stat().st_mode
             safetensors.torch.save_file(tensors, file, metadata)
             file.chmod(usual_mode)
             _complete(file, tensors if checksum else None)
     except SafetensorError as error:
-        # it has the system's reason in words alone
+        # the exception has the system's reason only as text
         full = os.strerror(errno.ENOSPC) in str(error)
         raise InputError(f"disk full while writing {path}" if full else f"cannot write {path}: {error}") from error
 
@@ -62,11 +62,11 @@ def write_tensors(
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of a file that `write_tensors` wrote with a checksum.
 
-    All of the file is read once. The tensors are mapped: they take memory when they are used.
+    The whole file is read once. The tensors are memory-mapped: they occupy memory when used.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not as it was written, in any bit.
+        ValueError: any bit differs from what was written.
     """
     with path.open("rb") as stream:
         header, length = _read_header(stream)
@@ -76,14 +76,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         stated = metadata[_CHECKSUM]
         stream.seek(_LENGTH_BYTES)
         if stream.read(length) != _encoded(header, length):
-            raise ValueError("its header is not as it was written")
+            raise ValueError("its header was changed")
         metadata[_CHECKSUM] = _NO_CHECKSUM
         found = _checksum_of_header(header, length)
         buffer = memoryview(bytearray(_CHUNK_BYTES))
         while count := stream.readinto(buffer):
             found = zlib.crc32(buffer[:count], found)
     if stated != f"{found:08x}":
-        raise ValueError("its checksum is not that of its content")
+        raise ValueError("its checksum does not match its content")
     try:
         tensors = safetensors.torch.load_file(path)
     except SafetensorError as error:
@@ -93,10 +93,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _complete(file: Path, tensors: dict[str, Tensor] | None) -> None:
-    """Sorts the entries of a header, which safetensors writes in another order every time; adds the checksum, if any.
+    """Sorts the header's entries, whose order varies between runs of safetensors, and adds the checksum, if any.
 
     Args:
-        tensors: of the file, where it gets a checksum.
+        tensors: the file's tensors, if it gets a checksum.
     """
     with file.open("r+b") as stream:
         header, length = _read_header(stream)
@@ -110,10 +110,10 @@ def _complete(file: Path, tensors: dict[str, Tensor] | None) -> None:
 
 
 def _read_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header of a file, and its length in bytes. Raises ValueError where it is none."""
+    """The header of a file, and its length in bytes. Raises ValueError if it is invalid."""
     length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if length > os.fstat(stream.fileno()).st_size:
-        raise ValueError("it is cut off, or no safetensors file")
+        raise ValueError("it is truncated, or not a safetensors file")
     try:
         header = json.loads(stream.read(length))
     except (ValueError, RecursionError):
@@ -124,7 +124,7 @@ def _read_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
 
 
 def _encoded(header: dict[str, Any], length: int) -> bytes:
-    """A header of this many bytes, with sorted names."""
+    """The header with sorted names, padded to `length` bytes."""
     return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
 
 

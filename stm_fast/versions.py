@@ -6,7 +6,7 @@ __version__ = version("stm_fast")
 
 
 def version_of(package: str) -> str | None:
-    """None where it is not installed."""
+    """The version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Files and folders are written whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import errno
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from stm_fast.errors import InputError, reading
 
-# what partial_path() names match
+# matches the names from partial_path()
 LEFT_OVER = ".*.partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is while it is written: hidden, in the same folder, so that a rename makes it final.
+    """The path of a file while it is written: hidden, in the same folder, so that a rename makes it final.
 
-    Raises InputError where `path` names no file, as "/" does.
+    Raises InputError if `path` does not name a file, as with "/".
     """
     if not path.name:
         raise InputError(f"cannot write {path}: found a folder, expected the name of a file")
@@ -25,34 +25,34 @@ def partial_path(path: Path) -> Path:
 
 
 def new_partial(path: Path) -> Path:
-    """`partial_path`, emptied. Raises InputError where that is not possible, or `path` is a device or a pipe."""
+    """`partial_path`, cleared. Raises InputError if that fails, or if `path` is a device or a pipe."""
     partial = partial_path(path)
-    # a rename would put a file in its place
+    # a rename would replace the device or pipe by a file
     with writing(path):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"cannot write {path}: found a device or a pipe, expected a file")
-        # in a container a process that was killed had the id of this one
+        # in a container, a killed process may have had the same id
         _remove(partial)
     return partial
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents. Raises InputError where that is not possible."""
+    """Creates a folder and its parents. Raises InputError if that fails."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def refuse_links(*folders: Path) -> None:
-    """Raises InputError where a folder in which files are replaced or removed is a link: behind it they are others'."""
+    """Raises InputError if a folder in which files will be replaced or removed is a symbolic link."""
     for folder in folders:
         with reading(folder):
             if folder.is_symlink():
                 found = f"a symbolic link to {folder.readlink()}"
-                raise InputError(f"{folder}: found {found}, expected a folder of its own: files in it are replaced")
+                raise InputError(f"{folder}: found {found}, expected a folder, because files in it are replaced")
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file or folder; not where one of them leads nowhere."""
+    """Whether two paths lead to the same existing file or folder."""
     try:
         return one.samefile(other)
     except OSError:
@@ -60,15 +60,15 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def refuse_input(target: Path, inputs: Iterable[Path]) -> None:
-    """Raises InputError where what is to be written would take the place of something that is read."""
+    """Raises InputError if `target` would overwrite one of the inputs."""
     for path in inputs:
         if same_file(target, path):
-            raise InputError(f"{target}: found as input and as output, expected another name for what is written")
+            raise InputError(f"{target}: found as both input and output, expected another name for the output")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors inside the block into an InputError that names `path`."""
+    """Turns system errors inside the block into an InputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -79,10 +79,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Path to write to inside the block; renamed to `path` at its end, removed if the block raises.
+    """A path to write to inside the block; renamed to `path` at its end, removed if the block raises.
 
     Args:
-        durable: wait until it is on the disk: then the file is there, and whole, after a loss of power too.
+        durable: waits until the file is on disk, so that it survives a power failure.
     """
     partial = new_partial(path)
     try:
@@ -90,13 +90,13 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
             yield partial
             _put_in_place(partial, path, durable)
     finally:
-        with suppress(OSError):  # what went wrong first says why
+        with suppress(OSError):  # the first error is the one to report
             partial.unlink()
 
 
 @contextmanager
 def whole_file_in_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """As `whole_file`, with a path in a folder of its own: for what writes more files beside the one it is given."""
+    """Like `whole_file`, with a path in a separate folder, for writers that create temporary files next to it."""
     with _scratch_folder(path) as folder, writing(path):
         folder.mkdir()
         yield folder / path.name
@@ -104,12 +104,12 @@ def whole_file_in_folder(path: Path, *, durable: bool = False) -> Iterator[Path]
 
 
 def remove_left_over(folder: Path, name: str | None = None) -> None:
-    """Removes what processes that were killed had begun to write.
+    """Removes partial files left by killed processes.
 
     Args:
-        name: of the one file or folder whose beginnings are meant; all where it is not given.
+        name: of the file or folder whose partial files are removed; by default, all partial files.
     """
-    # as partial_path() names them, and not those of another name that begins alike
+    # exactly the names from partial_path(), not those of a longer name with the same start
     pattern = re.compile(rf"\.{'.*' if name is None else re.escape(name)}\.\d+\.partial")
     for path in folder.glob(LEFT_OVER):
         if pattern.fullmatch(path.name) is not None:
@@ -118,7 +118,7 @@ def remove_left_over(folder: Path, name: str | None = None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes what is there, if anything: a folder with all that is in it, of a link the link alone."""
+    """Removes a file, a folder with its content, or a link but not its target; nothing if it does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -134,7 +134,7 @@ def _put_in_place(partial: Path, path: Path, durable: bool) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -144,7 +144,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Folder to fill inside the block; renamed to `path` at its end, removed if the block raises."""
+    """A folder to fill inside the block; renamed to `path` at its end, removed if the block raises."""
     with _scratch_folder(path) as partial:
         make_folder(partial)
         yield partial
@@ -154,7 +154,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _scratch_folder(path: Path) -> Iterator[Path]:
-    """Where there is no folder yet, and none after the block."""
+    """The path of a temporary folder, not created yet; removed after the block."""
     folder = new_partial(path)
     try:
         yield folder

@@ -395,7 +395,7 @@ def test_the_weights_are_not_replaced_by_what_is_found(tmp_path):
     weights.write_text("weights")
     done = run("--system", "--weights", str(weights), "--output", str(weights), "--overwrite")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"stm-fast: {weights}: found as input and as output")
+    assert done.stderr.startswith(f"stm-fast: {weights}: found as both input and output")
     assert weights.read_text() == "weights"
 
 

@@ -190,7 +190,7 @@ def test_convert_takes_the_mean_of_several(tmp_path):
     (tmp_path / "link.safetensors").symlink_to(names[0])
     for target in (names[0], tmp_path / "link.safetensors"):
         refused = run("convert", names[0], names[1], target, "--overwrite")
-        assert_refused(refused, f"{target}: found as input and as output")
+        assert_refused(refused, f"{target}: found as both input and output")
     save_checkpoint(stm_resnet18(**SMALL | {"key_dim": 8}), names[1])
     refused = run("convert", names[0], names[1], tmp_path / "d.safetensors")
     assert_refused(refused, "mean: found STM with resnet18, key_dim=16", "key_dim=8", "expected equal ones")

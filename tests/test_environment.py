@@ -262,7 +262,7 @@ def test_a_name_does_nothing_to_a_terminal(text, shown):
 # says a line, and ends as the command does
 SAYING = """
 import sys
-from stm_fast.printing import all_said, open_streams, say, warn
+from stm_fast.printing import all_printed, open_streams, say, warn
 open_streams()
 for number in range(3):
     say(f"result {number} of \\xf6\\udce9")
@@ -270,7 +270,7 @@ warn("doubtful\\nof \\xf6")
 print("another's")
 with open(sys.argv[1], "w") as file:
     file.write("whole")
-sys.exit(0 if all_said() else 2)
+sys.exit(0 if all_printed() else 2)
 """
 RESULTS = "".join(f"result {number} of ö\\udce9\n" for number in range(3)) + "another's\n"
 WARNING = "stm-fast: doubtful of ö\n"

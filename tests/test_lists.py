@@ -70,10 +70,10 @@ def test_lists_of_davis_2016_hold_pairs_of_paths(root, line):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("vélo\n".encode("latin-1"), "found a byte at 1 that is no UTF-8"),
-        ("bike\n".encode("utf-16"), "found a byte at 0 that is no UTF-8"),
+        ("vélo\n".encode("latin-1"), "found invalid UTF-8 at byte 1"),
+        ("bike\n".encode("utf-16"), "found invalid UTF-8 at byte 0"),
         ("bike\n".encode("utf-16-le"), r"name of a sequence: found 'b\x00i\x00k\x00e\x00"),
-        (b"\x89PNG\r\n\x1a\n", "found a byte at 0 that is no UTF-8"),
+        (b"\x89PNG\r\n\x1a\n", "found invalid UTF-8 at byte 0"),
         (b"", "found no sequence, expected a name a line"),
         (b"\xef\xbb\xbf\r\n \t\r\n", "found no sequence, expected a name a line"),
         (b"a/bike\n", "name of a sequence: found 'a/bike'"),
@@ -125,7 +125,7 @@ def test_meta_says_which_frames_are_required(root, mark):
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"[" * 100_000, "nested too deeply"),
-        ("é".encode("latin-1"), "no UTF-8"),
+        ("é".encode("latin-1"), "invalid UTF-8"),
         (b"null", "found no videos by name"),
         (b"[]", "found no videos by name"),
         (b'{"videos": ["a"]}', "found no videos by name"),

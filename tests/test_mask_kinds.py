@@ -380,7 +380,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, kind: str) -> None:
     lost = {"picture": "JPEGImages/two/00003.jpg", "mask": "Annotations/two/00003.png", "folder": "Annotations/two"}
     (tmp_path / lost[kind]).rename(tmp_path / "moved")
     (tmp_path / lost[kind]).symlink_to("/nowhere")
-    with pytest.raises(InputError, match=f"{lost[kind]}: found a link to /nowhere, where nothing is"):
+    with pytest.raises(InputError, match=f"{lost[kind]}: found a broken link to /nowhere"):
         assert [sequence.fully_annotated for sequence in folder(tmp_path, "all")] == [True, True]
 
 

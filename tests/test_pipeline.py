@@ -336,7 +336,7 @@ def test_nothing_is_removed_or_written_behind_a_link_in_the_output(tmp_path, mod
         (others / name).touch()
     (out / part).symlink_to("../others")
     before = files(tmp_path)
-    words = f"out/{part}: found a symbolic link to ../others, expected a folder of its own"
+    words = f"out/{part}: found a symbolic link to ../others, expected a folder, because files in it are replaced"
     refused(words, video(tmp_path / "in.mp4", 2), given, out, model, **options)
     assert files(tmp_path) == sorted([*before, "in.mp4"])
 

@@ -160,9 +160,9 @@ HOSTILE = [
     ("seed: 2001-01-01", "seed: found datetime.date(2001, 1, 1), expected a whole number"),
     ("seed: !!binary AAAA", "seed: found b'\\x00\\x00\\x00', expected a whole number"),
     ("seed: !!set {a}", "seed: found {'a'}, expected a whole number"),
-    ("seed: " + "9" * 4000, "seed: found a whole number of 13288 bits, expected 0 to 2^63 - 1"),
-    ("seed: 0x" + "f" * 4000, "seed: found a whole number of 16000 bits, expected 0 to 2^63 - 1"),
-    ("optimizer: {lr: " + "9" * 400 + "}", "optimizer.lr: found a whole number of 1329 bits, expected a finite number"),
+    ("seed: " + "9" * 4000, "seed: found an integer of 13288 bits, expected 0 to 2^63 - 1"),
+    ("seed: 0x" + "f" * 4000, "seed: found an integer of 16000 bits, expected 0 to 2^63 - 1"),
+    ("optimizer: {lr: " + "9" * 400 + "}", "optimizer.lr: found an integer of 1329 bits, expected a finite number"),
     ("optimizer: {lr: 1e400}", "optimizer.lr: found '1e400', expected a finite number"),
     ("optimizer: {lr: .nan}", "optimizer.lr: found nan, expected a finite number"),
     ("optimizer: {clip_norm: .inf}", "optimizer.clip_norm: found inf, expected a finite number"),
@@ -212,7 +212,7 @@ def test_a_configuration_is_utf_8_with_or_without_a_mark(tmp_path, mark):
     assert read_config(file).weights == "ö.pth"
     for encoding in ("utf-16", "latin-1"):
         file.write_bytes((MINIMAL + "weights: ö.pth").encode(encoding))
-        with pytest.raises(InputError, match=r"config\.yaml: found a byte at \d+ that is no UTF-8"):
+        with pytest.raises(InputError, match=r"config\.yaml: found invalid UTF-8 at byte \d+"):
             read_config(file)
 
 

@@ -619,7 +619,7 @@ def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         room.CocoSource(tmp_path / "nowhere", coco)
     broken = (("[", "not JSON"), ("[1]", "no instances of COCO"), ('{"images": 1}', "no instances of COCO"))
-    for text, message in (*broken, ("{}", "no instances in it"), ("\udcff", "found a byte at 0 that is no UTF-8")):
+    for text, message in (*broken, ("{}", "no instances in it"), ("\udcff", "found invalid UTF-8 at byte 0")):
         coco.write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=rf"instances\.json: {message}"):
             room.CocoSource(tmp_path, coco)

@@ -95,7 +95,7 @@ def test_links_and_inputs_in_the_place_of_what_is_written_are_refused(tmp_path):
             refuse_links(tmp_path / "folder", tmp_path / name)
     (tmp_path / "folder/file").touch()
     refuse_input(tmp_path / "absent", [tmp_path / "folder/file", tmp_path / "absent"])
-    with pytest.raises(InputError, match="link/file: found as input and as output"):
+    with pytest.raises(InputError, match="link/file: found as both input and output"):
         refuse_input(tmp_path / "link/file", [tmp_path / "other", tmp_path / "folder/file"])
 
 

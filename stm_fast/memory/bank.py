@@ -352,12 +352,7 @@ class MemoryBank:
 
 
 def _indices(found: Collection[int], name: str, objects: int) -> set[int]:
-    """Indices of objects.
-
-    Raises:
-        TypeError: not a collection of integers.
-        ValueError: an index out of range.
-    """
+    """Indices of objects. Raises TypeError for anything else, ValueError for an index out of range."""
     if not isinstance(found, Iterable):
         raise TypeError(f"MemoryBank.append: {name}: found {type(found).__name__}, expected indices of objects")
     indices = {integer(index, f"MemoryBank.append: {name}", "integers") for index in found}

@@ -78,10 +78,8 @@ class DiskPages(Pages):
     """Pages of a file in a folder, mapped into memory one at a time.
 
     The file has no name in the folder, so the system removes it with the process, however that ends. Space is allocated
-    before it is written: a full disk gives an InputError, not a crash in the middle of a write.
-
-    Raises:
-        InputError: the folder is missing or cannot be written.
+    before it is written: a full disk gives an InputError, not a crash in the middle of a write. Raises InputError if
+    the folder is missing or cannot be written.
     """
 
     def __init__(self, page_bytes: int, folder: Path) -> None:

@@ -186,11 +186,7 @@ class DeviceStorage:
 
 
 def check_rows(name: str, found: Tensor, into: Tensor) -> None:
-    """Checks that loaded rows have the shape and dtype of their destination.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raises ValueError if loaded rows differ from their destination in shape or dtype."""
     if found.shape != into.shape or found.dtype != into.dtype:
         what, expected = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (found, into))
         raise ValueError(f"load_state_dict: {name}: found {what}, expected {expected}")

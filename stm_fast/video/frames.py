@@ -51,11 +51,7 @@ class FrameReader(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
-        """Frames from the first.
-
-        Raises:
-            InputError: a frame cannot be decoded; the message names it.
-        """
+        """Frames from the first. Raises InputError, which names the frame, if one cannot be decoded."""
 
     @abstractmethod
     def index_of(self, name: str) -> int | None:

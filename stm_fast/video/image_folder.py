@@ -106,11 +106,7 @@ def _read_size(file: Path) -> tuple[int, int]:
 
 
 def read_frame(file: Path) -> npt.NDArray[np.uint8]:
-    """The image uint8 [H, W, 3] RGB, upright.
-
-    Raises:
-        InputError: it cannot be decoded.
-    """
+    """The image uint8 [H, W, 3] RGB, upright. Raises InputError if it cannot be decoded."""
     with open_image(file) as image:
         return _decode(image)
 

@@ -48,11 +48,7 @@ class MaskImage(NamedTuple):
 
 
 def read_ids(path: Path) -> MaskImage:
-    """The values of a palette or grayscale PNG as stored.
-
-    Raises:
-        InputError: it is anything else.
-    """
+    """The values of a palette or grayscale PNG as stored. Raises InputError for any other file."""
     with open_image(path, "mask") as image:
         if image.format != "PNG" or image.mode not in _ID_MODES:
             found = f"{image.format} of mode {image.mode}"

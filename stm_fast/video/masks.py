@@ -49,11 +49,7 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> MaskImag
 
 
 def read_written_mask(path: str | Path) -> MaskImage:
-    """A palette or grayscale PNG written by a method: every value is an id.
-
-    Raises:
-        InputError: it is anything else.
-    """
+    """A palette or grayscale PNG written by a method: every value is an id. Raises InputError for any other file."""
     return read_ids(Path(path))
 
 
@@ -101,11 +97,7 @@ def without_void(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def require_objects(ids: npt.NDArray[np.uint8], path: str | Path) -> None:
-    """Checks that the mask of this file shows an object.
-
-    Raises:
-        InputError: it shows none.
-    """
+    """Raises InputError if the mask of this file shows no object."""
     if not ids.any():
         raise InputError(f"{path}: mask without objects: every pixel is 0 (background)")
 

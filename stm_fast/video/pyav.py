@@ -6,11 +6,7 @@ from stm_fast.errors import InputError
 
 
 def require_av(path: object) -> None:
-    """Checks that PyAV can be imported; `path` is the video it is needed for.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """Raises InputError if PyAV cannot be imported; `path` is the video it is needed for."""
     try:
         importlib.import_module("av")
     except ImportError as error:

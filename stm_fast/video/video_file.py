@@ -45,10 +45,8 @@ class VideoFile(FrameReader):
 
     The length that the file states is compared with its size, its frames are counted without decoding them, and the
     first frame is decoded, so that incomplete files are refused before any work. Pixels are used as stored:
-    a non-square pixel aspect ratio is not corrected.
-
-    Raises:
-        InputError: not a video, no video stream, truncated, frames of more than MAX_PIXELS, or no frame at all.
+    a non-square pixel aspect ratio is not corrected. Raises InputError if the file is not a video, has no video stream,
+    is truncated, has frames of more than MAX_PIXELS, or has no frame at all.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,11 +107,7 @@ class VideoFile(FrameReader):
             yield Frame(index, time, self.name_of(index), orientation.apply(image))
 
     def _decoded(self, packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
-        """The frames as decoded.
-
-        Raises:
-            InputError: a damaged frame, or no frame at all.
-        """
+        """The decoded frames. Raises InputError at a damaged frame, or if there is none at all."""
         frames = _decode(packets)
         index = 0
         while True:
@@ -163,11 +157,7 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _choose(path: Path, container: InputContainer) -> VideoStream:
-    """The video stream that a player would show: the default one; of several, FFmpeg's choice.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The stream that a player would show: the default one; of several, FFmpeg's choice. Raises InputError if none."""
     candidates = _candidates(container)
     if not candidates:
         found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"

@@ -37,11 +37,7 @@ LIMITED_RANGE = 1
 
 
 class FileWriter:
-    """One file per frame in one folder, each written completely or not at all.
-
-    Raises:
-        InputError: the folder cannot be created.
-    """
+    """One file per frame in a folder, written completely or not at all. Raises InputError if it cannot be made."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -92,8 +88,7 @@ class OverlayVideoWriter:
     def __init__(self, path: str | Path, width: int, height: int, frame_rate: Fraction) -> None:
         """Size in pixels; `frame_rate` in frames per second, the average if it varies.
 
-        Raises:
-            InputError: PyAV or its H.264 encoder is missing, or the file cannot be written.
+        Raises InputError if PyAV or its H.264 encoder is missing, or the file cannot be written.
         """
         self.path = Path(path)
         self.width, self.height = width, height
@@ -113,8 +108,7 @@ class OverlayVideoWriter:
     def write(self, image: npt.NDArray[np.uint8], time: float) -> None:
         """Appends one frame, uint8 [H, W, 3] RGB, shown from `time` seconds on. Times must not decrease.
 
-        Raises:
-            InputError: it cannot be written; the video is then aborted.
+        Raises InputError if it cannot be written; the video is then aborted.
         """
         if self._container is None:
             raise ValueError(f"{self.path}: the video is closed")
