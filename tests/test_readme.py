@@ -1,6 +1,9 @@
-"""What README shows runs as written."""
+"""The examples in README.md run as written, and its lists and docs/environment.md agree with the sources."""
 
+import ast
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+VARIABLE = "[A-Z][A-Z0-9_]+"
 
 
 def test_there_are_examples():
@@ -27,3 +31,78 @@ def test_the_tree_names_what_exists():
     assert rooms <= {name.rstrip("/") for name in named}
     for name in named:
         assert (ROOT / name).exists() or (ROOT / "stm_fast" / name).exists(), f"README names {name}"
+
+
+def constants(tree: ast.Module) -> dict[str, list[str]]:
+    """The names of variables in each module-level constant."""
+    found: dict[str, list[str]] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign):
+            pairs = [(statement.targets[0], statement.value)]
+            if isinstance(statement.targets[0], ast.Tuple) and isinstance(statement.value, ast.Tuple):
+                pairs = [*zip(statement.targets[0].elts, statement.value.elts, strict=True)]
+            for target, value in pairs:
+                strings = [str(node.value) for node in ast.walk(value) if isinstance(node, ast.Constant)]
+                found[ast.unparse(target)] = [string for string in strings if re.fullmatch(VARIABLE, string)]
+    return found
+
+
+def python_variables(source: str) -> Iterator[str]:
+    """The environment variables that a module reads; for a name that is not a constant, all that it may stand for."""
+    tree = ast.parse(source)
+    known = constants(tree)
+    for node in ast.walk(tree):
+        keys: list[ast.expr] = []
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.environ.get", "os.getenv"):
+            keys = node.args[:1]
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            keys = [node.slice] * (ast.unparse(node.value) == "os.environ")
+        elif isinstance(node, ast.Compare) and ast.unparse(node.comparators[0]) == "os.environ":
+            keys = [node.left]
+        for key in keys:
+            if isinstance(key, ast.Constant):
+                yield key.value
+            else:
+                yield from known.get(ast.unparse(key)) or [name for names in known.values() for name in names]
+
+
+def make_variables(source: str) -> set[str]:
+    """The variables of a Makefile that may come from outside."""
+    assigned = set(re.findall(rf"^({VARIABLE}) [:+]?=", source, re.MULTILINE))
+    return set(re.findall(rf"\$\(({VARIABLE})\)", source)) - assigned
+
+
+def readers() -> dict[str, set[str]]:
+    """The files that read each environment variable."""
+    found = defaultdict(set)
+    folders = [ROOT / name for name in ("stm_fast", "kernels", "csrc", "benchmarks", "tests", ".ci")]
+    files = [ROOT / "setup.py", ROOT / "Makefile", *(path for folder in folders for path in folder.rglob("*"))]
+    for path in files:
+        text = path.read_text() if path.is_file() and path.suffix in (".py", ".cpp", ".h", "") else ""
+        if path.suffix == ".py":
+            names = set(python_variables(text)) if "environ" in text or "getenv" in text else set()
+        elif path.name == "Makefile":
+            names = make_variables(text)
+        else:
+            names = {*re.findall(rf'getenv\("({VARIABLE})"\)', text), *re.findall(rf"\$\{{({VARIABLE}):-", text)}
+        for name in names:
+            found[name].add(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_every_environment_variable_is_documented_where_it_is_read():
+    rows = re.findall(rf"^\| `({VARIABLE})` \|.*\|([^|]+)\|$", (ROOT / "docs/environment.md").read_text(), re.MULTILINE)
+    documented = {name: set(re.findall("`(.+?)`", places)) for name, places in rows}
+    read = readers()
+    assert len(documented) == len(rows)
+    assert set(documented) == set(read)
+    for name, places in documented.items():
+        assert places, name
+        assert places <= read[name], f"docs/environment.md: {name} is read in {read[name]}"
+
+
+def test_reads_of_the_environment_are_found():
+    source = 'KEY = "A_KEY"\nos.environ["SET"] = os.environ[KEY]\n"IN" in os.environ\nos.getenv("GOT")'
+    assert set(python_variables(source)) == {"A_KEY", "IN", "GOT"}
+    assert set(python_variables("A, B = 'FIRST', 'SECOND'\nos.environ.get(name)")) == {"FIRST", "SECOND"}
+    assert make_variables("A := $(B1)\nC2 ?= x\nall:\n\techo $(A) $(C2)") == {"B1", "C2"}
