@@ -1,7 +1,7 @@
-"""What an installed stm_fast does everywhere: .ci/smoke.py FOLDER, run by the Python that has it.
+"""Smoke test of an installed stm_fast: .ci/smoke.py FOLDER, run by the Python that has it.
 
-A read forward and backward by the C++ engine against the reference, ten frames segmented from the command line, and
-`stm-fast info`. FOLDER, which must not exist, is where the clip and its masks go.
+Compares forward and backward reads of the C++ engine with the reference, segments ten frames from the command line, and
+runs `stm-fast info`. FOLDER, which must not exist yet, is for the clip and its masks.
 """
 
 import subprocess
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-import stm_fast.kernels  # noqa: F401, it is installed with the package
+import stm_fast.kernels  # noqa: F401, checks that it is installed
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.testing import ReadCase, check_case
@@ -22,7 +22,7 @@ STM_FAST = Path(sys.executable).with_name("stm-fast")
 
 
 def check_reads() -> None:
-    """Ends where the C++ engine is absent, or further from float64 than eager PyTorch may be."""
+    """Exits if the C++ engine is absent, or its errors exceed the float64 criterion."""
     absent = {backend.name: backend.absent_reasons() for backend in BACKENDS}
     if absent["cpp"]:
         sys.exit(f"cpp: found {absent['cpp']}, expected it to be built")
@@ -32,7 +32,7 @@ def check_reads() -> None:
 
 
 def check_segmentation(folder: Path) -> None:
-    """Ends where ten frames of a video file do not become ten masks and an overlay."""
+    """Exits if ten frames of a video file do not give ten masks and an overlay."""
     folder.mkdir()
     clip = SyntheticClip(0, frames=FRAMES, objects=2)
     with OverlayVideoWriter(folder / "clip.mp4", clip.width, clip.height, Fraction(24)) as writer:
