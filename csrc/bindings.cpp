@@ -1,8 +1,8 @@
-// stm_fast._C: importing it runs the static initialisers that register the CPU kernels.
+// stm_fast._C: importing it runs the static initializers that register the CPU kernels.
 //
-// The schemas live in stm_fast/ops/registration.py, where both engines share them. Only PyTorch's stable ABI and
-// Python's limited API are used, so that one build serves every torch >= 2.11 and every Python >= 3.11. Here tensors
-// become plain pointers and strides; the engine in cpu/ knows nothing of PyTorch.
+// The schemas are in stm_fast/ops/registration.py, shared by both engines. Only PyTorch's stable ABI and
+// Python's limited API are used, so that one build serves every torch >= 2.11 and every Python >= 3.11. Tensors are
+// converted to plain pointers and strides here; the engine in cpu/ does not depend on PyTorch.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
@@ -25,7 +25,7 @@ using stm_fast::parallel_read;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The arguments that the forward and the backward operator have in common.
+// The arguments common to the forward and the backward operator.
 struct Arguments {
   const Tensor& query;
   const Tensor& key;
@@ -106,7 +106,7 @@ stm_fast::ReadProblem<Stored> problem_of(const Arguments& a) {
   return problem;
 }
 
-// An empty tensor, like `other`, for an input that is absent.
+// An empty tensor, like `other`, for an absent input.
 Tensor zeros_like(const std::optional<Tensor>& tensor, const Tensor& other) {
   return tensor.has_value() ? torch::stable::new_zeros(*tensor, tensor->sizes()) : torch::stable::new_empty(other, {0});
 }

@@ -1,4 +1,4 @@
-// The convolutions of inverted_bottleneck.h as operators. The schemas live in stm_fast/ops/inverted_bottleneck.py.
+// The convolutions of inverted_bottleneck.h as operators. The schemas are in stm_fast/ops/inverted_bottleneck.py.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -24,7 +24,7 @@ void check_dense(const char* name, const Tensor& tensor, int64_t dimensions, Sca
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
 }
 
-// Pictures out [B, ceil(H / stride), ceil(W / stride), K] of x [B, H, W, C].
+// Images out [B, ceil(H / stride), ceil(W / stride), K] for x [B, H, W, C].
 Window window_of(const Tensor& out, const Tensor& x, int64_t kernel, int64_t stride) {
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "x: expected float32 or bfloat16");
@@ -38,7 +38,7 @@ Window window_of(const Tensor& out, const Tensor& x, int64_t kernel, int64_t str
   return window;
 }
 
-// Floats that end with a whole panel.
+// Floats padded to a whole panel.
 const float* padded(const char* name, const Tensor& tensor, int64_t dimensions, Index count) {
   check_dense(name, tensor, dimensions, ScalarType::Float);
   STD_TORCH_CHECK(tensor.size(dimensions - 1) == stm_fast::round_up(count, panel_lanes), name,
@@ -46,7 +46,7 @@ const float* padded(const char* name, const Tensor& tensor, int64_t dimensions, 
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 
-// A weight in panels [ceil(columns / 16), depth, 16], or with pairs of the depth [..., ceil(depth / 2), 16, 2].
+// A weight in panels [ceil(columns / 16), depth, 16], or in pairs along the depth [..., ceil(depth / 2), 16, 2].
 template <class Stored>
 const Stored* panels(const char* name, const Tensor& tensor, Index columns, Index depth) {
   constexpr bool pairs = std::is_same_v<Stored, BFloat16>;

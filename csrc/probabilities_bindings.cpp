@@ -1,4 +1,4 @@
-// The row kernels of probabilities.h as operators. The schemas live in stm_fast/ops/probabilities.py.
+// The row kernels of probabilities.h as operators. The schemas are in stm_fast/ops/probabilities.py.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -19,7 +19,7 @@ using stm_fast::ObjectLogits;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr Index least_values = 1 << 16;  // of the result, that waking a thread pays for
+constexpr Index least_values = 1 << 16;  // results per thread that make waking it worthwhile
 
 template <class Stored>
 void fill_rows(const Tensor& tensor, const Crop& crop, float epsilon, float* probabilities) {

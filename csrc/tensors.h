@@ -1,4 +1,4 @@
-// Tensors as plain pointers and strides, and PyTorch's threads as the engine's: what all bindings share.
+// Tensors as plain pointers and strides, and PyTorch's threads for the engine; shared by all bindings.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -26,7 +26,7 @@ inline Batch<const Element> batch_of(const Tensor& tensor) {
           tensor.dim() == 3 ? tensor.stride(2) : 1, shared};
 }
 
-// As many threads as PyTorch may use, but none with less to do than it costs to wake it.
+// As many threads as PyTorch may use, but none whose work would cost less than waking it.
 inline Parallel parallel_for_products(double products) {
   constexpr double least_products = 1e6;
   const Index most = torch::stable::get_num_threads();

@@ -1,9 +1,9 @@
-// The backward read: every gradient in one pass over the memory, the affinity made again block by block (Dao et al.
+// The backward read: every gradient in one pass over the memory, the affinity recomputed block by block (Dao et al.
 // 2022, algorithm 4). With P = softmax(S), S = scale * Q K^T on the features of queries and keys (features.h):
 //   dV = P^T dO      dP = dO V^T      dS = P * (dP - delta), delta = rowsum(dO * O) - dlse
 //   dQ = scale * dS K      dK = scale * dS^T Q
 // A task owns a range of memory rows, so dK and dV are summed in one place. Each task sums its own dQ; the sums of the
-// tasks are added in the order of the tasks, so that two runs are equal to the bit.
+// tasks are added in the order of the tasks, so that two runs are bit-equal.
 #include <vector>
 
 #include "softmax_weights.h"
@@ -12,9 +12,9 @@ namespace stm_fast {
 
 namespace {
 
-// The query side of the products of the backward. Delta is made once for all tasks. Features in rows, and the gradient
-// of the output, are packed again for each block of rows, right before the product that reads them: it takes a few
-// percent of the time and saves a copy of the features, and two of the gradient, [B, M, Cv] each.
+// The query side of the backward products. Delta is computed once for all tasks. Features in rows, and the gradient of
+// the output, are packed again for each block of rows, right before the product that reads them: this takes a few
+// percent of the time and saves one copy of the features and two of the gradient, [B, M, Cv] each.
 template <class Stored>
 class QuerySide {
   using T = Accumulator<Stored>;
@@ -44,8 +44,8 @@ class QuerySide {
     scores_.features.pack_query_columns(object, query, queries, lanes_, room, rows);
   }
 
-  // The gradient of the output of a panel of queries, as [value_dim][lanes]; so many channels at a time that what is
-  // written stays in the first-level cache until its lines are full.
+  // The gradient of the output of a panel of queries, as [value_dim][lanes]; in groups of channels such that the output
+  // stays in the L1 cache until its lines are full.
   void pack_grad_out(Index object, Index panel, T* columns) const {
     constexpr Index channels = 128;
     const Matrix<const Stored> rows = gradients_.grad_out[object].from_row(panel * lanes_);
@@ -54,7 +54,7 @@ class QuerySide {
                   std::min(channels, problem_.value_dim - c), lanes_, columns + c * lanes_);
     }
   }
-  // That of queries from `query` on, of the channels of a panel: [queries][lanes].
+  // The same for queries from `query` on and the channels of a panel: [queries][lanes].
   void pack_grad_out_rows(Index object, Index column_panel, Index query, Index queries, T* rows) const {
     const Index first = column_panel * lanes_;
     pack_panels(gradients_.grad_out[object].from_row(query).transposed().from_row(first),
@@ -92,7 +92,7 @@ class QuerySide {
   Scratch scratch_;
 };
 
-// Objects [object, object_end) over row blocks [begin, end); its sums of dQ begin at `slot`, one for each query batch.
+// Objects [object, object_end) over row blocks [begin, end); its sums of dQ start at `slot`, one for each query batch.
 struct Task {
   Index object;
   Index object_end;
@@ -140,9 +140,9 @@ class BackwardPass {
   }
 
  private:
-  // In floats, at Ck 128 and Cv 512 on AVX2: keys, their columns, dK, columns and room 5 x 0.1 MB, values and dV 0.8,
-  // the tiles P and dS 0.3, the rest 0.1: 1.7 MB a thread. Besides, for M queries: the features and a dQ for each
-  // thread, 0.5 KB each. At 480p with two threads that is 5.9 MB, whatever the memory.
+  // In floats, at Ck 128 and Cv 512 on AVX2: keys, their columns, dK, columns and scratch 5 x 0.1 MB, values and dV
+  // 0.8, the tiles P and dS 0.3, the rest 0.1: 1.7 MB per thread. Plus, for M queries: the features and one dQ per
+  // thread, 0.5 KB each. At 480p with two threads that is 5.9 MB, for any memory size.
   struct Workspace {
     Workspace(const BackwardPass& pass, Carver& carver) {
       const Index rows = pass.padded_rows(), queries = pass.tile_stride(), features = pass.scores_.features.dim();
@@ -168,7 +168,7 @@ class BackwardPass {
     T* grad_keys;      // [rows][key_dim], of all objects
     T* columns;  // of the gradient of the output: [value_dim][lanes] of a panel of queries, or [queries][lanes] of
                  // one of channels; of the features: [feature panels][queries][lanes]
-    T* room;     // for features that are not yet packed
+    T* room;     // for features before packing
   };
 
   struct FeatureRoom {
@@ -181,7 +181,7 @@ class BackwardPass {
   Index padded_rows() const { return round_up(rows_per_block, kernels_.group_rows); }
   Index slot_size() const { return blocks_.padded_queries() * padded_features_; }
 
-  // A task takes one object where keys are its own, every object where they share keys: dK is summed over them.
+  // A task processes one object if it has its own keys, all objects if they share keys: dK is summed over them.
   void plan() {
     const Index per_task = problem_.key_batches() == 1 ? problem_.objects : 1;
     for (Index object = 0; object < problem_.objects; object += per_task) {

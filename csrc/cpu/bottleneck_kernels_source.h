@@ -1,9 +1,9 @@
-// The source of the kernels of bottleneck_kernels.h. It is included behind tile_kernels_source.h, once for each
-// instruction set, so it has no include guard; the macros and vectors are those of that file.
+// The source of the kernels of bottleneck_kernels.h. It is included after tile_kernels_source.h, once for each
+// instruction set, so it has no include guard; it uses the macros and vectors of that file.
 //
 // The including file may define
-//   STM_FAST_LARGER(left, right), STM_FAST_SMALLER(left, right)  of vectors of floats; right where one is NaN
-//   STM_FAST_ROLLED                                              where code shall be small rather than fast
+//   STM_FAST_LARGER(left, right), STM_FAST_SMALLER(left, right)  for vectors of floats; right if one is NaN
+//   STM_FAST_ROLLED                                              if code should be small rather than fast
 #include <cstring>
 #include <type_traits>
 
@@ -13,7 +13,7 @@
 #undef STM_FAST_UNROLL
 #define STM_FAST_UNROLL _Pragma("GCC unroll 1")
 #endif
-// compilers see in these no more than a comparison and a choice
+// compilers turn these into a comparison and a selection
 #if !defined(STM_FAST_LARGER)
 #define STM_FAST_LARGER(left, right) ((left) > (right) ? (left) : (right))
 #define STM_FAST_SMALLER(left, right) ((left) < (right) ? (left) : (right))
@@ -21,7 +21,7 @@
 
 namespace stm_fast::STM_FAST_ISA {
 
-// Rows of C kept in registers beside so many vectors of columns: enough sums to hide how long one takes.
+// Rows of C kept in registers for this many vectors of columns: enough sums to hide the latency of one.
 template <Index count>
 constexpr Index pixels_of = count == vectors ? group_rows
                             : count == 1     ? 8
@@ -33,8 +33,8 @@ STM_FAST_INLINE Vector<float> relu6(Vector<float> x) {
   return STM_FAST_SMALLER(limit, positive);
 }
 
-// `count` vectors of columns of a group of pixels. Of one that is not whole, pixels beyond the last repeat it, and are
-// not written. What C held is added at the end, as in the tile kernels.
+// `count` vectors of columns of a group of pixels. In a partial group, pixels after the last repeat it and are not
+// written. The previous C is added at the end, as in the tile kernels.
 template <class Element, bool activated, Index count, bool whole>
 STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, const Element* const* weights, Index first,
                                      Index column) {
@@ -86,7 +86,7 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, const
 template <class Element, bool activated, Index count>
 STM_FAST_TARGET void multiply_columns(const PixelProduct<Element>& of_row, Index first, Index last, Index column) {
   constexpr Index rows = pixels_of<count>;
-  // a copy, which stores of numbers cannot change for all a compiler knows
+  // a copy, because the compiler must assume that stores may change the original
   const PixelProduct<Element> product = of_row;
   const Element* weights[count];
   STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
@@ -101,8 +101,8 @@ STM_FAST_TARGET void multiply_columns(const PixelProduct<Element>& of_row, Index
   }
 }
 
-// Weights that fill no more than half of the first-level cache stay there while some pixels after the other get all of
-// their columns. Of others some columns stay there while all pixels pass.
+// Weights that fit into half of the L1 cache stay there while all columns are computed for one group of pixels after
+// another. For larger weights some columns stay there while all pixels pass.
 template <class Element, bool activated>
 STM_FAST_TARGET void multiply_row(const PixelProduct<Element>& product) {
   static_assert(vectors == 2 || vectors == 3);
@@ -207,7 +207,7 @@ STM_FAST_TARGET inline void widen_pairs(const BFloat16Pair* from, Index count, f
   }
 }
 
-// What the depthwise convolution hands to the products.
+// The output of the depthwise convolution, as input of the products.
 template <class Element>
 using Between = std::conditional_t<std::is_same_v<Element, float>, float, BFloat16>;
 

@@ -1,4 +1,4 @@
-// One source, compiled for several instruction sets, of which the loader takes the best.
+// One source, compiled for several instruction sets; the loader selects the best.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -5,8 +5,8 @@
 //   l2       [2 q, -1, -|q|^2]                              shrinkage * [k, |k|^2, 1]
 //   l2 with selection e
 //            [2 e q, -e, -sum e q^2]                        shrinkage * [k, k^2, 1]
-// without the last of each where query_norm is off. The sums are the three matrix products of XMem, equation 2. The
-// engine needs to know no more of a similarity than these maps and their transposed derivatives.
+// without the last entry of each if query_norm is off. The sums are the three matrix products of XMem, equation 2.
+// These maps and their transposed derivatives are all that the engine needs to know about a similarity.
 #pragma once
 
 #include "quantised_rows.h"
@@ -58,7 +58,7 @@ class Features {
     }
   }
 
-  // The gradients of q_i and e_i, contiguous rows, from that of their feature.
+  // The gradients of q_i and e_i, contiguous rows, from the gradient of their feature.
   void backward_of_query(Index batch, Index i, const T* grad, Stored* grad_query, T* grad_selection) const {
     const Index key_dim = problem_.key_dim;
     const T grad_norm = has_norm() ? grad[dim_ - 1] : T(0);
@@ -72,7 +72,7 @@ class Features {
     }
   }
 
-  // Adds to the gradient of k_j from that of its feature; returns that of shrinkage_j. `feature` is room for one.
+  // Adds the gradient of the feature to that of k_j; returns that of shrinkage_j. `feature` is scratch for one.
   T backward_of_key(Index object, Index j, const T* grad, T* grad_key, T* feature) const {
     const Index key_dim = problem_.key_dim;
     const T factor = shrinkage(object, j);
@@ -92,8 +92,8 @@ class Features {
     return sum;
   }
 
-  // Panels [divide_up(count, width)][dim in elements][width] of queries; `room` is for count features. Pairs are of
-  // numbers as they are stored: for dot similarity alone.
+  // Panels [divide_up(count, width)][dim in elements][width] of queries; `room` holds count features. Pairs consist
+  // of numbers as stored: for dot similarity only.
   template <class Element>
   void pack_queries(Index object, Index first, Index count, Index width, T* room, Element* panels) const {
     if constexpr (std::is_same_v<Element, T>) {
@@ -118,8 +118,8 @@ class Features {
     pack_panels(problem_.query[object].from_row(first).transposed(), dim_, count, width, columns);
   }
 
-  // Panels [divide_up(count, width)][dim in elements][width] of keys; `columns`, where wanted, are panels
-  // [divide_up(dim, width)][count][width] of them transposed.
+  // Panels [divide_up(count, width)][dim in elements][width] of keys; `columns`, if needed, are panels
+  // [divide_up(dim, width)][count][width] of the transposed keys.
   template <class Element>
   void pack_keys(Index object, Index first, Index count, Index width, T* room, Element* panels,
                  Element* columns = nullptr) const {
@@ -172,7 +172,7 @@ class Features {
   }
 
   const ReadProblem<Stored>& problem_;
-  Index squares_;  // features that hold squares of the key
+  Index squares_;  // features with squares of the key
   Index dim_;
 };
 

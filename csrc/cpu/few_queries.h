@@ -1,9 +1,9 @@
-// The dense read of few queries: channels of the values, not queries, lie in SIMD lanes.
+// The dense read of few queries: channels of the values, not queries, are in SIMD lanes.
 //
-// With few queries the time goes into the memory rows themselves, each of which is met once. So they are read as they
-// lie, where their numbers are those that are multiplied and their channels lie side by side in whole strips; other
-// values are packed a block at a time. Keys, a fifth of the bytes, are packed always: their rows become lanes of the
-// scores. No lane waits for a query that is not there: queries are padded to groups of 4 or 8.
+// With few queries the time goes into reading the memory rows, each of them once. So values are read in place if they
+// have the type that is multiplied and contiguous channels in whole strips; other values are packed one block at a
+// time. Keys, a fifth of the bytes, are always packed: their rows become lanes of the scores. Queries are padded only
+// to groups of 4 or 8, so few lanes are wasted.
 #pragma once
 
 #include "pass.h"
@@ -29,7 +29,7 @@ class FewQueriesPass {
         results_(results),
         overflowed_(overflowed) {}
 
-  // What one thread needs.
+  // The workspace of one thread.
   struct Workspace {
     Workspace(const FewQueriesPass& pass, Carver& carver) {
       const Index queries = pass.block_queries(), features = pass.scores_.features.dim();
@@ -44,13 +44,13 @@ class FewQueriesPass {
     T* query;    // [query groups][features][group_rows]
     T* keys;     // [row panels][features][lanes]
     T* scores;   // [queries][rows padded]
-    T* values;   // [strips][rows][strip_lanes], where they are not read as they lie
+    T* values;   // [strips][rows][strip_lanes], if they are not read in place
     T* rescale;  // [queries]
-    T* room;     // for features that are not yet packed
+    T* room;     // for features before packing
     T* means;    // [value_dim padded], of one query
   };
 
-  // What a block of queries has read so far.
+  // The partial results of a block of queries.
   struct Partial {
     Partial(const FewQueriesPass& pass, Carver& carver) {
       const Index queries = pass.block_queries();
@@ -88,7 +88,7 @@ class FewQueriesPass {
     }
   }
 
-  // whole += part, both relative to their own largest score.
+  // whole += part, each relative to its own largest score.
   void add(const Segment& segment, const Partial& part, const Partial& whole) const {
     const Index queries = padded_queries(segment), lanes = kernels_.strip_lanes;
     for (Index i = 0; i < queries; ++i) {
@@ -126,7 +126,7 @@ class FewQueriesPass {
   Index first_query(const Segment& segment) const { return blocks_.first_panel(segment.query_block) * blocks_.lanes; }
   Index object_size() const { return strips_ * block_queries() * kernels_.strip_lanes; }
 
-  // Whether the values are multiplied where they lie.
+  // Whether the values are multiplied in place.
   bool reads_in_place() const {
     return std::is_same_v<Stored, T> && problem_.value.column_stride == 1 &&
            problem_.value_dim % kernels_.strip_lanes == 0;

@@ -1,6 +1,6 @@
 // The forward read: blocks of queries pass over blocks of memory rows with a running softmax (the loop order of
-// FlashAttention-2, Dao 2023, algorithm 1, with queries in SIMD lanes). Where queries are few the memory is shared out
-// between threads, and the parts are joined exactly.
+// FlashAttention-2, Dao 2023, algorithm 1, with queries in SIMD lanes). With few queries the memory is distributed
+// over threads, and the parts are merged exactly.
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -14,20 +14,20 @@ namespace stm_fast {
 
 namespace {
 
-// Objects that share an affinity are read together, but so many at most: their sums are the greater part of the
-// scratch memory, 0.4 MB each at Cv 512, twice a thread.
+// The most objects with a shared affinity that are read together: their sums are the greater part of the scratch
+// memory, 0.4 MB each at Cv 512, twice per thread.
 constexpr Index objects_together = 3;
 
-// What a pass is to write.
+// The results that a pass writes.
 template <class Stored>
 struct Results : ReadResults<Stored> {
   using T = Accumulator<Stored>;
   Statistics<T> statistics = {};
-  std::atomic<bool>* overflowed = nullptr;  // set where a result is not finite
-  T value_unit = 1;                         // other than 1: only what is not finite is written, read in this unit
+  std::atomic<bool>* overflowed = nullptr;  // set if a result is not finite
+  T value_unit = 1;                         // if not 1, only results that were not finite are written, in this unit
 };
 
-// Element: what is multiplied.
+// Element: the type that is multiplied.
 template <class Stored, class Element>
 class ForwardPass {
   using T = Accumulator<Stored>;
@@ -44,7 +44,7 @@ class ForwardPass {
         padded_value_dim_(round_up(value_dim, kernels_.group_rows)),
         results_(results) {}
 
-  // What one thread needs.
+  // The workspace of one thread.
   struct Workspace {
     Workspace(const ForwardPass& pass, Carver& carver) {
       const Index queries = pass.blocks_.largest_block() * pass.blocks_.lanes;
@@ -64,13 +64,13 @@ class ForwardPass {
     Element* values;  // [channel groups][rows][group_rows]
     T* scores;        // [tiles][rows][lanes]
     T* rescale;       // [tiles][lanes]
-    T* room;          // for features that are not yet packed
+    T* room;          // for features before packing
     T* means;         // [value_dim], of one query
-    Index tiles;      // of a block of queries where several objects need them, else one
+    Index tiles;      // one per panel if several objects use them, otherwise one
     Index tile_size;
   };
 
-  // What a block of queries has read so far, by panel.
+  // The partial results of a block of queries, by panel.
   struct Partial {
     Partial(const ForwardPass& pass, Carver& carver) {
       const Index queries = pass.blocks_.largest_block() * pass.blocks_.lanes;
@@ -112,7 +112,7 @@ class ForwardPass {
     }
   }
 
-  // whole += part, both relative to their own largest score.
+  // whole += part, each relative to its own largest score.
   void add(const Segment& segment, const Partial& part, const Partial& whole) const {
     const Index lanes = blocks_.lanes;
     for (Index i = 0; i < blocks_.panels_in(segment.query_block) * lanes; ++i) {
@@ -148,11 +148,11 @@ class ForwardPass {
   }
 
  private:
-  // Sums of one panel of queries, of one object.
+  // The sums of one panel of queries for one object.
   Index panel_size() const { return padded_value_dim_ * blocks_.lanes; }
   Index object_size() const { return blocks_.largest_block() * panel_size(); }
 
-  // Channels side by side, [channel groups][rows][group_rows].
+  // Contiguous channels, [channel groups][rows][group_rows].
   void pack_values(Index object, Index row, Index rows, Element* panels) const {
     const Matrix<const Stored> channels = problem_.value[object].from_row(row).transposed();
     pack_panels(channels, value_dim_, rows, kernels_.group_rows, panels);
@@ -167,14 +167,14 @@ class ForwardPass {
     }
   }
 
-  // Scores [rows, lanes] of a tile become weights.
+  // Turns scores [rows, lanes] of a tile into weights.
   void make_weights(const Workspace& work, Index rows, Index panel, Index tile, const Partial& result) const {
     const Index lanes = blocks_.lanes;
     kernels_.softmax_step(work.scores + tile * work.tile_size, rows, lanes,
                           {result.largest + panel * lanes, result.total + panel * lanes, work.rescale + tile * lanes});
   }
 
-  // The packed values are added to the sums of a panel with the weights of a tile.
+  // Adds the packed values, weighted by a tile, to the sums of a panel.
   void add_values(const Workspace& work, Index rows, Index tile, T* sums) const {
     const Index lanes = blocks_.lanes;
     const auto* const weights = reinterpret_cast<const Element*>(work.scores + tile * work.tile_size);
@@ -215,8 +215,8 @@ class ForwardPass {
   Results<Stored> results_;
 };
 
-// Each block packs all memory rows for itself. So there are as few as keep every thread busy, yet so small that their
-// sums stay in the third-level cache. Where threads are many they share out the rows instead of ever smaller blocks.
+// Each block packs all memory rows again. So there are as few blocks as keep every thread busy, but small enough that
+// their sums stay in the L3 cache. Many threads divide the rows instead of using ever smaller blocks.
 template <class Stored, class Element>
 QueryBlocks blocks_of_many(const Scores<Stored, Element>& scores, const Affinities& affinities, Index threads) {
   constexpr Index most_queries = 816;
@@ -236,8 +236,8 @@ void run_forward(const Scores<Stored, Element>& scores, const Parallel& parallel
   run_pass(ForwardPass<Stored, Element>(scores, affinities, blocks, value_dim, results), schedule, parallel);
 }
 
-// Blocks of queries for a memory that is read by few: all in one, so that each row is met once, but a block for each
-// thread where the rows are too few to be shared out.
+// Blocks of queries for a read of few queries: a single block, so that each row is read once, but one block per thread
+// if there are too few rows to distribute.
 template <class Stored>
 QueryBlocks blocks_of_few(const Scores<Stored>& scores, Index threads) {
   constexpr Index row_blocks_for_one = 8;
@@ -255,22 +255,22 @@ void run_few_queries(const Scores<Stored>& scores, const Parallel& parallel, con
   run_pass(FewQueriesPass<Stored>(scores, affinities, blocks, results, overflowed), schedule, parallel);
 }
 
-// Whether numbers are multiplied as they are stored. Features of l2 would lose accuracy, and the scores of a top-k read
-// are those of its thresholds, to the bit.
+// Whether numbers are multiplied in their stored type. Features of l2 would lose accuracy, and the scores of a top-k
+// read must be bit-equal to those of its thresholds.
 template <class Stored>
 bool multiplies_pairs(const ReadProblem<Stored>& problem) {
   return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && !problem.l2 && problem.top_k == 0;
 }
 
-// Whether the sums of all queries stay in the second-level cache. Scores are made in the order of their thresholds by
-// the general pass alone.
+// Whether the sums of all queries stay in the L2 cache. Only the general pass computes scores in the order of their
+// thresholds.
 template <class Stored>
 bool has_few_queries(const ReadProblem<Stored>& problem) {
   constexpr Index most_queries = 256;
   return problem.top_k == 0 && problem.queries <= most_queries;
 }
 
-// Whether a top-k read takes the values of the rows that it found one by one: a row costs several times as much as in a
+// Whether a top-k read reads the values of the selected rows one by one: a row costs several times as much as in a
 // product of blocks.
 template <class Stored>
 bool gathers_values(const ReadProblem<Stored>& problem) {

@@ -11,7 +11,7 @@
 namespace stm_fast {
 namespace {
 
-// Lines of inputs with their borders, as many as a window is high: line y lies in slot y % kernel.
+// Lines of inputs with their borders, as many as the window height: line y is in slot y % kernel.
 class Ring {
  public:
   Ring() = default;
@@ -20,7 +20,7 @@ class Ring {
     floats_ = carver.take<float>((window.kernel + 1) * width_ * channels);
   }
 
-  // Numbers of a line for each channel, as all outputs of whole groups read it.
+  // The length of a line per channel, as read by all outputs of whole groups.
   static Index width_of(const Window& window) {
     const Index outputs = round_up(window.out_width(), pixel_group);
     return std::max((outputs - 1) * window.stride + window.kernel, window.left() + window.width);
@@ -28,10 +28,10 @@ class Ring {
 
   void clear() const { std::fill_n(floats_, (window_.kernel + 1) * width_ * channels_, 0.0f); }
 
-  // Where the inputs of a line begin.
+  // The start of the inputs of a line.
   float* line(Index y) const { return slot(y % window_.kernel) + window_.left() * channels_; }
 
-  // The lines that a row of outputs reads, from their borders on; one of zeros for each that the picture lacks.
+  // The lines that a row of outputs reads, from their borders on; zeros for lines outside the image.
   void lines_of(Index output, const float** lines) const {
     const Index first = output * window_.stride - window_.top();
     for (Index i = 0; i < window_.kernel; ++i) {
@@ -68,9 +68,9 @@ class Lines {
   Index next_ = 0;
 };
 
-// How a picture's rows of outputs are cut: each strip makes the lines anew that it shares with the one before.
+// How the output rows of an image are divided: each strip recomputes the lines that it shares with the previous one.
 struct Strips {
-  Index batch, rows;  // rows of outputs of a picture
+  Index batch, rows;  // output rows of an image
   Index height;       // of a strip
   Index of_picture() const { return divide_up(rows, height); }
   Index count() const { return batch * of_picture(); }
@@ -78,12 +78,12 @@ struct Strips {
 
 Strips strips_of(const Window& window, Index batch, Index most_rows, Index threads) {
   const Index rows = window.out_height();
-  // a multiple of the threads, for all of them to end together
+  // a multiple of the threads, so that all of them finish together
   const Index wanted = round_up(std::max(batch * divide_up(rows, most_rows), threads), threads);
   return {batch, rows, std::max<Index>(divide_up(rows, divide_up(wanted, batch)), 1)};
 }
 
-// `work(thread, picture, first row, rows)` for all strips, on no more than so many threads.
+// Calls `work(thread, image, first row, rows)` for all strips, on at most this many threads.
 template <class Work>
 void for_strips(const Strips& strips, const Parallel& parallel, const Work& work) {
   const Index threads = parallel.threads, count = strips.count(), each = strips.of_picture();
@@ -110,11 +110,11 @@ const PixelKernels<Element>& pixel_kernels() {
   }
 }
 
-constexpr Index block_unit = 48;              // channels: whole tiles and panels for every set of instructions
-constexpr Index block_bytes = 3 * 64 * 1024;  // of a block's ring, outputs and weights: less than a second-level cache
-constexpr Index strip_bytes = 2 * 1024 * 1024;  // of the inputs and sums of a strip, which each block passes over
+constexpr Index block_unit = 48;                // channels: whole tiles and panels for every instruction set
+constexpr Index block_bytes = 3 * 64 * 1024;    // of a block's ring, outputs and weights: less than an L2 cache
+constexpr Index strip_bytes = 2 * 1024 * 1024;  // of the inputs and sums of a strip, which each block reads
 
-// Where weights and lines of a thread lie, and how many channels it works on at once.
+// The scratch layout of weights and lines of a thread, and how many channels it processes at once.
 template <class Stored, class Element>
 struct Plan {
   static constexpr bool widens = !std::is_same_v<Stored, Element> && std::is_same_v<Element, float>;
@@ -132,13 +132,13 @@ struct Plan {
     one_block = block >= bottleneck.expanded;
     const Index row_bytes = static_cast<Index>(sizeof(float)) * columns * out_pixels +
                             static_cast<Index>(sizeof(Stored)) * window.stride * width * bottleneck.channels;
-    // more than the rows that a strip makes anew by far
+    // far more than the rows that a strip recomputes
     const Index most_rows = std::max(strip_bytes / row_bytes, 4 * window.kernel);
     strips = strips_of(window, batch, most_rows, threads);
   }
 
-  Index block;       // channels of the widened picture
-  bool one_block;    // all of them
+  Index block;       // channels of the expanded image
+  bool one_block;    // whether a block has all of them
   Index depth;       // of the first product, in elements
   Index columns;     // of the last product's sums
   Index out_pixels;  // of a row, in whole groups
@@ -185,7 +185,7 @@ class StripWorker {
   }
 
  private:
-  // Some channels of the widened picture, and what multiplies them.
+  // Some channels of the expanded image, and their weights.
   struct Block {
     Index begin, channels;
     const Element* expand;
@@ -240,7 +240,7 @@ class StripWorker {
     product.a[0] = elements_of_line(from);
     product.a_stride = plan_.depth;
     product.b = block.expand;
-    // panels of widened weights have room for the second number of a last pair
+    // panels of converted weights have room for the second number of a last pair
     product.panel_stride = (Planned::widens ? round_up(all.channels, 2) : plan_.depth) * panel_lanes;
     product.bias = all.expand_bias + block.begin;
     kernels_.activated(product);
@@ -254,7 +254,7 @@ class StripWorker {
     } else if constexpr (std::is_same_v<Stored, Element>) {
       return from;
     } else {
-      // elements lie as they are needed, unless the last of a pixel would hold a number of the next
+      // elements can be used in place, unless the last one of a pixel would contain a number of the next pixel
       if (all.channels % 2 == 0 && reinterpret_cast<std::uintptr_t>(from) % alignof(Element) == 0) {
         return elements(from);
       }
@@ -267,7 +267,7 @@ class StripWorker {
     }
   }
 
-  // A product of one part.
+  // A product with one part.
   static PixelProduct<Element> product_of(Index pixels, Index columns, Index depth, float* c, Index c_stride) {
     PixelProduct<Element> product{};
     product.pixels = pixels;
@@ -323,11 +323,11 @@ class StripWorker {
   Bottleneck<Stored> bottleneck_;
   Planned plan_;
   const PixelKernels<Element>& kernels_;
-  Ring ring_;                // of widened inputs
-  float* between_;           // [out_pixels, block] outputs of the depthwise convolution, of what Element is made of
+  Ring ring_;                // of expanded inputs
+  float* between_;           // [out_pixels, block] outputs of the depthwise convolution, in the type of Element
   float* sums_;              // [rows of a strip, W, columns], or of one row
-  Element* line_;            // [W, depth] inputs, where they cannot be multiplied as they lie
-  float* expand_ = nullptr;  // the block's weights, where they cannot
+  Element* line_;            // [W, depth] inputs, if they cannot be multiplied in place
+  float* expand_ = nullptr;  // the block's weights, if they cannot
   float* project_ = nullptr;
 };
 
@@ -351,7 +351,7 @@ void run_bottleneck(const Bottleneck<Stored>& bottleneck, Index batch, const Sto
   });
 }
 
-// The rows of outputs of a strip of the first convolution.
+// The output rows of a strip of the first convolution.
 template <class Stored>
 class FirstWorker {
  public:
@@ -371,7 +371,7 @@ class FirstWorker {
       lines.up_to(row, [&](Index line) { widen_line(x + line * line_numbers, line_numbers, ring_.line(line)); });
       Stored* const to = y + row * width * convolution_.out_channels;
       if constexpr (std::is_same_v<Stored, float>) {
-        // whole panels can be written where they belong
+        // whole panels can be written directly
         if (columns_ == convolution_.out_channels) {
           multiply(row, to);
           continue;

@@ -1,4 +1,4 @@
-// Work shared out between the threads, with scratch memory made before they start.
+// Work distributed over threads, with scratch memory allocated before they start.
 #pragma once
 
 #include "blocks.h"
@@ -8,7 +8,7 @@
 
 namespace stm_fast {
 
-// Bytes of a piece of scratch memory, a struct made of (owner, carver).
+// The size in bytes of a piece of scratch memory, a struct constructed from (owner, carver).
 template <class Piece, class Owner>
 Index bytes_of(const Owner& owner) {
   Carver carver(nullptr);
@@ -16,7 +16,7 @@ Index bytes_of(const Owner& owner) {
   return carver.used();
 }
 
-// task(item, workspace) for every item; the items of a thread lie side by side and share its workspace.
+// task(item, workspace) for every item; the items of a thread are consecutive and share its workspace.
 template <class Workspace, class Owner, class Task>
 void run_items(const Owner& owner, Index items, const Parallel& parallel, const Task& task) {
   const Index bytes = bytes_of<Workspace>(owner), shares = std::min(parallel.threads, items);
@@ -30,17 +30,17 @@ void run_items(const Owner& owner, Index items, const Parallel& parallel, const 
   });
 }
 
-// One pass of all queries over the memory rows that count. A Pass has
+// One pass of all queries over the valid memory rows. A Pass has
 //   void read(segment, workspace, partial)     the rows of a segment, read by its queries
-//   void add(segment, part, whole)             joins the results of two segments of one group
+//   void add(segment, part, whole)             merges the results of two segments of one group
 //   void write(segment, workspace, partial)    a finished group
-//   Workspace, Partial                         made of (pass, carver)
+//   Workspace, Partial                         constructed from (pass, carver)
 template <class Pass>
 void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parallel) {
   using Workspace = typename Pass::Workspace;
   using Partial = typename Pass::Partial;
   const Index partial_bytes = bytes_of<Partial>(pass);
-  // a share leaves at most two groups unfinished, its first and its last; whole ones before the last take its place
+  // a share leaves at most two groups unfinished, the first and the last; complete ones before the last reuse its place
   const Index share_bytes = bytes_of<Workspace>(pass) + 2 * partial_bytes;
   const Scratch scratch(schedule.shares() * share_bytes);
   const auto partial = [&](Index share, Index which) {
@@ -61,7 +61,7 @@ void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parall
       }
     }
   });
-  // the share in which a group begins finishes it
+  // the share in which a group starts finishes it
   parallel.run(schedule.shares(), [&](Index share) {
     const Segment& group = schedule.segments(share).back();
     if (!group.starts_group() || group.ends_group()) {
@@ -79,8 +79,8 @@ void run_pass(const Pass& pass, const Schedule& schedule, const Parallel& parall
   });
 }
 
-// The objects in runs, each of which is worked on with scores made once: one by one, or where the problem shares its
-// affinity up to `most` together.
+// The objects in runs for which scores are computed once: single objects, or up to `most` together if the problem has a
+// shared affinity.
 struct Affinities {
   template <class Stored>
   Affinities(const ReadProblem<Stored>& problem, Index most)
@@ -94,7 +94,7 @@ struct Affinities {
   const Index count;
 };
 
-// The schedule of a pass: blocks of rows that count, for each affinity.
+// The schedule of a pass: blocks of valid rows, for each affinity.
 template <class Stored>
 Schedule schedule_of(const ReadProblem<Stored>& problem, const Affinities& affinities, Index query_blocks,
                      Index threads) {

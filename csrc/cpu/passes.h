@@ -1,4 +1,4 @@
-// What the passes of the engine give one another.
+// Data shared between the passes of the engine.
 #pragma once
 
 #include "scores.h"
@@ -6,9 +6,9 @@
 
 namespace stm_fast {
 
-// The softmax of every query in two numbers, [B][padded queries] each: a weight is exp(score - largest) * factor. Where
-// no row counts, and in the lanes beyond the queries, they are +inf and 0. lse and 1 say the same, but rounded to the
-// size of lse: too coarse for large scores.
+// The softmax of every query in two numbers, [B][padded queries] each: a weight is exp(score - largest) * factor.
+// Without valid rows, and in lanes without a query, they are +inf and 0. lse and 1 would be equivalent, but rounded to
+// the magnitude of lse: too coarse for large scores.
 template <class T>
 struct Statistics {
   T* largest;
@@ -23,15 +23,15 @@ void softmax_statistics(const Scores<Stored>& scores, const Parallel& parallel,
 template <class Stored>
 void memory_usage(const Scores<Stored>& scores, const Parallel& parallel, Accumulator<Stored>* usage);
 
-// What a read writes, both or none: lse is null where it is not wanted.
+// The results of a read, both or none: lse is null if it is not needed.
 template <class Stored>
 struct ReadResults {
   Dense<Stored>* out = nullptr;        // [B, M, Cv]
   Accumulator<Stored>* lse = nullptr;  // [B, M]
 };
 
-// Finds the thresholds of a top-k read, and owns them; none where the read is dense. Where `lse` is wanted it reads as
-// well: the values of the rows that it found, and no others.
+// Finds the thresholds of a top-k read, and owns them; none if the read is dense. If `lse` is needed, it also reads:
+// the values of the selected rows only.
 template <class Stored>
 class TopK {
  public:

@@ -6,14 +6,14 @@
 
 #include "clones.h"
 
-// Plain loops over the pixels of a row, whose arrays stay in the first-level cache: the compiler makes vectors of them.
+// Plain loops over the pixels of a row, whose arrays stay in the L1 cache; the compiler vectorizes them.
 
 namespace stm_fast {
 namespace {
 
 constexpr float phase_weights[logits_stride] = {0.375f, 0.125f, 0.875f, 0.625f};  // of the first of two neighbors
 
-// e^x for |x| < 87, to a relative error of 1e-7: as in tile_kernels_source.h, one number at a time. NaN stays NaN.
+// e^x for |x| < 87, to a relative error of 1e-7: as in tile_kernels_source.h, for one number. NaN stays NaN.
 inline float exp_of(float x) {
   const float rounder = 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits
   const float shifted = x * 1.44269504f + rounder;
@@ -34,7 +34,7 @@ inline float at_least(float x, float low) { return x < low ? low : x; }
 inline float at_most(float x, float high) { return x > high ? high : x; }
 inline float bounded(float x) { return at_most(at_least(x, -40.0f), 40.0f); }
 
-// One row of logits, resized vertically: [w], with the outermost once more on both sides.
+// One row of logits, resized vertically: [w], with the outermost repeated on both sides.
 template <class Stored>
 void blend_rows(const ObjectLogits<Stored>& logits, Index object, Index row, float* blended) {
   const Index phase = row % logits_stride;
@@ -57,8 +57,8 @@ void blend_rows(const ObjectLogits<Stored>& logits, Index object, Index row, flo
   blended[logits.width] = blended[logits.width - 1];
 }
 
-// [w] to [4 w], within bounds beyond which no odds are. They are here because GCC makes branches, and no vectors, of
-// bounds on what exp_of is taken of in the same loop.
+// [w] to [4 w], clamped to the range of the odds. Clamping is done here because GCC turns clamping the argument of
+// exp_of in the same loop into branches instead of vectors.
 STM_FAST_CLONES
 void widen_row(const float* __restrict blended, Index width, float* __restrict row) {
   for (Index x = 0; x < width; ++x) {
@@ -72,14 +72,14 @@ void widen_row(const float* __restrict blended, Index width, float* __restrict r
 }
 
 // The odds p / (1 - p) of an object from its logits, in place; p is their sigmoid. `others` are the odds that any
-// object is there: one less than the product of 1 + odds, made without that difference. `total` is the sum of the odds,
-// each within the bounds.
+// object is present: the product of 1 + odds, minus one, computed without that subtraction. `total` is the sum of the
+// clamped odds.
 STM_FAST_CLONES
 void add_object(float* __restrict odds, float* __restrict others, float* __restrict total, Index width, float least) {
   const float most = 1 / least;
   for (Index x = 0; x < width; ++x) {
     const float own = exp_of(odds[x]);
-    others[x] = at_most(others[x] * (1 + own) + own, most);  // it never falls: what reached the bound stays there
+    others[x] = at_most(others[x] * (1 + own) + own, most);  // never decreases: a value at the bound stays there
     odds[x] = at_most(at_least(own, least), most);
     total[x] += odds[x];
   }

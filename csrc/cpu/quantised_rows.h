@@ -1,4 +1,4 @@
-// The scales of a quantised memory, applied to its bytes where they lie packed: no copy of the memory is made.
+// The scales of a quantized memory, applied to its packed bytes: the memory is not copied.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 namespace stm_fast {
 
 // Panels [divide_up(count, width)][Ck][width] of the keys from row `first` on: each times its scale, plus the mean of
-// its slot. Lanes beyond the keys get those of the last: they hold finite numbers that nobody reads.
+// its slot. Lanes without a key get the scale and mean of the last: finite numbers that are not used.
 template <class Stored>
 void dequantise_keys(const ReadProblem<Stored>& problem, Index object, Index first, Index count, Index width,
                      float* panels) {
@@ -33,8 +33,8 @@ void dequantise_keys(const ReadProblem<Stored>& problem, Index object, Index fir
   }
 }
 
-// Panels [divide_up(value_dim, width)][count][width] of the values from row `first` on, channels side by side: each
-// times the scale of its channel in its slot.
+// Panels [divide_up(value_dim, width)][count][width] of the values from row `first` on, contiguous channels: each times
+// the scale of its channel in its slot.
 template <class Stored>
 void dequantise_values(const ReadProblem<Stored>& problem, Index object, Index first, Index count, Index value_dim,
                        Index width, float* panels) {

@@ -1,4 +1,4 @@
-// How a read of all rows ends: parts joined exactly, means written.
+// The end of a read: parts are merged exactly, means are written.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace stm_fast {
 
-// Two parts of one softmax, each relative to its own largest score, joined relative to the larger.
+// Two parts of one softmax, each relative to its own largest score, merged relative to the larger.
 template <class T>
 class Joint {
  public:
@@ -30,13 +30,13 @@ class Joint {
   T part_scale_;
 };
 
-// What sums are to be multiplied by; 0 where nothing counts.
+// The factor for sums; 0 without valid rows.
 template <class T>
 inline T mean_factor(T total) {
   return total == T(0) ? T(0) : T(1) / total;
 }
 
-// Whether no number is infinite or NaN, in a form that compilers put into vectors.
+// Whether all numbers are finite, in a form that compilers vectorize.
 template <class T>
 bool all_finite(const T* numbers, Index count) {
   using Bits = std::conditional_t<sizeof(T) == sizeof(std::uint32_t), std::uint32_t, std::uint64_t>;
@@ -48,7 +48,7 @@ bool all_finite(const T* numbers, Index count) {
   return found == 0;
 }
 
-// Writes the results of a query, the `at`-th of all.
+// Writes the results of query number `at`.
 template <class Stored>
 void write_query(const ReadResults<Stored>& results, Index at, Index value_dim, Accumulator<Stored> largest,
                  Accumulator<Stored> total, const Accumulator<Stored>* means, std::atomic<bool>& overflowed) {

@@ -1,8 +1,8 @@
-// The forward pass cut into as many equal shares as there are threads.
+// The forward pass, divided into one equal share per thread.
 //
 // A unit of work is one block of queries against one block of memory rows. The units of one block of queries (of one
-// affinity) form a group and lie side by side; a share is a run of units, so it cuts at most two groups. That keeps
-// every thread busy whether there are many objects, many queries or, for few queries, a long memory.
+// affinity) form a group and are consecutive; a share is a run of units, so it splits at most two groups. That keeps
+// every thread busy for many objects, for many queries and, with few queries, for a long memory.
 #pragma once
 
 #include <algorithm>

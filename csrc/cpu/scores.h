@@ -1,4 +1,4 @@
-// Tiles of scores S = scale * <feature(q), feature(k)>, with queries in SIMD lanes: what every pass begins with.
+// Tiles of scores S = scale * <feature(q), feature(k)>, with queries in SIMD lanes: the start of every pass.
 #pragma once
 
 #include <algorithm>
@@ -10,15 +10,15 @@
 
 namespace stm_fast {
 
-// The k-th largest score of every query and the index of the last row that shares it and is taken: [B][padded queries],
-// null where the read is dense.
+// The k-th largest score of every query and the index of the last selected row with that score: [B][padded queries],
+// null if the read is dense.
 template <class T>
 struct Thresholds {
   const T* score = nullptr;
   const Index* last = nullptr;
 };
 
-// The kernels of scores made by products of Element.
+// The kernels for scores from products of Element.
 template <class Element>
 const auto& kernels_of() {
   if constexpr (std::is_same_v<Element, BFloat16Pair>) {
@@ -60,11 +60,11 @@ class Scores {
  private:
   void keep_largest(const T* threshold, const Index* last, Index row, Index rows, T* scores, Index stride) const {
     constexpr Index most_lanes = 64;
-    T last_row[most_lanes];  // of this tile that is taken at a tie, as a T: the comparisons below then fill vectors
+    T last_row[most_lanes];  // last row of this tile selected at a tie, as a T, so that the comparisons below vectorize
     for (Index i = 0; i < blocks.lanes; ++i) {
       last_row[i] = static_cast<T>(std::clamp<Index>(last[i] - row, -1, rows));
     }
-    // NaN is taken: it is larger than any number
+    // NaN is selected: it is larger than any number
     for (Index j = 0; j < rows; ++j) {
       for (Index i = 0; i < blocks.lanes; ++i) {
         const T score = scores[j * stride + i];

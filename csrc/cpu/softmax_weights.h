@@ -1,4 +1,4 @@
-// Tiles of the finished softmax P, made again from the scores: for the passes that come after the forward one.
+// Tiles of the final softmax P, recomputed from the scores, for the passes after the forward pass.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ class SoftmaxWeights {
   using T = Accumulator<Stored>;
 
  public:
-  // `lse` [B, M, 1] of the same read, where it is at hand, may save a pass over the keys.
+  // `lse` [B, M, 1] of the same read, if available, may save a pass over the keys.
   SoftmaxWeights(const Scores<Stored>& scores, const Parallel& parallel, const Batch<const T>& lse = {})
       : scores_(scores), batches_(scores.problem.query_batches()), scratch_(bytes()) {
     Carver carver(scratch_.get());
@@ -45,9 +45,9 @@ class SoftmaxWeights {
     T* features;
   };
 
-  // Statistics from the lse: false where one is so large that its rounding would be seen, or NaN.
+  // Computes statistics from lse; false if one is NaN, or so large that its rounding would matter.
   bool take_statistics(const Batch<const T>& lse) {
-    // up to here its rounding is about that of a product's score
+    // up to this size its rounding is about that of a computed score
     constexpr T most = std::is_same_v<T, float> ? 16 : 0;
     const ReadProblem<Stored>& problem = scores_.problem;
     const Index padded = scores_.blocks.padded_queries();

@@ -1,4 +1,4 @@
-// The choice of the tile kernels at run time: one binary for every machine.
+// Chooses the tile kernels at run time: one binary for every machine.
 #include "stm_fast/tile_kernels.h"
 
 #include <algorithm>
@@ -56,7 +56,7 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 
 #endif
 
-// the best first; what stands behind "portable" is taken by name alone
+// the best first; sets after "portable" are chosen by name only
 const InstructionSet sets[] = {
 #if defined(__x86_64__)
     {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512::double_kernels, &avx512_bf16::pair_kernels,

@@ -12,7 +12,7 @@
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm256_min_ps((__m256)(left), (__m256)(right))
 
 #include "tile_kernels_source.h"
-// behind it
+// which needs the macros of the first
 #include "bottleneck_kernels_source.h"
 
 namespace stm_fast::avx2 {

@@ -1,4 +1,4 @@
-// The tile kernels for AVX-512: a 8 x 3 tile of C fits the 32 registers with one row of B and one element of A.
+// The tile kernels for AVX-512: an 8 x 3 tile of C fits the 32 registers with one row of B and one element of A.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -8,12 +8,12 @@
 #define STM_FAST_VECTOR_BYTES 64
 #define STM_FAST_GROUP_ROWS 8
 #define STM_FAST_VECTORS 3
-// of the forms without a mask GCC warns that they read what is not set
+// GCC warns that the forms without a mask read uninitialized values
 #define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_maskz_max_ps(0xffff, (__m512)(left), (__m512)(right))
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)(left), (__m512)(right))
 
 #include "tile_kernels_source.h"
-// behind it
+// which needs the macros of the first
 #include "bottleneck_kernels_source.h"
 
 namespace stm_fast::avx512 {

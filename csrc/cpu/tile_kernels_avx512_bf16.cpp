@@ -1,4 +1,4 @@
-// The forward kernels for AVX512_BF16: the tiles of AVX-512 with vdpbf16ps, two products of bfloat16 numbers a lane.
+// The forward kernels for AVX512_BF16: the tiles of AVX-512 with vdpbf16ps, two products of bfloat16 numbers per lane.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -11,12 +11,12 @@
 #define STM_FAST_VECTORS 3
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   (Vector<float>)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)(left), (__m512bh)(right))
-// of the forms without a mask GCC warns that they read what is not set
+// GCC warns that the forms without a mask read uninitialized values
 #define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_maskz_max_ps(0xffff, (__m512)(left), (__m512)(right))
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)(left), (__m512)(right))
 
 #include "tile_kernels_source.h"
-// behind it
+// which needs the macros of the first
 #include "bottleneck_kernels_source.h"
 
 namespace stm_fast::avx512_bf16 {

@@ -1,5 +1,5 @@
-// The tiles of AVX-512 and the arithmetic of vdpbf16ps on any machine: what this one cannot run is tested so.
-// every function with vectors of this size is inlined: there is no call whose convention could differ
+// The tiles of AVX-512 and the arithmetic of vdpbf16ps on any machine, for tests.
+// every function with vectors of this size is inlined, so no calling convention can differ
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 #define STM_FAST_ISA emulated
@@ -18,12 +18,12 @@ namespace stm_fast::emulated {
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef std::uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
 
-// Denormal numbers count as 0.
+// Denormal numbers are treated as 0.
 inline __attribute__((always_inline)) Floats flushed(Bits x) {
   return reinterpret_cast<Floats>((x & 0x7f800000u) != 0u ? x : x & 0x80000000u);
 }
 
-// sum + left * right of the bfloat16 numbers in the upper halves: a product is exact, the sum is rounded once.
+// sum + left * right for the bfloat16 numbers in the upper halves: products are exact, the sum is rounded once.
 inline __attribute__((always_inline)) Floats multiply_add_half(Floats sum, Bits left, Bits right) {
   const Floats exact = flushed(left & 0xffff0000u) * flushed(right & 0xffff0000u);
   return flushed(reinterpret_cast<Bits>(flushed(reinterpret_cast<Bits>(sum)) + exact));
@@ -32,7 +32,7 @@ inline __attribute__((always_inline)) Floats multiply_add_half(Floats sum, Bits 
 }  // namespace stm_fast::emulated
 
 #include "tile_kernels_source.h"
-// behind it
+// which needs the macros of the first
 #include "bottleneck_kernels_source.h"
 
 namespace stm_fast::emulated {

@@ -6,7 +6,7 @@
 #define STM_FAST_VECTORS 2
 
 #include "tile_kernels_source.h"
-// behind it
+// which needs the macros of the first
 #include "bottleneck_kernels_source.h"
 
 namespace stm_fast::portable {

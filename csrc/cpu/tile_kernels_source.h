@@ -6,8 +6,8 @@
 //   STM_FAST_VECTOR_BYTES  size of a vector register
 //   STM_FAST_GROUP_ROWS    rows of C kept in registers at once
 //   STM_FAST_VECTORS       vectors in a row of C kept in registers at once
-//   STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right)  where it has products of bfloat16 numbers: sum plus those of both
-//                          halves
+//   STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right)  if it has products of bfloat16 numbers: sum plus the products of
+//                          both halves
 // GCC and Clang vector extensions only: no intrinsics, no -m flags. Every function carries the target attribute itself,
 // because templates do not inherit it from a pragma.
 #include <algorithm>
@@ -95,9 +95,9 @@ STM_FAST_INLINE Vector<float> multiply_add(Vector<float> sum, Vector<std::uint32
 
 enum class Update { assign, add, rescale };
 
-// One group of rows: the product stays in registers over the whole depth, and meets what C held at the end. So its
-// first sums wait for no cache, and a sum of many blocks is rounded as a tree is. `scale` is one number for
-// Update::assign, one a lane for Update::rescale.
+// One group of rows: the product stays in registers over the whole depth and is added to the previous C at the end. So
+// its first sums do not wait for the cache, and a sum of many blocks is rounded like a tree. `scale` is one number for
+// Update::assign, one per lane for Update::rescale.
 template <class Element, Update update, bool packed>
 STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,
                                     const Sum<Element>* scale) {
@@ -151,7 +151,7 @@ STM_FAST_TARGET void add_product_of_rows(const Product<T>& product) {
   multiply<T, Update::add, false>(product, nullptr);
 }
 
-// Writes the weights of the scores of one vector of queries over them; returns their sum.
+// Replaces the scores of one vector of queries by their weights; returns the sum of the weights.
 template <class T>
 STM_FAST_INLINE Vector<T> write_weights(T* scores, T* weights, Index rows, Index stride, Vector<T> shift) {
   Vector<T> total = {};
@@ -171,7 +171,7 @@ STM_FAST_INLINE Vector<std::uint32_t> round_upper_half(Vector<float> x) {
   return x == x ? rounded : fill(std::uint32_t{0x7fc00000});
 }
 
-// The same in pairs of rows; the second of an odd last one is 0. The sum is of the weights before they are rounded.
+// The same in pairs of rows; the second of an odd last pair is 0. The sum is that of the unrounded weights.
 STM_FAST_INLINE Vector<float> write_weights(float* scores, BFloat16Pair* weights, Index rows, Index stride,
                                             Vector<float> shift) {
   Vector<float> total = {};
@@ -196,7 +196,7 @@ STM_FAST_TARGET void softmax_step(Sum<Element>* scores, Index rows, Index stride
       const Vector<T> score = load(scores + i * stride + j);
       largest = score > largest ? score : largest;
     }
-    // where nothing counts yet the largest is -inf, and -inf - -inf would be NaN
+    // without valid rows so far the largest is -inf, and -inf - -inf would be NaN
     const Vector<T> shift = largest == fill(-T(INFINITY)) ? fill(T(0)) : largest;
     const Vector<T> rescale = exp(before - shift);
     auto* const weights = reinterpret_cast<Element*>(scores + j);
@@ -207,7 +207,7 @@ STM_FAST_TARGET void softmax_step(Sum<Element>* scores, Index rows, Index stride
   }
 }
 
-// The same of one query, whose scores lie side by side.
+// The same for one query with contiguous scores.
 template <class T>
 STM_FAST_INLINE void softmax_step_of_row(T* scores, Index rows, T* largest, T* total, T* rescale) {
   const Index padded = round_up(rows, width<T>);
@@ -245,15 +245,15 @@ STM_FAST_TARGET void softmax_step_of_rows(T* scores, Index queries, Index rows, 
   }
 }
 
-// Two vectors of channels, for AVX2 a cache line. Of so many rows at a time a strip stays in the first-level cache, and
-// those that follow are asked for early enough.
+// Two vectors of channels, for AVX2 a cache line. With this many rows at a time a strip stays in the L1 cache, and the
+// following rows are prefetched early enough.
 constexpr Index strip_vectors = 2;
 constexpr Index strip_rows = 16;
 template <class T>
 constexpr Index strip_lanes = strip_vectors * width<T>;
 
-// One group of queries: what is added to the sums of a strip stays in registers. The first group reads the values as
-// they lie, leaves them side by side in `room` for the others, and asks for as many of those that come next.
+// One group of queries: the increments of the sums of a strip stay in registers. The first group reads the values in
+// place, copies them contiguously to `room` for the others, and prefetches as many of the next ones.
 template <class T, Update update, bool first>
 STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query, Index row, Index rows, const T* values,
                                     const T* next, T* sums, T* room) {
@@ -290,7 +290,7 @@ STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query,
   }
 }
 
-// Memory rows [row, row + rows), few enough for `room`.
+// Memory rows [row, row + rows), few enough to fit `room`.
 template <class T, Update update>
 STM_FAST_INLINE void add_strips(const StripProduct<T>& product, Index row, Index rows) {
   alignas(cache_line) T room[strip_rows * strip_lanes<T>];
@@ -298,7 +298,7 @@ STM_FAST_INLINE void add_strips(const StripProduct<T>& product, Index row, Index
   T* sums = product.sums;
   for (Index strip = 0; strip < product.strips; ++strip) {
     const T* const values = product.values + strip * product.strip_stride + row * product.row_stride;
-    // in the order in which they lie: what asks for memory line by line is answered sooner
+    // in memory order: sequential prefetches are served sooner
     const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);
     const T* const next = product.values + next_row * product.row_stride + line % product.strips * product.strip_stride;
     multiply_strip<T, update, true>(product, 0, row, rows, values, next, sums, room);

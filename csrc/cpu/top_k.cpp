@@ -1,5 +1,5 @@
-// The top-k read: each query keeps the k best rows it has met in a heap while it passes over the memory. The worst of
-// them is its threshold; where k is small, their values are read one by one.
+// The top-k read: each query keeps the k best rows so far in a heap while it passes over the memory. The worst of them
+// is its threshold; if k is small, their values are read one by one.
 #include <cmath>
 #include <limits>
 
@@ -12,7 +12,7 @@ namespace {
 
 template <class T>
 struct Row {
-  T score;  // then its weight
+  T score;  // later its weight
   Index index;
 };
 
@@ -74,8 +74,8 @@ class Best {
   Index k_;
 };
 
-// Scores become softmax weights, in the order of their rows whatever way they were found; returns lse, -inf where
-// nothing counts.
+// Turns scores into softmax weights, in the order of their rows, however they were found; returns lse, -inf without
+// rows.
 template <class T>
 T make_weights(const Best<T>& best) {
   std::sort(best.begin(), best.end(), [](const Row<T>& row, const Row<T>& other) { return row.index < other.index; });
@@ -123,7 +123,7 @@ class TopKPass {
     T* query;   // [panels][features][lanes]
     T* keys;    // [row groups][features][group_rows]
     T* scores;  // [rows][lanes]
-    T* room;    // for features that are not yet packed
+    T* room;    // for features before packing
   };
 
   struct Partial {
@@ -175,7 +175,7 @@ class TopKPass {
     const Index object = affinities_.first_object(segment.affinity), objects = affinities_.objects_of(segment.affinity);
     for (Index query = 0; query < blocks_.queries_in_block(segment.query_block); ++query) {
       const Best<T> best = result.best(query);
-      // fewer rows than k: all of them are taken
+      // fewer rows than k: all of them are selected
       const T threshold = best.full() ? best.worst().score : -std::numeric_limits<T>::infinity();
       const Index last = best.full() ? best.worst().index : problem_.rows;
       const T lse = reads() ? make_weights(best) : T(0);
@@ -193,7 +193,7 @@ class TopKPass {
   }
 
  private:
-  // out is null too where values have no channels
+  // out is also null if values have no channels
   bool reads() const { return results_.lse != nullptr; }
   Index block_queries() const { return blocks_.largest_block() * blocks_.lanes; }
 
@@ -202,7 +202,7 @@ class TopKPass {
     for (; j < rows && !best.full(); ++j) {
       best.offer({scores[j * blocks_.lanes], row + j});
     }
-    // rows come in order of their index: at a tie the one that is there stays
+    // rows come in order of their index: at a tie the earlier one is kept
     for (; j < rows; ++j) {
       const T score = scores[j * blocks_.lanes];
       if (!(score <= best.worst().score)) {
@@ -211,8 +211,8 @@ class TopKPass {
     }
   }
 
-  // The values of the best rows, summed with their weights. Where the numbers of a channel lie side by side, few
-  // channels at a time: they stay in the caches while all queries look into them.
+  // The weighted sum of the values of the best rows. If the numbers of a channel are contiguous, few channels at a
+  // time: they stay in the cache while all queries read them.
   void read_values(Index object, Index first, Index queries, const Partial& result) const {
     const Matrix<const Stored> value = problem_.value[object];
     const Index dim = problem_.value_dim, step = value.row_stride < value.column_stride ? 4 : dim;
@@ -267,7 +267,7 @@ TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel,
   Carver carver(scratch_.get());
   T* threshold = carver.take<T>(count);
   Index* last = carver.take<Index>(count);
-  // the lanes beyond the queries take nothing
+  // lanes without a query select nothing
   std::fill_n(threshold, count, std::numeric_limits<T>::infinity());
   std::fill_n(last, count, Index(-1));
   const Affinities affinities(problem, problem.objects);

@@ -1,4 +1,4 @@
-// The usage of the memory rows: a second pass, because a weight is known only when its query has seen every row.
+// The usage of the memory rows: a second pass, because a weight is known only after its query has read every row.
 #include "softmax_weights.h"
 
 namespace stm_fast {
@@ -16,7 +16,7 @@ struct UsageWorkspace {
     sums = carver.take<T>(rows * scores.blocks.lanes);
   }
   T* keys;     // [row groups][features][group_rows]
-  T* room;     // for features that are not yet packed
+  T* room;     // for features before packing
   T* weights;  // [rows][lanes]
   T* sums;     // [rows][lanes]: the weights of all panels
 };

@@ -17,7 +17,7 @@ typedef float Lanes __attribute__((vector_size(winograd_lanes * sizeof(float))))
 STM_FAST_INLINE void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof(Lanes)); }
 STM_FAST_INLINE void store(const Lanes& from, float* to) { std::memcpy(to, &from, sizeof(Lanes)); }
 
-// B^T d of the paper's equation 24, for six vectors that lie `stride` apart; in place.
+// B^T d of the paper's equation 24, for six vectors `stride` apart; in place.
 STM_FAST_INLINE void transform_input(Lanes* d, Index stride) {
   const Lanes d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride], d5 = d[5 * stride];
   const Lanes even = d4 - 4.0f * d2, odd = d3 - 4.0f * d1;

@@ -1,7 +1,7 @@
 // The inner loops of inverted_bottleneck.h, compiled once for each instruction set and chosen with the tile kernels.
 //
-// Pictures and rows are channels last, with channels in SIMD lanes. Weights of a product lie in panels of
-// `panel_lanes` columns, [panels][depth][panel_lanes], zeros in the columns beyond: a multiple of every set's vectors.
+// Images and rows are channels-last, with channels in SIMD lanes. Weights of a product are stored in panels of
+// `panel_lanes` columns, [panels][depth][panel_lanes], padded with zeros: a multiple of every set's vectors.
 #pragma once
 
 #include "stm_fast/element.h"
@@ -10,15 +10,15 @@
 namespace stm_fast {
 
 inline constexpr Index panel_lanes = 16;
-inline constexpr Index pixel_group = 6;  // outputs that the depthwise kernels make at once
+inline constexpr Index pixel_group = 6;  // outputs that the depthwise kernels compute at once
 inline constexpr Index most_taps = 5;    // of a depthwise convolution, in each direction
 inline constexpr float activation_limit = 6.0f;
 
-// C = A B of a row of pixels. The depth of A comes in parts, one a row of inputs: those of a convolution, or one.
+// C = A B for a row of pixels. The depth of A is split into parts: one per row of inputs of a convolution, or one.
 template <class Element>
 struct PixelProduct {
   Index pixels;
-  Index columns;  // a whole number of panels can be read and written
+  Index columns;  // readable and writable up to a whole number of panels
   Index parts;
   Index depth;                  // of a part, in elements
   const Element* a[most_taps];  // [parts] of [pixels, depth]
@@ -27,11 +27,11 @@ struct PixelProduct {
   Index panel_stride;           // from a panel to the next
   float* c;                     // [pixels, columns]
   Index c_stride;
-  const float* bias;  // [columns], of an activated product
-  bool add;           // to what C holds, of another one
+  const float* bias;  // [columns], for an activated product
+  bool add;           // to C, for a plain product
 };
 
-// A row of outputs. Every line of inputs has its border, so that all taps of all outputs can be read.
+// A row of outputs. Every line of inputs includes its border, so that all taps of all outputs can be read.
 struct DepthwiseRow {
   Index pixels;    // a multiple of pixel_group
   Index channels;  // a multiple of panel_lanes
@@ -40,7 +40,7 @@ struct DepthwiseRow {
   const float* weight;  // [kernel * kernel, channels]
   Index weight_stride;
   const float* bias;  // [channels]
-  void* out;          // float, or BFloat16 where pairs are multiplied
+  void* out;          // float, or BFloat16 if pairs are multiplied
 };
 
 // y = c + bias [+ residual], rounded once.
@@ -50,12 +50,12 @@ struct FinishedRow {
   Index channels;
   const float* c;
   Index c_stride;
-  const float* bias;       // [channels], a whole number of panels can be read; or null
+  const float* bias;       // [channels], readable up to a whole number of panels; or null
   const Stored* residual;  // [pixels, channels] or null
   Stored* y;               // [pixels, channels]
 };
 
-// What depends on the elements that are multiplied.
+// The kernels that depend on the type of the multiplied elements.
 template <class Element>
 struct PixelKernels {
   void (*activated)(const PixelProduct<Element>&);  // C = relu6(A B + bias)
@@ -68,14 +68,14 @@ struct BottleneckKernels : PixelKernels<float> {
   void (*finish)(const FinishedRow<float>&);
   void (*finish_bfloat16)(const FinishedRow<BFloat16>&);
   void (*widen)(const BFloat16* from, Index count, float* to);
-  // [count] pairs, panel_lanes side by side, to twice as many rows of panel_lanes numbers
+  // [count] pairs, panel_lanes adjacent, to twice as many rows of panel_lanes numbers
   void (*widen_pairs)(const BFloat16Pair* from, Index count, float* to);
 };
 
-// Those in use; throws as tile_kernels() does.
+// The kernels in use; throws as tile_kernels() does.
 const BottleneckKernels& bottleneck_kernels();
 
-// Those for products of bfloat16 numbers; null where the machine has none that are faster than products of floats.
+// Kernels for products of bfloat16; null if the machine has none that are faster than products of floats.
 const PixelKernels<BFloat16Pair>* bottleneck_pair_kernels();
 
 }  // namespace stm_fast

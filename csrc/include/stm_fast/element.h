@@ -1,4 +1,4 @@
-// What packed panels and the products of the tile kernels are made of.
+// The elements of packed panels and of the products of the tile kernels.
 #pragma once
 
 #include "stm_fast/matrix.h"
@@ -6,7 +6,7 @@
 
 namespace stm_fast {
 
-// Two numbers side by side in the depth of a product, the first in the lower half.
+// Two numbers adjacent in the depth of a product, the first in the lower half.
 struct BFloat16Pair {
   std::uint32_t bits;
 };
@@ -15,7 +15,7 @@ struct BFloat16Pair {
 template <class Element>
 struct ElementTraits {
   using Sum = Element;
-  using Lane = Element;  // what vectors of them hold
+  using Lane = Element;  // the lane type of their vectors
   static constexpr Index numbers = 1;
 };
 template <>
@@ -28,7 +28,7 @@ struct ElementTraits<BFloat16Pair> {
 template <class Element>
 using Sum = typename ElementTraits<Element>::Sum;
 
-// So many numbers in elements.
+// The number of elements that hold this many numbers.
 template <class Element>
 inline Index depth_of(Index numbers) {
   return divide_up(numbers, ElementTraits<Element>::numbers);

@@ -21,14 +21,14 @@ struct Matrix {
   Matrix transposed() const { return {data, column_stride, row_stride}; }
 };
 
-// A batch of matrices [batch, rows, columns], or one that the whole batch shares.
+// A batch of matrices [batch, rows, columns], or one matrix shared by the whole batch.
 template <class Element>
 struct Batch {
   Element* data = nullptr;
   Index batch_stride = 0;
   Index row_stride = 0;
   Index column_stride = 0;
-  bool shared = true;  // not so where a batch was expanded: each object has a gradient of its own
+  bool shared = true;  // false for an expanded batch: each object has its own gradient
 
   explicit operator bool() const { return data != nullptr; }
   Matrix<Element> operator[](Index b) const { return {data + b * batch_stride, row_stride, column_stride}; }

@@ -1,9 +1,9 @@
 // The memory read on plain pointers: out_i = sum_j softmax_j(S_ij) value_j, forward and backward.
 //
-// B objects, M queries, N memory rows, Ck key width, Cv value width. Stored is what the tensors hold (float, double,
-// BFloat16, Half; of a quantised memory Int8 or Float8, beside queries and results of float); everything is accumulated
-// in Accumulator<Stored>. The affinity is never made: queries are worked on in blocks that pass over the memory in
-// blocks, with a running softmax.
+// B objects, M queries, N memory rows, Ck key width, Cv value width. Stored is the type of the tensors (float, double,
+// BFloat16, Half; for a quantized memory Int8 or Float8, with queries and results in float); everything is accumulated
+// in Accumulator<Stored>. The affinity is never materialized: blocks of queries pass over blocks of the memory, with a
+// running softmax.
 #pragma once
 
 #include <functional>
@@ -13,14 +13,14 @@
 
 namespace stm_fast {
 
-// How work is spread: `run(count, task)` calls task(0) ... task(count - 1), at most `threads` at a time. What is
-// computed depends on `threads` alone, never on the schedule.
+// How work is distributed: `run(count, task)` calls task(0) ... task(count - 1), at most `threads` at a time. Results
+// depend on `threads` only, never on the schedule.
 struct Parallel {
   Index threads;
   std::function<void(Index count, const std::function<void(Index)>& task)> run;
 };
 
-// What makes the bytes of a quantised memory numbers: slots of `slot_rows` rows, R; row j is of slot t = j / R.
+// The scales of a quantized memory, with slots of `slot_rows` rows, R; row j is in slot t = j / R.
 //   key_j = key_scale_j * byte + key_mean_t      value_j = value_scale_t * byte
 struct Quantisation {
   Index slot_rows = 1;
@@ -46,12 +46,12 @@ struct ReadProblem {
   bool query_norm = true;  // false leaves q^2 out of l2
   Batch<const T> shrinkage;               // [B, N, 1], or null: 1
   Batch<const T> selection;               // [B, M, Ck], or null: 1
-  const std::int32_t* lengths = nullptr;  // [B], or null: every row counts
+  const std::int32_t* lengths = nullptr;  // [B], or null: every row is valid
   Index lengths_stride = 0;
   Index top_k = 0;                 // 0: dense
-  Quantisation quantisation = {};  // of a quantised memory, which has dot similarity
+  Quantisation quantisation = {};  // of a quantized memory, with dot similarity
 
-  // Memory rows of an object that count.
+  // The number of valid memory rows of an object.
   Index rows_of(Index object) const {
     if (lengths == nullptr) {
       return rows;
@@ -59,8 +59,8 @@ struct ReadProblem {
     const Index length = lengths[object * lengths_stride];
     return length < 0 ? 0 : length > rows ? rows : length;
   }
-  Index query_batches() const { return query.shared ? 1 : objects; }  // those of selection too
-  Index key_batches() const { return key.shared ? 1 : objects; }      // those of key_scale and key_mean too
+  Index query_batches() const { return query.shared ? 1 : objects; }  // of selection too
+  Index key_batches() const { return key.shared ? 1 : objects; }      // of key_scale and key_mean too
 
   // Whether every object has the same scores.
   bool shares_affinity() const {
@@ -72,7 +72,7 @@ struct ReadProblem {
   }
 };
 
-// out [B, M, Cv], lse [B, M] and usage [B, N] (null: not wanted) are contiguous.
+// out [B, M, Cv], lse [B, M] and usage [B, N] (null: not needed) are contiguous.
 template <class Stored>
 void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Dense<Stored>* out,
                  Accumulator<Stored>* lse, Accumulator<Stored>* usage);
@@ -85,7 +85,7 @@ struct ReadGradients {
   Batch<const T> grad_lse;       // [B, M, 1]
   Batch<const Stored> out;       // [B, M, Cv]
   Batch<const T> lse;            // [B, M, 1]
-  // results, contiguous, of the shapes of the inputs; zero on entry; null where the input is
+  // results, contiguous, with the shapes of the inputs; zero on entry; null if the input is
   Stored* query;
   Stored* key;
   Stored* value;

@@ -1,4 +1,4 @@
-// The number types of the engine: what tensors store and what sums are accumulated in.
+// The number types of the engine: stored in tensors, and for accumulation.
 #pragma once
 
 #include <bit>
@@ -18,7 +18,7 @@ struct Half {
   std::uint16_t bits;
 };
 
-// Numbers of a quantised memory, before their scales: integers, and floats of 4 bits of exponent and 3 of mantissa
+// Numbers of a quantized memory, before scaling: integers, and floats with 4 bits of exponent and 3 of mantissa
 // ("e4m3fn": no infinity, and only magnitude 0x7f is NaN).
 struct Int8 {
   std::int8_t bits;
@@ -28,8 +28,8 @@ struct Float8 {
 };
 
 inline float widen(BFloat16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
-// The exponent is rebiased by an exact product, which gives denormal numbers their value too; infinity and NaN, which
-// have no value, get the largest exponent instead.
+// The exponent is rebiased by an exact product, which also converts denormal numbers; infinity and NaN get the largest
+// exponent instead.
 inline float widen(Half x) {
   const std::uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
   const float value = std::bit_cast<float>(magnitude) * 0x1p112f;
@@ -52,7 +52,7 @@ using Accumulator = decltype(widen(Stored{}));
 template <class Stored>
 inline constexpr bool quantised = std::is_same_v<Stored, Int8> || std::is_same_v<Stored, Float8>;
 
-// What queries and results are kept as where memory rows are Stored.
+// The type of queries and results if memory rows are Stored.
 template <class Stored>
 using Dense = std::conditional_t<quantised<Stored>, Accumulator<Stored>, Stored>;
 

@@ -1,6 +1,6 @@
-// Packing: strided rows of any stored type into panels of elements that the tile kernels read straight through.
+// Packing: strided rows of any stored type into panels of elements that the tile kernels read sequentially.
 //
-// Rows are moved four by four, which every machine has vectors for: panels are a multiple of four rows wide.
+// Rows are moved in groups of four, for which every machine has vectors: panels are a multiple of four rows wide.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ inline __attribute__((always_inline)) void load(const BFloat16* from, Quad<float
   const Quad<std::uint32_t> upper = __builtin_convertvector(bits, Quad<std::uint32_t>) << 16;
   std::memcpy(&to, &upper, sizeof(to));
 }
-// As widen(Half), four at a time.
+// Like widen(Half), four at a time.
 inline __attribute__((always_inline)) void load(const Half* from, Quad<float>& to) {
   using Bits = Quad<std::uint32_t>;
   Quad<std::uint16_t> bits;
@@ -50,7 +50,7 @@ inline __attribute__((always_inline)) void load(const Int8* from, Quad<float>& t
   std::memcpy(&bits, from, sizeof(bits));
   to = __builtin_convertvector(bits, Quad<float>);
 }
-// As widen(Float8), four at a time.
+// Like widen(Float8), four at a time.
 inline __attribute__((always_inline)) void load(const Float8* from, Quad<float>& to) {
   using Bits = Quad<std::uint32_t>;
   Quad<std::uint8_t> bits;
@@ -61,7 +61,7 @@ inline __attribute__((always_inline)) void load(const Float8* from, Quad<float>&
   const Bits special = reinterpret_cast<Bits>(magnitude == 0x07f00000u) & 0x7f800000u;
   to = reinterpret_cast<Quad<float>>(reinterpret_cast<Bits>(value) | special | sign);
 }
-// Four pairs of neighbours.
+// Four pairs of neighbors.
 inline __attribute__((always_inline)) void load(const BFloat16* from, Quad<std::uint32_t>& to) {
   std::memcpy(&to, from, sizeof(to));
 }
@@ -70,7 +70,7 @@ inline __attribute__((always_inline)) void store(Element* to, const Vector& from
   std::memcpy(to, &from, sizeof(from));
 }
 
-// An element of each of four rows that lie side by side; the numbers of an element are `stride` apart.
+// One element of each of four adjacent rows; the numbers of an element are `stride` apart.
 template <class Stored, class Vector>
 inline __attribute__((always_inline)) void load_across(const Stored* from, Index /*stride*/, Vector& to) {
   load(from, to);
@@ -104,8 +104,8 @@ inline void transpose_quad(const Stored* from, Index row_stride, Element* to, In
 
 }  // namespace packing
 
-// Panels [divide_up(rows, width)][depth][width]: `width` rows of the source side by side, zeros in the lanes beyond.
-// The depth is that of the source in elements, zeros in what an odd one leaves.
+// Panels [divide_up(rows, width)][depth][width]: `width` adjacent rows of the source, zeros in the other lanes.
+// The depth is that of the source in elements, with a zero after an odd last number.
 template <class Stored, class Element>
 class PanelPacker {
   static constexpr Index quad = packing::quad, numbers = ElementTraits<Element>::numbers;
@@ -139,9 +139,9 @@ class PanelPacker {
  private:
   Element* at(Index row) const { return panels_ + row / width_ * width_ * depth_ + row % width_; }
 
-  // Both loops over quads work on copies of the members, which stores of numbers could change for all a compiler knows.
+  // Both loops over quads use copies of the members, because the compiler must assume that stores may change members.
 
-  // Rows lie side by side: four columns are four streams to read, and fill whole cache lines of narrow panels.
+  // Adjacent rows: four columns are four streams to read, and fill whole cache lines of narrow panels.
   void copy_quads(Index rows, Index depth) const {
     const Matrix<const Stored> source = source_;
     const Index width = width_, next_panel = width_ * depth_;
@@ -162,7 +162,7 @@ class PanelPacker {
     }
   }
 
-  // Columns lie side by side.
+  // Adjacent columns.
   void transpose_quads(Index rows, Index depth) const {
     constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
     const Matrix<const Stored> source = source_;
@@ -171,7 +171,7 @@ class PanelPacker {
       Element* const to = at(row);
       for (Index d = 0; d < depth; d += quad) {
         if (row + quad < rows) {
-          // the next four rows, a line at each step: no hardware foresees a jump to another row
+          // the next four rows, one line per step: hardware does not prefetch across a jump to another row
           const Index step = d / quad, column = std::min(step / quad * line, last_column);
           __builtin_prefetch(&source.at(row + quad + step % quad, column));
         }

@@ -10,7 +10,7 @@ namespace stm_fast {
 
 inline constexpr Index logits_stride = 4;  // pixels of a frame per pixel of the logits, in each direction
 
-// Logits [O, C, h, w] of background and object, C = 2, of which their difference matters; or C = 1, that difference.
+// Logits [O, C, h, w] of background and object, C = 2, of which only the difference matters; or that difference, C = 1.
 template <class Stored>
 struct ObjectLogits {
   const Stored* data;
@@ -18,22 +18,23 @@ struct ObjectLogits {
   Index object_stride, channel_stride, row_stride, column_stride;
 };
 
-// What is left of the resized logits' 4h x 4w.
+// The crop of the resized logits, 4h x 4w.
 struct Crop {
   Index top, left, height, width;
 };
 
-// Floats that `object_probabilities` needs room for.
+// The number of floats of scratch that `object_probabilities` needs.
 inline Index probabilities_room(Index objects, Index width) { return 1 + (objects + 3) * logits_stride * width; }
 
-// One row of the crop: probabilities [1 + O, H, W] of float. As by bilinear interpolation, a sigmoid for each object,
-// soft aggregation with probabilities of epsilon to 1 - epsilon, and a softmax over background and objects.
+// One row of the crop: probabilities [1 + O, H, W] in float. Equivalent to bilinear interpolation, a sigmoid per
+// object, soft aggregation with probabilities clamped to epsilon .. 1 - epsilon, and a softmax over background and
+// objects.
 template <class Stored>
 void object_probabilities(const ObjectLogits<Stored>& logits, const Crop& crop, float epsilon, Index row, float* room,
                           float* probabilities);
 
-// The id of the largest of [channels, pixels], planes `stride` apart, for pixels [first, last): of equal ones the
-// first, and NaN is larger than any number.
+// The id of the largest of [channels, pixels], planes `stride` apart, for pixels [first, last): the first of
+// equal ones; NaN is larger than any number.
 void most_likely(const float* probabilities, Index channels, Index stride, const std::uint8_t* ids, Index first,
                  Index last, std::uint8_t* labels);
 

@@ -11,7 +11,7 @@ namespace stm_fast {
 
 inline constexpr Index cache_line = 64;
 
-// Uninitialised bytes. Making one throws std::bad_alloc, so it is done outside of parallel regions.
+// Uninitialized bytes. Construction may throw std::bad_alloc, so it happens outside of parallel regions.
 class Scratch {
  public:
   explicit Scratch(Index bytes)
@@ -26,7 +26,7 @@ class Scratch {
   std::unique_ptr<std::byte, Free> data_;
 };
 
-// Hands out consecutive pieces of a block of bytes. With no block it only counts how many are needed.
+// Hands out consecutive pieces of a block of bytes. Without a block it only counts the bytes needed.
 class Carver {
  public:
   explicit Carver(std::byte* block) : block_(block) {}

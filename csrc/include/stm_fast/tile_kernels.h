@@ -1,7 +1,7 @@
 // The inner loops of the engine, compiled once for each instruction set and chosen at run time.
 //
-// STM_FAST_CPU=portable (or avx2, ...) in the environment takes another set than the best. Set "emulated" has the tiles
-// of AVX-512 and the arithmetic of its bfloat16 products on any machine: slow, for tests.
+// The environment variable STM_FAST_CPU=portable (or avx2, ...) selects another set than the best. The set "emulated"
+// has the tiles of AVX-512 and the arithmetic of its bfloat16 products on any machine: slow, for tests.
 //
 // Every product has the form C += A B with the columns of B and C in SIMD lanes, `lanes` columns at a time:
 //   A  [rows, depth]   read one element at a time and broadcast; packed: [row group][depth][group_rows], or row by row
@@ -19,7 +19,7 @@ struct Product {
   Index rows;
   Index depth;  // in elements
   const Element* a;
-  Index a_stride;  // of a row, where A is not packed
+  Index a_stride;  // of a row, if A is not packed
   const Element* b;
   Index b_stride;
   Sum<Element>* c;
@@ -31,11 +31,11 @@ template <class T>
 struct RunningSoftmax {
   T* largest;  // [queries] largest score so far
   T* total;    // [queries] sum of the weights relative to it
-  T* rescale;  // [queries] out: what sums made before this block are to be multiplied by
+  T* rescale;  // [queries] out: factor for sums from before this block
 };
 
 // sums = rescale[query] * sums + weights * values (`rescale` null: sums = weights * values), with channels in SIMD
-// lanes: values are read as they lie, and no lane waits for a query that is not there. Channels come in strips of
+// lanes: values are read in place, and no lane is wasted on absent queries. Channels are processed in strips of
 // `strip_lanes`.
 template <class T>
 struct StripProduct {
@@ -47,12 +47,12 @@ struct StripProduct {
   const T* values;     // [strips][rows][strip_lanes] by the strides below
   Index strip_stride;  // from a strip to the next
   Index row_stride;    // from a row to the next
-  Index rows_after;    // rows that follow in memory, and will be read next
+  Index rows_after;    // rows that follow in memory and will be read next
   const T* rescale;    // [queries] or null
   T* sums;             // [strips][queries][strip_lanes]
 };
 
-// What the dense forward read needs.
+// The kernels of the dense forward read.
 template <class Element>
 struct ForwardKernels {
   using T = Sum<Element>;
@@ -63,8 +63,8 @@ struct ForwardKernels {
   void (*scaled_product)(const Product<Element>&, T scale);                  // C = scale * A B, A packed
   void (*rescale_and_add_product)(const Product<Element>&, const T* scale);  // C = scale[lane] * C + A B, A packed
 
-  // Scores [rows, lanes] become weights exp(score - largest), after `largest` has taken them in: elements of depth
-  // `rows` where the scores were, side by side with the stride they had.
+  // Turns scores [rows, lanes] into weights exp(score - largest) in place, after updating `largest`: elements of depth
+  // `rows`, with the stride of the scores.
   void (*softmax_step)(T* scores, Index rows, Index stride, const RunningSoftmax<T>&);
 };
 
@@ -72,8 +72,8 @@ template <class T>
 struct TileKernels : ForwardKernels<T> {
   Index strip_lanes;
 
-  // Scores [queries, rows], `stride` apart, become weights exp(score - largest), as softmax_step has them the other way
-  // round; up to the next whole vector they may be written beyond their end.
+  // Turns scores [queries, rows], `stride` apart, into weights exp(score - largest): the transposed softmax_step. May
+  // write past their end up to the next whole vector.
   void (*softmax_step_of_rows)(T* scores, Index queries, Index rows, Index stride, const RunningSoftmax<T>&);
   void (*rescale_and_add_strips)(const StripProduct<T>&);
   // row[strips * strip_lanes] = scale * the sums of one query, whose strips are `stride` apart.
@@ -82,21 +82,20 @@ struct TileKernels : ForwardKernels<T> {
   void (*add_product)(const Product<T>&);          // C += A B, A packed
   void (*add_product_of_rows)(const Product<T>&);  // C += A B, A row by row
 
-  // Scores [rows, lanes] become weights exp(score - largest[lane]) * factor[lane].
+  // Turns scores [rows, lanes] into weights exp(score - largest[lane]) * factor[lane].
   void (*weights)(T* scores, Index rows, Index stride, const T* largest, const T* factor);
-  // grad_weights [rows, lanes] become weights * (grad_weights - delta[lane]): the softmax backward.
+  // Turns grad_weights [rows, lanes] into weights * (grad_weights - delta[lane]): the softmax backward.
   void (*softmax_backward)(const T* weights, T* grad_weights, Index rows, Index stride, const T* delta);
 };
 
-// The kernels in use; T is float or double. Throws std::runtime_error where STM_FAST_CPU names none that this machine
-// has.
+// The kernels in use; T is float or double. Throws std::runtime_error if STM_FAST_CPU names none that this machine has.
 template <class T>
 const TileKernels<T>& tile_kernels();
 
-// Those for products of bfloat16 numbers; null where the machine has none that are faster than products of floats.
+// Kernels for products of bfloat16; null if the machine has none that are faster than products of floats.
 const ForwardKernels<BFloat16Pair>* pair_kernels();
 
-// Their name.
+// The name of the set in use.
 const char* instructions();
 
 }  // namespace stm_fast
