@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from stm_fast.errors import InputError
-from stm_fast.video import masks
+from stm_fast.video import masks, read_mask, read_written_mask
 from stm_fast.video.overlay import draw_overlay
 from stm_fast.video.writer import MaskWriter, OverlayImageWriter
 
@@ -25,7 +25,7 @@ PALETTE = bytes(range(200, 0, -1)) + bytes(568)
 
 def refuses(path: Path, *words: str) -> None:
     with pytest.raises(InputError) as caught:
-        masks.read_mask(path)
+        read_mask(path)
     message = str(caught.value)
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -44,7 +44,7 @@ def test_davis_palette_has_the_published_colours() -> None:
 @pytest.mark.parametrize("palette", [None, PALETTE, PALETTE[:6]], ids=["davis", "own", "short"])
 def test_ids_and_palette_come_back(tmp_path: Path, palette: bytes | None) -> None:
     masks.write_mask(tmp_path / "m.png", IDS, palette)
-    found = masks.read_written_mask(tmp_path / "m.png")
+    found = read_written_mask(tmp_path / "m.png")
     np.testing.assert_array_equal(found.ids, IDS)
     assert found.ids.dtype == np.uint8
     assert found.palette == masks.full_palette(palette)
@@ -58,7 +58,7 @@ def test_nothing_but_the_mask_is_left(tmp_path: Path) -> None:
     writer.write("00003", IDS)
     writer.write("00003", IDS.T)
     assert os.listdir(tmp_path / "new" / "folder") == ["00003.png"]
-    np.testing.assert_array_equal(masks.read_written_mask(tmp_path / "new" / "folder" / "00003.png").ids, IDS.T)
+    np.testing.assert_array_equal(read_written_mask(tmp_path / "new" / "folder" / "00003.png").ids, IDS.T)
 
 
 def test_a_failed_write_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_a_failed_write_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(InputError, match=re.escape(f"disk full while writing {tmp_path / 'm.png'}")):
         masks.write_mask(tmp_path / "m.png", IDS.T)
     assert os.listdir(tmp_path) == ["m.png"]
-    np.testing.assert_array_equal(masks.read_written_mask(tmp_path / "m.png").ids, IDS)
+    np.testing.assert_array_equal(read_written_mask(tmp_path / "m.png").ids, IDS)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -96,7 +96,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 def test_grey_values_are_ids(tmp_path: Path, mode: str, values: list[list[int]], expected: list[list[int]]) -> None:
     dtype = np.bool_ if mode == "1" else np.uint8
     Image.fromarray(np.array(values, dtype)).save(tmp_path / "m.png")
-    mask = masks.read_mask(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png")
     assert mask.ids.tolist() == expected
     assert mask.ids.dtype == np.uint8
     assert mask.palette is None
@@ -112,7 +112,7 @@ def test_grey_values_of_few_bits_are_ids_too(tmp_path: Path, bits: int) -> None:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     ]
     (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    np.testing.assert_array_equal(masks.read_mask(tmp_path / "m.png").ids, values)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").ids, values)
 
 
 def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
         (tmp_path / "damaged.png").write_bytes(damaged)
         try:
-            masks.read_mask(tmp_path / "damaged.png")
+            read_mask(tmp_path / "damaged.png")
         except InputError:
             refused += 1
     assert refused > 100
@@ -150,7 +150,7 @@ def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
 
 def test_a_mask_without_objects(tmp_path: Path) -> None:
     masks.write_mask(tmp_path / "m.png", np.zeros((3, 4), np.uint8))
-    mask = masks.read_mask(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png")
     assert masks.object_ids(mask.ids) == []
     with pytest.raises(InputError, match="without objects"):
         masks.require_objects(mask.ids, tmp_path / "m.png")
@@ -215,11 +215,11 @@ def test_overlay_pictures(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no sample data")
 def test_real_masks(tmp_path: Path) -> None:
     folder = SHARED / "data" / "clips" / "Annotations" / "480p"
-    assert masks.object_ids(masks.read_mask(folder / "bike" / "00000.png").ids) == [1, 2]
+    assert masks.object_ids(read_mask(folder / "bike" / "00000.png").ids) == [1, 2]
     for added, path in enumerate(sorted((folder / "judo").glob("*.png")), start=1):
-        mask = masks.read_mask(path)
+        mask = read_mask(path)
         assert masks.object_ids(mask.ids) == [added]
         assert mask.palette is not None
         assert mask.palette[:9] == masks.DAVIS_PALETTE[:9]
         masks.write_mask(tmp_path / path.name, mask.ids, mask.palette)
-        np.testing.assert_array_equal(masks.read_mask(tmp_path / path.name).ids, mask.ids)
+        np.testing.assert_array_equal(read_mask(tmp_path / path.name).ids, mask.ids)

@@ -95,7 +95,10 @@ MISTAKES = (
     (("train", "absent.yaml", "--output", "new"), "absent.yaml: no such file"),
     (("train", "run.yaml", "--output", "new"), "run.yaml: epohcs: unknown key, did you mean epochs?"),
     (("train", "run.yaml", "--output", "trained"), "trained/checkpoint.pt: a run lies there already"),
-    (("train", "again.yaml", "--output", "again", "--resume"), "again/model.safetensors: found as both input and output"),
+    (
+        ("train", "again.yaml", "--output", "again", "--resume"),
+        "again/model.safetensors: found as both input and",
+    ),
     (EVALUATE, "--data: missing"),
     ((*EVALUATE, "--data", "full"), "--output: missing"),
     ((*EVALUATE, "--report"), "--output: missing, needed for --report"),

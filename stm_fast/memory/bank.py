@@ -118,16 +118,16 @@ class MemoryBank:
         storage = self._storage_for(key, value)
         number = self._appended if frame is None else frame
         self._appended += 1
-        most = self._frame_cap(storage, key.shape[0])
-        self._add_objects(storage, key.shape[0], most, number)
+        cap = self._frame_cap(storage, key.shape[0])
+        self._add_objects(storage, key.shape[0], cap, number)
         targets: dict[int, int | None] = {}
         for index, slots in enumerate(self._slots):
             if index not in absent:
                 new = Slot(number, index in permanent)
-                targets[index] = len(slots) if temporary else self._place(slots, new, most)
+                targets[index] = len(slots) if temporary else self._place(slots, new, cap)
                 self._temporary[index] = targets[index] == len(slots)
         here = self._shard.count(max(self._counts, default=0))
-        storage.reserve(self.objects, here, None if most is None else self._shard.most(most + self._config.previous))
+        storage.reserve(self.objects, here, None if cap is None else self._shard.max_count(cap + self._config.previous))
         for index, target in targets.items():
             if target is not None and self._shard.holds(target):
                 rows = key[index].flatten(1).T, value[index].flatten(1).T  # [R, Ck], [R, Cv]
@@ -268,25 +268,25 @@ class MemoryBank:
         return self._storage
 
     def _new_storage(self, layout: FrameLayout) -> Storage:
-        known = None if self._known_slots is None else self._shard.most(self._known_slots)
+        known = None if self._known_slots is None else self._shard.max_count(self._known_slots)
         return storage_of(self._config, layout, known, self._backend)
 
     def _frame_cap(self, storage: Storage, objects: int) -> int | None:
         """The cap in frames per object, the temporary one not counted; None without a cap."""
-        most, nbytes = self._config.max_frames, self._config.max_bytes
+        cap, nbytes = self._config.max_frames, self._config.max_bytes
         if nbytes is None or objects == 0:
-            return most
+            return cap
         within = storage.slots_within(nbytes, objects) * self._shard.world - self._config.previous
         if within < 1:
             raise InputError(f"max_bytes: {nbytes} bytes do not hold one frame of {objects} objects to stay")
-        return within if most is None else min(most, within)
+        return within if cap is None else min(cap, within)
 
-    def _add_objects(self, storage: Storage, objects: int, most: int | None, number: int) -> None:
+    def _add_objects(self, storage: Storage, objects: int, cap: int | None, number: int) -> None:
         """Registers new objects; under a cap in bytes, evicts frames of the others to make room."""
         self._temporary += [False] * (objects - self.objects)
         self._slots += [[] for _ in range(objects - self.objects)]
         for index, slots in enumerate(self._slots):
-            while most is not None and len(slots) > most:
+            while cap is not None and len(slots) > cap:
                 evicted, last = self._victim(slots, number), len(slots) - 1
                 self._move(storage, index, last, evicted)
                 slots[evicted] = slots[last]
@@ -301,9 +301,9 @@ class MemoryBank:
         for name in rows | into:
             shard.copy(source, target, rows.get(name), into.get(name), device)
 
-    def _place(self, slots: list[Slot], new: Slot, most: int | None) -> int | None:
+    def _place(self, slots: list[Slot], new: Slot, cap: int | None) -> int | None:
         """Records a frame and returns its slot; the slot after the last is that of the temporary frame."""
-        if most is None or len(slots) < most:
+        if cap is None or len(slots) < cap:
             slots.append(new)
             return len(slots) - 1
         if not new.permanent and all(slot.permanent for slot in slots):

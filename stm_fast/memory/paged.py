@@ -67,11 +67,11 @@ class PagedStorage:
     def slots_within(self, nbytes: int, objects: int) -> int:
         return nbytes // (objects * self._layout.nbytes) * self._layout.slots
 
-    def reserve(self, objects: int, slots: int, most: int | None) -> None:
+    def reserve(self, objects: int, slots: int, cap: int | None) -> None:
         # pages are allocated when written; here only those past a smaller cap are freed
         self._tables += [[] for _ in range(objects - len(self._tables))]
         for table in self._tables:
-            while most is not None and len(table) > self._pages_of(most):
+            while cap is not None and len(table) > self._pages_of(cap):
                 self._pages.free(table.pop())
 
     def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> None:

@@ -3,7 +3,7 @@
 from stm_fast.config import MemoryConfig
 from stm_fast.memory.formats import Format, format_of
 from stm_fast.memory.paged import PagedStorage, PageLayout
-from stm_fast.memory.pages import DiskPages, HostPages, Pages
+from stm_fast.memory.pages import DiskPages, HostPages
 from stm_fast.memory.storage import DeviceStorage, FrameLayout, Storage
 
 
@@ -32,10 +32,6 @@ def storage_of(config: MemoryConfig, frame: FrameLayout, known_slots: int | None
     if config.place == "device":
         return DeviceStorage(frame, row_format, known_slots)
     layout = PageLayout(frame, row_format, config.page_bytes)
-    return PagedStorage(frame, row_format, layout, _pages(config, layout.nbytes, frame.device.type == "cuda"))
-
-
-def _pages(config: MemoryConfig, page_bytes: int, pinned: bool) -> Pages:
     if config.folder is not None:
-        return DiskPages(page_bytes, config.folder)
-    return HostPages(page_bytes, pinned=pinned)
+        return PagedStorage(frame, row_format, layout, DiskPages(layout.nbytes, config.folder))
+    return PagedStorage(frame, row_format, layout, HostPages(layout.nbytes, pinned=frame.device.type == "cuda"))

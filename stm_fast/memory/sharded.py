@@ -45,7 +45,7 @@ class Shard:
         """How many of the first `slots` slots are on this rank."""
         return (slots - self.rank + self.world - 1) // self.world
 
-    def most(self, slots: int) -> int:
+    def max_count(self, slots: int) -> int:
         """How many of the first `slots` slots are on rank 0, which has the most."""
         return -(-slots // self.world)
 
@@ -64,7 +64,7 @@ class Shard:
         """The usage of every rank's slots, each [O, local slots], as [O, slots]."""
         if self.world == 1:
             return mine
-        padded = mine.new_zeros(mine.shape[0], self.most(slots))
+        padded = mine.new_zeros(mine.shape[0], self.max_count(slots))
         padded[:, : mine.shape[1]] = mine
         return torch.stack(self._gather(padded), dim=-1).flatten(1)[:, :slots]
 

@@ -77,8 +77,8 @@ class Storage(Protocol):
     def slots_within(self, nbytes: int, objects: int) -> int:
         """How many slots per object fit into `nbytes` for this many objects."""
 
-    def reserve(self, objects: int, slots: int, most: int | None) -> None:
-        """Makes room for this many objects and slots per object, never for more than `most` slots."""
+    def reserve(self, objects: int, slots: int, cap: int | None) -> None:
+        """Makes room for this many objects and slots per object, never for more than `cap` slots."""
 
     def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> None:
         """Writes a frame, key [R, Ck] and value [R, Cv], to a slot of one object."""
@@ -123,13 +123,13 @@ class DeviceStorage:
     def slots_within(self, nbytes: int, objects: int) -> int:
         return nbytes // (objects * sum(field.nbytes for field in self._fields.values()))
 
-    def reserve(self, objects: int, slots: int, most: int | None) -> None:
+    def reserve(self, objects: int, slots: int, cap: int | None) -> None:
         held_objects, held = self._tensors["key"].shape[:2]
         size = held
         if slots > held:
-            size = max(slots, self._known_slots or most or 0, 2 * held)
-        if most is not None:
-            size = min(size, most)
+            size = max(slots, self._known_slots or cap or 0, 2 * held)
+        if cap is not None:
+            size = min(size, cap)
         if (objects, size) != (held_objects, held):
             self._resize(objects, size)
 

@@ -1,20 +1,19 @@
 """Frame readers, masks of object ids, writers and overlays. Everything streams."""
 
-from stm_fast.video.mask_image import MaskImage
+from stm_fast.video.frames import Frame, FrameReader
+from stm_fast.video.mask_image import MaskImage, read_mask, read_written_mask
 from stm_fast.video.masks import (
     DAVIS_PALETTE,
     VOID,
     VOID_NOTE,
     has_void,
     object_ids,
-    read_mask,
-    read_written_mask,
     require_objects,
     without_void,
     write_mask,
 )
 from stm_fast.video.overlay import draw_overlay
-from stm_fast.video.reader import Frame, FrameReader, open_frames
+from stm_fast.video.reader import open_frames
 from stm_fast.video.writer import MaskWriter, OverlayImageWriter, OverlayVideoWriter
 
 __all__ = [

@@ -47,8 +47,9 @@ class MaskImage(NamedTuple):
     note: str | None = None
 
 
-def read_ids(path: Path) -> MaskImage:
-    """The values of a palette or grayscale PNG as stored. Raises InputError for any other file."""
+def read_written_mask(path: str | Path) -> MaskImage:
+    """A palette or grayscale PNG written by a method: every value is an id. Raises InputError for any other file."""
+    path = Path(path)
     with open_image(path, "mask") as image:
         if image.format != "PNG" or image.mode not in _ID_MODES:
             found = f"{image.format} of mode {image.mode}"
@@ -56,17 +57,24 @@ def read_ids(path: Path) -> MaskImage:
         return _ids(image)
 
 
-def read_mask_image(path: Path, size: tuple[int, int] | None = None) -> MaskImage:
-    """Object ids, or one object in black and white. Anything else, or anything ambiguous, is refused.
+def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> MaskImage:
+    """A mask given by the user: object ids, or one object in black and white. Anything ambiguous is refused.
+
+    The values of palette and grayscale PNGs are ids and are kept: a 0/255 mask is one object whose id is 255. Other
+    images (RGB, RGBA, JPEG, WebP) must be black and one other color, which becomes object 255. Soft edges of one object
+    are accepted: the object is where it is at least half as bright as inside. `note` says how the file was interpreted.
+    A mask without any object is read too: see `require_objects`.
 
     Args:
-        path: PNG, JPEG or WebP.
-        size: W, H of the frames; a mask with their aspect ratio is resized to it. None accepts a mask of any size.
+        path: the image.
+        size: W, H of the frames: a mask with their aspect ratio is resized to it, by nearest neighbor. None accepts a
+            mask of any size.
 
     Raises:
-        InputError: no such file, a damaged one, another aspect ratio, colors, shades that are more than the edges of
-            one object, a background that is not 0, or more than 8 bits.
+        InputError: no such file, a damaged one, another aspect ratio, more colors, anti-aliased edges of several
+            objects, a palette whose black is not index 0, or more than 8 bits per pixel.
     """
+    path = Path(path)
     with open_image(path, "mask") as image:
         _check_kind(path, image)
         _check_size(path, upright_size(image), size)

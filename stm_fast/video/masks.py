@@ -9,7 +9,6 @@ from PIL import Image
 
 from stm_fast.errors import InputError
 from stm_fast.video.antialiasing import count_values
-from stm_fast.video.mask_image import MaskImage, read_ids, read_mask_image
 from stm_fast.whole_file import whole_file
 
 # neither object nor background, such as the border around objects in PASCAL VOC
@@ -27,30 +26,6 @@ def _davis_palette() -> bytes:
 
 
 DAVIS_PALETTE = _davis_palette()  # 256 x RGB
-
-
-def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> MaskImage:
-    """A mask given by the user: object ids, or one object in black and white.
-
-    The values of palette and grayscale PNGs are ids and are kept: a 0/255 mask is one object whose id is 255. Other
-    images (RGB, RGBA, JPEG, WebP) must be black and one other color, which becomes object 255. Soft edges of one object
-    are accepted: the object is where it is at least half as bright as inside. `note` says how the file was interpreted.
-    A mask without any object is read too: see `require_objects`.
-
-    Args:
-        path: the image.
-        size: W, H of the frames: a mask with their aspect ratio is resized to it, by nearest neighbor.
-
-    Raises:
-        InputError: no such file, a damaged one, another aspect ratio, more colors, anti-aliased edges of several
-            objects, a palette whose black is not index 0, or more than 8 bits per pixel.
-    """
-    return read_mask_image(Path(path), size)
-
-
-def read_written_mask(path: str | Path) -> MaskImage:
-    """A palette or grayscale PNG written by a method: every value is an id. Raises InputError for any other file."""
-    return read_ids(Path(path))
 
 
 def write_mask(path: str | Path, ids: npt.NDArray[np.uint8], palette: bytes | None = None) -> None:

@@ -4,11 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stm_fast.errors import InputError, reading, require_present
-from stm_fast.video.frames import Frame, FrameReader
+from stm_fast.video.frames import FrameReader
 from stm_fast.video.image_folder import ImageFolder
 from stm_fast.video.pyav import require_av
-
-__all__ = ["Frame", "FrameReader", "open_frames"]
 
 
 def open_frames(source: str | Path, masks: Iterable[Path] = ()) -> FrameReader:
