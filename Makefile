@@ -1,4 +1,4 @@
-# Every command of the project. VENV and PYTHON may be given: make test VENV=/tmp/env PYTHON=python3.12
+# All commands of the project. VENV and PYTHON can be set: make test VENV=/tmp/env PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,44 +8,44 @@ NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc
 
 setup: $(VENV)/.ready
 
-# torch first and no build isolation: an isolated build would fetch a second torch
+# torch first and no build isolation: an isolated build would download a second torch
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision setuptools ninja
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
-# the extension alone, in seconds: only what changed is compiled; a build without it fails
+# only the extension: compiles what changed, in seconds; fails if it cannot be built
 build:
 	STM_FAST_EXTENSION=1 $(BIN)/python setup.py build_ext --inplace
 
 demo: setup
 	$(BIN)/stm-fast demo --output demo --overwrite
 
-# a worker for each core, one thread each; where a test takes more, those that wait leave the cores to others
+# one worker per core, one thread each; if a test uses more, waiting threads leave the cores to others
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive STM_FAST_REQUIRE=cpp $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 PYTEST += --quiet --durations 10
 
 test: setup
 	$(PYTEST)
 
-# a minute, on every edit: of what takes less than half a second one case of each test
+# a minute, for every edit: one case of each test, of those that take less than half a second
 quick: setup
 	$(PYTEST) -m "not slow and not compiles" --few 1
 
-# after a change of kernels/, of stm_fast/ops/ or of Triton: compiles every kernel for every architecture, lets Triton
-# interpret every case, and notes in tests/golden/gate.json that all is well: make test runs a sample until the next one
+# after a change of kernels/, of stm_fast/ops/ or of Triton: compiles every kernel for every architecture, runs every case
+# in Triton's interpreter, and records success in tests/golden/gate.json: make test runs a sample until the next change
 gate: setup
 	$(PYTEST) -m compiles --all-cases
 	TRITON_INTERPRET=1 $(PYTEST) -m "not gpu" -k "triton or quantised" tests/*_engine_cases.py tests/test_known_calls.py
 	$(BIN)/python tests/gate_record.py
 
-# damaged and hostile files of every kind for the readers; make fuzz MINUTES=10 ARGUMENTS="--seed 7". What is found is
-# kept in fuzz-findings/
+# runs damaged and hostile files of every kind through the readers; make fuzz MINUTES=10 ARGUMENTS="--seed 7". Findings
+# are kept in fuzz-findings/
 fuzz: setup
 	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) $(ARGUMENTS)
 
-# the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer; a build of its own in build/sanitize
+# the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer, built separately in build/sanitize
 sanitize: setup
 	.ci/sanitize $(BIN)/python
 
@@ -61,20 +61,20 @@ fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
 
-# every table of README and benchmarks/README.md, from what is measured here
+# measures and writes every table of README and benchmarks/README.md
 bench: setup
 	$(BIN)/stm-fast benchmark --overwrite --no-plots --output benchmarks/results/memory-read-cpu.json --device cpu
 	$(BIN)/python benchmarks/bench_network.py
 	$(BIN)/python benchmarks/make_tables.py
 
-# on a machine with a GPU and no $(VENV): make gpu GPU_PYTHON=python3. Exits 3 where there is no GPU.
-# ARGUMENTS="--only smoke,reads --minutes 3" runs some stages; OUT names the folder of the results
+# on a machine with a GPU and no $(VENV): make gpu GPU_PYTHON=python3. Exits with 3 if there is no GPU.
+# ARGUMENTS="--only smoke,reads --minutes 3" runs some stages; OUT is the folder for the results
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
 	$(GPU_PYTHON) benchmarks/gpu_checks.py $(ARGUMENTS)
 
-# compiles, without a GPU, what make gpu launches, into build/gpu-cache.tar.xz, which make gpu unpacks: with the Python,
-# PyTorch and Triton of the machine that has the GPU, in an environment of their own
+# compiles, without a GPU, what make gpu launches, into build/gpu-cache.tar.xz, which make gpu unpacks. Uses the versions
+# of Python, PyTorch and Triton on the GPU machine, in a separate environment
 GPU_VENV ?= .venv-gpu
 PYTHON312 ?= python3.12
 gpu-cache: $(GPU_VENV)/.ready
@@ -88,7 +88,7 @@ $(GPU_VENV)/.ready:
 		safetensors setuptools ninja typer pyyaml pytest pytest-benchmark pytest-xdist hypothesis
 	touch $@
 
-# some minutes of training on a GPU, into the folder that OUT names in the environment; DATA has davis16-train/ and static/
+# minutes of training on a GPU, into the folder OUT of the environment; DATA has davis16-train/ and static/
 MINUTES ?= 4
 DATA ?= data
 gpu-train:

@@ -1,12 +1,12 @@
 """Builds stm_fast: the Python package, the Triton kernels (stm_fast.kernels) and the extension stm_fast._C.
 
-The extension uses PyTorch's stable ABI and Python's limited API only, so one abi3 wheel serves every torch >= 2.11 and
-every Python >= 3.11. A machine without a working compiler still gets the package: the reason why the extension is
-absent is written into the package, and `stm-fast info` prints it.
+The extension uses only PyTorch's stable ABI and Python's limited API, so one abi3 wheel serves every torch >= 2.11 and
+every Python >= 3.11. Without a working compiler the package is still installed: the reason for the missing extension is
+written into the package, and `stm-fast info` prints it.
 
 STM_FAST_EXTENSION=1   a build without the extension fails (CI, release wheels)
 STM_FAST_EXTENSION=0   the extension is not built
-STM_FAST_SANITIZE=1    it stops at the first wrong access and at undefined behaviour (.ci/sanitize)
+STM_FAST_SANITIZE=1    the extension is built with sanitizers (.ci/sanitize)
 """
 
 import os
@@ -22,14 +22,14 @@ REASON_FILE = "_C_absent.txt"  # read by stm_fast/ops/cpp_ops.py
 
 
 def require_compiler() -> None:
-    """PyTorch's own message for a compiler that is not there names neither it nor what to do."""
+    """Checks for the compiler, because PyTorch's message for a missing one does not say what to do."""
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         raise RuntimeError(f"no C++ compiler: {compiler} was not found; install g++, or set CXX")
 
 
 class BuildOrExplain(BuildExtension):
-    """Builds the extension; where that fails and nobody insisted, leaves the reason in the package instead."""
+    """Builds the extension; if that fails and it is not required, writes the reason into the package instead."""
 
     def run(self) -> None:
         package = Path("stm_fast" if self.inplace else Path(self.build_lib) / "stm_fast")
@@ -44,10 +44,10 @@ class BuildOrExplain(BuildExtension):
             if WANTED == "1":
                 raise
             package.mkdir(parents=True, exist_ok=True)
-            # one of older sources would pass for this one
+            # an extension built from older sources would be used instead
             Path(self.get_ext_fullpath("stm_fast._C")).unlink(missing_ok=True)
             reason_file.write_text(f"not built: {str(error).strip().splitlines()[0]}\n")
-            print(f"stm_fast: going on without the C++ extension: {error}")
+            print(f"stm_fast: continuing without the C++ extension: {error}")
             self.extensions = []
 
     def get_outputs(self) -> list[str]:
@@ -62,9 +62,9 @@ extension = CppExtension(
     extra_compile_args={
         "cxx": [
             *(["-O1", "-g", "-fno-sanitize-recover=all", *SANITIZERS] if SANITIZERS else ["-O3", "-g0"]),
-            "-std=c++20",  # PyTorch's own choice was C++17 up to 2.13
+            "-std=c++20",  # up to 2.13 PyTorch's default was C++17
             "-fvisibility=hidden",
-            # the inner loops fill two cache lines of instructions; across three they run 6 to 10 % slower on Zen 3
+            # the inner loops fit two instruction cache lines; spread over three, they run 6 to 10 % slower on Zen 3
             "-falign-functions=64",
             "-falign-loops=64",
             "-DPy_LIMITED_API=0x030b0000",

@@ -1,4 +1,4 @@
-"""Errors of the user, in one line."""
+"""User errors, each reported in one line."""
 
 import math
 import os

@@ -525,7 +525,7 @@ def test_what_could_be_a_mask_or_a_frame_is_refused(tmp_path, model):
     frames = folder(tmp_path / "in", ["f1.png", "f3.png"])
     mask(frames / "f2.png")
     refused(r"f2\.png: given as a mask, but named like a frame", frames, frames / "f2.png", out, model)
-    refused("no images beside the masks", frames, frames, out, model)
+    refused("no images besides the masks", frames, frames, out, model)
     picture = mask(tmp_path / "clip.png")
     refused(r"clip\.png: found as video and as mask", picture, picture, out, model)
     (tmp_path / "link.png").symlink_to("clip.png")

@@ -155,10 +155,10 @@ class MemoryBank:
         if query_key.ndim != 4:
             raise ValueError(f"MemoryBank.read: found shape {tuple(query_key.shape)}, expected [1 or O, Ck, h, w]")
         mine, lse_by_slot = self._read_local(query_key.flatten(2).mT, self._layout, self._storage)
-        whole = self._shard.join(mine)
+        result = self._shard.join(mine)
         if self._measures_usage:
-            self._measure_usage(lse_by_slot, whole)
-        out = whole.out.to(query_key.dtype)  # [O, M, Cv]
+            self._measure_usage(lse_by_slot, result.lse)
+        out = result.out.to(query_key.dtype)  # [O, M, Cv]
         return out.mT.view(self.objects, self._layout.value_dim, *query_key.shape[2:])
 
     def remove(self, indices: list[int]) -> None:
@@ -278,7 +278,7 @@ class MemoryBank:
             return cap
         within = storage.slots_within(nbytes, objects) * self._shard.world - self._config.previous
         if within < 1:
-            raise InputError(f"max_bytes: {nbytes} bytes do not hold one frame of {objects} objects to stay")
+            raise InputError(f"max_bytes: {nbytes} bytes do not hold one frame of {objects} objects")
         return within if cap is None else min(cap, within)
 
     def _add_objects(self, storage: Storage, objects: int, cap: int | None, number: int) -> None:
@@ -339,11 +339,11 @@ class MemoryBank:
     def _may_replay(self, query: Tensor) -> bool:
         return self._config.graph and query.is_cuda and not torch.is_grad_enabled()
 
-    def _measure_usage(self, lse_by_slot: list[Tensor], whole: ReadResult) -> None:
+    def _measure_usage(self, lse_by_slot: list[Tensor], total_lse: Tensor) -> None:
         """Adds the softmax weight of this read to the usage of every slot."""
-        mine = whole.lse.new_zeros(self.objects, len(lse_by_slot))  # [O, local slots]
+        mine = total_lse.new_zeros(self.objects, len(lse_by_slot))  # [O, local slots]
         for index, lse in enumerate(lse_by_slot):
-            mine[:, index] = usage_of(lse, whole.lse)
+            mine[:, index] = usage_of(lse, total_lse)
         usages = self._shard.join_usage(mine, max(self._counts, default=0)).tolist()
         for slots, usage in zip(self._slots, usages, strict=True):
             for slot, used in zip(slots, usage, strict=False):

@@ -70,7 +70,7 @@ def _list_frames(folder: Path, masks: Iterable[Path]) -> tuple[list[Path], list[
         files = [file for file in found if _identity(file) not in known]
     left_out = sorted(set(found) - set(files))
     if not files:
-        what = "no images beside the masks" if left_out else "no images in this folder"
+        what = "no images besides the masks" if left_out else "no images in this folder"
         raise InputError(f"{folder}: {what}, expected jpg, png or webp files")
     _check_names(files, left_out)
     return files, left_out

@@ -119,7 +119,7 @@ def _aspect(size: tuple[int, int]) -> tuple[float, float]:
 
 
 def _ids(image: Image.Image) -> MaskImage:
-    step = _grey_step(image)
+    step = _gray_step(image)
     ids = np.array(image, np.uint8)
     if step > 1:
         ids //= step
@@ -127,7 +127,7 @@ def _ids(image: Image.Image) -> MaskImage:
     return MaskImage(ids, palette)
 
 
-def _grey_step(image: Image.Image) -> np.uint8:
+def _gray_step(image: Image.Image) -> np.uint8:
     """The factor by which Pillow multiplies 2-bit and 4-bit gray values, to spread them over 0 to 255."""
     raw_mode = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
     return np.uint8({"L;2": 85, "L;4": 17}.get(str(raw_mode), 1))
@@ -165,19 +165,19 @@ def _one_object(path: Path, image: Image.Image) -> MaskImage:
     """An image of black and one other color, as object 255."""
     lossy = image.format in _LOSSY
     kind = f"{image.format} of mode {image.mode}"
-    grey = _brightness(image, _NEAR_LOSSY if lossy else _NEAR)
-    if grey is None:
+    gray = _brightness(image, _NEAR_LOSSY if lossy else _NEAR)
+    if gray is None:
         expected = "expected black and one other color, or a palette or grayscale PNG of object ids"
         raise InputError(f"{path}: mask has colors ({kind}), {expected}")
-    if not is_black_and_white(grey) and (lossy or not _is_blurred(grey)):
+    if not is_black_and_white(gray) and (lossy or not _is_blurred(gray)):
         raise InputError(f"{path}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
-    ids = np.where(grey >= HALF, np.uint8(WHITE), np.uint8(0))
-    return MaskImage(ids, None, f"found one color beside the background ({kind}), treated it as object {WHITE}")
+    ids = np.where(gray >= HALF, np.uint8(WHITE), np.uint8(0))
+    return MaskImage(ids, None, f"found one color besides the background ({kind}), treated it as object {WHITE}")
 
 
-def _is_blurred(grey: Ids) -> bool:
+def _is_blurred(gray: Ids) -> bool:
     """Whether an image is one object whose edges are so wide that few pixels near them are black or white."""
-    shades = find_shades(grey)
+    shades = find_shades(gray)
     return shades is not None and shades.one_object
 
 
