@@ -1,4 +1,4 @@
-"""What surrounds the program: variables of the environment, standard streams, and what the system refuses."""
+"""The surroundings of the program: environment variables, standard streams, and system errors."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ def assert_refused(result, *words):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Sets what the environment says of processes; nothing else of them is there."""
+    """Sets the environment variables of processes, and removes all others of them."""
 
     def set_all(given):
         for name in VARIABLES:
@@ -135,7 +135,7 @@ def test_processes_that_do_not_meet_are_told_so(environment, monkeypatch):
         wait_for_all()
 
 
-# what the system refuses
+# system errors
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_an_error_of_the_system_ends_any_command(monkeypatch):
 
 
 LONG = "a" * 300
-# of each command, the arguments; {} is the path that cannot be what it should be
+# arguments of each command; {} is the path that is not what it should be
 PLACES = {
     "source": ("segment", "{}", "--masks", "mask.png", "--output", "out"),
     "masks": ("segment", "clip.mp4", "--masks", "{}", "--output", "out"),
@@ -189,7 +189,7 @@ PLACES = {
     "checkpoint": ("convert", "{}", "out.safetensors"),
     "weights of a benchmark": ("benchmark", "--system", "--weights", "{}"),
 }
-# a pipe must not be waited for, a device not read to its end; "full/file" is no folder
+# a pipe must not block, a device not be read without end; "full/file" is not a folder
 PATHS = (LONG, f"full/{LONG}", "loop", "loop/x", "mask.png/x", "pipe", "socket", "/dev/zero", "/dev/full", "dangling")
 
 
@@ -241,7 +241,7 @@ def test_a_file_takes_the_place_of_no_device_or_pipe(place, path):
     assert not list(place.glob(".*"))
 
 
-# what is printed
+# printed text
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_name_does_nothing_to_a_terminal(text, shown):
     assert printable(text) == shown
 
 
-# says a line, and ends as the command does
+# prints lines, and exits like the command
 SAYING = """
 import sys
 from stm_fast.printing import all_printed, open_streams, say, warn
@@ -312,7 +312,7 @@ def test_the_program_whose_output_is_lost_says_so(arguments):
 
 
 def progress_on_a_terminal(name, monkeypatch):
-    """What a terminal is sent."""
+    """The bytes sent to a terminal."""
     ours, theirs = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
     with open(ours, "rb", buffering=0) as reader, open(theirs, "w", encoding="utf-8") as stderr:

@@ -1,4 +1,4 @@
-"""A video's number of frames is right or unknown, its default stream is taken, and nothing that it says is believed."""
+"""The number of frames of a video is right or unknown, its default stream is used, and its metadata is not trusted."""
 
 import logging
 from collections.abc import Callable
@@ -61,7 +61,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
 }
 UNKNOWN: dict[str, dict[str, Any]] = {
     "plain.wmv": {"codec": "wmv2"},
-    # fields may be packets of their own
+    # fields may be separate packets
     "interlaced.mp4": {"encoder": {"flags": "+ildct", "x264-params": "tff=1"}},
 }
 
@@ -78,7 +78,7 @@ def make(folder: Path, name: str, *, still: bool = False, **options: Any) -> Pat
 
 
 def counted(path: Path) -> tuple[int | None, int]:
-    """What a reader says, and what it gives."""
+    """The stated number of frames, and the number of frames read."""
     reader = open_frames(path)
     return reader.frame_count, len(list(reader))
 
@@ -114,7 +114,7 @@ def test_frames_that_an_edit_list_cuts_off_are_not_counted(tmp_path: Path, suffi
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("options", [OPEN_H264, OPEN_HEVC, MPEG2, MPEG4], ids=["h264", "hevc", "mpeg2", "mpeg4"])
 def test_a_video_cut_in_an_open_group_of_pictures(tmp_path: Path, options: dict[str, Any], suffix: str) -> None:
-    """The frames before its first key frame refer to what is missing, and no decoder shows them."""
+    """The frames before its first key frame refer to missing frames, and no decoder shows them."""
     whole = make(tmp_path, f"whole.{suffix}", **options)
 
     def from_the_second_key(packets: list[Sent]) -> list[Sent]:
@@ -168,7 +168,7 @@ VOP = b"\0\0\1\xb6"
 
 
 def with_repeated_frames(packets: list[Sent]) -> list[Sent]:
-    """A picture that says "as before": type P, no second, and the bit that says that it is not coded."""
+    """A repeated picture: type P, no second, and the bit for "not coded"."""
     return every_fifth(packets, lambda data: data[: data.index(VOP)] + VOP + b"\x50\x5f")
 
 
@@ -188,7 +188,7 @@ def test_packets_that_may_hold_no_frame_or_two(
 
 
 def test_frames_that_a_decoder_leaves_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a word HEVC's leaves out what a damaged frame was for."""
+    """The HEVC decoder silently drops frames that depend on a damaged one."""
 
     def spoiled(packets: list[Sent]) -> list[Sent]:
         return [sent._replace(data=sent.data[:5] + bytes(len(sent.data) - 5)) if sent.key else sent for sent in packets]
@@ -230,7 +230,7 @@ def write_streams(path: Path, *dispositions: str, sizes: tuple[int, ...] = (32, 
     [
         (("", "default"), 64),
         (("default", ""), 32),
-        # FFmpeg's choice of equals is the first
+        # of equal streams FFmpeg chooses the first
         (("", ""), 32),
         (("default", "default"), 32),
         (("", "default", "default"), 64),
@@ -285,7 +285,7 @@ def test_subtitles_alone_are_refused(tmp_path: Path) -> None:
         open_frames(path)
 
 
-# what else a file says
+# other metadata
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def test_what_is_damaged_behind_the_first_frame_does_not_stop_the_counting(tmp_p
         (b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x12xx\0\0\0\x08moof", True),
         (b"\0\0\0\x08moov\0\0\0\0mdat\0\0\0\x08moof", False),
         (b"\0\0\0\x08moov\0\0", False),
-        # in doubt: a length that is none, one beyond the end
+        # ambiguous: an invalid length, and one past the end
         (b"\0\0\0\x08moov\0\0\0\x04mdat", True),
         (b"\0\0\0\x08moov\0\0\0\x01mdat\xff\xff\xff\xff\xff\xff\xff\xff", True),
     ],

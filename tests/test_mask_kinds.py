@@ -1,4 +1,4 @@
-"""Masks as people have them: every form that can mean one thing alone is taken, with a note; the others are refused."""
+"""Masks in the forms in which they occur: every unambiguous form is accepted, with a note; others are refused."""
 
 import struct
 import zlib
@@ -152,7 +152,7 @@ def ring(inner: int, outer: int, width: int) -> np.ndarray:
 
 
 def along(first: int, second: int) -> np.ndarray:
-    """Two stripes, one along the other."""
+    """Two adjacent parallel stripes."""
     ids = np.zeros((60, 100), np.uint8)
     ids[20:22, 20:80], ids[22:30, 20:80] = first, second
     return ids

@@ -1,4 +1,4 @@
-"""Masks keep the ids and colours of the user, and what is not a mask of ids is refused in one line."""
+"""Masks keep the user's ids and colors, and anything else is refused in one line."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from stm_fast.video.writer import MaskWriter, OverlayImageWriter
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 IDS = np.array([[0, 1, 7], [255, 7, 0]], np.uint8)
-# not the DAVIS colours
+# not the DAVIS colors
 PALETTE = bytes(range(200, 0, -1)) + bytes(568)
 
 

@@ -1,4 +1,4 @@
-"""The memory bank: what is read from it, how it grows, and what it forgets."""
+"""The memory bank: reads, growth, and removal."""
 
 import math
 
@@ -17,7 +17,7 @@ def frame(objects=1, size=(H, W)):
 
 
 def plain_read(query_key, frames):
-    """The read of one object's frames [(key [Ck, h, w], value [Cv, h, w]), ...], joined by torch.cat: [Cv, h, w]."""
+    """The read of one object's frames [(key [Ck, h, w], value [Cv, h, w]), ...], with torch.cat: [Cv, h, w]."""
     keys, values = (torch.cat([part.flatten(1) for part in parts], 1) for parts in zip(*frames, strict=True))
     affinity = (query_key[0].flatten(1).T @ keys / math.sqrt(CK)).softmax(1)
     return (values @ affinity.T).unflatten(1, query_key.shape[2:])
@@ -30,7 +30,7 @@ def assert_reads(bank, *objects):
 
 
 def of(objects, *frames):
-    """What each object has in these frames."""
+    """The keys and values of each object in these frames."""
     return [[(key[i], value[i]) for key, value in frames] for i in range(objects)]
 
 

@@ -1,4 +1,4 @@
-"""What a run is said to take, beside what it takes."""
+"""The estimated memory of a run, compared with the memory it takes."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ def test_each_process_takes_its_part_of_a_bank(place, world):
     config = MemoryConfig(place=place, page_bytes=SLOT_BYTES, max_frames=7)
     expected = estimate_bank(config, LAYOUT, objects=2, frames=None, world=world).bank
     shard = Shard()
-    shard.world = world  # of rank 0, which has most
+    shard.world = world  # of rank 0, which has the most
     bank = MemoryBank(config, shard=shard)
     for _ in range(9):
         bank.append(torch.randn(2, 16, 5, 7), torch.randn(2, 24, 5, 7))
@@ -146,7 +146,7 @@ print(kilobytes("VmHWM") - before, expected.memory_bytes)
 @pytest.mark.parametrize(("storage", "network"), [("model", "plain"), ("int8", "prepared")])
 def test_a_run_takes_no_more_than_was_estimated(storage, network):
     command = [sys.executable, "-c", MEASURED, storage, network]
-    # what glibc keeps of large blocks that were freed differs by 50 MiB from run to run: let it keep none
+    # glibc keeps a varying part of freed large blocks, 50 MiB between runs: make it keep none
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     measured, expected = map(int, result.stdout.split())

@@ -1,4 +1,4 @@
-"""Which frames a bank keeps under every policy, and that no more is kept than was allowed."""
+"""Which frames a bank keeps under every policy, and that caps are never exceeded."""
 
 import math
 from itertools import pairwise
@@ -115,7 +115,7 @@ def test_what_is_least_used_is_evicted():
 
 @pytest.mark.parametrize(("place", "left"), [("device", 2), ("host", 1)])
 def test_a_cap_in_bytes_is_never_exceeded(place, left):
-    """Objects that come later take their part of it; a page holds two slots, so an object has two or three."""
+    """Later objects take their share of it; a page holds two slots, so an object has two or three."""
     config = MemoryConfig(max_bytes=13 * SLOT_BYTES, evict="even", place=place, page_bytes=2 * SLOT_BYTES)
     bank, frames = MemoryBank(config), {}
     for number in range(40):
@@ -133,7 +133,7 @@ def test_a_cap_in_bytes_is_never_exceeded(place, left):
 
 
 def assert_reads(bank, frames, last):
-    """What is read is what lies in the frames that the bank says it has, and in the last where it is temporary."""
+    """A read covers exactly the frames that the bank reports, and the last one if it is temporary."""
     query_key = torch.randn(1, CK, H, W)
     found = bank.read(query_key)
     for index, kept in enumerate(bank.frames):

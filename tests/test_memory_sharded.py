@@ -1,4 +1,4 @@
-"""A bank spread over processes: equal to one process, and an end with one line where a process is lost."""
+"""A sharded bank: equal to a single process, and a one-line error if a process is lost."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ POLICIES = {
     "least_used": MemoryConfig(max_frames=5, evict="least_used"),
     "pages": MemoryConfig(place="host", page_bytes=2 * SLOT_BYTES),
     "int8": MemoryConfig(storage="int8"),
-    # two ranks have 11 frames of one object and 3 of each of three: what stays moves to the other rank
+    # two ranks hold 11 frames of one object or 3 of each of three: remaining frames move to the other rank
     "bytes": MemoryConfig(max_bytes=6 * SLOT_BYTES),
     "bytes of pages": MemoryConfig(place="host", page_bytes=SLOT_BYTES, max_bytes=6 * SLOT_BYTES),
 }
@@ -33,7 +33,7 @@ TIMEOUT_SECONDS = 30
 
 
 def run(bank):
-    """A video with objects that come and go: what is read after every frame, and which frames are there."""
+    """A video with objects that appear and disappear: the read after every frame, and the frames in the bank."""
     generator = torch.Generator().manual_seed(0)
     reads = []
     for number in range(14):
@@ -56,7 +56,7 @@ def start(rank, world, folder):
 
 
 def launch(target, world, folder):
-    """Runs `target(rank, world, folder)` in so many processes; their exit codes."""
+    """Runs `target(rank, world, folder)` in this many processes; returns their exit codes."""
     ranks = [CONTEXT.Process(target=target, args=(rank, world, str(folder))) for rank in range(world)]
     for process in ranks:
         process.start()

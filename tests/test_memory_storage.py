@@ -1,4 +1,4 @@
-"""Rows in every format and place: what a read of them gives, what they take, and what is left of them."""
+"""Rows in every format and place: results of reads, their size, and cleanup."""
 
 import errno
 import os
@@ -89,7 +89,7 @@ def test_a_read_is_as_good_as_its_format(storage, allowed, place, tmp_path):
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_parts_of_a_scaled_bank_are_joined_with_the_right_lse(storage, tmp_path):
-    """A read in parts is the read of all decoded rows: a lost constant of a centred key would change the shares."""
+    """A read in parts is the read of all decoded rows: a constant lost by centering keys would change the weights."""
     bank = MemoryBank(config_of("host", tmp_path, storage=storage))
     fill(bank, 10)
     parts = []
@@ -116,7 +116,7 @@ def test_rows_read_as_they_are_kept_are_those_that_are_decoded(storage):
     for pair in (formats[1].decode(kept, torch.float32), memory.dequantised(torch.float32)):
         for found, expected in zip(pair, formats[0].decode(decoded, torch.float32), strict=True):
             assert torch.equal(found, expected)
-    # fp8 is multiplied with sixteen rows of a channel side by side
+    # fp8 is multiplied with sixteen contiguous rows of a channel
     assert memory.value.stride()[2:] == ((1, 48) if storage == "fp8" else (CV, 1))
 
 
@@ -303,7 +303,7 @@ def test_pages_keep_their_bytes(kind, tmp_path):
 
 
 class Order:
-    """Stands in for the events of a GPU, and writes down what it was asked for."""
+    """Replaces the events of a GPU, and records the calls."""
 
     def __init__(self, device):
         self.log = []

@@ -1,4 +1,4 @@
-"""Which way up a picture is: its size, a frame of it and a training picture of it always agree."""
+"""The orientation of images: their size, frames and training images always agree."""
 
 import io
 import struct
@@ -38,7 +38,7 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6
 
 
 def stored_picture(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Smooth, so that JPEG keeps it, and different from all that it becomes when it is turned."""
+    """Smooth, so that JPEG preserves it, and different from all its rotations and reflections."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([200 * x // width, 200 * y // height, x + y], axis=-1).astype(np.uint8))
 
@@ -58,7 +58,7 @@ def orientation_data(order: str, kind: int, value: bytes, count: int = 1) -> byt
 
 
 def check_agreement(file: Path, expected: int, stored: Pixels) -> None:
-    """The size, the frame and the training picture are those of this orientation."""
+    """The size, the frame and the training image are those of this orientation."""
     upright = TURNED[expected](stored)
     height, width = upright.shape[:2]
     reader = open_frames(file.parent)
@@ -70,7 +70,7 @@ def check_agreement(file: Path, expected: int, stored: Pixels) -> None:
 
 
 def save(file: Path, **options: Any) -> Pixels:
-    """Writes the picture; the pixels as stored."""
+    """Writes the image; returns the pixels as stored."""
     stored_picture().save(file, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged EXIF data
@@ -123,7 +123,7 @@ DATA = {
     "-2": (orientation_data("<", SSHORT, struct.pack("<h", -2)), 1),
     "6 of the other byte order": (orientation_data("<", SHORT, b"\0\6"), 1),
     "unknown type": (orientation_data("<", 99, b"\6"), 1),
-    # what Pillow cannot write again
+    # Pillow cannot write this
     "negative width": (directory("<", entry("<", 0x0100, SLONG, 1, NEGATIVE), entry("<", 0x0112, SHORT, 1, b"\6")), 6),
     "negative resolution": (
         directory(
@@ -187,7 +187,7 @@ def test_xmp_is_asked_where_exif_has_no_orientation(tmp_path: Path, suffix: str)
 
 
 def test_exif_behind_the_pixels_of_a_png_is_too_late(tmp_path: Path) -> None:
-    """The header decides, which is all that is read before work starts."""
+    """The header decides: only it is read before any work."""
     file = tmp_path / "a.png"
     stored = save(file)
     exif = orientation_data("<", SHORT, b"\6")[6:]
@@ -205,7 +205,7 @@ def test_exif_that_imagemagick_wrote_into_a_png(tmp_path: Path, digits: str, exp
     check_agreement(file, expected, save(file, pnginfo=text))
 
 
-# what else a picture is
+# other properties of images
 
 
 def test_a_file_of_several_pictures_is_its_first(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_broken_colour_profile_is_named(tmp_path: Path) -> None:
     whole = file.read_bytes()
     at = whole.index(b"iCCP") + 4
     (length,) = struct.unpack(">I", whole[at - 8 : at - 4])
-    # a name that does not end
+    # a name without an end
     spoiled = b"a" * length
     chunk = spoiled + struct.pack(">I", zlib.crc32(b"iCCP" + spoiled))
     file.write_bytes(whole[:at] + chunk + whole[at + length + 4 :])
@@ -261,7 +261,7 @@ def test_a_broken_colour_profile_is_named(tmp_path: Path) -> None:
 def test_a_large_picture_is_read_without_a_warning_and_a_huge_one_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow warns above its limit, and refuses above twice of it."""
+    """Pillow warns above its limit, and refuses above twice that."""
     file = tmp_path / "a.jpg"
     stored = save(file)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT - 1)
@@ -272,7 +272,7 @@ def test_a_large_picture_is_read_without_a_warning_and_a_huge_one_refused(
 
 
 def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path) -> None:
-    """A file of some kilobytes may hold a picture that takes gigabytes."""
+    """A file of a few kilobytes may hold an image that takes gigabytes."""
     file = tmp_path / "b.png"
     stored_picture().save(tmp_path / "a.png")
     save(file)

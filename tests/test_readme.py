@@ -33,6 +33,20 @@ def test_the_tree_names_what_exists():
         assert (ROOT / name).exists() or (ROOT / "stm_fast" / name).exists(), f"README names {name}"
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "kernels/README.md"])
+def test_maps_name_files_that_exist(name):
+    folders = [
+        ROOT,
+        (ROOT / name).parent,
+        ROOT / "tests",
+        *(path for path in (ROOT / "csrc").rglob("*") if path.is_dir()),
+    ]
+    named = re.findall(r"`([\w/.]+\.(?:py|h|cpp|md|json))`", (ROOT / name).read_text())
+    assert named
+    for file in named:
+        assert any((folder / file).is_file() for folder in folders), f"{name} names {file}"
+
+
 def constants(tree: ast.Module) -> dict[str, list[str]]:
     """The names of variables in each module-level constant."""
     found: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What the package writes and reads again: any damage is told in one line, equal content gives equal bytes."""
+"""Files that the package writes and reads back: damage is reported in one line, equal content gives equal bytes."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     text = file.read_text()
     assert text.startswith('{\n "names": [\n')
     assert len(json.loads(text)["sha256"]) == 64
-    # other white space, another order and a byte-order mark say the same
+    # other white space, another order and a byte order mark are equivalent
     file.write_text("\ufeff" + json.dumps(dict(reversed(json.loads(text).items())), indent=4), encoding="utf-8")
     assert read(file) == CONTENT | {"path": str(tmp_path)}
 
@@ -208,7 +208,7 @@ def test_any_flipped_bit_of_tensors_is_refused(tmp_path):
         ("'=1", "''=1"),
         ("a;=1+1", '"a;=1+1"'),
         ('=HYPERLINK("x","y")', '"\'=HYPERLINK(""x"",""y"")"'),
-        # as they are
+        # unchanged
         ("-0.012", "-0.012"),
         (-0.5, "-0.5"),
         (-3, "-3"),

@@ -1,4 +1,4 @@
-"""Reads of a bank that repeat are replayed from a CUDA graph, and no others."""
+"""Repeated reads of a bank are replayed from a CUDA graph, and no others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ ROWS = 6
 
 
 class Graph:
-    """Stands for a CUDA graph: a replay does what was done while it was captured."""
+    """Replaces a CUDA graph: a replay repeats the captured work."""
 
     captures = 0
 
@@ -37,7 +37,7 @@ repeated_read_rows = repeated.read_rows
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    """What is captured, on the CPU."""
+    """Captured graphs, on the CPU."""
     found: list[Graph] = []
 
     @contextmanager
@@ -101,7 +101,7 @@ def test_two_reads_that_take_turns_are_both_captured(graphs: list[Graph]) -> Non
 
 
 def test_a_graph_makes_no_other_run(tmp_path: Path) -> None:
-    """So a run may go on with one, and so may a run of a version that had none."""
+    """So a run may continue with graphs, and so may a run of a version without them."""
     plain = MemoryConfig(max_frames=2)
     assert replace(plain, graph=True).described() == plain.described()
     disks = [MemoryConfig(place="disk", folder=folder) for folder in (tmp_path, tmp_path / "other")]

@@ -1,4 +1,4 @@
-"""Every frame of a video or folder, in order, upright and at its time; what is broken is refused before work starts."""
+"""Every frame of a video or folder, in order, upright and at its time; damaged files are refused before any work."""
 
 import gc
 import os
@@ -23,7 +23,7 @@ from video_files import needs_av, number_of, numbered_picture, write_video
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no sample data")
 
-# colours of the corners: top left, top right, bottom left, bottom right
+# colors of the corners: top left, top right, bottom left, bottom right
 CORNERS = ((220, 30, 30), (30, 200, 30), (30, 30, 220), (230, 230, 230))
 
 
@@ -154,7 +154,7 @@ def test_what_is_not_a_video_is_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "none.mp4", "no such file or folder")
     (tmp_path / "text.mp4").write_text("hello\n" * 99)
     refuses(tmp_path / "text.mp4", "not a video")
-    # FFmpeg would draw it as a terminal does
+    # FFmpeg would render it like a terminal
     (tmp_path / "text.txt").write_text("hello\n" * 99)
     refuses(tmp_path / "text.txt", "not a video")
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -163,7 +163,7 @@ def test_what_is_not_a_video_is_refused(tmp_path: Path) -> None:
 
 @needs_av
 def test_a_playlist_does_not_reach_out(tmp_path: Path) -> None:
-    """A playlist may name addresses and other files: none is opened."""
+    """A playlist may refer to URLs and other files: none is opened."""
     named = write_video(tmp_path / "other.mp4", [numbered_picture(number) for number in range(3)])
     for text in (
         "#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",

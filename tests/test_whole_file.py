@@ -1,4 +1,4 @@
-"""What is written has its name when it is whole, and what a killed process left is in nobody's way."""
+"""Files get their name when they are complete, and files left by a killed process cause no errors."""
 
 import os
 import re
@@ -65,7 +65,7 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
 
 
 def test_of_a_link_the_link_alone_is_removed_or_replaced(tmp_path):
-    """Also where it has the name of what a killed process left, or of what this one is about to write."""
+    """Even if it has the name of a file left by a killed process, or of one about to be written."""
     elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
     elsewhere.mkdir(), here.mkdir()
     (elsewhere / "file").write_text("theirs")

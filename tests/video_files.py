@@ -1,4 +1,4 @@
-"""Videos that tests make, whose frames say which they are."""
+"""Videos made by tests, with frames that show their number."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,7 +14,7 @@ needs_av = pytest.mark.skipif(find_spec("av") is None, reason="PyAV is not insta
 
 
 def numbered_picture(number: int, width: int = 64, height: int = 48) -> npt.NDArray[np.uint8]:
-    """A picture that says which it is: eight bars, dark or bright, are the bits of the number."""
+    """An image that shows its number: eight bars, dark or bright, are its bits."""
     bits = [(number >> k) & 1 for k in range(8)]
     row = np.repeat(np.array(bits, np.uint8) * 200 + 20, width // 8)
     return np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
@@ -26,7 +26,7 @@ def number_of(image: npt.NDArray[np.uint8]) -> int:
 
 
 def write_video(path: Path, pictures: list[npt.NDArray[np.uint8]], **options: Any) -> Path:
-    """Encode with PyAV itself, not with the writer under test."""
+    """Encodes with PyAV itself, not with the writer under test."""
     import av
 
     rate = Fraction(25)
@@ -59,7 +59,7 @@ class Sent(NamedTuple):
 
 
 def remux(source: Path, target: Path, edit: Callable[[list[Sent]], list[Sent]], **container: str) -> Path:
-    """The packets of a video in another file, edited and not decoded."""
+    """Copies the packets of a video to another file, edited but not decoded."""
     import av
 
     with av.open(str(source)) as read, av.open(str(target), "w", options=container) as written:
