@@ -35,12 +35,7 @@ def test_the_tree_names_what_exists():
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "kernels/README.md"])
 def test_maps_name_files_that_exist(name):
-    folders = [
-        ROOT,
-        (ROOT / name).parent,
-        ROOT / "tests",
-        *(path for path in (ROOT / "csrc").rglob("*") if path.is_dir()),
-    ]
+    folders = [ROOT, (ROOT / name).parent, ROOT / "tests", ROOT / "csrc/cpu", ROOT / "csrc/include/stm_fast"]
     named = re.findall(r"`([\w/.]+\.(?:py|h|cpp|md|json))`", (ROOT / name).read_text())
     assert named
     for file in named:
