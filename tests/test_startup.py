@@ -94,7 +94,7 @@ MISTAKES = (
     (("convert", "a.safetensors", "a.safetensors", "--overwrite"), "a.safetensors: found as input and as output"),
     (("train", "absent.yaml", "--output", "new"), "absent.yaml: no such file"),
     (("train", "run.yaml", "--output", "new"), "run.yaml: epohcs: unknown key, did you mean epochs?"),
-    (("train", "run.yaml", "--output", "trained"), "trained/checkpoint.pt: a run lies there already"),
+    (("train", "run.yaml", "--output", "trained"), "trained/checkpoint.pt: a run is there already"),
     (("train", "again.yaml", "--output", "again", "--resume"), "again/model.safetensors: found as input and as output"),
     (EVALUATE, "--data: missing"),
     ((*EVALUATE, "--data", "full"), "--output: missing"),

@@ -1,4 +1,4 @@
-"""Times of a procedural clip between which an object is hidden: what an ordinary draw almost never shows."""
+"""Times of a synthetic clip between which an object is hidden, which ordinary draws almost never give."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,19 +9,19 @@ from stm_fast.data.synthetic import SyntheticClip
 _STRIDE = 3
 # objects that are hidden nearly as well as the best hidden one are drawn too
 _NEARLY = 0.8
-# share of its largest area from which on an object is in sight
-_IN_SIGHT = 0.3
+# share of its largest area from which an object counts as visible
+_VISIBLE = 0.3
 
 Areas = npt.NDArray[np.float64]
 
 
 def draw_occlusion(clip: SyntheticClip, frames: int, reach: int, generator: np.random.Generator) -> list[int] | None:
-    """Increasing times of `frames` frames: an object is in sight in the first and the last, and hidden in between.
+    """Increasing times of `frames` frames: an object is visible in the first and the last, and hidden in between.
 
     Args:
         clip: of some objects.
         frames: how many, at least 3.
-        reach: most frames from the first or the last to the one that hides the object best.
+        reach: most frames between the first or the last and the one that hides the object best.
         generator: of everything random.
 
     Returns:
@@ -52,11 +52,11 @@ def _areas(clip: SyntheticClip, time: int) -> Areas:
 
 
 def _best_hidden(area: Areas, window: int) -> tuple[float, int]:
-    """Which share of its area [looks] an object loses and has again within a window, and when it has lost most."""
+    """The share of its area [looks] that an object loses and regains within a window, and when it has lost most."""
     losses = [0.0]
     for time in range(1, len(area) - 1):
         seen = min(area[max(time - window, 0) : time].max(), area[time + 1 : time + window + 1].max())
-        losses.append(float(1 - area[time] / seen) if seen >= _IN_SIGHT else 0.0)
+        losses.append(float(1 - area[time] / seen) if seen >= _VISIBLE else 0.0)
     return max(losses), int(np.argmax(losses))
 
 

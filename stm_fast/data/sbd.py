@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stm_fast.data.raw import Bytes
+from stm_fast.data.source import Bytes
 from stm_fast.errors import InputError, reading, require_file
 
 # instances of `inst/*.mat`, classes of `cls/*.mat`

@@ -157,7 +157,7 @@ def _table(header: list[str], rows: list[list[str]], escaped: bool = False) -> s
 
 
 def _figure(sequence: Sequence, folder: Path, name: str, score: float) -> str:
-    found = sequence.normalised(read_written_mask(mask_of(folder, name)).ids)
+    found = sequence.normalized(read_written_mask(mask_of(folder, name)).ids)
     picture = _picture(sequence, name, found.shape)
     images = "".join(
         f'<img alt="{escape(what)}" src="{_data_url(draw_overlay(picture, ids))}">'

@@ -1,4 +1,4 @@
-"""What changes while a run goes on, as functions of how far it is: nothing to save, nothing to restore."""
+"""What changes during a run, as functions of the step or epoch: there is no state to save."""
 
 import math
 
@@ -6,10 +6,10 @@ from stm_fast.training.config import Schedule, Skip
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What the learning rate is multiplied with at a step, counted from 0, of a run of `steps`.
+    """The factor on the learning rate at a step, counted from 0, of a run of `steps`.
 
-    The paper's rate is constant, which its author does not keep to; re-implementations take the polynomial of DeepLab,
-    ``(1 - step / steps) ** power``. In the first `warmup` steps the factor rises linearly on top of that.
+    The paper's rate is constant, though its author reduces it; re-implementations use the polynomial of DeepLab,
+    ``(1 - step / steps) ** power``. During the first `warmup` steps the factor also rises linearly.
     """
     done = min(step / steps, 1.0)
     factor = 1.0
@@ -21,5 +21,5 @@ def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def max_skip(skip: Skip, epoch: int) -> int:
-    """The most frames left out between two frames of a clip in an epoch, counted from 0 (STM, "Main training")."""
+    """The most frames skipped between two frames of a clip in an epoch, counted from 0 (STM, "Main training")."""
     return min(skip.first + skip.step * (epoch // skip.every), skip.most)

@@ -2,16 +2,16 @@
 
 import time
 
-# steps until the pace is steady: the first ones compile kernels and claim memory
-_UNSTEADY = 5
-# steps from there to the first estimate; the next ones come after twice as many each
-_MEASURED = 15
-# of the time that is left, for what is slower now and then
+# the first steps compile kernels and allocate memory
+_WARMUP_STEPS = 5
+# steps from there to the first estimate; each further one comes after twice as many
+_MEASURED_STEPS = 15
+# share of the remaining time, for steps that are slower than the mean
 _MARGIN = 0.02
 
 
-class Pace:
-    """Estimates, ever better ones, of how many steps are done at a certain time.
+class TimeBudget:
+    """Estimates, with increasing precision, how many steps will be done at a given time.
 
     Args:
         step: how many are done now.
@@ -20,8 +20,8 @@ class Pace:
 
     def __init__(self, step: int, end: float) -> None:
         self.end = end
-        self._steady = step + _UNSTEADY
-        self._next = self._steady + _MEASURED
+        self._steady = step + _WARMUP_STEPS
+        self._next = self._steady + _MEASURED_STEPS
         self._since = time.monotonic()
 
     @property
@@ -30,7 +30,7 @@ class Pace:
         return time.monotonic() > self.end
 
     def steps(self, step: int) -> int | None:
-        """After step `step`: how many there will be, where it is time for an estimate."""
+        """After step `step`: an estimate of all steps, or None between two estimates."""
         now = time.monotonic()
         if step <= self._steady:
             self._since = now

@@ -1,4 +1,4 @@
-"""Clips out of `SyntheticClip`, for training."""
+"""Clips of `SyntheticClip`, for training."""
 
 from functools import lru_cache
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from stm_fast.data.occlusion import draw_occlusion
-from stm_fast.data.raw import Shot
+from stm_fast.data.source import Frame
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip, SyntheticFrame
 from stm_fast.data.videos import draw_times
 from stm_fast.errors import InputError
@@ -15,18 +15,18 @@ _KEPT = 32
 
 
 class SyntheticSource:
-    """Procedural clips.
+    """Synthetic clips.
 
     Args:
         length: how many different clips there are.
         height, width: their size in pixels.
         frames: how long they are.
-        objects: how many objects they have, one number after the other in turn.
+        objects: how many objects they have; clips take these numbers in turn.
         object_size: as in `SyntheticClip`.
         hidden: share of the draws of 3 frames and more in which an object is hidden between the first and the last.
-            They are about as long as the longest others; `max_skip` does not limit their single gaps.
+            They span about as much time as the longest others; `max_skip` does not limit single gaps.
 
-    Raises InputError for a length below 1, no number of objects, a share beyond 0 and 1, and numbers that
+    Raises InputError for a length below 1, no number of objects, a share outside [0, 1], and numbers that
     `SyntheticClip` refuses.
     """
 
@@ -61,7 +61,7 @@ class SyntheticSource:
             raise InputError(f"frames: synthetic clips of {self._frames}, expected at least {frames}")
 
     def clip(self, index: int) -> SyntheticClip:
-        """Clip `index`; beyond the `length` lie clips that are never drawn from."""
+        """Clip `index`; those from `length` on are never trained on."""
         seed = FIRST_TRAINING_SEED + index
         objects = self._objects[seed % len(self._objects)]
         try:
@@ -74,16 +74,16 @@ class SyntheticSource:
         return self._frames
 
     def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
-        """As of a video, or such that an object is hidden in between."""
+        """Times as in a video, or such that an object is hidden in between."""
         self.check_length(frames)
         times = None
         if frames >= 3 and self._hidden and generator.random() < self._hidden:
             times = draw_occlusion(self.clip(index), frames, (max_skip + 1) * (frames - 1) // 2, generator)
         return draw_times(self._frames, frames, max_skip, generator) if times is None else times
 
-    def shot(self, index: int, time: int) -> Shot:
+    def frame(self, index: int, time: int) -> Frame:
         """A frame of clip `index`, named by its seed."""
-        return _shot(self.clip(index)[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}")
+        return _frame(self.clip(index)[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}")
 
 
 # a clip takes longer to set up than to render
@@ -94,5 +94,5 @@ def _open_clip(
     return SyntheticClip(seed, frames=frames, height=height, width=width, objects=objects, object_size=object_size)
 
 
-def _shot(frame: SyntheticFrame, name: str) -> Shot:
-    return Shot(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))
+def _frame(frame: SyntheticFrame, name: str) -> Frame:
+    return Frame(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))
