@@ -142,9 +142,7 @@ def test_a_run_with_clips_from_the_device_in_pieces_is_the_run_in_one(tmp_path):
     assert curve(tmp_path / "pieces") == curve(tmp_path / "whole")
     ours, theirs = tensors(tmp_path / "pieces"), tensors(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    with pytest.raises(
-        InputError, match=r"the run began with loading 'device', found 'workers' now, expected the same"
-    ):
+    with pytest.raises(InputError, match=r"began with loading 'device', found 'workers' now, expected the same"):
         make_trainer(tmp_path / "whole", True, **(changes | {"loading": "workers"}))
 
 

@@ -183,8 +183,8 @@ class Trainer:
         loss = total[0] / self._accelerator.num_processes
         if not math.isfinite(loss):
             raise InputError(
-                f"{self._folder.path}: the loss of step {self.step} is {loss}; start again with a lower optimizer.lr or "
-                "an optimizer.clip_norm"
+                f"{self._folder.path}: the loss of step {self.step} is {loss}; start again with a lower "
+                "optimizer.lr or an optimizer.clip_norm"
             )
         self._window.losses.append(loss)
         self._window.skipped += int(total[2])
