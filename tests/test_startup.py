@@ -17,7 +17,9 @@ from stm_fast.__main__ import app
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = tuple(typer.main.get_command(app).commands)
+# not pydantic, which typer imports itself where it is installed
 HEAVY = ("torch", "torchvision", "triton", "numpy", "PIL", "av", "safetensors", "matplotlib", "accelerate")
+HEAVY += ("jinja2", "psutil")
 # what lists the sequences of a set reads masks, and masks are arrays
 ARRAYS = ("numpy", "PIL")
 

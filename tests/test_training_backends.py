@@ -1,5 +1,7 @@
 """The fused memory read inside training: the same loss curve as the reference, with less kept for the backward pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,10 +11,9 @@ from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.testing.criterion import FACTOR
 from stm_fast.training.building import build_clip_loss, build_clips
-from stm_fast.training.config_file import from_plain
 from stm_fast.training.sampler import StepSampler
 from training_memory import kept_bytes
-from training_runs import SMALL
+from training_runs import SMALL_CONFIG
 
 STEPS = 20
 
@@ -28,7 +29,7 @@ def _needs_cpp(request):
 
 def losses(backend, dtype, device="cpu"):
     """The loss of each step of a run in one dtype."""
-    config = from_plain(SMALL | {"backend": backend, "clips_per_epoch": STEPS}, "test")
+    config = replace(SMALL_CONFIG, backend=backend, clips_per_epoch=STEPS)
     clip_loss, clips = build_clip_loss(config).to(device, dtype), build_clips(config, skip_corrupt=False)
     optimizer = torch.optim.Adam(clip_loss.parameters(), lr=1e-4)
     curve = torch.zeros(STEPS, dtype=torch.float64)

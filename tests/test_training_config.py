@@ -10,7 +10,7 @@ from stm_fast.training.config import Skip, SyntheticData
 from stm_fast.training.config_file import from_plain, read_config
 from stm_fast.training.sampler import StepSampler
 from stm_fast.training.schedule import Schedule, max_skip, rate_factor
-from training_runs import SMALL
+from training_runs import SMALL, SMALL_CONFIG
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "stm_fast" / "weights" / "recipe").glob("*.yaml")])
@@ -39,6 +39,10 @@ def write(tmp_path):
 def test_every_configuration_that_ships_is_one(file):
     config = read_config(file)
     assert from_plain(asdict(config), "again") == config
+
+
+def test_the_small_configuration_is_the_same_without_pydantic():
+    assert from_plain(SMALL, "test") == SMALL_CONFIG
 
 
 def test_what_is_not_said_is_as_in_the_paper(write):

@@ -103,7 +103,7 @@ def _strict(schema: Any) -> Any:
             return preceded(_no_flag, schema | {"allow_inf_nan": False})
         case "dataclass":
             names = [field["name"] for field in schema["schema"]["fields"]]
-            return preceded(partial(_check_keys, names), schema, ref=schema.pop("ref"))
+            return preceded(partial(_check_keys, names), schema, ref=schema.pop("ref", None))
     return schema
 
 
