@@ -15,11 +15,9 @@ import yaml
 from processes import run
 from stm_fast.errors import InputError
 from stm_fast.network.checkpoint import read_state_dict
-from stm_fast.training import time_budget
 from stm_fast.training.checkpoint import read_state, write_state
 from stm_fast.training.compact import pack, unpack
-from stm_fast.training.schedule import rate_factor
-from stm_fast.training.time_budget import TimeBudget
+from stm_fast.training.schedule import TimeBudget, rate_factor
 from training_runs import SMALL, curve, make_trainer, painted, stop_after, tensors, write_pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,7 +153,7 @@ def test_corrupt_pictures_cannot_be_passed_over_on_the_device(tmp_path):
 def clock(monkeypatch):
     """Time that goes on when a test says so."""
     now = [100.0]
-    monkeypatch.setattr(time_budget.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 

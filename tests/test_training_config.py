@@ -101,6 +101,9 @@ def test_changes_reach_into_what_lies_inside_one_another(write):
         ("network: {key_dim: 64.0}", "network.key_dim: found 64.0, expected a whole number"),
         ("augmentation: {hue: true}", "augmentation.hue: found True, expected a finite number"),
         ("augmentation: {crop_area: [0.8, 0.5]}", "augmentation.crop_area: found [0.8, 0.5], expected the smaller"),
+        ("data: [{kind: synthetic, length: 0}]", "data.0.length: found 0, expected at least 1"),
+        ("data: [{kind: synthetic, hidden: 1.5}]", "data.0.hidden: found 1.5, expected at most 1"),
+        ("data: [{kind: synthetic, objects: []}]", "data.0.objects: found a list, expected a list of at least 1"),
         ("data: []", "data: found a list, expected a list of at least 1, not 0"),
         ("data: [3]", "data.0: found 3, expected keys and values"),
         ("data: [{path: D}]", "data.0.kind: missing"),
@@ -135,7 +138,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ("epochs", "-o epochs: expected key=value"),
         ("data.1.weight=2", "-o data.1.weight=2: found '1', expected 0 to 0"),
-        ("epochs.most=2", "-o epochs.most=2: epochs is 2, nothing lies inside it"),
+        ("epochs.most=2", "-o epochs.most=2: found 2 above most, expected keys and values"),
         ("epochs=[", "-o epochs=[: not YAML"),
     ],
 )

@@ -46,15 +46,13 @@ class ClipBatch(NamedTuple):
         ids: uint8 [B, T, H, W], 0 is background, 1..objects[b] the objects.
         objects: of each clip.
         names: of each clip.
-        skipped: corrupt items skipped while this batch was drawn.
-        faults: one line about each of them.
+        faults: one line about each corrupt item that was skipped.
     """
 
     frames: Tensor
     ids: Tensor
     objects: list[int]
     names: list[str]
-    skipped: int
     faults: list[str]
 
 
@@ -86,7 +84,7 @@ class ClipDataset(Dataset[TrainingClip]):
         skip_corrupt: whether to skip files that cannot be used, and videos that are too short; each is logged as a
             warning and counted.
 
-    Raises InputError: numbers out of range, no source, a video that is too short; when an item is drawn: a corrupt
+    Raises InputError: no source with a positive weight, a video that is too short; when an item is drawn: a corrupt
     file, no object anywhere.
     """
 
@@ -102,10 +100,6 @@ class ClipDataset(Dataset[TrainingClip]):
         seed: int,
         skip_corrupt: bool,
     ) -> None:
-        if min(length, frames, *size, max_objects) < 1:
-            raise InputError(f"clips: {length=}, {frames=}, {size=}, {max_objects=}: expected at least 1 of each")
-        if seed < 0:
-            raise InputError(f"seed: {seed}, expected no negative number")
         weights = np.array([weight for _, weight in sources], np.float64)
         if not len(weights) or weights.min() < 0 or not weights.sum() > 0:
             raise InputError(f"data: weights {weights.tolist()}, expected some that are positive, none negative")
@@ -173,4 +167,4 @@ def collate(clips: list[TrainingClip]) -> ClipBatch:
     """Clips of one size and length as a batch, for a `DataLoader`."""
     frames, ids, objects, names, faults = zip(*clips, strict=True)
     every = [fault for of_clip in faults for fault in of_clip]
-    return ClipBatch(torch.stack(frames), torch.stack(ids), list(objects), list(names), len(every), every)
+    return ClipBatch(torch.stack(frames), torch.stack(ids), list(objects), list(names), every)

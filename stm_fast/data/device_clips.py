@@ -74,7 +74,7 @@ class DeviceClips(ClipDataset):
             order = torch.tensor(kept, device=self._device)
             frames, ids = frames[order], ids[order]
             counts, names = [counts[clip] for clip in kept], [names[clip] for clip in kept]
-        return ClipBatch(frames, ids, counts, names, 0, [])
+        return ClipBatch(frames, ids, counts, names, [])
 
     def _draw_part(self, keys: Sequence[SampleKey]) -> "_Part":
         dice = _Dice([np.random.default_rng((self._seed, key.epoch, key.index)) for key in keys])

@@ -3,15 +3,23 @@
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from stm_fast.data.occlusion import draw_occlusion
 from stm_fast.data.source import Frame
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip, SyntheticFrame
 from stm_fast.data.videos import draw_times
 from stm_fast.errors import InputError
 
-_KEPT = 32
+_OPEN_CLIPS = 32
+# frames between two looks at a clip
+_STRIDE = 3
+# objects that are hidden nearly as well as the best hidden one are drawn too
+_NEARLY = 0.8
+# share of its largest area from which an object counts as visible
+_VISIBLE = 0.3
+
+Areas = npt.NDArray[np.float64]
 
 
 class SyntheticSource:
@@ -26,8 +34,7 @@ class SyntheticSource:
         hidden: share of the draws of 3 frames and more in which an object is hidden between the first and the last.
             They span about as much time as the longest others; `max_skip` does not limit single gaps.
 
-    Raises InputError for a length below 1, no number of objects, a share outside [0, 1], and numbers that
-    `SyntheticClip` refuses.
+    Raises InputError for numbers that `SyntheticClip` refuses.
     """
 
     moving = True
@@ -42,12 +49,6 @@ class SyntheticSource:
         object_size: tuple[float, float] = (0.16, 0.24),
         hidden: float = 0.0,
     ) -> None:
-        if length < 1:
-            raise InputError(f"length: {length} synthetic clips, expected at least 1")
-        if not objects:
-            raise InputError("objects: no number of objects of synthetic clips, expected one at least")
-        if not 0 <= hidden <= 1:
-            raise InputError(f"hidden: {hidden}, expected a share from 0 to 1")
         self._length, self._height, self._width = length, height, width
         self._frames, self._objects = frames, objects
         self._object_size, self._hidden = object_size, hidden
@@ -87,7 +88,7 @@ class SyntheticSource:
 
 
 # a clip takes longer to set up than to render
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_OPEN_CLIPS)
 def _open_clip(
     seed: int, frames: int, height: int, width: int, objects: int, object_size: tuple[float, float]
 ) -> SyntheticClip:
@@ -96,3 +97,54 @@ def _open_clip(
 
 def _frame(frame: SyntheticFrame, name: str) -> Frame:
     return Frame(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))
+
+
+def draw_occlusion(clip: SyntheticClip, frames: int, reach: int, generator: np.random.Generator) -> list[int] | None:
+    """Increasing times of `frames` frames: an object is visible in the first and the last, and hidden in between.
+
+    Args:
+        clip: of some objects.
+        frames: how many, at least 3.
+        reach: most frames between the first or the last and the one that hides the object best.
+        generator: of everything random.
+
+    Returns:
+        The times, or None where nothing is ever hidden, or where the clip is too short.
+    """
+    looks = np.arange(0, clip.frames, _STRIDE)
+    areas = np.array([_areas(clip, int(time)) for time in looks])  # [looks, O]
+    areas /= np.maximum(areas.max(0, initial=0), 1)
+    window = max(reach // _STRIDE, 1)
+    best = [_best_hidden(areas[:, index], window) for index in range(clip.objects)]
+    losses = np.array([loss for loss, _ in best])
+    if not losses.size or losses.max() <= 0:
+        return None
+    index = generator.choice(np.flatnonzero(losses >= _NEARLY * losses.max()))
+    area, hidden = areas[:, index], best[index][1]
+    first = _draw_seen(area, range(max(hidden - window, 0), hidden), generator)
+    last = _draw_seen(area, range(hidden + 1, min(hidden + window + 1, len(looks))), generator)
+    between = np.setdiff1d(np.arange(looks[first] + 1, looks[last]), looks[hidden])
+    if len(between) < frames - 3:
+        return None
+    rest = generator.choice(between, frames - 3, replace=False)
+    return sorted([int(looks[first]), int(looks[hidden]), int(looks[last]), *rest.tolist()])
+
+
+def _areas(clip: SyntheticClip, time: int) -> Areas:
+    """Pixels of every object [O]."""
+    return np.bincount(clip.ids(time).ravel(), minlength=clip.objects + 1)[1:].astype(np.float64)
+
+
+def _best_hidden(area: Areas, window: int) -> tuple[float, int]:
+    """The share of its area [looks] that an object loses and regains within a window, and when it has lost most."""
+    losses = [0.0]
+    for time in range(1, len(area) - 1):
+        seen = min(area[max(time - window, 0) : time].max(), area[time + 1 : time + window + 1].max())
+        losses.append(float(1 - area[time] / seen) if seen >= _VISIBLE else 0.0)
+    return max(losses), int(np.argmax(losses))
+
+
+def _draw_seen(area: Areas, looks: range, generator: np.random.Generator) -> int:
+    """A look that shows nearly as much of the object as any."""
+    seen = area[looks]
+    return looks[int(generator.choice(np.flatnonzero(seen >= _NEARLY * seen.max())))]

@@ -26,8 +26,6 @@ class VideoSource:
     def __init__(self, sequences: Listing[Sequence], skip_divisor: int = 1) -> None:
         if not sequences:
             raise InputError("sequences: none given, expected one at least")
-        if skip_divisor < 1:
-            raise InputError(f"skip_divisor: {skip_divisor}, expected at least 1")
         self._sequences = sequences
         self._skip_divisor = skip_divisor
         self._files = [_list_frames(sequence) for sequence in sequences]

@@ -19,6 +19,7 @@ Count = Annotated[int, Limits(ge=1, le=10**9)]
 CountFrom0 = Annotated[int, Limits(ge=0, le=10**9)]
 ClipCount = Annotated[int, Limits(ge=1, le=2**16)]
 ObjectCount = Annotated[int, Limits(ge=1, le=255)]
+ObjectCounts = Annotated[tuple[ObjectCount, ...], Limits(min_length=1)]
 Side = Annotated[int, Limits(ge=1, le=2**13)]  # pixels
 MaxSize = Annotated[int, Limits(ge=16, le=2**13)]  # pixels
 CropSide = Annotated[int, Limits(ge=STRIDE, le=2**13, multiple_of=STRIDE)]  # pixels
@@ -73,9 +74,9 @@ class SyntheticData:
     height: Side = 144
     width: Side = 192
     frames: ClipCount = 100
-    objects: tuple[ObjectCount, ...] = (1, 2, 3)
+    objects: ObjectCounts = (1, 2, 3)
     object_size: tuple[float, float] = (0.16, 0.24)
-    hidden: float = 0.0
+    hidden: Annotated[float, Limits(ge=0, le=1)] = 0.0
     weight: SourceWeight = 1.0
 
 
@@ -165,7 +166,7 @@ class SyntheticValidation:
     first: CountFrom0 = 1_000_000
     clips: ClipCount = 10
     frames: ClipCount = 40
-    objects: tuple[ObjectCount, ...] = (1, 2, 3)
+    objects: ObjectCounts = (1, 2, 3)
     height: Side = 144
     width: Side = 192
     every: Count = 1

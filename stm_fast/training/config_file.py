@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_DIGITS = 9  # of an index into a list
 _LONGEST_KEY = 99
+_DEEPEST = 9  # dots of a key
 _MOST_PIXELS = 2**34  # of all frames of a step: 48 GiB of them in 8 bits
 
 # what was expected, by pydantic's type of the error; its context fills the braces
@@ -59,7 +60,11 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
     if not isinstance(content, dict):
         raise InputError(f"{path}: found {_described(content)}, expected keys and values")
     for change in changes:
-        _apply(content, change)
+        key, equals, value = change.partition("=")
+        option = f"-o {shown_text(change)}"
+        if not key or not equals or key.count(".") > _DEEPEST:
+            raise InputError(f"{option}: expected key=value")
+        content = _changed(content, key, parsed_yaml(value, option), option)
     config = from_plain(content, str(path))
     _check_together(config, str(path))
     return config
@@ -170,33 +175,20 @@ def _check_together(config: TrainingConfig, source: str) -> None:
             raise InputError(f"{source}: {key}: found {shown(found)}, expected {expected}")
 
 
-def _apply(content: dict[str, Any], change: str) -> None:
-    """Sets one value of nested dictionaries and lists, in place."""
-    key, equals, value = change.partition("=")
-    option = f"-o {shown_text(change)}"
-    if not key or not equals:
-        raise InputError(f"{option}: expected key=value")
-    place: Any = content
-    *above, last = key.split(".")
-    for part in above:
-        place = place[_index(place, part, option)] if isinstance(place, list) else _inside(place, part)
-        if not isinstance(place, dict | list):
-            raise InputError(f"{option}: {shown_text(part)} is {_described(place)}, nothing lies inside it")
-    place[_index(place, last, option) if isinstance(place, list) else last] = parsed_yaml(value, option)
-
-
-def _inside(place: dict[str, Any], part: str) -> Any:
-    if place.get(part) is None:
-        place[part] = {}
-    return place[part]
-
-
-def _index(place: list[Any], part: str, option: str) -> int:
-    # int() refuses thousands of digits
-    if not part.isdecimal() or len(part) > _MOST_DIGITS or int(part) >= len(place):
-        expected = f"0 to {len(place) - 1}" if place else "no number: the list is empty"
-        raise InputError(f"{option}: found {shown(part)}, expected {expected}")
-    return int(part)
+def _changed(content: Any, key: str, value: Any, option: str) -> Any:
+    """Nested dictionaries and lists with another value at a dotted key."""
+    first, _, rest = key.partition(".")
+    if isinstance(content, list):
+        # int() refuses thousands of digits
+        if not first.isdecimal() or len(first) > _MOST_DIGITS or int(first) >= len(content):
+            expected = f"0 to {len(content) - 1}" if content else "no number: the list is empty"
+            raise InputError(f"{option}: found {shown(first)}, expected {expected}")
+        at = int(first)
+        return [*content[:at], _changed(content[at], rest, value, option) if rest else value, *content[at + 1 :]]
+    inside = {} if content is None else content
+    if not isinstance(inside, dict):
+        raise InputError(f"{option}: found {_described(content)} above {shown_text(first)}, expected keys and values")
+    return inside | {first: _changed(inside.get(first), rest, value, option) if rest else value}
 
 
 def _described(value: Any) -> str:

@@ -26,8 +26,8 @@ from stm_fast.training.pictures import draw_clip, write_picture
 from stm_fast.training.resuming import restoring, state_of
 from stm_fast.training.run_folder import RunFolder
 from stm_fast.training.sampler import StepSampler
+from stm_fast.training.schedule import TimeBudget
 from stm_fast.training.step import ClipLoss
-from stm_fast.training.time_budget import TimeBudget
 from stm_fast.training.validation import Validator
 
 # the last validation may take this much longer than the first; then the checkpoint is written
@@ -177,7 +177,7 @@ class Trainer:
 
     def _count(self, learned: Learned, batches: list[ClipBatch], asked: bool) -> bool:
         """Adds a step to the window. Returns whether any process was asked to stop."""
-        skipped = sum(batch.skipped for batch in batches)
+        skipped = sum(len(batch.faults) for batch in batches)
         own = torch.stack([learned.loss.double(), *learned.loss.new_tensor([asked, skipped], dtype=torch.float64)])
         total = self._accelerator.reduce(own, "sum").tolist()
         loss = total[0] / self._accelerator.num_processes
