@@ -44,7 +44,7 @@ def check_shape(shape: Any, size: tuple[int, int]) -> None:
 
 
 def rasterize(shape: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Where the object is, [W H], column by column: what pycocotools makes of a shape that `check_shape` accepts."""
+    """Where the object is, [W H], column by column: pycocotools' raster of a shape that `check_shape` accepts."""
     from pycocotools import mask
 
     parts = [shape] if isinstance(shape, dict) else mask.frPyObjects(shape, *size)

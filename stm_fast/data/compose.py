@@ -28,7 +28,7 @@ from stm_fast.data.geometry import (
 from stm_fast.data.source import Bytes, Frame
 from stm_fast.errors import InputError
 
-AIMS = 4  # crops tried before one is centred on an object
+AIMS = 4  # crops tried before one is centered on an object
 PASTED_PLACE = (0.15, 0.85)  # range of a pasted object's center, as a share of the crop's sides
 
 
@@ -175,7 +175,7 @@ def _draw_pasted_views(
     augmentation: Augmentation,
     generator: np.random.Generator,
 ) -> Matrix:
-    """Views [T, 2, 3] of a box of pixels that lies somewhere in the crop."""
+    """Views [T, 2, 3] of a box of pixels at a random place in the crop."""
     scale = max(box) / (generator.uniform(*augmentation.paste_size) * min(size))
     target = (generator.uniform(*PASTED_PLACE, 2) - 0.5) * size[::-1]  # x, y in pixels of the crop
     path = draw_path(pasted_motion(augmentation), frames, min(size), generator)

@@ -91,8 +91,8 @@ class ImageStore:
         height, width = self._sides[image, level].unbind(-1)
         full_height, full_width = self._sides[image, 0].unbind(-1)
         blocks = 2.0 ** level[:, None]
-        left, right, part_x = _neighbours(_mirrored(x, full_width[:, None]) / blocks, width[:, None])
-        top, bottom, part_y = _neighbours(_mirrored(y, full_height[:, None]) / blocks, height[:, None])
+        left, right, part_x = _neighbors(_mirrored(x, full_width[:, None]) / blocks, width[:, None])
+        top, bottom, part_y = _neighbors(_mirrored(y, full_height[:, None]) / blocks, height[:, None])
         start, width = self._start[image, level, None], width[:, None]
         upper, lower = (
             torch.lerp(
@@ -183,7 +183,7 @@ def _mirrored(x: Tensor, side: Tensor) -> Tensor:
     return side - (torch.remainder(x, 2 * side) - side).abs()
 
 
-def _neighbours(x: Tensor, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbors(x: Tensor, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The pixels left and right of a point in [0, side], and the weight of the right one."""
     place = torch.minimum((x - 0.5).clamp_min(0), side - 1)
     left = place.long()

@@ -59,7 +59,7 @@ class SyntheticClip:
         speed: 1 lets an object cross the frame in about 50 frames; 0 stands still.
         object_size: radius of the objects as a share of the shorter side, smallest and largest.
 
-    Raises ValueError for numbers outside these limits, or where so many objects of this size do not fit side by side.
+    Raises ValueError for numbers outside these limits, or where the objects do not fit side by side.
     """
 
     def __init__(

@@ -12,9 +12,9 @@ from stm_fast.data.videos import draw_times
 from stm_fast.errors import InputError
 
 _OPEN_CLIPS = 32
-# frames between two looks at a clip
+# frames between two masks of a clip that are examined
 _STRIDE = 3
-# objects that are hidden nearly as well as the best hidden one are drawn too
+# objects hidden at least this well, relative to the best hidden one, are drawn too
 _NEARLY = 0.8
 # share of its largest area from which an object counts as visible
 _VISIBLE = 0.3

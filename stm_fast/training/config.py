@@ -1,4 +1,4 @@
-"""What a training run is made of: frozen dataclasses that a YAML file fills.
+"""The configuration of a training run: frozen dataclasses that a YAML file fills.
 
 :mod:`stm_fast.training.config_file` validates types and limits. The numbers of both stages of the paper (STM,
 "Two-stage Training" and "Training Details") are in `configs/`.

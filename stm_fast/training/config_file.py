@@ -122,7 +122,7 @@ def _no_flag(value: Any) -> Any:
 
 
 def _check_keys(names: Sequence[str], section: Any) -> Any:
-    """Raises ValueError for a key of a section that is none of its names."""
+    """Raises ValueError for an unknown key of a section."""
     for key in section if isinstance(section, Mapping) else ():
         if key not in names:
             # takes long for long words
