@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -103,32 +103,9 @@ class Trainer:
         """
         log = TrainingLog(self._folder.path, self.step) if self._accelerator.is_main_process else None
         budget = None if end is None else self._budget(end, log)
-        validated = False
-        before = time.perf_counter()
-        # the next batch is queued on the GPU before this step's loss is waited for
-        prefetch = isinstance(self._clips, DeviceClips)
         # the loaders end with the run, however it ends
         with closing(self._batches()) as steps:
-            batches = next(steps, None)
-            while batches is not None:
-                learned = self._learner.step(batches, self.step, self._config.steps)
-                self.step += 1
-                following = next(steps, None) if prefetch else None
-                asked = stop() or (budget is not None and budget.over)
-                stopping = self._count(learned, batches, asked)
-                self._fit(budget)
-                stopping |= self.step >= self._config.steps
-                self._window.seconds += time.perf_counter() - before
-                self._report(log, learned, batches[0])
-                validated = self._end_of_epoch(log)
-                if stopping or validated or self.step % self._config.log.checkpoint == 0:
-                    self._save()
-                if progress is not None:
-                    progress(self.step, self._config.steps)
-                if stopping:
-                    break
-                before = time.perf_counter()
-                batches = following if prefetch else next(steps, None)
+            validated = self._train(steps, log, stop, progress, budget)
         if budget is not None and not validated and not stop():
             self._validated(log)
             self._save()
@@ -137,6 +114,39 @@ class Trainer:
     def close(self) -> None:
         """Ends the process group."""
         self._accelerator.end_training()
+
+    def _train(
+        self,
+        steps: Iterator[list[ClipBatch]],
+        log: TrainingLog | None,
+        stop: Callable[[], bool],
+        progress: Callable[[int, int | None], None] | None,
+        budget: TimeBudget | None,
+    ) -> bool:
+        """Takes the remaining steps, or some of them. Returns whether it validated after the last one."""
+        validated = stopping = False
+        before = time.perf_counter()
+        # the next batch is queued on the GPU before this step's loss is waited for
+        prefetch = isinstance(self._clips, DeviceClips)
+        batches = next(steps, None)
+        while batches is not None and not stopping:
+            learned = self._learner.step(batches, self.step, self._config.steps)
+            self.step += 1
+            following = next(steps, None) if prefetch else None
+            stopping = self._count(learned, batches, stop() or (budget is not None and budget.over))
+            self._fit(budget)
+            stopping |= self.step >= self._config.steps
+            self._window.seconds += time.perf_counter() - before
+            self._report(log, learned, batches[0])
+            validated = self._end_of_epoch(log)
+            if stopping or validated or self.step % self._config.log.checkpoint == 0:
+                self._save()
+            if progress is not None:
+                progress(self.step, self._config.steps)
+            before = time.perf_counter()
+            if not stopping:
+                batches = following if prefetch else next(steps, None)
+        return validated
 
     def _check_same_step(self) -> None:
         steps = self._accelerator.gather(torch.tensor([self.step], device=self._accelerator.device)).unique().tolist()
