@@ -79,7 +79,9 @@ extension = CppExtension(
 setup(
     packages=[*find_packages(include=["stm_fast", "stm_fast.*"]), "stm_fast.kernels"],
     package_dir={"stm_fast": "stm_fast", "stm_fast.kernels": "kernels"},
-    package_data={"stm_fast": ["py.typed", REASON_FILE, "weights/*", "weights/recipe/*"]},
+    package_data={
+        "stm_fast": ["py.typed", REASON_FILE, "evaluation/*.html", "evaluation/*.svg", "weights/*", "weights/recipe/*"]
+    },
     ext_modules=[extension],
     cmdclass={"build_ext": BuildOrExplain},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

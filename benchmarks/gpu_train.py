@@ -10,7 +10,7 @@ environment, by default benchmarks/results/gpu-train, gets two files of under 16
 --smoke takes a few steps of small clips instead, in a folder smoke/ there, to see that everything works: 20 s and what
 it takes to start. Exits 3 where there is no GPU, unless --cpu says that this is meant.
 
-Needs PyTorch, accelerate, PyYAML and the package: python3 -m pip install --no-deps --no-build-isolation -e .
+Needs PyTorch, accelerate, pydantic, PyYAML and the package: python3 -m pip install --no-deps --no-build-isolation -e .
 """
 
 import argparse
@@ -87,7 +87,7 @@ def parsed() -> argparse.Namespace:
 
 def missing(data: Path) -> str | None:
     """What keeps the training from running, and how to get it."""
-    for package in ("torch", "accelerate", "yaml"):
+    for package in ("torch", "accelerate", "pydantic", "yaml"):
         if find_spec(package) is None:
             return f"{package} is not installed"
     for name in ("davis16-train", "static"):

@@ -2,7 +2,22 @@
 
 from numbers import Real
 from operator import index
-from typing import Any
+from typing import Annotated, Any
+
+
+class Limits:
+    """Stands in an `Annotated` type for `pydantic.Field` of the same arguments, such as `ge` and `le`.
+
+    Pydantic is imported where a file is validated: to define and to use what the file describes, nobody needs it.
+    """
+
+    def __init__(self, **field: Any) -> None:
+        self._field = field
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic import Field
+
+        return handler(Annotated[source, Field(**self._field)])
 
 
 def integer(found: object, name: str, expected: str = "an integer") -> int:

@@ -12,7 +12,8 @@ Precision = Literal["float32", "bfloat16", "float16", "auto"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Arch = Literal["lite0", "lite2", "resnet18", "resnet50"]  # of an untrained network
 Overlay = Literal["video", "pictures", "none"]
-SetName = Literal["davis16", "davis17", "youtube-vos", "folder", "synthetic"]
+VideoSetName = Literal["davis16", "davis17", "youtube-vos", "folder"]  # of videos in files, see `data.sequences`
+SetName = Literal[VideoSetName, "synthetic"]
 
 # of the benchmark of memory reads, see `benchmarking.routes`
 Pass = Literal["forward", "backward", "top-k"]

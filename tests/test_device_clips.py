@@ -1,4 +1,4 @@
-"""Clips drawn on the device: frame and mask stay together, a batch is a function of seed and tickets."""
+"""Clips drawn on the device: frame and mask stay together, a batch is a function of seed and keys."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +9,13 @@ import torch
 from torchvision import tv_tensors
 
 from stm_fast.data.augmentation import Augmentation
-from stm_fast.data.clips import Ticket
+from stm_fast.data.clips import SampleKey
 from stm_fast.data.device_clips import DeviceClips
 from stm_fast.data.geometry import Motion, crop_view, draw_path, mirrored, offsets, resample, sampling_grid
-from stm_fast.data.procedural import SyntheticSource
+from stm_fast.data.images import image_source
 from stm_fast.data.sequences import folder
-from stm_fast.data.stills import still_folder
-from stm_fast.data.store import LEVELS, PictureStore
+from stm_fast.data.store import LEVELS, ImageStore
+from stm_fast.data.synthetic_source import SyntheticSource
 from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
 from training_runs import STILL, WILD, colour_of, inner, painted, write_pair, write_stills, write_video
@@ -48,37 +48,37 @@ def clips_of(*sources, augmentation=STILL, seed=0, frames=3, size=SIZE, max_obje
     return clips.to(CPU)
 
 
-def tickets(count, epoch=0, max_skip=3):
-    return [Ticket(epoch, index, max_skip) for index in range(count)]
+def keys(count, epoch=0, max_skip=3):
+    return [SampleKey(epoch, index, max_skip) for index in range(count)]
 
 
 def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first[:2], second[:2], strict=True)) and first[2:] == second[2:]
 
 
-# --- a batch is a function of seed and tickets
+# --- a batch is a function of seed and keys
 
 
 @pytest.mark.slow
 def test_a_batch_depends_on_the_seed_and_the_tickets_alone(stills, video):
     def sources():
-        return still_folder(stills), VideoSource(folder(video, "all")), SyntheticSource(2, 48, 64, frames=6)
+        return image_source(stills), VideoSource(folder(video, "all")), SyntheticSource(2, 48, 64, frames=6)
 
     clips = clips_of(*sources(), augmentation=WILD)
-    batch = clips.batch(tickets(20))
-    clips.batch(tickets(3, epoch=1))
-    assert same(batch, clips.batch(tickets(20)))
-    assert same(batch, clips_of(*sources(), augmentation=WILD).batch(tickets(20)))
-    assert not torch.equal(batch.frames, clips_of(*sources(), augmentation=WILD, seed=1).batch(tickets(20)).frames)
-    assert not torch.equal(batch.frames, clips.batch(tickets(20, epoch=1)).frames)
+    batch = clips.batch(keys(20))
+    clips.batch(keys(3, epoch=1))
+    assert same(batch, clips.batch(keys(20)))
+    assert same(batch, clips_of(*sources(), augmentation=WILD).batch(keys(20)))
+    assert not torch.equal(batch.frames, clips_of(*sources(), augmentation=WILD, seed=1).batch(keys(20)).frames)
+    assert not torch.equal(batch.frames, clips.batch(keys(20, epoch=1)).frames)
 
 
 @pytest.mark.slow
 def test_a_clip_does_not_depend_on_its_batch(stills, video):
-    clips = clips_of(still_folder(stills), VideoSource(folder(video, "all")), augmentation=WILD)
-    together = clips.batch(tickets(18))
-    for index, ticket in enumerate(tickets(18)):
-        alone = clips.batch([ticket])
+    clips = clips_of(image_source(stills), VideoSource(folder(video, "all")), augmentation=WILD)
+    together = clips.batch(keys(18))
+    for index, key in enumerate(keys(18)):
+        alone = clips.batch([key])
         # sums of products may be rounded otherwise in other batches
         assert (alone.frames[0].int() - together.frames[index].int()).abs().max() <= 1
         assert (alone.ids[0] != together.ids[index]).float().mean() < 1e-3
@@ -91,7 +91,7 @@ def test_a_clip_does_not_depend_on_its_batch(stills, video):
 def test_without_changes_a_clip_is_the_picture(tmp_path):
     ids = painted(*SIZE, {1: (5, 5, 40, 60)})
     write_pair(tmp_path, "one", ids)
-    batch = clips_of(still_folder(tmp_path)).batch(tickets(2))
+    batch = clips_of(image_source(tmp_path)).batch(keys(2))
     for frame, mask in zip(batch.frames.flatten(0, 1), batch.ids.flatten(0, 1), strict=True):
         assert np.array_equal(frame.permute(1, 2, 0), colour_of(ids))
         assert np.array_equal(mask, ids)
@@ -100,8 +100,8 @@ def test_without_changes_a_clip_is_the_picture(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 64), (80, 40)])
 def test_colours_that_tell_the_id_still_do_after_every_motion(stills, video, size):
-    clips = clips_of(still_folder(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=size)
-    batch = clips.batch(tickets(30, max_skip=5))
+    clips = clips_of(image_source(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=size)
+    batch = clips.batch(keys(30, max_skip=5))
     seen = set()
     for frames, ids, objects, name in zip(batch.frames, batch.ids, batch.objects, batch.names, strict=True):
         pixels = frames.permute(0, 2, 3, 1)  # [T, h, w, 3]
@@ -120,7 +120,7 @@ def test_colours_that_tell_the_id_still_do_after_every_motion(stills, video, siz
 def test_pictures_far_larger_than_the_crop_are_sampled_as_means(tmp_path):
     noise = np.random.default_rng(0).integers(0, 2, (400, 600)).astype(np.uint8)
     write_pair(tmp_path, "noise", noise)
-    batch = clips_of(still_folder(tmp_path), size=(48, 64)).batch(tickets(1))
+    batch = clips_of(image_source(tmp_path), size=(48, 64)).batch(keys(1))
     expected = colour_of(1).astype(float) / 2
     assert abs(batch.frames.float().mean((0, 1, 3, 4)).numpy() - expected).max() < 3
     assert batch.frames[0, 0, 0].float().std() < 0.25 * colour_of(1)[0]
@@ -130,8 +130,8 @@ def test_pictures_far_larger_than_the_crop_are_sampled_as_means(tmp_path):
 def test_the_store_is_sampled_as_pictures_alone_are(tmp_path, level):
     write_pair(tmp_path, "a", painted(61, 45, {2: (16, 8, 48, 40)}))
     write_pair(tmp_path, "b", painted(40, 64, {5: (3, 8, 30, 40), 6: (31, 8, 38, 60)}))
-    source = still_folder(tmp_path)
-    store, shot, picture, crop = PictureStore([source], CPU), source.shot(1, 0), (40, 64), (20, 30)
+    source = image_source(tmp_path)
+    store, shot, picture, crop = ImageStore([source], CPU), source.frame(1, 0), (40, 64), (20, 30)
     view = crop_view(picture, crop, 0.9, 1.0, (20.0, 42.0))
     views = mirrored(view) @ draw_path(Motion(20, 5, 0.1, 0.3), 3, 20, np.random.default_rng(0))  # beyond the edges
     columns, rows = (side.expand(crop).flatten() for side in offsets(crop))
@@ -141,7 +141,7 @@ def test_the_store_is_sampled_as_pictures_alone_are(tmp_path, level):
 
     small = torch.from_numpy(shot.read(1 << level)).permute(2, 0, 1)[None]
     expected = resample(small, sampling_grid(views, crop, picture, shrink=1 << level)).flatten(2).mT
-    found = store.colours(number, torch.full((3,), level), x, y)
+    found = store.colors(number, torch.full((3,), level), x, y)
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
 
     grid = sampling_grid(views, crop, picture)
@@ -158,12 +158,12 @@ def test_the_store_is_sampled_as_pictures_alone_are(tmp_path, level):
 
 def test_ids_stay_ids_and_all_objects_are_in_the_first_frame(stills, video):
     clips = clips_of(
-        still_folder(stills),
+        image_source(stills),
         VideoSource(folder(video, "all")),
         SyntheticSource(2, 48, 64, frames=6),
         augmentation=replace(Augmentation(), warp=1.0, paste=1.0, video_paste=1.0),
     )
-    batch = clips.batch(tickets(40))
+    batch = clips.batch(keys(40))
     assert batch.frames.shape == (40, 3, 3, *SIZE)
     assert batch.ids.shape == (40, 3, *SIZE)
     assert batch.frames.dtype == batch.ids.dtype == torch.uint8
@@ -175,7 +175,7 @@ def test_ids_stay_ids_and_all_objects_are_in_the_first_frame(stills, video):
 
 
 def test_objects_appear_where_the_first_frame_shows_them(video):
-    batch = clips_of(VideoSource(folder(video, "all"))).batch(tickets(30, max_skip=8))
+    batch = clips_of(VideoSource(folder(video, "all"))).batch(keys(30, max_skip=8))
     for name, objects in zip(batch.names, batch.objects, strict=True):
         assert objects == (2 if int(Path(name).stem) >= 20 else 1)
     assert set(batch.objects) == {1, 2}
@@ -184,16 +184,16 @@ def test_objects_appear_where_the_first_frame_shows_them(video):
 def test_at_most_so_many_objects_in_an_order_that_is_drawn(tmp_path):
     boxes = {label: (0, 8 * at, 30, 8 * at + 8) for at, label in enumerate((3, 50, 100, 200, 254))}
     write_pair(tmp_path, "row", painted(30, 40, boxes))
-    batch = clips_of(still_folder(tmp_path), max_objects=2).batch(tickets(20))
+    batch = clips_of(image_source(tmp_path), max_objects=2).batch(keys(20))
     assert set(batch.objects) == {2}
     places = {tuple(int((ids[0] == label).any(0).nonzero()[0]) for label in (1, 2)) for ids in batch.ids}
     assert len(places) > 5
 
 
 def test_pasted_objects_get_ids_of_their_own_and_move_against_the_background(stills):
-    plain = clips_of(still_folder(stills), max_objects=9).batch(tickets(20))
+    plain = clips_of(image_source(stills), max_objects=9).batch(keys(20))
     changes = {"paste": 1.0, "paste_most": 2, "paste_translation": 0.2}
-    pasted = clips_of(still_folder(stills), augmentation=replace(STILL, **changes), max_objects=9).batch(tickets(20))
+    pasted = clips_of(image_source(stills), augmentation=replace(STILL, **changes), max_objects=9).batch(keys(20))
     assert max(plain.objects) == 2
     assert max(pasted.objects) == 4
     ids = next(ids for ids, objects in zip(pasted.ids, pasted.objects, strict=True) if objects == 4)
@@ -203,18 +203,18 @@ def test_pasted_objects_get_ids_of_their_own_and_move_against_the_background(sti
 def test_a_crop_holds_an_object_however_small(tmp_path):
     write_pair(tmp_path, "corner", painted(200, 200, {1: (180, 180, 196, 196)}))
     tight = Augmentation(crop_area=(0.05, 0.1), paste=0, still_translation=0, warp=0)
-    clips = clips_of(still_folder(tmp_path), augmentation=tight)
-    for ticket in tickets(20):
-        assert (clips.batch([ticket]).ids[0, 0] == 1).any()
+    clips = clips_of(image_source(tmp_path), augmentation=tight)
+    for key in keys(20):
+        assert (clips.batch([key]).ids[0, 0] == 1).any()
 
 
 def test_clips_without_an_object_give_their_place_to_one_that_has_some(tmp_path):
     write_pair(tmp_path, "empty", painted(40, 40, {}))
     write_pair(tmp_path, "speck", painted(40, 40, {1: (0, 0, 1, 1)}))
     with pytest.raises(InputError, match="5 clips drawn and none can be used, expected objects"):
-        clips_of(still_folder(tmp_path)).batch(tickets(5))
+        clips_of(image_source(tmp_path)).batch(keys(5))
     write_pair(tmp_path, "full", painted(40, 40, {1: (5, 5, 30, 30)}))
-    batch = clips_of(still_folder(tmp_path)).batch(tickets(12))
+    batch = clips_of(image_source(tmp_path)).batch(keys(12))
     assert {Path(name).stem for name in batch.names} == {"full"}
     assert set(batch.objects) == {1}
     assert (batch.ids[:, 0] == 1).flatten(1).any(1).all()
@@ -223,4 +223,4 @@ def test_clips_without_an_object_give_their_place_to_one_that_has_some(tmp_path)
 def test_a_broken_picture_is_named(stills):
     (stills / "JPEGImages" / "wide.png").write_bytes(b"no")
     with pytest.raises(InputError, match=r"wide\.png"):
-        clips_of(still_folder(stills))
+        clips_of(image_source(stills))

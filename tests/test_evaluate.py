@@ -16,9 +16,9 @@ from processes import run_ranks, torchrun
 from small_inputs import FRAMES, SIZE, draw, small_network, write_davis, write_sequence, write_youtube
 from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
-from stm_fast.data.drawn_set import draw_sequence
 from stm_fast.data.sequences import SETS, Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
 from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.data.synthetic_set import draw_sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation import contour_accuracy, region_similarity
 from stm_fast.evaluation.augmentation import AugmentedSegmenter
@@ -729,7 +729,7 @@ def test_annotated_sequences_of_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_procedural_clips_are_a_set_that_is_drawn_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("stm_fast.data.drawn_set.SEQUENCES", 2)
+    monkeypatch.setattr("stm_fast.data.synthetic_set.SEQUENCES", 2)
     names = SETS["synthetic"](tmp_path, "3")
     assert [sequence.name for sequence in names] == [f"seed{seed:06}" for seed in range(3, 3 + len(names))]
     first = names[0]

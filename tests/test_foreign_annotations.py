@@ -14,11 +14,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
-from stm_fast.data.clips import ClipDataset, Ticket
+from stm_fast.data.clips import ClipDataset, SampleKey
 from stm_fast.data.coco import CocoSource
 from stm_fast.data.coco_shapes import MOST_PIXELS, check_shape, rasterize
+from stm_fast.data.images import image_source
 from stm_fast.data.sbd import read_mat
-from stm_fast.data.stills import still_globs
 from stm_fast.errors import InputError
 from stm_fast.training.log import read_log
 from training_runs import SMALL, STILL
@@ -61,7 +61,7 @@ def coco(tmp_path):
 
 
 def ids_of(source):
-    return source.shot(0, 0).ids
+    return source.frame(0, 0).ids
 
 
 # --- COCO: what is right
@@ -240,7 +240,7 @@ def assert_one_line(error):
 
 def assert_named(source, message):
     """Whether a source is read, and a fault of its first item is one short line, before training and when drawn."""
-    for use in (lambda: source.check_length(3), lambda: source.shot(0, 0)):
+    for use in (lambda: source.check_length(3), lambda: source.frame(0, 0)):
         with pytest.raises(InputError, match=rf"coco\.json: .*{message}") as caught:
             use()
         assert_one_line(caught)
@@ -270,7 +270,7 @@ def test_two_of_one_id_are_named(coco):
     assert len(source) == 2
     assert_named(source, "annotation 5: found two of this id")
     with pytest.raises(InputError, match="annotation 5: found two"):
-        source.shot(1, 0)
+        source.frame(1, 0)
 
 
 def places(content, *path):
@@ -304,7 +304,7 @@ def test_what_is_refused_takes_no_memory(coco):
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match="too long"):
-            source.shot(0, 0)
+            source.frame(0, 0)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -573,14 +573,14 @@ def test_corrupt_annotations_of_coco_are_skipped_and_counted(tmp_path):
     faults = []
     for index in range(len(source)):
         try:
-            assert source.shot(index, 0).ids.any()
+            assert source.frame(index, 0).ids.any()
         except InputError as error:
             faults.append(str(error))
     assert len(set(faults)) == len(faults) == len(BAD_INSTANCES) + len(BAD_IMAGES)
     with pytest.raises(InputError) as caught:
         dataset(source, skip_corrupt=False)
     assert str(caught.value) in faults
-    clips = [dataset(source, skip_corrupt=True)[Ticket(0, index, 0)] for index in range(30)]
+    clips = [dataset(source, skip_corrupt=True)[SampleKey(0, index, 0)] for index in range(30)]
     skipped = [fault for clip in clips for fault in clip.faults]
     assert len(skipped) > 5
     assert set(skipped) <= set(faults)
@@ -589,8 +589,8 @@ def test_corrupt_annotations_of_coco_are_skipped_and_counted(tmp_path):
 def test_corrupt_masks_of_sbd_are_skipped_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("stm_fast.data.clips.TRIES", 1000)
     write_mixed_sbd(tmp_path)
-    clips = dataset(still_globs(tmp_path, "*.jpg", "*.mat"), skip_corrupt=True)
-    drawn = [clips[Ticket(0, index, 0)] for index in range(4)]
+    clips = dataset(image_source(tmp_path, "*.jpg", "*.mat"), skip_corrupt=True)
+    drawn = [clips[SampleKey(0, index, 0)] for index in range(4)]
     assert {clip.name for clip in drawn} == {str(tmp_path / "good.jpg")}
     assert len({fault for clip in drawn for fault in clip.faults}) > len(BAD_MATS) / 2
 

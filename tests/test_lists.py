@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from small_inputs import one_object
-from stm_fast.data.sequences import davis16, davis17, folder, youtube_vos
+from stm_fast.choices import SetName
+from stm_fast.data.sequences import MEANINGS, SETS, davis16, davis17, folder, youtube_vos
 from stm_fast.errors import InputError
 from stm_fast.video import write_mask
 
@@ -147,3 +149,7 @@ def test_a_damaged_meta_is_refused_in_one_line(root, content, words):
     with pytest.raises(InputError, match=r"^[^\n]*$") as refused:
         youtube_vos(root, "valid")
     assert words in str(refused.value)
+
+
+def test_every_set_that_a_user_can_name_is_registered():
+    assert set(SETS) == set(MEANINGS) == set(get_args(SetName))

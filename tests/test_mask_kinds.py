@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from small_inputs import draw, write_sequence
 from stm_fast import listing
+from stm_fast.data.images import image_source
 from stm_fast.data.sequences import Objects, Sequence, annotated_sequences, folder
-from stm_fast.data.stills import still_folder
 from stm_fast.errors import InputError
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
 from stm_fast.inference.given import find_masks, mask_files
@@ -397,7 +397,7 @@ def test_stills_pair_names_in_any_case(tmp_path: Path) -> None:
         (tmp_path / part).mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "JPEGImages/a.JPG", format="JPEG")
     write_mask(tmp_path / "Annotations/a.PNG", voc(1, 2))
-    assert object_ids(still_folder(tmp_path).shot(0, 0).ids) == [1, 2]
+    assert object_ids(image_source(tmp_path).frame(0, 0).ids) == [1, 2]
 
 
 def test_results_of_other_programs_are_found_by_name(tmp_path: Path) -> None:

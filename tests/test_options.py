@@ -530,9 +530,9 @@ def seen(monkeypatch):
     monkeypatch.setattr("stm_fast.tasks.choice.MIN_SIZE", 1)
     small_clip = functools.partial(SyntheticClip, height=32, width=48)
     monkeypatch.setattr("stm_fast.tasks.demo.SyntheticClip", small_clip)
-    monkeypatch.setattr("stm_fast.data.drawn_set.SyntheticClip", small_clip)
-    monkeypatch.setattr("stm_fast.data.drawn_set.SEQUENCES", 1)
-    monkeypatch.setattr("stm_fast.data.drawn_set._FRAMES", 4)
+    monkeypatch.setattr("stm_fast.data.synthetic_set.SyntheticClip", small_clip)
+    monkeypatch.setattr("stm_fast.data.synthetic_set.SEQUENCES", 1)
+    monkeypatch.setattr("stm_fast.data.synthetic_set._FRAMES", 4)
     threads = torch.get_num_threads()
     yield seen
     torch.set_num_threads(threads)

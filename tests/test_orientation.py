@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from stm_fast.data.pictures import read_picture
+from stm_fast.data.source import read_image
 from stm_fast.errors import InputError
 from stm_fast.video.image_folder import read_frame
 from stm_fast.video.reader import open_frames
@@ -66,7 +66,7 @@ def check_agreement(file: Path, expected: int, stored: Pixels) -> None:
     (frame,) = reader
     assert np.array_equal(frame.image, upright)
     assert frame.image.flags.c_contiguous
-    assert np.array_equal(read_picture(file, (height, width), Path("mask.png"), 1), upright)
+    assert np.array_equal(read_image(file, (height, width), Path("mask.png"), 1), upright)
 
 
 def save(file: Path, **options: Any) -> Pixels:
@@ -98,11 +98,11 @@ def test_smaller_training_pictures_are_turned_too(tmp_path: Path, size: tuple[in
         for suffix, tolerance in (("png", 0), ("jpg", 12)):
             file = tmp_path / f"a.{suffix}"
             stored.save(file, exif=exif, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
-            found = read_picture(file, (height, width), Path("mask.png"), shrink)
+            found = read_image(file, (height, width), Path("mask.png"), shrink)
             assert found.shape == (-(-height // shrink), -(-width // shrink), 3)
             assert np.abs(found.astype(int) - expected).max() <= tolerance
             with pytest.raises(InputError, match=f"mask of {height + 1}x{width}, expected {width}x{height} as"):
-                read_picture(file, (width, height + 1), Path("mask.png"), shrink)
+                read_image(file, (width, height + 1), Path("mask.png"), shrink)
 
 
 NEGATIVE = struct.pack("<i", -5)
@@ -255,7 +255,7 @@ def test_a_broken_colour_profile_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.png: not a readable image"):
         read_frame(file)
     with pytest.raises(InputError, match=r"a\.png: not a readable image"):
-        read_picture(file, (HEIGHT, WIDTH), file, 1)
+        read_image(file, (HEIGHT, WIDTH), file, 1)
 
 
 def test_a_large_picture_is_read_without_a_warning_and_a_huge_one_refused(
@@ -282,7 +282,7 @@ def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"b\.png: image of 46x31, expected 45x31 as a\.png"):
         list(reader)
     with pytest.raises(InputError, match=r"mask of 45x31, expected 46x31 as b\.png"):
-        read_picture(file, (HEIGHT, WIDTH), Path("mask.png"), 1)
+        read_image(file, (HEIGHT, WIDTH), Path("mask.png"), 1)
     with pytest.raises(InputError, match=r"b\.png: not a readable image \(.*truncated"):
         read_frame(file)
 

@@ -12,9 +12,8 @@ from PIL import Image
 from stm_fast.data.sequences import Objects, Sequence
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation.benchmark_sets import Timing
-from stm_fast.evaluation.chart import HEIGHT, WIDTH, Line, line_chart
 from stm_fast.evaluation.record import make_record
-from stm_fast.evaluation.report import write_report
+from stm_fast.evaluation.report import CHART_HEIGHT, CHART_WIDTH, Line, line_chart, write_report
 from stm_fast.evaluation.scoring import score_sequence
 from stm_fast.inference.stages import STAGES
 from stm_fast.video import write_mask
@@ -29,7 +28,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.elements, self.text = [], [], ""
-        self.feed(text)
+        self.feed(str(text))  # of Markup every piece would be escaped again
         assert not self.open, f"not closed: {self.open}"
 
     def handle_starttag(self, tag, attributes):
@@ -87,7 +86,7 @@ def test_what_is_on_the_page(report):
     page = Page(report.read_text())
     assert len(page.all("svg")) == 2
     assert len(page.all("polyline")) == 2 * 2 * 2  # sequences, objects, measures
-    assert len(page.all("img")) == 2 * 4 * 2  # sequences, worst frames, found and true
+    assert len(page.all("img")) == 2 * 4 * 2  # sequences, worst frames, prediction and annotation
     assert not page.all("b")
     assert "<b>bad & ugly_1" in page.text
     assert "24 frames: 4.00 frames/s without loading, 3.00 frames/s end to end" in page.text
@@ -105,6 +104,16 @@ def test_without_scores_and_without_speed(tmp_path):
     assert not page.all("svg")
 
 
+def test_names_in_a_chart_are_escaped():
+    svg = line_chart([Line('<J> & "more"', [0.5], '"/><b>')], ["<i>&"])
+    page = Page(svg)
+    assert not page.all("b")
+    assert not page.all("i")
+    assert page.all("polyline")[0]["stroke"] == '"/><b>'
+    assert "<i>&" in page.text
+    assert '<J> & "more"' in page.text
+
+
 def test_a_line_goes_through_its_values():
     svg = line_chart(
         [Line("J", [1.0, 0.0, 0.5], "#800000"), Line("F", [0.25] * 3, "red", dashed=True)], ["a", "b", "c"]
@@ -112,8 +121,8 @@ def test_a_line_goes_through_its_values():
     page = Page(svg)
     solid, dashed = page.all("polyline")
     points = np.array([tuple(map(float, point.split(","))) for point in solid["points"].split()])
-    assert points[0, 0] < points[1, 0] < points[2, 0] <= WIDTH
-    assert 0 <= points[0, 1] < points[2, 1] < points[1, 1] <= HEIGHT
+    assert points[0, 0] < points[1, 0] < points[2, 0] <= CHART_WIDTH
+    assert 0 <= points[0, 1] < points[2, 1] < points[1, 1] <= CHART_HEIGHT
     assert points[2, 1] == pytest.approx((points[0, 1] + points[1, 1]) / 2)
     assert "stroke-dasharray" in dashed
     assert "stroke-dasharray" not in solid

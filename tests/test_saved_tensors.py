@@ -42,8 +42,8 @@ from stm_fast.testing import CASES, ReadCase, Tensors, make_tensors
 from stm_fast.testing.quantised import soft_memory
 from stm_fast.testing.runs import leaves, read_outputs
 from stm_fast.training.building import build_clip_loss
-from stm_fast.training.config_file import from_plain
-from training_runs import SMALL
+from stm_fast.training.config import Loss
+from training_runs import SMALL_CONFIG
 
 torch.set_num_threads(1)
 
@@ -315,7 +315,7 @@ def test_a_bank_may_change_before_the_backward_pass(config):
 @with_every_backend
 def test_gradients_of_a_training_step(backend):
     device = DEVICE.get(backend, "cpu")
-    config = from_plain(SMALL | {"backend": backend, "loss": {"affinity_weight": 1.0}}, "test")
+    config = replace(SMALL_CONFIG, backend=backend, loss=Loss(affinity_weight=1.0))
     clip_loss, frames = build_clip_loss(config).to(device), torch.rand(1, 3, 3, 32, 32, device=device)
     ids = torch.randint(3, (1, 3, 32, 32), device=device)
     # frames are memorised and segmented, and the affinity loss reads masks, which have no gradient

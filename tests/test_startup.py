@@ -17,7 +17,9 @@ from stm_fast.__main__ import app
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = tuple(typer.main.get_command(app).commands)
+# not pydantic, which typer imports itself where it is installed
 HEAVY = ("torch", "torchvision", "triton", "numpy", "PIL", "av", "safetensors", "matplotlib", "accelerate")
+HEAVY += ("jinja2", "psutil")
 # what lists the sequences of a set reads masks, and masks are arrays
 ARRAYS = ("numpy", "PIL")
 
@@ -94,11 +96,8 @@ MISTAKES = (
     (("convert", "a.safetensors", "a.safetensors", "--overwrite"), "a.safetensors: found as both input and output"),
     (("train", "absent.yaml", "--output", "new"), "absent.yaml: no such file"),
     (("train", "run.yaml", "--output", "new"), "run.yaml: epohcs: unknown key, did you mean epochs?"),
-    (("train", "run.yaml", "--output", "trained"), "trained/checkpoint.pt: a run lies there already"),
-    (
-        ("train", "again.yaml", "--output", "again", "--resume"),
-        "again/model.safetensors: found as both input and",
-    ),
+    (("train", "run.yaml", "--output", "trained"), "trained/checkpoint.pt: a run is there already"),
+    (("train", "again.yaml", "--output", "again", "--resume"), "again/model.safetensors: found as both input and"),
     (EVALUATE, "--data: missing"),
     ((*EVALUATE, "--data", "full"), "--output: missing"),
     ((*EVALUATE, "--report"), "--output: missing, needed for --report"),

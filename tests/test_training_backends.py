@@ -1,5 +1,7 @@
 """The fused memory read inside training: the same loss curve as the reference, with less kept for the backward pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,10 +11,9 @@ from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.testing.criterion import FACTOR
 from stm_fast.training.building import build_clip_loss, build_clips
-from stm_fast.training.config_file import from_plain
-from stm_fast.training.sampler import TicketSampler
+from stm_fast.training.sampler import StepSampler
 from training_memory import kept_bytes
-from training_runs import SMALL
+from training_runs import SMALL_CONFIG
 
 STEPS = 20
 
@@ -28,12 +29,12 @@ def _needs_cpp(request):
 
 def losses(backend, dtype, device="cpu"):
     """The loss of each step of a run in one dtype."""
-    config = from_plain(SMALL | {"backend": backend, "clips_per_epoch": STEPS}, "test")
+    config = replace(SMALL_CONFIG, backend=backend, clips_per_epoch=STEPS)
     clip_loss, clips = build_clip_loss(config).to(device, dtype), build_clips(config, skip_corrupt=False)
     optimizer = torch.optim.Adam(clip_loss.parameters(), lr=1e-4)
     curve = torch.zeros(STEPS, dtype=torch.float64)
-    for step, tickets in enumerate(TicketSampler(config, 0, 0, 1)):
-        batch = collate([clips[ticket] for ticket in tickets])
+    for step, keys in enumerate(StepSampler(config, 0, 0, 1)):
+        batch = collate([clips[key] for key in keys])
         loss = clip_loss(batch.frames.to(device, dtype) / 255, batch.ids.to(device).long(), batch.objects)
         optimizer.zero_grad()
         loss.backward()

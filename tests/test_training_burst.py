@@ -15,11 +15,9 @@ import yaml
 from processes import run
 from stm_fast.errors import InputError
 from stm_fast.network.checkpoint import read_state_dict
-from stm_fast.training import pace as pace_module
 from stm_fast.training.checkpoint import read_state, write_state
 from stm_fast.training.compact import pack, unpack
-from stm_fast.training.pace import Pace
-from stm_fast.training.schedule import rate_factor
+from stm_fast.training.schedule import TimeBudget, rate_factor
 from training_runs import SMALL, curve, make_trainer, painted, stop_after, tensors, write_pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +140,7 @@ def test_a_run_with_clips_from_the_device_in_pieces_is_the_run_in_one(tmp_path):
     assert curve(tmp_path / "pieces") == curve(tmp_path / "whole")
     ours, theirs = tensors(tmp_path / "pieces"), tensors(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    with pytest.raises(InputError, match=r"the run began with loading 'device', expected that, found 'workers'"):
+    with pytest.raises(InputError, match=r"began with loading 'device', found 'workers' now, expected the same"):
         make_trainer(tmp_path / "whole", True, **(changes | {"loading": "workers"}))
 
 
@@ -155,41 +153,41 @@ def test_corrupt_pictures_cannot_be_passed_over_on_the_device(tmp_path):
 def clock(monkeypatch):
     """Time that goes on when a test says so."""
     now = [100.0]
-    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 
 def test_the_pace_leaves_out_the_first_steps_and_gets_better(clock):
-    pace, estimates = Pace(7, 1100.0), {}
+    budget, estimates = TimeBudget(7, 1100.0), {}
     for step in range(8, 200):
         # the first steps compile; later ones grow slower
         clock[0] += 30 if step <= 12 else 1 if step <= 27 else 2
-        steps = pace.steps(step)
+        steps = budget.steps(step)
         if steps is not None:
             estimates[step] = steps
     assert list(estimates) == [27, 42, 72, 132]
     assert estimates[27] == 27 + int(0.98 * (1000 - 5 * 30 - 15))
     assert estimates[42] == 42 + int(0.98 * (1000 - 5 * 30 - 45) / 1.5)
-    assert not pace.over
+    assert not budget.over
     clock[0] = 1101
-    assert pace.over
+    assert budget.over
 
 
 def test_no_time_left_is_no_step_more(clock):
-    pace = Pace(0, 90.0)
+    budget = TimeBudget(0, 90.0)
     for step in range(1, 20):
         clock[0] += 1
-        assert pace.steps(step) is None
-    assert pace.steps(20) == 20
+        assert budget.steps(step) is None
+    assert budget.steps(20) == 20
 
 
 @pytest.mark.slow
 def test_the_schedule_ends_with_the_minutes_and_scores_stand_at_both_ends(tmp_path, monkeypatch):
-    class Known(Pace):
+    class Known(TimeBudget):
         def steps(self, step):
             return 8 if step == 3 else None
 
-    monkeypatch.setattr("stm_fast.training.trainer.Pace", Known)
+    monkeypatch.setattr("stm_fast.training.trainer.TimeBudget", Known)
     changes = {"validation": VALIDATION, "epochs": 1000, "clips_per_epoch": 2, "schedule": {"name": "cosine"}}
     log = {"every": 1, "pictures": None, "checkpoint": 1000}
     assert make_trainer(tmp_path, log=log, **changes).run(end=float("inf"))

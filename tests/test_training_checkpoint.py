@@ -122,7 +122,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(stopped, tmp_path, compact):
 
 def test_a_checkpoint_that_was_cut_off_is_refused(stopped, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(stopped[False][:-100])
-    with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint of a training run .*; put a copy of it in"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint of a training run .*; restore a copy"):
         read(tmp_path)
 
 

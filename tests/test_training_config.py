@@ -8,9 +8,9 @@ import pytest
 from stm_fast.errors import InputError
 from stm_fast.training.config import Skip, SyntheticData
 from stm_fast.training.config_file import from_plain, read_config
-from stm_fast.training.sampler import TicketSampler
+from stm_fast.training.sampler import StepSampler
 from stm_fast.training.schedule import Schedule, max_skip, rate_factor
-from training_runs import SMALL
+from training_runs import SMALL, SMALL_CONFIG
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "stm_fast" / "weights" / "recipe").glob("*.yaml")])
@@ -39,6 +39,10 @@ def write(tmp_path):
 def test_every_configuration_that_ships_is_one(file):
     config = read_config(file)
     assert from_plain(asdict(config), "again") == config
+
+
+def test_the_small_configuration_is_the_same_without_pydantic():
+    assert from_plain(SMALL, "test") == SMALL_CONFIG
 
 
 def test_what_is_not_said_is_as_in_the_paper(write):
@@ -75,22 +79,37 @@ def test_changes_reach_into_what_lies_inside_one_another(write):
         ("loss: {detach_memory: 1}", "loss.detach_memory: found 1, expected true or false"),
         ("optimizer: 3", "optimizer: found 3, expected keys and values"),
         ("precision: fp64", "precision: found 'fp64', expected fp32, bf16 or fp16"),
-        ("clips: {size: [384]}", "clips.size: found 1 values, expected 2"),
+        ("clips: {size: [384]}", "clips.size.1: missing"),
         ("clips: {size: 384}", "clips.size: found 384, expected a list"),
         ("data: [{kind: davis18, path: D}]", "data.0.kind: found 'davis18', expected davis16, davis17,"),
         ("data: [{kind: davis16}]", "data.0.path: missing"),
         ("data: [{kind: davis16, path: D, splt: train}]", "data.0.splt: unknown key, did you mean split?"),
-        ("data: [{kind: [stills]}]", "data.0.kind: found ['stills'], expected davis16,"),
-        ("seed: -1", "seed: found -1, expected 0 to 2^63 - 1"),
+        ("data: [{kind: [stills]}]", "data.0.kind: found a list, expected davis16, davis17,"),
+        ("seed: -1", "seed: found -1, expected at least 0"),
         ("seed: 2001-99-99", "not YAML (month must be in 1..12)"),
         ("weights: [1]", "weights: found a list, expected text"),
         ("validation: {kind: synthetic, max_size: 9}", "validation.max_size: found 9, expected at least 16"),
         ("validation: {kind: synthetic, max_size: 96, min_size: 128}", "validation.max_size: found 96, expected at le"),
         ("validation: {kind: synthetic, min_size: 0}", "validation.min_size: found 0, expected at least 1"),
         ("frozen_stages: -1", "frozen_stages: found -1, expected at least 0"),
-        ("optimizer: {trunk_lr: 0}", "optimizer.trunk_lr: found 0.0, expected more than 0"),
+        ("optimizer: {trunk_lr: 0}", "optimizer.trunk_lr: found 0, expected more than 0"),
         ("epochs:", "epochs: found nothing, expected a whole number"),
         ("3: 4", "3: unknown key"),
+        ("clips: {size: [384, 384, 3]}", "clips.size: found a list, expected a list of at most 2, not 3"),
+        ("clips: {size: [384, 100]}", "clips.size.1: found 100, expected a multiple of 16"),
+        ("network: {shared_trunk: 1}", "network.shared_trunk: found 1, expected true or false"),
+        ("network: {key_dim: 64.0}", "network.key_dim: found 64.0, expected a whole number"),
+        ("augmentation: {hue: true}", "augmentation.hue: found True, expected a finite number"),
+        ("augmentation: {crop_area: [0.8, 0.5]}", "augmentation.crop_area: found [0.8, 0.5], expected the smaller"),
+        ("data: [{kind: synthetic, length: 0}]", "data.0.length: found 0, expected at least 1"),
+        ("data: [{kind: synthetic, hidden: 1.5}]", "data.0.hidden: found 1.5, expected at most 1"),
+        ("data: [{kind: synthetic, objects: []}]", "data.0.objects: found a list, expected a list of at least 1"),
+        ("data: []", "data: found a list, expected a list of at least 1, not 0"),
+        ("data: [3]", "data.0: found 3, expected keys and values"),
+        ("data: [{path: D}]", "data.0.kind: missing"),
+        ("validation: {kind: davis16, path: D, evry: 1}", "validation.evry: unknown key, did you mean every?"),
+        ("ema: 1", "ema: found 1, expected less than 1"),
+        ("backend: fast", "backend: found 'fast', expected auto, triton, cpp or reference"),
     ],
 )
 def test_faults_are_named_by_their_key(write, text, message):
@@ -119,7 +138,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ("epochs", "-o epochs: expected key=value"),
         ("data.1.weight=2", "-o data.1.weight=2: found '1', expected 0 to 0"),
-        ("epochs.most=2", "-o epochs.most=2: epochs is 2, nothing lies inside it"),
+        ("epochs.most=2", "-o epochs.most=2: found 2 above most, expected keys and values"),
         ("epochs=[", "-o epochs=[: not YAML"),
     ],
 )
@@ -160,8 +179,8 @@ HOSTILE = [
     ("seed: 2001-01-01", "seed: found datetime.date(2001, 1, 1), expected a whole number"),
     ("seed: !!binary AAAA", "seed: found b'\\x00\\x00\\x00', expected a whole number"),
     ("seed: !!set {a}", "seed: found {'a'}, expected a whole number"),
-    ("seed: " + "9" * 4000, "seed: found an integer of 13288 bits, expected 0 to 2^63 - 1"),
-    ("seed: 0x" + "f" * 4000, "seed: found an integer of 16000 bits, expected 0 to 2^63 - 1"),
+    ("seed: " + "9" * 4000, "seed: found an integer of 13288 bits, expected at most 9223372036854775807"),
+    ("seed: 0x" + "f" * 4000, "seed: found an integer of 16000 bits, expected at most 9223372036854775807"),
     ("optimizer: {lr: " + "9" * 400 + "}", "optimizer.lr: found an integer of 1329 bits, expected a finite number"),
     ("optimizer: {lr: 1e400}", "optimizer.lr: found '1e400', expected a finite number"),
     ("optimizer: {lr: .nan}", "optimizer.lr: found nan, expected a finite number"),
@@ -231,7 +250,7 @@ def test_anchors_and_merge_keys_are_taken_each_on_its_own(write):
         (f"clips_per_epoch: {10**12}", "clips_per_epoch: found 1000000000000, expected at most 1000000000"),
         (
             "clips: {size: [1600000000, 1600000000]}",
-            "clips.size: found [1600000000, 1600000000], expected at most 8192",
+            "clips.size.0: found 1600000000, expected at most 8192",
         ),
         ("clips: {frames: 1000000}", "clips.frames: found 1000000, expected at most 1000"),
         ("clips: {max_objects: 256}", "clips.max_objects: found 256, expected at most 255"),
@@ -242,8 +261,8 @@ def test_anchors_and_merge_keys_are_taken_each_on_its_own(write):
             "optimizer.batch: found 9, expected at most",
         ),
         ("optimizer: {lr: 1.0e+9}", "optimizer.lr: found 1000000000.0, expected at most 1000"),
-        ("network: {key_dim: 1000000}", "network.key_dim: found 1000000, expected at most 4096"),
-        ("network: {position_waves: 1000000}", "network.position_waves: found 1000000, expected at most 32"),
+        ("network: {key_dim: 1000000}", "network.key_dim: found 1000000, expected 1 to 4096"),
+        ("network: {position_waves: 1000000}", "network.position_waves: found 1000000, expected 0 to 32"),
         (f"schedule: {{warmup: {10**30}}}", "schedule.warmup: found 1000000000000000000000000000000, expected at most"),
         (f"validation: {{kind: synthetic, height: {10**9}}}", "validation.height: found 1000000000, expected at most"),
         (
@@ -259,7 +278,7 @@ def test_anchors_and_merge_keys_are_taken_each_on_its_own(write):
             f"data: [{{kind: synthetic, objects: [1, {10**9}]}}]",
             "data.0.objects.1: found 1000000000, expected at most 255",
         ),
-        ("data: [{kind: synthetic, weight: 1.0e+300}]", "data.0.weight: found 1e+300, expected 0 to 1000000000"),
+        ("data: [{kind: synthetic, weight: 1.0e+300}]", "data.0.weight: found 1e+300, expected at most 1000000000"),
         ("augmentation: {still_zoom: 1.0e+300}", "augmentation.still_zoom: found 1e+300, expected at most 1000"),
     ],
 )
@@ -287,7 +306,7 @@ def test_a_step_has_the_same_clips_whoever_loads_them(processes, parts):
     config = from_plain(
         SMALL | {"optimizer": {"batch": 4, "accumulate": parts}, "skip": {"every": 1}, "clips_per_epoch": 7}, "test"
     )
-    shares = [list(TicketSampler(config, 1, rank, processes)) for rank in range(processes)]
+    shares = [list(StepSampler(config, 1, rank, processes)) for rank in range(processes)]
     steps = [
         sorted(
             astuple(ticket) for share in shares for part in share[step * parts : (step + 1) * parts] for ticket in part

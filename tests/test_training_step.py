@@ -200,7 +200,7 @@ def test_a_shared_trunk_learns_at_its_own_rate_from_the_stage_that_is_not_frozen
     learner = Learner(config, clip_loss, Accelerator(cpu=True))
     frames = torch.randint(0, 256, (1, 3, 3, 32, 48), dtype=torch.uint8)
     ids = torch.randint(0, 3, (1, 3, 32, 48), dtype=torch.uint8)
-    learner.step([ClipBatch(frames, ids, [2], ["clip"], 0, [])], 0, 1)
+    learner.step([ClipBatch(frames, ids, [2], ["clip"], [])], 0, 1)
     frozen = ("query_encoder.stem", "query_encoder.conv1", "query_encoder.stages.0", "query_encoder.layer1")
     for name, weight in clip_loss.model.named_parameters():
         moved = (weight - before[name]).abs().max()

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from stm_fast.data.augmentation import Augmentation
+from stm_fast.network import Architecture
 from stm_fast.training.building import build_clip_loss, build_clips
 from stm_fast.training.checkpoint import read_state
+from stm_fast.training.config import Clips, Log, Optimizer, Schedule, SyntheticData, TrainingConfig
 from stm_fast.training.config_file import from_plain
 from stm_fast.training.log import read_log
 from stm_fast.training.trainer import Trainer
@@ -26,6 +28,18 @@ SMALL = {
     "clips_per_epoch": 5,  # steps and epochs do not fit one another
     "log": {"every": 2, "pictures": None, "checkpoint": 2},
 }
+# the same, for tests on machines without pydantic
+SMALL_CONFIG = TrainingConfig(
+    data=(SyntheticData("synthetic", length=3, height=48, width=48),),
+    epochs=2,
+    clips_per_epoch=5,
+    network=Architecture("resnet18_half", key_dim=8, value_dim=8, decoder_dim=8),
+    batch_norm="batch",
+    clips=Clips(size=(32, 32), max_objects=2),
+    optimizer=Optimizer(lr=1e-3, batch=2),
+    schedule=Schedule("poly", warmup=2),
+    log=Log(every=2, pictures=None, checkpoint=2),
+)
 _SOFT = 3  # pixels: how far edges are soft where a picture is enlarged
 SAME_COLOURS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0}
 STILL = Augmentation(

@@ -1,4 +1,4 @@
-"""Options that say what the memory keeps, and where."""
+"""Options of the memory: what it keeps, and where."""
 
 from functools import partial
 from pathlib import Path
@@ -14,35 +14,35 @@ _option = partial(typer.Option, rich_help_panel="Memory")
 
 
 def memory_config(
-    every: Annotated[int, _option(**whole(1, 10**9), help="Every N-th frame stays in the memory.")] = 5,
+    every: Annotated[int, _option(**whole(1, 10**9), help="Keep every N-th frame in the memory.")] = 5,
     first_and_previous: Annotated[
-        bool, _option("--first-and-previous", help="Only frames with given masks stay, and the previous one.")
+        bool, _option("--first-and-previous", help="Keep only frames with given masks, and the previous one.")
     ] = False,
     no_previous: Annotated[
-        bool, _option("--no-previous", help="The previous frame is not read, unless it stays.")
+        bool, _option("--no-previous", help="Do not read the previous frame, unless it is kept.")
     ] = False,
     no_redetect: Annotated[
         bool,
-        _option("--no-redetect", help="What is lost is remembered as absent, and looked for where it was."),
+        _option("--no-redetect", help="Memorize lost objects as absent, and search for them only where they were."),
     ] = False,
     max_frames: Annotated[
         int | None,
-        _option("--max-memory-frames", **whole(1, 10**9), help="At most so many frames of each object stay."),
+        _option("--max-memory-frames", **whole(1, 10**9), help="Keep at most this many frames per object."),
     ] = None,
     max_bytes: Annotated[
         int | None,
-        _option("--max-memory-bytes", **nbytes(), help="The memory takes at most this, such as 2.5GB."),
+        _option("--max-memory-bytes", **nbytes(), help="Keep at most this much memory, such as 2.5GB."),
     ] = None,
-    evict: Annotated[Evict, _option(help="Which frame makes room where the memory is full.")] = "oldest",
-    memory_storage: Annotated[StorageName, _option(help="What the memory's rows are kept as.")] = "model",
+    evict: Annotated[Evict, _option(help="Which frame to evict when the memory is full.")] = "oldest",
+    memory_storage: Annotated[StorageName, _option(help="Format of the memory's rows.")] = "model",
     memory_place: Annotated[
-        Place, _option(help="Where the rows lie: with the network, in host memory, or on disk.")
+        Place, _option(help="Where the rows are: with the network, in host memory, or on disk.")
     ] = "device",
     memory_folder: Annotated[
-        Path | None, _option(help="The folder for --memory-place disk; nothing stays in it.")
+        Path | None, _option(help="The folder for --memory-place disk; nothing is left in it.")
     ] = None,
     memory_graph: Annotated[
-        bool, _option("--memory-graph", help="On a GPU, the reads of a full memory are replayed from CUDA graphs.")
+        bool, _option("--memory-graph", help="On a GPU, replay the reads of a full memory from CUDA graphs.")
     ] = False,
 ) -> MemoryConfig:
     """The options as a configuration.

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from stm_fast.data.augmentation import Augmentation
 from stm_fast.data.compose import compose, objects_of
-from stm_fast.data.raw import ClipSource, Shot, draw_shots
+from stm_fast.data.source import ClipSource, draw_frames
 from stm_fast.errors import InputError
 
 TRIES = 50
@@ -21,14 +21,14 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingClip(NamedTuple):
-    """A few frames of a video, or of a still set in motion.
+    """A few frames of a video, or of a still image set in motion.
 
     Attributes:
         frames: uint8 [T, 3, H, W], RGB.
         ids: uint8 [T, H, W], 0 is background, 1..O the objects; all of them are in the first frame.
         objects: O, at least 1.
         name: where it came from: the file of the first frame, or what a synthetic clip was drawn from.
-        faults: what was wrong with the corrupt items passed over on the way to this clip.
+        faults: what was wrong with the corrupt items skipped before this clip.
     """
 
     frames: Tensor
@@ -46,25 +46,23 @@ class ClipBatch(NamedTuple):
         ids: uint8 [B, T, H, W], 0 is background, 1..objects[b] the objects.
         objects: of each clip.
         names: of each clip.
-        skipped: corrupt items passed over while this batch was drawn.
-        faults: what was wrong with them, a line each.
+        faults: one line about each corrupt item that was skipped.
     """
 
     frames: Tensor
     ids: Tensor
     objects: list[int]
     names: list[str]
-    skipped: int
     faults: list[str]
 
 
 @dataclass(frozen=True)
-class Ticket:
-    """What one item of a `ClipDataset` depends on, besides its seed.
+class SampleKey:
+    """What one item of a `ClipDataset` depends on, besides the data set's seed.
 
     Attributes:
         epoch, index: which item.
-        max_skip: most frames left out between two frames of a video.
+        max_skip: most frames skipped between two frames of a video.
     """
 
     epoch: int
@@ -73,20 +71,20 @@ class Ticket:
 
 
 class ClipDataset(Dataset[TrainingClip]):
-    """A mixture of sources. `dataset[Ticket(epoch, index, max_skip)]` depends on the seed and the ticket alone.
+    """A mixture of sources. `dataset[SampleKey(epoch, index, max_skip)]` depends on the seed and the key alone.
 
     Args:
         sources: sources and how often each is drawn from, relative to the others.
         length: clips of an epoch.
         frames: of a clip, T.
         size: H, W of a clip.
-        max_objects: most objects of a clip; of more, so many are drawn, and the others are background.
-        augmentation: what is changed at random. Objects to paste are drawn from those sources whose clips do not move.
+        max_objects: most objects of a clip; of more, this many are drawn and the others are background.
+        augmentation: what is changed at random. Objects to paste are drawn from the sources of still images.
         seed: of everything random.
-        skip_corrupt: whether to pass over files that cannot be used, and videos that are too short; each is logged as a
+        skip_corrupt: whether to skip files that cannot be used, and videos that are too short; each is logged as a
             warning and counted.
 
-    Raises InputError: numbers out of range, no source, a video that is too short; when an item is drawn: a corrupt
+    Raises InputError: no source with a positive weight, a video that is too short; when an item is drawn: a corrupt
     file, no object anywhere.
     """
 
@@ -102,17 +100,13 @@ class ClipDataset(Dataset[TrainingClip]):
         seed: int,
         skip_corrupt: bool,
     ) -> None:
-        if min(length, frames, *size, max_objects) < 1:
-            raise InputError(f"clips: {length=}, {frames=}, {size=}, {max_objects=}: expected at least 1 of each")
-        if seed < 0:
-            raise InputError(f"seed: {seed}, expected no negative number")
         weights = np.array([weight for _, weight in sources], np.float64)
         if not len(weights) or weights.min() < 0 or not weights.sum() > 0:
             raise InputError(f"data: weights {weights.tolist()}, expected some that are positive, none negative")
         self._sources = [source for source, _ in sources]
         for source in () if skip_corrupt else self._sources:
             source.check_length(frames)
-        self._stills = [source for source in self._sources if not source.moving]
+        self._stills = [number for number, source in enumerate(self._sources) if not source.moving]
         self._shares = weights / weights.sum()
         self._length, self._frames, self._size, self._max_objects = length, frames, size, max_objects
         self._augmentation, self._seed, self._skip_corrupt = augmentation, seed, skip_corrupt
@@ -120,12 +114,12 @@ class ClipDataset(Dataset[TrainingClip]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, ticket: Ticket) -> TrainingClip:
-        generator = np.random.default_rng((self._seed, ticket.epoch, ticket.index))
+    def __getitem__(self, key: SampleKey) -> TrainingClip:
+        generator = np.random.default_rng((self._seed, key.epoch, key.index))
         faults: list[str] = []
         for _ in range(TRIES):
             try:
-                clip = self._draw(ticket.max_skip, generator)
+                clip = self._draw(key.max_skip, generator)
             except InputError as error:
                 if not self._skip_corrupt:
                     raise
@@ -141,25 +135,25 @@ class ClipDataset(Dataset[TrainingClip]):
         """A clip, or None where no object is large enough in its first frame."""
         augmentation = self._augmentation
         source = self._sources[generator.choice(len(self._sources), p=self._shares)]
-        shots = draw_shots(source, int(generator.integers(len(source))), self._frames, max_skip, generator)
+        drawn = draw_frames(source, int(generator.integers(len(source))), self._frames, max_skip, generator)
         if source.moving and generator.random() < augmentation.reverse:
-            shots.reverse()
-        pasted = self._draw_pasted(source.moving, generator)
-        frames, ids = compose(shots, source.moving, pasted, self._size, augmentation, generator)
+            drawn.reverse()
+        stills = [self._sources[number] for number in self._draw_stills(source.moving, generator)]
+        pasted = [draw_frames(still, int(generator.integers(len(still))), 1, 0, generator)[0] for still in stills]
+        frames, ids = compose(drawn, source.moving, pasted, self._size, augmentation, generator)
         found = objects_of(ids[0], augmentation.min_area)
         if not found:
             return None
         chosen: list[int] = generator.permutation(found)[: self._max_objects].tolist()
-        return TrainingClip(frames, renumbered(ids, chosen), len(chosen), shots[0].name)
+        return TrainingClip(frames, renumbered(ids, chosen), len(chosen), drawn[0].name)
 
-    def _draw_pasted(self, moving: bool, generator: np.random.Generator) -> list[Shot]:
-        """Stills of which an object each is to be pasted."""
+    def _draw_stills(self, moving: bool, generator: np.random.Generator) -> list[int]:
+        """The source numbers of the still images of which one object each is pasted over a clip."""
         chance = self._augmentation.video_paste if moving else self._augmentation.paste
         if not self._stills or generator.random() >= chance:
             return []
         count = generator.integers(1, self._augmentation.paste_most + 1)
-        sources = [self._stills[generator.integers(len(self._stills))] for _ in range(count)]
-        return [draw_shots(source, int(generator.integers(len(source))), 1, 0, generator)[0] for source in sources]
+        return [self._stills[generator.integers(len(self._stills))] for _ in range(count)]
 
 
 def renumbered(ids: Tensor, chosen: Sequence[int]) -> Tensor:
@@ -173,4 +167,4 @@ def collate(clips: list[TrainingClip]) -> ClipBatch:
     """Clips of one size and length as a batch, for a `DataLoader`."""
     frames, ids, objects, names, faults = zip(*clips, strict=True)
     every = [fault for of_clip in faults for fault in of_clip]
-    return ClipBatch(torch.stack(frames), torch.stack(ids), list(objects), list(names), len(every), every)
+    return ClipBatch(torch.stack(frames), torch.stack(ids), list(objects), list(names), every)

@@ -1,4 +1,4 @@
-"""Stills out of COCO instances."""
+"""Still images with the instances of COCO."""
 
 import re
 from collections.abc import Iterator
@@ -11,8 +11,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from stm_fast.data.coco_shapes import MOST_PIXELS, check_shape, rasterize
-from stm_fast.data.pictures import shot_of
-from stm_fast.data.raw import Bytes, Shot
+from stm_fast.data.source import Bytes, Frame, StillSource, file_frame
 from stm_fast.errors import InputError, check_name, require_folder, shown
 from stm_fast.text_file import read_json
 
@@ -22,26 +21,24 @@ _LONGEST_PATH = 4096  # of a file: what Linux takes
 _NO_NAME = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")  # what would break a line, or is no character
 
 
-class CocoSource:
-    """Pictures of COCO with their instances as objects; the largest is painted first. Crowds are background.
+class CocoSource(StillSource):
+    """Images of COCO with their instances as objects; the largest is painted first. Crowds are background.
 
-    What is wrong with an image or an annotation is raised when that picture is drawn, so that a run that skips corrupt
-    files passes over it. An entry of which the file does not say the picture counts as a picture that cannot be used.
+    An invalid image or annotation raises when that image is drawn, so that a run that skips corrupt files skips it. An
+    entry that names no image counts as an image that cannot be used.
 
     Args:
-        pictures: the folder of pictures.
+        images: the folder of images.
         annotations: the JSON of the instances, as `instances_train2017.json`.
 
     Raises InputError: pycocotools is not installed, a missing file or folder, no JSON of instances, no instance in it.
     """
 
-    moving = False
-
-    def __init__(self, pictures: Path, annotations: Path) -> None:
+    def __init__(self, images: Path, annotations: Path) -> None:
         if find_spec("pycocotools") is None:
             raise InputError(HOW_TO_GET_COCO)
-        require_folder(pictures, "of pictures")
-        self._pictures, self._annotations = pictures, annotations
+        require_folder(images, "of pictures")
+        self._images, self._annotations = images, annotations
         self._items = _read_items(annotations)
         if not self._items:
             raise InputError(f"{annotations}: no instances in it, expected some that are no crowds")
@@ -50,23 +47,15 @@ class CocoSource:
         return len(self._items)
 
     def check_length(self, frames: int) -> None:
-        """A still is as long as it is asked to be. Raises InputError for the first image or annotation at fault."""
+        """Raises InputError for the first invalid image or annotation."""
         for item in self._items:
             self._check(item)
 
-    def length(self, index: int) -> int:
-        """A still is one shot."""
-        return 1
-
-    def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
-        """Nothing here is random."""
-        return [0] * frames
-
-    def shot(self, index: int, time: int) -> Shot:
-        """Picture `index`."""
+    def frame(self, index: int, time: int) -> Frame:
+        """Image `index`."""
         item = self._items[index]
         self._check(item)
-        return shot_of(self._pictures / item.image["file_name"], self._paint(item), self._annotations)
+        return file_frame(self._images / item.image["file_name"], self._paint(item), self._annotations)
 
     def _check(self, item: "_Item") -> None:
         """Raises InputError, with the place of the fault, where an item cannot be painted."""
@@ -82,7 +71,7 @@ class CocoSource:
             raise InputError(f"{self._annotations}: {kind} {shown(entry['id'])}: {error}") from None
 
     def _paint(self, item: "_Item") -> Bytes:
-        """Object ids [H, W] of a picture whose instances are checked."""
+        """Object ids [H, W] of an image whose instances are checked."""
         height, width = item.image["height"], item.image["width"]
         ids = np.zeros(width * height, np.uint8)  # column by column, as shapes are
         largest = sorted(item.instances, key=lambda one: -one["area"])[:_MOST]
@@ -93,7 +82,7 @@ class CocoSource:
 
 @dataclass
 class _Item:
-    """An image and its instances as the file has them, or what is wrong with an entry that belongs to no image."""
+    """An image and its instances as in the file, or what is wrong with an entry that belongs to no image."""
 
     image: dict[str, Any] = field(default_factory=dict)
     instances: list[dict[str, Any]] = field(default_factory=list)
@@ -101,7 +90,7 @@ class _Item:
 
 
 def _read_items(file: Path) -> list[_Item]:
-    """The images with instances in the order of their ids, and what is at fault. Raises InputError."""
+    """The images with instances in the order of their ids, then the invalid entries. Raises InputError."""
     content = read_json(file, "instances of COCO")
     found = content if isinstance(content, dict) else {"images": None}
     images, annotations = found.get("images", []), found.get("annotations", [])
@@ -114,7 +103,7 @@ def _read_items(file: Path) -> list[_Item]:
 
 
 def _sort_images(images: list[Any], items: dict[int | str, _Item]) -> Iterator[_Item]:
-    """Makes an item of each image. Yields what is wrong with those that have no id."""
+    """Makes an item of each image. Yields the invalid ones that have no id."""
     for place, image in enumerate(images):
         if not isinstance(image, dict) or not _is_id(image.get("id")):
             yield _Item(fault=f"images[{place}]: found {shown(image)}, expected an image with an id")
@@ -125,7 +114,7 @@ def _sort_images(images: list[Any], items: dict[int | str, _Item]) -> Iterator[_
 
 
 def _sort_instances(annotations: list[Any], items: dict[int | str, _Item]) -> Iterator[_Item]:
-    """Puts each instance into the item of its image, if any. Yields what is wrong with those that name none."""
+    """Puts each instance into the item of its image, if any. Yields the invalid ones that name no image."""
     known: dict[int | str, _Item] = {}
     for place, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
@@ -149,13 +138,13 @@ def _is_id(value: Any) -> TypeGuard[int | str]:
 
 
 def _is_instance(annotation: dict[str, Any]) -> bool:
-    """Whether it is an object, or looks like one that is broken: no crowd, and not just a box."""
+    """Whether it is an object, valid or not: neither a crowd nor just a box."""
     crowd = annotation.get("iscrowd") == 1
     return not crowd and annotation.get("segmentation") not in (None, [])
 
 
 def _check_image(image: dict[str, Any]) -> tuple[int, int]:
-    """The size H, W of an image. Raises InputError for what cannot be one, or a name that leads out of its folder."""
+    """The size H, W of an image. Raises InputError for an invalid one, or a name that leads out of its folder."""
     name = image.get("file_name")
     if not isinstance(name, str) or len(name) > _LONGEST_PATH or _NO_NAME.search(name):
         raise InputError(f"found file_name {shown(name)}, expected the name of a picture")

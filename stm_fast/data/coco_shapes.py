@@ -1,4 +1,4 @@
-"""Shapes of COCO instances as masks. They are checked here, since pycocotools trusts what it is given.
+"""Shapes of COCO instances as masks. They are checked here, since pycocotools trusts its input.
 
 A shape, called ``segmentation`` in the file, is one of
 
@@ -19,22 +19,22 @@ from stm_fast.errors import InputError, shown
 
 Counts = npt.NDArray[np.int64]
 
-# of a picture: three counts of more than 2^24 pixels could make pycocotools write past its buffer
+# of an image: three counts of more than 2^24 pixels could make pycocotools write past its buffer
 MOST_PIXELS = 50_000_000
-# how far a point may lie outside the picture: a share of its side, and pixels where that is less
+# how far a point may lie outside the image: a share of its side, or at least this many pixels
 _BEYOND = 0.1
 _LEAST_BEYOND = 8
 _FEWEST_NUMBERS = 6  # of a polygon: three points
-# pycocotools walks along an outline in steps of a fifth of a pixel; so many take it 64 MiB
+# pycocotools walks along an outline in steps of a fifth of a pixel; this many take it 64 MiB
 _STEPS = 5
 _MOST_STEPS = 2**22
-# run lengths as text: 5 bits a character, at most 30 bits a number, which goes on behind "P" to "o"
+# run lengths as text: 5 bits a character, at most 30 bits a number, which continues after "P" to "o"
 _PACKED = re.compile("(?:[P-o]{0,5}[0-O])+")
 _MOST_CHARACTERS = 6  # of a number
 
 
 def check_shape(shape: Any, size: tuple[int, int]) -> None:
-    """Raises InputError, without the place, where `shape` is none of an image of `size` H, W."""
+    """Raises InputError, without the place, where `shape` is not a shape in an image of `size` H, W."""
     if isinstance(shape, list):
         _check_polygons(shape, size)
     elif isinstance(shape, dict):
@@ -44,7 +44,7 @@ def check_shape(shape: Any, size: tuple[int, int]) -> None:
 
 
 def rasterize(shape: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Where the object is, [W H], column by column: what pycocotools makes of a shape that `check_shape` lets pass."""
+    """Where the object is, [W H], column by column: pycocotools' raster of a shape that `check_shape` accepts."""
     from pycocotools import mask
 
     parts = [shape] if isinstance(shape, dict) else mask.frPyObjects(shape, *size)
@@ -55,7 +55,7 @@ def _filled(parts: Sequence[Counts]) -> npt.NDArray[np.bool_]:
     """The union of some run lengths."""
     if len(parts) == 1:
         return np.repeat(np.arange(len(parts[0])) % 2 == 1, parts[0])
-    # where runs begin and end, in the order of pixels: between two such places as many parts overlap as have begun
+    # where runs begin and end, in the order of pixels: between two such places, the parts that have begun overlap
     places = np.concatenate([np.cumsum(counts) for counts in parts])
     begun = np.concatenate([1 - 2 * (np.arange(len(counts)) % 2) for counts in parts])
     order = np.argsort(places, kind="stable")
@@ -70,7 +70,7 @@ def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
     for polygon in polygons:
         _check_numbers(polygon)
         steps += len(polygon) + _STEPS * len(polygon) / 2 * _check_points(polygon, size)
-    # no outline is longer than that; where this is too long, its length is measured
+    # an upper bound; only where it is too long, the length is measured
     if steps > _MOST_STEPS and sum(map(_steps, polygons)) > _MOST_STEPS:
         most = _MOST_STEPS // _STEPS
         raise InputError(f"found an outline that is too long, expected at most {most} pixels")
@@ -87,7 +87,7 @@ def _check_numbers(polygon: Any) -> None:
 
 
 def _check_points(polygon: list[float], size: tuple[int, int]) -> float:
-    """Raises InputError for a point outside the picture. Returns the longer side of the box around all."""
+    """Raises InputError for a point outside the image. Returns the longer side of the bounding box."""
     extent = 0.0
     for name, numbers, side in (("x", polygon[::2], size[1]), ("y", polygon[1::2], size[0])):
         beyond = max(_BEYOND * side, _LEAST_BEYOND)
@@ -123,7 +123,7 @@ def _check_run_lengths(shape: dict[str, Any], size: tuple[int, int]) -> None:
 
 
 def _has_form(counts: Any, pixels: int) -> bool:
-    """Whether these are run lengths as far as can be seen before they are unpacked."""
+    """Whether these look like run lengths, before they are unpacked."""
     if isinstance(counts, list):
         return set(map(type, counts)) == {int} and max(map(abs, counts)) <= pixels
     # text that is longer would hold runs of no pixels
@@ -132,7 +132,7 @@ def _has_form(counts: Any, pixels: int) -> bool:
 
 
 def _lengths(counts: list[int] | str | bytes) -> Counts:
-    """Run lengths, unpacked from text of `_PACKED`. There each from the fourth on is less the last but one."""
+    """Run lengths, unpacked from text of `_PACKED`. There each from the fourth on has the last but one subtracted."""
     if isinstance(counts, list):
         return np.array(counts, np.int64)
     packed = counts.encode("ascii") if isinstance(counts, str) else counts

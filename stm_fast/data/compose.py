@@ -1,4 +1,4 @@
-"""One augmented clip out of shots: crop, motion, pasted objects, colours."""
+"""One augmented clip of some frames: crop, motion, pasted objects, colors."""
 
 import math
 from collections.abc import Sequence
@@ -11,29 +11,31 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from stm_fast.data.augmentation import Augmentation
-from stm_fast.data.colour import recolour
+from stm_fast.data.color import recolor
 from stm_fast.data.geometry import (
     Matrix,
     Motion,
     affordable_shrink,
+    bounding_box,
     crop_view,
     draw_bends,
     draw_path,
     mirrored,
+    pasted_views,
     resample,
     sampling_grid,
 )
-from stm_fast.data.raw import Bytes, Shot
+from stm_fast.data.source import Bytes, Frame
 from stm_fast.errors import InputError
 
-AIMS = 4  # crops tried before one is centred on an object
-PASTED_PLACE = (0.15, 0.85)  # of the middle of a pasted object in the crop
+AIMS = 4  # crops tried before one is centered on an object
+PASTED_PLACE = (0.15, 0.85)  # range of a pasted object's center, as a share of the crop's sides
 
 
 def compose(
-    shots: Sequence[Shot],
+    clip: Sequence[Frame],
     moving: bool,
-    pasted: Sequence[Shot],
+    pasted: Sequence[Frame],
     size: tuple[int, int],
     augmentation: Augmentation,
     generator: np.random.Generator,
@@ -41,27 +43,27 @@ def compose(
     """Frames uint8 [T, 3, h, w] and ids uint8 [T, h, w] of a clip.
 
     Args:
-        shots: of equal sizes; the same one T times over where it is a still.
-        moving: whether the shots are a video, which moves by itself.
-        pasted: stills of which one object each is put over the clip. Its id becomes one that the clip does not use.
+        clip: of equal sizes; the same one T times over if it is a still image.
+        moving: whether the clip is a video, which has motion of its own.
+        pasted: still images; one object of each is pasted over the clip, with an id that the clip does not use.
         size: h, w.
 
-    Raises InputError where a picture cannot be read, or shots differ in size.
+    Raises InputError where an image cannot be read, or frames differ in size.
     """
-    _check_sizes(shots)
-    picture = shots[0].ids.shape
-    bends = _draw_bends(moving, len(shots), size, augmentation, generator)
-    path = draw_path(motion_of(moving, augmentation), len(shots), min(size), generator)
-    view = _draw_view(shots[0].ids, path[0], size, augmentation, generator)
+    _check_sizes(clip)
+    image = clip[0].ids.shape
+    bends = _draw_bends(moving, len(clip), size, augmentation, generator)
+    path = draw_path(motion_of(moving, augmentation), len(clip), min(size), generator)
+    view = _draw_view(clip[0].ids, path[0], size, augmentation, generator)
     views = view @ path  # [T, 2, 3]
-    masks = tv_tensors.Mask(_stack([shot.ids for shot in shots]))
-    ids = resample(masks, sampling_grid(views, size, picture, bends))[:, 0].to(torch.uint8)  # [T, h, w]
+    masks = tv_tensors.Mask(_stack([frame.ids for frame in clip]))
+    ids = resample(masks, sampling_grid(views, size, image, bends))[:, 0].to(torch.uint8)  # [T, h, w]
     shrink = affordable_shrink(views)
-    pictures = tv_tensors.Video(_read(shots, shrink))
-    frames = resample(pictures, sampling_grid(views, size, picture, bends, shrink))  # [T, 3, h, w]
-    for shot in pasted:
-        _paste(shot, frames, ids, augmentation, generator)
-    return recolour(frames, augmentation, generator), ids
+    images = tv_tensors.Video(_read(clip, shrink))
+    frames = resample(images, sampling_grid(views, size, image, bends, shrink))  # [T, 3, h, w]
+    for still in pasted:
+        _paste(still, frames, ids, augmentation, generator)
+    return recolor(frames, augmentation, generator), ids
 
 
 def objects_of(ids: Tensor, share: float) -> list[int]:
@@ -70,16 +72,16 @@ def objects_of(ids: Tensor, share: float) -> list[int]:
     return (torch.nonzero(counts >= max(1.0, share * ids.numel()))[:, 0] + 1).tolist()
 
 
-def _check_sizes(shots: Sequence[Shot]) -> None:
-    first = shots[0]
-    for shot in shots[1:]:
-        if shot.ids.shape != first.ids.shape:
-            (height, width), (tall, wide) = shot.ids.shape, first.ids.shape
-            raise InputError(f"{shot.name}: mask of {width}x{height}, expected {wide}x{tall} as {first.name}")
+def _check_sizes(clip: Sequence[Frame]) -> None:
+    first = clip[0]
+    for frame in clip[1:]:
+        if frame.ids.shape != first.ids.shape:
+            (height, width), (tall, wide) = frame.ids.shape, first.ids.shape
+            raise InputError(f"{frame.name}: mask of {width}x{height}, expected {wide}x{tall} as {first.name}")
 
 
 def motion_of(moving: bool, augmentation: Augmentation) -> Motion:
-    """Of a clip's frames."""
+    """The motion of a clip's frames."""
     a = augmentation
     if moving:
         return Motion(a.video_rotation, a.video_shear, a.video_zoom, a.video_translation)
@@ -87,7 +89,7 @@ def motion_of(moving: bool, augmentation: Augmentation) -> Motion:
 
 
 def pasted_motion(augmentation: Augmentation) -> Motion:
-    """Of a pasted object."""
+    """The motion of a pasted object."""
     a = augmentation
     return Motion(a.still_rotation, a.still_shear, a.still_zoom, a.paste_translation)
 
@@ -103,7 +105,7 @@ def _draw_bends(
 def _draw_view(
     ids: Bytes, motion: Matrix, size: tuple[int, int], augmentation: Augmentation, generator: np.random.Generator
 ) -> Matrix:
-    """A view that, moved as the first frame is, shows some of an object of ids [H, W] where there is one."""
+    """A view that, with the motion of the first frame, shows some of an object of ids [H, W] if there is one."""
     flip = generator.random() < augmentation.flip
     view = _draw_crop(ids, None, size, augmentation, generator)
     mask = tv_tensors.Mask(torch.from_numpy(ids)[None, None])
@@ -139,23 +141,25 @@ def _some_object_point(ids: Bytes, generator: np.random.Generator) -> tuple[floa
     return y, x
 
 
-def _paste(shot: Shot, frames: Tensor, ids: Tensor, augmentation: Augmentation, generator: np.random.Generator) -> None:
-    """Put one object of a still over frames [T, 3, h, w] and ids [T, h, w], on a way of its own."""
-    found = objects_of(torch.from_numpy(shot.ids), augmentation.min_area)
+def _paste(
+    still: Frame, frames: Tensor, ids: Tensor, augmentation: Augmentation, generator: np.random.Generator
+) -> None:
+    """Pastes one object of a still image over frames [T, 3, h, w] and ids [T, h, w], in place, with its own motion."""
+    found = objects_of(torch.from_numpy(still.ids), augmentation.min_area)
     unused = 1 + torch.nonzero(torch.bincount(ids.flatten(), minlength=256)[1:] == 0)
     if not found or not len(unused):
         return
     size = (ids.shape[1], ids.shape[2])
-    shape = shot.ids == generator.choice(found)  # [H, W]
-    (top, bottom), (left, right) = _range(shape.any(1)), _range(shape.any(0))
+    shape = still.ids == generator.choice(found)  # [H, W]
+    top, left, bottom, right = bounding_box(shape)
     box = (bottom - top, right - left)
     views = _draw_pasted_views(box, len(ids), size, augmentation, generator)
     shrink = affordable_shrink(views)
     grid = sampling_grid(views, size, box, shrink=shrink)
     cut = np.s_[top:bottom, left:right]
-    picture, cover = (_shrunk(_bytes(array[cut])[None], shrink) for array in (shot.read(1), shape))
+    image, cover = (_shrunk(_bytes(array[cut])[None], shrink) for array in (still.read(1), shape))
     alpha = resample(cover, grid, padding="zeros")  # [T, 1, h, w]
-    frames.lerp_(resample(picture, grid), alpha)
+    frames.lerp_(resample(image, grid), alpha)
     ids[alpha[:, 0] >= 0.5] = int(unused[0])
 
 
@@ -171,35 +175,26 @@ def _draw_pasted_views(
     augmentation: Augmentation,
     generator: np.random.Generator,
 ) -> Matrix:
-    """Views [T, 2, 3] of a box of pixels that lies somewhere in the crop."""
-    a = augmentation
-    scale = max(box) / (generator.uniform(*a.paste_size) * min(size))
-    middle = (generator.uniform(*PASTED_PLACE, 2) - 0.5) * size[::-1]  # x, y in pixels of the crop
-    path = draw_path(pasted_motion(a), frames, min(size), generator)
-    # turned about its own middle: go there first, and then on
-    path[:, :2, 2] = -(path[:, :2, :2] @ (middle + path[:, :2, 2])[..., None])[..., 0]
-    view = np.array([[scale, 0, box[1] / 2], [0, scale, box[0] / 2]])
-    return (mirrored(view) if generator.random() < a.flip else view) @ path
-
-
-def _range(used: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """The first and one past the last place that is set."""
-    places = np.flatnonzero(used)
-    return int(places[0]), int(places[-1]) + 1
+    """Views [T, 2, 3] of a box of pixels at a random place in the crop."""
+    scale = max(box) / (generator.uniform(*augmentation.paste_size) * min(size))
+    target = (generator.uniform(*PASTED_PLACE, 2) - 0.5) * size[::-1]  # x, y in pixels of the crop
+    path = draw_path(pasted_motion(augmentation), frames, min(size), generator)
+    flip = generator.random() < augmentation.flip
+    return pasted_views(scale, (box[0] / 2, box[1] / 2), target, path, flip)
 
 
 def _bytes(array: Bytes | npt.NDArray[np.bool_]) -> Tensor:
-    """A picture [H, W, 3] or a mask [H, W] as uint8 [C, H, W]."""
+    """An image [H, W, 3] or a mask [H, W] as uint8 [C, H, W]."""
     return torch.from_numpy(array.astype(np.uint8, copy=False)).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 
 
 def _stack(arrays: Sequence[Bytes]) -> Tensor:
-    """Pictures or masks as uint8 [T, C, H, W]; of a still, one instead of T."""
+    """Images or masks as uint8 [T, C, H, W]; of a still image, one instead of T."""
     distinct = {id(array): array for array in arrays}
     return torch.stack([_bytes(array) for array in (distinct.values() if len(distinct) == 1 else arrays)])
 
 
-def _read(shots: Sequence[Shot], shrink: int) -> Tensor:
-    """The pictures uint8 [T, 3, H / shrink, W / shrink], rounded up; of a still, one instead of T."""
-    read = {id(shot): shot.read(shrink) for shot in shots}
-    return _stack([read[id(shot)] for shot in shots])
+def _read(clip: Sequence[Frame], shrink: int) -> Tensor:
+    """The images uint8 [T, 3, H / shrink, W / shrink], rounded up; of a still image, one instead of T."""
+    read = {id(frame): frame.read(shrink) for frame in clip}
+    return _stack([read[id(frame)] for frame in clip])

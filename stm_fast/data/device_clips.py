@@ -1,4 +1,4 @@
-"""Training clips drawn a batch at a time from pictures that lie on the device: no worker, no copy, no decoding.
+"""Training clips drawn a batch at a time from images on the device: no workers, copies or decoding.
 
 B clips of T frames, h x w pixels each; A + 1 crops tried for each clip; L labels of the store.
 """
@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stm_fast.data.clips import ClipBatch, ClipDataset, Ticket
-from stm_fast.data.colour import colours_of, recoloured
+from stm_fast.data.clips import ClipBatch, ClipDataset, SampleKey
+from stm_fast.data.color import color_transforms, recolored
 from stm_fast.data.compose import AIMS, PASTED_PLACE, motion_of, pasted_motion
 from stm_fast.data.geometry import (
     CONTROL_POINTS,
@@ -23,45 +23,46 @@ from stm_fast.data.geometry import (
     crop_view,
     mirrored,
     offsets,
+    pasted_views,
     path_of,
     reach_of,
 )
-from stm_fast.data.store import PictureStore
+from stm_fast.data.store import ImageStore
 from stm_fast.errors import InputError
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-# a batch is made in parts of so many clips: what is needed in between takes some 100 bytes a pixel
+# a batch is made in parts of this many clips: intermediates take about 100 bytes per pixel
 _AT_ONCE = 64
-# points a side at which is looked for objects in a crop
+# points per side at which a crop is searched for objects
 _LOOKS = 32
 
 
 class DeviceClips(ClipDataset):
-    """A `ClipDataset` that keeps its pictures on a device and draws whole batches there, by batched sampling.
+    """A `ClipDataset` that keeps its images on a device and draws whole batches there, by batched sampling.
 
-    Mixture, ranges and probabilities are those of `ClipDataset`, the numbers drawn are others. What differs:
+    Mixture, ranges and probabilities are those of `ClipDataset`, the numbers drawn are others. Other differences:
 
-    * whether a crop shows an object is looked up at some points of it;
-    * a clip without an object gives its place to the first one of its batch that has some;
-    * there is no `skip_corrupt`: every picture is decoded when `to` is called.
+    * whether a crop shows an object is tested at a grid of points;
+    * a clip without an object is replaced by the first one of its batch that has some;
+    * there is no `skip_corrupt`: every image is decoded when `to` is called.
     """
 
-    store: PictureStore
+    store: ImageStore
 
     def to(self, device: torch.device) -> "DeviceClips":
-        """Decodes all pictures and keeps them on a device. Raises InputError where one cannot be read."""
-        self.store = PictureStore(self._sources, device)
+        """Decodes all images and keeps them on a device. Raises InputError where one cannot be read."""
+        self.store = ImageStore(self._sources, device)
         self._device = device
         return self
 
-    def batch(self, tickets: Sequence[Ticket]) -> ClipBatch:
-        """The clips of some tickets, on the device; depends on the seed and the tickets alone.
+    def batch(self, keys: Sequence[SampleKey]) -> ClipBatch:
+        """The clips of some keys, on the device; depends on the seed and the keys alone.
 
         Raises InputError where no clip has an object.
         """
-        parts = [self._draw_part(tickets[first : first + _AT_ONCE]) for first in range(0, len(tickets), _AT_ONCE)]
+        parts = [self._draw_part(keys[first : first + _AT_ONCE]) for first in range(0, len(keys), _AT_ONCE)]
         frames, ids, objects = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:3])
         names = [name for part in parts for name in part.names]
         counts: list[int] = objects.tolist()
@@ -73,14 +74,14 @@ class DeviceClips(ClipDataset):
             order = torch.tensor(kept, device=self._device)
             frames, ids = frames[order], ids[order]
             counts, names = [counts[clip] for clip in kept], [names[clip] for clip in kept]
-        return ClipBatch(frames, ids, counts, names, 0, [])
+        return ClipBatch(frames, ids, counts, names, [])
 
-    def _draw_part(self, tickets: Sequence[Ticket]) -> "_Part":
-        dice = _Dice([np.random.default_rng((self._seed, ticket.epoch, ticket.index)) for ticket in tickets])
-        drawn = [self._choose(ticket, generator) for ticket, generator in zip(tickets, dice.generators, strict=True)]
-        pictures = np.array([of_clip.pictures for of_clip in drawn])  # [B, T]
+    def _draw_part(self, keys: Sequence[SampleKey]) -> "_Part":
+        dice = _Dice([np.random.default_rng((self._seed, key.epoch, key.index)) for key in keys])
+        drawn = [self._choose(key, generator) for key, generator in zip(keys, dice.generators, strict=True)]
+        images = np.array([of_clip.images for of_clip in drawn])  # [B, T]
         moving = np.array([of_clip.moving for of_clip in drawn])
-        frames, ids = self._look(pictures, moving, dice)  # [B, T, h w, 3], [B, T, h w]
+        frames, ids = self._look(images, moving, dice)  # [B, T, h w, 3], [B, T, h w]
         for slot in range(max(len(of_clip.pasted) for of_clip in drawn)):
             rows = np.array([row for row, of_clip in enumerate(drawn) if slot < len(of_clip.pasted)])
             stills = np.array([drawn[row].pasted[slot] for row in rows])
@@ -88,35 +89,29 @@ class DeviceClips(ClipDataset):
         ids, objects = self._choose_objects(ids, dice)
         shape = (len(drawn), self._frames)
         return _Part(
-            self._recolour(frames, dice).view(*shape, 3, *self._size),
+            self._recolor(frames, dice).view(*shape, 3, *self._size),
             ids.view(*shape, *self._size),
             objects,
-            [self.store.tables.names[of_clip.pictures[0]] for of_clip in drawn],
+            [self.store.tables.names[of_clip.images[0]] for of_clip in drawn],
         )
 
-    def _choose(self, ticket: Ticket, generator: np.random.Generator) -> "_Chosen":
-        """Which pictures a clip is made of."""
-        augmentation = self._augmentation
+    def _choose(self, key: SampleKey, generator: np.random.Generator) -> "_Chosen":
+        """The images that a clip is made of."""
         source = int(generator.choice(len(self._sources), p=self._shares))
         moving = self._sources[source].moving
-        pictures = self._draw_pictures(source, self._frames, ticket.max_skip, generator)
-        if moving and generator.random() < augmentation.reverse:
-            pictures.reverse()
-        stills = [number for number, other in enumerate(self._sources) if not other.moving]
-        chance = augmentation.video_paste if moving else augmentation.paste
-        count = 0
-        if stills and generator.random() < chance:
-            count = int(generator.integers(1, augmentation.paste_most + 1))
-        chosen = [stills[generator.integers(len(stills))] for _ in range(count)]
-        return _Chosen(pictures, moving, [self._draw_pictures(still, 1, 0, generator)[0] for still in chosen])
+        images = self._draw_images(source, self._frames, key.max_skip, generator)
+        if moving and generator.random() < self._augmentation.reverse:
+            images.reverse()
+        stills = self._draw_stills(moving, generator)
+        return _Chosen(images, moving, [self._draw_images(still, 1, 0, generator)[0] for still in stills])
 
-    def _draw_pictures(self, source: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+    def _draw_images(self, source: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
         index = int(generator.integers(len(self._sources[source])))
         times = self._sources[source].times(index, frames, max_skip, generator)
         return [self.store.number(source, index, time) for time in times]
 
-    def _look(self, pictures: Ints, moving: Bools, dice: "_Dice") -> tuple[Tensor, Tensor]:
-        """Crops on the move: colours float32 [B, T, h w, 3] and labels uint8 [B, T, h w] of pictures [B, T]."""
+    def _look(self, images: Ints, moving: Bools, dice: "_Dice") -> tuple[Tensor, Tensor]:
+        """Moving crops of images [B, T]: colors float32 [B, T, h w, 3] and labels uint8 [B, T, h w]."""
         side = min(self._size)
         reach = np.where(
             moving[:, None],
@@ -124,34 +119,34 @@ class DeviceClips(ClipDataset):
             reach_of(motion_of(False, self._augmentation), side),
         )  # [B, 5]
         path = self._on_device(path_of(dice.between(-1, 1, self._frames, 5) * reach[:, None]))  # [B, T, 3, 3]
-        crops = self._on_device(self._draw_crops(pictures[:, 0], dice))  # [B, A + 1, 2, 3]
-        numbers = torch.from_numpy(pictures).to(self._device)
+        crops = self._on_device(self._draw_crops(images[:, 0], dice))  # [B, A + 1, 2, 3]
+        numbers = torch.from_numpy(images).to(self._device)
         views = self._aimed(numbers[:, 0], crops, path[:, 0])[:, None] @ path  # [B, T, 2, 3]
         bends = self._draw_bends(moving, dice)  # [B, T, h w, 2]
         x, y = _points(views.flatten(0, 1), self._size, bends.flatten(0, 1))  # [B T, h w]
         level = _levels(views).repeat_interleave(self._frames)
-        shape = pictures.shape
-        frames = self.store.colours(numbers.flatten(), level, x, y).view(*shape, -1, 3)
+        shape = images.shape
+        frames = self.store.colors(numbers.flatten(), level, x, y).view(*shape, -1, 3)
         return frames, self.store.ids(numbers.flatten(), x, y).view(*shape, -1)
 
-    def _draw_crops(self, pictures: Ints, dice: "_Dice") -> Matrix:
-        """Views [B, A + 1, 2, 3] of the first frames; the last one is centred on an object where there is one."""
+    def _draw_crops(self, images: Ints, dice: "_Dice") -> Matrix:
+        """Views [B, A + 1, 2, 3] of the first frames; the last one is centered on an object if there is one."""
         augmentation, tables = self._augmentation, self.store.tables
-        sizes = tables.sizes[pictures].astype(np.float64)  # [B, 2]
+        sizes = tables.sizes[images].astype(np.float64)  # [B, 2]
         area = dice.between(*augmentation.crop_area, AIMS + 1)  # [B, A + 1]
         stretch = np.exp(math.log(augmentation.crop_stretch) * dice.between(-1, 1, AIMS + 1))
         places = dice.between(0, 1, AIMS + 1, 2) * sizes[:, None]
-        aims = tables.aims[pictures, dice.below(tables.aims.shape[1])]  # [B, 2]
+        aims = tables.aims[images, dice.below(tables.aims.shape[1])]  # [B, 2]
         places[:, -1] = np.where(np.isnan(aims), places[:, -1], aims)
         views = crop_view((sizes[:, :1], sizes[:, 1:]), self._size, area, stretch, (places[..., 0], places[..., 1]))
         flip = dice.between(0, 1) < augmentation.flip
         return np.where(flip[:, None, None, None], mirrored(views), views)
 
-    def _aimed(self, pictures: Tensor, crops: Tensor, motion: Tensor) -> Tensor:
-        """Of each clip's crops [B, A + 1, 2, 3] the first that, moved as the first frame is, shows an object."""
+    def _aimed(self, images: Tensor, crops: Tensor, motion: Tensor) -> Tensor:
+        """Each clip's first crop of [B, A + 1, 2, 3] that, with the first frame's motion, shows an object."""
         tried = crops.shape[1]
         x, y = _points((crops @ motion[:, None]).flatten(0, 1), self._size, looks=_LOOKS)
-        found = self.store.ids(pictures.repeat_interleave(tried), x, y) > 0
+        found = self.store.ids(images.repeat_interleave(tried), x, y) > 0
         enough = max(self._augmentation.min_area * x.shape[1], 1)
         shows = (found.sum(1) >= enough).view(-1, tried)  # [B, A + 1]
         shows[:, -1] = True
@@ -159,23 +154,15 @@ class DeviceClips(ClipDataset):
         return crops[torch.arange(len(crops), device=self._device), first]
 
     def _draw_bends(self, moving: Bools, dice: "_Dice") -> Tensor:
-        """How far each pixel [B, T, h w, 2] is bent: some stills are."""
+        """Displacements of each pixel [B, T, h w, 2], which some still images have."""
         augmentation = self._augmentation
         bent = ~moving & (dice.between(0, 1) < augmentation.warp)
         reach = augmentation.warp_strength * min(self._size) * bent[:, None, None, None]
         steps = reach * dice.between(-1, 1, self._frames, CONTROL_POINTS**2, 2)
         return bends_of(self._on_device(steps.cumsum(1)), self._size).flatten(2, 3)
 
-    def _paste(
-        self,
-        frames: Tensor,
-        ids: Tensor,
-        rows: Ints,
-        stills: Ints,
-        label: int,
-        dice: "_Dice",
-    ) -> None:
-        """Puts one object of a still [R] over each of the clips `rows` [R], in place, as `label`."""
+    def _paste(self, frames: Tensor, ids: Tensor, rows: Ints, stills: Ints, label: int, dice: "_Dice") -> None:
+        """Pastes one object of a still image [R] over each of the clips `rows` [R], in place, as `label`."""
         tables = self.store.tables
         fits = tables.areas[stills] >= np.maximum(
             self._augmentation.min_area, 1 / tables.sizes[stills].prod(1, keepdims=True)
@@ -196,27 +183,22 @@ class DeviceClips(ClipDataset):
         shape = (len(kept), self._frames)
         cover = self.store.cover(numbers, labels, x, y).view(*shape, -1)  # [R, T, h w]
         level = _levels(views).repeat_interleave(self._frames)
-        picture = self.store.colours(numbers, level, x, y).view(*shape, -1, 3)
-        frames[place] = torch.lerp(frames[place], picture, cover[..., None])
+        image = self.store.colors(numbers, level, x, y).view(*shape, -1, 3)
+        frames[place] = torch.lerp(frames[place], image, cover[..., None])
         ids[place] = ids[place].masked_fill(cover >= 0.5, label)
 
     def _draw_pasted_views(self, boxes: Matrix, dice: "_Dice") -> Matrix:
-        """Views [R, T, 2, 3] in which what lies in boxes [R, 4] is somewhere in the crop, as `compose` draws them."""
+        """Views [R, T, 2, 3] that show boxes [R, 4] somewhere in the crop, as `compose` draws them."""
         augmentation, side = self._augmentation, min(self._size)
         top, left, bottom, right = boxes.T
         scale = np.maximum(bottom - top, right - left) / (dice.between(*augmentation.paste_size) * side)  # [R]
-        middle = (dice.between(*PASTED_PLACE, 2) - 0.5) * self._size[::-1]  # x, y
+        target = (dice.between(*PASTED_PLACE, 2) - 0.5) * self._size[::-1]  # x, y
         path = path_of(dice.between(-1, 1, self._frames, 5) * reach_of(pasted_motion(augmentation), side))
-        # turned about its own middle: go there first, and then on
-        path[..., :2, 2] = -(path[..., :2, :2] @ (middle[:, None] + path[..., :2, 2])[..., None])[..., 0]
-        zero = np.zeros_like(scale)
-        rows = [[scale, zero, (left + right) / 2], [zero, scale, (top + bottom) / 2]]
-        view = np.stack([np.stack(row, -1) for row in rows], -2)  # [R, 2, 3]
         flip = dice.between(0, 1) < augmentation.flip
-        return np.where(flip[:, None, None], mirrored(view), view)[:, None] @ path
+        return pasted_views(scale, ((top + bottom) / 2, (left + right) / 2), target, path, flip)
 
     def _choose_objects(self, ids: Tensor, dice: "_Dice") -> tuple[Tensor, Tensor]:
-        """Labels [B, T, h w] as 1, 2, ... in an order that is drawn, most of them background; how many of each [B]."""
+        """Labels [B, T, h w] renumbered 1, 2, ... in random order, the rest background; the number of objects [B]."""
         labels = self.store.labels + self._augmentation.paste_most
         pixels = ids.shape[2]
         counts = torch.stack([(ids[:, 0] == label).sum(1) for label in range(1, labels + 1)], 1)  # [B, labels]
@@ -228,9 +210,9 @@ class DeviceClips(ClipDataset):
         renumbered = table.gather(1, ids.flatten(1).long()).view(ids.shape)
         return renumbered, found.sum(1).clamp_max(self._max_objects)
 
-    def _recolour(self, frames: Tensor, dice: "_Dice") -> Tensor:
-        """Colours float32 [B, T, h w, 3] in 0..255 as frames uint8 [B T, 3, h, w] with other colours."""
-        matrices, shifts = colours_of(
+    def _recolor(self, frames: Tensor, dice: "_Dice") -> Tensor:
+        """Colors float32 [B, T, h w, 3] in 0..255 as frames uint8 [B T, 3, h, w] with other colors."""
+        matrices, shifts = color_transforms(
             self._augmentation,
             dice.between(-1, 1, 3),
             dice.between(-1, 1),
@@ -239,16 +221,16 @@ class DeviceClips(ClipDataset):
             dice.between(-1, 1, self._frames),
         )
         images = frames.flatten(0, 1).mT.reshape(-1, 3, *self._size)  # [B T, 3, h, w]
-        return recoloured(images, self._on_device(matrices).flatten(0, 1), self._on_device(shifts).flatten(0, 1))
+        return recolored(images, self._on_device(matrices).flatten(0, 1), self._on_device(shifts).flatten(0, 1))
 
     def _on_device(self, numbers: Matrix) -> Tensor:
         return torch.from_numpy(numbers).float().to(self._device)
 
 
 class _Chosen(NamedTuple):
-    """Numbers of the pictures that a clip is made of."""
+    """Numbers of the images that a clip is made of."""
 
-    pictures: list[int]  # T
+    images: list[int]  # T
     moving: bool
     pasted: list[int]
 
@@ -269,26 +251,26 @@ class _Dice:
         self.generators = generators
 
     def of(self, rows: Ints) -> "_Dice":
-        """Those of some clips alone."""
+        """Those of some of the clips."""
         return _Dice([self.generators[row] for row in rows])
 
     def between(self, low: float, high: float, *shape: int) -> Matrix:
-        """Evenly spread numbers [B, *shape]."""
+        """Uniform numbers [B, *shape]."""
         return np.stack([generator.uniform(low, high, shape) for generator in self.generators])
 
     def below(self, most: int | Ints) -> Ints:
-        """Whole numbers [B] from 0 to below `most`, of each clip where it is several."""
+        """Integers [B] from 0 to `most` - 1; `most` may be one per clip."""
         return np.floor(self.between(0, 1) * most).astype(np.int64)
 
 
 def _points(
     views: Tensor, size: tuple[int, int], bends: Tensor | None = None, looks: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Where the pixels of views [N, 2, 3] lie in their pictures: x and y float32 [N, h w].
+    """Where the pixels of views [N, 2, 3] lie in their images: x and y float32 [N, h w].
 
     Args:
         bends: [N, h w, 2] of `bends_of`.
-        looks: so many points a side instead of all pixels.
+        looks: this many points per side instead of all pixels.
     """
     grid = size if looks is None else (looks, looks)
     x, y = (side.to(views.device) for side in offsets(grid))
@@ -306,7 +288,7 @@ def _affine(row: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _levels(views: Tensor) -> Tensor:
-    """Which level of their pictures clips of views [B, T, 2, 3] are sampled from: as `affordable_shrink`, [B]."""
+    """The level of their images that clips of views [B, T, 2, 3] are sampled from, as `affordable_shrink`: [B]."""
     a, b, c, d = views[..., :2].flatten(2).unbind(-1)
     least = (a * d - b * c).abs().sqrt().amin(1)
     return least.clamp(1, MAX_SHRINK).log2().floor().long()

@@ -1,7 +1,7 @@
 """Where the pixels of a crop come from: crop, motion and thin-plate warp composed into one map, sampled once.
 
-A view is a matrix [2, 3] that takes an offset from the crop's centre, in pixels of the crop (x, y, 1), to a point of
-the picture in pixels, whose first pixel covers [0, 1).
+A view is a matrix [2, 3] that takes an offset from the crop's center, in pixels of the crop (x, y, 1), to a point of
+the image in pixels, whose first pixel covers [0, 1).
 """
 
 import math
@@ -18,13 +18,14 @@ from torchvision import tv_tensors
 
 Matrix = npt.NDArray[np.float64]
 Numbers = float | Matrix  # one, or one for each of several clips
+Flags = bool | npt.NDArray[np.bool_]
 
 CONTROL_POINTS = 4  # a side
 MAX_SHRINK = 8  # what a JPEG can be decoded at
 
 
 class Motion(NamedTuple):
-    """Ranges of a motion a frame: degrees, degrees, logarithm, share of the crop's shorter side."""
+    """Ranges of the motion per frame: degrees, degrees, logarithm, share of the crop's shorter side."""
 
     rotation: float
     shear: float
@@ -33,22 +34,22 @@ class Motion(NamedTuple):
 
 
 def crop_view(
-    picture: tuple[Numbers, Numbers],
+    image: tuple[Numbers, Numbers],
     size: tuple[int, int],
     area: Numbers,
     stretch: Numbers,
     place: tuple[Numbers, Numbers],
 ) -> Matrix:
-    """The view of an upright crop inside the picture; of several clips at once, [..., 2, 3].
+    """The view of an upright crop inside the image; of several clips at once, [..., 2, 3].
 
     Args:
-        picture: H, W of the picture.
+        image: H, W of the image.
         size: h, w of the crop in its own pixels.
-        area: share of the picture's area it covers; less where it would not fit otherwise.
-        stretch: how much wider than the crop's own shape it is.
-        place: y, x of its centre in the picture, moved inwards where the crop would reach beyond an edge.
+        area: share of the image's area that it covers; less where it would not fit otherwise.
+        stretch: factor on the crop's aspect ratio.
+        place: y, x of its center in the image, moved inwards where the crop would cross an edge.
     """
-    height, width = picture
+    height, width = image
     aspect = size[1] / size[0] * stretch
     tall = np.minimum(np.minimum(np.sqrt(area * height * width / aspect), height), width / aspect)
     wide = tall * aspect
@@ -64,6 +65,32 @@ def mirrored(view: Matrix) -> Matrix:
     return other
 
 
+def pasted_views(scale: Numbers, source: tuple[Numbers, Numbers], target: Matrix, path: Matrix, flip: Flags) -> Matrix:
+    """Views [..., T, 2, 3] that show a point of an image at a place in the crop and rotate about it.
+
+    Args:
+        scale: pixels of the image per pixel of the crop, [...].
+        source: y, x of the point in the image, [...] each.
+        target: x, y of the place as an offset from the crop's center, [..., 2].
+        path: motions [..., T, 3, 3].
+        flip: whether to mirror the image left to right, [...].
+    """
+    # moved to the place first, and then along the path
+    path = path.copy()
+    path[..., :2, 2] = -(path[..., :2, :2] @ (target[..., None, :] + path[..., :2, 2])[..., None])[..., 0]
+    zero = np.zeros_like(scale)
+    view = _matrices([[scale, zero, source[1]], [zero, scale, source[0]]])
+    return np.where(np.asarray(flip)[..., None, None], mirrored(view), view)[..., None, :, :] @ path
+
+
+def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of what is set in a mask [H, W], the last two exclusive; zeros for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
 def draw_path(motion: Motion, frames: int, side: int, generator: np.random.Generator) -> Matrix:
     """A random walk of motions: matrices [T, 3, 3] of offsets in the crop, in pixels of a crop of this side."""
     reach = reach_of(motion, side)
@@ -71,7 +98,7 @@ def draw_path(motion: Motion, frames: int, side: int, generator: np.random.Gener
 
 
 def reach_of(motion: Motion, side: int) -> Matrix:
-    """How far one frame goes at most: [5]."""
+    """The largest motion of one frame: [5]."""
     return np.array([*np.radians(motion[:2]), motion.zoom, motion.translation * side, motion.translation * side])
 
 
@@ -90,30 +117,31 @@ def path_of(steps: Matrix) -> Matrix:
 
 
 def draw_bends(strength: float, frames: int, size: tuple[int, int], generator: np.random.Generator) -> Tensor:
-    """A random walk of thin-plate warps: how far each pixel of the crop goes, in its pixels, [T, h, w, 2]."""
+    """A random walk of thin-plate warps: displacements of the crop's pixels, in pixels, [T, h, w, 2]."""
     reach = strength * min(size)
     steps = generator.uniform(-reach, reach, (frames, CONTROL_POINTS**2, 2)).cumsum(axis=0)
     return bends_of(torch.from_numpy(steps).float(), size)
 
 
 def bends_of(moved: Tensor, size: tuple[int, int]) -> Tensor:
-    """How far each pixel of the crop goes, [..., h, w, 2], where control points are moved by [..., K, 2]."""
+    """Displacements of the crop's pixels [..., h, w, 2], given those of the control points [..., K, 2]."""
     bends: Tensor = _thin_plates(size).to(moved.device) @ moved  # [..., h w, 2]
     return bends.view(*moved.shape[:-2], *size, 2)
 
 
 def sampling_grid(
-    views: Matrix, size: tuple[int, int], picture: tuple[int, int], bends: Tensor | None = None, shrink: int = 1
+    views: Matrix, size: tuple[int, int], image: tuple[int, int], bends: Tensor | None = None, shrink: int = 1
 ) -> Tensor:
-    """Points of `grid_sample` for views [T, 2, 3] of a picture: float32 [T, h, w, 2].
+    """Points of `grid_sample` for views [T, 2, 3] of an image: float32 [T, h, w, 2].
 
     Args:
         size: h, w of the crop.
-        picture: H, W of the picture.
+        image: H, W of the image.
         bends: [T, h, w, 2] of `draw_bends`.
-        shrink: blocks of this side are one pixel of the picture to be sampled, the last ones perhaps not full.
+        shrink: each pixel of the image to be sampled is the mean of a block of this side; blocks at an edge may be
+            partial.
     """
-    height, width = (math.ceil(side / shrink) * shrink for side in picture)
+    height, width = (math.ceil(side / shrink) * shrink for side in image)
     unit = torch.from_numpy(views * 2 / np.array([[width], [height]])).float()[..., None, None]  # [T, 2, 3, 1, 1]
     x, y = offsets(size)
     if bends is not None:
@@ -132,29 +160,29 @@ def resample(data: Tensor, grid: Tensor, padding: str = "reflection") -> Tensor:
 
 
 def affordable_shrink(views: Matrix) -> int:
-    """1, 2, 4 or 8: blocks of so many pixels of the picture a side are no larger than a pixel of any view [T, 2, 3]."""
+    """The largest of 1, 2, 4 and 8 such that blocks of this side are no larger than a pixel of any view [T, 2, 3]."""
     least = np.sqrt(np.abs(np.linalg.det(views[:, :, :2]))).min()
     return 1 << int(np.log2(np.clip(least, 1, MAX_SHRINK)))
 
 
 def offsets(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Offsets of the pixels' centres from the middle: x [1, w] and y [h, 1]."""
+    """Offsets of the pixels' centers from the center of the crop: x [1, w] and y [h, 1]."""
     height, width = size
     x, y = torch.arange(width) + (1 - width) / 2, torch.arange(height) + (1 - height) / 2
     return x[None], y[:, None]
 
 
-def _matrices(rows: Sequence[Sequence[Matrix]]) -> Matrix:
+def _matrices(rows: Sequence[Sequence[Numbers]]) -> Matrix:
     """Rows of numbers, each [...], as matrices [..., rows, columns]."""
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
 @lru_cache(maxsize=8)
 def _thin_plates(size: tuple[int, int]) -> Tensor:
-    """What each pixel gets of each control point's displacement: [h w, K], float32.
+    """The share of each control point's displacement in that of each pixel: [h w, K], float32.
 
     The thin-plate spline through K points is linear in their displacements (Bookstein, 1989, equation 5), so its
-    weights are solved for once.
+    weights are computed once.
     """
     line = torch.linspace(-1, 1, CONTROL_POINTS, dtype=torch.float64)
     points = torch.cartesian_prod(line, line)  # [K, 2]

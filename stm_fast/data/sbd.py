@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stm_fast.data.raw import Bytes
+from stm_fast.data.source import Bytes
 from stm_fast.errors import InputError, reading, require_file
 
 # instances of `inst/*.mat`, classes of `cls/*.mat`
@@ -57,14 +57,14 @@ def read_mat(file: Path) -> Bytes:
 
 
 def _masks(content: memoryview) -> Iterator[tuple[str, Bytes]]:
-    """The masks in a file by the names of their variables; other variables are passed over. Raises InputError."""
+    """The masks in a file by the names of their variables; other variables are skipped. Raises InputError."""
     order = _order(bytes(content[:_HEADER]))
-    room = _MOST_BYTES
+    most = _MOST_BYTES
     for kind, data in _elements(content[_HEADER:], order):
         variable = data
         if kind == _COMPRESSED:
-            kind, variable = _inflated(data, order, room)
-            room -= len(variable)
+            kind, variable = _inflated(data, order, most)
+            most -= len(variable)
         if kind != _MATRIX:
             raise InputError(f"element of type {kind}, expected a variable")
         yield from _masks_of(variable, order)
@@ -91,7 +91,7 @@ def _elements(data: memoryview, order: str) -> _Elements:
             raise InputError("it ends within a tag")
         kind, size = struct.unpack_from(f"{order}II", data, at)
         begin, following = at + _TAG, at + _TAG + size
-        if kind >> 16:  # so short that it lies in its tag
+        if kind >> 16:  # so short that it is stored in its tag
             kind, size = kind & 0xFFFF, kind >> 16
             begin, following = at + _TAG // 2, at + _TAG
             if size > _TAG // 2:
@@ -104,16 +104,16 @@ def _elements(data: memoryview, order: str) -> _Elements:
         at = following
 
 
-def _inflated(data: memoryview, order: str, room: int) -> tuple[int, memoryview]:
-    """Type and content of the element that is compressed in `data`. Raises InputError for more bytes than `room`."""
+def _inflated(data: memoryview, order: str, most: int) -> tuple[int, memoryview]:
+    """Type and content of the element that is compressed in `data`. Raises InputError for more bytes than `most`."""
     inflater = zlib.decompressobj()
     try:
         tag = inflater.decompress(data, _TAG)
         if len(tag) < _TAG:
             raise InputError("compressed bytes that end within a tag")
         kind, size = struct.unpack(f"{order}II", tag)
-        if size > room:
-            raise InputError(f"{size} compressed bytes, expected at most {room}")
+        if size > most:
+            raise InputError(f"{size} compressed bytes, expected at most {most}")
         content = inflater.decompress(inflater.unconsumed_tail, size + 1)
     except zlib.error as error:
         raise InputError(f"{error}") from None

@@ -1,6 +1,6 @@
-"""Benchmark sets on disk: the sequences of a split, where their pictures and annotations lie, and how these are read.
+"""Benchmark sets on disk: the sequences of a split, where their images and annotations are, and how these are read.
 
-Layouts as the sets are published. Nothing is ever written here.
+Layouts are those published. Only `synthetic` writes: it draws its clips on first use.
 """
 
 import os
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from stm_fast.choices import SetName
-from stm_fast.data.drawn_set import draw_set
+from stm_fast.data.synthetic_set import draw_set
 from stm_fast.errors import InputError, check_name, require_folder
 from stm_fast.listing import by_stem, list_folders, list_images, list_masks
 from stm_fast.text_file import read_json, read_lines
@@ -29,7 +29,7 @@ Ids = npt.NDArray[np.uint8]
 
 
 class Objects(Enum):
-    """What the annotations of a set mean, and which of them a method is given."""
+    """What the annotations of a set mean, and which of them a method receives."""
 
     ONE = "everything annotated is one object, given in the first frame"  # DAVIS-2016
     FIRST = "the objects of the first annotation, given there; 255 is void"  # DAVIS-2017
@@ -41,11 +41,11 @@ class Sequence:
     """One video of a set.
 
     Attributes:
-        name: of the sequence; results lie in a folder of this name.
-        frames: folder of pictures; None where only annotations are known.
+        name: of the sequence, and of the folder of its results.
+        frames: folder of images; None where only annotations are known.
         annotations: folder of masks named as their frames.
         objects: what the annotations mean.
-        required: names of the frames a server asks for; None for all.
+        required: names of the frames that are to be submitted; None for all.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Sequence:
 
     @cached_property
     def note(self) -> str | None:
-        """What was made of the first annotation, where its values were not taken as they are. Raises InputError."""
+        """How values of the first annotation were interpreted, if not as they are. Raises InputError."""
         if not self.annotated:
             return None
         found = self._mask(self.annotated[0])
@@ -83,15 +83,15 @@ class Sequence:
 
     def read_annotation(self, name: str) -> Ids:
         """The object ids ``[H, W]`` of an annotated frame; void pixels are background. Raises InputError."""
-        return self.normalised(self._mask(name).ids)
+        return self.normalized(self._mask(name).ids)
 
-    def normalised(self, ids: Ids) -> Ids:
-        """Ids ``[H, W]`` of a file as the set means them."""
+    def normalized(self, ids: Ids) -> Ids:
+        """Ids ``[H, W]`` of a file with the meaning that the set gives them."""
         kept = without_void(ids) if self._void_in(ids) else ids
         return (kept > 0).astype(np.uint8) if self.objects is Objects.ONE else kept
 
     def given(self, name: str, known: list[int]) -> tuple[Ids, list[int]] | None:
-        """What a method that knows some objects is given in a frame: ids ``[H, W]``, and which of them it may use."""
+        """What a method that knows some objects receives in a frame: ids ``[H, W]``, and those that are new."""
         if name not in self.annotated or (known and self.objects is not Objects.ALL):
             return None
         ids = self.read_annotation(name)
@@ -111,29 +111,48 @@ class Sequence:
 
     @cached_property
     def _has_void(self) -> bool:
-        """Whether 255 is void in every mask, also where an object has left nothing but its border.
+        """Whether 255 is void in every mask, even in one that shows only the border of an object.
 
         Masks of DAVIS-2016 are 0 and 255; as part of DAVIS-2017 they have ids.
         """
         return has_void({found for name in self.annotated for found in object_ids(self._mask(name).ids)})
 
 
+SETS: dict[SetName, Callable[[Path, str], list[Sequence]]] = {}
+MEANINGS: dict[SetName, Objects] = {}
+
+_Opener = TypeVar("_Opener", bound=Callable[[Path, str], list[Sequence]])
+
+
+def _benchmark_set(name: SetName, objects: Objects) -> Callable[[_Opener], _Opener]:
+    """Registers a function that lists the sequences of a split, under the name that a user chooses it by."""
+
+    def register(opener: _Opener) -> _Opener:
+        SETS[name], MEANINGS[name] = opener, objects
+        return opener
+
+    return register
+
+
+@_benchmark_set("davis16", Objects.ONE)
 def davis16(root: Path, split: str) -> list[Sequence]:
     """DAVIS-2016: one object. Lists of names, as in the 2017 release, or of path pairs, as in the one of 2016."""
     lists = [root / "ImageSets" / folder / f"{split}.txt" for folder in ("2016", RESOLUTION)]
     return _davis(root, lists, Objects.ONE)
 
 
+@_benchmark_set("davis17", Objects.FIRST)
 def davis17(root: Path, split: str) -> list[Sequence]:
     """DAVIS-2017, semi-supervised: train, val, test-dev or test-challenge."""
     return _davis(root, [root / "ImageSets" / "2017" / f"{split}.txt"], Objects.FIRST)
 
 
+@_benchmark_set("youtube-vos", Objects.ALL)
 def youtube_vos(root: Path, split: str) -> list[Sequence]:
     """YouTube-VOS 2018 or 2019: ``<split>/{JPEGImages,Annotations,meta.json}``.
 
-    All frames are run where they are there, in ``all_frames/<split>_all_frames`` or ``<split>_all_frames``; those that
-    ``meta.json`` lists are handed in.
+    All frames are segmented if they are available, in ``all_frames/<split>_all_frames`` or ``<split>_all_frames``;
+    those that ``meta.json`` lists are submitted.
     """
     folder = root / split
     videos = _read_meta(folder / "meta.json")
@@ -147,6 +166,7 @@ def youtube_vos(root: Path, split: str) -> list[Sequence]:
     ]
 
 
+@_benchmark_set("folder", Objects.ALL)
 def folder(root: Path, split: str) -> list[Sequence]:
     """Any data: ``JPEGImages/<sequence>`` and ``Annotations/<sequence>``, perhaps with ``480p`` between.
 
@@ -158,34 +178,19 @@ def folder(root: Path, split: str) -> list[Sequence]:
     return [_checked(Sequence(name, frames / name, annotations / name, Objects.ALL)) for name in names]
 
 
+@_benchmark_set("synthetic", Objects.FIRST)
 def synthetic(root: Path, split: str) -> list[Sequence]:
-    """Procedural clips of three objects, drawn into `root` where they are not there yet.
+    """Synthetic clips of three objects, drawn into `root` on first use.
 
     Args:
         split: the seed of the first clip.
     """
     if not split.isdecimal():
-        raise InputError(f"--split: found {split!r}, expected the seed of the first procedural clip")
+        raise InputError(f"--split: found {split!r}, expected the seed of the first synthetic clip")
     return [
         Sequence(name, root / "JPEGImages" / name, root / "Annotations" / name, Objects.FIRST)
         for name in draw_set(root, int(split))
     ]
-
-
-SETS: dict[SetName, Callable[[Path, str], list[Sequence]]] = {
-    "davis16": davis16,
-    "davis17": davis17,
-    "youtube-vos": youtube_vos,
-    "folder": folder,
-    "synthetic": synthetic,
-}
-MEANINGS: dict[SetName, Objects] = {
-    "davis16": Objects.ONE,
-    "davis17": Objects.FIRST,
-    "youtube-vos": Objects.ALL,
-    "folder": Objects.ALL,
-    "synthetic": Objects.FIRST,
-}
 
 
 def annotated_sequences(annotations: Path, objects: Objects) -> list[Sequence]:

@@ -1,8 +1,8 @@
-"""Procedural clips with exact masks: textured objects that move, turn, scale and cross over a panning background.
+"""Synthetic clips with exact masks: textured objects that move, rotate, scale and cross over a panning background.
 
 Everything is drawn from one seed, and the same seed gives the same bytes: pixels are computed with additions,
-multiplications, divisions and square roots only, which every machine rounds alike; sines and cosines are taken of
-single numbers in double precision and rounded to float32.
+multiplications, divisions and square roots only, which every machine rounds the same way; sines and cosines are
+computed for single numbers in double precision and rounded to float32.
 """
 
 import math
@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 MAX_OBJECTS = 20
-# training draws seeds from here on; those below are for demonstrations, tests and evaluation
+# training draws seeds from here on; smaller ones are for demonstrations, tests and evaluation
 FIRST_TRAINING_SEED = 1_000_000
 # a drawing is accepted when this share of every object is uncovered in frame 0
 VISIBLE_SHARE = 0.6
@@ -38,7 +38,7 @@ class SyntheticFrame:
 
     Attributes:
         image: uint8 [H, W, 3] RGB.
-        ids: uint8 [H, W], the front-most object that covers the pixel's centre, 0 where there is none.
+        ids: uint8 [H, W], the front-most object that covers the pixel's center, 0 where there is none.
     """
 
     image: Bytes
@@ -46,20 +46,20 @@ class SyntheticFrame:
 
 
 class SyntheticClip:
-    """A clip whose frames are rendered when they are asked for, in any order: a long one takes no more memory.
+    """A clip whose frames are rendered on access, in any order, so that a long one takes no more memory.
 
-    Speeds are in pixels a frame: a longer clip goes on, it does not slow down. Ids are 1 to `objects`; their depth
-    order is random and stays. In frame 0 every object is in sight (see VISIBLE_SHARE).
+    Speeds are in pixels per frame and do not depend on the length. Ids are 1 to `objects`; their depth order is random
+    and constant. In frame 0 every object is visible (see VISIBLE_SHARE).
 
     Args:
-        seed: what is drawn.
+        seed: determines the whole clip.
         frames: number of frames T.
         height, width: size in pixels.
         objects: number of objects, at most 20.
         speed: 1 lets an object cross the frame in about 50 frames; 0 stands still.
         object_size: radius of the objects as a share of the shorter side, smallest and largest.
 
-    Raises ValueError for numbers outside these limits, or where so many objects of this size do not fit side by side.
+    Raises ValueError for numbers outside these limits, or where the objects do not fit side by side.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SyntheticClip:
         self._background = _Background(generator, height, width, speed)
         for _ in range(ATTEMPTS):
             self._sprites = _draw_sprites(generator, objects, height, width, speed, object_size)
-            if self._all_in_sight():
+            if self._all_visible():
                 return
         raise ValueError(f"objects: {objects} of size {object_size} do not fit side by side in {width}x{height}")
 
@@ -125,7 +125,7 @@ class SyntheticClip:
             sprite.paint(time, image, ids)
         return ids
 
-    def _all_in_sight(self) -> bool:
+    def _all_visible(self) -> bool:
         together = np.zeros((self.height, self.width), np.uint8)
         alone = []
         for sprite in self._sprites:
@@ -139,15 +139,15 @@ class SyntheticClip:
 
 @dataclass(frozen=True)
 class _Swing:
-    """A number that swings smoothly for ever: centre + reach * sin(phase + rate * time)."""
+    """A number that swings smoothly for ever: center + reach * sin(phase + rate * time)."""
 
-    centre: float
+    center: float
     reach: float
     phase: float
     rate: float
 
     def __call__(self, time: int) -> float:
-        return self.centre + self.reach * math.sin(self.phase + self.rate * time)
+        return self.center + self.reach * math.sin(self.phase + self.rate * time)
 
 
 class _Shape:
@@ -183,7 +183,7 @@ class _Shape:
         return distance
 
     def _outside_waves(self, x: Floats, y: Floats) -> Floats:
-        """Distance to the radius 0.85 + sum of waves around the centre; a star has one strong wave."""
+        """Distance to the radius 0.85 + sum of waves around the center; a star has one strong wave."""
         radius = np.sqrt(x * x + y * y) + np.float32(1e-6)
         cos, sin = x / radius, y / radius
         outline = np.full_like(radius, 0.85)
@@ -227,15 +227,15 @@ class _Sprite:
         """Draw over image float32 [H, W, 3] (where given) and ids uint8 [H, W]; soft edges in the image only."""
         height, width = ids.shape
         radius = self._size * self._scale(time)
-        centre_x, centre_y = self._across(time), self._down(time)
-        left, right = _clip_range(centre_x, radius * _REACH, width)
-        top, bottom = _clip_range(centre_y, radius * _REACH, height)
+        center_x, center_y = self._across(time), self._down(time)
+        left, right = _clip_range(center_x, radius * _REACH, width)
+        top, bottom = _clip_range(center_y, radius * _REACH, height)
         if left >= right or top >= bottom:
             return
         angle = self._turn[0] + self._turn[1] * time
         cos, sin = np.float32(math.cos(angle) / radius), np.float32(math.sin(angle) / radius)
-        across = np.arange(left, right, dtype=np.float32) - np.float32(centre_x)  # [w]
-        down = (np.arange(top, bottom, dtype=np.float32) - np.float32(centre_y))[:, None]  # [h, 1]
+        across = np.arange(left, right, dtype=np.float32) - np.float32(center_x)  # [w]
+        down = (np.arange(top, bottom, dtype=np.float32) - np.float32(center_y))[:, None]  # [h, 1]
         x, y = cos * across + sin * down, cos * down - sin * across  # [h, w], in radii
         distance = self._shape.outside(x, y) * np.float32(radius)  # [h, w], in pixels
         window = np.s_[top:bottom, left:right]
@@ -244,14 +244,14 @@ class _Sprite:
             near = distance < np.float32(0.5)
             cover = np.minimum(np.float32(0.5) - distance[near], 1)[:, None]  # [pixels, 1]
             under = image[window]
-            under[near] += cover * (self._colour(x[near], y[near]) - under[near])
+            under[near] += cover * (self._color(x[near], y[near]) - under[near])
 
-    def _colour(self, x: Floats, y: Floats) -> Floats:
+    def _color(self, x: Floats, y: Floats) -> Floats:
         """Texture at points in radii, darker towards the rim: [pixels, 3]."""
         texel = np.float32((_TEXTURE - 2) / (2 * _REACH))
-        colour = _sample(self._texture, (x + np.float32(_REACH)) * texel, (y + np.float32(_REACH)) * texel)
+        color = _sample(self._texture, (x + np.float32(_REACH)) * texel, (y + np.float32(_REACH)) * texel)
         shade = np.float32(1.1) - np.float32(0.3) * (x * x + y * y)
-        return np.clip(colour * shade[:, None], 0, 255)
+        return np.clip(color * shade[:, None], 0, 255)
 
 
 class _Background:
@@ -280,7 +280,7 @@ class _Background:
         return across[:-1] + part_y * (across[1:] - across[:-1])
 
     def _add_clutter(self, generator: np.random.Generator, tint: Floats) -> None:
-        """Shapes of colours near the tint that stand still, so that an outline alone does not make an object."""
+        """Static shapes of similar colors, so that an outline alone does not identify an object."""
         rows, columns = self._canvas.shape[:2]
         ignored = np.zeros((rows, columns), np.uint8)
         for _ in range(_CLUTTER):
@@ -319,7 +319,7 @@ def _draw_sprites(
 
 
 def _paint_texture(generator: np.random.Generator) -> Floats:
-    """A two-colour pattern with cloudy light on it: float32 [texels, texels, 3] in 0..255."""
+    """A two-color pattern under uneven light: float32 [texels, texels, 3] in 0..255."""
     first, second = generator.uniform(20, 245, (2, 3)).astype(np.float32)
     cloud = _cloud(generator, _TEXTURE, _TEXTURE, cells=4, octaves=4)
     grid = np.linspace(0, 1, _TEXTURE, dtype=np.float32)
@@ -384,6 +384,6 @@ def _sample(grid: Floats, x: Floats, y: Floats) -> Floats:
     return upper + part_y * (lower - upper)
 
 
-def _clip_range(centre: float, reach: float, size: int) -> tuple[int, int]:
-    """Whole pixels within reach of the centre that lie inside the picture."""
-    return max(0, math.floor(centre - reach)), min(size, math.ceil(centre + reach) + 1)
+def _clip_range(center: float, reach: float, size: int) -> tuple[int, int]:
+    """The range of pixels within reach of the center, clipped to the image."""
+    return max(0, math.floor(center - reach)), min(size, math.ceil(center + reach) + 1)

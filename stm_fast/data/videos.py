@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stm_fast.data.pictures import shot_of
-from stm_fast.data.raw import Shot
 from stm_fast.data.sequences import Sequence
+from stm_fast.data.source import Frame, file_frame
 from stm_fast.errors import InputError
 from stm_fast.listing import list_images
 
@@ -17,7 +16,7 @@ class VideoSource:
 
     Args:
         sequences: every frame of which needs a mask; of YouTube-VOS, every frame that its `meta.json` lists.
-        skip_divisor: divides the largest skip, for sets that hold only every n-th frame of their videos.
+        skip_divisor: divides the largest skip, for sets that have only every n-th frame of their videos.
 
     Raises InputError: no sequence, a frame without mask.
     """
@@ -27,8 +26,6 @@ class VideoSource:
     def __init__(self, sequences: Listing[Sequence], skip_divisor: int = 1) -> None:
         if not sequences:
             raise InputError("sequences: none given, expected one at least")
-        if skip_divisor < 1:
-            raise InputError(f"skip_divisor: {skip_divisor}, expected at least 1")
         self._sequences = sequences
         self._skip_divisor = skip_divisor
         self._files = [_list_frames(sequence) for sequence in sequences]
@@ -50,10 +47,10 @@ class VideoSource:
         self._check_length(index, frames)
         return draw_times(self.length(index), frames, max_skip // self._skip_divisor, generator)
 
-    def shot(self, index: int, time: int) -> Shot:
+    def frame(self, index: int, time: int) -> Frame:
         """A frame of sequence `index` and its mask."""
         sequence, file = self._sequences[index], self._files[index][time]
-        return shot_of(file, sequence.read_annotation(file.stem), sequence.annotation(file.stem))
+        return file_frame(file, sequence.read_annotation(file.stem), sequence.annotation(file.stem))
 
     def _check_length(self, index: int, frames: int) -> None:
         found = len(self._files[index])
@@ -62,7 +59,7 @@ class VideoSource:
 
 
 def draw_times(length: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
-    """Times of `frames` frames out of `length`, increasing, with 0 to `max_skip` left out between two."""
+    """Times of `frames` frames out of `length`, increasing, with 0 to `max_skip` skipped between two."""
     widest = min(max_skip + 1, (length - 1) // max(frames - 1, 1))
     steps = generator.integers(1, widest + 1, frames - 1)
     start = generator.integers(length - int(steps.sum()))

@@ -112,7 +112,7 @@ def _scored_ids(sequence: Sequence) -> list[int]:
 
 
 def _read_result(sequence: Sequence, file: Path, shape: tuple[int, ...], ids: list[int]) -> Ids:
-    found = sequence.normalised(read_written_mask(file).ids)
+    found = sequence.normalized(read_written_mask(file).ids)
     if found.shape != shape:
         height, width = found.shape
         raise InputError(f"{file}: mask of {width}x{height}, expected {shape[1]}x{shape[0]} as the annotation")

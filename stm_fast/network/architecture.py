@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 STRIDE = 16  # pixels of a frame per pixel of a key, in each direction
-# eight times the published value, and where a wave is shorter than the pixels of any frame: what is beyond is a mistake
-WIDEST, MOST_WAVES = 4096, 32
+# least and most: eight times the published width, and where a wave is shorter than the pixels of any frame
+RANGES = {"key_dim": (1, 4096), "value_dim": (1, 4096), "decoder_dim": (1, 4096), "position_waves": (0, 32)}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stm_fast.network.aggregation import object_probabilities, soft_aggregation
-from stm_fast.network.architecture import MOST_WAVES, STRIDE, WIDEST, Architecture
+from stm_fast.network.architecture import RANGES, STRIDE, Architecture
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.efficientnet import LITE, EfficientNetLite
 from stm_fast.network.encoders import BACKBONES, MemoryEncoder, QueryEncoder, query_trunk
@@ -17,12 +17,6 @@ from stm_fast.ops import MemoryRead
 
 # how much an untrained memory encoder of unit keys sees of masks: more would part its keys from the query's
 _FIRST_MASK_GAIN = 0.3
-_RANGES = {
-    "key_dim": (1, WIDEST),
-    "value_dim": (1, WIDEST),
-    "decoder_dim": (1, WIDEST),
-    "position_waves": (0, MOST_WAVES),
-}
 
 
 class QueryFeatures(NamedTuple):
@@ -300,7 +294,7 @@ def _check(arch: Architecture) -> None:
         raise ValueError(f"backbone: found {arch.backbone!r}, expected one of {', '.join(BACKBONES)}")
     if arch.backbone in LITE and not arch.shared_trunk:
         raise ValueError(f"backbone: found {arch.backbone!r} without shared_trunk, expected shared_trunk=True with it")
-    for name, (least, most) in _RANGES.items():
+    for name, (least, most) in RANGES.items():
         number = getattr(arch, name)
         if not least <= number <= most:
             raise ValueError(f"{name}: found {number}, expected {least} to {most}")

@@ -1,4 +1,4 @@
-"""A configuration's parts: the network and where its clips come from."""
+"""The network and the clips of a configuration."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,10 +8,10 @@ import torch
 from stm_fast.data.clips import ClipDataset
 from stm_fast.data.coco import CocoSource
 from stm_fast.data.device_clips import DeviceClips
-from stm_fast.data.procedural import SyntheticSource
-from stm_fast.data.raw import ClipSource
+from stm_fast.data.images import image_source
 from stm_fast.data.sequences import SETS
-from stm_fast.data.stills import still_folder, still_globs
+from stm_fast.data.source import ClipSource
+from stm_fast.data.synthetic_source import SyntheticSource
 from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
 from stm_fast.network import STM
@@ -23,7 +23,7 @@ from stm_fast.training.step import ClipLoss
 
 
 def build_clip_loss(config: TrainingConfig) -> ClipLoss:
-    """The network a run starts from, drawn from its seed or loaded, inside its loss. Raises InputError."""
+    """The initial network, drawn from the seed or loaded, inside its loss. Raises InputError."""
     torch.manual_seed(config.seed)
     try:
         model = STM(**asdict(config.network))
@@ -39,18 +39,11 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
         raise InputError(f"batch_norm: found batch, but {config.network.backbone} has it folded in; expected fixed")
     model.freeze(config.frozen_stages)
     batch_norm_mode(model, config.batch_norm)
-    loss = config.loss
-    return ClipLoss(
-        model,
-        iou_weight=loss.iou_weight,
-        affinity_weight=loss.affinity_weight,
-        detach_memory=loss.detach_memory,
-        backend=config.backend,
-    )
+    return ClipLoss(model, **asdict(config.loss), backend=config.backend)
 
 
 def _load_imagenet(model: STM) -> None:
-    # takes as long to import as all of torch: only those who ask for these weights shall wait
+    # takes as long to import as all of torch
     from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
     known = {
@@ -61,14 +54,14 @@ def _load_imagenet(model: STM) -> None:
     }
     name = model.architecture.backbone
     if name not in known:
-        raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
+        raise InputError(f"backbone_weights: there are no ImageNet weights for {name}, expected a file")
     load_backbone(model, known[name])
 
 
 def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
-    """The mixture a run draws its clips from. Raises InputError where data are missing."""
+    """The mixture of sources that clips are drawn from. Raises InputError where data are missing."""
     if config.loading == "device" and skip_corrupt:
-        raise InputError("loading: found device, for which every picture is decoded, expected no --skip-corrupt")
+        raise InputError("loading: found device, which decodes every image at the start, expected no --skip-corrupt")
     kind = DeviceClips if config.loading == "device" else ClipDataset
     return kind(
         [(_source(entry), entry.weight) for entry in config.data],
@@ -83,22 +76,13 @@ def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
 
 
 def _source(entry: Data) -> ClipSource:
+    """Opens an entry of `data`. Raises InputError where files are missing."""
     if isinstance(entry, SyntheticData):
-        return SyntheticSource(
-            entry.length,
-            entry.height,
-            entry.width,
-            entry.frames,
-            entry.objects,
-            object_size=entry.object_size,
-            hidden=entry.hidden,
-        )
+        arguments = asdict(entry)
+        del arguments["kind"], arguments["weight"]
+        return SyntheticSource(**arguments)
     if isinstance(entry, VideoData):
         return VideoSource(SETS[entry.kind](Path(entry.path), entry.split), entry.skip_divisor)
     if isinstance(entry, CocoData):
         return CocoSource(Path(entry.pictures), Path(entry.annotations))
-    if (entry.pictures is None) != (entry.masks is None):
-        raise InputError(f"{entry.path}: found a pattern of pictures or of masks alone, expected both or none")
-    if entry.pictures is not None and entry.masks is not None:
-        return still_globs(Path(entry.path), entry.pictures, entry.masks)
-    return still_folder(Path(entry.path))
+    return image_source(Path(entry.path), entry.pictures, entry.masks)

@@ -1,4 +1,4 @@
-"""A run's state on disk: a plain dictionary, written whole or not at all, read without running code."""
+"""A run's state on disk: a plain dictionary, written atomically and read without executing code."""
 
 import io
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from stm_fast.whole_file import whole_file
 
 FORMAT = "stm_fast training 1"
 COMPACT = "stm_fast training 2, compact"
-WHAT_TO_DO = "put a copy of it in its place, or begin anew in another --output"
+WHAT_TO_DO = "restore a copy of it, or start again in another --output"
 
 
 def write_state(path: Path, state: State, *, compact: bool = False) -> None:
@@ -25,9 +25,9 @@ def write_state(path: Path, state: State, *, compact: bool = False) -> None:
         compact: as :mod:`stm_fast.training.compact` says.
 
     Raises:
-        InputError: the file cannot be written, as on a full disk; the file that was there before is still whole.
+        InputError: the file cannot be written, as on a full disk; the previous file is intact.
     """
-    # in memory first: torch's own writer does not say why a disk refuses
+    # in memory first: torch's own writer does not report why writing failed
     buffer = io.BytesIO()
     torch.save({"format": COMPACT} | pack(state) if compact else {"format": FORMAT} | state, buffer)
     with whole_file(path, durable=True) as partial:
@@ -38,7 +38,7 @@ def read_state(path: Path) -> State:
     """What `write_state` wrote, on the CPU.
 
     Raises:
-        InputError: something else, or damaged: all of the file has checksums, which are compared.
+        InputError: not such a file, or a damaged one: checksums cover all of it.
     """
     try:
         state = load_torch_file(path, mapped=False)
@@ -51,7 +51,7 @@ def read_state(path: Path) -> State:
         return state
     try:
         return unpack(state)
-    # what entries of another kind make of it is open-ended
+    # invalid entries can raise anything
     except Exception as error:
         raise InputError(
             f"{path}: its entries are not those of a compact checkpoint ({type(error).__name__}); {WHAT_TO_DO}"
@@ -59,7 +59,7 @@ def read_state(path: Path) -> State:
 
 
 def _check_bytes(state: State, path: Path) -> None:
-    """Raises InputError where tensors are not plain, or are views of fewer bytes than they show."""
+    """Raises InputError where tensors are not plain, or are views of fewer bytes than their shapes take."""
     total = 0
     for tensor in _tensors(state, set()):
         if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:

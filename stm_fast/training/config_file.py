@@ -1,17 +1,48 @@
-"""A YAML file and changes from the command line to a `TrainingConfig`; every fault is named by its key."""
+"""A YAML file and changes from the command line to a `TrainingConfig`; messages name the key at fault."""
 
-import dataclasses
 import math
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from stm_fast.errors import InputError, shown, shown_text
+from stm_fast.network.architecture import RANGES
 from stm_fast.training.config import TrainingConfig
-from stm_fast.training.limits import check_limits
 from stm_fast.training.yaml_text import parsed_yaml, read_yaml
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails, SchemaValidator
+
+_MOST_DIGITS = 9  # of an index into a list
+_LONGEST_KEY = 99
+_DEEPEST = 9  # dots of a key
+_MOST_PIXELS = 2**34  # of all frames of a step: 48 GiB of them in 8 bits
+
+# what was expected, by pydantic's type of the error; its context fills the braces
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dataclass_type": "keys and values",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a finite number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "model_attributes_type": "keys and values",
+    "multiple_of": "a multiple of {multiple_of}",
+    "string_type": "text",
+    "too_long": "a list of at most {max_length}, not {actual_length}",
+    "too_short": "a list of at least {min_length}, not {actual_length}",
+    "tuple_type": "a list",
+    "union_tag_invalid": "{expected_tags}",
+}
+# keys whose sections are of several classes, and where in pydantic's path the name of the class stands
+_UNIONS = {"data": 2, "validation": 1}
 
 
 def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
@@ -19,8 +50,8 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
 
     Args:
         path: a YAML file with the names of `TrainingConfig`.
-        changes: ``key=value`` with dots between the keys of what lies inside one another, counted from 0 in lists, as
-            in ``optimizer.lr=1e-4`` or ``data.0.path=DAVIS``; values are written as in YAML.
+        changes: ``key=value``, with dots between nested keys and indices from 0 in lists, as in ``optimizer.lr=1e-4``
+            or ``data.0.path=DAVIS``; values are written as in YAML.
 
     Raises:
         InputError: no such file, not YAML, an unknown or missing key, a value of the wrong type or out of range.
@@ -29,154 +60,138 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
     if not isinstance(content, dict):
         raise InputError(f"{path}: found {_described(content)}, expected keys and values")
     for change in changes:
-        _apply(content, change)
+        key, equals, value = change.partition("=")
+        option = f"-o {shown_text(change)}"
+        if not key or not equals or key.count(".") > _DEEPEST:
+            raise InputError(f"{option}: expected key=value")
+        content = _changed(content, key, parsed_yaml(value, option), option)
     config = from_plain(content, str(path))
-    check_limits(config, str(path))
+    _check_together(config, str(path))
     return config
 
 
 def from_plain(content: Mapping[str, Any], source: str) -> TrainingConfig:
-    """A configuration out of what YAML or `dataclasses.asdict` gives. Raises InputError that names `source`."""
+    """A configuration from what YAML or `dataclasses.asdict` gives. Raises InputError that begins with `source`."""
+    from pydantic import ValidationError
+
     try:
-        config: TrainingConfig = _built(TrainingConfig, content, "")
-    except _Fault as fault:
-        raise InputError(f"{source}: {fault}") from None
+        config: TrainingConfig = _validator().validate_python(content)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_fault(error.errors(include_url=False)[0])}") from None
     return config
 
 
-_MOST_DIGITS = 9  # of a place in a list
-_LONGEST_KEY = 99
+@cache
+def _validator() -> "SchemaValidator":
+    from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
+
+    return SchemaValidator(_strict(TypeAdapter(TrainingConfig).core_schema))
 
 
-class _Fault(Exception):
-    """What is wrong, starting with the key."""
+def _strict(schema: Any) -> Any:
+    """Pydantic's schema with no conversions but from lists, dictionaries and text of numbers, and no unknown keys.
+
+    Its own strict mode would refuse dictionaries as well.
+    """
+    from pydantic_core.core_schema import no_info_before_validator_function as preceded
+
+    if isinstance(schema, list):
+        return [_strict(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: _strict(inner) for key, inner in schema.items()}
+    match schema.get("type"):
+        case "int" | "bool" | "str":
+            return schema | {"strict": True}
+        case "float":
+            return preceded(_no_flag, schema | {"allow_inf_nan": False})
+        case "dataclass":
+            names = [field["name"] for field in schema["schema"]["fields"]]
+            return preceded(partial(_check_keys, names), schema, ref=schema.pop("ref", None))
+    return schema
 
 
-def _apply(content: dict[str, Any], change: str) -> None:
-    """Sets one value of nested dictionaries and lists, in place."""
-    key, equals, value = change.partition("=")
-    option = f"-o {shown_text(change)}"
-    if not key or not equals:
-        raise InputError(f"{option}: expected key=value")
-    place: Any = content
-    *above, last = key.split(".")
-    for part in above:
-        place = place[_index(place, part, option)] if isinstance(place, list) else _inside(place, part)
-        if not isinstance(place, dict | list):
-            raise InputError(f"{option}: {shown_text(part)} is {_described(place)}, nothing lies inside it")
-    place[_index(place, last, option) if isinstance(place, list) else last] = parsed_yaml(value, option)
+def _no_flag(value: Any) -> Any:
+    from pydantic_core import PydanticKnownError
 
-
-def _inside(place: dict[str, Any], part: str) -> Any:
-    if place.get(part) is None:
-        place[part] = {}
-    return place[part]
-
-
-def _index(place: list[Any], part: str, option: str) -> int:
-    # of a word of thousands of digits Python makes no number
-    if not part.isdecimal() or len(part) > _MOST_DIGITS or int(part) >= len(place):
-        expected = f"0 to {len(place) - 1}" if place else "no number: the list is empty"
-        raise InputError(f"{option}: found {shown(part)}, expected {expected}")
-    return int(part)
-
-
-def _built(kind: Any, value: Any, key: str) -> Any:
-    """`value` as `kind`, a type annotation."""
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, key)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return _one_of(arguments, value, key)
-    if origin is Literal:
-        if value not in arguments:
-            raise _Fault(f"{key}: found {shown(value)}, expected {_listed(arguments)}")
-        return value
-    if origin is tuple:
-        return _tuple(arguments, value, key)
-    return _plain(kind, value, key)
-
-
-def _dataclass(kind: Any, value: Any, key: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise _Fault(f"{key}: found {_described(value)}, expected keys and values")
-    hints = get_type_hints(kind)
-    for name in value:
-        if name not in hints:
-            raise _Fault(f"{_joined(key, name)}: unknown key{_nearest(name, hints)}")
-    for field in dataclasses.fields(kind):
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if not has_default and field.name not in value:
-            raise _Fault(f"{_joined(key, field.name)}: missing")
-    return kind(**{name: _built(hints[name], inner, _joined(key, name)) for name, inner in value.items()})
-
-
-def _one_of(kinds: tuple[Any, ...], value: Any, key: str) -> Any:
-    if value is None and types.NoneType in kinds:
-        return None
-    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
-    if len(kinds) == 1:
-        return _built(kinds[0], value, key)
-    # dataclasses that are told apart by the literals of their field `kind`
-    names = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["kind"])}
-    name = value.get("kind") if isinstance(value, Mapping) else None
-    if not isinstance(name, str) or name not in names:
-        raise _Fault(f"{_joined(key, 'kind')}: found {shown(name)}, expected {_listed(names)}")
-    return _built(names[name], value, key)
-
-
-def _tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise _Fault(f"{key}: found {_described(value)}, expected a list")
-    kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
-    if len(kinds) != len(value):
-        raise _Fault(f"{key}: found {len(value)} values, expected {len(kinds)}")
-    return tuple(
-        _built(kind, inner, _joined(key, str(at))) for at, (kind, inner) in enumerate(zip(kinds, value, strict=True))
-    )
-
-
-def _plain(kind: type, value: Any, key: str) -> Any:
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        return _number(value, key)
-    if type(value) is not kind:
-        raise _Fault(f"{key}: found {_described(value)}, expected {_NAMES[kind]}")
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    # YAML takes 1e-5, without a point, for text
     return value
 
 
-def _number(value: float | str, key: str) -> float:
-    try:
-        number = float(value)  # YAML takes 1e-5, without a point, for a word
-    except ValueError:
-        raise _Fault(f"{key}: found {shown(value)}, expected a number") from None
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise _Fault(f"{key}: found {shown(value)}, expected a finite number")
-    return number
+def _check_keys(names: Sequence[str], section: Any) -> Any:
+    """Raises ValueError for an unknown key of a section."""
+    for key in section if isinstance(section, Mapping) else ():
+        if key not in names:
+            # takes long for long words
+            short = isinstance(key, str) and len(key) <= _LONGEST_KEY
+            near = get_close_matches(key, names, n=1) if short else []
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+            raise ValueError(f"{shown_text(key) if isinstance(key, str) else shown(key)}: unknown key, {hint}")
+    return section
 
 
-_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+def _fault(error: "ErrorDetails") -> str:
+    """An error of pydantic as one line that begins with the key."""
+    path = [str(part) for part in error["loc"]]
+    if path and path[0] in _UNIONS:
+        del path[_UNIONS[path[0]] : _UNIONS[path[0]] + 1]
+    kind, found, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "value_error":  # of a section, which names the key inside it
+        return ".".join([*path, str(context["error"])])
+    if kind.startswith("union_tag"):
+        path, found = [*path, "kind"], found.get("kind")
+    key = ".".join(path)
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{key}: missing"
+    limits = {name: f"{limit:.10g}" if isinstance(limit, float) else limit for name, limit in context.items()}
+    expected = _EXPECTED[kind].format(**limits).replace("'", "") if kind in _EXPECTED else error["msg"]
+    return f"{key}: found {_described(found)}, expected {expected}"
+
+
+def _check_together(config: TrainingConfig, source: str) -> None:
+    """Raises InputError for values that do not fit one another."""
+    clips, batch, validation = config.clips, config.optimizer.batch, config.validation
+    size = list(clips.size)
+    checks: list[tuple[str, object, bool, str]] = [
+        (
+            "optimizer.batch",
+            batch,
+            batch * clips.frames * math.prod(size) <= _MOST_PIXELS,
+            f"at most {_MOST_PIXELS} pixels a step, where clips have {clips.frames} frames of {size}",
+        ),
+        ("epochs", config.epochs, config.steps >= 1, f"clips for one batch of {batch} at least"),
+    ]
+    if validation is not None and validation.max_size is not None:
+        fits = validation.max_size >= validation.min_size
+        checks.append(("validation.max_size", validation.max_size, fits, f"at least min_size, {validation.min_size}"))
+    for name, (least, most) in RANGES.items():
+        found = getattr(config.network, name)
+        checks.append((f"network.{name}", found, least <= found <= most, f"{least} to {most}"))
+    for key, found, fits, expected in checks:
+        if not fits:
+            raise InputError(f"{source}: {key}: found {shown(found)}, expected {expected}")
+
+
+def _changed(content: Any, key: str, value: Any, option: str) -> Any:
+    """Nested dictionaries and lists with another value at a dotted key."""
+    first, _, rest = key.partition(".")
+    if isinstance(content, list):
+        # int() refuses thousands of digits
+        if not first.isdecimal() or len(first) > _MOST_DIGITS or int(first) >= len(content):
+            expected = f"0 to {len(content) - 1}" if content else "no number: the list is empty"
+            raise InputError(f"{option}: found {shown(first)}, expected {expected}")
+        at = int(first)
+        return [*content[:at], _changed(content[at], rest, value, option) if rest else value, *content[at + 1 :]]
+    inside = {} if content is None else content
+    if not isinstance(inside, dict):
+        raise InputError(f"{option}: found {_described(content)} above {shown_text(first)}, expected keys and values")
+    return inside | {first: _changed(inside.get(first), rest, value, option) if rest else value}
 
 
 def _described(value: Any) -> str:
     if isinstance(value, Mapping):
         return "keys and values"
     return "a list" if isinstance(value, list | tuple) else "nothing" if value is None else shown(value)
-
-
-def _nearest(name: Any, known: Iterable[str]) -> str:
-    known = list(known)
-    # takes long for long words
-    near = get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) <= _LONGEST_KEY else []
-    return f", did you mean {near[0]}?" if near else f", expected one of {', '.join(known)}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def _joined(key: str, name: Any) -> str:
-    shown_name = shown_text(name) if isinstance(name, str) else shown(name)
-    return f"{key}.{shown_name}" if key else shown_name

@@ -1,4 +1,4 @@
-"""Clips for the steps that are left: off the disk, beside the training or between its steps, or from the device."""
+"""Loads the clips of the remaining steps: in worker processes, inline, or from the device."""
 
 import signal
 from collections.abc import Generator
@@ -9,18 +9,18 @@ from torch.utils.data import DataLoader, Dataset
 from stm_fast.data.clips import ClipBatch, TrainingClip, collate
 from stm_fast.data.device_clips import DeviceClips
 from stm_fast.errors import InputError
-from stm_fast.training.sampler import TicketSampler
+from stm_fast.training.sampler import StepSampler
 
 
 def load_steps(
-    clips: Dataset[TrainingClip], sampler: TicketSampler, *, parts: int, workers: int, pin_memory: bool
+    clips: Dataset[TrainingClip], sampler: StepSampler, *, parts: int, workers: int, pin_memory: bool
 ) -> Generator[list[ClipBatch], None, None]:
-    """For each step the parts of this process's share.
+    """Yields the parts of this process's share of each step.
 
     Args:
-        clips: asked for by the sampler's tickets.
-        parts: batches of the sampler that make a step.
-        workers: processes that load; 0 loads here.
+        clips: indexed by the sampler's keys.
+        parts: how many batches of the sampler make a step.
+        workers: processes that load; 0 loads inline.
         pin_memory: for a GPU.
 
     Raises:
@@ -35,7 +35,7 @@ def load_steps(
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_ignore_signals,
         pin_memory=pin_memory,
-        # torch's own generator is left alone
+        # not to draw from torch's global generator
         generator=torch.Generator(),
     )
     batches = iter(loader)
@@ -43,17 +43,17 @@ def load_steps(
         for step in zip(*[batches] * parts, strict=True):
             yield list(step)
     except InputError as error:
-        # a worker's error comes with its traceback, the message last
+        # a worker's error carries its traceback, the message last
         message = str(error).strip().splitlines()[-1]
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")) from error
     finally:
-        # an error's traceback keeps the loader; its processes, which ignore SIGTERM, would be waited for at exit
+        # an error's traceback keeps the loader alive; Python would wait at exit for its processes, which ignore SIGTERM
         if workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def draw_steps(clips: DeviceClips, sampler: TicketSampler, *, parts: int) -> Generator[list[ClipBatch], None, None]:
-    """The same, drawn between the steps on the device where the clips are.
+def draw_steps(clips: DeviceClips, sampler: StepSampler, *, parts: int) -> Generator[list[ClipBatch], None, None]:
+    """The same, drawn on the device, inline.
 
     Raises:
         InputError: clips without an object.
@@ -64,6 +64,6 @@ def draw_steps(clips: DeviceClips, sampler: TicketSampler, *, parts: int) -> Gen
 
 
 def _ignore_signals(_: int) -> None:
-    """A terminal's ctrl-C and a scheduler's SIGTERM reach all processes; the one that trains ends the others."""
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach all processes; the training process ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

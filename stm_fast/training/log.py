@@ -1,4 +1,4 @@
-"""What a run says of itself: lines of JSON, and the same numbers for TensorBoard where it is installed."""
+"""The log of a run: lines of JSON, and the same numbers for TensorBoard if it is installed."""
 
 import json
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ class Window:
 
     losses: list[float] = field(default_factory=list)  # of each step, over all processes
     seconds: float = 0.0
-    skipped: int = 0  # corrupt items passed over, since the run began
+    skipped: int = 0  # corrupt items, since the run began
 
     def line(self, batch: int) -> dict[str, Any]:
-        """What a line says of them; `batch` clips made a step."""
+        """The entries of a line about them; a step has `batch` clips."""
         steps = len(self.losses)
         return {
             "loss": sum(self.losses) / steps,
@@ -36,7 +36,7 @@ class TrainingLog:
 
     Args:
         folder: of the run.
-        step: how many steps are done; what was written of later ones, before the run was interrupted, goes.
+        step: how many steps are done; lines of later ones, from before an interruption, are deleted.
 
     Raises InputError where it cannot be written, then and later, or what was written before is damaged.
     """
@@ -62,7 +62,7 @@ class TrainingLog:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a last one that was cut off is left out.
+    """The complete lines of a log; a truncated last one is left out.
 
     Raises InputError where the file cannot be read, or a line is not as `TrainingLog` writes it.
     """

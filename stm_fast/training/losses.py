@@ -1,10 +1,10 @@
-"""How wrong the masks of clips are: B clips of at most O objects, those that a clip lacks with logits of -inf."""
+"""Losses of the masks of B clips of at most O objects; the logits of objects that a clip lacks are -inf."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# keeps the soft intersection over union of an object that is nowhere defined
+# keeps the soft intersection over union of an absent object defined
 _EMPTY = 1.0
 
 
@@ -19,9 +19,9 @@ def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def soft_iou_loss(logits: Tensor, ids: Tensor, objects: Tensor) -> Tensor:
-    """One minus the mean of the objects' soft intersection over union, which small objects weigh in as large ones do.
+    """One minus the mean of the objects' soft intersection over union, which weighs small objects like large ones.
 
-    Published trainings add it to the cross-entropy or do not; STM itself does not.
+    Some published recipes add it to the cross-entropy; STM does not.
 
     Args:
         logits: ``[B, 1 + O, H, W]`` float32; background first.
@@ -36,6 +36,6 @@ def soft_iou_loss(logits: Tensor, ids: Tensor, objects: Tensor) -> Tensor:
     true = ids[:, None] == labels[:, None, None]  # [B, O, H, W]
     both = (predicted * true).sum((2, 3))
     either = predicted.sum((2, 3)) + true.sum((2, 3)) - both
-    # an object that a clip does not have is nowhere: its part is 0
+    # an absent object adds 0
     wrong = 1 - (both + _EMPTY) / (either + _EMPTY)  # [B, O]
     return (wrong.sum(1) / objects).mean()

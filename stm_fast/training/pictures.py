@@ -1,4 +1,4 @@
-"""A clip, its truth and what the network makes of it, in one picture."""
+"""A clip with its annotation and prediction, in one picture."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from stm_fast.whole_file import make_folder, whole_file
 
 @torch.no_grad()
 def draw_clip(clip_loss: ClipLoss, frames: Tensor, ids: Tensor, objects: int) -> Image.Image:
-    """Truth above, prediction below, a column for each frame; the first frame's prediction is its given mask.
+    """Annotation above, prediction below, a column per frame; the first frame's prediction is its given mask.
 
     Args:
         frames: ``[T, 3, H, W]`` in [0, 1].
@@ -34,7 +34,7 @@ def draw_clip(clip_loss: ClipLoss, frames: Tensor, ids: Tensor, objects: int) ->
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """As PNG, whole or not at all; its folder is made. Raises InputError where that is not possible."""
+    """Writes a PNG, whole or not at all, and makes its folder. Raises InputError where that is not possible."""
     make_folder(path.parent)
     with whole_file(path) as partial:
         picture.save(partial, "png")

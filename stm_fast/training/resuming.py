@@ -1,4 +1,4 @@
-"""Whether a training run may go on from a checkpoint."""
+"""Whether a training run may resume from a checkpoint."""
 
 import dataclasses
 import math
@@ -17,19 +17,19 @@ from stm_fast.training.config import TrainingConfig
 from stm_fast.training.config_file import from_plain
 from stm_fast.training.log import Window
 
-# what does not touch the numbers of the steps that are done may change while a run is interrupted; so may paths, and
-# the parts of a batch, as the number of processes may: a machine with less memory takes more parts
+# keys that may change while a run is interrupted, since they do not affect the steps that are done; so may paths, and,
+# like the number of processes, the parts of a batch: a machine with less memory needs more of them
 _FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights", "optimizer.accumulate")
 _PLACES = ("path", "pictures", "annotations")
 
 
 def state_of(file: Path, config: TrainingConfig) -> State | None:
-    """Where the run of a checkpoint stopped; None where there is no checkpoint.
+    """The state of an interrupted run; None where there is no checkpoint.
 
-    Its best score counts as long as the validation is the same.
+    Its best score is reset if the validation has changed.
 
     Raises:
-        InputError: not a checkpoint, a damaged one, or that of a run with other numbers.
+        InputError: not a checkpoint, a damaged one, or one of a run with another configuration.
     """
     if not file.exists():
         return None
@@ -38,7 +38,7 @@ def state_of(file: Path, config: TrainingConfig) -> State | None:
         if name not in state or not fits(state[name]):
             found = shown(state[name]) if name in state else "none"
             raise InputError(f"{file}: its {name}: found {found}, expected {expected}; {WHAT_TO_DO}")
-    # read anew: an earlier version wrote fewer keys, which have their defaults
+    # an earlier version may have written fewer keys, which take their defaults
     began = from_plain(state["config"], str(file))
     before, now = (dict(_flat(dataclasses.asdict(content))) for content in (began, config))
     for key in {**before, **now}:
@@ -47,15 +47,17 @@ def state_of(file: Path, config: TrainingConfig) -> State | None:
         if old == new or parts[-1] in _PLACES:
             continue
         if parts[0] == "validation":
-            state["best"] = -math.inf  # scores of one set say nothing of another's
+            state["best"] = -math.inf  # scores of different sets are not comparable
         if parts[0] not in _FREE and key not in _FREE:
-            raise InputError(f"{file}: the run began with {key} {shown(old)}, expected that, found {shown(new)}")
+            raise InputError(
+                f"{file}: the run began with {key} {shown(old)}, found {shown(new)} now, expected the same"
+            )
     return state
 
 
 @contextmanager
 def restoring(file: Path) -> Iterator[None]:
-    """Turns what entries that do not fit make of the block into an InputError that names the checkpoint."""
+    """Turns errors from mismatched entries inside the block into an InputError that names the checkpoint."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -108,7 +110,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _flat(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value that holds no other ones, with the dotted key that leads to it."""
+    """Each leaf value with its dotted key."""
     if isinstance(content, dict | list | tuple):
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
         for name, inner in pairs:

@@ -1,4 +1,4 @@
-"""What a run leaves behind."""
+"""The files of a training run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from stm_fast.whole_file import make_folder, refuse_input, refuse_links, remove_
 class RunFolder:
     """Names of a run's files.
 
-    ``checkpoint.pt`` all that a run needs to go on, ``model.safetensors`` the weights as of then (their average where
-    the run has one), ``best.safetensors`` those with the highest J&F, ``log.jsonl``, ``tensorboard/``, ``pictures/``.
+    ``checkpoint.pt`` all that a run needs to resume, ``model.safetensors`` its weights (their average if the run has
+    one), ``best.safetensors`` those with the highest J&F, ``log.jsonl``, ``tensorboard/``, ``pictures/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,14 +25,14 @@ class RunFolder:
         return self.pictures / f"step-{step:07}.png"
 
     def check(self, resume: bool) -> None:
-        """Raises InputError where another run lies there, or pictures would go elsewhere by a link."""
+        """Raises InputError where another run is there, or the folder of pictures is a link."""
         for file in (self.checkpoint, self.model, self.best):
             if file.exists() and not resume:
-                raise InputError(f"{file}: a run lies there already; give another --output, or --resume")
+                raise InputError(f"{file}: a run is there already; give another --output, or --resume")
         refuse_links(self.pictures)
 
     def check_inputs(self, inputs: Sequence[Path]) -> None:
-        """Raises InputError where weights of this run would take the place of those that it starts from, `inputs`."""
+        """Raises InputError where weights of this run would overwrite `inputs`, the initial ones."""
         for file in (self.model, self.best):
             refuse_input(file, inputs)
 

@@ -1,15 +1,23 @@
-"""What changes while a run goes on, as functions of how far it is: nothing to save, nothing to restore."""
+"""What changes during a run, as functions of the step, the epoch or the time: there is no state to save."""
 
 import math
+import time
 
 from stm_fast.training.config import Schedule, Skip
 
+# the first steps compile kernels and allocate memory
+_WARMUP_STEPS = 5
+# steps from there to the first estimate; each further one comes after twice as many
+_MEASURED_STEPS = 15
+# share of the remaining time, for steps that are slower than the mean
+_MARGIN = 0.02
+
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What the learning rate is multiplied with at a step, counted from 0, of a run of `steps`.
+    """The factor on the learning rate at a step, counted from 0, of a run of `steps`.
 
-    The paper's rate is constant, which its author does not keep to; re-implementations take the polynomial of DeepLab,
-    ``(1 - step / steps) ** power``. In the first `warmup` steps the factor rises linearly on top of that.
+    The paper's rate is constant, though its author reduces it; re-implementations use the polynomial of DeepLab,
+    ``(1 - step / steps) ** power``. During the first `warmup` steps the factor also rises linearly.
     """
     done = min(step / steps, 1.0)
     factor = 1.0
@@ -21,5 +29,36 @@ def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def max_skip(skip: Skip, epoch: int) -> int:
-    """The most frames left out between two frames of a clip in an epoch, counted from 0 (STM, "Main training")."""
+    """The most frames skipped between two frames of a clip in an epoch, counted from 0 (STM, "Main training")."""
     return min(skip.first + skip.step * (epoch // skip.every), skip.most)
+
+
+class TimeBudget:
+    """Estimates, with increasing precision, how many steps will be done at a given time.
+
+    Args:
+        step: how many are done now.
+        end: when the last one has to be done, on the monotonic clock.
+    """
+
+    def __init__(self, step: int, end: float) -> None:
+        self.end = end
+        self._steady = step + _WARMUP_STEPS
+        self._next = self._steady + _MEASURED_STEPS
+        self._since = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether the time has passed."""
+        return time.monotonic() > self.end
+
+    def steps(self, step: int) -> int | None:
+        """After step `step`: an estimate of all steps, or None between two estimates."""
+        now = time.monotonic()
+        if step <= self._steady:
+            self._since = now
+        if step != self._next:
+            return None
+        self._next += step - self._steady
+        each = (now - self._since) / (step - self._steady)
+        return step + max(0, int((1 - _MARGIN) * (self.end - now) / each))

@@ -1,8 +1,8 @@
-"""A run from its first step to its last, in one piece or many: the same weights either way."""
+"""A training run; interrupted and resumed anywhere, it ends with the same weights."""
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,42 +22,42 @@ from stm_fast.training.config import TrainingConfig
 from stm_fast.training.learner import Learned, Learner
 from stm_fast.training.loading import draw_steps, load_steps
 from stm_fast.training.log import TrainingLog, Window
-from stm_fast.training.pace import Pace
 from stm_fast.training.pictures import draw_clip, write_picture
 from stm_fast.training.resuming import restoring, state_of
 from stm_fast.training.run_folder import RunFolder
-from stm_fast.training.sampler import TicketSampler
+from stm_fast.training.sampler import StepSampler
+from stm_fast.training.schedule import TimeBudget
 from stm_fast.training.step import ClipLoss
 from stm_fast.training.validation import Validator
 
-# how much longer than the first the last validation may take, and what comes after it
-_PATIENCE = 1.2
-_LEAVING_SECONDS = 2.0
+# the last validation may take this much longer than the first; then the checkpoint is written
+_VALIDATION_MARGIN = 1.2
+_SAVING_SECONDS = 2.0
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Trainer:
-    """A run of training (STM, "Two-stage Training"); under torchrun a part of it in each process.
+    """A training run (STM, "Two-stage Training"); under torchrun, each process does its share.
 
-    What a step computes depends on the configuration, the weights and the step's number alone. A run that is
-    interrupted anywhere and resumed ends with the same weights, with the same number of threads on a CPU to the bit.
-    So does, up to rounding, one with another number of processes, where BatchNorm is fixed: else each process and each
-    part of a batch has statistics of its own.
+    A step depends on the configuration, the weights and the step's number alone. A run that is interrupted anywhere and
+    resumed ends with the same weights, on a CPU with the same number of threads bit for bit. With fixed BatchNorm,
+    another number of processes gives the same weights up to rounding; otherwise each process and each part of a batch
+    has its own statistics.
 
     Args:
         config: of the run.
         clip_loss: the network inside its loss, on the CPU.
-        clips: asked for by tickets.
+        clips: indexed by `SampleKey`.
         output: folder of the run.
-        resume: go on from the checkpoint in `output`, or begin where there is none.
+        resume: continue from the checkpoint in `output`, or begin if there is none.
 
     Attributes:
         step: how many steps are done.
 
     Raises:
-        InputError: a folder that holds another run, a precision that the device has not, a backend that cannot run
-            there, a batch that cannot be shared out, sequences that cannot be validated with, machines that do not see
-            the same folder.
+        InputError: a folder that holds another run, a precision or backend that the device does not support, a batch
+            that the processes cannot divide evenly, sequences that are not fully annotated, machines that see different
+            output folders.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Trainer:
             with restoring(self._folder.checkpoint):
                 self._learner.restore(state)
             self.step, self._best, self._window = state["step"], state["best"], Window(**state["window"])
-        self._check_that_all_begin_alike()
+        self._check_same_step()
 
     def run(
         self,
@@ -88,57 +88,67 @@ class Trainer:
         *,
         end: float | None = None,
     ) -> bool:
-        """Trains to the end, or until `stop` is true in any process; either way the last step is kept.
+        """Trains to the end, or until `stop` is true in any process; either way the last step is saved.
 
         Args:
-            progress: called with the steps done and those there are.
-            end: when to be done, on the monotonic clock. The run gets as many epochs as there is time for, at most its
-                own, and so its schedule ends then. It validates before the first step and after the last one.
+            progress: called with the number of steps done and of all steps.
+            end: when to be done, on the monotonic clock. Epochs, and with them the schedule, are cut to what fits in
+                the time. The run validates before the first step and after the last one.
 
         Returns:
             Whether this was the end.
 
         Raises:
-            InputError: bad data, a full disk, a loss that is not a number; the last checkpoint is whole.
+            InputError: bad data, a full disk, a loss that is not finite; the last checkpoint stays valid.
         """
         log = TrainingLog(self._folder.path, self.step) if self._accelerator.is_main_process else None
-        pace = None if end is None else self._pace(end, log)
-        validated = False
-        before = time.perf_counter()
-        # a GPU's queue takes the next batch's work before this step's loss is waited for
-        ahead = isinstance(self._clips, DeviceClips)
-        # however it ends, the loaders end with it
+        budget = None if end is None else self._budget(end, log)
+        # the loaders end with the run, however it ends
         with closing(self._batches()) as steps:
-            batches = next(steps, None)
-            while batches is not None:
-                learned = self._learner.step(batches, self.step, self._config.steps)
-                self.step += 1
-                following = next(steps, None) if ahead else None
-                asked = stop() or (pace is not None and pace.over)
-                stopping = self._count(learned, batches, asked)
-                self._fit(pace)
-                stopping |= self.step >= self._config.steps
-                self._window.seconds += time.perf_counter() - before
-                self._report(log, learned, batches[0])
-                validated = self._end_of_epoch(log)
-                if stopping or validated or self.step % self._config.log.checkpoint == 0:
-                    self._save()
-                if progress is not None:
-                    progress(self.step, self._config.steps)
-                if stopping:
-                    break
-                before = time.perf_counter()
-                batches = following if ahead else next(steps, None)
-        if pace is not None and not validated and not stop():
+            validated = self._train(steps, log, stop, progress, budget)
+        if budget is not None and not validated and not stop():
             self._validated(log)
             self._save()
         return self.step >= self._config.steps
 
     def close(self) -> None:
-        """Leaves the other processes."""
+        """Ends the process group."""
         self._accelerator.end_training()
 
-    def _check_that_all_begin_alike(self) -> None:
+    def _train(
+        self,
+        steps: Iterator[list[ClipBatch]],
+        log: TrainingLog | None,
+        stop: Callable[[], bool],
+        progress: Callable[[int, int | None], None] | None,
+        budget: TimeBudget | None,
+    ) -> bool:
+        """Takes the remaining steps, or some of them. Returns whether it validated after the last one."""
+        validated = stopping = False
+        before = time.perf_counter()
+        # the next batch is queued on the GPU before this step's loss is waited for
+        prefetch = isinstance(self._clips, DeviceClips)
+        batches = next(steps, None)
+        while batches is not None and not stopping:
+            learned = self._learner.step(batches, self.step, self._config.steps)
+            self.step += 1
+            following = next(steps, None) if prefetch else None
+            stopping = self._count(learned, batches, stop() or (budget is not None and budget.over))
+            self._fit(budget)
+            stopping |= self.step >= self._config.steps
+            self._window.seconds += time.perf_counter() - before
+            self._report(log, learned, batches[0])
+            validated = self._end_of_epoch(log)
+            if stopping or validated or self.step % self._config.log.checkpoint == 0:
+                self._save()
+            if progress is not None:
+                progress(self.step, self._config.steps)
+            before = time.perf_counter()
+            if not stopping:
+                batches = following if prefetch else next(steps, None)
+        return validated
+
+    def _check_same_step(self) -> None:
         steps = self._accelerator.gather(torch.tensor([self.step], device=self._accelerator.device)).unique().tolist()
         if len(steps) > 1:
             raise InputError(
@@ -147,9 +157,9 @@ class Trainer:
             )
 
     def _batches(self) -> Generator[list[ClipBatch], None, None]:
-        """For each step that is left, the parts of this process's share."""
+        """Yields the parts of this process's share of each remaining step."""
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
-        sampler, parts = TicketSampler(self._config, self.step, rank, processes), self._config.optimizer.accumulate
+        sampler, parts = StepSampler(self._config, self.step, rank, processes), self._config.optimizer.accumulate
         if isinstance(self._clips, DeviceClips):
             return draw_steps(self._clips.to(self._accelerator.device), sampler, parts=parts)
         return load_steps(
@@ -160,15 +170,15 @@ class Trainer:
             pin_memory=self._accelerator.device.type == "cuda",
         )
 
-    def _pace(self, end: float, log: TrainingLog | None) -> Pace:
-        """What there is time for until `end`, less what it takes to validate, which is done once."""
+    def _budget(self, end: float, log: TrainingLog | None) -> TimeBudget:
+        """The time until `end`, less that of a validation, which is measured by validating."""
         before = time.monotonic()
         self._validated(log)
-        return Pace(self.step, end - _PATIENCE * (time.monotonic() - before) - _LEAVING_SECONDS)
+        return TimeBudget(self.step, end - _VALIDATION_MARGIN * (time.monotonic() - before) - _SAVING_SECONDS)
 
-    def _fit(self, pace: Pace | None) -> None:
-        """Gives the run as many epochs as there is time for, where that can be told anew."""
-        steps = None if pace is None else pace.steps(self.step)
+    def _fit(self, budget: TimeBudget | None) -> None:
+        """Sets the number of epochs to what fits in the time, when there is a new estimate."""
+        steps = None if budget is None else budget.steps(self.step)
         if steps is None:
             return
         least = self._accelerator.gather(torch.tensor([steps], device=self._accelerator.device)).min()
@@ -177,21 +187,21 @@ class Trainer:
 
     def _count(self, learned: Learned, batches: list[ClipBatch], asked: bool) -> bool:
         """Adds a step to the window. Returns whether any process was asked to stop."""
-        skipped = sum(batch.skipped for batch in batches)
+        skipped = sum(len(batch.faults) for batch in batches)
         own = torch.stack([learned.loss.double(), *learned.loss.new_tensor([asked, skipped], dtype=torch.float64)])
         total = self._accelerator.reduce(own, "sum").tolist()
         loss = total[0] / self._accelerator.num_processes
         if not math.isfinite(loss):
             raise InputError(
-                f"{self._folder.path}: the loss of step {self.step} is {loss}; begin anew with a lower optimizer.lr or "
-                "an optimizer.clip_norm"
+                f"{self._folder.path}: the loss of step {self.step} is {loss}; start again with a lower "
+                "optimizer.lr or an optimizer.clip_norm"
             )
         self._window.losses.append(loss)
         self._window.skipped += int(total[2])
         return bool(total[1])
 
     def _report(self, log: TrainingLog | None, learned: Learned, batch: ClipBatch) -> None:
-        """Writes a line and a picture where they are due."""
+        """Writes a line and a picture when they are due."""
         every = self._config.log
         last = self.step >= self._config.steps
         if self.step % every.every == 0 or last:
@@ -210,7 +220,7 @@ class Trainer:
             write_picture(picture, self._folder.picture(self.step))
 
     def _end_of_epoch(self, log: TrainingLog | None) -> bool:
-        """Validates after an epoch in which that is due. Returns whether it did."""
+        """Validates after an epoch if that is due. Returns whether it did."""
         batch, clips = self._config.optimizer.batch, self._config.clips_per_epoch
         epoch = self.step * batch // clips
         if self._validate is None or epoch == (self.step - 1) * batch // clips:
@@ -220,7 +230,7 @@ class Trainer:
         return self._validated(log)
 
     def _validated(self, log: TrainingLog | None) -> bool:
-        """Validates and keeps the best weights. Returns whether there is something to validate with."""
+        """Validates and keeps the best weights. Returns whether the run validates at all."""
         if self._validate is None:
             return False
         scores = self._validate(self._learner.model)
@@ -232,7 +242,7 @@ class Trainer:
         return True
 
     def _save(self) -> None:
-        """Leaves all that the run needs to go on from here."""
+        """Writes all that the run needs to continue from here."""
         if self._accelerator.is_main_process:
             save_checkpoint(self._learner.model, self._folder.model)
             progress = {"step": self.step, "best": self._best, "window": asdict(self._window)}
@@ -245,13 +255,13 @@ class Trainer:
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
     on_cpu = not torch.accelerator.is_available()
-    # accelerate would notice too late: what it was asked for first stays with the process
+    # accelerate would fail too late, and its first settings are those of the whole process
     if config.precision == "fp16" and on_cpu:
-        raise InputError("precision: found fp16, which this machine has not: it needs a GPU")
+        raise InputError("precision: found fp16, which needs a GPU, and this machine has none")
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise InputError("precision: found bf16, which this GPU has not")
+        raise InputError("precision: found bf16, which this GPU does not support")
     try:
-        # on a machine without a GPU, accelerate sees torchrun's processes only if it is told to stay on the CPU
+        # on a machine without a GPU, accelerate sees torchrun's processes only if told to use the CPU
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=_PRECISIONS[config.precision])
     except ValueError as error:
         raise InputError(f"precision: found {config.precision} in a process that began with another one") from error

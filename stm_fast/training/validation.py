@@ -8,9 +8,9 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from stm_fast.config import MemoryConfig
-from stm_fast.data.drawn_set import draw_sequence
-from stm_fast.data.procedural import SyntheticSource
 from stm_fast.data.sequences import SETS, Sequence
+from stm_fast.data.synthetic_set import draw_sequence
+from stm_fast.data.synthetic_source import SyntheticSource
 from stm_fast.errors import InputError
 from stm_fast.evaluation.benchmark_sets import Inference, claim_output, run_sequences
 from stm_fast.evaluation.output_folder import MASKS

@@ -1,4 +1,4 @@
-"""YAML out of files and from the command line: small, plain, and each key once; what else there is, is one line."""
+"""YAML from files and the command line, with limits on size and depth, and without duplicate keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from stm_fast.errors import InputError, reading, require_file, shown
 from stm_fast.text_file import read_text
 
 _MERGE = "tag:yaml.org,2002:merge"
-# far more than any configuration has
+# far more than any configuration needs
 _LARGEST_FILE = 2**20  # bytes
 _MOST_VALUES = 10_000  # with what aliases stand for
 _TOO_MANY = f"found more than {_MOST_VALUES} values, with what aliases stand for, expected fewer"
@@ -21,10 +21,10 @@ _LONGEST_PROBLEM = 200
 
 
 def read_yaml(path: Path, expected: str) -> Any:
-    """What a file holds as YAML.
+    """The content of a YAML file.
 
     Args:
-        expected: what the file should be, for the message.
+        expected: what the file should be, for messages.
 
     Raises:
         InputError: no such file, not UTF-8, as `parsed_yaml`, or larger than any configuration.
@@ -38,17 +38,17 @@ def read_yaml(path: Path, expected: str) -> Any:
 
 
 def parsed_yaml(text: str, source: str) -> Any:
-    """What a text holds as YAML. What aliases stand for is there as often as they are, each on its own.
+    """The content of a YAML text. Values with aliases are shared.
 
     Raises:
-        InputError: not YAML, a key that is there twice, or more, deeper or longer values than any configuration has.
-            The message begins with `source`.
+        InputError: not YAML, a duplicate key, or more, deeper or longer values than any configuration has. The message
+            begins with `source`.
     """
     try:
-        return _own(yaml.load(text, _Loader))
+        return yaml.load(text, _Loader)
     except _TooMuchError as error:
         raise InputError(f"{source}: {error}") from None
-    # PyYAML's readers of single values raise whatever happens to them
+    # PyYAML's constructors of single values let any error through
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" in line {mark.line + 1}"
@@ -57,11 +57,11 @@ def parsed_yaml(text: str, source: str) -> Any:
 
 
 class _TooMuchError(Exception):
-    """What there is more of than a configuration has, or twice."""
+    """Too many, too deep or too long values, or a duplicate key."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Looks at the whole document before anything is made of it."""
+    """Checks the whole document before it constructs any value."""
 
     _depth = _composed = 0
 
@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: Node, known: dict[int, int]) -> int:
-    """How many values a node stands for. Raises `_TooMuchError`."""
+    """How many values a node expands to. Raises `_TooMuchError`."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise _TooMuchError(f"found a value inside itself in line {node.start_mark.line + 1}, expected none")
@@ -124,7 +124,7 @@ def _inside(node: Node) -> Iterator[Node]:
 
 
 def _check_keys(node: MappingNode) -> None:
-    """Of a key that is there twice, PyYAML takes the last one."""
+    """Raises `_TooMuchError` for a duplicate key, of which PyYAML would take the last."""
     seen = set()
     for key, _ in node.value:
         if not isinstance(key, ScalarNode) or key.tag == _MERGE:
@@ -134,10 +134,3 @@ def _check_keys(node: MappingNode) -> None:
                 f"{shown(key.value)}: found twice, again in line {key.start_mark.line + 1}, expected once"
             )
         seen.add((key.tag, key.value))
-
-
-def _own(value: Any) -> Any:
-    """The same without objects that are in two places: whoever changes one would change the other."""
-    if isinstance(value, dict):
-        return {key: _own(inner) for key, inner in value.items()}
-    return [_own(inner) for inner in value] if isinstance(value, list) else value

@@ -146,7 +146,7 @@ def _read_coco(folder: Path) -> None:
 
     source = CocoSource(folder / "pictures", folder / "instances.json")
     for index in range(len(source)):
-        shot = source.shot(index, 0)
+        shot = source.frame(index, 0)
         assert shot.ids.dtype == np.uint8
         assert shot.ids.shape == shot.read(1).shape[:2]
 

@@ -1,4 +1,4 @@
-"""A benchmark set of procedural clips, drawn where it is not there yet: nothing to fetch, exact masks."""
+"""A benchmark set of synthetic clips with exact masks, drawn on first use: nothing to download."""
 
 import shutil
 from pathlib import Path
@@ -16,17 +16,17 @@ _OBJECTS = 3
 
 
 def draw_set(root: Path, first_seed: int) -> list[str]:
-    """Draws the clips of a split that `root` lacks, as ``JPEGImages/<name>`` (PNGs) and ``Annotations/<name>``.
+    """Draws the missing clips of a split, as ``JPEGImages/<name>`` (PNGs) and ``Annotations/<name>``.
 
     Args:
         root: a folder of its own.
-        first_seed: of the first clip; the others follow. None of them is one that training draws.
+        first_seed: of the first clip; the others follow. Training never draws these seeds.
 
     Returns:
         The names of the sequences.
 
     Raises:
-        InputError: a seed of training clips, or a folder that cannot be written.
+        InputError: a seed reserved for training, or a folder that cannot be written.
     """
     if not 0 <= first_seed <= FIRST_TRAINING_SEED - SEQUENCES:
         raise InputError(f"--split: found seed {first_seed}, expected 0 to {FIRST_TRAINING_SEED - SEQUENCES}")
@@ -41,15 +41,15 @@ def draw_set(root: Path, first_seed: int) -> list[str]:
 def draw_sequence(root: Path, name: str, clip: SyntheticClip) -> None:
     """Draws a clip as ``JPEGImages/<name>`` and ``Annotations/<name>``.
 
-    The annotations get their name last: a sequence that has them is whole, and pictures without them are replaced.
-    Raises InputError where that is not possible, or would happen behind a link.
+    The annotations get their name last: a sequence that has them is complete, and images without them are replaced.
+    Raises InputError where that is not possible, or would write behind a link.
     """
-    pictures, annotations = root / "JPEGImages" / name, root / "Annotations" / name
-    refuse_links(pictures.parent, pictures, annotations.parent, annotations)
-    shutil.rmtree(pictures, ignore_errors=True)
-    with whole_folder(annotations) as masks, whole_folder(pictures) as images:
+    images, annotations = root / "JPEGImages" / name, root / "Annotations" / name
+    refuse_links(images.parent, images, annotations.parent, annotations)
+    shutil.rmtree(images, ignore_errors=True)
+    with whole_folder(annotations) as masks, whole_folder(images) as frames:
         for time, frame in enumerate(clip):
-            with writing(images):
+            with writing(frames):
                 # the default level takes longer than the drawing
-                Image.fromarray(frame.image).save(images / f"{time:05}.png", compress_level=1)
+                Image.fromarray(frame.image).save(frames / f"{time:05}.png", compress_level=1)
             write_mask(masks / f"{time:05}.png", frame.ids)

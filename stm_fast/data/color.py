@@ -1,4 +1,4 @@
-"""Colour changes of a clip: all of them linear about middle grey, so one matrix and one offset a frame."""
+"""Color changes of a clip, all linear about middle gray: one matrix and one offset per frame."""
 
 import math
 
@@ -12,28 +12,28 @@ from stm_fast.data.augmentation import Augmentation
 Matrix = npt.NDArray[np.float64]
 
 _MIDDLE = 127.5
-_TO_GREY = np.tile([0.299, 0.587, 0.114], (3, 1))  # [3, 3], the luma of ITU-R BT.601
-_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # cross product with the unit grey axis
+_TO_GRAY = np.tile([0.299, 0.587, 0.114], (3, 1))  # [3, 3], the luma of ITU-R BT.601
+_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # cross product with the unit gray axis
 
 
-def recolour(images: Tensor, augmentation: Augmentation, generator: np.random.Generator) -> Tensor:
-    """Images [T, 3, H, W] in 0..255 with other colours, as uint8."""
+def recolor(images: Tensor, augmentation: Augmentation, generator: np.random.Generator) -> Tensor:
+    """Images [T, 3, H, W] in 0..255 with other colors, as uint8."""
     clip, light = generator.uniform(-1, 1, 3), generator.uniform(-1, 1)
-    grey = generator.random() < augmentation.grey
+    gray = generator.random() < augmentation.grey
     frames, lights = generator.uniform(-1, 1, (len(images), 3)), generator.uniform(-1, 1, len(images))
-    matrices, offsets = colours_of(augmentation, clip, np.array(light), np.array(grey), frames, lights)
-    return recoloured(images, torch.from_numpy(matrices).float(), torch.from_numpy(offsets).float())
+    matrices, offsets = color_transforms(augmentation, clip, np.array(light), np.array(gray), frames, lights)
+    return recolored(images, torch.from_numpy(matrices).float(), torch.from_numpy(offsets).float())
 
 
-def colours_of(
-    augmentation: Augmentation, clip: Matrix, light: Matrix, grey: npt.NDArray[np.bool_], frames: Matrix, lights: Matrix
+def color_transforms(
+    augmentation: Augmentation, clip: Matrix, light: Matrix, gray: npt.NDArray[np.bool_], frames: Matrix, lights: Matrix
 ) -> tuple[Matrix, Matrix]:
-    """What `recoloured` applies to the frames of a clip, or of several at once.
+    """What `recolored` applies to the frames of a clip, or of several at once.
 
     Args:
-        clip: [..., 3], by which shares in [-1, 1] of their ranges contrast, saturation and hue change.
+        clip: [..., 3], changes of contrast, saturation and hue as shares in [-1, 1] of their ranges.
         light: [...], the same of the brightness.
-        grey: [...], clips without colours.
+        gray: [...], clips without colors.
         frames: [..., T, 3], and lights: [..., T], the same of each frame on top of that.
 
     Returns:
@@ -41,23 +41,23 @@ def colours_of(
     """
     weak = augmentation.frame_colour
     of_clip = _matrix(augmentation, clip)
-    of_clip = np.where(grey[..., None, None], _TO_GREY @ of_clip, of_clip)
+    of_clip = np.where(gray[..., None, None], _TO_GRAY @ of_clip, of_clip)
     matrices = _matrix(augmentation, weak * frames) @ of_clip[..., None, :, :]  # [..., T, 3, 3]
     lighter = augmentation.brightness * _MIDDLE * (light[..., None] + weak * lights)  # [..., T]
     return matrices, lighter[..., None] + _MIDDLE - _MIDDLE * matrices.sum(-1)
 
 
-def recoloured(images: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
+def recolored(images: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
     """Images [N, 3, H, W] in 0..255 as uint8, each by its matrix [N, 3, 3] and offset [N, 3]."""
     changed = torch.baddbmm(offsets[..., None] + 0.5, matrices, images.flatten(2))  # the half rounds
     return changed.clamp_(0, 255).to(torch.uint8).view(images.shape)
 
 
 def _matrix(augmentation: Augmentation, changes: Matrix) -> Matrix:
-    """Saturation, then a turn round the grey axis (Rodrigues' formula), then contrast: [..., 3, 3] of [..., 3]."""
+    """Saturation, then a rotation about the gray axis (Rodrigues' formula), then contrast: [..., 3, 3] of [..., 3]."""
     contrast, saturation, hue = np.moveaxis(changes, -1, 0)[..., None, None]
     angle = np.radians(hue * augmentation.hue)
     turn = np.eye(3) + np.sin(angle) * _CROSS + (1 - np.cos(angle)) * (_CROSS @ _CROSS)
-    vivid = _TO_GREY + (1 + saturation * augmentation.saturation) * (np.eye(3) - _TO_GREY)
+    vivid = _TO_GRAY + (1 + saturation * augmentation.saturation) * (np.eye(3) - _TO_GRAY)
     matrix: Matrix = (1 + contrast * augmentation.contrast) * turn @ vivid
     return matrix

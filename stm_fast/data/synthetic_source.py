@@ -1,0 +1,150 @@
+"""Clips of `SyntheticClip`, for training."""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from stm_fast.data.source import Frame
+from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip, SyntheticFrame
+from stm_fast.data.videos import draw_times
+from stm_fast.errors import InputError
+
+_OPEN_CLIPS = 32
+# frames between two masks of a clip that are examined
+_STRIDE = 3
+# objects hidden at least this well, relative to the best hidden one, are drawn too
+_NEARLY = 0.8
+# share of its largest area from which an object counts as visible
+_VISIBLE = 0.3
+
+Areas = npt.NDArray[np.float64]
+
+
+class SyntheticSource:
+    """Synthetic clips.
+
+    Args:
+        length: how many different clips there are.
+        height, width: their size in pixels.
+        frames: how long they are.
+        objects: how many objects they have; clips take these numbers in turn.
+        object_size: as in `SyntheticClip`.
+        hidden: share of the draws of 3 frames and more in which an object is hidden between the first and the last.
+            They span about as much time as the longest others; `max_skip` does not limit single gaps.
+
+    Raises InputError for numbers that `SyntheticClip` refuses.
+    """
+
+    moving = True
+
+    def __init__(
+        self,
+        length: int,
+        height: int = 144,
+        width: int = 192,
+        frames: int = 100,
+        objects: tuple[int, ...] = (1, 2, 3),
+        object_size: tuple[float, float] = (0.16, 0.24),
+        hidden: float = 0.0,
+    ) -> None:
+        self._length, self._height, self._width = length, height, width
+        self._frames, self._objects = frames, objects
+        self._object_size, self._hidden = object_size, hidden
+
+    def __len__(self) -> int:
+        return self._length
+
+    def check_length(self, frames: int) -> None:
+        """Raises InputError where clips are shorter than that."""
+        if self._frames < frames:
+            raise InputError(f"frames: synthetic clips of {self._frames}, expected at least {frames}")
+
+    def clip(self, index: int) -> SyntheticClip:
+        """Clip `index`; those from `length` on are never trained on."""
+        seed = FIRST_TRAINING_SEED + index
+        objects = self._objects[seed % len(self._objects)]
+        try:
+            return _open_clip(seed, self._frames, self._height, self._width, objects, self._object_size)
+        except ValueError as error:
+            raise InputError(f"synthetic clip {index}: {error}") from error
+
+    def length(self, index: int) -> int:
+        """Frames of every clip."""
+        return self._frames
+
+    def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
+        """Times as in a video, or such that an object is hidden in between."""
+        self.check_length(frames)
+        times = None
+        if frames >= 3 and self._hidden and generator.random() < self._hidden:
+            times = draw_occlusion(self.clip(index), frames, (max_skip + 1) * (frames - 1) // 2, generator)
+        return draw_times(self._frames, frames, max_skip, generator) if times is None else times
+
+    def frame(self, index: int, time: int) -> Frame:
+        """A frame of clip `index`, named by its seed."""
+        return _frame(self.clip(index)[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}")
+
+
+# a clip takes longer to set up than to render
+@lru_cache(maxsize=_OPEN_CLIPS)
+def _open_clip(
+    seed: int, frames: int, height: int, width: int, objects: int, object_size: tuple[float, float]
+) -> SyntheticClip:
+    return SyntheticClip(seed, frames=frames, height=height, width=width, objects=objects, object_size=object_size)
+
+
+def _frame(frame: SyntheticFrame, name: str) -> Frame:
+    return Frame(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))
+
+
+def draw_occlusion(clip: SyntheticClip, frames: int, reach: int, generator: np.random.Generator) -> list[int] | None:
+    """Increasing times of `frames` frames: an object is visible in the first and the last, and hidden in between.
+
+    Args:
+        clip: of some objects.
+        frames: how many, at least 3.
+        reach: most frames between the first or the last and the one that hides the object best.
+        generator: of everything random.
+
+    Returns:
+        The times, or None where nothing is ever hidden, or where the clip is too short.
+    """
+    looks = np.arange(0, clip.frames, _STRIDE)
+    areas = np.array([_areas(clip, int(time)) for time in looks])  # [looks, O]
+    areas /= np.maximum(areas.max(0, initial=0), 1)
+    window = max(reach // _STRIDE, 1)
+    best = [_best_hidden(areas[:, index], window) for index in range(clip.objects)]
+    losses = np.array([loss for loss, _ in best])
+    if not losses.size or losses.max() <= 0:
+        return None
+    index = generator.choice(np.flatnonzero(losses >= _NEARLY * losses.max()))
+    area, hidden = areas[:, index], best[index][1]
+    first = _draw_seen(area, range(max(hidden - window, 0), hidden), generator)
+    last = _draw_seen(area, range(hidden + 1, min(hidden + window + 1, len(looks))), generator)
+    between = np.setdiff1d(np.arange(looks[first] + 1, looks[last]), looks[hidden])
+    if len(between) < frames - 3:
+        return None
+    rest = generator.choice(between, frames - 3, replace=False)
+    return sorted([int(looks[first]), int(looks[hidden]), int(looks[last]), *rest.tolist()])
+
+
+def _areas(clip: SyntheticClip, time: int) -> Areas:
+    """Pixels of every object [O]."""
+    return np.bincount(clip.ids(time).ravel(), minlength=clip.objects + 1)[1:].astype(np.float64)
+
+
+def _best_hidden(area: Areas, window: int) -> tuple[float, int]:
+    """The share of its area [looks] that an object loses and regains within a window, and when it has lost most."""
+    losses = [0.0]
+    for time in range(1, len(area) - 1):
+        seen = min(area[max(time - window, 0) : time].max(), area[time + 1 : time + window + 1].max())
+        losses.append(float(1 - area[time] / seen) if seen >= _VISIBLE else 0.0)
+    return max(losses), int(np.argmax(losses))
+
+
+def _draw_seen(area: Areas, looks: range, generator: np.random.Generator) -> int:
+    """A look that shows nearly as much of the object as any."""
+    seen = area[looks]
+    return looks[int(generator.choice(np.flatnonzero(seen >= _NEARLY * seen.max())))]
