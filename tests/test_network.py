@@ -242,7 +242,7 @@ def test_wrong_arguments_are_named() -> None:
         model.encode_query(torch.rand(32, 32, 3))
     with pytest.raises(ValueError, match=r"masks: found shape \[32, 32\]"):
         model.memorize(torch.rand(3, 32, 32), torch.rand(32, 32))
-    with pytest.raises(ValueError, match="masks of its size"):
+    with pytest.raises(ValueError, match="of the same size"):
         model.memorize(torch.rand(3, 32, 32), torch.rand(1, 64, 32))
     with pytest.raises(ValueError, match=r"read: found shape \[1, 16, 3, 2\]"):
         model.decode(torch.rand(1, 16, 3, 2), features)

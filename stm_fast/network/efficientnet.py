@@ -134,7 +134,7 @@ class EfficientNetLite(nn.Module):
             stage.modules(inward, _FIRST_EXPANSION if index == 0 else _EXPANSION)
             for index, (stage, (inward, _)) in enumerate(zip(stages, widths, strict=True))
         )
-        self._initialise()
+        self._initialize()
         self.register_buffer("mean", torch.full((1, 3, 1, 1), _MEAN))
         self.register_buffer("std", torch.full((1, 3, 1, 1), _STD))
 
@@ -155,7 +155,7 @@ class EfficientNetLite(nn.Module):
         """The stem and the stages, in the order in which a frame goes through them."""
         return [self.stem, *self.stages]
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -27,7 +27,7 @@ _FIRST_FALL = 0.01
 # larger than the others, which rows stored in 8 bits need
 _QUERY_SHARE, _REACH = 4.0, 32.0
 # unit features of about 100 channels, and linear ones, brought to about 1
-_UNIT_GAIN, _SKIP_GAIN = 4.0, 0.25
+_UNIT_GAIN, SKIP_GAIN = 4.0, 0.25
 
 
 class SharedKeyValue(nn.Module):
@@ -119,27 +119,8 @@ class LightDecoder(nn.Module):
         self.copied2 = nn.Conv2d(1, width2, kernel_size=3, padding=1, bias=False)
         self.block2 = ResidualBlock(width2)
         self.predict = nn.Conv2d(width2, 1, kernel_size=3, padding=1)
-        self._objects_at_a_time: int | None = None
-        self._skip_gain = _SKIP_GAIN
 
-    @torch.no_grad()
-    def prepare(self, objects_at_a_time: int | None) -> None:
-        """For inference, once: some objects at a time (None: all), and skip features as they come."""
-        self._objects_at_a_time = objects_at_a_time
-        for skip in (self.skip3, self.skip2):
-            skip.weight.mul_(self._skip_gain)
-        self._skip_gain = 1.0
-
-    def forward(
-        self,
-        read: Tensor,
-        frame: Tensor,
-        r3: Tensor,
-        r2: Tensor,
-        owner: Tensor | None = None,
-        *,
-        resized: bool = True,
-    ) -> Tensor:
+    def forward(self, read: Tensor, frame: Tensor, r3: Tensor, r2: Tensor, batch_index: Tensor | None = None) -> Tensor:
         """The logit of each object.
 
         Args:
@@ -147,26 +128,19 @@ class LightDecoder(nn.Module):
             frame: [B, F, h, w], what is known of B frames.
             r3: [B, C3, 2h, 2w] skip features of the query.
             r2: [B, C2, 4h, 4w] likewise.
-            owner: [O] int64, each object's frame; None: one frame for all objects, or one frame an object.
-            resized: to the frame.
+            batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
 
         Returns:
-            [O, 1, 16h, 16w], or where they are not to be resized [O, 1, 4h, 4w].
+            [O, 1, 16h, 16w].
         """
-        details = [self._detail(self.skip3, r3), self._detail(self.skip2, r2)]
-        if owner is not None:
-            frame, details = frame[owner], [detail[owner] for detail in details]
-        in_turn = torch.split(read, self._objects_at_a_time or len(read))
-        logits = torch.cat([self.logits(some, frame, *details) for some in in_turn])  # [O, 1, 4h, 4w]
-        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False) if resized else logits
-
-    def _detail(self, skip: nn.Conv2d, features: Tensor) -> Tensor:
-        """What the decoder sees of a frame's features at their own stride."""
-        detail: Tensor = skip(features if self._skip_gain == 1 else features * self._skip_gain)
-        return detail
+        details = [self.skip3(r3 * SKIP_GAIN), self.skip2(r2 * SKIP_GAIN)]
+        if batch_index is not None:
+            frame, details = frame[batch_index], [detail[batch_index] for detail in details]
+        logits = self.logits(read, frame, *details)
+        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
 
     def logits(self, read: Tensor, frame: Tensor, detail3: Tensor, detail2: Tensor) -> Tensor:
-        """At stride 4, of some objects: [O, 1, 4h, 4w]."""
+        """At stride 4, from the convolved skip features: [O, 1, 4h, 4w]."""
         copied = F.pixel_shuffle(read[:, :CELLS], CELLS_A_SIDE)  # [O, 1, 4h, 4w] in [0, 1]
         frame = frame.expand(len(read), -1, -1, -1)
         m = self.merged_block(self.compress(torch.cat([read, frame], dim=1)))  # [O, D, h, w]

@@ -1,7 +1,7 @@
 """From the decoder's logits to probabilities, and from these to labels, each in one pass on a CPU.
 
-csrc/include/stm_fast/probabilities.h says more. What they are equal to is in :mod:`stm_fast.network.aggregation` and
-:mod:`stm_fast.inference.objects`.
+csrc/include/stm_fast/probabilities.h says more. What they are equal to is in :mod:`stm_fast.network.deploy.one_pass`
+and :mod:`stm_fast.inference.objects`.
 """
 
 import torch

@@ -9,8 +9,8 @@ from stm_fast.errors import InputError
 from stm_fast.inference.shards import processes
 from stm_fast.network import STM, stm_lite0, stm_lite2, stm_resnet18, stm_resnet50
 from stm_fast.network.checkpoint import load_network
-from stm_fast.network.deployment import for_inference
-from stm_fast.network.precision import choose_dtype
+from stm_fast.network.deploy import for_inference
+from stm_fast.network.deploy.precision import choose_dtype
 from stm_fast.tasks.choice import NetworkChoice
 
 _BUILDERS: dict[Arch, Callable[..., STM]] = {
