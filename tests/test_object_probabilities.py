@@ -1,5 +1,7 @@
 """What follows the decoder in one pass: the chain of PyTorch operators that it stands for, in float64, and labels."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,10 +12,11 @@ from stm_fast.inference.objects import label
 from stm_fast.network import STM
 from stm_fast.network.aggregation import EPSILON
 from stm_fast.network.deploy import for_inference
-from stm_fast.network.deploy.one_pass import OnePassSTM, object_probabilities
+from stm_fast.network.deploy.deployment import OnePassSTM
 from stm_fast.network.padding import unpad
 from stm_fast.ops import cpp_ops, probabilities
 
+object_probabilities = partial(probabilities.object_probabilities, epsilon=EPSILON)
 REASONS = probabilities.absent_reasons()
 needs_operators = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 STRIDE = 16  # pixels of a frame per pixel of a key, in each direction
-# eight times the published value, and where a wave is shorter than the pixels of any frame: what is beyond is a mistake
+# eight times the published widths; more waves would be shorter than the pixels of any frame
 WIDEST, MOST_WAVES = 4096, 32
 
 
@@ -27,3 +27,13 @@ class Architecture:
             + (f", position_waves={self.position_waves}" if self.position_waves else "")
             + (", shared_trunk" if self.shared_trunk else "")
         )
+
+
+# what the builders `stm_<name>` make, and --arch of the command line
+NETWORKS = {
+    "resnet50": Architecture("resnet50"),
+    "resnet18": Architecture("resnet18"),
+    "resnet18_half": Architecture("resnet18_half", 64, 128, 64, unit_keys=True, position_waves=4),
+    "lite2": Architecture("efficientnet_lite2", 96, 64, 64, shared_trunk=True),
+    "lite0": Architecture("efficientnet_lite0", 96, 64, 64, shared_trunk=True),
+}

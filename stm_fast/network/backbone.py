@@ -83,12 +83,13 @@ def _shortcut(inward: int, outward: int, stride: int) -> nn.Sequential | None:
 
 
 class ResNetLayout(NamedTuple):
-    """What the rest of the network, and a checkpoint reader, must know of a trunk."""
+    """What the rest of the network, and a checkpoint reader, must know about a trunk."""
 
     stem: int  # channels of the first convolution (stride 2)
     channels: tuple[int, int, int]  # of r2 (stride 4), r3 (stride 8), r4 (stride 16)
     blocks: tuple[int, int, int]  # residual blocks of layer1, layer2, layer3
     block: type[BasicBlock | Bottleneck]
+    imagenet: str | None = None  # torchvision's weights
 
     @property
     def maps(self) -> tuple[int, ...]:
@@ -113,8 +114,8 @@ class ResNetLayout(NamedTuple):
 
 RESNETS = {
     "resnet18_half": ResNetLayout(32, (32, 64, 128), (2, 2, 2), BasicBlock),
-    "resnet18": ResNetLayout(64, (64, 128, 256), (2, 2, 2), BasicBlock),
-    "resnet50": ResNetLayout(64, (256, 512, 1024), (3, 4, 6), Bottleneck),
+    "resnet18": ResNetLayout(64, (64, 128, 256), (2, 2, 2), BasicBlock, "ResNet18_Weights.IMAGENET1K_V1"),
+    "resnet50": ResNetLayout(64, (256, 512, 1024), (3, 4, 6), Bottleneck, "ResNet50_Weights.IMAGENET1K_V1"),
 }
 
 

@@ -189,6 +189,25 @@ def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | st
         encoder.load_state_dict(trunk, strict=False)
 
 
+def load_imagenet(model: STM) -> None:
+    """Loads the ImageNet weights of the trunk of all encoders, in place (may be downloaded).
+
+    Raises:
+        InputError: there are none for this backbone, or as `load_backbone` does.
+    """
+    name = model.architecture.backbone
+    weights = BACKBONES[name].imagenet
+    if weights is None:
+        raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
+    if weights in PRETRAINED:
+        load_backbone(model, weights)
+    else:
+        # imported only here, because it takes as long as all of torch
+        from torchvision.models import get_weight
+
+        load_backbone(model, get_weight(weights))
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of `read_entries`. Raises InputError as it does."""
     return read_entries(Path(path)).tensors
@@ -218,14 +237,14 @@ def _read(path: str | Path) -> _File:
 
 
 def _load(model: STM, file: _File) -> None:
-    architecture = _recognise(file.state)
+    architecture = _recognize(file.state)
     if architecture is not None and architecture != model.architecture:
         raise InputError(f"{file.path}: found the weights of {architecture}, expected {model.architecture}")
     model.load_state_dict(_fitting(file, model))
 
 
 def _architecture(file: _File) -> Architecture:
-    architecture = _recognise(file.state)
+    architecture = _recognize(file.state)
     if architecture is None:
         raise InputError(
             f"{file.path}: found no STM with a known backbone in its {len(file.state)} entries, expected an STM "
@@ -271,7 +290,7 @@ def _check_shapes(file: _File, expected: Mapping[str, Tensor]) -> None:
     )
 
 
-def _recognise(state: Mapping[str, Tensor]) -> Architecture | None:
+def _recognize(state: Mapping[str, Tensor]) -> Architecture | None:
     """The architecture of a state dict with our names; None where it is not that of an STM with a known backbone."""
     telling = ["query_key_value.key.weight", "decoder.compress.weight"]
     if any(name not in state or state[name].ndim != 4 for name in telling):

@@ -82,9 +82,10 @@ class Stage(NamedTuple):
 
 
 class LiteLayout(NamedTuple):
-    """What the rest of the network, and a checkpoint reader, must know of such a trunk."""
+    """What the rest of the network, and a checkpoint reader, must know about such a trunk."""
 
     stages: tuple[Stage, ...]
+    imagenet: str | None = None  # a key of `PRETRAINED`
 
     @property
     def maps(self) -> tuple[int, ...]:
@@ -105,10 +106,12 @@ class LiteLayout(NamedTuple):
 
 LITE = {
     "efficientnet_lite0": LiteLayout(
-        (Stage(1, 3, 1, 16), Stage(2, 3, 2, 24), Stage(2, 5, 2, 40), Stage(3, 3, 2, 80), Stage(3, 5, 1, 112))
+        (Stage(1, 3, 1, 16), Stage(2, 3, 2, 24), Stage(2, 5, 2, 40), Stage(3, 3, 2, 80), Stage(3, 5, 1, 112)),
+        "efficientnet-lite0",
     ),
     "efficientnet_lite2": LiteLayout(
-        (Stage(1, 3, 1, 16), Stage(3, 3, 2, 24), Stage(3, 5, 2, 48), Stage(4, 3, 2, 88), Stage(4, 5, 1, 120))
+        (Stage(1, 3, 1, 16), Stage(3, 3, 2, 24), Stage(3, 5, 2, 48), Stage(4, 3, 2, 88), Stage(4, 5, 1, 120)),
+        "efficientnet-lite2",
     ),
 }
 

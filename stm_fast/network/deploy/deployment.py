@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from stm_fast.network.aggregation import EPSILON
 from stm_fast.network.backbone import Backbone
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.deploy import bottlenecks, winograd
 from stm_fast.network.deploy.compilation import compile_calls
-from stm_fast.network.deploy.one_pass import OnePassSTM
 from stm_fast.network.deploy.shared_work import (
     SharingDecoder,
     SharingLightDecoder,
@@ -19,8 +19,18 @@ from stm_fast.network.deploy.shared_work import (
 )
 from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
 from stm_fast.network.shared_trunk import LightDecoder
-from stm_fast.network.stm import STM
+from stm_fast.network.stm import STM, QueryFeatures
 from stm_fast.ops import probabilities
+
+
+class OnePassSTM(STM):
+    """An STM whose probabilities are one operator from the decoder's logits on."""
+
+    def probabilities(self, read: Tensor, features: QueryFeatures) -> Tensor:
+        """As in `STM`, but for rounding."""
+        self._check_read(read, features)
+        logits = self.decoder(read, features.value, features.r3, features.r2, resized=False)  # [O, 1 or 2, H'/4, W'/4]
+        return probabilities.object_probabilities(logits, features.pads, EPSILON)
 
 
 def for_inference(
@@ -35,7 +45,7 @@ def for_inference(
     BatchNorm with fixed statistics is a scale and a shift: the convolution before it takes them over. What objects
     share is computed once (:mod:`stm_fast.network.deploy.shared_work`). On a CPU with the extension, in float32,
     convolutions of 3 x 3 take a quarter of the multiplications (:mod:`stm_fast.network.deploy.winograd`); in half
-    precision too, what follows the decoder is one pass over the frame (:mod:`stm_fast.network.deploy.one_pass`); and
+    precision too, what follows the decoder is one pass over the frame (:mod:`stm_fast.ops.probabilities`); and
     EfficientNet-Lite's bottlenecks are one operator each, in float32 and bfloat16
     (:mod:`stm_fast.network.deploy.bottlenecks`).
 

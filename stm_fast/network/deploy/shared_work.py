@@ -3,6 +3,8 @@
 These parts belong together, have no gradients, and take over the modules of those that they replace.
 """
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -159,16 +161,8 @@ def _check_one_frame(batch_index: Tensor | None) -> None:
 
 def _with(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A convolution like another one, with other weights [K, C, k, k]."""
-    found = nn.Conv2d(
-        weight.shape[1],
-        weight.shape[0],
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        bias=bias is not None,
-        device="meta",
-    )
-    found.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    if bias is not None:
-        found.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    found = deepcopy(conv)
+    found.in_channels = weight.shape[1]
+    found.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    found.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
     return found
