@@ -15,9 +15,11 @@ from stm_fast.choices import Arch
 from stm_fast.network import STM, ObjectBatch, stm_resnet18, stm_resnet50
 from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.backbone import Backbone
+from stm_fast.network.encoders import BACKBONES
 from stm_fast.network.key_value import positions
 from stm_fast.network.outline import outline
 from stm_fast.network.padding import pad_to_multiple, unpad
+from stm_fast.network.pretrained import PRETRAINED
 
 
 def small_stm() -> STM:
@@ -241,6 +243,13 @@ def test_a_network_by_name_is_that_of_its_builder(name: str) -> None:
     assert outline(NETWORKS[name]).architecture == NETWORKS[name]
     assert set(get_args(Arch)) <= NETWORKS.keys()
     assert callable(getattr(network, f"stm_{name}"))
+
+
+def test_imagenet_weights_of_a_backbone_exist() -> None:
+    named = [layout.imagenet for layout in BACKBONES.values() if layout.imagenet is not None]
+    assert len(named) == 4
+    for name in named:
+        assert name in PRETRAINED or torchvision.models.get_weight(name).url
 
 
 def test_a_bfloat16_network_takes_float32_frames_and_gives_float32_logits() -> None:

@@ -1,4 +1,4 @@
-"""What a network is made of, without the network."""
+"""The arguments that describe a network, without importing it."""
 
 from dataclasses import dataclass
 

@@ -27,10 +27,10 @@ _RANGES = {
 
 
 class QueryFeatures(NamedTuple):
-    """What the network knows of a frame before it reads the memory; h = ceil(H / 16), w = ceil(W / 16)."""
+    """Features of a frame before the memory is read; h = ceil(H / 16), w = ceil(W / 16)."""
 
     key: Tensor  # [B, Ck, h, w]
-    value: Tensor  # [B, Cv, h, w]; of a shared trunk [B, Cv - 16, h, w], what is known of the frame
+    value: Tensor  # [B, Cv, h, w]; of a shared trunk [B, Cv - 16, h, w]
     r3: Tensor  # [B, C3, 2h, 2w]; of a network prepared for inference [B, D, 2h, 2w]
     r2: Tensor  # [B, C2, 4h, 4w]; likewise [B, D, 4h, 4w]
     pads: Pads = (0, 0, 0, 0)  # what was added around the frame
@@ -57,8 +57,7 @@ class STM(nn.Module):
     `position_waves` do not apply.
 
     Raises:
-        ValueError: `backbone` is not one of `BACKBONES`, a width or number out of range, or options that do not go
-            together.
+        ValueError: `backbone` is not one of `BACKBONES`, a width or number out of range, or incompatible options.
     """
 
     stride = STRIDE
@@ -229,7 +228,7 @@ class STM(nn.Module):
         return [self.query_encoder] if self.memory_encoder is None else [self.memory_encoder, self.query_encoder]
 
     def freeze(self, stages: int) -> None:
-        """Takes the first stages of every trunk, and its stem, out of training; 0 takes out nothing."""
+        """Excludes the stem and the first stages of every trunk from training; 0 excludes nothing."""
         for encoder in self.encoders():
             for part in encoder.parts()[: stages + 1 if stages else 0]:
                 part.requires_grad_(False)
@@ -242,7 +241,7 @@ class STM(nn.Module):
         batch_index: Tensor | None = None,
         known: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `memorize`, for frames whose sides are multiples of the stride and objects that know of each other.
+        """As `memorize`, for frames whose sides are multiples of the stride and given masks of the other objects.
 
         Args:
             frames: [B, 3, H, W].
