@@ -13,7 +13,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from stm_fast.network.bottleneck_layers import FusedBottleneck, FusedStem
+from stm_fast.network.deploy.bottlenecks import FusedBottleneck, FusedStem
 from stm_fast.network.efficientnet import EfficientNetLite, InvertedBottleneck, Stem
 
 

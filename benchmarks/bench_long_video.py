@@ -31,7 +31,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.inference import VideoSegmenter
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 from stm_fast.whole_file import whole_file
 
 PUBLISHED = "published loop"

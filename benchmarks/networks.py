@@ -22,7 +22,7 @@ from stm_fast.benchmarking.system import measure_system
 from stm_fast.benchmarking.system_records import SystemRecord, write_system_record
 from stm_fast.benchmarking.system_run import table
 from stm_fast.benchmarking.system_workload import parse_workload
-from stm_fast.network.precision import has_bfloat16
+from stm_fast.network.deploy.precision import has_bfloat16
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LITE: dict[str, Callable[[], STM]] = {"stm_lite2": stm_lite2, "stm_lite0": stm_lite0}

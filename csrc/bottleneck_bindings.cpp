@@ -1,4 +1,4 @@
-// The convolutions of inverted_bottleneck.h as operators. The schemas are in stm_fast/ops/inverted_bottleneck.py.
+// The convolutions of inverted_bottleneck.h as operators. The schemas are in stm_fast/network/deploy/bottlenecks.py.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>

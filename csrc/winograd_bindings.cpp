@@ -1,5 +1,5 @@
 // The transforms of winograd.h as operators; the matrix products between them are PyTorch's.
-// The schemas are in stm_fast/ops/winograd.py.
+// The schemas are in stm_fast/network/deploy/winograd.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -20,7 +20,7 @@ from stm_fast.inference import VideoSegmenter
 from stm_fast.kernels import sass
 from stm_fast.memory import MemoryBank, reading
 from stm_fast.network import stm_lite2, stm_resnet50
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 from stm_fast.ops import MemoryRead, memory_read
 from stm_fast.ops.adapters import (
     AOTLongTermAttention,

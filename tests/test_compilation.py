@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from stm_fast.inference import VideoSegmenter
 from stm_fast.network import STM
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 
 FRAMES = torch.rand(5, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 

@@ -1,6 +1,7 @@
 """Fused bottlenecks and stems against float64, with each set of instructions, and as parts of a trunk."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,26 +12,35 @@ from torch.nn import functional as F
 
 from processes import Running
 from stm_fast.errors import InputError
-from stm_fast.network.bottleneck_layers import FusedBottleneck, FusedStem, replace_bottlenecks
-from stm_fast.network.efficientnet import LITE, EfficientNetLite, InvertedBottleneck
+from stm_fast.network.deploy import bottlenecks
+from stm_fast.network.deploy.bottlenecks import FusedBottleneck, FusedStem, replace_bottlenecks
+from stm_fast.network.efficientnet import LITE, EfficientNetLite, InvertedBottleneck, Stem
 from stm_fast.ops import cpp_ops
-from stm_fast.ops import inverted_bottleneck as ops
 from stm_fast.testing import assert_no_worse_than_eager
 
-REASONS = ops.absent_reasons()
+REASONS = bottlenecks.absent_reasons()
 pytestmark = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
-DTYPES = pytest.mark.parametrize("dtype", ops.DTYPES, ids=str)
+DTYPES = pytest.mark.parametrize("dtype", bottlenecks.DTYPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
 
 
 class Case(NamedTuple):
-    """A bottleneck and its picture, without their numbers."""
+    """A bottleneck and its image, without their numbers."""
 
     size: tuple[int, int]  # H, W
     channels: tuple[int, int, int]  # Cin, M, Cout; M = Cin: nothing is widened
     kernel: int = 3
     stride: int = 1
-    residual: bool = False
     batch: int = 1
+
+    @property
+    def residual(self) -> bool:
+        return self.stride == 1 and self.channels[0] == self.channels[2]
 
     def __str__(self) -> str:
         return "-".join(str(part) for part in self).replace(" ", "")
@@ -38,90 +48,85 @@ class Case(NamedTuple):
 
 # whole and broken panels of 16 channels, vectors, pairs and blocks of 48; groups of 4, 6 and 8 pixels and what is left
 CASES = (
-    Case((9, 13), (8, 48, 24), residual=False),
-    Case((17, 10), (24, 144, 24), residual=True),
+    Case((9, 13), (8, 48, 24)),
+    Case((17, 10), (24, 144, 24)),
     Case((16, 23), (16, 96, 24), stride=2),
     Case((12, 11), (24, 144, 40), kernel=5, stride=2),
     Case((11, 14), (20, 120, 52), kernel=5),
     Case((7, 9), (24, 24, 16)),
     Case((7, 8), (7, 7, 5), kernel=5, stride=2),
-    Case((5, 6), (13, 77, 13), kernel=5, residual=True, batch=2),
+    Case((5, 6), (13, 77, 13), kernel=5, batch=2),
     Case((6, 5), (13, 77, 9), stride=2, batch=2),
-    Case((1, 1), (3, 18, 3), residual=True),
+    Case((1, 1), (3, 18, 3)),
     Case((1, 7), (1, 1, 1), kernel=5, stride=2),
     Case((2, 1), (4, 200, 130), stride=2),
     # several strips a thread, and several blocks of channels
     Case((150, 40), (40, 288, 48), kernel=5, batch=2),
-    Case((31, 54), (88, 528, 88), residual=True),
+    Case((31, 54), (88, 528, 88)),
 )
 
 
-def weights_of(case, dtype) -> ops.Weights:
+def filled(conv: nn.Conv2d) -> nn.Conv2d:
+    """Weights that keep the size of what goes in."""
+    nn.init.normal_(conv.weight, 0, 1 / math.sqrt(conv.weight[0].numel()))
+    nn.init.normal_(conv.bias)
+    return conv
+
+
+def block_of(case, dtype) -> InvertedBottleneck:
     inward, width, outward = case.channels
-    expand = None if width == inward else torch.randn(width, inward, 1, 1) / math.sqrt(inward)
-    drawn = ops.Weights(
-        expand,
-        None if expand is None else torch.randn(width),
-        torch.randn(width, 1, case.kernel, case.kernel) / case.kernel,
-        torch.randn(width),
-        torch.randn(outward, width, 1, 1) / math.sqrt(width),
-        torch.randn(outward),
-    )
-    return as_type(drawn, dtype)
+    block = InvertedBottleneck(inward, outward, case.kernel, case.stride, 1)
+    block.expand = None if width == inward else filled(nn.Conv2d(inward, width, 1))
+    block.depthwise = filled(type(block.depthwise)(width, width, case.kernel, case.stride, groups=width))
+    block.project = filled(nn.Conv2d(width, outward, 1))
+    return block.to(dtype)
 
 
-def as_type(weights, dtype) -> ops.Weights:
-    return ops.Weights(*(None if tensor is None else tensor.to(dtype) for tensor in weights))
-
-
-def picture_of(case, dtype):
+def image_of(case, dtype):
     return torch.randn(case.batch, case.channels[0], *case.size).to(dtype).to(memory_format=torch.channels_last)
 
 
-def rounded_once(x, weights, case):
+def in_float64(module: nn.Module) -> nn.Module:
+    return deepcopy(module).double()
+
+
+def rounded_once(x, block):
     """In float64, what lies between two convolutions rounded to the dtype of `x` as a network would store it."""
-    doubles, dtype = as_type(weights, torch.float64), x.dtype
-    nothing = doubles._replace(project=torch.eye(case.channels[1], dtype=torch.float64)[..., None, None])
-    nothing = nothing._replace(project_bias=torch.zeros(case.channels[1], dtype=torch.float64))
+    doubles, dtype = in_float64(block), x.dtype
     h = x.double()
     if doubles.expand is not None:
-        h = F.relu6(F.conv2d(h, doubles.expand, doubles.expand_bias)).to(dtype).double()
-    h = ops.reference(h, nothing._replace(expand=None, expand_bias=None), stride=case.stride).to(dtype).double()
-    projected = F.conv2d(F.relu6(h), doubles.project, doubles.project_bias).to(dtype).double()
-    return (x.double() + projected if case.residual else projected).to(dtype)
+        h = F.relu6(doubles.expand(h)).to(dtype).double()
+    projected = doubles.project(F.relu6(doubles.depthwise(h).to(dtype).double())).to(dtype).double()
+    return (x.double() + projected if block.residual else projected).to(dtype)
 
 
-def check(found, x, weights, case):
-    how = {"stride": case.stride, "residual": case.residual}
-    exact = ops.reference(x.double(), as_type(weights, torch.float64), **how)
-    eager = ops.reference(x, weights, **how)
-    assert_no_worse_than_eager({"y": found}, {"y": eager}, {"y": rounded_once(x, weights, case)}, {"y": exact})
+def check(found, x, block):
+    exact, eager = in_float64(block)(x.double()), block(x)
+    assert_no_worse_than_eager({"y": found}, {"y": eager}, {"y": rounded_once(x, block)}, {"y": exact})
 
 
 def test_an_extension_that_is_here_has_the_bottlenecks():
-    assert ops.absent_reasons() == cpp_ops.absent_reasons()
+    assert bottlenecks.absent_reasons() == cpp_ops.absent_reasons()
 
 
 @DTYPES
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_bottleneck_is_no_worse_than_eager(case, dtype, poisoned_memory):
-    x, weights = picture_of(case, dtype), weights_of(case, dtype)
-    found = ops.inverted_bottleneck(x, ops.pack(weights), stride=case.stride, residual=case.residual)
+    x, block = image_of(case, dtype), block_of(case, dtype)
+    found = FusedBottleneck(block)(x)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    check(found, x, weights, case)
+    assert block.residual == case.residual
+    check(found, x, block)
 
 
 @DTYPES
-@pytest.mark.parametrize("kernel", ops.KERNELS)
-@pytest.mark.parametrize("stride", ops.STRIDES)
+@pytest.mark.parametrize("kernel", bottlenecks.KERNELS)
+@pytest.mark.parametrize("stride", bottlenecks.STRIDES)
 @pytest.mark.parametrize("size", [(2, 3, 33, 20), (1, 1, 1, 1), (1, 5, 8, 9)], ids=str)
 def test_a_convolution_is_no_worse_than_eager(size, kernel, stride, dtype, poisoned_memory):
-    x = torch.randn(size).to(dtype)
-    weight, bias = torch.randn(20, size[1], kernel, kernel).to(dtype), torch.randn(20).to(dtype)
-    found = ops.convolution_relu6(x, ops.pack_convolution(weight, bias), stride=stride)
-    exact = ops.reference_convolution(x.double(), weight.double(), bias.double(), stride=stride)
-    eager = ops.reference_convolution(x, weight, bias, stride=stride)
-    assert_no_worse_than_eager({"y": found}, {"y": eager}, {"y": exact.to(dtype)}, {"y": exact})
+    x, stem = torch.randn(size).to(dtype), filled(Stem(size[1], 20, kernel, stride)).to(dtype)
+    exact, eager = in_float64(stem)(x.double()), stem(x)
+    assert_no_worse_than_eager({"y": FusedStem(stem)(x)}, {"y": eager}, {"y": exact.to(dtype)}, {"y": exact})
 
 
 @pytest.mark.slow
@@ -135,21 +140,32 @@ def test_every_set_of_instructions_is_right(instructions, tmp_path):
     assert "skipped" not in ended.stdout
 
 
+def tensors_of(fused: FusedBottleneck) -> list[torch.Tensor | None]:
+    """In the order of the operator."""
+    names = ("expand", "expand_bias", "depthwise", "depthwise_bias", "project", "project_bias")
+    return [getattr(fused, name) for name in names]
+
+
 @DTYPES
 @pytest.mark.parametrize("case", [CASES[3], CASES[7]], ids=str)
-def test_nothing_around_a_picture_is_read_or_written(case, dtype):
-    """The picture and the result are parts of larger tensors, which hold NaN wherever they do not."""
-    weights = weights_of(case, dtype)
-    batch, (height, width), (inward, _, outward) = case.batch, case.size, case.channels
+def test_nothing_around_an_image_is_read_or_written(case, dtype):
+    """The image and the result are parts of larger tensors, which hold NaN everywhere else."""
+    block = block_of(case, dtype)
+    batch, (height, width), (inward, expanded, outward) = case.batch, case.size, case.channels
     around = torch.full((batch + 2, height, width, inward), math.nan, dtype=dtype)
-    pictures = around[1:-1].normal_()
+    images = around[1:-1].normal_()
     strided = (-(-height // case.stride), -(-width // case.stride))
     results = torch.full((batch + 2, *strided, outward), math.nan, dtype=dtype)
-    *tensors, expanded, _ = ops.pack(weights)
     torch.ops.stm_fast.inverted_bottleneck(
-        results[1:-1], pictures, *tensors, expanded, case.kernel, case.stride, case.residual
+        results[1:-1],
+        images,
+        *tensors_of(FusedBottleneck(block)),
+        expanded,
+        case.kernel,
+        case.stride,
+        case.residual,
     )
-    check(results[1:-1].permute(0, 3, 1, 2), pictures.permute(0, 3, 1, 2), weights, case)
+    check(results[1:-1].permute(0, 3, 1, 2), images.permute(0, 3, 1, 2), block)
     assert results[0].isnan().all()
     assert results[-1].isnan().all()
 
@@ -158,13 +174,13 @@ def test_nothing_around_a_picture_is_read_or_written(case, dtype):
 def test_a_bad_number_stays_where_the_convolution_sees_it(dtype):
     """With a number of channels that fills neither a vector nor a pair, of which the next pixel's could be read."""
     case = Case((9, 10), (5, 35, 7))
-    x, weights = picture_of(case, dtype), weights_of(case, dtype)
-    clean = ops.inverted_bottleneck(x, ops.pack(weights), stride=1)
+    x, block = image_of(case, dtype), block_of(case, dtype)
+    fused = FusedBottleneck(block)
+    clean = fused(x)
     for bad in (math.nan, math.inf):
         spoilt = x.clone()
         spoilt[0, 0, 4, 5] = bad
-        found = ops.inverted_bottleneck(spoilt, ops.pack(weights), stride=1)
-        expected = ops.reference(spoilt.double(), as_type(weights, torch.float64), stride=1)
+        found, expected = fused(spoilt), in_float64(block)(spoilt.double())
         seen = torch.zeros(9, 10, dtype=torch.bool)
         seen[3:6, 4:7] = True
         assert torch.equal(found[..., ~seen], clean[..., ~seen])
@@ -173,85 +189,89 @@ def test_a_bad_number_stays_where_the_convolution_sees_it(dtype):
 
 @DTYPES
 def test_bottlenecks_read_any_layout(dtype):
-    case = CASES[1]
-    x, weights = picture_of(case, dtype), weights_of(case, dtype)
-    packed = ops.pack(weights)
-    expected = ops.inverted_bottleneck(x, packed, stride=1, residual=True)
-    assert torch.equal(ops.inverted_bottleneck(x.contiguous(), packed, stride=1, residual=True), expected)
+    x, fused = image_of(CASES[1], dtype), FusedBottleneck(block_of(CASES[1], dtype))
+    expected = fused(x)
+    assert torch.equal(fused(x.contiguous()), expected)
     wide = x.repeat_interleave(2, dim=3)[..., ::2]
-    assert torch.equal(ops.inverted_bottleneck(wide, packed, stride=1, residual=True), expected)
+    assert torch.equal(fused(wide), expected)
 
 
-def test_a_picture_that_begins_between_two_pairs():
+def test_an_image_that_begins_between_two_pairs():
     """Where pairs of bfloat16 numbers are multiplied as they lie, they lie at even places."""
     case = CASES[2]
-    x, weights = picture_of(case, torch.bfloat16), weights_of(case, torch.bfloat16)
+    x, fused = image_of(case, torch.bfloat16), FusedBottleneck(block_of(case, torch.bfloat16))
     shifted = torch.empty(x.numel() + 1, dtype=torch.bfloat16)[1:].view(1, *case.size, 16).permute(0, 3, 1, 2)
-    packed = ops.pack(weights)
-    expected = ops.inverted_bottleneck(x, packed, stride=2)
-    assert torch.equal(ops.inverted_bottleneck(shifted.copy_(x), packed, stride=2), expected)
+    expected = fused(x)
+    assert torch.equal(fused(shifted.copy_(x)), expected)
 
 
 @DTYPES
 def test_threads_do_not_change_a_result(dtype):
-    case = CASES[12]
-    x, weights = picture_of(case, dtype), weights_of(case, dtype)
-    before, packed, results = torch.get_num_threads(), ops.pack(weights), []
+    x, fused = image_of(CASES[12], dtype), FusedBottleneck(block_of(CASES[12], dtype))
+    before, results = torch.get_num_threads(), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        results.append(ops.inverted_bottleneck(x, packed, stride=1))
+        results.append(fused(x))
     torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
 
-def test_no_pictures_and_no_pixels():
-    case = Case((4, 4), (8, 48, 24))
-    packed = ops.pack(weights_of(case, torch.float32))
-    assert ops.inverted_bottleneck(torch.empty(0, 8, 4, 4), packed, stride=2).shape == (0, 24, 2, 2)
-    assert ops.inverted_bottleneck(torch.empty(2, 8, 0, 4), packed, stride=1).shape == (2, 24, 0, 4)
+def test_no_images_and_no_pixels():
+    strided = FusedBottleneck(block_of(Case((4, 4), (8, 48, 24), stride=2), torch.float32))
+    assert strided(torch.empty(0, 8, 4, 4)).shape == (0, 24, 2, 2)
+    fused = FusedBottleneck(block_of(Case((4, 4), (8, 48, 24)), torch.float32))
+    assert fused(torch.empty(2, 8, 0, 4)).shape == (2, 24, 0, 4)
 
 
 def test_what_cannot_be_is_refused():
     case = Case((4, 4), (8, 48, 24))
-    x, weights = picture_of(case, torch.float32), weights_of(case, torch.float32)
-    packed = ops.pack(weights)
+    x, block = image_of(case, torch.float32), block_of(case, torch.float32)
+    fused = FusedBottleneck(block)
     with pytest.raises(InputError, match=r"x: found torch\.bfloat16, expected that of the weights, torch\.float32"):
-        ops.inverted_bottleneck(x.bfloat16(), packed, stride=1)
-    with pytest.raises(InputError, match="stride: found 3, expected 1 or 2"):
-        ops.inverted_bottleneck(x, packed, stride=3)
-    with pytest.raises(InputError, match=r"depthwise: found \(7, 7\), expected"):
-        ops.pack(weights._replace(depthwise=torch.randn(48, 1, 7, 7)))
-    with pytest.raises(InputError, match=r"weight: found torch\.float16, expected"):
-        ops.pack(as_type(weights, torch.float16))
-    with pytest.raises(InputError, match=r"weight: found \(1, 1\), expected"):
-        ops.pack_convolution(torch.randn(8, 8, 1, 1), torch.zeros(8))
+        fused(x.bfloat16())
+    for odd in (InvertedBottleneck(8, 8, 7, 1, 6), InvertedBottleneck(8, 8, 3, 3, 6), deepcopy(block).half()):
+        with pytest.raises(InputError, match="block: found SameConv"):
+            FusedBottleneck(odd)
+    with pytest.raises(InputError, match=r"conv: found Stem.*, expected a kernel of 3 x 3 or 5 x 5, stride 1 or 2"):
+        FusedStem(Stem(8, 8, 1, 1))
     with pytest.raises(RuntimeError, match="expand: does not fit the other tensors"):
-        ops.inverted_bottleneck(x[:, :7], packed, stride=1)
-    with pytest.raises(RuntimeError, match="project_bias: its dtype is not the one"):
-        ops.inverted_bottleneck(x, packed._replace(project_bias=packed.project_bias.bfloat16()), stride=1)
-    with pytest.raises(RuntimeError, match="residual: x does not fit out"):
-        ops.inverted_bottleneck(x, packed, stride=1, residual=True)
-    with pytest.raises(RuntimeError, match="project: does not fit the other tensors"):
-        ops.inverted_bottleneck(x, packed._replace(channels=40), stride=1)
+        fused(x[:, :7])
+    plain = FusedBottleneck(block_of(Case((4, 4), (8, 8, 24)), torch.float32))
     with pytest.raises(RuntimeError, match="expanded: does not fit x"):
-        ops.inverted_bottleneck(x, packed._replace(expand=None, expand_bias=None), stride=1)
-    convolution = ops.pack_convolution(torch.randn(8, 3, 3, 3), torch.zeros(8))
-    with pytest.raises(InputError, match=r"x: found torch\.float64, expected torch\.float32 or torch\.bfloat16"):
-        ops.convolution_relu6(torch.randn(1, 3, 6, 6).double(), convolution, stride=1)
+        plain(x[:, :7])
+    fused.project_bias = fused.project_bias.bfloat16()
+    with pytest.raises(RuntimeError, match="project_bias: its dtype is not the one"):
+        fused(x)
+    stem = FusedStem(Stem(3, 8, 3, 1))
+    with pytest.raises(RuntimeError, match="x: expected float32 or bfloat16"):
+        stem(torch.randn(1, 3, 6, 6).double())
+    with pytest.raises(RuntimeError, match="weight: does not fit the other tensors"):
+        stem(torch.randn(1, 4, 6, 6))
+
+
+def test_operators_refuse_what_does_not_fit():
+    x, out = torch.randn(1, 4, 4, 8), torch.empty(1, 4, 4, 24)
+    tensors = tensors_of(FusedBottleneck(block_of(Case((4, 4), (8, 48, 24)), torch.float32)))
+    run = torch.ops.stm_fast.inverted_bottleneck
+    with pytest.raises(RuntimeError, match="residual: x does not fit out"):
+        run(out, x, *tensors, 48, 3, 1, True)
+    with pytest.raises(RuntimeError, match="project: does not fit the other tensors"):
+        run(torch.empty(1, 4, 4, 40), x, *tensors, 48, 3, 1, False)
+    with pytest.raises(RuntimeError, match="stride: found 3, expected 1 or 2"):
+        run(out, x, *tensors, 48, 3, 3, False)
     with pytest.raises(RuntimeError, match="kernel: found 0, expected 3 or 5"):
-        ops.convolution_relu6(torch.randn(1, 4, 6, 6), convolution, stride=1)
+        run(out, x, *tensors, 48, 0, 1, False)
 
 
 @pytest.mark.slow
 def test_operators_are_registered_well():
-    case = Case((6, 5), (8, 48, 24), stride=2)
-    *tensors, expanded, channels = ops.pack(weights_of(case, torch.float32))
-    pictures, out = torch.randn(1, 6, 5, 8), torch.empty(1, 3, 3, channels)
-    arguments = (out, pictures, *tensors, expanded, 3, 2, False)
+    fused = FusedBottleneck(block_of(Case((6, 5), (8, 48, 24), stride=2), torch.float32))
+    images, out = torch.randn(1, 6, 5, 8), torch.empty(1, 3, 3, 24)
+    arguments = (out, images, *tensors_of(fused), 48, 3, 2, False)
     torch.library.opcheck(torch.ops.stm_fast.inverted_bottleneck, arguments)
-    convolution = ops.pack_convolution(torch.randn(16, 8, 3, 3), torch.zeros(16))
-    arguments = (torch.empty(1, 3, 3, 16), pictures, convolution.weight, convolution.bias, 3, 2)
+    stem = FusedStem(Stem(8, 16, 3, 2))
+    arguments = (torch.empty(1, 3, 3, 16), images, stem.weight, stem.bias, 3, 2)
     torch.library.opcheck(torch.ops.stm_fast.convolution_relu6, arguments)
 
 

@@ -112,7 +112,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.estimation import Run, estimate
 from stm_fast.network import stm_resnet18
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 
 def kilobytes(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])

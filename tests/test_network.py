@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -9,10 +10,16 @@ import torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from stm_fast.network import STM, stm_resnet18, stm_resnet50
+from stm_fast import network
+from stm_fast.choices import Arch
+from stm_fast.network import STM, ObjectBatch, stm_resnet18, stm_resnet50
+from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.backbone import Backbone
+from stm_fast.network.encoders import BACKBONES
 from stm_fast.network.key_value import positions
+from stm_fast.network.outline import outline
 from stm_fast.network.padding import pad_to_multiple, unpad
+from stm_fast.network.pretrained import PRETRAINED
 
 
 def small_stm() -> STM:
@@ -210,6 +217,41 @@ def test_frames_are_encoded_in_batches() -> None:
         torch.testing.assert_close(batch.key[1:], model.encode_query(frames[1]).key)
 
 
+@torch.no_grad()
+def test_a_batch_of_frames_is_each_frame_alone() -> None:
+    """Of frames with different numbers of objects."""
+    model, counts = small_stm(), [2, 0, 1]
+    frames, masks, reads = torch.rand(3, 3, 30, 40), torch.rand(3, 30, 40) / 2, torch.randn(3, 16, 2, 3)
+    objects = ObjectBatch.of(counts, frames.device)
+    made = model.memorize(frames, masks, objects=objects)
+    logits = model.decode(reads, model.encode_query(frames), objects)
+    assert logits.shape == (3, 3, 30, 40)
+    first = 0
+    for index, count in enumerate(counts):
+        own = slice(first, first + count)
+        alone = model.memorize(frames[index], masks[own])
+        for found, expected in zip(made, alone, strict=True):
+            assert_close(found[own], expected, rtol=1e-4, atol=1e-5)
+        expected = model.decode(reads[own], model.encode_query(frames[index]))
+        assert_close(logits[index, : 1 + count], expected, rtol=1e-4, atol=1e-5)
+        assert (logits[index, 1 + count :] == -math.inf).all()
+        first += count
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_by_name_is_that_of_its_builder(name: str) -> None:
+    assert outline(NETWORKS[name]).architecture == NETWORKS[name]
+    assert set(get_args(Arch)) <= NETWORKS.keys()
+    assert callable(getattr(network, f"stm_{name}"))
+
+
+def test_imagenet_weights_of_a_backbone_exist() -> None:
+    named = [layout.imagenet for layout in BACKBONES.values() if layout.imagenet is not None]
+    assert len(named) == 4
+    for name in named:
+        assert name in PRETRAINED or torchvision.models.get_weight(name).url
+
+
 def test_a_bfloat16_network_takes_float32_frames_and_gives_float32_logits() -> None:
     model = small_stm().bfloat16()
     with torch.no_grad():
@@ -242,7 +284,7 @@ def test_wrong_arguments_are_named() -> None:
         model.encode_query(torch.rand(32, 32, 3))
     with pytest.raises(ValueError, match=r"masks: found shape \[32, 32\]"):
         model.memorize(torch.rand(3, 32, 32), torch.rand(32, 32))
-    with pytest.raises(ValueError, match="masks of its size"):
+    with pytest.raises(ValueError, match="of the same size"):
         model.memorize(torch.rand(3, 32, 32), torch.rand(1, 64, 32))
     with pytest.raises(ValueError, match=r"read: found shape \[1, 16, 3, 2\]"):
         model.decode(torch.rand(1, 16, 3, 2), features)
@@ -250,5 +292,10 @@ def test_wrong_arguments_are_named() -> None:
         model.segment(torch.rand(3, 32, 32), torch.rand(1, 8, 2, 2), torch.rand(1, 16, 2, 2))
     with pytest.raises(ValueError, match="features of 2 frames"):
         model.decode(torch.rand(2, 16, 2, 2), model.encode_query(torch.rand(2, 3, 32, 32)))
+    objects = ObjectBatch.of([1, 1], torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"found, padded, \[1, 3, 32, 32\].* expected \[2, 3, H, W\]"):
+        model.memorize(torch.rand(3, 32, 32), torch.rand(2, 32, 32), objects=objects)
+    with pytest.raises(ValueError, match="features of 1 frames, expected those of 2"):
+        model.decode(torch.rand(2, 16, 2, 2), features, objects)
     with pytest.raises(ValueError, match="backbone: found 'resnet7'"):
         STM("resnet7")

@@ -1,5 +1,7 @@
 """What follows the decoder in one pass: the chain of PyTorch operators that it stands for, in float64, and labels."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,11 +10,13 @@ from torch.nn import functional as F
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.objects import label
 from stm_fast.network import STM
-from stm_fast.network.aggregation import EPSILON, object_probabilities
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.aggregation import EPSILON
+from stm_fast.network.deploy import for_inference
+from stm_fast.network.deploy.deployment import OnePassSTM
 from stm_fast.network.padding import unpad
 from stm_fast.ops import cpp_ops, probabilities
 
+object_probabilities = partial(probabilities.object_probabilities, epsilon=EPSILON)
 REASONS = probabilities.absent_reasons()
 needs_operators = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
 
@@ -157,11 +161,11 @@ def test_labels_are_the_argmax(objects, size, poisoned_memory):
 @pytest.mark.parametrize("objects", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @torch.inference_mode()
-def test_a_network_made_ready_gives_the_probabilities_of_its_logits(dtype, objects):
+def test_a_prepared_network_gives_the_probabilities_of_its_logits(dtype, objects):
     model = STM("resnet18", key_dim=16, value_dim=32, decoder_dim=16).eval()
     read = torch.randn(objects, 32, 3, 4)
     prepared = for_inference(model, dtype=dtype)
-    assert prepared.one_pass == (dtype != torch.float64 and not REASONS)
+    assert isinstance(prepared, OnePassSTM) == (dtype != torch.float64 and not REASONS)
     features = prepared.encode_query(torch.rand(3, 45, 61))
     found = prepared.probabilities(read.to(dtype), features)
     expected = prepared.decode(read.to(dtype), features).softmax(0)
@@ -177,7 +181,7 @@ def test_a_network_made_ready_gives_the_probabilities_of_its_logits(dtype, objec
 
 @needs_operators
 @torch.inference_mode()
-def test_the_engine_takes_one_pass_of_a_network_made_ready(monkeypatch):
+def test_the_engine_takes_one_pass_of_a_prepared_network(monkeypatch):
     model = for_inference(STM("resnet18", key_dim=16, value_dim=32, decoder_dim=16).eval())
     monkeypatch.setattr(model, "decode", None)  # it is not called
     mask = torch.zeros(40, 52, dtype=torch.uint8)

@@ -32,7 +32,7 @@ from stm_fast.evaluation.benchmark_sets import Inference, run_sequences
 from stm_fast.inference import InterruptedRun, Summary, VideoSegmenter, segment_video
 from stm_fast.inference.checkpointing import Checkpoint
 from stm_fast.network import architecture_of, stm_lite2
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.tasks.network import load_for_inference, load_model, prepare
 from stm_fast.training.log import read_log

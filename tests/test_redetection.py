@@ -12,7 +12,7 @@ from stm_fast.inference.objects import label
 from stm_fast.inference.presence import Presence
 from stm_fast.memory import MemoryBank
 from stm_fast.network import STM, stm_lite2
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 
 HEIGHT, WIDTH = 160, 640
 HIDDEN = range(3, 11)

@@ -7,7 +7,7 @@ import torch
 from stm_fast import VideoSegmenter, stm_lite2
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation.metrics import region_similarity
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 from stm_fast.network.released import MIN_SIZE
 
 

@@ -23,7 +23,7 @@ from stm_fast.inference import InterruptedRun, VideoSegmenter, segment_video
 from stm_fast.inference.checkpointing import RECORD, Checkpoint, Pace
 from stm_fast.inference.crew import Crew
 from stm_fast.network import STM, stm_resnet18
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 from stm_fast.record_file import write_record_file
 from stm_fast.tensor_file import read_tensors, write_tensors
 from stm_fast.video import OverlayVideoWriter, write_mask

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stm_fast.network import STM, QueryFeatures
+from stm_fast.network.aggregation import soft_aggregation
 from stm_fast.network.padding import pad_to_multiple, unpad
 
 SLOTS = 11  # background and ten objects
-EPSILON = 1e-7
 
 
 class PublishedLoop:
@@ -84,13 +84,13 @@ class PublishedLoop:
 
     def _segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Logits ``[SLOTS, H, W]``."""
-        padded, pads = pad_to_multiple(frame, self._model.stride)
-        of_frame = self._model.features_of(padded)
+        of_frame = self._model.encode_query(frame)
         key, value, r3, r2 = (x.expand(self._objects, -1, -1, -1) for x in of_frame[:4])
         read = self._read(keys[1 : 1 + self._objects], values[1 : 1 + self._objects], key)
-        features = QueryFeatures(key, value, r3, r2)
-        probability = self._model.probability_of(read, features)  # [O, H', W']
-        return unpad(self._aggregated(probability), pads)
+        probability = self._model.probability_of(read, QueryFeatures(key, value, r3, r2))  # [O, H', W']
+        slots = probability.new_zeros(SLOTS - 1, *probability.shape[1:])
+        slots[: self._objects] = probability
+        return unpad(soft_aggregation(slots), of_frame.pads)
 
     def _read(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
         """Matrix product, softmax over the memory, matrix product: ``[O, Cv, h, w]``."""
@@ -98,11 +98,3 @@ class PublishedLoop:
         affinity = torch.bmm(keys.flatten(2).mT, query.flatten(2)) / math.sqrt(width)  # [O, N, M]
         affinity = F.softmax(affinity, dim=1)
         return torch.bmm(values.flatten(2), affinity).view(objects, -1, height, breadth)
-
-    def _aggregated(self, probability: Tensor) -> Tensor:
-        """One distribution over all slots, as logits."""
-        slots = probability.new_zeros(SLOTS, *probability.shape[1:])
-        slots[0] = torch.prod(1 - probability, dim=0)
-        slots[1 : 1 + self._objects] = probability
-        slots = slots.clamp(EPSILON, 1 - EPSILON)
-        return torch.log(slots / (1 - slots))

@@ -31,7 +31,7 @@ from stm_fast.inference.objects import label
 from stm_fast.inference.stages import STAGES, StageClock
 from stm_fast.network import STM
 from stm_fast.network.checkpoint import load_network
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 from stm_fast.video import open_frames, write_mask
 from stm_fast.video.writer import OverlayImageWriter
 

@@ -10,7 +10,7 @@ from stm_fast.benchmarking.system import PUBLISHED, SystemRow, beside_seconds, m
 from stm_fast.benchmarking.system_records import SystemRecord, write_system_record
 from stm_fast.benchmarking.system_workload import SystemWorkload
 from stm_fast.inference.stages import STAGES
-from stm_fast.network.precision import has_bfloat16
+from stm_fast.network.deploy.precision import has_bfloat16
 from stm_fast.printing import say
 
 

@@ -22,7 +22,7 @@ from stm_fast.memory import with_known_size
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
-from stm_fast.network.footprint import activation_bytes
+from stm_fast.network.deploy.footprint import activation_bytes
 from stm_fast.video import FrameReader
 
 # what libraries and the allocator keep for themselves

@@ -1,4 +1,4 @@
-"""What a network is made of, without the network."""
+"""The arguments that describe a network, without importing it."""
 
 from dataclasses import dataclass
 
@@ -27,3 +27,13 @@ class Architecture:
             + (f", position_waves={self.position_waves}" if self.position_waves else "")
             + (", shared_trunk" if self.shared_trunk else "")
         )
+
+
+# what the builders `stm_<name>` make, and --arch of the command line
+NETWORKS = {
+    "resnet50": Architecture("resnet50"),
+    "resnet18": Architecture("resnet18"),
+    "resnet18_half": Architecture("resnet18_half", 64, 128, 64, unit_keys=True, position_waves=4),
+    "lite2": Architecture("efficientnet_lite2", 96, 64, 64, shared_trunk=True),
+    "lite0": Architecture("efficientnet_lite0", 96, 64, 64, shared_trunk=True),
+}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# nothing normalises the activations of an untrained trunk, because the statistics are fixed at 0 and 1: full residual
+# nothing normalizes the activations of an untrained trunk, because the statistics are fixed at 0 and 1: full residual
 # branches would triple the variance in every block and saturate the softmax of the memory read
 RESIDUAL_GAIN = 0.25
 
@@ -83,12 +83,13 @@ def _shortcut(inward: int, outward: int, stride: int) -> nn.Sequential | None:
 
 
 class ResNetLayout(NamedTuple):
-    """What the rest of the network, and a checkpoint reader, must know of a trunk."""
+    """What the rest of the network, and a checkpoint reader, must know about a trunk."""
 
     stem: int  # channels of the first convolution (stride 2)
     channels: tuple[int, int, int]  # of r2 (stride 4), r3 (stride 8), r4 (stride 16)
     blocks: tuple[int, int, int]  # residual blocks of layer1, layer2, layer3
     block: type[BasicBlock | Bottleneck]
+    imagenet: str | None = None  # torchvision's weights
 
     @property
     def maps(self) -> tuple[int, ...]:
@@ -113,8 +114,8 @@ class ResNetLayout(NamedTuple):
 
 RESNETS = {
     "resnet18_half": ResNetLayout(32, (32, 64, 128), (2, 2, 2), BasicBlock),
-    "resnet18": ResNetLayout(64, (64, 128, 256), (2, 2, 2), BasicBlock),
-    "resnet50": ResNetLayout(64, (256, 512, 1024), (3, 4, 6), Bottleneck),
+    "resnet18": ResNetLayout(64, (64, 128, 256), (2, 2, 2), BasicBlock, "ResNet18_Weights.IMAGENET1K_V1"),
+    "resnet50": ResNetLayout(64, (256, 512, 1024), (3, 4, 6), Bottleneck, "ResNet50_Weights.IMAGENET1K_V1"),
 }
 
 
@@ -123,7 +124,7 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def batch_norm_mode(model: nn.Module, mode: str) -> None:
-    """How the BatchNorms of a network normalise while it trains.
+    """How the BatchNorms of a network normalize while it trains.
 
     Args:
         model: the network, or a part of it.
@@ -163,28 +164,24 @@ class Backbone(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         layout = RESNETS[name]
-        # on the meta device, because every weight is drawn by `_initialise`
+        # on the meta device, because every weight is drawn by `_initialize`
         with torch.device("meta"):
             self.conv1 = nn.Conv2d(3, layout.stem, 7, stride=2, padding=3, bias=False)
             self.bn1 = FixedBatchNorm2d(layout.stem)
             self.layer1, self.layer2, self.layer3 = layout.layers()
         self.to_empty(device=torch.get_default_device())
-        self._initialise()
+        self._initialize()
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
-    def normalise(self, frame: Tensor) -> Tensor:
+    def normalize(self, frame: Tensor) -> Tensor:
         """Frames [B, 3, H, W] in [0, 1] to zero mean and unit variance over ImageNet."""
         return (frame - self.mean).div_(self.std)
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output of the first convolution(s) [B, C1, H/2, W/2] to r4 [B, C4, H/16, W/16], r3 (H/8) and r2 (H/4)."""
-        # under its own name, so that what was as large as r2 is gone before r2 is there
+        # x is replaced, so that the larger map is freed before r2 is allocated
         x = F.max_pool2d(F.relu_(self.bn1(x)), kernel_size=3, stride=2, padding=1)  # [B, C1, H/4, W/4]
-        return self.layers(x)
-
-    def layers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What was pooled, [B, C1, H/4, W/4], to r4, r3 and r2."""
         r2: Tensor = self.layer1(x)  # [B, C2, H/4, W/4]
         r3: Tensor = self.layer2(r2)  # [B, C3, H/8, W/8]
         r4: Tensor = self.layer3(r3)  # [B, C4, H/16, W/16]
@@ -194,7 +191,7 @@ class Backbone(nn.Module):
         """The stem and the stages, in the order in which a frame goes through them."""
         return [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3]
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

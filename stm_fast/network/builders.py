@@ -4,9 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stm_fast.network.architecture import Architecture
+from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.checkpoint import load_backbone, load_checkpoint
-from stm_fast.network.released import ARCHITECTURE, DEFAULT, weights_file
+from stm_fast.network.released import DEFAULT, weights_file
 from stm_fast.network.stm import STM
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def stm_resnet50(
     Args:
         weights: a checkpoint of the whole network, see `load_checkpoint`; None leaves it untrained.
         weights_backbone: torchvision's weights (may be downloaded) or a file with the state dict of its ResNet-50, for
-            both encoders; not looked at where `weights` is given.
+            both encoders; ignored if `weights` is given.
         kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`.
 
     Raises:
@@ -54,8 +54,7 @@ def stm_resnet18_half(*, weights: str | Path | None = None, **kwargs: int) -> ST
     Raises:
         InputError: a file that is missing, damaged or does not fit.
     """
-    widths = {"key_dim": 64, "value_dim": 128, "decoder_dim": 64, "unit_keys": True, "position_waves": 4}
-    return _build("resnet18_half", weights, None, widths | kwargs)
+    return _build("resnet18_half", weights, None, kwargs)
 
 
 def stm_lite2(
@@ -67,8 +66,8 @@ def stm_lite2(
         weights: "default" for those of the package, see their model card in `stm_fast/weights`, or "open" for those
             that were trained without DAVIS; a checkpoint of the whole network, see `load_checkpoint`; or None for an
             untrained network.
-        weights_backbone: for the trunk alone, in place of the default: "efficientnet-lite2" for the ImageNet weights of
-            that name, which the package index has, or a file with their state dict.
+        weights_backbone: of the trunk alone, in place of the default: "efficientnet-lite2" for the ImageNet weights of
+            that name, from the package index, or a file with their state dict.
         kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 96, 64, 64.
 
     Raises:
@@ -76,7 +75,7 @@ def stm_lite2(
     """
     if weights_backbone is not None and weights == DEFAULT:
         weights = None
-    return _build("efficientnet_lite2", weights, weights_backbone, _widths(ARCHITECTURE) | kwargs)
+    return _build("lite2", weights, weights_backbone, kwargs)
 
 
 def stm_lite0(*, weights: str | Path | None = None, weights_backbone: str | Path | None = None, **kwargs: int) -> STM:
@@ -84,26 +83,22 @@ def stm_lite0(*, weights: str | Path | None = None, weights_backbone: str | Path
 
     Args:
         weights: a checkpoint of the whole network; None leaves its heads untrained.
-        weights_backbone: "efficientnet-lite0" or a file; not looked at where `weights` is given.
-        kwargs: as there.
+        weights_backbone: "efficientnet-lite0" or a file; ignored if `weights` is given.
+        kwargs: as in `stm_lite2`.
 
     Raises:
         InputError: a file that is missing, damaged or does not fit.
     """
-    return _build("efficientnet_lite0", weights, weights_backbone, _widths(ARCHITECTURE) | kwargs)
-
-
-def _widths(architecture: Architecture) -> dict[str, Any]:
-    return {name: value for name, value in asdict(architecture).items() if name != "backbone"}
+    return _build("lite0", weights, weights_backbone, kwargs)
 
 
 def _build(
-    backbone: str,
+    name: str,
     weights: str | Path | None,
     weights_backbone: "ResNet18_Weights | ResNet50_Weights | str | Path | None",
     kwargs: dict[str, Any],
 ) -> STM:
-    model = STM(backbone, **kwargs)
+    model = STM(**(asdict(NETWORKS[name]) | kwargs))
     if weights is not None:
         load_checkpoint(model, weights_file(weights))
     elif weights_backbone is not None:

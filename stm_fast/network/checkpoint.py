@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 FORMAT = "stm_fast"
-MOST_PROBLEMS = 10  # how many of a checkpoint's faults a message names before it counts
+MOST_PROBLEMS = 10  # of a checkpoint that a message names; further ones are counted
 _COUNTER = "num_batches_tracked"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
-# the parts of a published name that are called differently here; all other parts are the same
+# parts of published names that are different here; all others are the same
 PUBLISHED_TO_OURS = {
     "Encoder_M": "memory_encoder",
     "Encoder_Q": "query_encoder",
@@ -55,7 +55,7 @@ OURS_TO_PUBLISHED = {ours: published for published, ours in PUBLISHED_TO_OURS.it
 
 
 def our_name(name: str) -> str:
-    """The state-dict entry of `STM` that a published entry is called here; our own names stay."""
+    """The state-dict entry of `STM` for a published entry; our own names stay."""
     return ".".join(PUBLISHED_TO_OURS.get(part, part) for part in name.split("."))
 
 
@@ -67,7 +67,7 @@ def published_name(name: str) -> str:
 def load_network(path: str | Path) -> STM:
     """The network whose weights a checkpoint holds, in float32 on the CPU.
 
-    Nothing of it is made before the names and shapes of all entries are those of an STM.
+    It is built only after the names and shapes of all entries were checked.
 
     Args:
         path: as for `load_checkpoint`.
@@ -77,7 +77,7 @@ def load_network(path: str | Path) -> STM:
     """
     file = _read(path)
     model = _outline_of(file)
-    # each tensor becomes a part of the network as it is
+    # the tensors become the parameters, without a copy
     model.load_state_dict(
         {name: tensor.contiguous().clone() for name, tensor in _fitting(file, model).items()}, assign=True
     )
@@ -90,12 +90,12 @@ def load_checkpoint(model: STM, path: str | Path) -> None:
     Args:
         model: the network; its device and dtype stay.
         path: `.safetensors` as `save_checkpoint` writes it, or a PyTorch checkpoint with the names of the published STM
-            or ours, on its own or inside what trainers keep beside it, see :mod:`stm_fast.network.entries`. Weights are
-            of any floating-point dtype; counters of BatchNorm's batches, which do nothing here, may be missing.
+            or ours, on its own or inside a trainer's checkpoint, see :mod:`stm_fast.network.entries`. Weights have any
+            floating-point dtype; counters of BatchNorm's batches, which are unused, may be missing.
 
     Raises:
         InputError: no such file, not a checkpoint of tensors, another architecture, or entries that are missing,
-            unexpected, of another shape or hold anything but finite numbers; the model is then as it was.
+            unexpected, of another shape or not finite; the model is then unchanged.
     """
     _load(model, _read(path))
 
@@ -103,7 +103,7 @@ def load_checkpoint(model: STM, path: str | Path) -> None:
 def load_start(model: STM, path: str | Path) -> None:
     """Loads weights to train on, in place: those of the same network, or of the same one without position waves.
 
-    Position waves that the file does not have keep their strength, and add to scores that are what they were.
+    Position waves that the file does not have keep their strength and add to otherwise unchanged scores.
 
     Raises:
         InputError: as `load_checkpoint` does.
@@ -126,7 +126,7 @@ def load_start(model: STM, path: str | Path) -> None:
 
 
 def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None:
-    """Writes all weights as safetensors, whole or not at all.
+    """Writes all weights as safetensors, atomically.
 
     The file's metadata name the format and the architecture.
 
@@ -148,9 +148,9 @@ def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None
 
 
 def architecture_of(path: str | Path) -> Architecture:
-    """The arguments of the `STM` whose weights a checkpoint holds, read off the shapes of its entries.
+    """The arguments of the `STM` whose weights a checkpoint contains, from the shapes of its entries.
 
-    Works for every file that `load_checkpoint` takes: `STM(**dataclasses.asdict(architecture_of(path)))` fits it.
+    Works for every file that `load_checkpoint` accepts: `STM(**dataclasses.asdict(architecture_of(path)))` fits it.
 
     Raises:
         InputError: no such file, not a checkpoint of tensors, or not one of an STM.
@@ -189,6 +189,25 @@ def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | st
         encoder.load_state_dict(trunk, strict=False)
 
 
+def load_imagenet(model: STM) -> None:
+    """Loads the ImageNet weights of the trunk of all encoders, in place (may be downloaded).
+
+    Raises:
+        InputError: there are none for this backbone, or as `load_backbone` does.
+    """
+    name = model.architecture.backbone
+    weights = BACKBONES[name].imagenet
+    if weights is None:
+        raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
+    if weights in PRETRAINED:
+        load_backbone(model, weights)
+    else:
+        # imported only here, because it takes as long as all of torch
+        from torchvision.models import get_weight
+
+        load_backbone(model, get_weight(weights))
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of `read_entries`. Raises InputError as it does."""
     return read_entries(Path(path)).tensors
@@ -200,8 +219,8 @@ class _File(NamedTuple):
     path: Path
     state: dict[str, Tensor]
     in_file: dict[str, str]  # by our names
-    others: set[str]  # what is no tensor, by our names
-    name_there: Callable[[str], str]  # what the file would call an entry that it does not have
+    others: set[str]  # entries that are not tensors, by our names
+    name_there: Callable[[str], str]  # the file's name for an entry that it lacks
 
 
 def _read(path: str | Path) -> _File:
@@ -218,14 +237,14 @@ def _read(path: str | Path) -> _File:
 
 
 def _load(model: STM, file: _File) -> None:
-    architecture = _recognise(file.state)
+    architecture = _recognize(file.state)
     if architecture is not None and architecture != model.architecture:
         raise InputError(f"{file.path}: found the weights of {architecture}, expected {model.architecture}")
     model.load_state_dict(_fitting(file, model))
 
 
 def _architecture(file: _File) -> Architecture:
-    architecture = _recognise(file.state)
+    architecture = _recognize(file.state)
     if architecture is None:
         raise InputError(
             f"{file.path}: found no STM with a known backbone in its {len(file.state)} entries, expected an STM "
@@ -235,7 +254,7 @@ def _architecture(file: _File) -> Architecture:
 
 
 def _outline_of(file: _File) -> STM:
-    """The network of a file, without numbers, on the meta device. Raises InputError where it does not fit the file."""
+    """The network of a file, without numbers, on the meta device. Raises InputError if it does not fit the file."""
     architecture = _architecture(file)
     try:
         model = outline(architecture)
@@ -246,7 +265,7 @@ def _outline_of(file: _File) -> STM:
 
 
 def _fitting(file: _File, model: STM) -> dict[str, Tensor]:
-    """What a model's state becomes, in its dtypes. Raises InputError where a name, a shape or a number is wrong."""
+    """A model's new state, in its dtypes. Raises InputError if a name, a shape or a number is wrong."""
     expected = model.state_dict()
     _check_shapes(file, expected)
     missing = {
@@ -271,8 +290,8 @@ def _check_shapes(file: _File, expected: Mapping[str, Tensor]) -> None:
     )
 
 
-def _recognise(state: Mapping[str, Tensor]) -> Architecture | None:
-    """The architecture of a state dict with our names; None where it is not that of an STM with a known backbone."""
+def _recognize(state: Mapping[str, Tensor]) -> Architecture | None:
+    """The architecture of a state dict with our names; None if it is not an STM with a known backbone."""
     telling = ["query_key_value.key.weight", "decoder.compress.weight"]
     if any(name not in state or state[name].ndim != 4 for name in telling):
         return None
@@ -295,7 +314,7 @@ def _length(state: Mapping[str, Tensor], name: str) -> int:
 
 
 def _trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What STM takes of a ResNet."""
+    """The entries of a ResNet that STM uses."""
     return {
         name: tensor
         for name, tensor in state.items()
@@ -304,7 +323,7 @@ def _trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _folded(found: Mapping[str, Tensor], encoder: EfficientNetLite, source: object) -> dict[str, Tensor]:
-    """What a trunk takes of the published entries, whose shapes are compared first, on the meta device."""
+    """A trunk's entries from the published ones, whose shapes are compared first, on the meta device."""
     expected = dict(encoder.named_parameters())
     try:
         shapes = from_published({name: tensor.to("meta") for name, tensor in found.items()}, encoder)
@@ -317,9 +336,9 @@ def _folded(found: Mapping[str, Tensor], encoder: EfficientNetLite, source: obje
 
 
 def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
-    """Raises InputError that names every difference of names, shapes and dtypes, as far as a line is readable.
+    """Raises InputError that names the differences of names, shapes and dtypes, up to `MOST_PROBLEMS`.
 
-    BatchNorm's counters, which old and converted files lack, mean nothing to fixed statistics.
+    BatchNorm's counters, which old and converted files lack, are unused with fixed statistics.
     """
     both = [name for name in expected if name in found]
     missing = [name for name in expected if name not in found]
@@ -341,7 +360,7 @@ def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
 
 
 def _check_numbers(state: Mapping[str, Tensor], source: object) -> None:
-    """Raises InputError that names the first entry with a number that no trained network has."""
+    """Raises InputError that names the first entry with a NaN, an infinity or a negative variance."""
     for name, tensor in state.items():
         if not _finite(tensor):
             found = "NaN" if tensor.isnan().any() else f"infinity, or more than {tensor.dtype} can hold"
@@ -351,7 +370,7 @@ def _check_numbers(state: Mapping[str, Tensor], source: object) -> None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    # a sum is one pass, and not finite where any part of it is not; of parts that are it may be too large
+    # a sum is one pass and finite only if all parts are; it may also overflow though they are
     total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
     return math.isfinite(total) or bool(tensor.isfinite().all())
 

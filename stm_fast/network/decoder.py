@@ -28,11 +28,11 @@ class Refine(nn.Module):
         self.skip_block = ResidualBlock(channels)
         self.merged_block = ResidualBlock(channels)
 
-    def forward(self, skip: Tensor, coarse: Tensor, owner: Tensor | None = None) -> Tensor:
-        """Skip features [B, Cs, 2H, 2W] and coarse map [O, C, H, W] to [O, C, 2H, 2W]; `owner` as in `Decoder`."""
+    def forward(self, skip: Tensor, coarse: Tensor, batch_index: Tensor | None = None) -> Tensor:
+        """Skip features [B, Cs, 2H, 2W] and coarse map [O, C, H, W] to [O, C, 2H, 2W]; the index as in `Decoder`."""
         detail: Tensor = self.skip_block(self.skip_conv(skip))  # [B, C, 2H, 2W]
-        if owner is not None:
-            detail = detail[owner]  # [O, C, 2H, 2W]
+        if batch_index is not None:
+            detail = detail[batch_index]  # [O, C, 2H, 2W]
         upsampled = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)  # [O, C, 2H, 2W]
         merged: Tensor = self.merged_block(detail + upsampled)
         return merged
@@ -49,7 +49,9 @@ class Decoder(nn.Module):
         self.refine2 = Refine(r2_channels, decoder_dim)
         self.predict = nn.Conv2d(decoder_dim, 2, kernel_size=3, padding=1)
 
-    def forward(self, read: Tensor, query_value: Tensor, r3: Tensor, r2: Tensor, owner: Tensor | None = None) -> Tensor:
+    def forward(
+        self, read: Tensor, query_value: Tensor, r3: Tensor, r2: Tensor, batch_index: Tensor | None = None
+    ) -> Tensor:
         """Logits of background and object.
 
         What depends on a frame alone is computed once for all of its objects.
@@ -59,15 +61,15 @@ class Decoder(nn.Module):
             query_value: [B, Cv, h, w], of B frames.
             r3: [B, C3, 2h, 2w] skip features of the query, likewise.
             r2: [B, C2, 4h, 4w] likewise.
-            owner: [O] int64, each object's frame; None: one frame for all objects, or one frame an object.
+            batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
 
         Returns:
             [O, 2, 16h, 16w].
         """
-        query_value = query_value.expand(len(read), -1, -1, -1) if owner is None else query_value[owner]
+        query_value = query_value.expand(len(read), -1, -1, -1) if batch_index is None else query_value[batch_index]
         r4 = torch.cat([read, query_value], dim=1)  # [O, 2 Cv, h, w]
         m4 = self.merged_block(self.compress(r4))  # [O, D, h, w]
-        m3 = self.refine3(r3, m4, owner)  # [O, D, 2h, 2w]
-        m2 = self.refine2(r2, m3, owner)  # [O, D, 4h, 4w]
+        m3 = self.refine3(r3, m4, batch_index)  # [O, D, 2h, 2w]
+        m2 = self.refine2(r2, m3, batch_index)  # [O, D, 4h, 4w]
         logits = self.predict(F.relu(m2))  # [O, 2, 4h, 4w]
         return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)

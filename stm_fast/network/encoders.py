@@ -18,21 +18,21 @@ class MemoryEncoder(Backbone):
         self.conv1_mask = nn.Conv2d(1, stem, kernel_size=7, stride=2, padding=3, bias=False)
         self.conv1_others = nn.Conv2d(1, stem, kernel_size=7, stride=2, padding=3, bias=False)
 
-    def forward(self, frame: Tensor, mask: Tensor, others: Tensor, owner: Tensor | None = None) -> Tensor:
+    def forward(self, frame: Tensor, mask: Tensor, others: Tensor, batch_index: Tensor | None = None) -> Tensor:
         """Features at stride 16.
 
         Args:
             frame: [B, 3, H, W] in [0, 1].
             mask: [O, 1, H, W], soft mask of each object.
             others: [O, 1, H, W], soft mask of the other objects together.
-            owner: [O] int64, each object's frame; None: one frame for all objects, or one frame an object.
+            batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
 
         Returns:
             r4 [O, C4, H/16, W/16].
         """
-        of_frame = self.conv1(self.normalise(frame))  # [B, C1, H/2, W/2]
-        if owner is not None:
-            of_frame = of_frame[owner]
+        of_frame = self.conv1(self.normalize(frame))  # [B, C1, H/2, W/2]
+        if batch_index is not None:
+            of_frame = of_frame[batch_index]
         r4, _, _ = self.stages(of_frame + self.conv1_mask(mask) + self.conv1_others(others))
         return r4
 
@@ -42,7 +42,7 @@ class QueryEncoder(Backbone):
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [B, 3, H, W] in [0, 1] to r4 [B, C4, H/16, W/16], r3 [B, C3, H/8, W/8] and r2 [B, C2, H/4, W/4]."""
-        return self.stages(self.conv1(self.normalise(frame)))
+        return self.stages(self.conv1(self.normalize(frame)))
 
 
 def query_trunk(backbone: str) -> QueryEncoder | EfficientNetLite:

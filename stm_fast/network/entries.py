@@ -1,4 +1,4 @@
-"""Named tensors of a file from anywhere, before their numbers are looked at."""
+"""Named tensors of an untrusted file, before their numbers are read."""
 
 import logging
 import math
@@ -15,24 +15,24 @@ from stm_fast.network.torch_file import RefusedFileError, load_torch_file
 
 _log = logging.getLogger(__name__)
 
-# where training scripts keep the weights inside a checkpoint; of several the first is taken
+# keys under which training scripts keep the weights in a checkpoint; the first one found is used
 WRAPPERS = ("state_dict", "network", "model", "net", "module", "model_state_dict", "weights", "ema")
 _DEEPEST_WRAPPER = 3
-# what PyTorch's wrappers of modules put between the parts of a name, wherever the wrapped module is
+# parts that PyTorch's wrappers of modules add to a name, anywhere in it
 _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# what a script's own class around the network puts before all names
+# prefixes of all names that come from a script's own class around the network
 _FIRST = ("model", "network", "net")
-# bytes of all tensors over those of their file: tensors may be views of one another, but not of next to nothing
+# bytes of all tensors over those of their file: tensors may share memory, but not all of it
 _MOST_SHARED = 2
 
 
 class Entries(NamedTuple):
-    """Tensors with the names of a network, and what the file calls them.
+    """Tensors with the names of a network, and their names in the file.
 
     Attributes:
         tensors: strided and real, on the CPU; views of the file, where its format allows that.
         in_file: the name in the file, by the name without wrappers.
-        others: names, without wrappers, of what is no tensor.
+        others: names, without wrappers, of entries that are not tensors.
     """
 
     tensors: dict[str, Tensor]
@@ -41,15 +41,15 @@ class Entries(NamedTuple):
 
 
 def read_entries(path: Path) -> Entries:
-    """Named tensors out of a safetensors or PyTorch file, told apart by their first bytes.
+    """Named tensors from a safetensors or PyTorch file, distinguished by their first bytes.
 
-    The weights may be on their own or under a key of `WRAPPERS`, with what trainers keep beside them: numbers, lists,
-    dictionaries, NumPy's numbers, and scalar tensors whose name has no dot. Names lose what `torch.nn.DataParallel`,
-    `torch.compile` and the like add to them. Pickled code is never run, and no weights are read.
+    The weights may be on their own or under a key of `WRAPPERS`, next to whatever trainers store: numbers, lists,
+    dictionaries, NumPy's numbers, and scalar tensors whose name has no dot. What `torch.nn.DataParallel`,
+    `torch.compile` and the like add to names is removed. Pickled code is never run, and no weights are read.
 
     Raises:
         InputError: no such file, not a checkpoint of named tensors, one that announces more than it has, or an entry
-            that is no plain tensor, which is named.
+            that is not a plain tensor, which is named.
     """
     require_file(path, "a checkpoint")
     entries = _named_tensors(_content(path), path)
@@ -65,13 +65,13 @@ def _content(path: Path) -> Any:
     with reading(path), path.open("rb") as file:
         start = file.read(9)
     try:
-        # eight bytes tell how long the JSON behind them is
+        # eight bytes give the length of the JSON after them
         if start[8:] == b"{":
             return safetensors.torch.load_file(path)
         return load_torch_file(path, mapped=True)
     except RefusedFileError as error:
         why: object = error
-    # what a damaged or hostile file makes the reader raise is open-ended
+    # a damaged or hostile file can make the reader raise anything
     except Exception as error:
         why = type(error).__name__
     raise InputError(
@@ -138,7 +138,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _unusual(tensor: Tensor) -> str | None:
-    """What a tensor is that holds no numbers of its own one after the other; None where it is a plain one."""
+    """The kind of a tensor that is not dense numbers in memory; None for a plain tensor."""
     if type(tensor) not in (Tensor, nn.Parameter):
         return type(tensor).__name__
     if tensor.is_nested:

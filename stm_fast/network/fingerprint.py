@@ -1,4 +1,4 @@
-"""Which weights a network has."""
+"""A hash of a network's weights."""
 
 import hashlib
 

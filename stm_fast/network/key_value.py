@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# of two unit keys that agree, before training
+# score of two equal unit keys, before training
 _FIRST_SCORE = 20.0
-# by how much a score falls, before training, from the same place to where one wave of the position is opposite
+# by how much a score falls, before training, from the same place to half a wavelength away, per wave
 _FIRST_FALL = 1.0
 # waves of 4, 2, 1, 1/2, ... of the frame's shorter side, each as sine and cosine of x and of y
 _LONGEST_WAVE = 4.0
@@ -19,13 +19,13 @@ class KeyValue(nn.Module):
     """Two parallel 3x3 convolutions.
 
     Args:
-        unit_keys: keys get one length, which is learnt. Then the dot product orders memory rows as their distance does:
-            no row draws all queries to itself because it is long, which STCN (Cheng et al., NeurIPS 2021, section 4)
-            found the dot product to do, and scores cannot grow until the softmax passes no gradient on.
-        position_waves: keys get so many further channels that tell where in the frame they are, as sines and cosines of
-            its coordinates (Vaswani et al., NeurIPS 2017, section 3.5), `CHANNELS_OF_A_WAVE` each: a score then falls
-            with the distance between query and memory row, by amounts that are learnt. Without them the read is blind
-            to places, as published.
+        unit_keys: all keys have one length, which is learned. Then the dot product orders memory rows as their
+            distance does: a key with a large norm cannot dominate the softmax, which STCN (Cheng et al., NeurIPS 2021,
+            section 4) found the dot product to allow, and scores cannot saturate it.
+        position_waves: number of sinusoidal position channels of keys, in groups of `CHANNELS_OF_A_WAVE`: sines and
+            cosines of the coordinates (Vaswani et al., NeurIPS 2017, section 3.5). A score then falls with the distance
+            between query and memory row, by amounts that are learned. Without them the read ignores positions, as
+            published.
 
     Attributes:
         key_dim: channels of a key with those of its position, Ck.
@@ -45,9 +45,9 @@ class KeyValue(nn.Module):
         self.position_strength = nn.Parameter(strength) if position_waves else None  # logarithms of amplitudes
 
     def take_over(self, other: "KeyValue") -> None:
-        """Takes the weights of one without position waves, such that scores are as they were but for the position's."""
+        """Loads the weights of one without position waves; apart from the position's share, scores stay the same."""
         self.load_state_dict(other.state_dict(), strict=False)
-        # a score is over sqrt(Ck), and Ck has grown
+        # scores are divided by sqrt(Ck), and Ck has grown
         grown = (self.key_dim / other.key_dim) ** 0.25
         lengths = list(self.key.parameters()) if self.key_length is None else [self.key_length]
         with torch.no_grad():
@@ -71,11 +71,11 @@ class KeyValue(nn.Module):
 
 
 def positions(height: int, width: int, amplitudes: Tensor) -> Tensor:
-    """Sines and cosines ``[4 * waves, height, width]`` of every place, of one amplitude a wave.
+    """Sines and cosines ``[4 * waves, height, width]`` of every place, with one amplitude per wave.
 
     The dot product of two places' channels is ``sum over waves of a^2 (cos(f dx) + cos(f dy))``.
     """
-    # phases of many turns are no numbers for 16 bits
+    # phases of many periods need more than 16 bits
     amplitudes = amplitudes.to(torch.promote_types(amplitudes.dtype, torch.float32))
     y, x = (torch.arange(side, device=amplitudes.device, dtype=amplitudes.dtype) for side in (height, width))
     waves = torch.arange(len(amplitudes), device=amplitudes.device)

@@ -1,4 +1,4 @@
-"""One network out of several of the same kind."""
+"""The mean of several networks of one architecture."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from stm_fast.network.stm import STM
 def into_mean(models: Sequence[STM]) -> STM:
     """The first model, with the mean of all models' weights and statistics.
 
-    Ends of runs that began alike often score better so than each does ("Model soups", Wortsman et al., ICML 2022).
+    The mean of runs from one start often scores better than each of them ("Model soups", Wortsman et al., ICML 2022).
 
     Raises:
         InputError: models of different architectures.

@@ -17,8 +17,8 @@ _FILLING = (
 
 
 class _NoNumbers(TorchFunctionMode):
-    """Leaves out what fills tensors: on the meta device there is nothing to fill, and to find that out PyTorch imports
-    its compiler, which takes seconds."""
+    """Skips functions that fill tensors: on the meta device they do nothing but import PyTorch's compiler, which takes
+    seconds."""
 
     def __torch_function__(
         self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -30,6 +30,6 @@ class _NoNumbers(TorchFunctionMode):
 
 
 def outline(architecture: Architecture) -> STM:
-    """The network on the meta device, which takes no memory. Raises ValueError where there is none of these numbers."""
+    """The network on the meta device, which takes no memory. Raises ValueError as `STM` does."""
     with torch.device("meta"), _NoNumbers():
         return STM(**asdict(architecture))

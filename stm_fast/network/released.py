@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from stm_fast.network.architecture import Architecture
+from stm_fast.network.architecture import NETWORKS
 
 DEFAULT, OPEN = "default", "open"
-ARCHITECTURE = Architecture("efficientnet_lite2", key_dim=96, value_dim=64, decoder_dim=64, shared_trunk=True)
-# frames with a shorter side of fewer pixels want to be made that large: see the scores in the model card
+ARCHITECTURE = NETWORKS["lite2"]
+# frames whose shorter side has fewer pixels are upscaled to it: see the scores in the model card
 MIN_SIZE = 480
 _FOLDER = Path(__file__).resolve().parents[1] / "weights"
 FILES = {DEFAULT: _FOLDER / "stm_lite2.safetensors", OPEN: _FOLDER / "stm_lite2_open.safetensors"}

@@ -1,8 +1,8 @@
-"""Heads of a network whose memory and query share one trunk: a light way from features to keys, values and masks.
+"""Light heads of a network whose memory and query share one trunk: from features to keys, values and masks.
 
-What a frame looks like is encoded once; a memory row adds what its mask says. The value holds the mask itself, as the
-sixteen cells of four pixels' width that lie in a place of stride 16, so that a read copies masks before anything is
-learnt; the distance between two places is a part of the score.
+A frame is encoded once; a memory row adds its mask. The value contains the mask itself, as the 4 x 4 cells of 4 x 4
+pixels in a place of stride 16, so that a read copies masks even before training; the distance between two places is
+part of the score.
 """
 
 import math
@@ -19,28 +19,28 @@ CELLS_A_SIDE = 4  # of a place of stride 16
 CELLS = CELLS_A_SIDE**2
 PLACE_CHANNELS = 3  # of a key
 
-# of two unit keys that agree, before training
+# score of two equal unit keys, before training
 _FIRST_SCORE = 25.0
 # by how much a score falls, before training, from the same place to the next one
 _FIRST_FALL = 0.01
-# how the three channels of a place are shared out between query and memory: such that no entry of a memory key is far
-# larger than the others, which rows stored in 8 bits need
+# scales of the three place channels in query and memory: no entry of a memory key is far larger than the others, which
+# rows stored in 8 bits need
 _QUERY_SHARE, _REACH = 4.0, 32.0
-# unit features of about 100 channels, and linear ones, brought to about 1
-_UNIT_GAIN, _SKIP_GAIN = 4.0, 0.25
+# scale unit features of about 100 channels, and linear ones, to about 1
+_UNIT_GAIN, SKIP_GAIN = 4.0, 0.25
 
 
 class SharedKeyValue(nn.Module):
-    """Keys of one length out of the unit features of each map, and what value and decoder know of the frame.
+    """Keys of one length from the unit features of each map, and the frame's features for value and decoder.
 
-    A score is ``length^2 cos(q, k) - fall |place_q - place_k|^2``, places counted in tokens; the square is the dot
-    product of three further channels, but for a term of the query alone, which the softmax does not see. So every
-    backend reads it, forward and backward, and rows of the memory need no indices.
+    A score is ``length^2 cos(q, k) - fall |place_q - place_k|^2``, in units of tokens; the square is the dot product of
+    three further channels, up to a term of the query alone, which cancels in the softmax. So every backend can read it,
+    forward and backward, and rows of the memory need no indices.
 
     Args:
         maps: channels of each map that the features are made of.
         key_dim: channels of a key, Ck, with those of its place.
-        frame_dim: channels of what is known of a frame.
+        frame_dim: channels of the frame's features.
     """
 
     def __init__(self, maps: Sequence[int], key_dim: int, frame_dim: int) -> None:
@@ -57,7 +57,7 @@ class SharedKeyValue(nn.Module):
         nn.init.zeros_(self.key.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, C, h, w] to the query's key [B, Ck, h, w] and what is known of the frame [B, F, h, w]."""
+        """Features [B, C, h, w] to the query's key [B, Ck, h, w] and the frame's features [B, F, h, w]."""
         unit = torch.cat([F.normalize(part, dim=1) for part in torch.split(features, self._maps, dim=1)], dim=1)
         key = F.normalize(self.key(unit), dim=1) * self.key_length
         x, y = _places(key)
@@ -65,16 +65,16 @@ class SharedKeyValue(nn.Module):
         return _with_place(key, place), self.frame(unit * _UNIT_GAIN)
 
     def anywhere(self, query_key: Tensor, wanted: Sequence[int], count: int) -> Tensor:
-        """The key under which a frame asks for each of `count` objects, [O, Ck, h, w], from the one [1, Ck, h, w].
+        """The query key for each of `count` objects, [O, Ck, h, w], from the one [1, Ck, h, w].
 
-        For those that are `wanted`, by index, it holds no place: no row is farther than another.
+        For those that are `wanted`, by index, it contains no place: no row is farther than another.
         """
         holds = query_key.new_ones(count, self.key_dim, 1, 1)
         holds[list(wanted), -PLACE_CHANNELS:] = 0
         return query_key * holds
 
     def memory_key(self, query_key: Tensor) -> Tensor:
-        """The key under which a frame is remembered, [B, Ck, h, w], from the one under which it asks."""
+        """The memory key of a frame, [B, Ck, h, w], from its query key."""
         x, y = _places(query_key)
         place = torch.stack([2 * x, 2 * y, -(x.square() + y.square()) / _REACH])
         fall = self.distance.to(place.dtype).exp() * math.sqrt(self.key_dim) / _QUERY_SHARE
@@ -82,19 +82,19 @@ class SharedKeyValue(nn.Module):
 
 
 class MaskValue(nn.Module):
-    """What is remembered of an object in a frame: the cells of its mask, and channels that are learnt."""
+    """The value of an object in a frame: the cells of its mask, and learned channels."""
 
     def __init__(self, frame_dim: int, value_dim: int) -> None:
         super().__init__()
-        learnt = value_dim - CELLS
-        self.conv1 = nn.Conv2d(frame_dim + 2 * CELLS, learnt, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(learnt, learnt, kernel_size=3, padding=1)
+        learned = value_dim - CELLS
+        self.conv1 = nn.Conv2d(frame_dim + 2 * CELLS, learned, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(learned, learned, kernel_size=3, padding=1)
 
     def forward(self, frame: Tensor, mask: Tensor, others: Tensor) -> Tensor:
         """The value [O, Cv, h, w].
 
         Args:
-            frame: [O, F, h, w], what is known of each object's frame.
+            frame: [O, F, h, w], features of each object's frame.
             mask: [O, 1, H, W], soft mask of each object.
             others: [O, 1, H, W], soft mask of the other objects together.
         """
@@ -104,7 +104,7 @@ class MaskValue(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Corrects the mask that was copied, at strides 16, 8 and 4, with ever fewer channels."""
+    """Corrects the mask that was copied, at strides 16, 8 and 4, with fewer channels at each."""
 
     def __init__(self, value_dim: int, frame_dim: int, r3_channels: int, r2_channels: int, decoder_dim: int) -> None:
         super().__init__()
@@ -119,54 +119,28 @@ class LightDecoder(nn.Module):
         self.copied2 = nn.Conv2d(1, width2, kernel_size=3, padding=1, bias=False)
         self.block2 = ResidualBlock(width2)
         self.predict = nn.Conv2d(width2, 1, kernel_size=3, padding=1)
-        self._objects_at_a_time: int | None = None
-        self._skip_gain = _SKIP_GAIN
 
-    @torch.no_grad()
-    def prepare(self, objects_at_a_time: int | None) -> None:
-        """For inference, once: some objects at a time (None: all), and skip features as they come."""
-        self._objects_at_a_time = objects_at_a_time
-        for skip in (self.skip3, self.skip2):
-            skip.weight.mul_(self._skip_gain)
-        self._skip_gain = 1.0
-
-    def forward(
-        self,
-        read: Tensor,
-        frame: Tensor,
-        r3: Tensor,
-        r2: Tensor,
-        owner: Tensor | None = None,
-        *,
-        resized: bool = True,
-    ) -> Tensor:
+    def forward(self, read: Tensor, frame: Tensor, r3: Tensor, r2: Tensor, batch_index: Tensor | None = None) -> Tensor:
         """The logit of each object.
 
         Args:
             read: [O, Cv, h, w], what each object read.
-            frame: [B, F, h, w], what is known of B frames.
+            frame: [B, F, h, w], features of B frames.
             r3: [B, C3, 2h, 2w] skip features of the query.
             r2: [B, C2, 4h, 4w] likewise.
-            owner: [O] int64, each object's frame; None: one frame for all objects, or one frame an object.
-            resized: to the frame.
+            batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
 
         Returns:
-            [O, 1, 16h, 16w], or where they are not to be resized [O, 1, 4h, 4w].
+            [O, 1, 16h, 16w].
         """
-        details = [self._detail(self.skip3, r3), self._detail(self.skip2, r2)]
-        if owner is not None:
-            frame, details = frame[owner], [detail[owner] for detail in details]
-        in_turn = torch.split(read, self._objects_at_a_time or len(read))
-        logits = torch.cat([self.logits(some, frame, *details) for some in in_turn])  # [O, 1, 4h, 4w]
-        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False) if resized else logits
-
-    def _detail(self, skip: nn.Conv2d, features: Tensor) -> Tensor:
-        """What the decoder sees of a frame's features at their own stride."""
-        detail: Tensor = skip(features if self._skip_gain == 1 else features * self._skip_gain)
-        return detail
+        details = [self.skip3(r3 * SKIP_GAIN), self.skip2(r2 * SKIP_GAIN)]
+        if batch_index is not None:
+            frame, details = frame[batch_index], [detail[batch_index] for detail in details]
+        logits = self.logits(read, frame, *details)
+        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
 
     def logits(self, read: Tensor, frame: Tensor, detail3: Tensor, detail2: Tensor) -> Tensor:
-        """At stride 4, of some objects: [O, 1, 4h, 4w]."""
+        """At stride 4, from the convolved skip features: [O, 1, 4h, 4w]."""
         copied = F.pixel_shuffle(read[:, :CELLS], CELLS_A_SIDE)  # [O, 1, 4h, 4w] in [0, 1]
         frame = frame.expand(len(read), -1, -1, -1)
         m = self.merged_block(self.compress(torch.cat([read, frame], dim=1)))  # [O, D, h, w]
@@ -185,7 +159,7 @@ def _places(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_place(key: Tensor, place: Tensor) -> Tensor:
-    """``[B, C, h, w]`` with ``[3, h, w]`` behind it, in the key's layout: of two layouts cat() makes channels first."""
+    """``[B, C, h, w]`` followed by ``[3, h, w]``, in the key's layout: cat() of two layouts is channels first."""
     last = key.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     places = place.to(key.dtype).expand(len(key), -1, -1, -1).contiguous(memory_format=layout)

@@ -5,26 +5,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stm_fast.network.aggregation import object_probabilities, soft_aggregation
+from stm_fast.network.aggregation import soft_aggregation
 from stm_fast.network.architecture import RANGES, STRIDE, Architecture
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.efficientnet import LITE, EfficientNetLite
 from stm_fast.network.encoders import BACKBONES, MemoryEncoder, QueryEncoder, query_trunk
 from stm_fast.network.key_value import KeyValue
+from stm_fast.network.object_batch import ObjectBatch
 from stm_fast.network.padding import Pads, pad_to_multiple, unpad
 from stm_fast.network.shared_trunk import CELLS, PLACE_CHANNELS, LightDecoder, MaskValue, SharedKeyValue
 from stm_fast.ops import MemoryRead
 
-# how much an untrained memory encoder of unit keys sees of masks: more would part its keys from the query's
+# gain of the masks in an untrained memory encoder of unit keys: more would separate its keys from the query's
 _FIRST_MASK_GAIN = 0.3
 
 
 class QueryFeatures(NamedTuple):
-    """What the network knows of a frame before it reads the memory; h = ceil(H / 16), w = ceil(W / 16)."""
+    """Features of a frame before the memory is read; h = ceil(H / 16), w = ceil(W / 16)."""
 
     key: Tensor  # [B, Ck, h, w]
-    value: Tensor  # [B, Cv, h, w]; of a shared trunk [B, Cv - 16, h, w], what is known of the frame
-    r3: Tensor  # [B, C3, 2h, 2w]; of a network made ready for inference [B, D, 2h, 2w]
+    value: Tensor  # [B, Cv, h, w]; of a shared trunk [B, Cv - 16, h, w]
+    r3: Tensor  # [B, C3, 2h, 2w]; of a network prepared for inference [B, D, 2h, 2w]
     r2: Tensor  # [B, C2, 4h, 4w]; likewise [B, D, 4h, 4w]
     pads: Pads = (0, 0, 0, 0)  # what was added around the frame
 
@@ -32,9 +33,9 @@ class QueryFeatures(NamedTuple):
 class STM(nn.Module):
     """Segments the objects of a frame by reading a memory of earlier frames and their masks.
 
-    The network keeps no state between calls: `memorize` makes memory, whoever calls keeps it, and either `segment`
-    reads all of it or the caller reads it and passes the outcome to `decode`. Frames of any size are padded with zeros
-    to a multiple of 16 and predictions cropped back. BatchNorm stays in eval mode, in training too.
+    The network keeps no state between calls: `memorize` makes memory, the caller keeps it, and either `segment` reads
+    all of it or the caller reads it and passes the result to `decode`. Frames of any size are padded with zeros to a
+    multiple of 16 and predictions cropped back. BatchNorm stays in eval mode, in training too.
 
     Weights are drawn from PyTorch's global generator: seed it first. Frames are converted to the weights' dtype.
 
@@ -43,22 +44,19 @@ class STM(nn.Module):
         value_dim: channels of a value, Cv.
         stride: pixels of a frame per pixel of a key, in each direction.
         architecture: the constructor's arguments.
-        compiled: whether parts are compiled; what they return is then there until the next frame.
-        one_pass: whether `probabilities` takes one operator from the decoder's logits; results differ by rounding.
+        compiled: whether parts are compiled; what they return is then valid until the next frame.
 
     With `shared_trunk` a frame is encoded once, for query and memory, and light heads do the rest
-    (:mod:`stm_fast.network.shared_trunk`): keys have one length and know their place, `unit_keys` and `position_waves`
-    do not apply.
+    (:mod:`stm_fast.network.shared_trunk`): keys have one length and contain their place, so `unit_keys` and
+    `position_waves` do not apply.
 
     Raises:
-        ValueError: `backbone` is not one of `BACKBONES`, a width or number out of range, or options that do not go
-            together.
+        ValueError: `backbone` is not one of `BACKBONES`, a width or number out of range, or incompatible options.
     """
 
     stride = STRIDE
     compiled = False
-    one_pass = False
-    # a shared trunk's network has none; its frames are remembered as the query encoder sees them
+    # None with a shared trunk: frames are memorized as the query encoder sees them
     memory_encoder: MemoryEncoder | None
     query_encoder: QueryEncoder | EfficientNetLite
     memory_key_value: KeyValue | MaskValue
@@ -98,7 +96,7 @@ class STM(nn.Module):
         self.query_key_value = KeyValue(*heads)
         self.decoder = Decoder(2 * arch.value_dim, r3_channels, r2_channels, arch.decoder_dim)
         if arch.unit_keys:
-            self._compare_from_the_start()
+            self._align_encoders()
 
     def _build_shared(self) -> None:
         arch = self.architecture
@@ -112,15 +110,19 @@ class STM(nn.Module):
         self.decoder = LightDecoder(arch.value_dim, frame_dim, r3_channels, r2_channels, arch.decoder_dim)
 
     def memorize(
-        self, frame: Tensor, masks: Tensor, known: tuple[Tensor, Tensor] | None = None
+        self,
+        frame: Tensor,
+        masks: Tensor,
+        known: tuple[Tensor, Tensor] | None = None,
+        objects: ObjectBatch | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Makes the memory of one frame, for each object its own.
+        """Makes the memory of a frame, for each object its own.
 
         Args:
-            frame: [3, H, W] or [1, 3, H, W] in [0, 1].
+            frame: [3, H, W] or [1, 3, H, W] in [0, 1]; with `objects` [B, 3, H, W].
             masks: [O, H, W] soft masks of the objects in [0, 1], without background.
-            known: key and value of this frame's features, from `encode_query`, where they are at hand: a shared trunk
-                need not run again.
+            known: key and value from `encode_query` of the same frame, if available: a shared trunk does not run again.
+            objects: which objects are in which frame; None: all in the one frame.
 
         Returns:
             key [O, Ck, h, w] and value [O, Cv, h, w] with h = ceil(H / 16), w = ceil(W / 16).
@@ -133,14 +135,16 @@ class STM(nn.Module):
         if masks.ndim != 3:
             raise ValueError(f"masks: found shape {list(masks.shape)}, expected [O, H, W]")
         masks, _ = pad_to_multiple(masks.float(), self.stride)
-        if frame.shape[0] != 1 or frame.shape[-2:] != masks.shape[-2:]:
+        frames = 1 if objects is None else len(objects.counts)
+        if frame.shape[0] != frames or frame.shape[-2:] != masks.shape[-2:]:
             raise ValueError(
                 f"frame and masks: found, padded, {list(frame.shape)} and {list(masks.shape)}, "
-                "expected one frame and masks of its size"
+                f"expected [{frames}, 3, H, W] and [O, H, W] of the same size"
             )
-        others = (masks.sum(dim=0) - masks).clamp(0, 1)  # [O, H, W]
+        together = masks.sum(0) if objects is None else objects.scatter(masks).sum(1)[objects.batch_index]
+        others = (together - masks).clamp(0, 1)  # [O, H, W]
         planes = (masks[:, None].to(frame.dtype), others[:, None].to(frame.dtype))
-        return self.memory_of(frame, *planes, known=known)
+        return self.memory_of(frame, *planes, None if objects is None else objects.batch_index, known)
 
     def encode_query(self, frame: Tensor) -> QueryFeatures:
         """Encodes a frame, once for all objects.
@@ -153,32 +157,35 @@ class STM(nn.Module):
             TypeError: a frame that is not floating point.
         """
         frame, pads = self._padded(frame)
-        return self.features_of(frame)._replace(pads=pads)
+        r4, r3, r2 = self.query_encoder(frame)
+        key, value = self.query_key_value(r4)
+        return QueryFeatures(key, value, r3, r2, pads)
 
-    def decode(self, read: Tensor, features: QueryFeatures) -> Tensor:
+    def decode(self, read: Tensor, features: QueryFeatures, objects: ObjectBatch | None = None) -> Tensor:
         """Turns what each object read from its memory into logits.
 
         Args:
             read: [O, Cv, h, w].
-            features: of one frame, from `encode_query`.
+            features: of one frame, from `encode_query`; with `objects` of B frames.
+            objects: which objects are in which frame; None: all in the one frame.
 
         Returns:
-            Logits [1 + O, H, W], float32, background first; softmax over the first dimension gives probabilities.
+            Logits [1 + O, H, W], float32, background first; softmax over the first dimension gives probabilities. With
+            `objects` [B, 1 + O, H, W], O the most of any frame, -inf where a frame has fewer.
 
         Raises:
-            ValueError: `read` has not the shape that the features ask for, or these are of several frames.
+            ValueError: a `read` that does not fit the features, or features of another number of frames.
         """
-        self._check_read(read, features)
-        probability = self.probability_of(read, features)  # [O, H', W']
-        return soft_aggregation(unpad(probability, features.pads))  # [1 + O, H, W]
+        self._check_read(read, features, objects)
+        if objects is None:
+            return soft_aggregation(unpad(self.probability_of(read, features), features.pads))  # [1 + O, H, W]
+        probability = unpad(self.probability_of(read, features, objects.batch_index), features.pads)
+        logits = soft_aggregation(objects.scatter(probability), dim=1)  # [B, 1 + O, H, W]
+        return logits.masked_fill(objects.absent()[..., None, None], -torch.inf)
 
     def probabilities(self, read: Tensor, features: QueryFeatures) -> Tensor:
         """The softmax of what `decode` returns: [1 + O, H, W], float32, background first. It raises what that does."""
-        if not self.one_pass:
-            return self.decode(read, features).softmax(0)
-        self._check_read(read, features)
-        logits = self.decoder(read, features.value, features.r3, features.r2, resized=False)  # [O, 1 or 2, H'/4, W'/4]
-        return object_probabilities(logits, features.pads)
+        return self.decode(read, features).softmax(0)
 
     def segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Segments a frame with all of the given memory, as published.
@@ -201,7 +208,7 @@ class STM(nn.Module):
                 "expected [O, Ck, T, h, w] and [O, Cv, T, h, w]"
             )
         features = self.encode_query(frame)
-        _check_one_frame(features)
+        _check_frames(features, None)
         query_key, query_value = (x.expand(len(keys), -1, -1, -1) for x in (features.key, features.value))
         merged, _ = self.memory_read(keys, values, query_key, query_value)  # [O, Cv + Cv', h, w]
         return self.decode(merged[:, : self.value_dim], features)
@@ -215,33 +222,27 @@ class STM(nn.Module):
         return [self.query_encoder] if self.memory_encoder is None else [self.memory_encoder, self.query_encoder]
 
     def freeze(self, stages: int) -> None:
-        """Takes the first stages of every trunk, and its stem, out of training; 0 takes out nothing."""
+        """Excludes the stem and the first stages of every trunk from training; 0 excludes nothing."""
         for encoder in self.encoders():
             for part in encoder.parts()[: stages + 1 if stages else 0]:
                 part.requires_grad_(False)
-
-    def features_of(self, frames: Tensor) -> QueryFeatures:
-        """As `encode_query`, for frames [B, 3, H, W] whose sides are multiples of the stride."""
-        r4, r3, r2 = self.query_encoder(frames)
-        key, value = self.query_key_value(r4)
-        return QueryFeatures(key, value, r3, r2)
 
     def memory_of(
         self,
         frames: Tensor,
         masks: Tensor,
         others: Tensor,
-        owner: Tensor | None = None,
+        batch_index: Tensor | None = None,
         known: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `memorize`, for objects of several frames whose sides are multiples of the stride.
+        """As `memorize`, for frames whose sides are multiples of the stride and given masks of the other objects.
 
         Args:
             frames: [B, 3, H, W].
             masks: [O, 1, H, W], soft mask of each object.
             others: [O, 1, H, W], soft mask of the other objects together.
-            owner: [O] int64, each object's frame; None: one frame for all objects, or one frame an object.
-            known: key and value of these frames' features, where they are at hand.
+            batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
+            known: key and value of these frames' features, if available.
 
         Returns:
             key [O, Ck, h, w] and value [O, Cv, h, w].
@@ -249,22 +250,22 @@ class STM(nn.Module):
         key: Tensor
         value: Tensor
         if self.memory_encoder is not None:
-            key, value = self.memory_key_value(self.memory_encoder(frames, masks, others, owner))
+            key, value = self.memory_key_value(self.memory_encoder(frames, masks, others, batch_index))
             return key, value
-        query_key, frame = self.features_of(frames)[:2] if known is None else known
+        query_key, frame = self.encode_query(frames)[:2] if known is None else known
         assert isinstance(self.query_key_value, SharedKeyValue)
         key = self.query_key_value.memory_key(query_key)
-        key, frame = (x.expand(len(masks), -1, -1, -1) if owner is None else x[owner] for x in (key, frame))
+        key, frame = (x.expand(len(masks), -1, -1, -1) if batch_index is None else x[batch_index] for x in (key, frame))
         return key, self.memory_key_value(frame, masks, others)
 
-    def probability_of(self, read: Tensor, features: QueryFeatures, owner: Tensor | None = None) -> Tensor:
+    def probability_of(self, read: Tensor, features: QueryFeatures, batch_index: Tensor | None = None) -> Tensor:
         """Each object's probability [O, H', W'] on its own, float32, of what it read [O, Cv, h, w]."""
-        logits: Tensor = self.decoder(read, features.value, features.r3, features.r2, owner).float()
+        logits: Tensor = self.decoder(read, features.value, features.r3, features.r2, batch_index).float()
         # the light decoder has no channel for the background
         return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, 1]
 
-    def _compare_from_the_start(self) -> None:
-        """Both encoders begin alike: what looks alike has like keys before anything is learnt."""
+    def _align_encoders(self) -> None:
+        """Both encoders start alike, so that similar pixels have similar keys before training."""
         assert self.memory_encoder is not None
         assert isinstance(self.memory_key_value, KeyValue)
         self.memory_encoder.load_state_dict(self.query_encoder.state_dict(), strict=False)
@@ -274,11 +275,11 @@ class STM(nn.Module):
             with torch.no_grad():
                 conv.weight.mul_(_FIRST_MASK_GAIN)
 
-    def _check_read(self, read: Tensor, features: QueryFeatures) -> None:
+    def _check_read(self, read: Tensor, features: QueryFeatures, objects: ObjectBatch | None = None) -> None:
         expected = [self.value_dim, *features.value.shape[2:]]
         if read.ndim != 4 or list(read.shape[1:]) != expected:
             raise ValueError(f"read: found shape {list(read.shape)}, expected [O, Cv, h, w] with {expected}")
-        _check_one_frame(features)
+        _check_frames(features, objects)
 
     def _padded(self, frame: Tensor) -> tuple[Tensor, Pads]:
         if not frame.is_floating_point():
@@ -307,6 +308,7 @@ def _check(arch: Architecture) -> None:
             raise ValueError(f"{name}: found {width} with shared_trunk, expected more than {least}")
 
 
-def _check_one_frame(features: QueryFeatures) -> None:
-    if len(features.key) != 1:
-        raise ValueError(f"frame: found features of {len(features.key)} frames, expected those of one")
+def _check_frames(features: QueryFeatures, objects: ObjectBatch | None) -> None:
+    expected = 1 if objects is None else len(objects.counts)
+    if len(features.key) != expected:
+        raise ValueError(f"frame: found features of {len(features.key)} frames, expected those of {expected}")

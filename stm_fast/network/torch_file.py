@@ -1,4 +1,4 @@
-"""Files of `torch.save` from strangers: their code is not run, and they take no more memory than they have bytes."""
+"""Untrusted files of `torch.save`: their code is not run, and they take no more memory than they have bytes."""
 
 import re
 import struct
@@ -12,13 +12,13 @@ import torch
 from stm_fast.errors import reading
 
 _ZIP = b"PK\3\4"
-_ZIP_END = b"PK\5\6"  # before 18 bytes, of which those at 8 tell how long the directory is, and a comment
+_ZIP_END = b"PK\5\6"  # followed by 18 bytes, with the directory's length at 8, and a comment
 _ZIP_END_BYTES = 22
 _LONGEST_COMMENT = 2**16 - 1
 _LARGEST_DIRECTORY = 2**20  # 10,000 tensors
 _LARGEST_PICKLE = 2**24  # without the tensors' bytes
 _CHUNK = 2**20
-# what trainers write beside weights and is no code; it is passed over, so nothing of these modules is needed or run
+# data that trainers store next to weights; it is skipped, so none of these modules is imported or run
 _PLAIN_DATA = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray", "numpy.bool", "numpy.bool_", "numpy.float32", "numpy.float64", "numpy.int64"),
@@ -28,7 +28,7 @@ _PLAIN_DATA = (
 
 
 class PassedOver:
-    """Stands for an object of a file that is neither a tensor nor a plain Python value."""
+    """Replaces an object of a file that is neither a tensor nor a plain Python value."""
 
     def __new__(cls, *_: object) -> "PassedOver":
         return super().__new__(cls)
@@ -41,20 +41,20 @@ class PassedOver:
 
 
 class RefusedFileError(Exception):
-    """Why a file is not what `torch.save` wrote."""
+    """Why a file is not an intact one of `torch.save`."""
 
 
 def load_torch_file(path: Path, *, mapped: bool) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors, plain Python values, and `PassedOver` for a few kinds of objects.
+    """The content of a file of `torch.save`, on the CPU: tensors, plain values, and `PassedOver` for some objects.
 
-    A file in PyTorch's format of today is read whole once, to compare its checksums.
+    A file in PyTorch's current format is read once as a whole to verify its checksums.
 
     Args:
-        mapped: tensors of that format are views of the file, which are read when they are used.
+        mapped: tensors of that format are memory-mapped, and read when they are used.
 
     Raises:
-        RefusedFileError: a file that is something else, damaged, holds code, or announces more than it has. The message
-            says which.
+        RefusedFileError: a file that is something else, damaged, contains code, or announces more than it has. The
+            message says which.
         InputError: it cannot be read.
     """
     with reading(path), path.open("rb") as file:
@@ -62,7 +62,7 @@ def load_torch_file(path: Path, *, mapped: bool) -> Any:
         if zipped:
             _check_zip(file)
         file.seek(0)
-        # by its name torch.load takes some files for safetensors
+        # torch.load takes some files for safetensors because of their name
         if mapped and zipped and path.suffix != ".safetensors":
             return _load(path, mmap=True)
         return _load(file, mmap=False)
@@ -73,14 +73,14 @@ def _load(source: Path | BinaryIO, *, mmap: bool) -> Any:
         warnings.simplefilter("ignore")  # of unusual tensors, which whoever asked refuses
         try:
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
-        # what a damaged or hostile file makes the reader raise is open-ended
+        # a damaged or hostile file can make the reader raise anything
         except Exception as error:
             code = re.search(r"GLOBAL (\S{1,99}) was not an allowed global", str(error))
             raise RefusedFileError(f"it holds code, {code[1]}" if code else type(error).__name__) from error
 
 
 def _check_zip(file: BinaryIO) -> None:
-    """Raises RefusedFileError where the records of an archive are not what the archive says of them."""
+    """Raises RefusedFileError if the records of an archive do not match its directory."""
     size = file.seek(0, 2)
     file.seek(max(0, size - _LONGEST_COMMENT - _ZIP_END_BYTES))
     _, found, end = file.read().rpartition(_ZIP_END)

@@ -1,7 +1,7 @@
 """From the decoder's logits to probabilities, and from these to labels, each in one pass on a CPU.
 
-csrc/include/stm_fast/probabilities.h says more. What they are equal to is in :mod:`stm_fast.network.aggregation` and
-:mod:`stm_fast.inference.objects`.
+csrc/include/stm_fast/probabilities.h explains them. The same in PyTorch is `STM.probabilities` of
+:mod:`stm_fast.network.stm` and `label` of :mod:`stm_fast.inference.objects`.
 """
 
 import torch
@@ -32,25 +32,28 @@ torch.library.register_fake("stm_fast::most_likely", _fake_most_likely)
 
 
 def absent_reasons() -> list[str]:
-    """Why these operators are not here; nothing where they are."""
+    """Why the extension's operators are not available; empty if they are."""
     return cpp_ops.operator_absent_reasons("stm_fast::most_likely")
 
 
-def object_probabilities(logits: Tensor, *, top: int, left: int, height: int, width: int, epsilon: float) -> Tensor:
-    """Logits resized by bilinear interpolation, cropped, and shared out by soft aggregation; without gradients.
+def object_probabilities(logits: Tensor, pads: tuple[int, int, int, int], epsilon: float) -> Tensor:
+    """The softmax of the soft aggregation of logits, resized by bilinear interpolation and cropped; without gradients.
 
-    A NaN makes every channel NaN of the pixels that it has a part in, and so may an infinite logit: it has no
-    difference from an equal one, and no mean with an opposite one.
+    Everything is in float32, for logits in half precision too. A NaN makes every channel NaN of the pixels that it
+    contributes to, and so may an infinite logit: it has no difference from an equal one, and no mean with an opposite
+    one.
 
     Args:
         logits: ``[O, C, h, w]`` in any layout, of one of DTYPES on a CPU. Of two channels, background and object, the
             difference counts; one is that difference.
-        top, left, height, width: what is left of the resized ``[4 h, 4 w]``.
-        epsilon: probabilities of objects and background are taken to be from it to 1 - epsilon.
+        pads: left, right, top and bottom, cropped off the resized ``[4 h, 4 w]``.
+        epsilon: probabilities of objects and background are clamped to epsilon..1 - epsilon.
 
     Returns:
-        ``[1 + O, height, width]`` float32 that sum to 1 over the channels, background first.
+        ``[1 + O, H, W]`` float32 that sum to 1 over the channels, background first.
     """
+    left, right, top, bottom = pads
+    height, width = STRIDE * logits.shape[-2] - top - bottom, STRIDE * logits.shape[-1] - left - right
     found: Tensor = torch.ops.stm_fast.object_probabilities(logits, top, left, height, width, epsilon)
     return found
 

@@ -1,24 +1,17 @@
 """The network that a command runs."""
 
-from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 
-from stm_fast.choices import Arch
 from stm_fast.errors import InputError
 from stm_fast.inference.shards import processes
-from stm_fast.network import STM, stm_lite0, stm_lite2, stm_resnet18, stm_resnet50
+from stm_fast.network import STM
+from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.checkpoint import load_network
-from stm_fast.network.deployment import for_inference
-from stm_fast.network.precision import choose_dtype
+from stm_fast.network.deploy import for_inference
+from stm_fast.network.deploy.precision import choose_dtype
 from stm_fast.tasks.choice import NetworkChoice
-
-_BUILDERS: dict[Arch, Callable[..., STM]] = {
-    "lite0": stm_lite0,
-    "lite2": stm_lite2,
-    "resnet18": stm_resnet18,
-    "resnet50": stm_resnet50,
-}
 
 
 def load_model(choice: NetworkChoice) -> STM:
@@ -26,7 +19,7 @@ def load_model(choice: NetworkChoice) -> STM:
     device = _device(choice.device)
     if choice.arch is not None:
         torch.manual_seed(0)
-        model = _BUILDERS[choice.arch](weights=None)
+        model = STM(**asdict(NETWORKS[choice.arch]))
     else:
         model = load_network(choice.file)
     return model.to(device).eval()

@@ -1,4 +1,4 @@
-"""A loss on the affinity itself: masks are read through the memory, in the place of values.
+"""A loss on the affinity itself: masks are read from the memory in place of values.
 
 P objects, t memory frames of h x w rows, H x W pixels.
 """
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from stm_fast.ops import memory_read
 
-# of the logarithm of a share
+# smallest share whose logarithm is taken
 _LEAST = 1e-4
 
 
 def shares(ids: Tensor, labels: Tensor, stride: int) -> Tensor:
-    """Which share of a row's pixels is the object, which another one, which background: ``[P, 3, t, h, w]``.
+    """The shares of object, other objects and background in each row's pixels: ``[P, 3, t, h, w]``.
 
     Args:
         ids: ``[P, t, H, W]`` int64, ids of the objects' clips.
@@ -29,8 +29,8 @@ def shares(ids: Tensor, labels: Tensor, stride: int) -> Tensor:
 def affinity_loss(query_key: Tensor, memory_key: Tensor, found: Tensor, expected: Tensor, backend: str) -> Tensor:
     """Cross-entropy of the masks that the affinity copies from the memory into the frame.
 
-    An affinity that can copy colours follows objects (Vondrick et al., ECCV 2018); here it copies what counts. Each of
-    the three classes weighs alike, if it fills a row.
+    An affinity trained to copy colors follows objects (Vondrick et al., ECCV 2018); here it copies the masks
+    themselves. All classes that occur have the same weight.
 
     Args:
         query_key: ``[P, Ck, h, w]``.

@@ -1,15 +1,15 @@
-"""An average of the weights over the steps, which scores better and jitters less than the weights themselves."""
+"""An average of the weights over the steps, which scores better and varies less than the weights themselves."""
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-# what torch hands over: averages, weights, and how often they were averaged before
+# how torch passes averages and weights
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 def weight_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of parameters and buffers, whose memory grows to that of `decay`.
+    """An exponential moving average of parameters and buffers, whose decay grows to `decay`.
 
     The n-th update keeps ``min(decay, (1 + n) / (10 + n))``, so that the untrained start is soon forgotten.
     """

@@ -16,7 +16,7 @@ from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
 from stm_fast.network import STM
 from stm_fast.network.backbone import batch_norm_mode, has_batch_norm
-from stm_fast.network.checkpoint import load_backbone, load_start
+from stm_fast.network.checkpoint import load_backbone, load_imagenet, load_start
 from stm_fast.network.released import weights_file
 from stm_fast.training.config import CocoData, Data, SyntheticData, TrainingConfig, VideoData
 from stm_fast.training.step import ClipLoss
@@ -32,7 +32,7 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
     if config.weights is not None:
         load_start(model, weights_file(config.weights))
     elif config.backbone_weights == "imagenet":
-        _load_imagenet(model)
+        load_imagenet(model)
     elif config.backbone_weights is not None:
         load_backbone(model, Path(config.backbone_weights))
     if config.batch_norm == "batch" and not has_batch_norm(model):
@@ -40,22 +40,6 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
     model.freeze(config.frozen_stages)
     batch_norm_mode(model, config.batch_norm)
     return ClipLoss(model, **asdict(config.loss), backend=config.backend)
-
-
-def _load_imagenet(model: STM) -> None:
-    # takes as long to import as all of torch
-    from torchvision.models import ResNet18_Weights, ResNet50_Weights
-
-    known = {
-        "resnet18": ResNet18_Weights.IMAGENET1K_V1,
-        "resnet50": ResNet50_Weights.IMAGENET1K_V1,
-        "efficientnet_lite0": "efficientnet-lite0",
-        "efficientnet_lite2": "efficientnet-lite2",
-    }
-    name = model.architecture.backbone
-    if name not in known:
-        raise InputError(f"backbone_weights: there are no ImageNet weights for {name}, expected a file")
-    load_backbone(model, known[name])
 
 
 def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:

@@ -1,12 +1,12 @@
-"""A run's state in six bytes a weight instead of sixteen, for a checkpoint that has to travel.
+"""A run's state in six bytes per weight instead of sixteen, for checkpoints that are copied between machines.
 
-Exact: the number of steps, norms, scales and every other vector. Of each kernel, and what Adam knows of it:
+Exact: the number of steps, norms, scales and every other vector. Of each kernel and its moments in Adam:
 
-* the average of the weights in float16, as `stm-fast convert --half` stores weights. It is the entry "model", which is
-  what whoever loads weights from a checkpoint takes;
-* the weights as their difference from that, in float16: at most 2^-11 of the difference off;
-* the root of Adam's second moment as one of 255 steps on a logarithmic scale, at most 4 % off;
-* its first moment over that root, which is how far a step goes, in 255 steps from its largest to its least.
+* the average of the weights in float16, as `stm-fast convert --half` stores weights. It is the entry "model", from
+  which the weights of a checkpoint are loaded;
+* the weights as their difference from that, in float16: an error of at most 2^-11 of the difference;
+* the root of Adam's second moment as one of 255 steps on a logarithmic scale, an error of at most 4 %;
+* its first moment over that root, which is the length of a step, in 255 steps from the smallest to the largest.
 
 Without an average the weights stay in float32, which takes as much.
 """
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# what torch's `AveragedModel` puts before the names of the weights
+# with which torch's `AveragedModel` prefixes the names of the weights
 _PREFIX = "module."
-# of a code on the logarithmic scale; 0 is kept for 0
+# codes on the logarithmic scale; code 0 means 0
 _CODES = 254
-# powers of two between the largest and the least root; what is smaller is taken for that, which makes steps smaller
+# powers of two from the largest to the smallest root; smaller roots are raised to it, which makes steps smaller
 _OCTAVES = 24.0
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -28,7 +28,7 @@ State = dict[str, Any]
 
 
 def pack(state: State) -> State:
-    """What `unpack` makes a state of `Learner.state` out of again, and whatever else is in the state."""
+    """The compact form of a `Learner.state` and whatever else is in the state."""
     packed = state | {"optimizer": _each_weight(state["optimizer"], _pack_moments)}
     weights, average = state["model"], state["average"]
     if average is None:
@@ -43,7 +43,7 @@ def pack(state: State) -> State:
 
 
 def unpack(state: State) -> State:
-    """The other way."""
+    """The inverse of `pack`."""
     unpacked = state | {"optimizer": _each_weight(state["optimizer"], _unpack_moments)}
     if state["average"] is None:
         return unpacked

@@ -1,4 +1,4 @@
-"""One optimiser step over all processes: everything that training changes, and how."""
+"""One optimizer step over all processes: everything that training changes, and how."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class Learned(NamedTuple):
-    """What a step says of itself."""
+    """The result of a step."""
 
     loss: Tensor  # mean over this process's clips, a scalar
     gradient_norm: Tensor  # before it is clipped, a scalar
@@ -30,7 +30,7 @@ class Learned(NamedTuple):
 
 
 class Learner:
-    """The network, its optimiser and the average of its weights.
+    """The network, its optimizer and the average of its weights.
 
     Args:
         config: of the run.
@@ -38,13 +38,13 @@ class Learner:
         accelerator: knows the other processes, the device and the precision.
 
     Raises:
-        InputError: a batch that cannot be shared out.
+        InputError: a batch that cannot be divided among the processes.
     """
 
     def __init__(self, config: TrainingConfig, clip_loss: ClipLoss, accelerator: Accelerator) -> None:
         _check_batch(config, accelerator.num_processes)
         self._config, self._accelerator = config, accelerator
-        # faster for convolutions; the weights stay what they are
+        # faster convolutions; the values of the weights do not change
         self.clip_loss = clip_loss.to(accelerator.device).to(memory_format=torch.channels_last).train()
         self._average = None if config.ema is None else weight_average(clip_loss.model, config.ema)
         groups, self._rates = _groups(clip_loss.model, config.optimizer)
@@ -55,14 +55,14 @@ class Learner:
 
     @property
     def model(self) -> STM:
-        """What the run makes: the network, or the average of its weights."""
+        """The result of the run: the network, or the average of its weights."""
         if self._average is None:
             return self.clip_loss.model
         return cast(STM, self._average.module)
 
     def step(self, batches: Sequence[ClipBatch], number: int, steps: int) -> Learned:
-        """Learns from this process's clips of a step, counted from 0, of `steps`; a batch is one part of the share."""
-        # what a step draws, if a network ever does, depends on its number alone, as its clips do
+        """Learns from this process's clips of one of `steps`; `number` counts from 0, `batches` are accumulated."""
+        # random numbers of a step depend on its number alone, as its clips do
         torch.manual_seed(hash((self._config.seed, number, self._accelerator.process_index)))
         factor = rate_factor(self._config.schedule, number, steps)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -84,7 +84,7 @@ class Learner:
         return frames, batch.ids.to(device, non_blocking=True).long(), batch.objects
 
     def state(self) -> State:
-        """All that a step changes, as tensors, numbers and dictionaries of them."""
+        """Everything that a step changes, as tensors, numbers and dictionaries of them."""
         scaler, average = self._accelerator.scaler, self._average
         return {
             "model": self.clip_loss.model.state_dict(),
@@ -94,12 +94,12 @@ class Learner:
         }
 
     def restore(self, state: State) -> None:
-        """Takes over what `state` gave. Raises RuntimeError, ValueError or LookupError where it does not fit."""
+        """Loads what `state` returned. Raises RuntimeError, ValueError or LookupError where it does not fit."""
         own = self.state()
         for name in ("model", "average"):
             _check_alike(state[name], own[name], name)
         self.clip_loss.model.load_state_dict(state["model"])
-        # rates are set by each step, and all else that groups hold is the configuration's
+        # each step sets the rates; the rest of the groups comes from the configuration
         groups = own["optimizer"]["param_groups"]
         self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         for weight, moments in self._optimizer.state.items():
@@ -111,7 +111,7 @@ class Learner:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 
     def _backward(self, batch: ClipBatch, last: bool) -> Tensor:
-        """Adds the gradient of one part's share in the mean; processes add theirs up with the last part's."""
+        """Accumulates the gradient of one batch; with the last one, it is summed over the processes."""
         with nullcontext() if last else self._accelerator.no_sync(self._parallel):
             loss: Tensor = self._parallel(*self.place(batch))
             self._accelerator.backward(loss / self._config.optimizer.accumulate)
@@ -126,12 +126,12 @@ def _check_alike(found: State | None, own: State | None, name: str) -> None:
 
 
 def _groups(model: STM, optimizer: Optimizer) -> tuple[list[dict[str, Any]], list[float]]:
-    """What is learnt, and at which rates: all of it alike, or first the heads and then the trunks."""
-    learnt = [weight for weight in model.parameters() if weight.requires_grad]
+    """The trained parameters and their rates: all in one group, or first the heads and then the trunks."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     if optimizer.trunk_lr is None:
-        return [{"params": learnt}], [optimizer.lr]
+        return [{"params": trained}], [optimizer.lr]
     trunk = {weight for encoder in model.encoders() for weight in encoder.parameters()}
-    heads, trunks = [w for w in learnt if w not in trunk], [w for w in learnt if w in trunk]
+    heads, trunks = [w for w in trained if w not in trunk], [w for w in trained if w in trunk]
     return [{"params": heads}, {"params": trunks}], [optimizer.lr, optimizer.trunk_lr]
 
 

@@ -18,7 +18,7 @@ from stm_fast.evaluation.scoring import check_length, score_sequences
 from stm_fast.evaluation.tables import overall
 from stm_fast.inference.shards import shard
 from stm_fast.network import STM
-from stm_fast.network.deployment import for_inference
+from stm_fast.network.deploy import for_inference
 from stm_fast.training.config import SyntheticValidation, Validation
 
 

@@ -1,4 +1,4 @@
-"""torch.compile for the parts of a network, safe where the number of objects changes."""
+"""torch.compile for the parts of a network whose number of objects changes."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Switch:
-    """Shared by the parts of a network: the first that cannot be compiled turns compiling off for all."""
+    """Shared by the parts of a network: the first that fails to compile disables compilation for all."""
 
     on = True
 
@@ -23,19 +23,19 @@ class _Switch:
 class CompiledCall:
     """A method of a module, compiled: once for one object, once for any larger number.
 
-    Compiling is tried at the first call. If it fails, a line in the log says why and the method runs as it is.
+    The first call compiles. If that fails, the log says why and the method runs uncompiled.
     """
 
     def __init__(self, method: Callable[..., Any], mode: str, switch: _Switch) -> None:
         self._method, self._switch = method, switch
         self._compiled = torch.compile(method, mode=mode)
-        # importing it takes as long as all of torch: only those who compile shall wait
+        # imported only here, because it takes as long as all of torch
         self._failure = import_module("torch._dynamo.exc").TorchDynamoException
 
     def __call__(self, *inputs: Tensor) -> Any:
         if self._switch.on:
             for tensor in inputs:
-                if tensor.shape[0] > 1:  # of one object and of more are two programs anyway
+                if tensor.shape[0] > 1:  # a size of 1 is specialized anyway
                     torch._dynamo.maybe_mark_dynamic(tensor, 0)
             try:
                 return self._compiled(*inputs)
@@ -49,7 +49,7 @@ def compile_calls(calls: list[tuple[nn.Module, str]], mode: str) -> None:
     """Compiles methods of modules, each named with its module, in place.
 
     Raises:
-        InputError: a mode that is no `CompileMode`.
+        InputError: not a `CompileMode`.
     """
     if mode not in get_args(CompileMode):
         raise InputError(f"compile: found {mode!r}, expected one of {', '.join(get_args(CompileMode))}")

@@ -7,15 +7,15 @@ import torch
 from stm_fast.choices import Precision
 from stm_fast.errors import InputError
 
-# what a CPU multiplies bfloat16 with, in the names of torch.cpu.get_capabilities()
+# instructions that multiply bfloat16, as torch.cpu.get_capabilities() names them
 _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name. "auto" is the fastest one: 16 bits where the device has instructions for them, else float32.
+    """The dtype of a name; "auto" is the fastest one: 16 bits where the device has instructions for them, else float32.
 
     Raises:
-        InputError: a name that is no `Precision`.
+        InputError: not a `Precision`.
     """
     if precision not in get_args(Precision):
         raise InputError(f"dtype: found {precision!r}, expected one of {', '.join(get_args(Precision))}")

@@ -1,4 +1,4 @@
-"""What the network will take in memory, before there is anything to run: a rehearsal on tensors without data."""
+"""How much memory the network will take, before it exists: a dry run on tensors without data."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from stm_fast.network.stm import STM
 def activation_bytes(
     architecture: Architecture, size: tuple[int, int], full_size: tuple[int, int], objects: int, dtype: torch.dtype
 ) -> int:
-    """What one step of an engine takes beside the parameters, at its peak.
+    """Peak memory of one step of an engine, without the parameters.
 
     The step memorizes a frame, encodes and decodes the next one, and makes its masks at full size. The memory bank and
-    its read are not in it. Every convolution is taken to hold its input and output once more while it runs, in the
-    layout that its library prefers.
+    its read are not included. Every convolution is assumed to hold a copy of its input and output while it runs, in
+    the layout that its library prefers.
 
     Args:
         size: height and width of frames as the network sees them.
@@ -31,9 +31,9 @@ def activation_bytes(
     """
     with torch.device("meta"):
         model = STM(**vars(architecture)).to(dtype)
-        picture, masks = torch.empty(3, *full_size), torch.empty(objects, *size)
+        image, masks = torch.empty(3, *full_size), torch.empty(objects, *size)
     with torch.inference_mode(), _PeakOfTensors() as tensors:
-        frame = interpolate(picture[None], size)[0]
+        frame = interpolate(image[None], size)[0]
         key, value = model.memorize(frame, masks)
         del key, value
         features = model.encode_query(frame)
@@ -44,12 +44,12 @@ def activation_bytes(
     return peak
 
 
-# what convolutions are called with and without inference mode
+# the names of a convolution with and without inference mode
 _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.convolution.default)
 
 
 class _PeakOfTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the tensors that operators make while they live."""
+    """Sums the bytes of the tensors that operators create while they are alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,0 +1,172 @@
+"""EfficientNet-Lite's inverted bottlenecks and stem as one operator each, in float32 and bfloat16 on a CPU.
+
+    y = project(relu6(depthwise(relu6(expand(x))))) [+ x]
+
+Only a few rows of some channels of the expanded map exist at a time, in a core's own cache, where PyTorch writes and
+reads the whole map four times. The loops are in the C++ extension; csrc/include/stm_fast/inverted_bottleneck.h explains
+them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stm_fast.errors import InputError
+from stm_fast.network.efficientnet import InvertedBottleneck, Stem
+from stm_fast.ops import cpp_ops
+
+DTYPES = (torch.float32, torch.bfloat16)
+KERNELS = (3, 5)
+STRIDES = (1, 2)
+_PANEL = 16  # adjacent columns of a packed weight
+
+torch.library.define(
+    "stm_fast::inverted_bottleneck",
+    "(Tensor(a!) out, Tensor x, Tensor? expand, Tensor? expand_bias, Tensor depthwise, Tensor depthwise_bias, "
+    "Tensor project, Tensor project_bias, int expanded, int kernel, int stride, bool residual) -> ()",
+)
+torch.library.define(
+    "stm_fast::convolution_relu6",
+    "(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, int kernel, int stride) -> ()",
+)
+# both only write to `out`
+torch.library.register_fake("stm_fast::inverted_bottleneck", lambda *_: None)
+torch.library.register_fake("stm_fast::convolution_relu6", lambda *_: None)
+
+
+def absent_reasons() -> list[str]:
+    """Why the extension's operators are not available; empty if they are."""
+    return cpp_ops.operator_absent_reasons("stm_fast::inverted_bottleneck")
+
+
+class FusedBottleneck(nn.Module):
+    """Replaces an `InvertedBottleneck` from Cin channels, expanded to M, to Cout; without gradients.
+
+    Everything between input and result is float32; where a CPU multiplies bfloat16, the input of the last product is
+    rounded to it.
+
+    Raises:
+        InputError: a block that `fits` refuses.
+    """
+
+    expand: Tensor | None  # [ceil(M / 16), Cin, 16], or in pairs of bfloat16 [ceil(M / 16), ceil(Cin / 2), 16, 2]
+    expand_bias: Tensor | None  # [M up to 16], float32, as the next two
+    depthwise: Tensor  # [k * k, M up to 16]
+    depthwise_bias: Tensor  # [M up to 16]
+    project: Tensor  # as expand, [ceil(Cout / 16), M, 16]
+    project_bias: Tensor  # [Cout up to 16], float32
+
+    def __init__(self, block: InvertedBottleneck) -> None:
+        super().__init__()
+        if not fits(block.depthwise):
+            raise InputError(f"block: found {block.depthwise}, expected {_COVERED}")
+        expand, project = block.expand, block.project
+        self.register_buffer("expand", None if expand is None else _panels(expand.weight.flatten(1)))
+        self.register_buffer("expand_bias", None if expand is None else _bias(expand))
+        self.register_buffer("depthwise", _padded(block.depthwise.weight.float().flatten(1).T))
+        self.register_buffer("depthwise_bias", _bias(block.depthwise))
+        self.register_buffer("project", _panels(project.weight.flatten(1)))
+        self.register_buffer("project_bias", _bias(project))
+        self._expanded, self._channels = block.depthwise.out_channels, project.out_channels
+        self._kernel, self._stride = int(block.depthwise.kernel_size[0]), int(block.depthwise.stride[0])
+        self._residual = block.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, Cin, H, W]``, preferably channels last, to ``[B, Cout, ceil(H / stride), ceil(W / stride)]``.
+
+        Returns:
+            Channels last.
+
+        Raises:
+            InputError: another dtype than that of the weights.
+            RuntimeError: another number of channels.
+        """
+        if x.dtype != self.project.dtype:
+            raise InputError(f"x: found {x.dtype}, expected that of the weights, {self.project.dtype}")
+        images, out = _images(x, self._stride, self._channels)
+        weights = (self.expand, self.expand_bias, self.depthwise, self.depthwise_bias, self.project, self.project_bias)
+        torch.ops.stm_fast.inverted_bottleneck(
+            out, images, *weights, self._expanded, self._kernel, self._stride, self._residual
+        )
+        return out.permute(0, 3, 1, 2)
+
+
+class FusedStem(nn.Module):
+    """Replaces a `Stem`, a convolution of few channels and its ReLU6; without gradients.
+
+    All products are in float32, and a window is a few long rows of a matrix.
+
+    Raises:
+        InputError: a convolution that `fits` refuses.
+    """
+
+    weight: Tensor  # [ceil(K / 16), k * k * C, 16], float32
+    bias: Tensor  # [K up to 16], float32
+
+    def __init__(self, conv: Stem) -> None:
+        super().__init__()
+        if not fits(conv):
+            raise InputError(f"conv: found {conv}, expected {_COVERED}")
+        self.register_buffer("weight", _panels(conv.weight.float().permute(0, 2, 3, 1).flatten(1)))
+        self.register_buffer("bias", _bias(conv))
+        self._channels, self._kernel, self._stride = conv.out_channels, int(conv.kernel_size[0]), int(conv.stride[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]``, preferably channels last, to ``[B, K, ceil(H / stride), ceil(W / stride)]``.
+
+        Returns:
+            Channels last.
+
+        Raises:
+            RuntimeError: another dtype than float32 and bfloat16, or another number of channels.
+        """
+        images, out = _images(x, self._stride, self._channels)
+        torch.ops.stm_fast.convolution_relu6(out, images, self.weight, self.bias, self._kernel, self._stride)
+        return out.permute(0, 3, 1, 2)
+
+
+def replace_bottlenecks(module: nn.Module) -> None:
+    """Replaces every inverted bottleneck and stem inside `module` that `fits`."""
+    for name, child in module.named_children():
+        if isinstance(child, Stem) and fits(child):
+            setattr(module, name, FusedStem(child))
+        elif isinstance(child, InvertedBottleneck) and fits(child.depthwise):
+            setattr(module, name, FusedBottleneck(child))
+        else:
+            replace_bottlenecks(child)
+
+
+_COVERED = "a kernel of 3 x 3 or 5 x 5, stride 1 or 2, and float32 or bfloat16"
+
+
+def fits(conv: nn.Conv2d) -> bool:
+    """Whether the operators cover a stem, or a bottleneck by its depthwise convolution: sizes, strides and dtype."""
+    square = conv.kernel_size[0] == conv.kernel_size[1] and conv.stride[0] == conv.stride[1]
+    covered = conv.kernel_size[0] in KERNELS and conv.stride[0] in STRIDES
+    return square and covered and conv.weight.dtype in DTYPES
+
+
+def _images(x: Tensor, stride: int, channels: int) -> tuple[Tensor, Tensor]:
+    """The input as ``[B, H, W, C]``, and an empty output."""
+    images = x.detach().permute(0, 2, 3, 1).contiguous()
+    batch, height, width, _ = images.shape
+    return images, images.new_empty(batch, -(-height // stride), -(-width // stride), channels)
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return _padded(conv.weight.new_zeros(conv.out_channels).float() if conv.bias is None else conv.bias.float())
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Zeros after the last dimension, up to a whole panel."""
+    return F.pad(rows.detach(), (0, -rows.shape[-1] % _PANEL)).contiguous()
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """A weight ``[K, depth]`` as ``[ceil(K / 16), depth, 16]``; in bfloat16, adjacent numbers of the depth in pairs."""
+    columns = _padded(weight.T)  # [depth, K up to 16]
+    panels = columns.shape[1] // _PANEL
+    if weight.dtype == torch.bfloat16:
+        pairs = F.pad(columns, (0, 0, 0, columns.shape[0] % 2)).view(-1, 2, panels, _PANEL)
+        return pairs.permute(2, 0, 3, 1).contiguous()
+    return columns.view(-1, panels, _PANEL).transpose(0, 1).contiguous()
