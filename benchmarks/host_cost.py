@@ -1,21 +1,23 @@
 """What memory_read() costs the processor on a device of stubs, of this source tree beside others.
 
-    python benchmarks/host_cost.py [--against TREE] [--rounds 200]
+    python benchmarks/host_cost.py [--against TREE] [--rounds 200] [--output FILE]
 
-cuda_stub.c takes the place of CUDA's runtime and driver: every call of theirs succeeds at once, memory is the host's,
-and no kernel runs. So a call costs what Python, PyTorch, its caching allocator and Triton's own launcher take; a driver
-adds two or three microseconds a launch. Kernels are compiled for sm_90. Needs a PyTorch built for CUDA, Triton and gcc,
-and no GPU. The trees take turns, round by round.
+cuda_stub.c replaces CUDA's runtime and driver: every call of theirs succeeds at once, memory is the host's, and no
+kernel runs. So a call costs what Python, PyTorch, its caching allocator and Triton's own launcher take; a driver adds
+two or three microseconds a launch. Kernels are compiled for sm_90. Needs a PyTorch built for CUDA, Triton and gcc, and
+no GPU. The trees are interleaved, round by round.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,46 +35,70 @@ HEADERS = (
 )
 
 
+@dataclass(frozen=True)
+class HostRow:
+    """Processor time of a call of one source tree."""
+
+    call: str
+    tree: str
+    median_us: float  # of all rounds
+    least_us: float  # of any round: what it costs where nothing else disturbs the machine
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, action="append", default=[], help="another source tree")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--output", type=Path, help="JSON")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         answer()
         return
+    measure({str(tree): tree.resolve() for tree in (HERE.parents[1], *given.against)}, given.rounds, given.output)
+
+
+def measure(trees: dict[str, Path], rounds: int, output: Path | None) -> None:
+    """Prints a table, and writes a record where there is a place for one."""
+    # not in a child, where another tree's package is imported
+    from stm_fast.benchmarking.records import Record, describe_machine
+    from stm_fast.benchmarking.tables import pivot
+
     with tempfile.TemporaryDirectory() as folder:
         build_stub(Path(folder))
-        compare([HERE.parents[1], *given.against], Path(folder), given.rounds)
+        record = Record(describe_machine("cpu"), {"rounds": rounds}, compare(trees, Path(folder), rounds))
+    if output is not None:
+        record.write(output)
+    print(f"{record.machine['cpu']}, Python {record.machine['python']}, torch {torch.__version__}", end=", ")
+    print(f"Triton {triton.__version__}; processor time in us a call: median of all rounds (least of any)")
+    cells: dict[str, dict[str, str]] = {}
+    for row in record.rows:
+        cells.setdefault(row.call, {})[row.tree] = f"{row.median_us:.1f} ({row.least_us:.1f})"
+    print(*pivot("call", list(trees), cells).lines(), sep="\n")
 
 
 def build_stub(folder: Path) -> None:
-    """The stubs as the library that PyTorch, by LD_PRELOAD, and Triton find in place of the driver."""
+    """The stubs as the library that PyTorch, by LD_PRELOAD, and Triton find instead of the driver."""
     command = ["gcc", "-O1", "-shared", "-fPIC", "-w", *(f"-I{path}" for path in HEADERS), f"-Wl,-soname,{LIBRARY}"]
     subprocess.run([*command, str(HERE.with_name("cuda_stub.c")), "-o", str(folder / LIBRARY), "-ldl"], check=True)
 
 
-def compare(trees: list[Path], stub: Path, rounds: int) -> None:
-    """Prints the table of the median and least processor time a call."""
-    children = [start(linked(tree.resolve(), stub / str(number)), stub) for number, tree in enumerate(trees)]
-    names, *_ = (json.loads(read_line(child)) for child in children)
-    print(f"{cpu()}, Python {sys.version.split()[0]}, torch {torch.__version__}, Triton {triton.__version__}")
-    print("processor time in us a call: median of all rounds (least of any), " + ", ".join(map(str, trees)))
-    for name in names:
-        found: list[list[float]] = [[] for _ in children]
+def compare(trees: dict[str, Path], stub: Path, rounds: int) -> list[HostRow]:
+    """The processor time of every call with every tree, interleaved."""
+    children = {
+        name: start(linked(tree, stub / str(number)), stub) for number, (name, tree) in enumerate(trees.items())
+    }
+    calls, *_ = (json.loads(read_line(child)) for child in children.values())
+    rows = []
+    for call in calls:
+        found: dict[str, list[float]] = {name: [] for name in children}
         for _ in range(rounds):
-            for times, child in zip(found, children, strict=True):
-                times.append(float(ask(child, name)))
-        costs = (f"{sorted(times)[rounds // 2]:7.1f} ({min(times):5.1f})" for times in found)
-        print(f"{name:60}", *costs)
-    for child in children:
+            for name, child in children.items():
+                found[name].append(float(ask(child, call)))
+        rows += [HostRow(call, name, statistics.median_high(times), min(times)) for name, times in found.items()]
+    for child in children.values():
         child.terminate()
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    return rows
 
 
 def linked(tree: Path, folder: Path) -> Path:

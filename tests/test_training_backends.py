@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from training_memory import kept_bytes
 
-from stm_fast.benchmarking.published import published
+from stm_fast.benchmarking.routes import published
 from stm_fast.data.clips import collate
 from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
@@ -11,7 +12,6 @@ from stm_fast.testing.criterion import FACTOR
 from stm_fast.training.building import build_clip_loss, build_clips
 from stm_fast.training.config_file import from_plain
 from stm_fast.training.sampler import TicketSampler
-from training_memory import kept_bytes
 from training_runs import SMALL
 
 STEPS = 20

@@ -1,4 +1,4 @@
-"""The tests marked gpu and the cases of the kernels, by many workers. Red tests are listed."""
+"""The tests marked gpu and the cases of the kernels, on many workers. Red tests are listed."""
 
 import json
 import os
@@ -10,13 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gpu import ROOT
-from gpu.pytest_results import COLLECTED, RESULTS, SECONDS
-from gpu.session import Session, Stage, patience
+from gpu.pytest_plugin import COLLECTED, RESULTS, SECONDS
+from gpu.session import ROOT, Session, Stage, patience
 
 TEST_SECONDS = 60
 MOST_WORKERS = 16  # each has a context on the GPU
-# starts a pytest of the files of cases in one item: those files are handed to the workers themselves
+# a test that starts a pytest of the files of cases: those files are given to the workers themselves
 STARTER = "tests/test_triton_engine.py::test_kernels_are_right_on_the_device"
 TINY = "tests/test_hopper_engine.py::test_a_bank_with_spare_capacity_is_read_in_place"
 _LISTED = 12  # red tests in the table; all of them are in the record
@@ -41,17 +40,17 @@ def run(session: Session, stage: Stage, end: float) -> None:
 
 
 def command(files: Sequence[Path]) -> list[str]:
-    """pytest with as many workers as there are processors or files, where pytest-xdist is there."""
+    """pytest with as many workers as there are processors or files, where pytest-xdist is installed."""
     workers = min(MOST_WORKERS, os.cpu_count() or 1, len(files) or 1)
     spread = ["-n", str(workers), "--dist", "worksteal"] if find_spec("xdist") else []
     return [
-        *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu.pytest_results"),
+        *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu.pytest_plugin"),
         *("-m", "gpu", *spread, "--deselect", STARTER, *map(str, files)),
     ]
 
 
 def environment(folder: Path, seconds: float) -> dict[str, str]:
-    """Of the workers: one thread each, no interpreter, and where results go."""
+    """Of the workers: one thread each, no interpreter, and where results are written."""
     results = {RESULTS: str(folder / "results"), COLLECTED: str(folder / "collected"), SECONDS: str(seconds)}
     return results | {"STM_FAST_REQUIRE": "triton", "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
 

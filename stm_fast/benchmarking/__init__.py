@@ -1,25 +1,23 @@
-"""Times the memory read beside every route a PyTorch user has today."""
+"""Times the memory read beside every route a PyTorch user has today, and whole frames beside the published loop."""
 
 from typing import TYPE_CHECKING
 
 from stm_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from stm_fast.benchmarking.records import Record, Row, read_record, write_record
+    from stm_fast.benchmarking.reads import Selection, time_routes
+    from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
     from stm_fast.benchmarking.routes import ROUTES
-    from stm_fast.benchmarking.runner import run_benchmark
-    from stm_fast.benchmarking.selection import Selection
-    from stm_fast.benchmarking.shapes import Shape, grid, parse_shape
+    from stm_fast.benchmarking.shapes import FrameWorkload, Shape, grid, parse_shape, parse_workload
     from stm_fast.benchmarking.workload import DTYPES, PASSES, Workload
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "stm_fast.benchmarking.records": ("Record", "Row", "read_record", "write_record"),
+            "stm_fast.benchmarking.reads": ("Selection", "time_routes"),
+            "stm_fast.benchmarking.records": ("FrameRow", "ReadRow", "Record", "read_record"),
             "stm_fast.benchmarking.routes": ("ROUTES",),
-            "stm_fast.benchmarking.runner": ("run_benchmark",),
-            "stm_fast.benchmarking.selection": ("Selection",),
-            "stm_fast.benchmarking.shapes": ("Shape", "grid", "parse_shape"),
+            "stm_fast.benchmarking.shapes": ("FrameWorkload", "Shape", "grid", "parse_shape", "parse_workload"),
             "stm_fast.benchmarking.workload": ("DTYPES", "PASSES", "Workload"),
         },
     )
@@ -28,14 +26,16 @@ __all__ = [
     "DTYPES",
     "PASSES",
     "ROUTES",
+    "FrameRow",
+    "FrameWorkload",
+    "ReadRow",
     "Record",
-    "Row",
     "Selection",
     "Shape",
     "Workload",
     "grid",
     "parse_shape",
+    "parse_workload",
     "read_record",
-    "run_benchmark",
-    "write_record",
+    "time_routes",
 ]

@@ -1,11 +1,11 @@
-"""Log-log plots of a benchmark: time against T, and memory against T, all routes."""
+"""Log-log plots of memory reads: time and memory against T, all routes."""
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stm_fast.benchmarking.records import Row
+from stm_fast.benchmarking.records import ReadRow
 from stm_fast.benchmarking.routes import OURS, ROUTES
 from stm_fast.benchmarking.shapes import parse_shape
 from stm_fast.whole_file import whole_file
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 HOW_TO_GET_PLOTS = "plots need matplotlib: pip install 'stm_fast[plots]'"
 _SIZE = (9.0, 6.0)  # inches
-_QUANTITIES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
+_QUANTITIES: dict[str, tuple[str, Callable[[ReadRow], float | None]]] = {
     "time": ("time of one call, median [ms]", lambda row: None if row.seconds is None else 1e3 * row.seconds),
-    # zero has no place on a logarithmic axis
+    # a logarithmic axis has no zero
     "memory": ("extra memory [MB]", lambda row: row.extra_bytes / 1e6 if row.extra_bytes else None),
 }
 
@@ -27,9 +27,9 @@ def plots_available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def write_plots(rows: Sequence[Row], prefix: Path) -> list[Path]:
+def write_plots(rows: Sequence[ReadRow], prefix: Path) -> list[Path]:
     """Writes <prefix>.<quantity>.<pass>.<dtype>.<series>.svg for every series of two or more T; returns the paths."""
-    series: dict[tuple[str, str, str], list[Row]] = {}
+    series: dict[tuple[str, str, str], list[ReadRow]] = {}
     for row in rows:
         if row.route in ROUTES:
             series.setdefault((row.pass_name, row.dtype, parse_shape(row.shape).series), []).append(row)
@@ -44,7 +44,7 @@ def write_plots(rows: Sequence[Row], prefix: Path) -> list[Path]:
     return written
 
 
-def _write_plot(rows: Sequence[Row], quantity: str, title: str, path: Path) -> bool:
+def _write_plot(rows: Sequence[ReadRow], quantity: str, title: str, path: Path) -> bool:
     """One plot; False where no route has a number to show."""
     from matplotlib.figure import Figure
 
@@ -67,18 +67,20 @@ def _write_plot(rows: Sequence[Row], quantity: str, title: str, path: Path) -> b
 
 
 def _draw(axes: "Axes", route: str, points: Sequence[tuple[float, float]]) -> None:
-    """One route, in the same colour and dashes in every plot; one without a figure is in the legend all the same."""
+    """One route, in the same color and dashes in every plot; one without figures is in the legend too."""
     from matplotlib import colormaps
 
     index = list(ROUTES).index(route)
     width, dashes = (3.0, "-") if route in OURS else (1.2, ("--", ":", "-.")[index % 3])
-    colour = colormaps["tab20"](index % 20)
+    color = colormaps["tab20"](index % 20)
     if points:
-        axes.plot(*zip(*points, strict=True), marker="o", color=colour, linewidth=width, linestyle=dashes, label=route)
+        axes.plot(*zip(*points, strict=True), marker="o", color=color, linewidth=width, linestyle=dashes, label=route)
     else:
         axes.plot([], [], linestyle="", label=f"({route}: none)")
 
 
-def _points(rows: Sequence[Row], route: str, value_of: Callable[[Row], float | None]) -> list[tuple[float, float]]:
+def _points(
+    rows: Sequence[ReadRow], route: str, value_of: Callable[[ReadRow], float | None]
+) -> list[tuple[float, float]]:
     found = ((parse_shape(row.shape).frames, value_of(row)) for row in rows if row.route == route)
     return sorted((frames, value) for frames, value in found if value is not None)

@@ -1,30 +1,116 @@
-"""Every way to read a memory that a user has today, by name, beside the backends of stm_fast."""
+"""Every way in which a user can read a memory today, by name, beside the backends of stm_fast.
 
+A read takes query [1, M, Ck], key [O, N, Ck] and value [O, N, Cv], and gives out [O, M, Cv].
+"""
+
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
-from stm_fast.benchmarking.attention import Read, flex, flex_tile, sdpa
-from stm_fast.benchmarking.inputs import BYTES, QUANTISING_BYTES, Layout
-from stm_fast.benchmarking.published import (
-    chunks,
-    chunks_top_k,
-    last_dim,
-    last_dim_top_k,
-    published,
-    published_top_k,
-)
-from stm_fast.benchmarking.workload import KEY_DIM, TOP_K, Workload
+from stm_fast.benchmarking.timing import Read
+from stm_fast.benchmarking.workload import BYTES, KEY_DIM, QUANTISING_BYTES, TOP_K, Layout, Workload
 from stm_fast.choices import RouteName
 from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised
+
+QUERIES_PER_CHUNK = 128
+
+
+def published(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Matrix product, division, softmax over the memory, matrix product (STM section 3.2, equations 1 and 2)."""
+    score = key @ query.mT / math.sqrt(query.shape[2])  # [O, N, M]
+    affinity = torch.softmax(score, dim=1)
+    return (value.mT @ affinity).mT
+
+
+def published_top_k(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The k largest scores of each query put back into a dense affinity of zeros, as XMem and Cutie read."""
+    score = key @ query.mT / math.sqrt(query.shape[2])  # [O, N, M]
+    largest, index = score.topk(min(TOP_K, key.shape[1]), dim=1)  # [O, k, M]
+    affinity = torch.zeros_like(score).scatter_(1, index, torch.softmax(largest, dim=1))
+    return (value.mT @ affinity).mT
+
+
+def last_dim(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The affinity the other way round: its softmax runs along memory, and in place where no gradient is wanted."""
+    score = (query / math.sqrt(query.shape[2])) @ key.mT  # [O, M, N]
+    if torch.is_grad_enabled():
+        return torch.softmax(score, dim=-1) @ value
+    torch.softmax(score, dim=-1, out=score)
+    return score @ value
+
+
+def last_dim_top_k(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The k largest scores of each query, and a weighted sum of those k rows of value alone."""
+    score = (query / math.sqrt(query.shape[2])) @ key.mT  # [O, M, N]
+    largest, index = score.topk(min(TOP_K, key.shape[1]), dim=-1)  # [O, M, k]
+    weight = torch.softmax(largest, dim=-1)
+    # one object at a time: the rows picked are k/T times as large as the values
+    reads = [torch.einsum("mk,mkc->mc", w, v[i]) for w, v, i in zip(weight, value, index, strict=True)]
+    return torch.stack(reads)
+
+
+def chunks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A Python loop over blocks of queries: what people write when the affinity does not fit."""
+    return torch.cat([last_dim(block, key, value) for block in _blocks(query)], dim=1)
+
+
+def chunks_top_k(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same loop, with the k largest scores alone."""
+    return torch.cat([last_dim_top_k(block, key, value) for block in _blocks(query)], dim=1)
+
+
+def _blocks(query: Tensor) -> Iterator[Tensor]:
+    return (query[:, start : start + QUERIES_PER_CHUNK] for start in range(0, query.shape[1], QUERIES_PER_CHUNK))
+
+
+def sdpa(backend: SDPBackend | None = None, *, split: bool = False) -> Read:
+    """PyTorch's attention, the backend forced where one is named.
+
+    split: values as Cv / Ck heads of width Ck under one affinity, computed once a head: 1.6 times the work at 128 and
+    512, but widths that the fast kernels take.
+    """
+
+    def read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        objects, key_dim, value_dim = key.shape[0], key.shape[2], value.shape[2]
+        heads = value_dim // key_dim if split else 1
+        query_heads = query[:, None].expand(objects, heads, -1, -1)  # [O, heads, M, Ck]
+        key_heads = key[:, None].expand(-1, heads, -1, -1)  # [O, heads, N, Ck]
+        value_heads = value.view(objects, -1, heads, value_dim // heads).transpose(1, 2)  # [O, heads, N, Cv / heads]
+        with nullcontext() if backend is None else sdpa_kernel(backend):
+            out = scaled_dot_product_attention(query_heads, key_heads, value_heads)
+        return out.transpose(1, 2).flatten(2)  # [O, M, Cv]
+
+    return read
+
+
+def flex(kernel_options: Any = None) -> Read:
+    """FlexAttention, compiled for one shape."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+    def read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query_heads = query[:, None].expand(key.shape[0], -1, -1, -1)  # [O, 1, M, Ck]
+        return compiled(query_heads, key[:, None], value[:, None], kernel_options=kernel_options)[:, 0]
+
+    return read
+
+
+def flex_tile(queries: int, rows: int) -> dict[str, int]:
+    """Options that make FlexAttention's tile small enough for values of width 512 to fit into shared memory."""
+    tile = {"BLOCK_M": queries, "BLOCK_N": rows, "num_stages": 1, "num_warps": 4 if queries < 64 else 8}
+    backward = {"bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32, "bwd_num_stages": 1}
+    return {f"fwd_{name}": size for name, size in tile.items()} | backward
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,22 @@
-"""Shapes of a memory read: resolution x memory frames x objects."""
+"""Names of workloads: the shapes of a memory read, and the whole frames that are timed. Needs no torch."""
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from stm_fast.errors import InputError
 
 # the feature map [h, w] of a frame at stride 16, after padding to a multiple of 16
 FEATURE_MAPS = {"480p": (30, 54), "720p": (45, 80), "1080p": (68, 120)}
-# seconds on two CPU cores; a GPU has time for more
+# seconds on two CPU cores; a GPU is fast enough for more
 USUAL_SHAPES = {
     "cpu": ("480p-T1-O1", "480p-T5-O1"),
     "cuda": ("480p-T1-O1", "480p-T5-O1", "480p-T20-O1", "480p-T20-O3", "480p-T100-O1", "1080p-T20-O1"),
 }
-CPU_MINUTES = 2.7  # what of them starts before this has ended after three
+CPU_MINUTES = 2.7  # no route of the usual shapes starts later on a CPU, so that the run ends within three
 GRID_FRAMES, GRID_OBJECTS = (1, 5, 20, 100, 1000), (1, 3, 10)
+# of whole frames [H, W]
+SIZES = {"64p": (64, 112), "240p": (240, 428), "480p": (480, 854), "1080p": (1080, 1920)}
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,35 @@ def grid() -> list[Shape]:
     """Every resolution x T x objects, the small ones first."""
     names = (f"{frame}-T{t}-O{o}" for frame in FEATURE_MAPS for t in GRID_FRAMES for o in GRID_OBJECTS)
     return sorted(map(parse_shape, names), key=lambda shape: shape.affinity_elements)
+
+
+@dataclass(frozen=True)
+class FrameWorkload:
+    """A whole frame: its size, its objects, how many frames the memory holds, and the network."""
+
+    size: str = "480p"
+    objects: int = 1
+    memory_frames: int = 10  # the previous frame is read as well
+    backbone: str = "resnet50"
+    weights: str | None = None  # a checkpoint, whose backbone then counts; None: random weights from a seed
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.network}"
+
+    @property
+    def name(self) -> str:
+        """What `parse_workload` takes."""
+        return f"{self.size}-T{self.memory_frames}-O{self.objects}"
+
+    @property
+    def network(self) -> str:
+        """The backbone, or the file name of the checkpoint."""
+        return self.backbone if self.weights is None else Path(self.weights).name
+
+
+def parse_workload(text: str, weights: str | None = None) -> FrameWorkload:
+    """The workload of a name such as 480p-T10-O3. Raises InputError for any other text."""
+    match = re.fullmatch(r"([0-9]{2,4}p)-T([1-9][0-9]{0,5})-O([1-9]|1[0-9]|20)", text)
+    if match is None or match[1] not in SIZES:
+        raise InputError(f"shape: found {text[:40]!r}, expected for example 480p-T10-O3 ({', '.join(SIZES)})")
+    return FrameWorkload(match[1], objects=int(match[3]), memory_frames=int(match[2]), weights=weights)

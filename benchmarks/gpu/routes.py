@@ -1,16 +1,14 @@
-"""Routes of the package itself that are timed beside the others: layouts, the bank, CUDA graphs, tiles."""
+"""More routes of the package: other layouts, the bank, CUDA graphs, tiles."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from stm_fast.benchmarking.attention import Read
-from stm_fast.benchmarking.host_cost import graph_read
 from stm_fast.benchmarking.routes import ROUTES, Route
+from stm_fast.benchmarking.timing import Read
 from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Workload
 from stm_fast.kernels.configs import forward_config
 from stm_fast.kernels.launch import arithmetic_of
@@ -20,18 +18,13 @@ from stm_fast.kernels.tuned import Tiles, using
 from stm_fast.memory import MemoryBank
 
 GRAPHED = ("triton", "portable")
-# the portable kernel, which reads on sm_90 where it has a tile of its own: names, and the fields that are not those of
-# configs.py
+# routes of the portable kernel, which also reads on sm_90 where it is given a tile, with the fields of the tile that
+# differ from configs.py
 TILES: dict[str, dict[str, int]] = {
     "portable": {},
     "portable-2-stages": {"num_stages": 2},
     "portable-4-stages": {"num_stages": 4},
 }
-
-
-def contestants() -> dict[str, Route]:
-    """By name."""
-    return {route.name: route for route in _contestants()}
 
 
 def portable_tile(dtype: torch.dtype, fields: dict[str, int]) -> Tiles:
@@ -42,7 +35,7 @@ def portable_tile(dtype: torch.dtype, fields: dict[str, int]) -> Tiles:
         return {("forward", choice): replace(forward_config(choice), **fields)}
 
 
-def _contestants() -> Iterator[Route]:
+def _package_routes() -> Iterator[Route]:
     ours = ROUTES["triton"]
     yield replace(ours, name="triton-channels", what="stm_fast, all three tensors channels first", layout="channels")
     yield replace(ours, name="triton-bank", what="stm_fast, MemoryBank.read", build=_from_bank)
@@ -55,7 +48,7 @@ def _contestants() -> Iterator[Route]:
 
 
 def _from_bank(workload: Workload) -> Read | str:
-    """The read of a bank that holds the memory, frame by frame; it is filled when the memory is first seen."""
+    """The read of a bank with the memory, frame by frame; it is filled when the memory is first seen."""
     if workload.pass_name != "forward":
         return f"a bank has no {workload.pass_name}"
     banks: dict[int, MemoryBank] = {}
@@ -63,8 +56,8 @@ def _from_bank(workload: Workload) -> Read | str:
     def read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if key.data_ptr() not in banks:
             banks[key.data_ptr()] = _bank(key, value, workload.shape.queries)
-        picture = query.mT[..., None]  # [1, Ck, M, 1], a picture of one column
-        return banks[key.data_ptr()].read(picture).flatten(2).mT
+        column = query.mT[..., None]  # [1, Ck, M, 1], a feature map of one column
+        return banks[key.data_ptr()].read(column).flatten(2).mT
 
     return read
 
@@ -94,27 +87,31 @@ def _replayed(build: Callable[[Workload], Read | str], workload: Workload) -> Re
 
 
 def _record(read: Read, *inputs: Tensor) -> tuple[Callable[[], None], Tensor]:
-    outs = {}
-
-    def call() -> Tensor:
-        outs["last"] = read(*inputs)
-        return outs["last"]
-
-    return graph_read(call), outs["last"]
+    """What replays the graph of a read, and the result that it writes to."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            read(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = read(*inputs)
+    return graph.replay, out
 
 
 def _with_tile(fields: dict[str, int], workload: Workload) -> Read | str:
     if workload.pass_name != "forward":
         return "its tile is of the forward read"
-    return _inside(partial(using, portable_tile(workload.dtype, fields)), ROUTES["triton"].build(workload))
-
-
-def _inside(setting: Callable[[], Any], read: Read | str) -> Read | str:
+    tiles, read = portable_tile(workload.dtype, fields), ROUTES["triton"].build(workload)
     if isinstance(read, str):
         return read
 
-    def read_inside(query: Tensor, *memory: Tensor) -> Tensor:
-        with setting():
+    def read_with_tile(query: Tensor, *memory: Tensor) -> Tensor:
+        with using(tiles):
             return read(query, *memory)
 
-    return read_inside
+    return read_with_tile
+
+
+PACKAGE_ROUTES = {route.name: route for route in _package_routes()}
