@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training_memory import kept_bytes
+from memory_costs import kept_bytes
 
 from stm_fast.benchmarking.routes import published
 from stm_fast.data.clips import collate
