@@ -39,8 +39,8 @@ _LAUNCHER = "__triton_launcher"
 
 
 def main() -> int:
-    from gpu.pytest_plugin import UNCOMPARED
     from gpu.session import Child
+    from gpu.suite import UNCOMPARED
 
     start = time.monotonic()
     kernels, sources = FOLDER / "triton", FOLDER / "launchers"

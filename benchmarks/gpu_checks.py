@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not chosen.compile_only:  # what is compiled then goes into an archive of its own
             unpacked = unpack(ARCHIVE, kernels)
-            session.say(f"{unpacked.kernels} kernels brought along, {unpacked.told}")
+            session.say(f"{unpacked.kernels} kernels brought along, {unpacked.remark}")
         before = kernels_in(kernels)
         run_stages(session, chosen.minutes)
         session.say(f"{kernels_in(kernels) - before} kernels were compiled anew")

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,50 +56,47 @@ def main() -> None:
     if given.child:
         answer()
         return
-    measure({str(tree): tree.resolve() for tree in (HERE.parents[1], *given.against)}, given.rounds, given.output)
-
-
-def measure(trees: dict[str, Path], rounds: int, output: Path | None) -> None:
-    """Prints a table, and writes a record where there is a place for one."""
     # not in a child, where another tree's package is imported
     from stm_fast.benchmarking.records import Record, describe_machine
     from stm_fast.benchmarking.tables import pivot
 
-    with tempfile.TemporaryDirectory() as folder:
-        build_stub(Path(folder))
-        record = Record(describe_machine("cpu"), {"rounds": rounds}, compare(trees, Path(folder), rounds))
-    if output is not None:
-        record.write(output)
-    print(f"{record.machine['cpu']}, Python {record.machine['python']}, torch {torch.__version__}", end=", ")
-    print(f"Triton {triton.__version__}; processor time in us a call: median of all rounds (least of any)")
+    trees = [HERE.parents[1], *given.against]
+    record = Record(describe_machine("cpu"), {"rounds": given.rounds}, compare(trees, given.rounds))
+    if given.output is not None:
+        record.write(given.output)
     cells: dict[str, dict[str, str]] = {}
     for row in record.rows:
         cells.setdefault(row.call, {})[row.tree] = f"{row.median_us:.1f} ({row.least_us:.1f})"
-    print(*pivot("call", list(trees), cells).lines(), sep="\n")
+    machine = record.machine
+    print(f"{machine['cpu']}, Python {machine['python']}, torch {machine['torch']}, Triton {machine['triton']}")
+    print(*pivot("us a call, median (least)", list(map(str, trees)), cells).lines(), sep="\n")
+
+
+def compare(trees: list[Path], rounds: int) -> list[HostRow]:
+    """The processor time of every call with every tree, interleaved."""
+    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        build_stub(Path(folder))
+        children = {
+            str(tree): start(linked(tree.resolve(), Path(folder, str(number))), Path(folder))
+            for number, tree in enumerate(trees)
+        }
+        for _ in range(rounds):
+            for tree, child in children.items():
+                assert child.stdin is not None
+                assert child.stdout is not None
+                print(file=child.stdin, flush=True)
+                for call, microseconds in json.loads(child.stdout.readline()).items():
+                    found[call, tree].append(microseconds)
+        for child in children.values():
+            child.terminate()
+    return [HostRow(*names, statistics.median_high(times), min(times)) for names, times in found.items()]
 
 
 def build_stub(folder: Path) -> None:
     """The stubs as the library that PyTorch, by LD_PRELOAD, and Triton find instead of the driver."""
     command = ["gcc", "-O1", "-shared", "-fPIC", "-w", *(f"-I{path}" for path in HEADERS), f"-Wl,-soname,{LIBRARY}"]
     subprocess.run([*command, str(HERE.with_name("cuda_stub.c")), "-o", str(folder / LIBRARY), "-ldl"], check=True)
-
-
-def compare(trees: dict[str, Path], stub: Path, rounds: int) -> list[HostRow]:
-    """The processor time of every call with every tree, interleaved."""
-    children = {
-        name: start(linked(tree, stub / str(number)), stub) for number, (name, tree) in enumerate(trees.items())
-    }
-    calls, *_ = (json.loads(read_line(child)) for child in children.values())
-    rows = []
-    for call in calls:
-        found: dict[str, list[float]] = {name: [] for name in children}
-        for _ in range(rounds):
-            for name, child in children.items():
-                found[name].append(float(ask(child, call)))
-        rows += [HostRow(call, name, statistics.median_high(times), min(times)) for name, times in found.items()]
-    for child in children.values():
-        child.terminate()
-    return rows
 
 
 def linked(tree: Path, folder: Path) -> Path:
@@ -122,25 +120,15 @@ def start(folder: Path, stub: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def ask(child: subprocess.Popen[str], question: str) -> str:
-    assert child.stdin is not None
-    print(question, file=child.stdin, flush=True)
-    return read_line(child)
-
-
-def read_line(child: subprocess.Popen[str]) -> str:
-    assert child.stdout is not None
-    return child.stdout.readline()
-
-
 def answer() -> None:
-    """In a child: the names of the calls, then the microseconds a call of one round of each call that is asked for."""
+    """In a child: for each line of stdin the microseconds of every call, of one round."""
     reads, with_gradients = named_calls()
-    print(json.dumps([*reads, *with_gradients]), flush=True)
-    for line in sys.stdin:
-        name = line.strip()
-        with torch.inference_mode(name in reads):
-            print(microseconds({**reads, **with_gradients}[name]), flush=True)
+    for _ in sys.stdin:
+        found = {}
+        for name, call in {**reads, **with_gradients}.items():
+            with torch.inference_mode(name in reads):
+                found[name] = microseconds(call)
+        print(json.dumps(found), flush=True)
 
 
 def microseconds(call: Callable[[], object]) -> float:

@@ -10,19 +10,19 @@ from typing import Any
 
 from long_video import VideoRow
 from memory_costs import StorageRow
-from stm_fast.benchmarking import PASSES, FrameRow, ReadRow, Record, read_record
+from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
 from stm_fast.benchmarking.tables import (
     Table,
     by_workload,
     bytes_text,
     network_table,
     pivot,
-    processor_of,
     rate_text,
     route_table,
     stage_table,
     variant_table,
 )
+from stm_fast.benchmarking.workload import PASSES
 from stm_fast.errors import InputError
 from stm_fast.whole_file import whole_file
 
@@ -109,12 +109,14 @@ def whole_frames(records: Sequence[Record[FrameRow]], *, by_stage: bool) -> str:
             "peak memory beyond the loaded network; all variants interleaved."
         )
         parts.append(variant_table(record.rows).markdown())
-        parts += [stage_table(rows).markdown() for rows in by_workload(record.rows) if by_stage]
+        parts += [
+            stage_table(rows, ("frame, 20 to 80 %",), 0).markdown() for rows in by_workload(record.rows) if by_stage
+        ]
     return "\n\n".join([*parts, *_missing_devices(records)])
 
 
 def networks(records: Sequence[Record[FrameRow]]) -> str:
-    """What `networks.py frames` measured."""
+    """What `networks.py` measured."""
     parts: list[str] = []
     for record in records:
         parts.append(f"{_where(record)}, {_load(record)}. Median of a frame, peak memory beyond the loaded network.")
@@ -160,7 +162,8 @@ def _video_cells(settings: dict[str, Any], row: VideoRow) -> list[str]:
 def _where(record: Record[Any], *, versions: bool = False) -> str:
     """Where a record was measured, with Triton's version and the CPU's huge pages where they count."""
     machine = record.machine
-    parts = [f"**{processor_of(machine)}**", f"torch {machine['torch']}"]
+    processor = machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    parts = [f"**{processor}**", f"torch {machine['torch']}"]
     if versions:
         parts.append(f"triton {machine['triton']}")
         huge_pages = machine["THP_MEM_ALLOC_ENABLE"]

@@ -1,12 +1,9 @@
-"""What the memory costs: the masks of its storages, a bank on disk, and what a read keeps for training.
+"""What the memory costs: what its storages change in the masks, and what a read keeps for training.
 
 python benchmarks/memory_costs.py masks --frames 40 --size 240p --video clip.mp4=first.png --output storage-masks.json
-python benchmarks/memory_costs.py disk --rows 1000000 --folder /var/tmp
 python benchmarks/memory_costs.py training             counts tensors: the same on every machine
 """
 
-import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +17,6 @@ import typer
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from stm_fast.benchmarking.peak_memory import PeakMemory
 from stm_fast.benchmarking.records import Record, describe_machine
 from stm_fast.benchmarking.routes import published
 from stm_fast.benchmarking.tables import Table
@@ -29,21 +25,16 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference import VideoSegmenter
-from stm_fast.memory import MemoryBank
 from stm_fast.network import STM
 from stm_fast.network.released import DEFAULT
-from stm_fast.ops import memory_read, merge_reads
+from stm_fast.ops import memory_read
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_for_inference
-from stm_fast.testing.criterion import allowance, distance
 from stm_fast.video import open_frames, read_mask
 
 STORAGES = ("bfloat16", "float16", "int8", "fp8")
 SIZES = {"96p": (96, 160), "240p": (240, 432), "480p": (480, 864)}
 STRIDE = 16
-# a frame of 240p at stride 16
-DISK_HEIGHT, DISK_WIDTH = 15, 27
-FRAME_ROWS = DISK_HEIGHT * DISK_WIDTH
 # height, width, frames in memory, objects: the last frame of the paper's training clips, then larger and longer ones
 TRAINING_CLIPS = ((384, 384, 2, 3), (480, 864, 2, 3), (480, 864, 7, 3))
 
@@ -119,71 +110,6 @@ def similarities(found: list[Tensor], exact: list[Tensor]) -> list[float]:
         for one, other in zip(found, exact, strict=True)
         for object_id in sorted({*one.unique().tolist(), *other.unique().tolist()} - {0})
     ]
-
-
-@app.command()
-def disk(
-    rows: Annotated[int, typer.Option(help="Memory rows, about; 2560 bytes each.")] = 20_000,
-    folder: Annotated[Path, typer.Option(help="Where the bank is kept; not a folder in memory.")] = Path("/var/tmp"),
-    queries: Annotated[int, typer.Option(help="Pixels of the frame that reads.")] = 64,
-    threads: int = 2,
-) -> None:
-    """Reads a bank on disk that is larger than the memory it takes; exit code 1 where memory or error is too large.
-
-    The read is held to the float64 criterion.
-    """
-    torch.set_num_threads(threads)
-    frames = -(-rows // FRAME_ROWS)
-    bank = MemoryBank(MemoryConfig(place="disk", folder=folder))
-    for index in range(frames):
-        features = (feature.T.view(1, -1, DISK_HEIGHT, DISK_WIDTH) for feature in disk_frame(index))
-        bank.append(*features)
-    query_key = torch.randn(1, KEY_DIM, 1, queries, generator=torch.Generator().manual_seed(-1))
-    with PeakMemory("cpu") as memory:
-        began = time.perf_counter()
-        found = bank.read(query_key)[0].flatten(1).T  # [M, Cv]
-        seconds = time.perf_counter() - began
-    error, allowed = disk_errors(found, query_key[0].flatten(1).T, frames)
-    buffers = bank._storage._stream.nbytes
-    figures = {
-        "rows": bank.rows[0],
-        "bank_mb": bank.nbytes / 1e6,
-        "buffers_mb": buffers / 1e6,
-        "resident_beyond_buffers_mb": (memory.bytes - buffers) / 1e6,
-        "seconds": seconds,
-        "gb_per_second": bank.nbytes / seconds / 1e9,
-        "error": error,
-        "allowed": allowed,
-    }
-    print(json.dumps(figures))
-    raise typer.Exit(int(error > allowed or figures["resident_beyond_buffers_mb"] > 300))
-
-
-def disk_frame(index: int) -> tuple[Tensor, Tensor]:
-    """Key [R, Ck] and value [R, Cv] of one frame, the same whenever it is asked for."""
-    generator = torch.Generator().manual_seed(index)
-    key, value = (torch.randn(FRAME_ROWS, width, generator=generator) for width in (KEY_DIM, VALUE_DIM))
-    return key, value
-
-
-def disk_errors(found: Tensor, query: Tensor, frames: int) -> tuple[float, float]:
-    """The error of the read, and what it may be: in memory, with eager PyTorch's affinity and in float64."""
-    keys, values = [], []
-    exact_out = torch.zeros(1, len(query), VALUE_DIM).double()
-    exact_lse = torch.full((1, len(query)), -torch.inf).double()
-    for index in range(frames):
-        key, value = disk_frame(index)
-        doubles = (tensor.double()[None] for tensor in (query, key, value))
-        part = memory_read(*doubles, return_lse=True, backend="reference")
-        exact_out, exact_lse = merge_reads([exact_out, part[0]], [exact_lse, part[1]])
-        keys.append(key)
-        values.append(value)
-    key, value = torch.cat(keys), torch.cat(values)
-    eager = (query @ key.T * KEY_DIM**-0.5).softmax(-1) @ value  # [M, Cv]
-    in_memory = memory_read(query[None], key[None], value[None])
-    assert isinstance(in_memory, Tensor)
-    exact = exact_out[0]
-    return distance(found, exact), allowance(found.dtype, eager, in_memory[0], exact)
 
 
 @app.command()

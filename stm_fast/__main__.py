@@ -120,7 +120,7 @@ benchmark = typer.Typer(
     help="Time memory reads, whole frames, or tiles of the Triton kernels.",
 )
 for command, example in _BENCHMARK_EXAMPLES.items():
-    benchmark.command(epilog=f"Example: {example}")(command)
+    benchmark.command(epilog=f"Example: {example}")(grouped(command))
 app.add_typer(benchmark, name="benchmark")
 
 

@@ -12,28 +12,16 @@ from typer.testing import CliRunner
 
 import make_tables
 from stm_fast.__main__ import app
-from stm_fast.benchmarking import (
-    PASSES,
-    ROUTES,
-    FrameRow,
-    FrameWorkload,
-    ReadRow,
-    Record,
-    Selection,
-    Workload,
-    grid,
-    parse_shape,
-    read_record,
-    reads,
-    time_routes,
-)
+from stm_fast.benchmarking import reads
 from stm_fast.benchmarking.peak_memory import extra_cpu_bytes
 from stm_fast.benchmarking.plots import write_plots
-from stm_fast.benchmarking.reads import Exact
-from stm_fast.benchmarking.records import describe_machine
+from stm_fast.benchmarking.reads import Exact, time_routes
+from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, describe_machine, read_record
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import FrameWorkload, Selection, grid, parse_shape
 from stm_fast.benchmarking.tables import Table, read_table
 from stm_fast.benchmarking.timing import Reading, interleaved, make_call, quantiles, unsupported_reason
-from stm_fast.benchmarking.workload import in_layout, make_inputs
+from stm_fast.benchmarking.workload import PASSES, Workload, in_layout, make_inputs
 from stm_fast.errors import InputError
 from stm_fast.inference.stages import STAGES
 from stm_fast.ops.quantised import QuantisedMemory
@@ -60,7 +48,7 @@ def work(pass_name="forward", shape=TINY, dtype=torch.float32):
 
 def select(*routes, passes=PASSES, shapes=(TINY,), **settings):
     settings = {"seconds": 0.0, "rounds": 2, "memory": False} | settings
-    return Selection(tuple(map(parse_shape, shapes)), (torch.float32,), passes, routes, "cpu", **settings)
+    return Selection(tuple(map(parse_shape, shapes)), ("float32",), passes, routes, "cpu", **settings)
 
 
 def rows_of(selection):
@@ -107,12 +95,12 @@ def test_flop_by_hand():
 
 def test_bytes_by_hand():
     query, key, value, out = 6 * 128, 2 * 12 * 128, 2 * 12 * 512, 2 * 6 * 512
-    assert work("forward").bytes == 4 * (query + key + value + out)
-    assert work("forward", dtype=torch.bfloat16).bytes == 2 * (query + key + value + out)
-    assert work("backward").bytes == 4 * 2 * (query + key + value + out)
-    assert work("top-k").bytes == work("forward").bytes
+    assert work("forward").bytes_with(4) == 4 * (query + key + value + out)
+    assert work("forward", dtype=torch.bfloat16).bytes_with(2) == 2 * (query + key + value + out)
+    assert work("backward").bytes_with(4) == 4 * 2 * (query + key + value + out)
+    assert work("top-k").bytes_with(4) == work("forward").bytes_with(4)
     # one query selects 30 of 100 rows of value
-    assert work("top-k", "M1-N100-O1").bytes == 4 * (128 + 100 * 128 + 30 * 512 + 512)
+    assert work("top-k", "M1-N100-O1").bytes_with(4) == 4 * (128 + 100 * 128 + 30 * 512 + 512)
     assert work().input_bytes == 4 * (query + key + value)
     assert work().affinity_bytes == 4 * 144
 
@@ -156,7 +144,7 @@ def test_quantised_routes_carry_their_error():
 
 @pytest.mark.slow
 def test_routes_on_a_cpu_once():
-    rows = rows_of(select(*(name for name in ROUTES if name not in COMPILED and not ROUTES[name].quantised)))
+    rows = rows_of(select(*(name for name in ROUTES if name not in COMPILED and not ROUTES[name].quantized)))
     timed = {(row.route, row.pass_name): row for row in rows if row.seconds is not None}
     assert timed.pop(("torch.mm", "matrix product")).fraction_of_mm == 1
     dense = {(route, pass_name) for route in PLAIN for pass_name in ("forward", "backward")}
@@ -166,7 +154,7 @@ def test_routes_on_a_cpu_once():
         assert row.rounds == 2
         assert row.seconds_20 <= row.seconds <= row.seconds_80
         assert row.tflop_per_second == pytest.approx(work(row.pass_name).flop / row.seconds / 1e12)
-        assert row.gb_per_second == pytest.approx(work(row.pass_name).bytes / row.seconds / 1e9)
+        assert row.gb_per_second == pytest.approx(work(row.pass_name).bytes_with(4) / row.seconds / 1e9)
     skipped = {(row.route, row.pass_name): row.skipped for row in rows if row.skipped}
     assert "same last dim" in skipped["sdpa-flash", "forward"]
     assert "CUDA" in skipped["triton", "forward"]
@@ -206,7 +194,7 @@ def test_the_error_is_that_of_the_result(pass_name):
 
 @pytest.mark.slow
 def test_a_wrong_route_gets_no_time(monkeypatch):
-    wrong = replace(ROUTES["published"], build=lambda workload: lambda query, key, value: value[:, : query.shape[1]])
+    wrong = replace(ROUTES["published"], make=lambda workload: lambda query, key, value: value[:, : query.shape[1]])
     monkeypatch.setitem(ROUTES, "published", wrong)
     (row,) = (row for row in rows_of(select("published", passes=("forward",))) if row.route == "published")
     assert row.skipped.startswith("wrong result: relative error")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stm_fast.benchmarking import FrameWorkload, parse_workload
 from stm_fast.benchmarking.frames import time_variants
 from stm_fast.benchmarking.published_loop import PublishedLoop
 from stm_fast.benchmarking.records import PUBLISHED
-from stm_fast.benchmarking.tables import frame_table
+from stm_fast.benchmarking.shapes import FrameWorkload, parse_workload
+from stm_fast.benchmarking.tables import stage_table
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
@@ -298,7 +298,7 @@ def test_a_whole_frame_is_timed_by_stage(monkeypatch):
     assert rows[1].similarity > 0.99
     assert rows[2].similarity > 0.99
     rows = [replace(row, background_seconds={"decode": 0.001, "write": 0.002}) for row in rows]
-    text = "\n".join(frame_table(rows).lines())
+    text = "\n".join(stage_table(rows).lines())
     assert f"{1000 * rows[1].stage_seconds['decoder']:.1f}" in text
     assert f"{rows[0].frame_seconds / rows[2].frame_seconds:.2f}" in text
     assert "decode 1.0 ms, write 2.0 ms" in text

@@ -19,7 +19,8 @@ import gpu_checks
 from gpu import frames, profiler, reads, smoke, suite
 from gpu.reads import PARTS
 from gpu.session import BENCHMARKS, ROOT, Child, Session, Stage
-from stm_fast.benchmarking import FrameRow, FrameWorkload, ReadRow, Record, read_record
+from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
+from stm_fast.benchmarking.shapes import FrameWorkload
 from stm_fast.inference.stages import STAGES
 from stm_fast.kernels import compile_gate
 from stm_fast.kernels.compile_gate import Case
@@ -170,7 +171,8 @@ LAUNCHED = """
 import torch
 from gpu.routes import PACKAGE_ROUTES
 from launchless import LAUNCHES
-from stm_fast.benchmarking import Workload, parse_shape
+from stm_fast.benchmarking.shapes import parse_shape
+from stm_fast.benchmarking.workload import Workload
 from stm_fast.benchmarking.workload import in_layout, make_inputs
 
 shape = parse_shape("30x54-T1-O2")
@@ -227,7 +229,7 @@ def test_whole_frames_are_a_line_for_each_variant():
     head, *lines = frames.lines(rows)
     assert head.split()[:2] == ["480p-T20-O1,", "resnet50,"]
     assert [line.split() for line in lines] == [
-        [name, *len(STAGES) * ["2"], "12", "to", "13", "12.30", "0.5000"] for name in ("published", "prepared")
+        [name, *len(STAGES) * ["2.0"], "12.3", "12", "to", "13", "0.50000"] for name in ("published", "prepared")
     ]
 
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 import command_line
 from small_inputs import SMALL, write_davis, write_weights, write_youtube
 from stm_fast.__main__ import app
-from stm_fast.benchmarking import FrameRow, ReadRow, read_record
+from stm_fast.benchmarking.records import FrameRow, ReadRow, read_record
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import davis17
 from stm_fast.data.synthetic import SyntheticClip
@@ -415,7 +415,7 @@ BENCHMARK_FRAMES = [
         {
             "--shapes": ("64p-T1-O1", lambda seen: "64p-T1-O1, small.safetensors, 1 rounds" in seen.stdout),
             "--variants": ("prepared", lambda _: frames_timed().variant == "prepared"),
-            "--device": ("cpu", lambda seen: "beside the network: " in seen.stdout),
+            "--device": ("cpu", lambda seen: "Beside the network, " in seen.stdout),
             "--threads": (1, lambda _: read_record(Path("found.json"), FrameRow).machine["threads"] == 1),
             "--no-memory": (None, lambda _: frames_timed().peak_bytes is None),
             "--output": ("other.json", lambda _: Path("found.json").samefile("other.json")),

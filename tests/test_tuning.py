@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stm_fast.benchmarking import ROUTES, parse_shape, read_record
+from stm_fast.benchmarking.records import read_record
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import parse_shape
 from stm_fast.benchmarking.timing import Reading
 from stm_fast.benchmarking.tuning import TileRow, climb, neighbors_of, tune
 from stm_fast.errors import InputError
@@ -120,7 +122,7 @@ def test_a_tile_with_another_result_is_not_taken(monkeypatch):
         out = query.new_ones(len(value), query.shape[1], value.shape[2])
         return out if forward_config(HERE) == default else 2 * out
 
-    monkeypatch.setitem(ROUTES, "reference", replace(ROUTES["reference"], build=lambda workload: read))
+    monkeypatch.setitem(ROUTES, "reference", replace(ROUTES["reference"], make=lambda workload: read))
     reports = []
     assert record_of(replace(default, block_n=64), monkeypatch, reports).rows == []
     assert any("ArithmeticError: a wrong result" in report for report in reports)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from gpu.session import Session, Stage, why_ended
-from stm_fast.benchmarking import FrameRow, read_record
+from stm_fast.benchmarking.records import FrameRow, read_record
 from stm_fast.benchmarking.tables import by_workload, stage_table
 
 
@@ -53,9 +53,5 @@ def _runs(session: Session) -> dict[str, Run]:
 
 def lines(rows: list[FrameRow]) -> list[str]:
     """A line for each variant of a workload: milliseconds of the stages and of a frame, and J."""
-    table = stage_table(rows)
-    more = [
-        ["frame", *(f"{1e3 * row.frame_seconds:.2f}" for row in rows)],
-        ["J", *(f"{row.similarity:.4f}" for row in rows)],
-    ]
-    return list(replace(table, rows=[*table.rows, *more], notes=()).transposed().lines())
+    table = stage_table(rows, ("frame", "frame, 20 to 80 %", "J to its masks"))
+    return list(replace(table, notes=()).transposed().lines())

@@ -15,9 +15,10 @@ import torch
 from gpu.routes import PACKAGE_ROUTES
 from gpu.session import Session, Stage, why_ended
 from gpu.smoke import dangerous
-from stm_fast.benchmarking import ROUTES, Workload, parse_shape
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import parse_shape
 from stm_fast.benchmarking.timing import make_call
-from stm_fast.benchmarking.workload import in_layout, make_inputs
+from stm_fast.benchmarking.workload import Workload, in_layout, make_inputs
 
 # a route, and the case of the stage "smoke" that launches the same kernel
 KERNELS = {"triton": "rows", "portable": "portable"}

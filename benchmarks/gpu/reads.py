@@ -17,19 +17,10 @@ import torch
 from gpu.routes import PACKAGE_ROUTES, TILES
 from gpu.session import Session, Stage, why_ended
 from gpu.smoke import dangerous
-from stm_fast.benchmarking import (
-    DTYPES,
-    ROUTES,
-    ReadRow,
-    Record,
-    Selection,
-    parse_shape,
-    read_record,
-    time_routes,
-)
-from stm_fast.benchmarking.reads import OUT_OF_TIME
-from stm_fast.benchmarking.records import describe_machine
-from stm_fast.benchmarking.routes import OURS
+from stm_fast.benchmarking.reads import OUT_OF_TIME, time_routes
+from stm_fast.benchmarking.records import ReadRow, Record, describe_machine, read_record
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import OURS, Selection, parse_shape
 from stm_fast.benchmarking.tables import Table
 
 LOST = 4
@@ -195,7 +186,7 @@ def _selection(part: Part, arguments: argparse.Namespace, deadline: float) -> Se
     quick = arguments.tiny or arguments.compile_only
     return Selection(
         shapes=tuple(map(parse_shape, shapes)),
-        dtypes=tuple(DTYPES[dtype] for dtype in part.dtypes),
+        dtypes=part.dtypes,
         passes=part.passes,
         routes=tuple(routes),
         device="cuda",

@@ -1,6 +1,6 @@
 """More routes of the package: other layouts, the bank, CUDA graphs, tiles."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +17,6 @@ from stm_fast.kernels.tiles import Choice
 from stm_fast.kernels.tuned import Tiles, using
 from stm_fast.memory import MemoryBank
 
-GRAPHED = ("triton", "portable")
 # routes of the portable kernel, which also reads on sm_90 where it is given a tile, with the fields of the tile that
 # differ from configs.py
 TILES: dict[str, dict[str, int]] = {
@@ -35,22 +34,20 @@ def portable_tile(dtype: torch.dtype, fields: dict[str, int]) -> Tiles:
         return {("forward", choice): replace(forward_config(choice), **fields)}
 
 
-def _package_routes() -> Iterator[Route]:
-    ours = ROUTES["triton"]
-    yield replace(ours, name="triton-channels", what="stm_fast, all three tensors channels first", layout="channels")
-    yield replace(ours, name="triton-bank", what="stm_fast, MemoryBank.read", build=_from_bank)
-    for name, fields in TILES.items():
-        what = f"stm_fast, the portable kernel, {fields or 'its tile'}"
-        yield replace(ours, name=name, what=what, build=partial(_with_tile, fields))
-    for name in GRAPHED:
-        build = ours.build if name == "triton" else partial(_with_tile, TILES[name])
-        yield replace(ours, name=f"{name}-graph", what="stm_fast, replayed", build=partial(_replayed, build))
+def _with_tile(fields: dict[str, int], workload: Workload) -> Read | str:
+    tiles, read = portable_tile(workload.dtype, fields), ROUTES["triton"].build(workload)
+    if isinstance(read, str):
+        return read
+
+    def read_with_tile(query: Tensor, *memory: Tensor) -> Tensor:
+        with using(tiles):
+            return read(query, *memory)
+
+    return read_with_tile
 
 
-def _from_bank(workload: Workload) -> Read | str:
+def _from_bank(workload: Workload) -> Read:
     """The read of a bank with the memory, frame by frame; it is filled when the memory is first seen."""
-    if workload.pass_name != "forward":
-        return f"a bank has no {workload.pass_name}"
     banks: dict[int, MemoryBank] = {}
 
     def read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -69,11 +66,11 @@ def _bank(key: Tensor, value: Tensor, rows: int) -> MemoryBank:
     return bank
 
 
-def _replayed(build: Callable[[Workload], Read | str], workload: Workload) -> Read | str:
+def _replayed(route: Route, workload: Workload) -> Read | str:
     """The read as a CUDA graph, recorded when its inputs are first seen: what is left of a call without the host."""
-    read = build(workload)
-    if isinstance(read, str) or workload.pass_name != "forward":
-        return read if isinstance(read, str) else "its graph is of the forward read"
+    read = route.build(workload)
+    if isinstance(read, str):
+        return read
     recorded: dict[int, tuple[Callable[[], None], Tensor]] = {}
 
     def replayed(query: Tensor, *memory: Tensor) -> Tensor:
@@ -100,18 +97,24 @@ def _record(read: Read, *inputs: Tensor) -> tuple[Callable[[], None], Tensor]:
     return graph.replay, out
 
 
-def _with_tile(fields: dict[str, int], workload: Workload) -> Read | str:
-    if workload.pass_name != "forward":
-        return "its tile is of the forward read"
-    tiles, read = portable_tile(workload.dtype, fields), ROUTES["triton"].build(workload)
-    if isinstance(read, str):
-        return read
-
-    def read_with_tile(query: Tensor, *memory: Tensor) -> Tensor:
-        with using(tiles):
-            return read(query, *memory)
-
-    return read_with_tile
-
-
-PACKAGE_ROUTES = {route.name: route for route in _package_routes()}
+_TRITON = ROUTES["triton"]
+_FORWARD = replace(_TRITON, passes=("forward",))
+_TILED = [
+    replace(
+        _FORWARD,
+        name=name,
+        what=f"stm_fast, the portable kernel, {fields or 'its tile'}",
+        make=partial(_with_tile, fields),
+    )
+    for name, fields in TILES.items()
+]
+_ROUTES = (
+    replace(_TRITON, name="triton-channels", what="stm_fast, all three tensors channels first", layout="channels"),
+    replace(_FORWARD, name="triton-bank", what="stm_fast, MemoryBank.read", make=_from_bank),
+    *_TILED,
+    *(
+        replace(_FORWARD, name=f"{route.name}-graph", what="stm_fast, replayed", make=partial(_replayed, route))
+        for route in (_TRITON, _TILED[0])
+    ),
+)
+PACKAGE_ROUTES = {route.name: route for route in _ROUTES}

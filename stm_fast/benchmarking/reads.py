@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from stm_fast.benchmarking.peak_memory import extra_bytes, extra_cpu_bytes
 from stm_fast.benchmarking.records import ReadRow
 from stm_fast.benchmarking.routes import ROUTES
-from stm_fast.benchmarking.shapes import Shape
+from stm_fast.benchmarking.shapes import Selection, Shape
 from stm_fast.benchmarking.timing import (
     Call,
     Reading,
@@ -26,7 +26,7 @@ from stm_fast.benchmarking.timing import (
     quantiles,
     unsupported_reason,
 )
-from stm_fast.benchmarking.workload import TOP_K, Inputs, Layout, Workload, dtype_name, in_layout, make_inputs
+from stm_fast.benchmarking.workload import DTYPES, TOP_K, Inputs, Layout, Workload, dtype_name, in_layout, make_inputs
 from stm_fast.inference.estimation import available_bytes
 from stm_fast.ops import memory_read
 
@@ -41,42 +41,12 @@ _COMPARED = 64  # queries, evenly spaced, whose results are compared with float6
 _MOST_COMPARED_ROWS = 400_000  # of all objects: float64 copies of more would be the largest thing in memory
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What is timed, and for how long.
-
-    seconds:  spent on the rounds of one shape and dtype, unless `rounds` of them take longer
-    rounds:   at the least
-    deadline: seconds after which no further route is started; the others are recorded as skipped
-    memory:   whether the extra memory is measured
-    product:  rows of the matrices of torch.mm; by default as many as keep the device busy
-    """
-
-    shapes: tuple[Shape, ...]
-    dtypes: tuple[torch.dtype, ...]
-    passes: tuple[str, ...]
-    routes: tuple[str, ...]
-    device: str
-    seconds: float = 10.0
-    rounds: int = 5
-    deadline: float | None = None
-    memory: bool = True
-    product: int | None = None
-
-    def describe(self) -> dict[str, object]:
-        """The settings of a run, for its record."""
-        return vars(self) | {
-            "shapes": [shape.name for shape in self.shapes],
-            "dtypes": [dtype_name(dtype) for dtype in self.dtypes],
-        }
-
-
 def time_routes(selection: Selection, report: Report = lambda message: None) -> Iterator[list[ReadRow]]:
     """The rows of one shape and dtype after the other; `report` is told what is being done."""
     end = None if selection.deadline is None else time.monotonic() + selection.deadline
     for shape in selection.shapes:
         for dtype in selection.dtypes:
-            yield _Group(selection, shape, dtype, end, report).run()
+            yield _Group(selection, shape, DTYPES[dtype], end, report).run()
 
 
 class Exact:

@@ -1,9 +1,11 @@
-"""Names of workloads: the shapes of a memory read, and the whole frames that are timed. Needs no torch."""
+"""What is timed, by name: the shapes of memory reads and a selection of them, and whole frames. Needs no torch."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
+from stm_fast.choices import ByteLayout, Engine, RouteName
 from stm_fast.errors import InputError
 
 # the feature map [h, w] of a frame at stride 16, after padding to a multiple of 16
@@ -14,6 +16,15 @@ USUAL_SHAPES = {
     "cuda": ("480p-T1-O1", "480p-T5-O1", "480p-T20-O1", "480p-T20-O3", "480p-T100-O1", "1080p-T20-O1"),
 }
 CPU_MINUTES = 2.7  # no route of the usual shapes starts later on a CPU, so that the run ends within three
+OURS = (*get_args(Engine), *get_args(ByteLayout))
+_UNCOMPILED = ("published", "last-dim", "chunks", "sdpa")
+USUAL_ROUTES = {
+    "cpu": (*_UNCOMPILED, "sdpa-flash", "sdpa-efficient", "sdpa-flash-split", "compile", "flex", *OURS),
+    "cuda": get_args(RouteName),
+}
+USUAL_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float32")}
+QUICK_SHAPES, QUICK_ROUTES = ("480p-T1-O1",), (*_UNCOMPILED, *OURS)
+QUICK_SECONDS, QUICK_ROUNDS = 2.0, 3
 GRID_FRAMES, GRID_OBJECTS = (1, 5, 20, 100, 1000), (1, 3, 10)
 # of whole frames [H, W]
 SIZES = {"64p": (64, 112), "240p": (240, 428), "480p": (480, 854), "1080p": (1080, 1920)}
@@ -42,6 +53,57 @@ class Shape:
     def series(self) -> str:
         """What shapes that differ in T alone have in common."""
         return re.sub(r"-[TN]\d+", "", self.name)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which reads are timed, and for how long.
+
+    shapes, dtypes, routes: empty for what suits the device, until `complete` fills them in
+    device:   "cpu" or "cuda"
+    seconds:  spent on the rounds of one shape and dtype, unless `rounds` of them take longer
+    rounds:   at the least
+    deadline: seconds after which no further route is started; the others are recorded as skipped
+    memory:   whether the extra memory is measured
+    product:  rows of the matrices of torch.mm; by default as many as keep the device busy
+    """
+
+    shapes: tuple[Shape, ...]
+    dtypes: tuple[str, ...]
+    passes: tuple[str, ...]
+    routes: tuple[str, ...]
+    device: str
+    seconds: float = 10.0
+    rounds: int = 5
+    deadline: float | None = None
+    memory: bool = True
+    product: int | None = None
+
+    def complete(self, device: str) -> "Selection":
+        """The selection with what suits a device where nothing is named."""
+        deadline = 60 * CPU_MINUTES if device == "cpu" and not self.shapes else None
+        return replace(
+            self,
+            shapes=self.shapes or tuple(map(parse_shape, USUAL_SHAPES[device])),
+            dtypes=self.dtypes or USUAL_DTYPES[device],
+            routes=self.routes or USUAL_ROUTES[device],
+            device=device,
+            deadline=deadline if self.deadline is None else self.deadline,
+        )
+
+    def quick(self) -> "Selection":
+        """One small shape and nothing compiled, where nothing else is named; few rounds."""
+        return replace(
+            self,
+            shapes=self.shapes or tuple(map(parse_shape, QUICK_SHAPES)),
+            routes=self.routes or QUICK_ROUTES,
+            seconds=min(self.seconds, QUICK_SECONDS),
+            rounds=min(self.rounds, QUICK_ROUNDS),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The settings of a run, for its record."""
+        return vars(self) | {"shapes": [shape.name for shape in self.shapes]}
 
 
 def parse_shape(text: str) -> Shape:

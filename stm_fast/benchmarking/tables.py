@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from stm_fast.benchmarking.frames import VARIANTS
 from stm_fast.benchmarking.records import PUBLISHED, FrameRow, ReadRow
-from stm_fast.benchmarking.routes import OURS, ROUTES
-from stm_fast.benchmarking.shapes import FrameWorkload
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import OURS, FrameWorkload
 from stm_fast.inference.stages import STAGES
 
 
@@ -76,11 +75,6 @@ def bytes_text(count: float | None) -> str:
     return "" if count is None else f"{count / 1e6:,.1f} MB"
 
 
-def processor_of(machine: dict[str, Any]) -> str:
-    """What computed, for the head of a table in Markdown."""
-    return machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
-
-
 # memory reads
 
 
@@ -132,16 +126,16 @@ def route_table(rows: Sequence[ReadRow], dtype: str, pass_name: str) -> Table:
 def _summary(row: ReadRow) -> str:
     if row.seconds is None or row.fraction_of_mm is None:
         return str(row.skipped)
-    error = f"error {row.error:.1e}" if ROUTES[row.route].quantised and row.error is not None else ""
+    error = f"error {row.error:.1e}" if ROUTES[row.route].quantized and row.error is not None else ""
     parts = (seconds_text(row.seconds), f"{100 * row.fraction_of_mm:.0f} %", bytes_text(row.extra_bytes), error)
     return ", ".join(part for part in parts if part)
 
 
 # whole frames
 
-_FRAME_LINES: dict[str, Callable[[FrameRow, FrameRow], str]] = {  # of a row and the first row
+_FIGURES: dict[str, Callable[[FrameRow, FrameRow], str]] = {  # of a row and the first row
     "frame": lambda row, first: f"{1000 * row.frame_seconds:.1f}",
-    "20 to 80 %": lambda row, first: f"{1000 * row.frame_seconds_20:.0f}-{1000 * row.frame_seconds_80:.0f}",
+    "frame, 20 to 80 %": lambda row, first: f"{1000 * row.frame_seconds_20:.0f} to {1000 * row.frame_seconds_80:.0f}",
     "frames/s": lambda row, first: f"{1 / row.frame_seconds:.2f}",
     "x the first": lambda row, first: f"{first.frame_seconds / row.frame_seconds:.2f}",
     "J to its masks": lambda row, first: f"{row.similarity:.5f}",
@@ -157,53 +151,47 @@ def by_workload(rows: Sequence[FrameRow]) -> list[list[FrameRow]]:
     return list(found.values())
 
 
-def frame_table(rows: Sequence[FrameRow]) -> Table:
-    """All figures of one workload: stages down, variants across, in milliseconds; ratios to the first variant."""
-    lines = [[stage, *(f"{1000 * row.stage_seconds[stage]:.1f}" for row in rows)] for stage in STAGES]
-    lines += [[name, *(text(row, rows[0]) for row in rows)] for name, text in _FRAME_LINES.items()]
-    title = f"{rows[0].workload}, {rows[0].rounds} rounds"
-    return Table(["ms", *(row.variant for row in rows)], lines, title, _background(rows[0], "  beside the network: "))
+def stage_table(rows: Sequence[FrameRow], figures: Iterable[str] = tuple(_FIGURES), digits: int = 1) -> Table:
+    """Stages of one workload by variants, in milliseconds, and some of _FIGURES; ratios to the first variant."""
+    first = rows[0]
+    lines = [[stage, *(f"{1000 * row.stage_seconds[stage]:.{digits}f}" for row in rows)] for stage in STAGES]
+    lines += [[name, *(_FIGURES[name](row, first) for row in rows)] for name in figures]
+    outside = ", ".join(f"{what} {1000 * seconds:.1f} ms" for what, seconds in first.background_seconds.items())
+    notes = [f"Beside the network, at the same time: {outside}."] if outside else []
+    return Table([f"{first.workload}, {first.rounds} rounds, ms", *(row.variant for row in rows)], lines, notes=notes)
 
 
-def stage_table(rows: Sequence[FrameRow]) -> Table:
-    """Stages by variants, in milliseconds, for Markdown."""
-    lines = [[stage, *(f"{1000 * row.stage_seconds[stage]:.0f}" for row in rows)] for stage in STAGES]
-    spread = (f"{1000 * row.frame_seconds_20:.0f} to {1000 * row.frame_seconds_80:.0f}" for row in rows)
-    head = [f"{rows[0].workload}, {rows[0].rounds} rounds, ms", *(row.variant for row in rows)]
-    notes = [f"{note}." for note in _background(rows[0], "Beside the network, at the same time: ")]
-    return Table(head, [*lines, ["frame, 20 to 80 %", *spread]], notes=notes)
-
-
-def _background(row: FrameRow, before: str) -> list[str]:
-    outside = ", ".join(f"{what} {1000 * seconds:.1f} ms" for what, seconds in row.background_seconds.items())
-    return [before + outside] if outside else []
+def frame_table(
+    rows: Sequence[FrameRow], title: str, name_of: Callable[[FrameRow], str], cell_of: Callable[[FrameRow], str]
+) -> Table:
+    """Rows by workloads."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault(name_of(row), {})[row.workload.name] = cell_of(row)
+    return pivot(title, list(dict.fromkeys(row.workload.name for row in rows)), cells)
 
 
 def variant_table(rows: Sequence[FrameRow]) -> Table:
     """Variants by workloads: a frame, times the published loop's speed, J, peak memory."""
-    workloads = by_workload(rows)
-    columns = [group[0].workload for group in workloads]
-    cells: dict[str, dict[str, str]] = {}
-    for name, what in VARIANTS.items():
-        for group in workloads:
-            for row in group:
-                if row.variant == name:
-                    cells.setdefault(what, {})[row.workload.name] = frame_cell(row, group[0])
-    networks = ", ".join(dict.fromkeys(workload.network for workload in columns))
-    return pivot(networks, [workload.name for workload in columns], cells)
+    first = {group[0].workload: group[0] for group in by_workload(rows)}
+    networks = ", ".join(dict.fromkeys(row.workload.network for row in rows))
+    ordered = sorted(rows, key=lambda row: list(VARIANTS).index(row.variant))
+    return frame_table(
+        ordered, networks, lambda row: VARIANTS[row.variant], lambda row: _frame_cell(row, first[row.workload])
+    )
 
 
 def network_table(rows: Sequence[FrameRow]) -> Table:
     """Networks, and how they are run, by workloads: a frame, peak memory, frames a second."""
-    columns = list(dict.fromkeys(row.workload.name for row in rows))
-    cells: dict[str, dict[str, str]] = {}
-    for row in rows:
-        name = f"{row.workload.network.removesuffix('.safetensors')}: {VARIANTS[row.variant]}"
-        cells.setdefault(name, {})[row.workload.name] = f"{frame_cell(row, row)}, {1 / row.frame_seconds:.2f}/s"
-    return pivot("frame, peak, frames a second", columns, cells)
+    return frame_table(
+        rows,
+        "frame, peak, frames a second",
+        lambda row: f"{row.workload.network.removesuffix('.safetensors')}: {VARIANTS[row.variant]}",
+        lambda row: f"{_frame_cell(row, row)}, {1 / row.frame_seconds:.2f}/s",
+    )
 
 
-def frame_cell(row: FrameRow, first: FrameRow) -> str:
+def _frame_cell(row: FrameRow, first: FrameRow) -> str:
     """Figures of a variant; ratios where the first one is the published loop."""
     parts = [f"{1000 * row.frame_seconds:.0f} ms"]
     if first.variant == PUBLISHED and row is not first:

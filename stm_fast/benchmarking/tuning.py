@@ -96,13 +96,10 @@ def neighbors_of(kernel: str, tile: Any) -> Iterator[Any]:
             if least <= other <= most:
                 yield from _allowed(replace(tile, **{name: other}))
     if kernel == "forward":
-        for factor in (2, 4):
-            if tile.accumulators % factor == 0:
-                changes = {"accumulators": tile.accumulators // factor, "block_v": tile.block_v * factor}
-                yield from _allowed(replace(tile, **changes))
-            if tile.accumulators * factor <= _LIMITS["accumulators"][1] and tile.block_v // factor >= 64:
-                changes = {"accumulators": tile.accumulators * factor, "block_v": tile.block_v // factor}
-                yield from _allowed(replace(tile, **changes))
+        columns = tile.accumulators * tile.block_v
+        for accumulators in (1, 2, 4):
+            if accumulators < tile.accumulators or (accumulators > tile.accumulators and columns // accumulators >= 64):
+                yield from _allowed(replace(tile, accumulators=accumulators, block_v=columns // accumulators))
 
 
 def _allowed(tile: Any) -> Iterator[Any]:

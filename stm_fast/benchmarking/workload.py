@@ -18,7 +18,7 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_arg
 Layout = Literal["rows", "channels", "int8", "fp8"]
 BYTES: dict[Layout, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 # a number of the memory, of the float32 copies that exist at once while it is quantized
-QUANTISING_BYTES = 16
+QUANTIZING_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,11 @@ class Workload:
             return 2 * pairs * (3 * KEY_DIM + 2 * VALUE_DIM)
         return 2 * pairs * KEY_DIM + 2 * self.shape.objects * self.shape.queries * self._selected * VALUE_DIM
 
-    @property
-    def bytes(self) -> int:
-        """The least that has to be read and written: every input once, every result once."""
-        return self.bytes_with(self.dtype.itemsize)
-
     def bytes_with(self, memory_itemsize: int) -> int:
-        """The same for a memory of `memory_itemsize` bytes a number; its few scales are not counted."""
+        """The least that has to be read and written: every input once, every result once.
+
+        The memory has `memory_itemsize` bytes a number; its few scales are not counted.
+        """
         shape = self.shape
         query, out = shape.queries * KEY_DIM, shape.objects * shape.queries * VALUE_DIM
         key, value = shape.objects * shape.rows * KEY_DIM, shape.objects * shape.rows * VALUE_DIM
@@ -113,7 +111,7 @@ def in_layout(inputs: Inputs, layout: Layout) -> Inputs:
     if layout == "rows":
         return inputs
     if layout in BYTES:
-        return inputs._replace(memory=_quantised(inputs.memory, inputs.query.shape[1], BYTES[layout]))
+        return inputs._replace(memory=_quantized(inputs.memory, inputs.query.shape[1], BYTES[layout]))
     memory = tuple(map(_by_channel, inputs.memory))
     return Inputs(_by_channel(inputs.query), memory, _by_channel(inputs.upstream))
 
@@ -122,7 +120,7 @@ def _by_channel(tensor: Tensor) -> Tensor:
     return tensor.mT.contiguous().mT
 
 
-def _quantised(memory: tuple[Tensor, ...], frame: int, dtype: torch.dtype) -> QuantisedMemory:
+def _quantized(memory: tuple[Tensor, ...], frame: int, dtype: torch.dtype) -> QuantisedMemory:
     """A slot for each frame of `frame` rows; a single slot where the memory is not a whole number of frames."""
     rows = memory[0].shape[1]
     rows_of_slot = frame if rows % frame == 0 else rows

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 import typer
 
 import stm_fast.tasks as tasks
-from stm_fast.benchmarking.shapes import CPU_MINUTES, Shape, grid, parse_shape, parse_workload
+from stm_fast.benchmarking.shapes import CPU_MINUTES, Selection, Shape, grid, parse_shape, parse_workload
 from stm_fast.choices import Pass, RouteName, TimedDtype, Variant
 from stm_fast.commands.numbers import real, whole
 from stm_fast.errors import InputError, require_file
@@ -26,7 +26,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The JSON file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file and its plots.")]
 
 
-def read(
+def selection(
     shapes: Annotated[
         str | None, typer.Option(help="Such as 480p-T20-O3 (O objects), 8x14-T1-O1, M48-N32400-O1; or all.")
     ] = None,
@@ -34,7 +34,6 @@ def read(
     passes: Passes = _ALL,
     dtypes: Dtypes = None,
     device: Device = "auto",
-    threads: Threads = None,
     seconds: Annotated[
         float, typer.Option(**real(0, 86400), help="Seconds for the rounds of one shape and dtype.")
     ] = 10.0,
@@ -48,6 +47,25 @@ def read(
     ] = None,
     memory: Memory = True,
     quick: Annotated[bool, typer.Option("--quick", help="One small shape, nothing compiled, few rounds.")] = False,
+) -> Selection:
+    """The options as a selection. Raises InputError for a name that is unknown."""
+    chosen = Selection(
+        routes=_chosen("--routes", routes, get_args(RouteName)),
+        passes=_chosen("--passes", passes, get_args(Pass)),
+        dtypes=_chosen("--dtypes", dtypes, get_args(TimedDtype)),
+        shapes=() if shapes is None else _shapes(shapes),
+        device=device,
+        seconds=seconds,
+        rounds=rounds,
+        deadline=None if minutes is None else 60 * minutes,
+        memory=memory,
+    )
+    return chosen.quick() if quick else chosen
+
+
+def read(
+    selection: Annotated[Selection, selection],
+    threads: Threads = None,
     plots: Annotated[
         bool | None, typer.Option(help="Draw log-log plots; by default where matplotlib is installed.")
     ] = None,
@@ -60,29 +78,10 @@ def read(
     Rates count the FLOP of the algorithm; "of mm" is the share of a torch.mm that is timed in the same rounds; "extra"
     is memory beyond inputs and results; "error" is relative to float64. Lists are separated by commas.
     """
-    timed_routes = _chosen("--routes", routes, get_args(RouteName))
-    timed_passes = _chosen("--passes", passes, get_args(Pass)) or get_args(Pass)
-    timed_dtypes = _chosen("--dtypes", dtypes, get_args(TimedDtype))
     if not overwrite:
         plotted = (path for path in output.parent.glob("*.svg") if path.name.startswith(f"{output.stem}."))
         _refuse_existing(output, *plotted)
-    timed_shapes = None if shapes is None else _shapes(shapes)
-    tasks.time_reads(
-        shapes=timed_shapes,
-        routes=timed_routes,
-        passes=timed_passes,
-        dtypes=timed_dtypes,
-        device=device,
-        threads=threads,
-        seconds=seconds,
-        rounds=rounds,
-        minutes=minutes,
-        memory=memory,
-        quick=quick,
-        output=output,
-        plots=plots,
-        json=json,
-    )
+    tasks.time_reads(selection, threads=threads, output=output, plots=plots, json=json)
 
 
 def frames(
@@ -126,11 +125,11 @@ def tune(
 
     Set STM_FAST_CONFIGS to the file to use them. Lists are separated by commas.
     """
-    tuned_passes = _chosen("--passes", passes, get_args(Pass)) or get_args(Pass)
-    tuned_dtypes = _chosen("--dtypes", dtypes, get_args(TimedDtype)) or get_args(TimedDtype)
+    tuned_passes = _chosen("--passes", passes, get_args(Pass))
+    tuned_dtypes = _chosen("--dtypes", dtypes, get_args(TimedDtype))
+    tuned_shapes = _shapes(shapes)
     if not overwrite:
         _refuse_existing(output)
-    tuned_shapes = _shapes(shapes)
     tasks.tune_tiles(
         shapes=tuned_shapes, dtypes=tuned_dtypes, passes=tuned_passes, device=device, threads=threads, output=output
     )
@@ -150,10 +149,12 @@ def _names(text: str) -> Iterable[str]:
     return (name.strip() for name in text.split(","))
 
 
-def _chosen(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The names in a comma-separated list, each once, in the order given; None where there is none."""
-    if text is None or text == _ALL:
-        return known if text else None
+def _chosen(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in a comma-separated list, each once, in the order given; none where there is no list."""
+    if text is None:
+        return ()
+    if text == _ALL:
+        return known
     chosen = tuple(dict.fromkeys(_names(text)))
     for name in chosen:
         if name not in known:

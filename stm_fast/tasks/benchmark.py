@@ -2,81 +2,38 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from stm_fast.benchmarking.frames import time_variants, usual_variants
 from stm_fast.benchmarking.plots import HOW_TO_GET_PLOTS, plots_available, write_plots
-from stm_fast.benchmarking.reads import Selection, time_routes
+from stm_fast.benchmarking.reads import time_routes
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, describe_machine
-from stm_fast.benchmarking.routes import OURS
-from stm_fast.benchmarking.shapes import CPU_MINUTES, USUAL_SHAPES, FrameWorkload, Shape, parse_shape
-from stm_fast.benchmarking.tables import frame_table, read_table
+from stm_fast.benchmarking.shapes import FrameWorkload, Selection, Shape
+from stm_fast.benchmarking.tables import read_table, stage_table
 from stm_fast.benchmarking.timing import make_clock
 from stm_fast.benchmarking.tuning import tune
 from stm_fast.benchmarking.workload import DTYPES
-from stm_fast.choices import RouteName
 from stm_fast.errors import InputError
 from stm_fast.printing import say, warn
 
-_UNCOMPILED = ("published", "last-dim", "chunks", "sdpa")
-_ROUTES = {
-    "cpu": (*_UNCOMPILED, "sdpa-flash", "sdpa-efficient", "sdpa-flash-split", "compile", "flex", *OURS),
-    "cuda": get_args(RouteName),
-}
-_DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float32")}
-_QUICK_SHAPES, _QUICK_ROUTES = ("480p-T1-O1",), (*_UNCOMPILED, *OURS)
-_QUICK_SECONDS, _QUICK_ROUNDS = 2.0, 3
 
-
-def time_reads(
-    *,
-    shapes: Sequence[Shape] | None,
-    routes: Sequence[str] | None,
-    passes: Sequence[str],
-    dtypes: Sequence[str] | None,
-    device: str,
-    threads: int | None,
-    seconds: float,
-    rounds: int,
-    minutes: float | None,
-    memory: bool,
-    quick: bool,
-    output: Path,
-    plots: bool | None,
-    json: bool,
-) -> None:
+def time_reads(selection: Selection, *, threads: int | None, output: Path, plots: bool | None, json: bool) -> None:
     """Times memory reads; prints tables, and writes the JSON file and plots.
 
     Args:
-        shapes, routes, dtypes: None for what suits the device.
-        minutes: after which no further route is started.
+        selection: completed by what suits the device.
         plots: None for plots where matplotlib is installed.
 
     Raises:
         InputError: a device or a library that is not there, or a file that cannot be written.
     """
-    place = _place(device, threads)
-    if minutes is None and shapes is None and place == "cpu":
-        minutes = CPU_MINUTES
-    if shapes is None:
-        shapes = [parse_shape(name) for name in (_QUICK_SHAPES if quick else USUAL_SHAPES[place])]
-    selection = Selection(
-        shapes=tuple(shapes),
-        dtypes=tuple(DTYPES[name] for name in dtypes or _DTYPES[place]),
-        passes=tuple(passes),
-        routes=tuple(routes or (_QUICK_ROUTES if quick else _ROUTES[place])),
-        device=place,
-        seconds=min(seconds, _QUICK_SECONDS) if quick else seconds,
-        rounds=min(rounds, _QUICK_ROUNDS) if quick else rounds,
-        deadline=None if minutes is None else 60 * minutes,
-        memory=memory,
-    )
+    selection = selection.complete(_place(selection.device, threads))
     if plots and not plots_available():
         raise InputError(HOW_TO_GET_PLOTS)
-    record = Record[ReadRow](describe_machine(place), selection.describe())
+    record = Record[ReadRow](describe_machine(selection.device), selection.describe())
     record.write(output)  # a place that cannot be written to shows before anything is timed
     _introduce(record.machine)
     with Console(stderr=True).status("starting") as spinner:
@@ -91,7 +48,7 @@ def time_reads(
 
 def time_frames(
     workloads: Sequence[FrameWorkload],
-    variants: Sequence[str] | None,
+    variants: Sequence[str],
     *,
     device: str,
     threads: int | None,
@@ -102,7 +59,7 @@ def time_frames(
     """Times whole frames by stage; prints tables, and writes the JSON file.
 
     Args:
-        variants: None for what suits the device.
+        variants: none for what suits the device.
 
     Raises:
         InputError: a device that is not there, weights that do not fit, or a file that cannot be written.
@@ -115,7 +72,7 @@ def time_frames(
     for workload in workloads:
         rows = time_variants(workload, variants, rounds, place, peaks=memory)
         _add(record, rows, output)
-        say("", *frame_table(rows).lines())
+        say("", *stage_table(rows).lines())
 
 
 def tune_tiles(
