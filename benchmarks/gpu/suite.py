@@ -45,8 +45,8 @@ def run(session: Session, stage: Stage, end: float) -> None:
     stage.missed += stage.found.pop("not reached")
     if red or not counts or code is None:
         stage.state = "red" if red else "out of time" if code is None else "no test ran: see the log"
-    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none ended"
-    stage.lines.append(f"  {told}" + ("" if code is not None else f"; stopped after {child.seconds:.0f} s"))
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none ended"
+    stage.lines.append(f"  {summary}" + ("" if code is not None else f"; stopped after {child.seconds:.0f} s"))
     stage.lines += [f"  RED {test}: {error}"[:140] for test, error in list(red.items())[:_LISTED]]
     if len(red) > _LISTED:
         stage.lines.append(f"  and {len(red) - _LISTED} more red ones in the record")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from stm_fast.benchmarking.records import ReadRow
 from stm_fast.benchmarking.routes import ROUTES
@@ -20,7 +21,7 @@ _QUANTITIES: dict[str, tuple[str, Quantity]] = {
 
 
 def plots_available() -> bool:
-    """Whether matplotlib is there."""
+    """Whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 
@@ -53,7 +54,12 @@ def _write_plot(rows: Sequence[ReadRow], label: str, value_of: Quantity, title: 
         found = [(parse_shape(row.shape).frames, value_of(row)) for row in rows if row.route == route]
         points = sorted((frames, value) for frames, value in found if value is not None)
         width, dashes = (3.0, "-") if route in OURS else (1.2, ("--", ":", "-.")[index % 3])
-        style = {"color": colormaps["tab20"](index % 20), "linewidth": width, "linestyle": dashes, "marker": "o"}
+        style: dict[str, Any] = {
+            "color": colormaps["tab20"](index % 20),
+            "linewidth": width,
+            "linestyle": dashes,
+            "marker": "o",
+        }
         if points:
             axes.plot(*zip(*points, strict=True), label=route, **style)
         elif found:

@@ -42,7 +42,7 @@ _MOST_COMPARED_ROWS = 400_000  # of all objects: float64 copies of more would be
 
 
 def time_routes(selection: Selection, report: Report = lambda message: None) -> Iterator[list[ReadRow]]:
-    """The rows of one shape and dtype after the other; `report` is told what is being done."""
+    """The rows of one shape and dtype after the other; `report` is called with what is being done."""
     end = None if selection.deadline is None else time.monotonic() + selection.deadline
     for shape in selection.shapes:
         for dtype in selection.dtypes:

@@ -155,7 +155,8 @@ def stage_table(rows: Sequence[FrameRow], figures: Iterable[str] = tuple(_FIGURE
     """Stages of one workload by variants, in milliseconds, and some of _FIGURES; ratios to the first variant."""
     first = rows[0]
     lines = [[stage, *(f"{1000 * row.stage_seconds[stage]:.{digits}f}" for row in rows)] for stage in STAGES]
-    lines += [[name, *(_FIGURES[name](row, first) for row in rows)] for name in figures]
+    texts = {name: [_FIGURES[name](row, first) for row in rows] for name in figures}
+    lines += [[name, *cells] for name, cells in texts.items() if any(cells)]
     outside = ", ".join(f"{what} {1000 * seconds:.1f} ms" for what, seconds in first.background_seconds.items())
     notes = [f"Beside the network, at the same time: {outside}."] if outside else []
     return Table([f"{first.workload}, {first.rounds} rounds, ms", *(row.variant for row in rows)], lines, notes=notes)

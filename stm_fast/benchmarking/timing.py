@@ -1,4 +1,4 @@
-"""One timed call, rounds in which every call has one turn, and why a call could not run."""
+"""One timed call, interleaved rounds of several, and why a call could not run."""
 
 import re
 import statistics
