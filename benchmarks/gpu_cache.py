@@ -94,7 +94,9 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
     if not archive.exists():
         return Unpacked(0, "there is no archive of kernels (make gpu-cache makes it): all are compiled now")
     with tarfile.open(archive) as packed:
-        made_by, here = json.loads(_read(packed, _MANIFEST)), _made_by()
+        manifest = packed.extractfile(_MANIFEST)
+        assert manifest is not None
+        made_by, here = json.load(manifest), _made_by()
         for name in ("triton", "python", "machine"):
             if made_by[name] != here[name]:
                 return Unpacked(0, f"its {name} is {made_by[name]}, here it is {here[name]}: all are compiled now")
@@ -112,12 +114,6 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
 def kernels_in(folder: Path) -> int:
     """How many compiled kernels a Triton cache has."""
     return sum(1 for _ in folder.glob("*/*.cubin"))
-
-
-def _read(packed: tarfile.TarFile, name: str) -> bytes:
-    file = packed.extractfile(name)
-    assert file is not None
-    return file.read()
 
 
 def _point_to_its_files(group: Path) -> None:

@@ -276,7 +276,8 @@ def test_extra_memory_is_that_of_affinities():
 
 
 def example_record():
-    machine = describe_machine("cpu") | {"cpu": "a | processor", "commit": None}
+    changing = {"date": "2026-01-01T00:00:00+00:00", "load_average": [0.5, 0.5, 0.5]}
+    machine = describe_machine("cpu") | changing | {"cpu": "a | processor", "commit": None}
     small = ReadRow("480p-T1-O1", "float32", "forward", "published", rounds=5, first_call_seconds=0.1, error=1e-7)
     large = replace(small, shape="480p-T5-O1")
     published = {"seconds_20": 0.01, "seconds_80": 0.3, "tflop_per_second": 0.2, "fraction_of_mm": 0.5}

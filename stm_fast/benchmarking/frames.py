@@ -7,7 +7,7 @@ one: the previous frame is memorized for one step, and the memory keeps its leng
 import multiprocessing
 import statistics
 import tempfile
-import time
+import timeit
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -250,12 +250,8 @@ def _background_seconds(workload: FrameWorkload, rounds: int = 5) -> dict[str, f
     clip = SyntheticClip(0, frames=1, height=height, width=width)
     with tempfile.TemporaryDirectory() as folder:
         OverlayPictureWriter(folder).write("00000", clip[0].image)
-        decode = [_seconds(lambda: list(open_frames(folder))) for _ in range(rounds)]
-        write = [_seconds(lambda: write_mask(Path(folder) / "mask.png", clip[0].ids)) for _ in range(rounds)]
-    return {"decode": statistics.median(decode), "write": statistics.median(write)}
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+        calls = {
+            "decode": lambda: list(open_frames(folder)),
+            "write": lambda: write_mask(Path(folder) / "mask.png", clip[0].ids),
+        }
+        return {name: statistics.median(timeit.repeat(call, number=1, repeat=rounds)) for name, call in calls.items()}

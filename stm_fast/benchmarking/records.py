@@ -120,17 +120,12 @@ def _commit() -> str | None:
     """The commit of the checkout the package runs from, marked where files differ; None for an installed package."""
     if not (_CHECKOUT / "pyproject.toml").is_file():
         return None
-    head = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return f"{head} with changes" if head and changed else head
-
-
-def _git(*arguments: str) -> str | None:
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty= with changes"]
     try:
-        done = subprocess.run(["git", *arguments], cwd=_CHECKOUT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.strip() or None
 
 
 def _cpu_name() -> str:

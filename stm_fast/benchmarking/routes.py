@@ -4,7 +4,7 @@ A read takes query [1, M, Ck], key [O, N, Ck] and value [O, N, Cv], and gives ou
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised
 
-QUERIES_PER_CHUNK = 128
+_CHUNK = 128  # queries
 
 
 def published(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -59,18 +59,9 @@ def last_dim_top_k(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.stack(reads)
 
 
-def chunks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def in_chunks(read: Read) -> Read:
     """A Python loop over blocks of queries: what people write when the affinity does not fit."""
-    return torch.cat([last_dim(block, key, value) for block in _blocks(query)], dim=1)
-
-
-def chunks_top_k(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same loop, with the k largest scores alone."""
-    return torch.cat([last_dim_top_k(block, key, value) for block in _blocks(query)], dim=1)
-
-
-def _blocks(query: Tensor) -> Iterator[Tensor]:
-    return (query[:, start : start + QUERIES_PER_CHUNK] for start in range(0, query.shape[1], QUERIES_PER_CHUNK))
+    return lambda query, *memory: torch.cat([read(block, *memory) for block in query.split(_CHUNK, dim=1)], dim=1)
 
 
 def sdpa(backend: SDPBackend | None = None, *, split: bool = False) -> Read:
@@ -228,7 +219,12 @@ _PEERS = (
     Route(
         "last-dim", "softmax along memory, in place", _plain(last_dim, last_dim_top_k), affinities=_affinities(1, 3, 1)
     ),
-    Route("chunks", "a loop over 128 queries", _plain(chunks, chunks_top_k), affinities=_affinities(0, 1)),
+    Route(
+        "chunks",
+        f"a loop over {_CHUNK} queries",
+        _plain(in_chunks(last_dim), in_chunks(last_dim_top_k)),
+        affinities=_affinities(0, 1),
+    ),
     _compiled("compile", "torch.compile, for one T", dynamic=False),
     _compiled("compile-dynamic", "torch.compile, for any T", dynamic=True),
     _attention("sdpa", "scaled_dot_product_attention", sdpa, affinities=_affinities_of_sdpa),
