@@ -63,8 +63,9 @@ fix: setup
 
 # measures and writes every table of README and benchmarks/README.md
 bench: setup
-	$(BIN)/stm-fast benchmark --overwrite --no-plots --output benchmarks/results/memory-read-cpu.json --device cpu
-	$(BIN)/python benchmarks/bench_network.py
+	$(BIN)/stm-fast benchmark read --overwrite --no-plots --output benchmarks/results/memory-read-cpu.json --device cpu
+	$(BIN)/stm-fast benchmark frames --shapes 480p-T10-O1,480p-T10-O3,480p-T50-O1,480p-T50-O3 --rounds 3 \
+		--overwrite --output benchmarks/results/network-cpu.json --device cpu
 	$(BIN)/python benchmarks/make_tables.py
 
 # on a machine with a GPU and no $(VENV): make gpu GPU_PYTHON=python3. Exits with 3 if there is no GPU.
@@ -85,7 +86,7 @@ gpu-cache: $(GPU_VENV)/.ready
 $(GPU_VENV)/.ready:
 	test -x $(GPU_VENV)/bin/python || $(PYTHON312) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/python -m pip install --quiet torch==2.11.* torchvision==0.26.* triton==3.6.* numpy pillow rich \
-		safetensors setuptools ninja typer pyyaml pytest pytest-benchmark pytest-xdist hypothesis
+		safetensors setuptools ninja typer pyyaml pytest pytest-xdist hypothesis
 	touch $@
 
 # minutes of training on a GPU, into the folder OUT of the environment; DATA has davis16-train/ and static/
@@ -96,5 +97,5 @@ gpu-train:
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt
-	rm -rf fuzz-findings .ci-oldest .ci-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf fuzz-findings .ci-oldest .ci-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find stm_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -7,42 +7,33 @@
 #include <stdlib.h>
 #include <string.h>
 
-static long kernels_launched;
 static int capturing;
 static int some_handle;
 #define HANDLE ((void*)&some_handle)
-long stub_kernels_launched(void) { return kernels_launched; }
+/* a function that does nothing, and one that stores one value; 0 is success */
+#define SUCCEEDS(type, name, ...) \
+  type name(__VA_ARGS__) { return 0; }
+#define GIVES(type, name, pointer, value, ...) \
+  type name(__VA_ARGS__) {                     \
+    *pointer = value;                          \
+    return 0;                                  \
+  }
 
 /* device */
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
-}
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
+GIVES(cudaError_t, cudaGetDeviceCount, count, 1, int* count)
+GIVES(cudaError_t, cudaGetDevice, device, 0, int* device)
 cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
-cudaError_t cudaDriverGetVersion(int* version) {
-  *version = CUDART_VERSION;
-  return cudaSuccess;
-}
-cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = CUDART_VERSION;
-  return cudaSuccess;
-}
-cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
-cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
-  *can = 0;
-  return cudaSuccess;
-}
+GIVES(cudaError_t, cudaDriverGetVersion, version, CUDART_VERSION, int* version)
+GIVES(cudaError_t, cudaRuntimeGetVersion, version, CUDART_VERSION, int* version)
+SUCCEEDS(cudaError_t, cudaDeviceSynchronize, void)
+GIVES(cudaError_t, cudaDeviceCanAccessPeer, can, 0, int* can, int device, int peer)
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   *least = 0;
   *greatest = -5;
   return cudaSuccess;
 }
-cudaError_t cudaGetLastError(void) { return cudaSuccess; }
-cudaError_t cudaPeekAtLastError(void) { return cudaSuccess; }
+SUCCEEDS(cudaError_t, cudaGetLastError, void)
+SUCCEEDS(cudaError_t, cudaPeekAtLastError, void)
 const char* cudaGetErrorString(cudaError_t error) { return "stub"; }
 const char* cudaGetErrorName(cudaError_t error) { return "stub"; }
 cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int device) {
@@ -126,51 +117,29 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes* attributes, c
 }
 
 /* streams, events and graphs */
-cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-  *stream = HANDLE;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  *stream = malloc(1);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
-  *stream = malloc(1);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cudaSuccess; }
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return cudaSuccess; }
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) { return cudaSuccess; }
-cudaError_t cudaStreamGetPriority(cudaStream_t stream, int* priority) {
-  *priority = 0;
-  return cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t* event) {
-  *event = malloc(1);
-  return cudaSuccess;
-}
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
-  *event = malloc(1);
-  return cudaSuccess;
-}
+GIVES(cudaError_t, cudaStreamCreate, stream, HANDLE, cudaStream_t* stream)
+GIVES(cudaError_t, cudaStreamCreateWithFlags, stream, malloc(1), cudaStream_t* stream, unsigned flags)
+GIVES(cudaError_t, cudaStreamCreateWithPriority, stream, malloc(1), cudaStream_t* stream, unsigned flags, int priority)
+SUCCEEDS(cudaError_t, cudaStreamDestroy, cudaStream_t stream)
+SUCCEEDS(cudaError_t, cudaStreamQuery, cudaStream_t stream)
+SUCCEEDS(cudaError_t, cudaStreamSynchronize, cudaStream_t stream)
+SUCCEEDS(cudaError_t, cudaStreamWaitEvent, cudaStream_t stream, cudaEvent_t event, unsigned flags)
+GIVES(cudaError_t, cudaStreamGetPriority, priority, 0, cudaStream_t stream, int* priority)
+GIVES(cudaError_t, cudaEventCreate, event, malloc(1), cudaEvent_t* event)
+GIVES(cudaError_t, cudaEventCreateWithFlags, event, malloc(1), cudaEvent_t* event, unsigned flags)
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   free(event);
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return cudaSuccess; }
-cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { return cudaSuccess; }
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  *milliseconds = 1e-3f;
-  return cudaSuccess;
-}
-cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode* mode) { return cudaSuccess; }
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus* status) {
-  *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
+SUCCEEDS(cudaError_t, cudaEventRecord, cudaEvent_t event, cudaStream_t stream)
+SUCCEEDS(cudaError_t, cudaEventRecordWithFlags, cudaEvent_t event, cudaStream_t stream, unsigned flags)
+SUCCEEDS(cudaError_t, cudaEventQuery, cudaEvent_t event)
+SUCCEEDS(cudaError_t, cudaEventSynchronize, cudaEvent_t event)
+GIVES(cudaError_t, cudaEventElapsedTime, milliseconds, 1e-3f, float* milliseconds, cudaEvent_t start, cudaEvent_t end)
+SUCCEEDS(cudaError_t, cudaThreadExchangeStreamCaptureMode, enum cudaStreamCaptureMode* mode)
+GIVES(cudaError_t, cudaStreamIsCapturing, status,
+      capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone, cudaStream_t stream,
+      enum cudaStreamCaptureStatus* status)
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus* status, unsigned long long* id,
                                      cudaGraph_t* graph, const cudaGraphNode_t** dependencies,
                                      const cudaGraphEdgeData** edges, size_t* count) {
@@ -194,21 +163,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = HANDLE;
   return cudaSuccess;
 }
-cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
-  *count = 1;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags) {
-  *exec = HANDLE;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags) {
-  *exec = HANDLE;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return cudaSuccess; }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaSuccess; }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) { return cudaSuccess; }
+GIVES(cudaError_t, cudaGraphGetNodes, count, 1, cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count)
+GIVES(cudaError_t, cudaGraphInstantiateWithFlags, exec, HANDLE, cudaGraphExec_t* exec, cudaGraph_t graph,
+      unsigned long long flags)
+GIVES(cudaError_t, cudaGraphInstantiate, exec, HANDLE, cudaGraphExec_t* exec, cudaGraph_t graph,
+      unsigned long long flags)
+SUCCEEDS(cudaError_t, cudaGraphDestroy, cudaGraph_t graph)
+SUCCEEDS(cudaError_t, cudaGraphExecDestroy, cudaGraphExec_t exec)
+SUCCEEDS(cudaError_t, cudaGraphLaunch, cudaGraphExec_t exec, cudaStream_t stream)
 
 /* kernels of PyTorch */
 void** __cudaRegisterFatBinary(void* binary) { return HANDLE; }
@@ -231,130 +193,64 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, 
   *(void**)stream = configuration.stream;
   return cudaSuccess;
 }
-cudaError_t __cudaGetKernel(void** kernel, const void* function) {
-  *kernel = (void*)function;
-  return cudaSuccess;
-}
-cudaError_t __cudaLaunchKernel(void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared, void* stream) {
-  kernels_launched++;
-  return cudaSuccess;
-}
-cudaError_t cudaLaunchKernel(const void* f, dim3 grid, dim3 block, void** arguments, size_t shared,
-                             cudaStream_t stream) {
-  kernels_launched++;
-  return cudaSuccess;
-}
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* f, void** arguments) {
-  kernels_launched++;
-  return cudaSuccess;
-}
+GIVES(cudaError_t, __cudaGetKernel, kernel, (void*)function, void** kernel, const void* function)
+SUCCEEDS(cudaError_t, __cudaLaunchKernel, void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
+         void* stream)
+SUCCEEDS(cudaError_t, cudaLaunchKernel, const void* f, dim3 grid, dim3 block, void** arguments, size_t shared,
+         cudaStream_t stream)
+SUCCEEDS(cudaError_t, cudaLaunchKernelExC, const cudaLaunchConfig_t* config, const void* f, void** arguments)
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes* attributes, const void* f) {
   memset(attributes, 0, sizeof *attributes);
   attributes->maxThreadsPerBlock = 1024;
   attributes->binaryVersion = attributes->ptxVersion = 90;
   return cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void* f, enum cudaFuncAttribute attribute, int value) { return cudaSuccess; }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* f, int threads,
-                                                                   size_t shared, unsigned flags) {
-  *blocks = 2;
-  return cudaSuccess;
-}
+SUCCEEDS(cudaError_t, cudaFuncSetAttribute, const void* f, enum cudaFuncAttribute attribute, int value)
+GIVES(cudaError_t, cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, blocks, 2, int* blocks, const void* f,
+      int threads, size_t shared, unsigned flags)
 
 /* the driver, as Triton calls it */
-CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
-CUresult cuDriverGetVersion(int* version) {
-  *version = CUDA_VERSION;
-  return CUDA_SUCCESS;
-}
-CUresult cuGetErrorString(CUresult error, const char** text) {
-  *text = "stub";
-  return CUDA_SUCCESS;
-}
-CUresult cuDeviceGetCount(int* count) {
-  *count = 1;
-  return CUDA_SUCCESS;
-}
-CUresult cuDeviceGet(CUdevice* device, int ordinal) {
-  *device = ordinal;
-  return CUDA_SUCCESS;
-}
-CUresult cuCtxGetCurrent(CUcontext* context) {
-  *context = HANDLE;
-  return CUDA_SUCCESS;
-}
-CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
-CUresult cuCtxGetDevice(CUdevice* device) {
-  *device = 0;
-  return CUDA_SUCCESS;
-}
-CUresult cuCtxGetLimit(size_t* value, CUlimit limit) {
-  *value = 0;
-  return CUDA_SUCCESS;
-}
-CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
-CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
-  *context = HANDLE;
-  return CUDA_SUCCESS;
-}
+SUCCEEDS(CUresult, cuInit, unsigned flags)
+GIVES(CUresult, cuDriverGetVersion, version, CUDA_VERSION, int* version)
+GIVES(CUresult, cuGetErrorString, text, "stub", CUresult error, const char** text)
+GIVES(CUresult, cuDeviceGetCount, count, 1, int* count)
+GIVES(CUresult, cuDeviceGet, device, ordinal, CUdevice* device, int ordinal)
+GIVES(CUresult, cuCtxGetCurrent, context, HANDLE, CUcontext* context)
+SUCCEEDS(CUresult, cuCtxSetCurrent, CUcontext context)
+GIVES(CUresult, cuCtxGetDevice, device, 0, CUdevice* device)
+GIVES(CUresult, cuCtxGetLimit, value, 0, size_t* value, CUlimit limit)
+SUCCEEDS(CUresult, cuCtxSetLimit, CUlimit limit, size_t value)
+GIVES(CUresult, cuDevicePrimaryCtxRetain, context, HANDLE, CUcontext* context, CUdevice device)
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* active) {
   *flags = 0;
   *active = 1;
   return CUDA_SUCCESS;
 }
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice device) {
-  switch (attribute) {
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
-      *value = 9;
-      break;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
-      *value = 0;
-      break;
-    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
-      *value = 132;
-      break;
-    case CU_DEVICE_ATTRIBUTE_WARP_SIZE:
-      *value = 32;
-      break;
-    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
-      *value = 232448;
-      break;
-    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR:
-      *value = 233472;
-      break;
-    case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK:
-      *value = 65536;
-      break;
-    default:
-      *value = 1024;
-  }
+  static const int values[CU_DEVICE_ATTRIBUTE_MAX] = {
+      [CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR] = 9,
+      [CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT] = 132,
+      [CU_DEVICE_ATTRIBUTE_WARP_SIZE] = 32,
+      [CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN] = 232448,
+      [CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR] = 233472,
+      [CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK] = 65536,
+  };
+  int zero = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+  *value = values[attribute] || zero ? values[attribute] : 1024;
   return CUDA_SUCCESS;
 }
-CUresult cuModuleLoadData(CUmodule* module, const void* image) {
-  *module = HANDLE;
-  return CUDA_SUCCESS;
-}
-CUresult cuModuleUnload(CUmodule module) { return CUDA_SUCCESS; }
-CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
-  *function = HANDLE;
-  return CUDA_SUCCESS;
-}
-CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) {
-  *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : 0;
-  return CUDA_SUCCESS;
-}
-CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) { return CUDA_SUCCESS; }
-CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }
+GIVES(CUresult, cuModuleLoadData, module, HANDLE, CUmodule* module, const void* image)
+SUCCEEDS(CUresult, cuModuleUnload, CUmodule module)
+GIVES(CUresult, cuModuleGetFunction, function, HANDLE, CUfunction* function, CUmodule module, const char* name)
+GIVES(CUresult, cuFuncGetAttribute, value, attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : 0, int* value,
+      CUfunction_attribute attribute, CUfunction function)
+SUCCEEDS(CUresult, cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value)
+SUCCEEDS(CUresult, cuFuncSetCacheConfig, CUfunction function, CUfunc_cache config)
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdeviceptr pointer) {
   *(CUdeviceptr*)value = pointer;
   return CUDA_SUCCESS;
 }
-CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType a, cuuint32_t b, void* c, const cuuint64_t* d,
-                                const cuuint64_t* e, const cuuint32_t* f, const cuuint32_t* g, CUtensorMapInterleave h,
-                                CUtensorMapSwizzle i, CUtensorMapL2promotion j, CUtensorMapFloatOOBfill k) {
-  return CUDA_SUCCESS;
-}
-CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments, void** extra) {
-  kernels_launched++;
-  return CUDA_SUCCESS;
-}
+SUCCEEDS(CUresult, cuTensorMapEncodeTiled, CUtensorMap* map, CUtensorMapDataType a, cuuint32_t b, void* c,
+         const cuuint64_t* d, const cuuint64_t* e, const cuuint32_t* f, const cuuint32_t* g, CUtensorMapInterleave h,
+         CUtensorMapSwizzle i, CUtensorMapL2promotion j, CUtensorMapFloatOOBfill k)
+SUCCEEDS(CUresult, cuLaunchKernelEx, const CUlaunchConfig* config, CUfunction function, void** arguments, void** extra)

@@ -1,6 +1,6 @@
 """Every check that needs a GPU, in one call of a few minutes: make gpu, or make gpu ARGUMENTS="--only smoke,reads".
 
-The stages, in this order, each with its share of the minutes and what those before it left over:
+The stages, in this order, each with its share of the minutes and the time that earlier ones left over:
 
     smoke    does each kernel run at all, and is it right: one shape against float64, each in a process of its own
     tests    those marked gpu, and the cases of the kernels; red ones are listed and stop nothing
@@ -9,9 +9,9 @@ The stages, in this order, each with its share of the minutes and what those bef
     frames   whole frames beside the published loop
     train    the training burst, only where --only asks for it
 
-All of value is in the folder that OUT names in the environment, else benchmarks/results, written as it comes:
+All results are in the folder that OUT names in the environment, by default benchmarks/results, written as they come:
 gpu-checks.json (every stage, and what it did not reach), gpu-checks.log, memory-read-<gpu>.json, network-<gpu>.json,
-gpu-train/ with checkpoint.pt and log.jsonl. DATA names the data of the stage train.
+network-compiled-<gpu>.json, gpu-train/ with checkpoint.pt and log.jsonl. DATA names the data of the stage train.
 The end of the output is a table. Exits 3 where there is no GPU, 1 where a stage could not do its work or a test is red.
 
 Needs PyTorch, Triton, pytest, and the package: python3 -m pip install --no-deps --no-build-isolation -e .
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 _MINUTES = 6.0
-_LINES, _CHARACTERS = 100, 11_000  # of the table: what a borrowed machine shows of an output's end
+_LINES, _CHARACTERS = 100, 11_000  # of the table: a borrowed machine shows no more of the end of an output
 
 
 class Share(NamedTuple):
-    """A stage by the name of its module in benchmarks/gpu, and its share of the minutes."""
+    """The module whose run() is a stage, and the stage's share of the minutes."""
 
     module: str
     share: float
 
 
 STAGES = {
-    "smoke": Share("smoke", 1.0),
-    "tests": Share("suite", 4.0),
-    "reads": Share("reads", 5.0),
-    "profile": Share("profiler", 1.0),
-    "frames": Share("frames", 2.0),
-    "train": Share("train", 8.0),
+    "smoke": Share("gpu.smoke", 1.0),
+    "tests": Share("gpu.suite", 4.0),
+    "reads": Share("gpu.reads", 5.0),
+    "profile": Share("gpu.profiler", 1.0),
+    "frames": Share("gpu.frames", 2.0),
+    "train": Share("gpu_train", 8.0),
 }
 _USUAL = ("smoke", "tests", "reads", "profile", "frames")
 
@@ -68,10 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
     from triton import knobs
 
-    from gpu.kernel_cache import ARCHIVE, kernels_in, unpack
     from gpu.session import Session
+    from gpu_cache import ARCHIVE, kernels_in, unpack
 
-    # a run that is told to end tells what it has
+    # a run that is terminated still reports what it has
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = [name for name, on in (("--tiny", chosen.tiny), ("--compile-only", chosen.compile_only)) if on]
     session = Session(chosen.out, chosen.only, vars(chosen) | {"out": str(chosen.out)}, options)
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not chosen.compile_only:  # what is compiled then goes into an archive of its own
             unpacked = unpack(ARCHIVE, kernels)
-            session.say(f"{unpacked.kernels} kernels brought along, {unpacked.told}")
+            session.say(f"{unpacked.kernels} kernels brought along, {unpacked.remark}")
         before = kernels_in(kernels)
         run_stages(session, chosen.minutes)
         session.say(f"{kernels_in(kernels) - before} kernels were compiled anew")
@@ -103,7 +103,7 @@ def missing() -> str | None:
 
 
 def run_stages(session: "Session", minutes: float) -> None:
-    """One after the other; what one leaves over of its share goes to those after it."""
+    """One after the other; the time that one leaves over goes to those after it."""
     end = time.monotonic() + 60 * minutes
     shares = {name: STAGES[name].share for name in session.stages}
     for name, stage in session.stages.items():
@@ -113,8 +113,8 @@ def run_stages(session: "Session", minutes: float) -> None:
         session.say(f"{name}: {max(0.0, stage_end - begin):.0f} s")
         stage.state = "running"
         try:
-            import_module(f"gpu.{STAGES[name].module}").run(session, stage, stage_end)
-        except Exception as error:  # one stage takes no other with it
+            import_module(STAGES[name].module).run(session, stage, stage_end)
+        except Exception as error:  # a stage that fails stops no other
             stage.state = f"failed: {type(error).__name__}: {error}"[:200]
             traceback.print_exc()
         stage.seconds = time.monotonic() - begin

@@ -1,14 +1,14 @@
 """Some minutes of training on one GPU, from the package's weights on: make gpu-train MINUTES=4 DATA=folder.
 
-`stm-fast train configs/burst.yaml --fit-minutes`, with all of the minutes counted in: start, decoding, scores before
+`stm-fast train configs/burst.yaml --fit-minutes`, where the minutes include everything: start, decoding, scores before
 the first step and after the last one. DATA has davis16-train/ and static/. The folder that OUT names in the
 environment, by default benchmarks/results/gpu-train, gets two files of under 16 MB:
 
-    checkpoint.pt      weights, their average and Adam's moments, compact: `stm-fast train --resume` goes on from it
+    checkpoint.pt      weights, their average and Adam's moments, compact: `stm-fast train --resume` continues from it
     log.jsonl          loss and clips a second; at step 0 and at the end J, F and J&F
 
---smoke takes a few steps of small clips instead, in a folder smoke/ there, to see that everything works: 20 s and what
-it takes to start. Exits 3 where there is no GPU, unless --cpu says that this is meant.
+--smoke takes a few steps of small clips instead, in a folder smoke/ there, to see that everything works: 20 s after the
+start. Exits 3 where there is no GPU, unless --cpu asks for the CPU. It is also the stage "train" of gpu_checks.py.
 
 Needs PyTorch, accelerate, pydantic, PyYAML and the package: python3 -m pip install --no-deps --no-build-isolation -e .
 """
@@ -23,7 +23,10 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu.session import Session, Stage
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -34,6 +37,8 @@ DROPPED = ("model.safetensors", "best.safetensors", "tensorboard")
 MOST_BYTES = 16_000_000
 # until the command counts by itself, and after its last step
 START_SECONDS = 15
+TO_END_SECONDS = 20.0  # of a stage, to write what it has
+STAGE_LINES = 12  # of the output, in the table of a stage
 SMOKE_MINUTES = 20 / 60
 SMOKE = (
     "optimizer.batch=4",
@@ -70,8 +75,24 @@ def main() -> int:
     if code == 0:
         tidy(output)
         report(output, time.monotonic() - began)
-        print(f"to go on: {shlex.join([*command, '--resume'])}")
+        print(f"to continue: {shlex.join([*command, '--resume'])}")
     return code
+
+
+def run(session: "Session", stage: "Stage", end: float) -> None:
+    """The stage: the command, until `end`, on the data that DATA names in the environment, into a folder of its own."""
+    before = session.log.stat().st_size
+    minutes = max(0.0, end - TO_END_SECONDS - time.monotonic()) / 60
+    options = ["--smoke"] if "--tiny" in session.options else []
+    options += ["--data", os.environ["DATA"]] if "DATA" in os.environ else []
+    place = {"OUT": str(session.out / "gpu-train")}
+    code = session.child("gpu_train", "--minutes", f"{minutes:.2f}", *options, environment=place).wait(end)
+    with session.log.open("rb") as log:
+        log.seek(before)
+        output = log.read().decode(errors="replace").splitlines()
+    stage.lines += [f"  {line}" for line in output[-STAGE_LINES:]]
+    if code != 0:
+        stage.state = "out of time" if code is None else f"ended with exit code {code}: see the log"
 
 
 def parsed() -> argparse.Namespace:
@@ -79,8 +100,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="has davis16-train/ and static/")
     parser.add_argument("--smoke", action="store_true", help="a few steps of small clips instead")
-    parser.add_argument("--cpu", action="store_true", help="go on without a GPU")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
     parser.add_argument("-o", "--option", action="append", default=[], metavar="KEY=VALUE", help="as of stm-fast train")
     return parser.parse_args()
 
@@ -97,13 +118,13 @@ def missing(data: Path) -> str | None:
 
 
 def has_gpu() -> bool:
-    """Asked in a process of its own: this one stays off the GPU."""
+    """Checked in a process of its own: this one does not use the GPU."""
     asked = [sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"]
     return subprocess.run(asked, check=False).returncode == 0
 
 
 def places(data: Path) -> list[str]:
-    """Where the data of the configuration lie."""
+    """The paths of the configuration's data."""
     davis, static = (json.dumps(str((data / name).resolve())) for name in ("davis16-train", "static"))
     return [f"data.0.path={davis}", f"data.1.path={static}", f"validation.path={davis}"]
 
@@ -118,7 +139,7 @@ def tidy(output: Path) -> None:
 
 
 def report(output: Path, seconds: float) -> None:
-    """Prints what came of it."""
+    """Prints losses, scores and what was written."""
     lines: list[dict[str, Any]] = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     scores = [line for line in lines if "J&F-Mean" in line]

@@ -1,21 +1,24 @@
 """What memory_read() costs the processor on a device of stubs, of this source tree beside others.
 
-    python benchmarks/host_cost.py [--against TREE] [--rounds 200]
+    python benchmarks/host_cost.py [--against TREE] [--rounds 200] [--output FILE]
 
-cuda_stub.c takes the place of CUDA's runtime and driver: every call of theirs succeeds at once, memory is the host's,
-and no kernel runs. So a call costs what Python, PyTorch, its caching allocator and Triton's own launcher take; a driver
-adds two or three microseconds a launch. Kernels are compiled for sm_90. Needs a PyTorch built for CUDA, Triton and gcc,
-and no GPU. The trees take turns, round by round.
+cuda_stub.c replaces CUDA's runtime and driver: every call of theirs succeeds at once, memory is the host's, and no
+kernel runs. So a call costs what Python, PyTorch, its caching allocator and Triton's own launcher take; a driver adds
+two or three microseconds a launch. Kernels are compiled for sm_90. Needs a PyTorch built for CUDA, Triton and gcc, and
+no GPU. The trees are interleaved, round by round.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,46 +36,67 @@ HEADERS = (
 )
 
 
+@dataclass(frozen=True)
+class HostRow:
+    """Processor time of a call of one source tree."""
+
+    call: str
+    tree: str
+    median_us: float  # of all rounds
+    least_us: float  # of any round: what it costs where nothing else disturbs the machine
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, action="append", default=[], help="another source tree")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--output", type=Path, help="JSON")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         answer()
         return
+    # not in a child, where another tree's package is imported
+    from stm_fast.benchmarking.records import Record, describe_machine
+    from stm_fast.benchmarking.tables import pivot
+
+    trees = [HERE.parents[1], *given.against]
+    record = Record(describe_machine("cpu"), {"rounds": given.rounds}, compare(trees, given.rounds))
+    if given.output is not None:
+        record.write(given.output)
+    cells: dict[str, dict[str, str]] = {}
+    for row in record.rows:
+        cells.setdefault(row.call, {})[row.tree] = f"{row.median_us:.1f} ({row.least_us:.1f})"
+    machine = record.machine
+    print(f"{machine['cpu']}, Python {machine['python']}, torch {machine['torch']}, Triton {machine['triton']}")
+    print(*pivot("us a call, median (least)", list(map(str, trees)), cells).lines(), sep="\n")
+
+
+def compare(trees: list[Path], rounds: int) -> list[HostRow]:
+    """The processor time of every call with every tree, interleaved."""
+    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         build_stub(Path(folder))
-        compare([HERE.parents[1], *given.against], Path(folder), given.rounds)
+        children = {
+            str(tree): start(linked(tree.resolve(), Path(folder, str(number))), Path(folder))
+            for number, tree in enumerate(trees)
+        }
+        for _ in range(rounds):
+            for tree, child in children.items():
+                assert child.stdin is not None
+                assert child.stdout is not None
+                print(file=child.stdin, flush=True)
+                for call, microseconds in json.loads(child.stdout.readline()).items():
+                    found[call, tree].append(microseconds)
+        for child in children.values():
+            child.terminate()
+    return [HostRow(*names, statistics.median_high(times), min(times)) for names, times in found.items()]
 
 
 def build_stub(folder: Path) -> None:
-    """The stubs as the library that PyTorch, by LD_PRELOAD, and Triton find in place of the driver."""
+    """The stubs as the library that PyTorch, by LD_PRELOAD, and Triton find instead of the driver."""
     command = ["gcc", "-O1", "-shared", "-fPIC", "-w", *(f"-I{path}" for path in HEADERS), f"-Wl,-soname,{LIBRARY}"]
     subprocess.run([*command, str(HERE.with_name("cuda_stub.c")), "-o", str(folder / LIBRARY), "-ldl"], check=True)
-
-
-def compare(trees: list[Path], stub: Path, rounds: int) -> None:
-    """Prints the table of the median and least processor time a call."""
-    children = [start(linked(tree.resolve(), stub / str(number)), stub) for number, tree in enumerate(trees)]
-    names, *_ = (json.loads(read_line(child)) for child in children)
-    print(f"{cpu()}, Python {sys.version.split()[0]}, torch {torch.__version__}, Triton {triton.__version__}")
-    print("processor time in us a call: median of all rounds (least of any), " + ", ".join(map(str, trees)))
-    for name in names:
-        found: list[list[float]] = [[] for _ in children]
-        for _ in range(rounds):
-            for times, child in zip(found, children, strict=True):
-                times.append(float(ask(child, name)))
-        costs = (f"{sorted(times)[rounds // 2]:7.1f} ({min(times):5.1f})" for times in found)
-        print(f"{name:60}", *costs)
-    for child in children:
-        child.terminate()
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def linked(tree: Path, folder: Path) -> Path:
@@ -96,25 +120,15 @@ def start(folder: Path, stub: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def ask(child: subprocess.Popen[str], question: str) -> str:
-    assert child.stdin is not None
-    print(question, file=child.stdin, flush=True)
-    return read_line(child)
-
-
-def read_line(child: subprocess.Popen[str]) -> str:
-    assert child.stdout is not None
-    return child.stdout.readline()
-
-
 def answer() -> None:
-    """In a child: the names of the calls, then the microseconds a call of one round of each call that is asked for."""
+    """In a child: for each line of stdin the microseconds of every call, of one round."""
     reads, with_gradients = named_calls()
-    print(json.dumps([*reads, *with_gradients]), flush=True)
-    for line in sys.stdin:
-        name = line.strip()
-        with torch.inference_mode(name in reads):
-            print(microseconds({**reads, **with_gradients}[name]), flush=True)
+    for _ in sys.stdin:
+        found = {}
+        for name, call in {**reads, **with_gradients}.items():
+            with torch.inference_mode(name in reads):
+                found[name] = microseconds(call)
+        print(json.dumps(found), flush=True)
 
 
 def microseconds(call: Callable[[], object]) -> float:

@@ -2,7 +2,7 @@
 
 The tiles come from compiling, not from timing: large ones that keep all accumulators in registers (no stack) and fit
 the shared and tensor memory of each architecture, by compile_gate.py. Nothing is tuned while a read waits for it; what
-`stm-fast benchmark --tune` timed beforehand goes first (tuned.py).
+`stm-fast benchmark tune` timed beforehand goes first (tuned.py).
 """
 
 from collections.abc import Callable, Iterator

@@ -1,10 +1,10 @@
 """Tiles that were timed on the user's GPU: the JSON file that STM_FAST_CONFIGS names, which goes before configs.py.
 
-    {"schema": 1, "architecture": 90, "gpu": ..., "triton": ..., "commit": ..., "tiles": [
-        {"kernel": "forward", "choice": {the fields of Choice}, "tile": {the fields of ForwardConfig}, ...}]}
+    {"schema": 3, "machine": {...}, "settings": {"architecture": 90, ...}, "rows": [
+        {"kernel": "forward", "choice": {the fields of Choice}, "tile": {the fields of ForwardConfig}, ...}], ...}
 
 The variable is read once in a process. A tile is taken for exactly the choice that it was timed for.
-`stm-fast benchmark --tune` writes such a file.
+`stm-fast benchmark tune` writes such a file.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from stm_fast.kernels.tiles import BackwardConfig, Choice, ForwardConfig
 
 VARIABLE = "STM_FAST_CONFIGS"
-SCHEMA = 1
+SCHEMA = 3  # of records of stm-fast benchmark
 
 # whose tile; "backward" is that of P and G, "top-k" also that of usage and row totals
 Kernel = Literal["forward", "backward", "grad_value", "grad_key", "grad_query", "top-k"]
@@ -90,12 +90,12 @@ def read_tiles(path: str, architecture: int) -> Tiles:
             table = json.load(file)
         if table["schema"] != SCHEMA:
             raise ValueError(f"schema {table['schema']}")
-        found = table["architecture"]
-        tiles = dict(map(_entry, table["tiles"]))
+        found = table["settings"]["architecture"]
+        tiles = dict(map(_entry, table["rows"]))
     except OSError as error:
         raise ValueError(f"{VARIABLE}: cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
-        expected = f"the JSON of stm-fast benchmark --tune, schema {SCHEMA}"
+        expected = f"the JSON of stm-fast benchmark tune, schema {SCHEMA}"
         raise ValueError(f"{VARIABLE}: {path}: expected {expected}; {error}") from None
     if found != architecture:
         raise ValueError(f"{VARIABLE}: {path}: found tiles for sm_{found}, expected sm_{architecture} as this GPU is")

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import stm_fast.tasks as tasks
-from stm_fast.commands.benchmark import benchmark
+from stm_fast.commands.benchmark import frames, read, tune
 from stm_fast.commands.convert import convert
 from stm_fast.commands.demo import demo
 from stm_fast.commands.evaluate import evaluate
@@ -31,7 +31,11 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     segment: "stm-fast segment clip.mp4 --masks first.png --output out --max-size 480",
     train: "stm-fast train configs/tiny.yaml --output runs/tiny",
     evaluate: "stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth",
-    benchmark: "stm-fast benchmark --shapes 480p-T5-O1,480p-T20-O1 --passes forward",
+}
+_BENCHMARK_EXAMPLES: dict[Callable[..., None], str] = {
+    read: "stm-fast benchmark read --shapes 480p-T5-O1,480p-T20-O1 --passes forward",
+    frames: "stm-fast benchmark frames --shapes 480p-T10-O1 --variants published,prepared",
+    tune: "stm-fast benchmark tune --output tiles.json --passes forward",
 }
 
 # from click, or from the copy that newer versions of typer include
@@ -63,6 +67,13 @@ class _OneLineErrors(TyperGroup):
             if as_input_error(error) is None:
                 raise
             raise _bad_input(error) from None
+
+
+class _HelpWithoutArguments(TyperGroup):
+    """Commands inside a command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
 
 
 def _bad_input(error: Exception) -> typer.Exit:
@@ -103,6 +114,14 @@ app = typer.Typer(
 )
 for command, example in _EXAMPLES.items():
     app.command(epilog=f"Example: {example}")(grouped(command))
+benchmark = typer.Typer(
+    cls=_HelpWithoutArguments,
+    epilog="Example: stm-fast benchmark read --quick",
+    help="Time memory reads, whole frames, or tiles of the Triton kernels.",
+)
+for command, example in _BENCHMARK_EXAMPLES.items():
+    benchmark.command(epilog=f"Example: {example}")(grouped(command))
+app.add_typer(benchmark, name="benchmark")
 
 
 def _print_version(asked: bool) -> None:

@@ -40,8 +40,8 @@ RouteName = Literal[
     Engine,
     ByteLayout,
 ]
-# of the benchmark of whole frames, see `benchmarking.system`
-Contestant = Literal[
+# of the benchmark of whole frames, see `benchmarking.frames`
+Variant = Literal[
     "published",
     "engine",
     "prepared",

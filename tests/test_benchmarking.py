@@ -2,48 +2,33 @@
 
 import json
 import math
+import re
 import time
 from dataclasses import replace
-from io import StringIO
 
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 import make_tables
 from stm_fast.__main__ import app
-from stm_fast.benchmarking import (
-    PASSES,
-    ROUTES,
-    Record,
-    Row,
-    Selection,
-    Workload,
-    grid,
-    parse_shape,
-    read_record,
-    run_benchmark,
-    runner,
-    write_record,
-)
-from stm_fast.benchmarking.accuracy import Exact
-from stm_fast.benchmarking.extra_memory import extra_cpu_bytes
-from stm_fast.benchmarking.inputs import in_layout, make_inputs
-from stm_fast.benchmarking.machine import describe_machine
+from stm_fast.benchmarking import reads
+from stm_fast.benchmarking.peak_memory import extra_cpu_bytes
 from stm_fast.benchmarking.plots import write_plots
-from stm_fast.benchmarking.refusals import refusal
-from stm_fast.benchmarking.rounds import quantiles, take_turns
-from stm_fast.benchmarking.system import SystemRow
-from stm_fast.benchmarking.system_records import SystemRecord, read_system_record, write_system_record
-from stm_fast.benchmarking.system_workload import SystemWorkload
-from stm_fast.benchmarking.table import render
-from stm_fast.benchmarking.timing import Reading, make_call
+from stm_fast.benchmarking.reads import Exact, time_routes
+from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, describe_machine, read_record
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import FrameWorkload, Selection, grid, parse_shape
+from stm_fast.benchmarking.tables import Table, read_table
+from stm_fast.benchmarking.timing import Reading, interleaved, make_call, quantiles, unsupported_reason
+from stm_fast.benchmarking.workload import PASSES, Workload, in_layout, make_inputs
 from stm_fast.errors import InputError
 from stm_fast.inference.stages import STAGES
 from stm_fast.ops.quantised import QuantisedMemory
+from stm_fast.record_file import write_record_file
 
 TINY = "2x3-T2-O2"  # 6 queries, 12 memory rows, 2 objects
+BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"
 COMPILED = ("compile", "compile-dynamic", "flex")
 # what a CPU has, without the routes that are compiled first
 PLAIN = ("published", "last-dim", "chunks", "sdpa", "sdpa-math", "sdpa-flash-split", "cpp", "reference")
@@ -63,11 +48,11 @@ def work(pass_name="forward", shape=TINY, dtype=torch.float32):
 
 def select(*routes, passes=PASSES, shapes=(TINY,), **settings):
     settings = {"seconds": 0.0, "rounds": 2, "memory": False} | settings
-    return Selection(tuple(map(parse_shape, shapes)), (torch.float32,), passes, routes, "cpu", **settings)
+    return Selection(tuple(map(parse_shape, shapes)), ("float32",), passes, routes, "cpu", **settings)
 
 
 def rows_of(selection):
-    return [row for rows in run_benchmark(selection) for row in rows]
+    return [row for rows in time_routes(selection) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +95,12 @@ def test_flop_by_hand():
 
 def test_bytes_by_hand():
     query, key, value, out = 6 * 128, 2 * 12 * 128, 2 * 12 * 512, 2 * 6 * 512
-    assert work("forward").bytes == 4 * (query + key + value + out)
-    assert work("forward", dtype=torch.bfloat16).bytes == 2 * (query + key + value + out)
-    assert work("backward").bytes == 4 * 2 * (query + key + value + out)
-    assert work("top-k").bytes == work("forward").bytes
+    assert work("forward").bytes_with(4) == 4 * (query + key + value + out)
+    assert work("forward", dtype=torch.bfloat16).bytes_with(2) == 2 * (query + key + value + out)
+    assert work("backward").bytes_with(4) == 4 * 2 * (query + key + value + out)
+    assert work("top-k").bytes_with(4) == work("forward").bytes_with(4)
     # one query selects 30 of 100 rows of value
-    assert work("top-k", "M1-N100-O1").bytes == 4 * (128 + 100 * 128 + 30 * 512 + 512)
+    assert work("top-k", "M1-N100-O1").bytes_with(4) == 4 * (128 + 100 * 128 + 30 * 512 + 512)
     assert work().input_bytes == 4 * (query + key + value)
     assert work().affinity_bytes == 4 * 144
 
@@ -152,14 +137,14 @@ def test_quantised_routes_carry_their_error():
     assert timed["published"].error < 1e-5 < timed["int8"].error < timed["fp8"].error < 0.1
     moved = 4 * (6 * 128 + 2 * 6 * 512) + 2 * 12 * 640  # queries and results of 4 bytes, memory of 1
     assert timed["int8"].gb_per_second == pytest.approx(moved / timed["int8"].seconds / 1e9)
-    refused = {(row.route, row.pass_name): row.refused for row in rows if row.refused}
-    assert refused["int8", "top-k"] == "it has no top-k"
-    assert refused["fp8", "backward"] == "it has no backward"
+    skipped = {(row.route, row.pass_name): row.skipped for row in rows if row.skipped}
+    assert skipped["int8", "top-k"] == "it has no top-k"
+    assert skipped["fp8", "backward"] == "it has no backward"
 
 
 @pytest.mark.slow
 def test_routes_on_a_cpu_once():
-    rows = rows_of(select(*(name for name in ROUTES if name not in COMPILED and not ROUTES[name].quantised)))
+    rows = rows_of(select(*(name for name in ROUTES if name not in COMPILED and not ROUTES[name].quantized)))
     timed = {(row.route, row.pass_name): row for row in rows if row.seconds is not None}
     assert timed.pop(("torch.mm", "matrix product")).fraction_of_mm == 1
     dense = {(route, pass_name) for route in PLAIN for pass_name in ("forward", "backward")}
@@ -169,13 +154,13 @@ def test_routes_on_a_cpu_once():
         assert row.rounds == 2
         assert row.seconds_20 <= row.seconds <= row.seconds_80
         assert row.tflop_per_second == pytest.approx(work(row.pass_name).flop / row.seconds / 1e12)
-        assert row.gb_per_second == pytest.approx(work(row.pass_name).bytes / row.seconds / 1e9)
-    refused = {(row.route, row.pass_name): row.refused for row in rows if row.refused}
-    assert "same last dim" in refused["sdpa-flash", "forward"]
-    assert "CUDA" in refused["triton", "forward"]
-    assert refused["sdpa", "top-k"] == "it has no top-k"
-    assert refused["flex-32x32", "backward"] == "it runs on cuda tensors only"
-    assert len(timed) + len(refused) == len(PASSES) * (len(ROUTES) - len(COMPILED) - 2)
+        assert row.gb_per_second == pytest.approx(work(row.pass_name).bytes_with(4) / row.seconds / 1e9)
+    skipped = {(row.route, row.pass_name): row.skipped for row in rows if row.skipped}
+    assert "same last dim" in skipped["sdpa-flash", "forward"]
+    assert "CUDA" in skipped["triton", "forward"]
+    assert skipped["sdpa", "top-k"] == "it has no top-k"
+    assert skipped["flex-32x32", "backward"] == "it runs on cuda tensors only"
+    assert len(timed) + len(skipped) == len(PASSES) * (len(ROUTES) - len(COMPILED) - 2)
 
 
 @pytest.mark.slow
@@ -209,32 +194,32 @@ def test_the_error_is_that_of_the_result(pass_name):
 
 @pytest.mark.slow
 def test_a_wrong_route_gets_no_time(monkeypatch):
-    wrong = replace(ROUTES["published"], build=lambda workload: lambda query, key, value: value[:, : query.shape[1]])
+    wrong = replace(ROUTES["published"], make=lambda workload: lambda query, key, value: value[:, : query.shape[1]])
     monkeypatch.setitem(ROUTES, "published", wrong)
     (row,) = (row for row in rows_of(select("published", passes=("forward",))) if row.route == "published")
-    assert row.refused.startswith("wrong result: relative error")
+    assert row.skipped.startswith("wrong result: relative error")
     assert row.seconds is None
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_a_result(monkeypatch):
     # 1000 x 1000: inputs in two layouts take 6.1 MB, two affinities 8 MB; 10 x 9000: the inputs alone 46 MB
-    monkeypatch.setattr(runner, "available_bytes", lambda device: 8_500_000)
+    monkeypatch.setattr(reads, "available_bytes", lambda device: 8_500_000)
     rows = rows_of(select("published", "cpp", passes=("forward",), shapes=("M1000-N1000-O1", "M10-N9000-O1")))
     found = {(row.shape, row.route): row for row in rows}
-    assert found["M1000-N1000-O1", "published"].refused == "needs about 0.008 GB, 0.0085 GB are free"
+    assert found["M1000-N1000-O1", "published"].skipped == "needs about 0.008 GB, 0.0085 GB are free"
     assert found["M1000-N1000-O1", "cpp"].seconds > 0
-    assert found["M10-N9000-O1", "cpp"].refused == "needs about 0.0461 GB, 0.0085 GB are free"
+    assert found["M10-N9000-O1", "cpp"].skipped == "needs about 0.0461 GB, 0.0085 GB are free"
 
 
 @pytest.mark.slow
 def test_out_of_time_is_a_result():
     rows = rows_of(select("published", "cpp", deadline=0.0))
-    assert {row.refused for row in rows} == {"out of time"}
+    assert {row.skipped for row in rows} == {"out of time"}
     assert len(rows) == 2 * len(PASSES)
 
 
-def test_routes_take_turns():
+def test_variants_are_interleaved():
     order = []
 
     def turn(name):
@@ -244,7 +229,7 @@ def test_routes_take_turns():
 
         return take
 
-    readings = take_turns([turn("a"), turn("b"), turn("c")], seconds=0.0, rounds=2)
+    readings = interleaved([turn("a"), turn("b"), turn("c")], seconds=0.0, rounds=2)
     assert order == [(name, index) for index in range(2) for name in "abc"]
     assert [len(found) for found in readings] == [2, 2, 2]
 
@@ -255,13 +240,13 @@ def test_a_route_that_fails_late_ends_its_own_part_alone():
             raise torch.OutOfMemoryError("no room")
         return Reading(1.0, 1.0)
 
-    good, bad = take_turns([lambda index: Reading(1.0, 1.0), fails], seconds=0.0, rounds=3)
+    good, bad = interleaved([lambda index: Reading(1.0, 1.0), fails], seconds=0.0, rounds=3)
     assert len(good) == 3
     assert bad == "OutOfMemoryError: no room"
 
 
 def test_rounds_end_at_the_deadline_after_one():
-    (readings,) = take_turns([lambda index: Reading(1.0, 1.0)], 100.0, rounds=50, end=time.monotonic() - 1)
+    (readings,) = interleaved([lambda index: Reading(1.0, 1.0)], 100.0, rounds=50, end=time.monotonic() - 1)
     assert len(readings) == 1
 
 
@@ -271,12 +256,12 @@ def test_quantiles_by_hand():
     assert found == pytest.approx(expected)
 
 
-def test_refusals_are_one_line():
+def test_unsupported_reasons_are_one_line():
     warnings = ["Flash attention kernel not used because: (Triggered internally at /a/b.cpp:9.)", "widths differ\nmore"]
-    assert refusal(RuntimeError("\nNo kernel.\nmore"), warnings) == "RuntimeError: No kernel.; widths differ"
+    assert unsupported_reason(RuntimeError("\nNo kernel.\nmore"), warnings) == "RuntimeError: No kernel.; widths differ"
     traced = ValueError("Observed\n  Developer debug context: raised exception NotImplementedError('no')\n")
-    assert refusal(traced) == "ValueError: NotImplementedError('no')"
-    assert len(refusal(ValueError("x" * 1000))) == 400
+    assert unsupported_reason(traced) == "ValueError: NotImplementedError('no')"
+    assert len(unsupported_reason(ValueError("x" * 1000))) == 400
 
 
 @pytest.mark.slow
@@ -291,8 +276,9 @@ def test_extra_memory_is_that_of_affinities():
 
 
 def example_record():
-    machine = describe_machine("cpu") | {"cpu": "a | processor", "commit": None}
-    small = Row("480p-T1-O1", "float32", "forward", "published", rounds=5, first_call_seconds=0.1, error=1e-7)
+    changing = {"date": "2026-01-01T00:00:00+00:00", "load_average": [0.5, 0.5, 0.5]}
+    machine = describe_machine("cpu") | changing | {"cpu": "a | processor", "commit": None}
+    small = ReadRow("480p-T1-O1", "float32", "forward", "published", rounds=5, first_call_seconds=0.1, error=1e-7)
     large = replace(small, shape="480p-T5-O1")
     published = {"seconds_20": 0.01, "seconds_80": 0.3, "tflop_per_second": 0.2, "fraction_of_mm": 0.5}
     cpp = {"seconds_20": 0.009, "seconds_80": 0.011, "tflop_per_second": 0.4, "fraction_of_mm": 1.0}
@@ -302,39 +288,78 @@ def example_record():
         replace(large, seconds=0.2, extra_bytes=2**26, gb_per_second=3.0, **published),
         replace(small, route="cpp", seconds=0.01, extra_bytes=10**6, gb_per_second=6.0, **cpp),
         replace(small, route="int8", error=0.011, seconds=0.01, extra_bytes=10**6, gb_per_second=6.0, **cpp),
-        Row("480p-T5-O1", "float32", "forward", "cpp", "out of time"),
-        Row("480p-T1-O1", "float32", "forward", "sdpa-flash", "other widths"),
+        ReadRow("480p-T5-O1", "float32", "forward", "cpp", "out of time"),
+        ReadRow("480p-T1-O1", "float32", "forward", "sdpa-flash", "other widths"),
     ]
     return Record(machine, {}, rows)
 
 
 def test_json_round_trip(tmp_path):
     path = tmp_path / "found.json"
-    write_record(example_record(), path)
-    assert read_record(path) == example_record()
+    example_record().write(path)
+    assert read_record(path, ReadRow) == example_record()
     assert [file.name for file in tmp_path.iterdir()] == ["found.json"]
     assert "\n" not in example_record().to_json()
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "machine": {}, "settings": {}, "rows": [{}]}']
+    "text", ["", "[]", "{}", '{"schema": 3}', '{"schema": 2, "machine": {}, "settings": {}, "rows": [{}]}']
 )
 def test_other_files_are_no_records(text, tmp_path):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"other\.json: not the JSON of stm-fast benchmark, schema 2, or damaged"):
-        read_record(path)
+    with pytest.raises(InputError, match=r"other\.json: not a benchmark record, schema 3, or damaged"):
+        read_record(path, ReadRow)
 
 
-def test_the_table_renders():
-    console = Console(width=150, file=StringIO())
-    console.print(render(example_record().rows))
-    text = console.file.getvalue()
-    (cpp,) = (line for line in text.splitlines() if " cpp " in line)
-    assert [cell.strip() for cell in cpp.strip("│ ").split("│")] == [
-        "forward", "cpp", "10 ms", "9 ms-11 ms", "400 GFLOP/s", "100 %", "6", "1.0 MB", "1.0e-07", "20.00", "100 ms",
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 2}, "another schema"),
+        ({"more": 1}, "other entries"),
+        ({"rows": [{"shape": 1}]}, "rows.0: found shape, expected shape, dtype"),
+        ({"machine": []}, r"machine: found \[\]"),
+    ],
+)
+def test_records_of_another_kind_are_told_apart(change, words, tmp_path):
+    path = tmp_path / "other.json"
+    content = {"schema": 3, "machine": {}, "settings": {}, "rows": []}
+    write_record_file(path, content)
+    assert read_record(path, ReadRow) == Record({}, {})
+    write_record_file(path, content | change)
+    with pytest.raises(
+        InputError, match=rf"other\.json: not a benchmark record, schema 3 \({words}.*\); measure again"
+    ):
+        read_record(path, ReadRow)
+
+
+def test_the_table_of_reads():
+    title, head, *lines = read_table(example_record().rows).lines()
+    assert title == "480p-T1-O1 float32"
+    assert re.split("  +", head.strip()) == [
+        "pass", "median", "20-80 %", "rate", "of mm", "GB/s", "extra", "error", "x published", "first call",
     ]  # fmt: skip
-    assert "forward: no sdpa-flash: other widths" in text
+    (cpp,) = (line for line in lines if " cpp " in line)
+    assert re.split("  +", cpp.strip()) == [
+        "forward cpp", "10 ms", "9 ms-11 ms", "400 GFLOP/s", "100 %", "6", "1.0 MB", "1.0e-07", "20.00", "100 ms",
+    ]  # fmt: skip
+    assert lines[-1] == "  forward: no sdpa-flash: other widths"
+
+
+def test_a_table_by_hand():
+    table = Table(["ms", "a", "long name"], [["first", "1.5", "2"], ["second one", "", "3"]], "title", ["note"])
+    assert list(table.lines()) == [
+        "title",
+        "  ms            a  long name",
+        "  first       1.5          2",
+        "  second one               3",
+        "note",
+    ]
+    rows = "| first | 1.5 | 2 |\n| second one |  | 3 |"
+    assert table.markdown() == f"| ms | a | long name |\n|---|---|---|\n{rows}\n\nnote"
+    assert table.transposed() == replace(
+        table, head=("ms", "first", "second one"), rows=[("a", "1.5", ""), ("long name", "2", "3")]
+    )
 
 
 @pytest.mark.slow
@@ -360,9 +385,9 @@ def run(*arguments):
 def test_the_command_ends_with_one_json_object(tmp_path):
     path = tmp_path / "found.json"
     arguments = ("--shapes", f"{TINY},2x3-T4-O2", "--routes", "published,cpp", "--passes", "forward", "--no-memory")
-    done = run(*arguments, "--seconds", "0", "--rounds", "1", "--output", str(path), "--json", "--threads", "1")
+    done = run("read", *arguments, "--seconds", "0", "--rounds", "1", "--output", str(path), "--json", "--threads", "1")
     assert done.exit_code == 0, done.output
-    record = read_record(path)
+    record = read_record(path, ReadRow)
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(path.read_text())
     assert [row.route for row in record.rows] == 2 * ["torch.mm", "published", "cpp"]
     assert record.machine["threads"] == 1
@@ -372,7 +397,7 @@ def test_the_command_ends_with_one_json_object(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run("--quick", "--output", "no/such/folder/found.json")
+    done = run("read", "--quick", "--output", "no/such/folder/found.json")
     assert done.exit_code == 2
     assert done.stderr.startswith("stm-fast: cannot write no/such/folder/found.json")
     assert len(done.stderr.splitlines()) == 1
@@ -383,7 +408,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
 def test_results_are_not_overwritten_unasked(name, tmp_path):
     path = tmp_path / name
     path.write_text("mine")
-    done = run("--quick", "--output", str(tmp_path / "found.json"))
+    done = run("read", "--quick", "--output", str(tmp_path / "found.json"))
     assert done.exit_code == 2
     assert done.stderr.startswith(f"stm-fast: {path}: exists already")
     assert path.read_text() == "mine"
@@ -393,7 +418,7 @@ def test_results_are_not_overwritten_unasked(name, tmp_path):
 def test_the_weights_are_not_replaced_by_what_is_found(tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.write_text("weights")
-    done = run("--system", "--weights", str(weights), "--output", str(weights), "--overwrite")
+    done = run("frames", "--weights", str(weights), "--output", str(weights), "--overwrite")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"stm-fast: {weights}: found as both input and output")
     assert weights.read_text() == "weights"
@@ -401,8 +426,9 @@ def test_the_weights_are_not_replaced_by_what_is_found(tmp_path):
 
 def test_figures_are_written_between_the_marks(tmp_path):
     document = tmp_path / "README.md"
-    document.write_text(f"before\n{make_tables.BEGIN}\nold\n{make_tables.END}\nafter\n")
-    text = make_tables.with_figures(document, document.read_text(), [example_record()], ("forward",))
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    figures = make_tables.figures([example_record()], ("forward",))
+    text = make_tables.replaced(document, document.read_text(), "figures", figures)
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
@@ -413,14 +439,13 @@ def test_figures_are_written_between_the_marks(tmp_path):
     assert "Did not run: sdpa-flash (other widths)." in text
     assert "GPU: not measured yet." in text
     assert "CPU: not measured yet." not in text
-    assert make_tables.with_figures(document, text, [example_record()], ("forward",)) == text
+    assert make_tables.replaced(document, text, "figures", figures) == text
 
 
-def test_a_document_without_marks_is_refused(tmp_path):
-    document = tmp_path / "README.md"
-    document.write_text("nothing to see")
+@pytest.mark.parametrize("text", ["nothing to see", f"{END}\n{BEGIN}", f"{BEGIN}\n{BEGIN}\n{END}"])
+def test_a_document_without_marks_is_refused(tmp_path, text):
     with pytest.raises(InputError, match=r"README\.md: expected the lines"):
-        make_tables.with_figures(document, document.read_text(), [], ("forward",))
+        make_tables.replaced(tmp_path / "README.md", text, "figures", "")
 
 
 def test_the_documents_hold_the_figures_of_the_results():
@@ -429,18 +454,17 @@ def test_the_documents_hold_the_figures_of_the_results():
 
 
 def test_whole_frames_are_written_down_and_read_again(tmp_path):
-    workload = SystemWorkload("480p", objects=3, memory_frames=10)
-    stages = dict.fromkeys(STAGES, 0.1)
+    workload = FrameWorkload("480p", objects=3, memory_frames=10)
+    stages, background = dict.fromkeys(STAGES, 0.1), {"decode": 0.001}
     rows = [
-        SystemRow(workload, "published", 3, 0.9, 0.8, 1.0, stages, 1.0, 5 * 10**9),
-        SystemRow(workload, "prepared", 3, 0.3, 0.2, 0.4, stages, 0.99951, 10**9),
+        FrameRow(workload, "published", 3, 0.9, 0.8, 1.0, stages, 1.0, 5 * 10**9, background),
+        FrameRow(workload, "prepared", 3, 0.3, 0.2, 0.4, stages, 0.99951, 10**9, background),
     ]
-    record = SystemRecord(describe_machine("cpu"), rows, {workload.name: {"decode": 0.001}})
-    write_system_record(record, tmp_path / "network.json")
-    read = read_system_record(tmp_path / "network.json")
+    record = Record(describe_machine("cpu"), {"rounds": 3}, rows)
+    record.write(tmp_path / "network.json")
+    read = read_record(tmp_path / "network.json", FrameRow)
     assert read == record
-    marks = f"{make_tables.FRAMES_BEGIN}\n{make_tables.FRAMES_END}\n"
-    text = make_tables.with_frames(tmp_path, marks, [read], by_stage=True)
+    text = make_tables.whole_frames([read], by_stage=True)
     assert "| resnet50 | 480p-T10-O3 |" in text
     assert "| published loop, in plain PyTorch | 900 ms, 5,000 MB |" in text
     assert "| for_inference | 300 ms, 3.00x, J 0.9995, 1,000 MB |" in text
@@ -448,6 +472,6 @@ def test_whole_frames_are_written_down_and_read_again(tmp_path):
     assert "| frame, 20 to 80 % | 800 to 1000 | 200 to 400 |" in text
     assert "decode 1.0 ms." in text
     assert "GPU: not measured yet." in text
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(InputError, match="not the JSON of stm-fast benchmark --system"):
-        read_system_record(tmp_path / "other.json")
+    assert "| memory encoder |" not in make_tables.whole_frames([read], by_stage=False)
+    with pytest.raises(InputError, match=r"not a benchmark record, schema 3 \(rows\.0: found workload, variant"):
+        read_record(tmp_path / "network.json", ReadRow)

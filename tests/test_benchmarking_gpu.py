@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from stm_fast.benchmarking import PASSES, Selection, parse_shape, run_benchmark
+from stm_fast.benchmarking.reads import time_routes
+from stm_fast.benchmarking.shapes import Selection, parse_shape
+from stm_fast.benchmarking.workload import PASSES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -13,15 +15,15 @@ ROUTES = ("published", "published-tf32", "last-dim", "chunks", "sdpa-efficient",
 
 
 def test_routes_on_a_gpu_once():
-    dtypes = (torch.bfloat16, torch.float32)
+    dtypes = ("bfloat16", "float32")
     selection = Selection((parse_shape("8x14-T2-O2"),), dtypes, PASSES, ROUTES, "cuda", seconds=0.0, rounds=2)
-    found = [row for rows in run_benchmark(selection) for row in rows]
+    found = [row for rows in time_routes(selection) for row in rows]
     timed = {(row.dtype, row.route, row.pass_name): row for row in found if row.seconds is not None}
-    refused = [(row.route, row.refused) for row in found if row.refused]
+    skipped = [(row.route, row.skipped) for row in found if row.skipped]
     for dtype in ("bfloat16", "float32"):
         assert (dtype, "torch.mm", "matrix product") in timed
         for route in ("published", "last-dim", "chunks", "triton"):
-            assert (dtype, route, "forward") in timed, refused
+            assert (dtype, route, "forward") in timed, skipped
             row = timed[dtype, route, "forward"]
             assert row.seconds > 0
             assert row.error < 0.05

@@ -7,7 +7,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from stm_fast.benchmarking import grid
+from stm_fast.benchmarking.shapes import grid
 from stm_fast.kernels import compile_gate, sass
 from stm_fast.kernels.compile_gate import Case, Compiled
 from stm_fast.kernels.configs import COMBINE, all_configs, bytes_of_a_part, choose_splits, read_time

@@ -3,15 +3,17 @@
 import io
 import pickle
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from stm_fast.benchmarking.frames import time_variants
 from stm_fast.benchmarking.published_loop import PublishedLoop
-from stm_fast.benchmarking.system import PUBLISHED, measure_system
-from stm_fast.benchmarking.system_run import table
-from stm_fast.benchmarking.system_workload import SystemWorkload, parse_workload
+from stm_fast.benchmarking.records import PUBLISHED
+from stm_fast.benchmarking.shapes import FrameWorkload, parse_workload
+from stm_fast.benchmarking.tables import stage_table
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
@@ -258,26 +260,27 @@ def test_the_published_loop_the_engine_and_the_prepared_engine_agree(model):
 
 @pytest.mark.slow
 def test_a_whole_frame_is_timed_by_stage(monkeypatch):
-    monkeypatch.setattr("stm_fast.benchmarking.system.SIZES", {"tiny": (48, 64)})
-    workload = SystemWorkload("tiny", objects=2, memory_frames=3, backbone="resnet18")
-    rows = measure_system(workload, [PUBLISHED, "engine", "prepared", "no-previous", "bfloat16-memory"], 2, "cpu")
-    assert [row.contestant for row in rows] == [PUBLISHED, "engine", "prepared", "no-previous", "bfloat16-memory"]
+    monkeypatch.setattr("stm_fast.benchmarking.frames.SIZES", {"tiny": (48, 64)})
+    workload = FrameWorkload("tiny", objects=2, memory_frames=3, backbone="resnet18")
+    rows = time_variants(workload, [PUBLISHED, "engine", "prepared", "no-previous", "bfloat16-memory"], 2, "cpu")
+    assert [row.variant for row in rows] == [PUBLISHED, "engine", "prepared", "no-previous", "bfloat16-memory"]
     for row in rows:
         assert 0 <= row.similarity <= 1
         assert set(row.stage_seconds) == set(STAGES)
-        unused = {"memory encoder"} if row.contestant == "no-previous" else set()
+        unused = {"memory encoder"} if row.variant == "no-previous" else set()
         assert {stage for stage, seconds in row.stage_seconds.items() if seconds == 0} == unused
         assert row.frame_seconds_20 <= row.frame_seconds <= row.frame_seconds_80
     assert rows[1].similarity > 0.99
     assert rows[2].similarity > 0.99
-    text = "\n".join(table(rows, {"decode": 0.001, "write": 0.002}))
+    rows = [replace(row, background_seconds={"decode": 0.001, "write": 0.002}) for row in rows]
+    text = "\n".join(stage_table(rows).lines())
     assert f"{1000 * rows[1].stage_seconds['decoder']:.1f}" in text
     assert f"{rows[0].frame_seconds / rows[2].frame_seconds:.2f}" in text
     assert "decode 1.0 ms, write 2.0 ms" in text
 
 
 def test_workloads_by_name():
-    assert parse_workload("480p-T10-O3") == SystemWorkload("480p", objects=3, memory_frames=10)
+    assert parse_workload("480p-T10-O3") == FrameWorkload("480p", objects=3, memory_frames=10)
     for text in ("480p", "480p-T0-O1", "481p-T1-O1", "480p-T1-O21", "480p-T10-O3 "):
         with pytest.raises(InputError, match="expected for example 480p-T10-O3"):
             parse_workload(text)

@@ -187,7 +187,7 @@ PLACES = {
     "split": ("evaluate", "davis17", "--data", "masks", "--output", "out", "--split", "{}"),
     "config": ("train", "{}", "--output", "out"),
     "checkpoint": ("convert", "{}", "out.safetensors"),
-    "weights of a benchmark": ("benchmark", "--system", "--weights", "{}"),
+    "weights of a benchmark": ("benchmark", "frames", "--weights", "{}"),
 }
 # a pipe must not block, a device not be read without end; "full/file" is not a folder
 PATHS = (LONG, f"full/{LONG}", "loop", "loop/x", "mask.png/x", "pipe", "socket", "/dev/zero", "/dev/full", "dangling")

@@ -1,6 +1,5 @@
 """make gpu, without a GPU: its stages, what ends them, and what is left of them."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,13 +14,14 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 
+import gpu_cache
 import gpu_checks
-from gpu import BENCHMARKS, ROOT, kernel_cache, profiler, reads, smoke, suite
-from gpu.processes import Child
-from gpu.reads_child import PARTS
-from gpu.session import Session, Stage
-from stm_fast.benchmarking import Row, read_record
-from stm_fast.benchmarking.system_records import read_system_record
+from gpu import frames, profiler, reads, smoke, suite
+from gpu.reads import PARTS
+from gpu.session import BENCHMARKS, ROOT, Child, Session, Stage
+from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
+from stm_fast.benchmarking.shapes import FrameWorkload
+from stm_fast.inference.stages import STAGES
 from stm_fast.kernels import compile_gate
 from stm_fast.kernels.compile_gate import Case
 
@@ -77,8 +77,8 @@ def test_a_stage_that_fails_stops_no_other_and_leaves_its_time(session, monkeypa
     table = gpu_checks.table(session).splitlines()
     assert table[0].startswith("smoke: failed: RuntimeError: no kernel")
     assert table[2] == "  all right"
-    record = json.loads((session.out / "gpu-checks.json").read_text())
-    assert [stage["state"] for stage in record["stages"]] == ["failed: RuntimeError: no kernel", "done"]
+    rows = read_record(session.out / "gpu-checks.json", Stage).rows
+    assert [row.state for row in rows] == ["failed: RuntimeError: no kernel", "done"]
 
 
 def test_the_table_is_short_however_much_was_found(session):
@@ -169,13 +169,14 @@ def test_a_kernel_that_hung_is_launched_by_no_later_stage():
 
 LAUNCHED = """
 import torch
-from gpu.contestants import contestants
+from gpu.routes import PACKAGE_ROUTES
 from launchless import LAUNCHES
-from stm_fast.benchmarking import Workload, parse_shape
-from stm_fast.benchmarking.inputs import in_layout, make_inputs
+from stm_fast.benchmarking.shapes import parse_shape
+from stm_fast.benchmarking.workload import Workload
+from stm_fast.benchmarking.workload import in_layout, make_inputs
 
 shape = parse_shape("30x54-T1-O2")
-for name, route in contestants().items():
+for name, route in PACKAGE_ROUTES.items():
     inputs = in_layout(make_inputs(shape, torch.bfloat16, "cuda", seed=0), route.layout)
     LAUNCHES.clear()
     route.build(Workload(shape, torch.bfloat16, "forward", "cuda"))(inputs.query, *inputs.memory)
@@ -185,7 +186,7 @@ for name, route in contestants().items():
 
 
 @pytest.mark.slow
-def test_contestants_launch_what_they_are_named_after(tmp_path):
+def test_routes_launch_what_they_are_named_after(tmp_path):
     script = tmp_path / "launched.py"
     script.write_text(LAUNCHED)
     command = [sys.executable, "-m", "launchless", str(script)]
@@ -200,25 +201,69 @@ def test_contestants_launch_what_they_are_named_after(tmp_path):
 
 def test_times_are_a_table_with_the_fastest_first():
     def row(route, shape="480p-T20-O3", seconds=None, **fields):
-        return Row(shape, "bfloat16", "forward", route, seconds=seconds, **fields)
+        return ReadRow(shape, "bfloat16", "forward", route, seconds=seconds, **fields)
 
     rows = [
-        Row("480p-T20-O3", "bfloat16", "matrix product", "torch.mm", seconds=1e-3, tflop_per_second=700.0),
+        ReadRow("480p-T20-O3", "bfloat16", "matrix product", "torch.mm", seconds=1e-3, tflop_per_second=700.0),
         row("published", seconds=2e-3, tflop_per_second=60.0, error=2e-3),
         row("triton", seconds=3e-4, host_seconds=2e-5, tflop_per_second=400.0, error=1e-3),
         row("triton", shape="480p-T1-O1", seconds=4e-5, tflop_per_second=80.0, error=2e-3),
-        row("portable", refused="wrong result: relative error 1.2"),
-        row("sdpa-flash", refused="RuntimeError: No available kernel"),
-        row("sdpa-cudnn", refused="RuntimeError: No available kernel"),
+        row("portable", skipped="wrong result: relative error 1.2"),
+        row("sdpa-flash", skipped="RuntimeError: No available kernel"),
+        row("sdpa-cudnn", skipped="RuntimeError: No available kernel"),
     ]
-    lines = list(reads.tables(rows))
+    lines = list(reads.lines(rows))
     assert lines == [
         "  torch.mm: 700 to 700 TFLOP/s",
-        "  forward bfloat16    error     host    480p-T20-O3     480p-T1-O1",
-        "  triton              2e-03       20     300 us 400       40 us 80",
-        "  published           2e-03      nan     2000 us 60               ",
-        "  portable            wrong result: relative error 1.2",
+        "  forward bfloat16  error  host  480p-T20-O3  480p-T1-O1",
+        "  triton            2e-03    20   300 us 400    40 us 80",
+        "  published         2e-03   nan   2000 us 60",
+        "  portable: wrong result: relative error 1.2",
         "  none of sdpa-flash, sdpa-cudnn (RuntimeError)",
+    ]
+
+
+def test_whole_frames_are_a_line_for_each_variant():
+    workload, stages = FrameWorkload("480p", objects=1, memory_frames=20), dict.fromkeys(STAGES, 0.002)
+    rows = [FrameRow(workload, name, 3, 0.0123, 0.012, 0.013, stages, 0.5) for name in ("published", "prepared")]
+    head, *lines = frames.lines(rows)
+    assert head.split()[:2] == ["480p-T20-O1,", "resnet50,"]
+    assert [line.split() for line in lines] == [
+        [name, *len(STAGES) * ["2.0"], "12.3", "12", "to", "13", "0.50000"] for name in ("published", "prepared")
+    ]
+
+
+class Ending:
+    """Of a child that ends at once."""
+
+    def __init__(self, code):
+        self._code = code
+
+    def wait(self, end):
+        return self._code
+
+
+def test_frames_that_a_run_did_not_reach_are_missed(session, monkeypatch):
+    wanted = frames.Run(("480p-T1-O1", "480p-T1-O2"), ("published",))
+    monkeypatch.setattr(frames, "RUNS", {"network": wanted, "network-compiled": frames.TINY})
+    codes = {"network": 1, "network-compiled": None}
+
+    def child(module, *arguments):
+        path = Path(arguments[-1])
+        name = path.name.removesuffix("-NVIDIA-Test.json")
+        if name == "network":
+            workload, stages = FrameWorkload("480p", memory_frames=1), dict.fromkeys(STAGES, 0.1)
+            Record({}, {}, [FrameRow(workload, "published", 3, 1.0, 1.0, 1.0, stages)]).write(path)
+        return Ending(codes[name])
+
+    monkeypatch.setattr(session, "child", child)
+    stage = Stage("frames")
+    frames.run(session, stage, time.monotonic() + 60)
+    assert stage.missed == ["480p-T1-O2 published", *(f"64p-T1-O1 {name}" for name in frames.TINY.variants)]
+    assert stage.state == "out of time"
+    assert stage.lines[-2:] == [
+        "  network: ended with exit code 1: see the log",
+        "  network-compiled: out of time",
     ]
 
 
@@ -233,22 +278,22 @@ def test_a_packed_kernel_is_not_compiled_again(tmp_path, monkeypatch):
         triton.compile(compile_gate.source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
 
     compile_into(tmp_path / "here")
-    assert kernel_cache.pack(tmp_path / "here", tmp_path / "archive") == 1
+    assert gpu_cache.pack(tmp_path / "here", tmp_path / "archive") == 1
     shutil.rmtree(tmp_path / "here")
-    assert kernel_cache.unpack(tmp_path / "archive", tmp_path / "there") == (1, "of these sources")
+    assert gpu_cache.unpack(tmp_path / "archive", tmp_path / "there") == (1, "of these sources")
     compile_into(tmp_path / "there")
     assert found_before == [False, True]
 
 
 def test_kernels_of_another_triton_stay_packed(tmp_path, monkeypatch):
-    assert kernel_cache.unpack(tmp_path / "archive", tmp_path).kernels == 0
+    assert gpu_cache.unpack(tmp_path / "archive", tmp_path).kernels == 0
     (tmp_path / "here" / "A").mkdir(parents=True)
     (tmp_path / "here" / "A" / "kernel.cubin").write_bytes(b"code")
-    assert kernel_cache.pack(tmp_path / "here", tmp_path / "archive") == 1
-    monkeypatch.setattr(kernel_cache, "version", lambda package: "3.5.0")
-    found = kernel_cache.unpack(tmp_path / "archive", tmp_path / "there")
+    assert gpu_cache.pack(tmp_path / "here", tmp_path / "archive") == 1
+    monkeypatch.setattr(gpu_cache, "version", lambda package: "3.5.0")
+    found = gpu_cache.unpack(tmp_path / "archive", tmp_path / "there")
     assert found.kernels == 0
-    assert found.told.endswith("here it is 3.5.0: all are compiled now")
+    assert found.remark.endswith("here it is 3.5.0: all are compiled now")
     assert not (tmp_path / "there").exists()
 
 
@@ -290,17 +335,17 @@ def test_every_stage_is_reached_on_the_device_that_launches_nothing(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     # nothing was computed, and that shows
     assert done.returncode == 1, done.stderr
-    stages = {stage["name"]: stage for stage in json.loads((out / "gpu-checks.json").read_text())["stages"]}
-    states = {name: stage["state"] for name, stage in stages.items()}
+    stages = {stage.name: stage for stage in read_record(out / "gpu-checks.json", Stage).rows}
+    states = {name: stage.state for name, stage in stages.items()}
     assert states == {"smoke": "red", "tests": "red", "reads": "done", "profile": "done", "frames": "done"}
-    assert {found["right"] for found in stages["smoke"]["found"].values()} == {False}
-    assert list(stages["tests"]["found"]["red"]) == [suite.TINY]
-    assert stages["profile"]["found"]["portable"]["gpu__time_duration.sum"] == "1,301.50 us"
-    reads = read_record(out / "memory-read-launchless.json")
+    assert {found["right"] for found in stages["smoke"].found.values()} == {False}
+    assert list(stages["tests"].found["red"]) == [suite.TINY]
+    assert stages["profile"].found["portable"]["gpu__time_duration.sum"] == "1,301.50 us"
+    reads = read_record(out / "memory-read-launchless.json", ReadRow)
     assert list(reads.settings["parts"]) == list(PARTS)
     assert any(row.route == "published" and row.seconds for row in reads.rows)
-    assert {row.refused for row in reads.rows if row.route == "triton"} != {None}
-    assert len(read_system_record(out / "network-launchless.json").rows) == 3
+    assert {row.skipped for row in reads.rows if row.route == "triton"} != {None}
+    assert len(read_record(out / "network-launchless.json", FrameRow).rows) == 3
     assert len(list(out.iterdir())) == 4
     assert all(path.stat().st_size < 2**24 for path in out.iterdir())
     table = (out / "gpu-checks.log").read_text().splitlines()[-100:]

@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from command_line import CALLBACKS, COMMANDS
 from stm_fast.__main__ import app
 from stm_fast.commands.numbers import nbytes, real, whole
 
@@ -18,10 +19,10 @@ OTHERWISE_REFUSED = {
     "demo": ("--output", "full"),
     "train": ("absent.yaml", "--output", "out"),
     "evaluate": ("davis17", "--data", "absent", "--output", "out"),
-    "benchmark": ("--output", "full/file"),
+    "benchmark read": ("--output", "full/file"),
+    "benchmark frames": ("--output", "full/file"),
+    "benchmark tune": ("--output", "full/file"),
 }
-COMMANDS = dict(typer.main.get_command(app).commands)
-CALLBACKS = {command.callback.__name__: command.callback for command in app.registered_commands}
 NEVER = ("-1", str(2**62), str(10**400), "9" * 5000, "1e400", "9e400", "nan", "inf", "-inf", "1_000", "٣", "", " ", "x")
 PERHAPS = ("0", "0.5", "1e1")
 
@@ -42,7 +43,7 @@ OPTIONS = [
 
 def test_the_options_are_found():
     assert {command for command, _ in OPTIONS} == set(OTHERWISE_REFUSED)
-    assert {("segment", "--max-memory-bytes"), ("evaluate", "--scale"), ("benchmark", "--minutes")} <= set(OPTIONS)
+    assert {("segment", "--max-memory-bytes"), ("evaluate", "--scale"), ("benchmark read", "--minutes")} <= set(OPTIONS)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def refusal(tmp_path, monkeypatch):
     (tmp_path / "full/file").touch()
 
     def line(command: str, option: str, value: str) -> str:
-        words = [command, *OTHERWISE_REFUSED[command], f"{option}={value}"]
+        words = [*command.split(), *OTHERWISE_REFUSED[command], f"{option}={value}"]
         result = CliRunner().invoke(app, words)
         assert (result.exit_code, result.stdout) == (2, ""), (words, result.output, result.exception)
         assert isinstance(result.exception, SystemExit)
@@ -89,10 +90,10 @@ def test_a_number_out_of_range_is_refused_by_its_option(refusal, command, option
         (("demo", "--output", "out", "--device", f"cuda:{'9' * 5000}"), "--device: found"),
         (("demo", "--output", "out", "--device", "cuda:٣"), "--device: found"),
         (("demo", "--output", "out", "--device", "cuda:-1"), "--device: found"),
-        (("benchmark", "--shapes", f"480p-T{'9' * 400}-O1"), "shape: found"),
-        (("benchmark", "--shapes", f"M{'9' * 5000}-N1-O1"), "shape: found"),
-        (("benchmark", "--shapes", "480p-T٣-O1"), "shape: found"),
-        (("benchmark", "--system", "--shapes", f"480p-T{'9' * 5000}-O1"), "shape: found"),
+        (("benchmark", "read", "--shapes", f"480p-T{'9' * 400}-O1"), "shape: found"),
+        (("benchmark", "read", "--shapes", f"M{'9' * 5000}-N1-O1"), "shape: found"),
+        (("benchmark", "read", "--shapes", "480p-T٣-O1"), "shape: found"),
+        (("benchmark", "frames", "--shapes", f"480p-T{'9' * 5000}-O1"), "shape: found"),
     ],
     ids=lambda value: " ".join(value)[:60],
 )

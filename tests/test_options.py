@@ -21,10 +21,10 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
+import command_line
 from small_inputs import SMALL, write_davis, write_weights, write_youtube
 from stm_fast.__main__ import app
-from stm_fast.benchmarking import read_record
-from stm_fast.benchmarking.system_records import read_system_record
+from stm_fast.benchmarking.records import FrameRow, ReadRow, read_record
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import davis17
 from stm_fast.data.synthetic import SyntheticClip
@@ -57,7 +57,9 @@ GIVEN: dict[str, dict[str, Any]] = {
     "segment": {"sources": CLIP, "--masks": FIRST, "--output": "out"},
     "train": {"config": "run.yaml", "--output": "out"},
     "evaluate": {"benchmark": "davis17", "--data": "davis", "--output": "out", "--sequence": "blob"},
-    "benchmark": {"--shapes": SHAPE, "--routes": "published", "--passes": "forward", "--output": "found.json"},
+    "benchmark read": {"--shapes": SHAPE, "--routes": "published", "--passes": "forward", "--output": "found.json"},
+    "benchmark frames": {"--shapes": "64p-T1-O1", "--output": "found.json"},
+    "benchmark tune": {"--shapes": SHAPE, "--output": "found.json"},
 }
 
 
@@ -162,11 +164,11 @@ def results() -> Any:
 
 
 def timed() -> Any:
-    return read_record(Path("found.json"))
+    return read_record(Path("found.json"), ReadRow)
 
 
 def frames_timed() -> Any:
-    return read_system_record(Path("found.json")).rows[0]
+    return read_record(Path("found.json"), FrameRow).rows[0]
 
 
 def log() -> list[dict[str, Any]]:
@@ -374,7 +376,7 @@ EVALUATE = [
     Run({"--scale": ([0.75, 1], other_masks)}),
 ]
 QUICKLY = {"--seconds": (0, lambda _: timed().settings["seconds"] == 0)}
-BENCHMARK = [
+BENCHMARK_READ = [
     Run(
         {
             "--shapes": (SHAPE, lambda _: timed().settings["shapes"] == [SHAPE]),
@@ -404,18 +406,42 @@ BENCHMARK = [
         | QUICKLY,
         before=Path("found.json").touch,
     ),
+    refused("--device", "cuda", "--device: found cuda, but this machine has no CUDA device"),
+]
+FAST = {"--rounds": (1, lambda _: frames_timed().rounds == 1)}
+FAST |= {"--weights": ("small.safetensors", lambda _: frames_timed().workload.weights == "small.safetensors")}
+BENCHMARK_FRAMES = [
     Run(
         {
-            "--system": (None, lambda seen: "beside the network: " in seen.stdout),
-            "--shapes": ("64p-T1-O1", lambda _: frames_timed().workload.name == "64p-T1-O1"),
-            "--routes": ("prepared", lambda _: frames_timed().contestant == "prepared"),
-            "--rounds": (1, lambda _: frames_timed().rounds == 1),
-            "--weights": ("small.safetensors", lambda _: frames_timed().workload.weights == "small.safetensors"),
+            "--shapes": ("64p-T1-O1", lambda seen: "64p-T1-O1, small.safetensors, 1 rounds" in seen.stdout),
+            "--variants": ("prepared", lambda _: frames_timed().variant == "prepared"),
+            "--device": ("cpu", lambda seen: "Beside the network, " in seen.stdout),
+            "--threads": (1, lambda _: read_record(Path("found.json"), FrameRow).machine["threads"] == 1),
             "--no-memory": (None, lambda _: frames_timed().peak_bytes is None),
+            "--output": ("other.json", lambda _: Path("found.json").samefile("other.json")),
         }
+        | FAST,
+        before=lambda: Path("found.json").symlink_to("other.json"),
+    ),
+    Run(
+        {
+            "--variants": ("prepared", lambda _: frames_timed().variant == "prepared"),
+            "--device": ("auto", lambda _: Path("found.json").stat().st_size > 0),
+            "--memory": (None, lambda _: frames_timed().peak_bytes > 0),
+            "--overwrite": (None, lambda _: frames_timed().rounds == 1),
+        }
+        | FAST,
+        before=Path("found.json").touch,
     ),
     refused("--device", "cuda", "--device: found cuda, but this machine has no CUDA device"),
-    refused("--tune", "tiles.json", "--tune: found cpu, expected a CUDA device"),
+]
+NO_TILES = "--device: found cpu, expected a CUDA device"
+BENCHMARK_TUNE = [
+    *(refused(name, value, NO_TILES) for name, value in {"--device": "cpu", "--threads": 1, "--output": "x"}.items()),
+    *(refused(name, value, NO_TILES) for name, value in {"--shapes": SHAPE, "--device": "auto"}.items()),
+    *(refused(name, value, NO_TILES) for name, value in {"--passes": "forward", "--dtypes": "float16"}.items()),
+    refused("--overwrite", None, NO_TILES),
+    refused("--device", "cuda", "--device: found cuda, but this machine has no CUDA device"),
 ]
 RUNS = {
     "": [Run({"--version": (None, says("stm_fast 0.1.0"))})],
@@ -425,10 +451,11 @@ RUNS = {
     "segment": [*SEGMENT, NETWORK, *UNTRAINED, *EVERY_NETWORK, *SIZES, *MEMORY],
     "train": TRAIN,
     "evaluate": [*EVALUATE, NETWORK, *UNTRAINED, *SIZES, *MEMORY],
-    "benchmark": BENCHMARK,
+    "benchmark read": BENCHMARK_READ,
+    "benchmark frames": BENCHMARK_FRAMES,
+    "benchmark tune": BENCHMARK_TUNE,
 }
-COMMANDS = {"": typer.main.get_command(app)} | dict(typer.main.get_command(app).commands)
-CALLBACKS = {command.name or command.callback.__name__: command.callback for command in app.registered_commands}
+COMMANDS = {"": typer.main.get_command(app)} | command_line.COMMANDS
 
 
 def choices_of(annotation: Any) -> tuple[Any, ...]:
@@ -440,7 +467,7 @@ def choices_of(annotation: Any) -> tuple[Any, ...]:
 
 def declared(command: str) -> dict[str, Any]:
     """The type of each option by its name, as the command declares it."""
-    types = inspect.signature(CALLBACKS[command]).parameters if command else {}
+    types = inspect.signature(command_line.CALLBACKS[command]).parameters if command else {}
     return {
         name: types[parameter.name].annotation if parameter.name in types else None
         for parameter in COMMANDS[command].params
@@ -540,8 +567,8 @@ def seen(monkeypatch):
 
 def invoke(command: str, *more: Any) -> Result:
     """The command with what GIVEN says, and more."""
-    words = [command] if command else []
-    return CliRunner().invoke(app, [str(word) for word in (*words, *words_of(GIVEN[command]), *more)])
+    words = (*command.split(), *words_of(GIVEN[command]), *more)
+    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def words_of(options: dict[str, Any]) -> Iterator[Any]:
@@ -581,7 +608,7 @@ def test_every_option_runs_and_has_an_effect(command, run, seen, inputs, plain_f
     run.before()
     options = GIVEN[command] | {name: value for name, (value, _) in run.options.items()}
     options = {name: value for name, value in options.items() if name not in run.without}
-    words = [str(word) for word in (*([command] if command else []), *words_of(options))]
+    words = [str(word) for word in (*command.split(), *words_of(options))]
     result = CliRunner().invoke(app, words)
     if run.refused:
         assert result.exit_code == 2, (words, result.output)

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stm_fast.benchmarking.published import published
+from memory_costs import kept_bytes
+from stm_fast.benchmarking.routes import published
 from stm_fast.data.clips import collate
 from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.testing.criterion import FACTOR
 from stm_fast.training.building import build_clip_loss, build_clips
 from stm_fast.training.sampler import StepSampler
-from training_memory import kept_bytes
 from training_runs import SMALL_CONFIG
 
 STEPS = 20

@@ -266,7 +266,7 @@ def test_the_command_leaves_two_small_files_that_a_run_on_a_cpu_goes_on_from(sta
     assert "minival after step 1: J&F " in done.stdout
     assert "TOO LARGE" not in done.stdout
 
-    program, module, package, *again = shlex.split(done.stdout.split("to go on: ")[1])
+    program, module, package, *again = shlex.split(done.stdout.split("to continue: ")[1])
     assert (program, module, package, again[-1]) == (sys.executable, "-m", "stm_fast", "--resume")
     assert read_state(out / "checkpoint.pt")["step"] == 1
     before = read_state(out / "checkpoint.pt")["model"]

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stm_fast.benchmarking import ROUTES, parse_shape
+from stm_fast.benchmarking.records import read_record
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import parse_shape
 from stm_fast.benchmarking.timing import Reading
-from stm_fast.benchmarking.tuning import climb, neighbours_of, tune, write_table
+from stm_fast.benchmarking.tuning import TileRow, climb, neighbors_of, tune
 from stm_fast.errors import InputError
 from stm_fast.kernels import tuned
 from stm_fast.kernels.compile_gate import Case, launch_of
@@ -37,7 +39,7 @@ def test_the_climb_ends_on_the_fastest_tile_and_times_none_twice():
         timed.append(tile)
         return math.inf if tile.num_warps == 4 else 1 + distance(tile, best)
 
-    found = climb(start, lambda tile: neighbours_of("forward", tile), time_of)
+    found = climb(start, lambda tile: neighbors_of("forward", tile), time_of)
     assert (found.tile, found.time, found.tried) == (best, 1, len(timed))
     assert len(set(timed)) == len(timed)
 
@@ -46,8 +48,8 @@ def test_the_climb_stays_where_the_gain_is_noise():
     assert climb(0, lambda tile: [tile + 1], lambda tile: 1 - 0.01 * tile).tile == 0
 
 
-def test_neighbours_by_hand():
-    around = set(neighbours_of("forward", TILE))
+def test_neighbors_by_hand():
+    around = set(neighbors_of("forward", TILE))
     assert replace(TILE, num_stages=4) in around
     assert replace(TILE, block_v=256, accumulators=1) in around
     assert replace(TILE, block_v=64, accumulators=4) in around
@@ -56,7 +58,7 @@ def test_neighbours_by_hand():
     assert TILE not in around
     # the columns of values make no difference to scores
     tile = backward_config(CHOICE)
-    assert all((other.block_c, other.block_v) == (tile.block_c, tile.block_v) for other in neighbours_of("top-k", tile))
+    assert all((other.block_c, other.block_v) == (tile.block_c, tile.block_v) for other in neighbors_of("top-k", tile))
 
 
 class FakeClock:
@@ -73,7 +75,7 @@ class FakeClock:
         return Reading(seconds, seconds)
 
 
-def table_of(best, monkeypatch, reports):
+def record_of(best, monkeypatch, reports):
     monkeypatch.setitem(ROUTES, "triton", ROUTES["reference"])
     shapes = [parse_shape(name) for name in ("2x3-T1-O1", "2x3-T2-O2")]
     return tune(shapes, [torch.float32], ["forward"], FakeClock(best), reports.append, device="cpu")
@@ -88,16 +90,18 @@ def name_table(path, monkeypatch):
 def test_the_tuned_tile_is_the_one_that_the_kernels_take(monkeypatch, tmp_path):
     default = forward_config(HERE)
     best, reports = replace(default, block_n=64, num_stages=2), []
-    table = table_of(best, monkeypatch, reports)
-    (entry,) = table["tiles"]
-    assert ForwardConfig(**entry["tile"]) == best
-    assert ForwardConfig(**entry["instead_of"]) == default
-    assert entry["relative_time"] == pytest.approx(1 / (1 + distance(default, best)))
-    assert {"gpu", "triton", "commit", "architecture", "shapes"} <= set(table)
+    record = record_of(best, monkeypatch, reports)
+    (row,) = record.rows
+    assert ForwardConfig(**row.tile) == best
+    assert ForwardConfig(**row.instead_of) == default
+    assert row.relative_time == pytest.approx(1 / (1 + distance(default, best)))
+    assert {"gpu", "triton", "commit"} <= set(record.machine)
+    assert record.settings["shapes"] == ["2x3-T1-O1", "2x3-T2-O2"]
     assert any("RuntimeError: out of resource" in report for report in reports)
 
     path = tmp_path / "tiles.json"
-    write_table(table, path)
+    record.write(path)
+    assert read_record(path, TileRow) == record
     name_table(path, monkeypatch)
     assert forward_config(HERE) == best
     case = Case("forward", HERE.architecture, HERE.arithmetic, torch.float32, 128, 512, "rows")
@@ -108,7 +112,7 @@ def test_the_tuned_tile_is_the_one_that_the_kernels_take(monkeypatch, tmp_path):
 
 
 def test_a_tile_that_is_no_faster_is_not_in_the_table(monkeypatch):
-    assert table_of(forward_config(HERE), monkeypatch, [])["tiles"] == []
+    assert record_of(forward_config(HERE), monkeypatch, []).rows == []
 
 
 def test_a_tile_with_another_result_is_not_taken(monkeypatch):
@@ -118,13 +122,13 @@ def test_a_tile_with_another_result_is_not_taken(monkeypatch):
         out = query.new_ones(len(value), query.shape[1], value.shape[2])
         return out if forward_config(HERE) == default else 2 * out
 
-    monkeypatch.setitem(ROUTES, "reference", replace(ROUTES["reference"], build=lambda workload: read))
+    monkeypatch.setitem(ROUTES, "reference", replace(ROUTES["reference"], make=lambda workload: read))
     reports = []
-    assert table_of(replace(default, block_n=64), monkeypatch, reports)["tiles"] == []
+    assert record_of(replace(default, block_n=64), monkeypatch, reports).rows == []
     assert any("ArithmeticError: a wrong result" in report for report in reports)
 
 
-GOOD = {"schema": 1, "architecture": 90, "tiles": []}
+GOOD = {"schema": 3, "settings": {"architecture": 90}, "rows": []}
 ENTRY = {"kernel": "forward", "choice": CHOICE._asdict(), "tile": vars(TILE)}
 
 
@@ -132,7 +136,7 @@ def test_each_kernel_takes_its_own_tile(monkeypatch, tmp_path):
     gradient, best = replace(backward_config(CHOICE), block_m=32), topk_config(CHOICE)
     entries = [ENTRY, {"kernel": "backward", "choice": CHOICE._asdict(), "tile": vars(gradient)}]
     path = tmp_path / "tiles.json"
-    path.write_text(json.dumps(GOOD | {"tiles": entries}))
+    path.write_text(json.dumps(GOOD | {"rows": entries}))
     name_table(path, monkeypatch)
     assert (forward_config(CHOICE), backward_config(CHOICE)) == (TILE, gradient)
     assert topk_config(CHOICE) == best
@@ -143,13 +147,13 @@ def test_each_kernel_takes_its_own_tile(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps(GOOD | {"architecture": 80}), "found tiles for sm_80, expected sm_90 as this GPU is"),
-        ("[]", "expected the JSON of stm-fast benchmark --tune, schema 1"),
-        ("{", "expected the JSON of stm-fast benchmark --tune, schema 1"),
+        (json.dumps(GOOD | {"settings": {"architecture": 80}}), "found tiles for sm_80, expected sm_90 as this GPU is"),
+        ("[]", "expected the JSON of stm-fast benchmark tune, schema 3"),
+        ("{", "expected the JSON of stm-fast benchmark tune, schema 3"),
         (json.dumps(GOOD | {"schema": 2}), "schema 2"),
-        (json.dumps(GOOD | {"tiles": [ENTRY | {"kernel": "sideways"}]}), "sideways"),
-        (json.dumps(GOOD | {"tiles": [ENTRY | {"tile": {"block_m": 64}}]}), "missing"),
-        (json.dumps(GOOD | {"tiles": [ENTRY | {"tile": vars(TILE) | {"block_m": 0.5}}]}), "block_m: expected whole"),
+        (json.dumps(GOOD | {"rows": [ENTRY | {"kernel": "sideways"}]}), "sideways"),
+        (json.dumps(GOOD | {"rows": [ENTRY | {"tile": {"block_m": 64}}]}), "missing"),
+        (json.dumps(GOOD | {"rows": [ENTRY | {"tile": vars(TILE) | {"block_m": 0.5}}]}), "block_m: expected whole"),
         (None, "cannot read"),
     ],
 )

@@ -1,16 +1,26 @@
-"""One launch of each forward kernel under ncu: tensor pipe, L2, shared memory, and what its warps wait for."""
+"""One launch of each forward kernel under ncu: tensor pipe, L2, shared memory, and what its warps wait for.
+
+python -m gpu.profiler ROUTE [--tiny] reads once, for ncu.
+"""
 
 import csv
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gpu.session import Session, Stage
-from gpu.smoke import dangerous
+import torch
 
-# route of one_read.py, and the case of the stage "smoke" that launches the same kernel
+from gpu.routes import PACKAGE_ROUTES
+from gpu.session import Session, Stage, why_ended
+from gpu.smoke import dangerous
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import parse_shape
+from stm_fast.benchmarking.timing import make_call
+from stm_fast.benchmarking.workload import Workload, in_layout, make_inputs
+
+# a route, and the case of the stage "smoke" that launches the same kernel
 KERNELS = {"triton": "rows", "portable": "portable"}
 _SECTIONS = (
     "SpeedOfLight",
@@ -54,13 +64,13 @@ def run(session: Session, stage: Stage, end: float) -> None:
             stage.missed.append(f"{route} (the smoke stage found it dangerous)")
             continue
         output = session.out / f"ncu-{route}.csv"
-        child = session.process([*command(ncu, output), *read_command(route, session.options)])
-        code = child.wait(end)
+        read = [sys.executable, "-m", "gpu.profiler", route, *session.options]
+        code = session.process([*command(ncu, output), *read]).wait(end)
         metrics = read_csv(output)
         stage.found[route] = metrics
         output.unlink(missing_ok=True)
         if not metrics:
-            stage.missed.append(f"{route} ({'out of time' if code is None else f'ncu ended with {code}: see the log'})")
+            stage.missed.append(f"{route} (ncu: {why_ended(code)})")
             continue
         stage.lines.append(f"  {route}: " + ", ".join(shown(metrics)))
 
@@ -74,13 +84,8 @@ def command(ncu: str, output: Path) -> list[str]:
     ]
 
 
-def read_command(route: str, options: Sequence[str]) -> list[str]:
-    """What ncu looks at."""
-    return [sys.executable, "-m", "gpu.one_read", route, *options]
-
-
 def read_csv(path: Path) -> dict[str, str]:
-    """Metrics with their units, by name; empty where ncu has written none. Lines of ncu itself come before."""
+    """Metrics with their units, by name; empty where ncu has written none. ncu writes lines of its own before."""
     lines = path.read_text().splitlines() if path.exists() else []
     rows = list(csv.reader(line for line in lines if line.startswith('"')))
     if len(rows) < 3:
@@ -103,3 +108,18 @@ def shown(metrics: Mapping[str, str]) -> Iterator[str]:
 
 def _number(text: str) -> float:
     return float(text.split()[0].replace(",", "") or 0)
+
+
+def main() -> int:
+    name, *options = sys.argv[1:]
+    route = (ROUTES | PACKAGE_ROUTES)[name]
+    shape = parse_shape("2x3-T1-O2" if "--tiny" in options else "480p-T20-O3")
+    read = route.build(Workload(shape, torch.bfloat16, "forward", "cuda"))
+    assert not isinstance(read, str)
+    make_call("forward", read).timed(in_layout(make_inputs(shape, torch.bfloat16, "cuda", seed=0), route.layout))
+    torch.cuda.synchronize()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,25 +1,26 @@
-"""One run of make gpu: its folder, its log, and what each stage found, written as it comes."""
+"""One run of make gpu: its folder, its log, its processes, and what each stage found, written as it comes."""
 
-import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu import BENCHMARKS, ROOT
-from gpu.processes import Child
-from stm_fast.benchmarking.machine import describe_machine
-from stm_fast.whole_file import whole_file
+from stm_fast.benchmarking.records import Record, describe_machine
 
-_LOG_BYTES = 15 * 2**20  # what a borrowed machine hands back of one file
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent
+_LOG_BYTES = 15 * 2**20  # what a borrowed machine returns of one file
 
 
 @dataclass
 class Stage:
-    """What became of a stage.
+    """What a stage has found.
 
     state:  how it ended
     lines:  of the table at the end
@@ -40,11 +41,55 @@ def patience(options: Sequence[str]) -> int:
     return 20 if {"--tiny", "--compile-only"} & set(options) else 1
 
 
+class Child:
+    """A process in a session of its own, so that ending it ends what it has started too; its output goes to a log."""
+
+    def __init__(self, command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]) -> None:
+        self.started = time.monotonic()
+        with log.open("ab") as output:
+            output.write(f"\n$ {' '.join(command)}\n".encode())
+            output.flush()
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, end: float) -> int | None:
+        """Its exit code, or None where it had to be ended at `end` on the monotonic clock."""
+        try:
+            return self._process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self.end()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self.started
+
+    def end(self) -> None:
+        """Ends the process and all that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def why_ended(code: int | None) -> str:
+    """Of a process that did not do all of its work."""
+    return "out of time" if code is None else f"ended with exit code {code}: see the log"
+
+
 class Session:
     """Where a run writes, and the processes that it starts.
 
     Args:
-        out: folder of the record, the log and what the stages write; made where it is not there.
+        out: folder of the record, the log and what the stages write; it is created where it does not exist.
         settings: for the record.
         options: for the processes that it starts: --tiny or --compile-only, as gpu_checks.py has them.
     """
@@ -52,18 +97,18 @@ class Session:
     def __init__(self, out: Path, stages: Sequence[str], settings: dict[str, Any], options: Sequence[str] = ()) -> None:
         self.out, self.options = out, options
         self.stages = {name: Stage(name) for name in stages}
-        self._settings, self._started = settings, time.monotonic()
+        self._started = time.monotonic()
         self._children: list[Child] = []
         out.mkdir(parents=True, exist_ok=True)
         self.log = out / "gpu-checks.log"
         self.log.write_bytes(b"")
-        self._machine = describe_machine("cuda")
+        self._record = Record(describe_machine("cuda"), settings, list(self.stages.values()))
         self.write()
 
     @property
     def gpu(self) -> str:
         """Its name, as part of a file's."""
-        return str(self._machine["gpu"]).replace(" ", "-")
+        return str(self._record.machine["gpu"]).replace(" ", "-")
 
     def say(self, message: str) -> None:
         """To the terminal and to the log."""
@@ -73,11 +118,11 @@ class Session:
             log.write(f"\n=== {line}\n")
 
     def child(self, module: str, *arguments: str, environment: dict[str, str] | None = None) -> Child:
-        """A module of benchmarks/, as a process."""
+        """A module as a process."""
         return self.process([sys.executable, "-m", module, *arguments], environment)
 
     def process(self, command: Sequence[str], environment: dict[str, str] | None = None) -> Child:
-        """A process that finds the modules of benchmarks/, and no installed package is shadowed by the checkout."""
+        """A process that finds the modules of benchmarks/; the checkout does not shadow an installed package."""
         paths = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
         always = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         child = Child(command, self.log, ROOT, os.environ | always | (environment or {}))
@@ -86,13 +131,11 @@ class Session:
 
     def write(self) -> None:
         """The record as it is now."""
-        record = {"machine": self._machine, "settings": self._settings, "seconds": time.monotonic() - self._started}
-        record |= {"stages": [asdict(stage) for stage in self.stages.values()]}
-        with whole_file(self.out / "gpu-checks.json") as partial:
-            partial.write_text(json.dumps(record, indent=1) + "\n")
+        self._record.settings["seconds"] = time.monotonic() - self._started
+        self._record.write(self.out / "gpu-checks.json")
 
     def close(self, table: str) -> None:
-        """Ends what still runs, and writes the record and the end of the log."""
+        """Ends the processes that still run, and writes the record and the end of the log."""
         for child in self._children:
             child.end()
         self.write()

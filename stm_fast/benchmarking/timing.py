@@ -1,20 +1,28 @@
-"""One timed call, on a CPU or on a GPU, and what is timed of a pass."""
+"""One timed call, interleaved rounds of several, and why a call could not run."""
 
+import re
+import statistics
 import time
-from collections.abc import Callable
+import timeit
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stm_fast.benchmarking.attention import Read
-from stm_fast.benchmarking.inputs import Inputs
+from stm_fast.benchmarking.workload import Inputs
 
 Results = tuple[Tensor, ...]
-# larger than the L2 of any GPU; written several times over, it also gives the host time to queue the timed call
-_FLUSH_BYTES, _FLUSHES = 2**28, 4
+# of the query and the tensors of the memory: key and value, or those of a QuantisedMemory
+Read = Callable[..., Tensor]
 
-_SMALL = 256  # rows of a matrix that tells quickly how fast a CPU multiplies
+# larger than the L2 of any GPU; written several times, it also gives the host time to queue the timed call
+_FLUSH_BYTES, _FLUSHES = 2**28, 4
+_MOST_ROUNDS = 200
+_SMALL = 256  # rows of a matrix that shows quickly how fast a CPU multiplies
+_LONGEST_REASON = 400  # characters
+_WHERE = re.compile(r"\s*\(Triggered internally at .*?\)")
+_TRACED = re.compile(r"Developer debug context: (?:raised exception )?(.+)")
 
 
 class Call(NamedTuple):
@@ -93,22 +101,49 @@ def make_clock(device: str) -> WallClock | CudaClock:
     return CudaClock() if device == "cuda" else WallClock()
 
 
+def interleaved(
+    variants: Sequence[Callable[[int], Reading]], seconds: float, rounds: int, end: float | None = None
+) -> list[list[Reading] | str]:
+    """The readings of every variant, or why it failed, in rounds of a, b, c: whatever slows the machine slows them all.
+
+    Each variant is given the number of the round. There are rounds for `seconds`, and `rounds` of them at the least;
+    once every variant has one reading, none begins after `end` on the monotonic clock.
+    """
+    found: list[list[Reading] | str] = [[] for _ in variants]
+    start = time.monotonic()
+    for index in range(max(rounds, _MOST_ROUNDS)):
+        now = time.monotonic()
+        if index and ((index >= rounds and now - start > seconds) or (end is not None and now > end)):
+            break
+        for place, variant in enumerate(variants):
+            readings = found[place]
+            if isinstance(readings, str):
+                continue
+            try:
+                readings.append(variant(index))
+            except Exception as error:  # for example out of memory once the others are there
+                found[place] = unsupported_reason(error)
+    return found
+
+
+def quantiles(readings: Sequence[Reading]) -> dict[str, Any]:
+    """The fields of a ReadRow that say how long it took."""
+    seconds = torch.tensor([reading.seconds for reading in readings], dtype=torch.float64)
+    low, median, high = seconds.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
+    host = statistics.median(reading.host_seconds for reading in readings)
+    return {"seconds": median, "seconds_20": low, "seconds_80": high, "host_seconds": host, "rounds": len(readings)}
+
+
 def matrix_product(dtype: torch.dtype, device: str, rows: int | None = None) -> tuple[Call, int]:
     """A square torch.mm, the ceiling of every rate beside it, and its FLOP; it has had its first call."""
-    size = rows or (8192 if device == "cuda" else 1024)
-    if (
-        rows is None
-        and device == "cpu"
-        and dtype.itemsize == 2
-        and _small_product_seconds(dtype) * (size / _SMALL) ** 3 > 1
-    ):
-        size = _SMALL
+    size = rows or _product_rows(dtype, device)
     product = _square_product(size, dtype, device)
     product.timed(None)
     return product, 2 * size**3
 
 
 def _product_rows(dtype: torch.dtype, device: str) -> int:
+    """As many as keep the device busy; few on a CPU that has no instructions for the dtype."""
     if device == "cuda":
         return 8192
     rows = 1024
@@ -122,11 +157,21 @@ def _square_product(size: int, dtype: torch.dtype, device: str) -> Call:
 
 
 def _small_product_seconds(dtype: torch.dtype) -> float:
-    """Long on a CPU without instructions for the dtype, where a large product is no faster a FLOP."""
     product = _square_product(_SMALL, dtype, "cpu")
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        product.timed(None)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(timeit.repeat(lambda: product.timed(None), number=1, repeat=3))
+
+
+def unsupported_reason(error: Exception, messages: Sequence[str] = ()) -> str:
+    """One line: the error, and the warnings in which PyTorch says why each of its attention backends cannot run."""
+    reasons = [f"{type(error).__name__}: {_gist(str(error))}", *map(_gist, messages)]
+    # "... not used because:" announces the warning that follows
+    kept = [reason for reason in dict.fromkeys(reasons) if not reason.endswith("because:")]
+    text = "; ".join(kept)
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."
+
+
+def _gist(message: str) -> str:
+    """The first line, or what the compiler met while it traced."""
+    traced = _TRACED.search(message)
+    first = next((line.strip() for line in message.splitlines() if line.strip()), "no message")
+    return _WHERE.sub("", traced[1] if traced else first)

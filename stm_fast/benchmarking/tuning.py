@@ -1,28 +1,23 @@
 """Times tiles of the Triton kernels on the GPU at hand and writes the faster ones as a table (stm_fast.kernels.tuned).
 
-A climb: from the tile of configs.py to the best of its neighbours, one field changed, until none is faster.
+A climb: from the tile of configs.py to the best of its neighbors, one field changed, until none is faster.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from stm_fast.benchmarking.inputs import Inputs, make_inputs
-from stm_fast.benchmarking.machine import describe_machine
-from stm_fast.benchmarking.refusals import refusal
+from stm_fast.benchmarking.records import Record, describe_machine
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import Shape
-from stm_fast.benchmarking.timing import Call, CudaClock, Results, WallClock, make_call
-from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Workload
-from stm_fast.whole_file import whole_file
+from stm_fast.benchmarking.timing import Call, CudaClock, Results, WallClock, make_call, unsupported_reason
+from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Inputs, Workload, dtype_name, make_inputs
 
 Tile = TypeVar("Tile")
 Report = Callable[[str], None]
@@ -32,7 +27,7 @@ _ROUNDS = 7  # of a tile and a shape, the median counts
 _DIFFERENT = 0.05  # relative: further from the tile of configs.py than the sums' order explains
 _REGISTERS = 192  # of a thread, for accumulators: beyond, all of them are spilled, and compiling takes long
 
-# smallest and largest of each field; stages go up one by one, the others double
+# smallest and largest of each field; stages change by one, the others by a factor of two
 _LIMITS = {
     "block_m": (16, 128),
     "block_n": (16, 128),
@@ -60,6 +55,18 @@ _FIELDS = {
 }
 
 
+@dataclass(frozen=True)
+class TileRow:
+    """A tile that is faster than that of configs.py."""
+
+    kernel: str
+    choice: dict[str, Any]  # the fields of kernels.tiles.Choice
+    tile: dict[str, int]
+    instead_of: dict[str, int]  # the tile of configs.py
+    relative_time: float
+    tried: int  # how many tiles were timed
+
+
 class Found(NamedTuple):
     """Where a climb ended."""
 
@@ -68,12 +75,12 @@ class Found(NamedTuple):
     tried: int
 
 
-def climb(start: Tile, neighbours: Callable[[Tile], Iterable[Tile]], time_of: Callable[[Tile], float]) -> Found:
-    """The tile from which no neighbour is faster by GAIN; no tile is timed twice, and one that fails takes forever."""
+def climb(start: Tile, neighbors: Callable[[Tile], Iterable[Tile]], time_of: Callable[[Tile], float]) -> Found:
+    """The tile from which no neighbor is faster by GAIN; none is timed twice, and the time of one that fails is inf."""
     times: dict[Any, float] = {start: time_of(start)}
     best = start
     while True:
-        around = [tile for tile in neighbours(best) if tile not in times]
+        around = [tile for tile in neighbors(best) if tile not in times]
         times |= {tile: time_of(tile) for tile in around}
         fastest = min(around, key=times.__getitem__, default=best)
         if times[fastest] >= (1 - GAIN) * times[best]:
@@ -81,7 +88,7 @@ def climb(start: Tile, neighbours: Callable[[Tile], Iterable[Tile]], time_of: Ca
         best = fastest
 
 
-def neighbours_of(kernel: str, tile: Any) -> Iterator[Any]:
+def neighbors_of(kernel: str, tile: Any) -> Iterator[Any]:
     """Tiles that differ in one field, and forward tiles of as many columns in fewer or more accumulators."""
     for name in _FIELDS[kernel]:
         size, (least, most) = getattr(tile, name), _LIMITS[name]
@@ -89,13 +96,10 @@ def neighbours_of(kernel: str, tile: Any) -> Iterator[Any]:
             if least <= other <= most:
                 yield from _allowed(replace(tile, **{name: other}))
     if kernel == "forward":
-        for factor in (2, 4):
-            if tile.accumulators % factor == 0:
-                changes = {"accumulators": tile.accumulators // factor, "block_v": tile.block_v * factor}
-                yield from _allowed(replace(tile, **changes))
-            if tile.accumulators * factor <= _LIMITS["accumulators"][1] and tile.block_v // factor >= 64:
-                changes = {"accumulators": tile.accumulators * factor, "block_v": tile.block_v // factor}
-                yield from _allowed(replace(tile, **changes))
+        columns = tile.accumulators * tile.block_v
+        for accumulators in (1, 2, 4):
+            if accumulators < tile.accumulators or (accumulators > tile.accumulators and columns // accumulators >= 64):
+                yield from _allowed(replace(tile, accumulators=accumulators, block_v=columns // accumulators))
 
 
 def _allowed(tile: Any) -> Iterator[Any]:
@@ -111,34 +115,33 @@ def tune(
     clock: CudaClock | WallClock,
     report: Report,
     device: str = "cuda",
-) -> dict[str, Any]:
-    """The table: machine, and the tiles that are faster than those of configs.py by GAIN or more.
+) -> Record[TileRow]:
+    """The tiles that are faster than those of configs.py by GAIN or more, as stm_fast.kernels.tuned reads them.
 
     A tile's time is the geometric mean, over the shapes, of its time relative to the tile of configs.py.
 
     Args:
         clock, device: how and where calls are timed.
-        report: told of every tile.
+        report: called with a line about every tile.
     """
     from stm_fast.kernels.targets import target_of
-    from stm_fast.kernels.tuned import SCHEMA
 
     architecture = target_of(torch.device(device)).architecture
-    tiles = []
+    settings = {"architecture": architecture, "shapes": [shape.name for shape in shapes], "passes": list(passes)}
+    settings["dtypes"] = [dtype_name(dtype) for dtype in dtypes]
+    record = Record[TileRow](describe_machine(device), settings)
     kernels = [(pass_name, kernel) for pass_name in passes for kernel in _KERNELS[pass_name]]
     for dtype, (pass_name, kernel) in product(dtypes, kernels):
         workloads = [Workload(shape, dtype, pass_name, device) for shape in shapes]
         timed = _Timed(kernel, workloads, architecture, clock, report)
-        found = climb(timed.start, partial(neighbours_of, kernel), timed.relative)
+        found = climb(timed.start, partial(neighbors_of, kernel), timed.relative)
         # the first and the last tile were timed minutes apart: once more, side by side
         time = timed.relative(found.tile) / timed.relative(timed.start)
         # and faster than what reads without a table, which on sm_90 may be a kernel without such a tile
         if max(time, found.time) <= 1 - GAIN:
-            what = {"kernel": kernel, "choice": timed.choice._asdict(), "tile": asdict(found.tile)}
-            tiles.append(what | {"instead_of": asdict(timed.start), "relative_time": time, "tried": found.tried})
-    machine = describe_machine(device)
-    table = {"schema": SCHEMA, "architecture": architecture, "shapes": [shape.name for shape in shapes]}
-    return table | {name: machine[name] for name in ("gpu", "triton", "torch", "commit", "date")} | {"tiles": tiles}
+            tile, start = asdict(found.tile), asdict(timed.start)
+            record.rows.append(TileRow(kernel, timed.choice._asdict(), tile, start, time, found.tried))
+    return record
 
 
 class _Timed:
@@ -167,14 +170,14 @@ class _Timed:
             self._seconds = [self._measure(call, inputs) for call, inputs in self._calls]
 
     def relative(self, tile: Any) -> float:
-        """Its time over that of `start`, the geometric mean of all shapes; infinite where it fails or is wrong."""
+        """Its time relative to `start`, the geometric mean over all shapes; infinite where it fails or is wrong."""
         from stm_fast.kernels.tuned import using
 
         try:
             with using({(self._kernel, self.choice): tile}):
                 time = math.exp(statistics.fmean(map(self._logarithm, self._calls, self._expected, self._seconds)))
-        except Exception as error:  # too much shared memory, say: whatever Triton raises
-            self._report(f"{self._kernel}: {tile}: {refusal(error)}")
+        except Exception as error:  # whatever Triton raises, for example too much shared memory
+            self._report(f"{self._kernel}: {tile}: {unsupported_reason(error)}")
             return math.inf
         self._report(f"{self._kernel}: {tile}: {time:.3f} of the time")
         return time
@@ -196,12 +199,6 @@ def _call_of(workload: Workload) -> Call:
 
 
 def _same(results: Results, expected: Results) -> bool:
-    """Whether no result is further off than the order of sums explains; NaN is."""
+    """Whether every result is as close as another order of sums explains; NaN is not."""
     pairs = zip(results, expected, strict=True)
     return all((found - right).float().norm() <= _DIFFERENT * right.float().norm() for found, right in pairs)
-
-
-def write_table(table: dict[str, Any], path: Path) -> None:
-    """Writes the JSON file, whole or not at all. Raises InputError where it cannot."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(table, indent=1) + "\n")

@@ -1,17 +1,24 @@
-"""What is timed: resolution x memory frames x objects x pass x dtype, and the work in it."""
+"""A memory read that is timed: its shape, pass and dtype, the work in it, and random inputs in a route's layout."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
+from torch import Tensor
 
 from stm_fast.benchmarking.shapes import Shape
 from stm_fast.choices import Pass, TimedDtype
+from stm_fast.ops.quantised import QuantisedMemory, quantise_memory
 
 KEY_DIM, VALUE_DIM = 128, 512  # Ck and Cv as published
 TOP_K = 30  # as in XMem and Cutie
 PASSES = get_args(Pass)
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(TimedDtype)}
+# the storage of [B, rows, C]: row by row, or channel by channel as convolutions leave it, or quantized by row
+Layout = Literal["rows", "channels", "int8", "fp8"]
+BYTES: dict[Layout, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+# a number of the memory, of the float32 copies that exist at once while it is quantized
+QUANTIZING_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,11 @@ class Workload:
             return 2 * pairs * (3 * KEY_DIM + 2 * VALUE_DIM)
         return 2 * pairs * KEY_DIM + 2 * self.shape.objects * self.shape.queries * self._selected * VALUE_DIM
 
-    @property
-    def bytes(self) -> int:
-        """The least that has to be read and written: every input once, every result once."""
-        return self.bytes_with(self.dtype.itemsize)
-
     def bytes_with(self, memory_itemsize: int) -> int:
-        """The same for a memory of numbers of so many bytes; scales, few beside them, are not counted."""
+        """The least that has to be read and written: every input once, every result once.
+
+        The memory has `memory_itemsize` bytes a number; its few scales are not counted.
+        """
         shape = self.shape
         query, out = shape.queries * KEY_DIM, shape.objects * shape.queries * VALUE_DIM
         key, value = shape.objects * shape.rows * KEY_DIM, shape.objects * shape.rows * VALUE_DIM
@@ -77,3 +82,47 @@ class Workload:
 def dtype_name(dtype: torch.dtype) -> str:
     """float32 and not torch.float32."""
     return str(dtype).removeprefix("torch.")
+
+
+class Inputs(NamedTuple):
+    """What a route is given."""
+
+    query: Tensor  # [1, M, Ck], one for all objects
+    memory: tuple[Tensor, ...]  # key [O, N, Ck] and value [O, N, Cv], or a QuantisedMemory of them
+    upstream: Tensor  # [O, M, Cv], the gradient of the read
+
+
+def make_inputs(shape: Shape, dtype: torch.dtype, device: str, seed: int) -> Inputs:
+    """Standard normal numbers: with constant ones a GPU draws less power, and so runs at a higher clock."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, device=device, dtype=dtype)
+
+    return Inputs(
+        normal(1, shape.queries, KEY_DIM),
+        (normal(shape.objects, shape.rows, KEY_DIM), normal(shape.objects, shape.rows, VALUE_DIM)),
+        normal(shape.objects, shape.queries, VALUE_DIM),
+    )
+
+
+def in_layout(inputs: Inputs, layout: Layout) -> Inputs:
+    """The same numbers in another layout; the shapes of floats stay as they are."""
+    if layout == "rows":
+        return inputs
+    if layout in BYTES:
+        return inputs._replace(memory=_quantized(inputs.memory, inputs.query.shape[1], BYTES[layout]))
+    memory = tuple(map(_by_channel, inputs.memory))
+    return Inputs(_by_channel(inputs.query), memory, _by_channel(inputs.upstream))
+
+
+def _by_channel(tensor: Tensor) -> Tensor:
+    return tensor.mT.contiguous().mT
+
+
+def _quantized(memory: tuple[Tensor, ...], frame: int, dtype: torch.dtype) -> QuantisedMemory:
+    """A slot for each frame of `frame` rows; a single slot where the memory is not a whole number of frames."""
+    rows = memory[0].shape[1]
+    rows_of_slot = frame if rows % frame == 0 else rows
+    key, value = (tensor.view(len(tensor), -1, rows_of_slot, tensor.shape[2]) for tensor in memory)
+    return quantise_memory(key, value, dtype)

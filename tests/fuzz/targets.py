@@ -264,15 +264,16 @@ def _read_training(folder: Path) -> None:
 
 
 def _read_record(folder: Path) -> None:
-    from stm_fast.benchmarking.records import read_record
+    from stm_fast.benchmarking.records import ReadRow, read_record
 
-    read_record(folder / "record.json").to_json()
+    read_record(folder / "record.json", ReadRow).to_json()
 
 
-def _read_system_record(folder: Path) -> None:
-    from stm_fast.benchmarking.system_records import read_system_record
+def _read_frame_record(folder: Path) -> None:
+    from stm_fast.benchmarking.records import FrameRow, read_record
+    from stm_fast.benchmarking.tables import by_workload
 
-    read_system_record(folder / "record.json").workloads()
+    by_workload(read_record(folder / "record.json", FrameRow).rows)
 
 
 _ALL = (
@@ -292,6 +293,6 @@ _ALL = (
     Target("log", _read_log, samples.logs, cases=300),
     Target("training", _read_training, samples.trainings, needs=("yaml",)),
     Target("record", _read_record, samples.benchmark_records, cases=300, sealed=True),
-    Target("system-record", _read_system_record, samples.system_records, sealed=True),
+    Target("frame-record", _read_frame_record, samples.frame_records, sealed=True),
 )
 TARGETS = {target.name: target for target in _ALL}

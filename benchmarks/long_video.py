@@ -1,10 +1,9 @@
-"""What a long video costs: frames per second, latency, bank and memory against the frame's number.
+"""What a long video costs: frames per second, latency, bank and memory over the frames.
 
-Every policy and storage, and the published loop beside them until it meets a memory limit; each in a process of its
-own. Weights are random: figures of speed and memory, not of masks. Time is that of the step alone: pictures are drawn
-as they are needed and not counted.
+Every policy and storage, and the published loop beside them until it reaches a memory limit; each in a process of its
+own. Weights are random: figures of speed and memory, not of masks. Only the step is timed, not the drawing of frames.
 
-python benchmarks/bench_long_video.py --frames 10000 --size 240p --objects 1 --output benchmarks/results/long-video.json
+python benchmarks/long_video.py --frames 10000 --size 240p --objects 1 --output benchmarks/results/long-video.json
 """
 
 import json
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +23,10 @@ import torch
 import typer
 from torch import Tensor
 
-from stm_fast.benchmarking.machine import describe_machine
+from stm_fast.benchmarking.peak_memory import resident_bytes
 from stm_fast.benchmarking.published_loop import PublishedLoop
-from stm_fast.benchmarking.resident import resident_bytes
+from stm_fast.benchmarking.records import Record, describe_machine
+from stm_fast.benchmarking.tables import Table
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.inference import VideoSegmenter
@@ -61,7 +61,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Window:
-    """Some neighbouring frames; memory is that after the last of them, but for the peak."""
+    """Consecutive frames; memory, other than the peak, is that after the last of them."""
 
     last_frame: int
     frames_per_second: float
@@ -72,43 +72,53 @@ class Window:
     peak_mb: float
 
 
+@dataclass(frozen=True)
+class VideoRow:
+    """A run: why it ended, and its windows up to then."""
+
+    run: str
+    ended: str
+    windows: list[Window]
+
+
 def main(
     frames: int = 300,
     size: Annotated[str, typer.Option(help=", ".join(SIZES))] = "240p",
     objects: int = 1,
     run: Annotated[list[str], typer.Option(help=f"Some of: {', '.join(RUNS)}.")] = list(RUNS),  # noqa: B006
-    every: Annotated[int, typer.Option(help="Every N-th frame stays.")] = 5,
-    cap: Annotated[int, typer.Option(help="Frames that stay, where frames are evicted.")] = 20,
+    every: Annotated[int, typer.Option(help="Every N-th frame is kept.")] = 5,
+    cap: Annotated[int, typer.Option(help="How many frames are kept, where frames are evicted.")] = 20,
     backbone: str = "resnet18",
     decoder_dim: Annotated[int, typer.Option(help="The decoder is most of a small network's time.")] = 256,
     threads: int = 2,
     windows: Annotated[int, typer.Option(help="Points of each curve.")] = 50,
     limit_gb: Annotated[float, typer.Option(help="Memory beyond which a run is ended.")] = 8,
     minutes: Annotated[float, typer.Option(help="Time after which a run is ended.")] = 60,
-    output: Annotated[Path | None, typer.Option(help="JSON; a plot goes beside it where matplotlib is there.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON, and a plot beside it where matplotlib is installed.")
+    ] = None,
 ) -> None:
     """Prints the first and the last window of every run; the last line is one JSON object."""
     unknown = set(run) - set(RUNS)
     if unknown:
         raise typer.BadParameter(f"--run: found {sorted(unknown)}, expected some of {', '.join(RUNS)}")
     work = Work(frames, size, objects, every, cap, backbone, decoder_dim, threads, windows, limit_gb, minutes)
-    results = {}
+    record = Record[VideoRow](describe_machine(device()), asdict(work))
     for name in run:
-        results[name] = in_own_process(name, work)
-        print_result(name, results[name])
-    record = {"machine": describe_machine(device()), "work": asdict(work), "runs": results}
+        record.rows.append(in_own_process(name, work))
+        print(*table(record.rows[-1]).lines(), sep="\n")
+        if output is not None:
+            record.write(output)
     if output is not None:
-        with whole_file(output) as partial:
-            partial.write_text(json.dumps(record, indent=1))
-        write_plot(results, output.with_suffix(".svg"))
-    print(json.dumps(record))
+        write_plot(record.rows, output.with_suffix(".svg"))
+    print(record.to_json())
 
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def in_own_process(name: str, work: Work) -> dict[str, object]:
+def in_own_process(name: str, work: Work) -> VideoRow:
     """The run's windows, and why it ended."""
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as pool:
         progress = Path(folder) / "windows.json"
@@ -116,19 +126,19 @@ def in_own_process(name: str, work: Work) -> dict[str, object]:
             ended = pool.submit(measure, name, work, progress).result()
         except BrokenProcessPool:
             ended = "the process died"
-        windows = [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
-    return {"ended": ended, "windows": windows}
+        lines = progress.read_text().splitlines() if progress.exists() else []
+    return VideoRow(name, ended, [Window(**json.loads(line)) for line in lines])
 
 
 def measure(name: str, work: Work, progress: Path) -> str:
-    """Runs one contestant and writes a line for every window; returns why it ended."""
+    """Runs one variant and writes a line for every window; returns why it ended."""
     torch.set_num_threads(work.threads)
     torch.manual_seed(0)
     height, width = SIZES[work.size]
     clip = SyntheticClip(0, frames=work.frames, height=height, width=width, objects=work.objects)
     build = {"resnet18": stm_resnet18, "resnet50": stm_resnet50}[work.backbone]
     model = build(decoder_dim=work.decoder_dim).to(device()).eval()
-    step, bank_bytes = contestant(name, work, model, progress.parent)
+    step, bank_bytes = variant(name, work, model, progress.parent)
     window, times, start = max(1, work.frames // work.windows), [], time.monotonic()
     limit_memory(work.limit_gb)
     with progress.open("w", buffering=1) as lines:
@@ -151,7 +161,7 @@ def measure(name: str, work: Work, progress: Path) -> str:
     return "the end"
 
 
-def contestant(name: str, work: Work, model: STM, folder: Path) -> tuple[Step, Callable[[], int]]:
+def variant(name: str, work: Work, model: STM, folder: Path) -> tuple[Step, Callable[[], int]]:
     """What is called for every frame, with the first one's planes; and the size of the bank."""
     if name == PUBLISHED:
         loop = PublishedLoop(model, work.every)
@@ -179,7 +189,7 @@ def memory_of(name: str, work: Work, folder: Path) -> MemoryConfig:
 
 
 def limit_memory(gigabytes: float) -> None:
-    """Makes allocations fail beyond what is taken now and so much more, before the machine runs out."""
+    """Makes allocations fail beyond this much more than is allocated now, before the machine runs out."""
     taken = resident_bytes("VmData")
     resource.setrlimit(resource.RLIMIT_DATA, (taken + int(gigabytes * 1e9), resource.RLIM_INFINITY))
 
@@ -193,16 +203,16 @@ def window_of(last_frame: int, times: list[float], bank_bytes: int) -> Window:
     return Window(last_frame, rate, median, late, bank_bytes / 1e6, resident / 1e6, peak / 1e6)
 
 
-def print_result(name: str, result: dict[str, object]) -> None:
-    print(f"{name}: ended with {result['ended']}")
-    windows = result["windows"]
-    assert isinstance(windows, list)
-    for window in windows[:1] + windows[1:][-1:]:
-        print("   ", ", ".join(f"{key} {value:.5g}" for key, value in window.items()))
+def table(row: VideoRow) -> Table:
+    """The first and the last window."""
+    head = ["window", *(field.name for field in fields(Window))]
+    ends = {"first": row.windows[:1], "last": row.windows[-1:]}
+    lines = [[name, *(f"{value:.5g}" for value in vars(found[0]).values())] for name, found in ends.items() if found]
+    return Table(head, lines, f"{row.run}: ended with {row.ended}")
 
 
-def write_plot(results: dict[str, dict[str, object]], path: Path) -> None:
-    """Four curves of every run; nothing where matplotlib is not there."""
+def write_plot(rows: list[VideoRow], path: Path) -> None:
+    """Four curves of every run, where matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -211,10 +221,9 @@ def write_plot(results: dict[str, dict[str, object]], path: Path) -> None:
     quantities = {"p50_ms": "latency, median [ms]", "p95_ms": "latency, 95 % [ms]"}
     quantities |= {"bank_mb": "bank [MB]", "resident_mb": "resident memory [MB]"}
     for axes, (quantity, label) in zip(figure.subplots(2, 2).flat, quantities.items(), strict=True):
-        for name, result in results.items():
-            windows = result["windows"]
-            assert isinstance(windows, list)
-            axes.plot([w["last_frame"] for w in windows], [w[quantity] for w in windows], label=name)
+        for row in rows:
+            frames = [window.last_frame for window in row.windows]
+            axes.plot(frames, [getattr(window, quantity) for window in row.windows], label=row.run)
         axes.set(xlabel="frame", ylabel=label, yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
