@@ -35,6 +35,7 @@ from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deploy import for_inference
 from stm_fast.network.deploy.precision import has_bfloat16
 from stm_fast.video import open_frames, write_mask
+from stm_fast.video.writer import OverlayImageWriter
 
 FRAMES = 4  # of the clip, shown in a loop
 _SIMILARITY = "similarity"  # beside the stages, among what is measured of a frame
