@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stm_fast.kernels.configs import bytes_of_a_part, choose_splits, forward_config
-from stm_fast.kernels.configs_hopper import is_for_hopper
+from stm_fast.kernels.experimental.configs_hopper import is_for_hopper
 from stm_fast.kernels.launch import AnyLaunch, Launch
 from stm_fast.kernels.plans import Plans
 from stm_fast.kernels.problem import LOG2E, Problem
@@ -59,7 +59,7 @@ def plan_read(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tens
 def hopper_module() -> Any:
     """forward_hopper.py; None with a Triton that has moved the names of Gluon, which is experimental."""
     try:
-        from stm_fast.kernels import forward_hopper
+        from stm_fast.kernels.experimental import forward_hopper
     except ImportError:
         return None
     return forward_hopper

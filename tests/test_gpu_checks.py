@@ -16,14 +16,14 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 
 import gpu_checks
+from gate.cases import COMBINE
+from gate.compiling import launch_of, source
 from gpu import BENCHMARKS, ROOT, kernel_cache, profiler, reads, smoke, suite
 from gpu.processes import Child
 from gpu.reads_child import PARTS
 from gpu.session import Session, Stage
 from stm_fast.benchmarking import Row, read_record
 from stm_fast.benchmarking.system_records import read_system_record
-from stm_fast.kernels import compile_gate
-from stm_fast.kernels.compile_gate import Case
 
 PATHS = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", BENCHMARKS, ROOT)))}
 
@@ -226,11 +226,11 @@ def test_times_are_a_table_with_the_fastest_first():
 def test_a_packed_kernel_is_not_compiled_again(tmp_path, monkeypatch):
     found_before = []
     monkeypatch.setattr(knobs.compilation, "listener", lambda cache_hit, **_rest: found_before.append(cache_hit))
-    launch = compile_gate.launch_of(Case("combine", 90, "half", torch.bfloat16, 128, 512, "rows"))
+    launch = launch_of(COMBINE)
 
     def compile_into(cache):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
-        triton.compile(compile_gate.source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
+        triton.compile(source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
 
     compile_into(tmp_path / "here")
     assert kernel_cache.pack(tmp_path / "here", tmp_path / "archive") == 1

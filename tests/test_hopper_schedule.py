@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from gluon_simulator import SOURCE, ScheduleError, simulate
-from stm_fast.kernels import configs_hopper, forward
-from stm_fast.kernels.configs_hopper import HopperConfig, is_for_hopper
-from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
+from stm_fast.kernels import forward
+from stm_fast.kernels.experimental import configs_hopper
+from stm_fast.kernels.experimental.configs_hopper import HopperConfig, is_for_hopper
+from stm_fast.kernels.experimental.forward_hopper import GluonLaunch, plan_forward_hopper
 from stm_fast.kernels.launch import Launch, arithmetic_of
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.targets import Target
 from stm_fast.kernels.tiles import ForwardConfig
 from stm_fast.kernels.tuned import using
 from stm_fast.ops import memory_read, merge_reads
+
+pytestmark = pytest.mark.experimental
 
 torch.set_num_threads(1)
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gate.compiling import Case, launch_of
 from stm_fast.benchmarking import ROUTES, parse_shape
 from stm_fast.benchmarking.timing import Reading
 from stm_fast.benchmarking.tuning import climb, neighbours_of, tune, write_table
 from stm_fast.errors import InputError
 from stm_fast.kernels import tuned
-from stm_fast.kernels.compile_gate import Case, launch_of
 from stm_fast.kernels.configs import backward_config, forward_config, grad_value_config, topk_config
 from stm_fast.kernels.targets import INTERPRETER
 from stm_fast.kernels.tiles import Choice, ForwardConfig

@@ -77,7 +77,7 @@ def _point_to_its_files(group: Path) -> None:
 
 def _made_by() -> dict[str, str]:
     sources = hashlib.sha256()
-    for path in sorted((ROOT / "kernels").glob("*.py")):
+    for path in sorted((ROOT / "kernels").rglob("*.py")):
         sources.update(path.read_bytes())
     python = ".".join(platform.python_version_tuple()[:2])
     machine = f"{platform.system()} {platform.machine()}"

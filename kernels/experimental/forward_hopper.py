@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from stm_fast.kernels.configs import bytes_of_a_part, choose_splits
-from stm_fast.kernels.configs_hopper import HopperConfig, hopper_config
+from stm_fast.kernels.experimental.configs_hopper import HopperConfig, hopper_config
 from stm_fast.kernels.problem import LOG2E, Problem
 
 _GLUON_TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
