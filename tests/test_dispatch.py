@@ -48,7 +48,7 @@ def test_the_log_says_the_choice_and_every_refusal(three, caplog):
 
 def test_an_absent_backend_is_not_asked_what_it_supports(three):
     absent = fake("absent", absent=["no compiler"])
-    three(absent._replace(not_supported_reasons=lambda _: pytest.fail("asked")), fake("works"))
+    three(absent._replace(unsupported_reasons=lambda _: pytest.fail("asked")), fake("works"))
     assert read() == ord("w")
 
 
@@ -59,7 +59,7 @@ def test_a_named_backend_is_in_the_log_too(caplog):
 
 
 def test_the_order_of_preference_ends_with_the_reference_that_takes_everything():
-    assert backends.NAMES == ("triton", "cpp", "reference")
+    assert [backend.name for backend in backends.BACKENDS] == ["triton", "cpp", "reference"]
     assert backends.BACKENDS[-1].absent_reasons() == []
 
 

@@ -22,10 +22,12 @@ class Features {
  public:
   explicit Features(const ReadProblem<Stored>& problem)
       : problem_(problem),
-        squares_(!problem.l2         ? 0
+        is_dot_(problem.similarity == Similarity::dot),
+        is_l2_(problem.similarity == Similarity::l2),
+        squares_(!is_l2_             ? 0
                  : problem.selection ? problem.key_dim
                                      : 1),
-        dim_(problem.key_dim + squares_ + (problem.l2 && problem.query_norm ? 1 : 0)) {}
+        dim_(problem.key_dim + squares_ + (has_norm() ? 1 : 0)) {}
 
   Index dim() const { return dim_; }
 
@@ -36,13 +38,13 @@ class Features {
     for (Index c = 0; c < key_dim; ++c) {
       const T q = widen(query.at(i, c));
       const T e = selection(object, i, c);
-      feature[c] = problem_.l2 ? 2 * e * q : q;
+      feature[c] = is_l2_ ? 2 * e * q : q;
       norm += e * q * q;
       if (problem_.selection) {
         feature[key_dim + c] = -e;
       }
     }
-    if (problem_.l2 && !problem_.selection) {
+    if (is_l2_ && !problem_.selection) {
       feature[key_dim] = -1;
     }
     if (has_norm()) {
@@ -65,14 +67,14 @@ class Features {
     for (Index c = 0; c < key_dim; ++c) {
       const T q = widen(problem_.query[batch].at(i, c));
       const T e = selection(batch, i, c);
-      grad_query[c] = narrow<Stored>(problem_.l2 ? 2 * e * (grad[c] - q * grad_norm) : grad[c]);
+      grad_query[c] = narrow<Stored>(is_l2_ ? 2 * e * (grad[c] - q * grad_norm) : grad[c]);
       if (problem_.selection) {
         grad_selection[c] = 2 * q * grad[c] - grad[key_dim + c] - q * q * grad_norm;
       }
     }
   }
 
-  // Adds to the gradient of k_j from that of its feature; returns that of shrinkage_j. `feature` is room for one.
+  // Adds to the gradient of k_j from that of its feature; returns that of shrinkage_j. `feature` is scratch for one.
   T backward_of_key(Index object, Index j, const T* grad, T* grad_key, T* feature) const {
     const Index key_dim = problem_.key_dim;
     const T factor = shrinkage(object, j);
@@ -92,28 +94,28 @@ class Features {
     return sum;
   }
 
-  // Panels [divide_up(count, width)][dim in elements][width] of queries; `room` is for count features. Pairs are of
+  // Panels [divide_up(count, width)][dim in elements][width] of queries; `scratch` holds count features. Pairs are of
   // numbers as they are stored: for dot similarity alone.
   template <class Element>
-  void pack_queries(Index object, Index first, Index count, Index width, T* room, Element* panels) const {
+  void pack_queries(Index object, Index first, Index count, Index width, T* scratch, Element* panels) const {
     if constexpr (std::is_same_v<Element, T>) {
-      if (problem_.l2) {
+      if (!is_dot_) {
         for (Index i = 0; i < count; ++i) {
-          of_query(object, first + i, room + i * dim_);
+          of_query(object, first + i, scratch + i * dim_);
         }
-        return pack_panels(Matrix<const T>{room, dim_, 1}, count, dim_, width, panels);
+        return pack_panels(Matrix<const T>{scratch, dim_, 1}, count, dim_, width, panels);
       }
     }
     pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
   }
 
   // Panels [divide_up(dim, width)][count][width] of queries transposed.
-  void pack_query_columns(Index object, Index first, Index count, Index width, T* room, T* columns) const {
-    if (problem_.l2) {
+  void pack_query_columns(Index object, Index first, Index count, Index width, T* scratch, T* columns) const {
+    if (!is_dot_) {
       for (Index i = 0; i < count; ++i) {
-        of_query(object, first + i, room + i * dim_);
+        of_query(object, first + i, scratch + i * dim_);
       }
-      return pack_panels(Matrix<const T>{room, dim_, 1}.transposed(), dim_, count, width, columns);
+      return pack_panels(Matrix<const T>{scratch, dim_, 1}.transposed(), dim_, count, width, columns);
     }
     pack_panels(problem_.query[object].from_row(first).transposed(), dim_, count, width, columns);
   }
@@ -121,14 +123,14 @@ class Features {
   // Panels [divide_up(count, width)][dim in elements][width] of keys; `columns`, where wanted, are panels
   // [divide_up(dim, width)][count][width] of them transposed.
   template <class Element>
-  void pack_keys(Index object, Index first, Index count, Index width, T* room, Element* panels,
+  void pack_keys(Index object, Index first, Index count, Index width, T* scratch, Element* panels,
                  Element* columns = nullptr) const {
     if constexpr (std::is_same_v<Element, T>) {
-      if (problem_.l2) {
+      if (!is_dot_) {
         for (Index j = 0; j < count; ++j) {
-          of_key(object, first + j, room + j * dim_);
+          of_key(object, first + j, scratch + j * dim_);
         }
-        return pack_both(Matrix<const T>{room, dim_, 1}, count, width, panels, columns);
+        return pack_both(Matrix<const T>{scratch, dim_, 1}, count, width, panels, columns);
       }
     }
     pack_both(problem_.key[object].from_row(first), count, width, panels, columns);
@@ -138,7 +140,7 @@ class Features {
   }
 
  private:
-  bool has_norm() const { return problem_.l2 && problem_.query_norm; }
+  bool has_norm() const { return is_l2_ && problem_.query_norm; }
   T shrinkage(Index object, Index j) const { return problem_.shrinkage ? problem_.shrinkage[object].at(j, 0) : T(1); }
   T selection(Index object, Index i, Index c) const {
     return problem_.selection ? problem_.selection[object].at(i, c) : T(1);
@@ -155,7 +157,7 @@ class Features {
         feature[key_dim + c] = k * k;
       }
     }
-    if (problem_.l2 && !problem_.selection) {
+    if (is_l2_ && !problem_.selection) {
       feature[key_dim] = norm;
     }
     if (has_norm()) {
@@ -172,6 +174,8 @@ class Features {
   }
 
   const ReadProblem<Stored>& problem_;
+  bool is_dot_;  // features are the rows as they are stored
+  bool is_l2_;
   Index squares_;  // features that hold squares of the key
   Index dim_;
 };

@@ -259,7 +259,8 @@ void run_few_queries(const Scores<Stored>& scores, const Parallel& parallel, con
 // are those of its thresholds, to the bit.
 template <class Stored>
 bool multiplies_pairs(const ReadProblem<Stored>& problem) {
-  return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && !problem.l2 && problem.top_k == 0;
+  return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && problem.similarity == Similarity::dot &&
+         problem.top_k == 0;
 }
 
 // Whether the sums of all queries stay in the second-level cache. Scores are made in the order of their thresholds by

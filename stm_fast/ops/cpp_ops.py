@@ -7,6 +7,7 @@ import torch
 from stm_fast.errors import InputError
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
 from stm_fast.ops.registration import call_engine, engine_reader, register_engine
+from stm_fast.torch_private import has_cpu_kernel
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -16,7 +17,7 @@ register_engine("cpp")
 def _load() -> str | None:
     """Loads the extension; returns why it is absent, None where it is there."""
     try:
-        import stm_fast._C  # noqa: F401  (its static initialisers register the kernels)
+        import stm_fast._C  # noqa: F401  (its static initializers register the kernels)
     except ImportError as error:
         reason = files("stm_fast") / "_C_absent.txt"  # written by setup.py when the build failed
         return reason.read_text().strip() if reason.is_file() else f"stm_fast._C does not load: {error}"
@@ -41,8 +42,7 @@ def operator_absent_reasons(name: str) -> list[str]:
     if absent_reasons():
         return absent_reasons()
     # an extension built from older sources
-    built = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
-    return [] if built else ["the extension was built without it; build it again"]
+    return [] if has_cpu_kernel(name) else ["the extension was built without it; build it again"]
 
 
 def _check_instructions() -> None:
@@ -54,7 +54,7 @@ def _check_instructions() -> None:
         raise InputError(str(error)) from None
 
 
-def not_supported_reasons(inputs: ReadInputs) -> list[str]:
+def unsupported_reasons(inputs: ReadInputs) -> list[str]:
     reasons = []
     if inputs.query.device.type != "cpu":
         reasons.append(f"it runs on cpu tensors only, found {inputs.query.device.type}")
