@@ -1,4 +1,4 @@
-// stm_fast._C: importing it runs the static initialisers that register the CPU kernels.
+// stm_fast._C: importing it runs the static initializers that register the CPU kernels.
 //
 // The schemas live in stm_fast/ops/registration.py, where both engines share them. Only PyTorch's stable ABI and
 // Python's limited API are used, so that one build serves every torch >= 2.11 and every Python >= 3.11. Here tensors

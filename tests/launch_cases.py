@@ -62,13 +62,12 @@ class Traced(NamedTuple):
 
 def _tile(launch: Launched) -> Iterator[int]:
     constants = launch.constants
+    if launch.kernel == HOPPER:
+        tile = constants["TILE"]
+        yield from (tile.block_m, tile.block_n, tile.block_k, 2 * tile.half, tile.stages)
+        return
     yield constants["BLOCK_M"]
     yield constants["BLOCK_N"]
-    if "HALF" in constants:
-        yield constants["BLOCK_K"]
-        yield 2 * constants["HALF"]
-        yield constants["STAGES"]
-        return
     if "KEY_CHUNKS" in constants:
         yield (constants["KEY_CHUNKS"] - 1) * constants["BLOCK_K"] + constants["LAST_K"]
         yield (constants["ACCUMULATORS"] - 1) * constants["BLOCK_V"] + constants["LAST_V"]

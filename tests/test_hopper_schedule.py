@@ -176,9 +176,9 @@ BROKEN = [
     ("store(rescale)\n    fence_async_shared()", "store(rescale)", "no fence"),
     ("rows.load(layout), 0.0))\n        fence_async_shared()", "rows.load(layout), 0.0))", "no fence"),
     ("_wait(0, deps=[next_score, accumulator])", "_wait(1, deps=[next_score, accumulator])", "under way"),
-    ("step // STAGES & 1, pred=step < steps", "step // STAGES & 1 ^ 1, pred=step < steps", "race|deadlock"),
+    ("step // TILE.stages & 1, pred=step < steps", "step // TILE.stages & 1 ^ 1, pred=step < steps", "race|deadlock"),
     ("value_empty.index(slot * 2 + 1), count=1", "value_empty.index(slot * 2 + 1), count=2", "more arrivals"),
-    ("BLOCK_N * HALF * 2)", "BLOCK_N * HALF)", "more arrivals|deadlock|race"),
+    ("TILE.block_n * TILE.half * 2)", "TILE.block_n * TILE.half)", "more arrivals|deadlock|race"),
 ]
 
 

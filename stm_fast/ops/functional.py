@@ -12,7 +12,7 @@ from stm_fast.arguments import shown
 from stm_fast.choices import SIMILARITIES, Similarity
 from stm_fast.ops import backends, known_calls
 from stm_fast.ops.arguments import as_scale, as_top_k, check_flags, check_scale, check_tensors
-from stm_fast.ops.inputs import ReadInputs, accumulation_dtype, in_transform, is_autocast, without_autocast
+from stm_fast.ops.inputs import ReadInputs, Tensors, accumulation_dtype, in_transform, is_autocast, without_autocast
 from stm_fast.torch_private import is_fake
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -104,7 +104,7 @@ def memory_read(
         query_norm: False leaves the ``q^2`` term out of "l2". Without shrinkage it cancels in the softmax; XMem
             without selection leaves it out although it has shrinkage.
         lengths: ``[B]`` integers: only the first ``lengths[b]`` memory rows of object b count; what the others hold
-            does not matter. Negative values are refused on the CPU; on a GPU values are clamped to 0..N, because
+            does not matter. Negative values raise on the CPU; on a GPU values are clamped to 0..N, because
             looking at them would stall the stream. Length 0 gives out 0 and lse -inf.
         top_k: softmax over the k largest scores of each query alone, exact, ties by lower index; k >= N is dense. An
             integer, as `scale` a number.
@@ -132,7 +132,7 @@ def memory_read(
         if lengths is not None:
             _check_counts(lengths, key.shape[1])
         return _asked_for(*reader(*tensors), return_lse)
-    inputs = _checked(*tensors, *options[:-1])
+    inputs = _checked(tensors, *options[:-1])
     chosen = backends.choose(backend, inputs, backends.BACKENDS)
     with without_autocast(query.device):
         result = chosen.read(inputs)
@@ -150,12 +150,7 @@ def _asked_for(out: Tensor, lse: Tensor | None, usage: Tensor | None, return_lse
 
 
 def _checked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shrinkage: Tensor | None,
-    selection: Tensor | None,
-    lengths: Tensor | None,
+    tensors: Tensors,
     scale: float | None,
     top_k: int | None,
     similarity: Similarity,
@@ -164,12 +159,14 @@ def _checked(
     return_usage: bool,
 ) -> ReadInputs:
     """The arguments of memory_read() as backends take them; raises what memory_read() does."""
+    query, key, value, shrinkage, selection, lengths = tensors
     optional = {"shrinkage": shrinkage, "selection": selection, "lengths": lengths}
     check_tensors(optional, query=query, key=key, value=value, **optional)
     check_flags(query_norm=query_norm, return_lse=return_lse, return_usage=return_usage)
     query, key, value = _autocast(query, key, value)
     _check_tensors(query, key, value)
-    _check_options(query, key, value, scale, similarity, shrinkage, selection, lengths, top_k)
+    check_scale(scale, query.dtype)
+    _check_options(tensors, similarity, top_k)
     dtype, rows = accumulation_dtype(query.dtype), key.shape[1]
     return ReadInputs(
         query,
@@ -274,18 +271,8 @@ def _shapes(query: Tensor, key: Tensor, value: Tensor) -> str:
     return f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
 
 
-def _check_options(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float | None,
-    similarity: str,
-    shrinkage: Tensor | None,
-    selection: Tensor | None,
-    lengths: Tensor | None,
-    top_k: int | None,
-) -> None:
-    check_scale(scale, query.dtype)
+def _check_options(tensors: Tensors, similarity: str, top_k: int | None) -> None:
+    query, key, value, shrinkage, selection, lengths = tensors
     if not isinstance(similarity, str) or similarity not in SIMILARITIES:
         expected = " or ".join(f'"{name}"' for name in SIMILARITIES)
         raise ValueError(f"similarity: found {shown(similarity)}, expected {expected}")

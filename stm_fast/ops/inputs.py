@@ -30,7 +30,7 @@ class ReadInputs(NamedTuple):
     similarity: int  # index in choices.SIMILARITIES
     query_norm: bool
     top_k: int  # 0: dense
-    return_usage: bool
+    return_usage: bool = False
     return_lse: bool = True  # False lets a reader, which is made for calls like this one, leave it out
 
     @property

@@ -113,7 +113,7 @@ _SCORES: dict[Similarity, Callable[[Tensor, Tensor, ReadInputs], Tensor]] = {"do
 
 
 def softmax_and_lse(score: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimension and its natural-log normaliser; an empty row gives 0 and -inf, never NaN."""
+    """Softmax over the last dimension and its natural-log normalizer; an empty row gives 0 and -inf, never NaN."""
     if score.shape[-1] == 0:
         return score, score.sum(-1) - math.inf
     largest = score.detach().amax(-1, keepdim=True)  # [B, M, 1]

@@ -33,7 +33,7 @@ def register_engine(engine: str) -> None:
 
     def backward_rule(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _grad_usage: Tensor | None) -> tuple[Any, ...]:
         operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}_backward")
-        # looked at once: each look unpacks them again, which a checkpoint refuses and save_on_cpu() copies for
+        # read once: each access unpacks them again, which a checkpoint rejects and save_on_cpu() copies for
         out, lse, *tensors = ctx.saved_tensors
         gradients = operator(grad_out, grad_lse, out, lse, *tensors, *ctx.options)
         given = [None if tensor is None else found for tensor, found in zip(tensors, gradients, strict=False)]

@@ -142,7 +142,7 @@ def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, *arg
     from stm_fast.kernels.layout import laid_out
     from stm_fast.kernels.topk_backward import topk_backward
 
-    inputs = ReadInputs(*arguments, False)
+    inputs = ReadInputs(*arguments)
     with current_device(inputs.value.device):
         problem = laid_out(_problem(inputs))
         if 0 < inputs.top_k < inputs.key.shape[1]:

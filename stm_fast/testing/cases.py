@@ -74,7 +74,7 @@ _SHAPES = (
     ReadCase(value_dim=0),
 )
 
-_OPTIONS = (
+_OPTIONS: tuple[dict[str, Any], ...] = (
     {"return_usage": True},
     *({"similarity": similarity} for similarity in SIMILARITIES[1:]),
     {"similarity": "l2", "shrinkage": True, "return_usage": True},

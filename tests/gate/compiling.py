@@ -221,7 +221,7 @@ def _quantized_launch(case: Case) -> Launch:
 
 
 def source(launch: Launch) -> ASTSource:
-    """The launch as the compiler wants it, specialised on its arguments as the launcher would."""
+    """The launch as the compiler wants it, specialized on its arguments as the launcher would."""
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
