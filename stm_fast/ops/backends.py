@@ -10,7 +10,6 @@ from stm_fast.arguments import shown
 from stm_fast.choices import Engine
 from stm_fast.ops import cpp_ops, reference, triton_ops
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
-from stm_fast.ops.registration import transform_reasons
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +37,10 @@ def no_reasons(*_inputs: object) -> list[str]:
     return []
 
 
-def _triton_reasons(inputs: ReadInputs) -> list[str]:
-    return [*transform_reasons(), *triton_ops.unsupported_reasons(inputs)]
-
-
-def _cpp_reasons(inputs: ReadInputs) -> list[str]:
-    return [*transform_reasons(), *cpp_ops.unsupported_reasons(inputs)]
-
-
 # the order of preference of backend="auto"; the reference, last, takes everything
 BACKENDS: tuple[Backend[ReadInputs, ReadResult], ...] = (
-    Backend("triton", triton_ops.absent_reasons, _triton_reasons, triton_ops.read, triton_ops.reader),
-    Backend("cpp", cpp_ops.absent_reasons, _cpp_reasons, cpp_ops.read, cpp_ops.reader),
+    Backend("triton", triton_ops.absent_reasons, triton_ops.unsupported_reasons, triton_ops.read, triton_ops.reader),
+    Backend("cpp", cpp_ops.absent_reasons, cpp_ops.unsupported_reasons, cpp_ops.read, cpp_ops.reader),
     Backend("reference", no_reasons, no_reasons, reference.read, reference.reader),
 )
 

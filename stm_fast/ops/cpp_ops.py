@@ -6,7 +6,7 @@ import torch
 
 from stm_fast.errors import InputError
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
-from stm_fast.ops.registration import call_engine, engine_reader, register_engine
+from stm_fast.ops.registration import call_engine, engine_reader, register_engine, transform_reasons
 from stm_fast.torch_private import has_cpu_kernel
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -39,10 +39,9 @@ def absent_reasons() -> list[str]:
 
 def operator_absent_reasons(name: str) -> list[str]:
     """Why one of the extension's other operators is absent, such as "stm_fast::winograd_input"."""
-    if absent_reasons():
-        return absent_reasons()
-    # an extension built from older sources
-    return [] if has_cpu_kernel(name) else ["the extension was built without it; build it again"]
+    # an extension may be built from older sources
+    no_kernel = [] if has_cpu_kernel(name) else ["the extension was built without it; build it again"]
+    return absent_reasons() or no_kernel
 
 
 def _check_instructions() -> None:
@@ -55,7 +54,7 @@ def _check_instructions() -> None:
 
 
 def unsupported_reasons(inputs: ReadInputs) -> list[str]:
-    reasons = []
+    reasons = transform_reasons()
     if inputs.query.device.type != "cpu":
         reasons.append(f"it runs on cpu tensors only, found {inputs.query.device.type}")
     if inputs.query.dtype not in DTYPES:

@@ -16,7 +16,7 @@ from stm_fast.errors import InputError
 from stm_fast.kernels.configs import WIDEST_KEY
 from stm_fast.kernels.targets import ARCHITECTURES
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors
-from stm_fast.ops.registration import call_engine, engine_reader, register_engine
+from stm_fast.ops.registration import call_engine, engine_reader, register_engine, transform_reasons
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNELS_FOR: tuple[Similarity, ...] = ("dot", "l2")
@@ -40,7 +40,7 @@ def absent_reasons() -> list[str]:
 
 def unsupported_reasons(inputs: ReadInputs) -> list[str]:
     query = inputs.query
-    reasons = device_reasons(query.device)
+    reasons = [*transform_reasons(), *device_reasons(query.device)]
     if query.dtype not in DTYPES:
         reasons.append(f"it has no kernel for {query.dtype}")
     if query.dtype == torch.bfloat16 and _INTERPRETED:
