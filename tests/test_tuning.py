@@ -17,6 +17,7 @@ from stm_fast.kernels.configs import backward_config, forward_config, grad_value
 from stm_fast.kernels.targets import INTERPRETER
 from stm_fast.kernels.tiles import Choice, ForwardConfig
 from stm_fast.ops import triton_ops
+from stm_fast.ops.inputs import ReadInputs
 
 CHOICE = Choice(90, "half", 128, 512, True, False)
 HERE = CHOICE._replace(architecture=INTERPRETER.architecture, arithmetic="ieee")
@@ -169,4 +170,4 @@ def test_a_read_with_a_table_of_another_gpu_is_an_input_error(monkeypatch, tmp_p
     name_table(path, monkeypatch)
     tensors = [torch.zeros(1, 2, 16) for _ in range(3)]
     with pytest.raises(InputError, match=f"found tiles for sm_90, expected sm_{INTERPRETER.architecture}"):
-        triton_ops._problem(*tensors, None, None, None, 1.0, False, False)
+        triton_ops.problem_of(ReadInputs(*tensors, None, None, None, 1.0, 0, False, 0))

@@ -93,7 +93,7 @@ def reader(inputs: ReadInputs) -> Reader | None:
 
     device = inputs.value.device
     with current_device(device):
-        problem = _problem(inputs)
+        problem = problem_of(inputs)
         copies = row_copies(problem)
         plan = forward_plan(problem._replace(**{name: copy.empty() for name, copy in copies.items()}))
     has_norms = problem.norms is not None
@@ -128,7 +128,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
     inputs = ReadInputs(*arguments)
     with current_device(inputs.value.device):
-        problem = laid_out(_problem(inputs))
+        problem = laid_out(problem_of(inputs))
         if 0 < inputs.top_k < inputs.key.shape[1]:
             out, lse, sparse_usage = topk_forward(problem, inputs.top_k, inputs.return_usage)
             return out, lse, lse.new_empty(0) if sparse_usage is None else sparse_usage
@@ -144,7 +144,7 @@ def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, *arg
 
     inputs = ReadInputs(*arguments)
     with current_device(inputs.value.device):
-        problem = laid_out(_problem(inputs))
+        problem = laid_out(problem_of(inputs))
         if 0 < inputs.top_k < inputs.key.shape[1]:
             gradients = topk_backward(problem, inputs.top_k, grad_out, grad_lse)
         else:
@@ -152,7 +152,7 @@ def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, *arg
     return tuple(inputs.query.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _problem(inputs: ReadInputs) -> Any:
+def problem_of(inputs: ReadInputs) -> Any:
     """The read as the kernels see it."""
     from stm_fast.kernels.launch import arithmetic_of
     from stm_fast.kernels.problem import Problem, half_norms
