@@ -6,7 +6,7 @@ absent is written into the package, and `stm-fast info` prints it.
 
 STM_FAST_EXTENSION=1   a build without the extension fails (CI, release wheels)
 STM_FAST_EXTENSION=0   the extension is not built
-STM_FAST_SANITIZE=1    it stops at the first wrong access and at undefined behavior (.ci/sanitize)
+STM_FAST_SANITIZE=1    it stops at the first wrong access and at undefined behaviour (.ci/sanitize)
 """
 
 import os
@@ -47,7 +47,7 @@ class BuildOrExplain(BuildExtension):
             # one of older sources would pass for this one
             Path(self.get_ext_fullpath("stm_fast._C")).unlink(missing_ok=True)
             reason_file.write_text(f"not built: {str(error).strip().splitlines()[0]}\n")
-            print(f"stm_fast: continuing without the C++ extension: {error}")
+            print(f"stm_fast: going on without the C++ extension: {error}")
             self.extensions = []
 
     def get_outputs(self) -> list[str]:

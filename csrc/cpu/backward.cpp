@@ -44,7 +44,7 @@ class QuerySide {
     scores_.features.pack_query_columns(object, query, queries, lanes_, room, rows);
   }
 
-  // The gradient of the output of a panel of queries, as [value_dim][lanes], in blocks of channels so that what is
+  // The gradient of the output of a panel of queries, as [value_dim][lanes]; so many channels at a time that what is
   // written stays in the first-level cache until its lines are full.
   void pack_grad_out(Index object, Index panel, T* columns) const {
     constexpr Index channels = 128;

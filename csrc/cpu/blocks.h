@@ -21,7 +21,7 @@ struct QueryBlocks {
         lanes(kernels.lanes),
         panels(divide_up(queries, lanes)),
         count(divide_up(panels, std::max<Index>(1, queries_per_block / lanes))) {}
-  // In `most` blocks, where there are at least as many panels.
+  // In `most` blocks, where there are so many panels.
   QueryBlocks(Index queries, Index lanes, Index most)
       : queries(queries), lanes(lanes), panels(divide_up(queries, lanes)), count(std::min(panels, most)) {}
 

@@ -21,7 +21,7 @@
 
 namespace stm_fast::STM_FAST_ISA {
 
-// Rows of C kept in registers beside this many vectors of columns: enough sums to hide how long one takes.
+// Rows of C kept in registers beside so many vectors of columns: enough sums to hide how long one takes.
 template <Index count>
 constexpr Index pixels_of = count == vectors ? group_rows
                             : count == 1     ? 8

@@ -74,7 +74,7 @@ class Features {
     }
   }
 
-  // Adds to the gradient of k_j from that of its feature; returns that of shrinkage_j. `feature` is scratch for one.
+  // Adds to the gradient of k_j from that of its feature; returns that of shrinkage_j. `feature` is room for one.
   T backward_of_key(Index object, Index j, const T* grad, T* grad_key, T* feature) const {
     const Index key_dim = problem_.key_dim;
     const T factor = shrinkage(object, j);
@@ -94,28 +94,28 @@ class Features {
     return sum;
   }
 
-  // Panels [divide_up(count, width)][dim in elements][width] of queries; `scratch` holds count features. Pairs are of
+  // Panels [divide_up(count, width)][dim in elements][width] of queries; `room` is for count features. Pairs are of
   // numbers as they are stored: for dot similarity alone.
   template <class Element>
-  void pack_queries(Index object, Index first, Index count, Index width, T* scratch, Element* panels) const {
+  void pack_queries(Index object, Index first, Index count, Index width, T* room, Element* panels) const {
     if constexpr (std::is_same_v<Element, T>) {
       if (!is_dot_) {
         for (Index i = 0; i < count; ++i) {
-          of_query(object, first + i, scratch + i * dim_);
+          of_query(object, first + i, room + i * dim_);
         }
-        return pack_panels(Matrix<const T>{scratch, dim_, 1}, count, dim_, width, panels);
+        return pack_panels(Matrix<const T>{room, dim_, 1}, count, dim_, width, panels);
       }
     }
     pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
   }
 
   // Panels [divide_up(dim, width)][count][width] of queries transposed.
-  void pack_query_columns(Index object, Index first, Index count, Index width, T* scratch, T* columns) const {
+  void pack_query_columns(Index object, Index first, Index count, Index width, T* room, T* columns) const {
     if (!is_dot_) {
       for (Index i = 0; i < count; ++i) {
-        of_query(object, first + i, scratch + i * dim_);
+        of_query(object, first + i, room + i * dim_);
       }
-      return pack_panels(Matrix<const T>{scratch, dim_, 1}.transposed(), dim_, count, width, columns);
+      return pack_panels(Matrix<const T>{room, dim_, 1}.transposed(), dim_, count, width, columns);
     }
     pack_panels(problem_.query[object].from_row(first).transposed(), dim_, count, width, columns);
   }
@@ -123,14 +123,14 @@ class Features {
   // Panels [divide_up(count, width)][dim in elements][width] of keys; `columns`, where wanted, are panels
   // [divide_up(dim, width)][count][width] of them transposed.
   template <class Element>
-  void pack_keys(Index object, Index first, Index count, Index width, T* scratch, Element* panels,
+  void pack_keys(Index object, Index first, Index count, Index width, T* room, Element* panels,
                  Element* columns = nullptr) const {
     if constexpr (std::is_same_v<Element, T>) {
       if (!is_dot_) {
         for (Index j = 0; j < count; ++j) {
-          of_key(object, first + j, scratch + j * dim_);
+          of_key(object, first + j, room + j * dim_);
         }
-        return pack_both(Matrix<const T>{scratch, dim_, 1}, count, width, panels, columns);
+        return pack_both(Matrix<const T>{room, dim_, 1}, count, width, panels, columns);
       }
     }
     pack_both(problem_.key[object].from_row(first), count, width, panels, columns);

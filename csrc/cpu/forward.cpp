@@ -14,7 +14,7 @@ namespace stm_fast {
 
 namespace {
 
-// Objects that share an affinity are read together, at most this many: their sums are the greater part of the
+// Objects that share an affinity are read together, but so many at most: their sums are the greater part of the
 // scratch memory, 0.4 MB each at Cv 512, twice a thread.
 constexpr Index objects_together = 3;
 

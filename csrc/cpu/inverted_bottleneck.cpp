@@ -83,7 +83,7 @@ Strips strips_of(const Window& window, Index batch, Index most_rows, Index threa
   return {batch, rows, std::max<Index>(divide_up(rows, divide_up(wanted, batch)), 1)};
 }
 
-// `work(thread, picture, first row, rows)` for all strips, on at most `threads` threads.
+// `work(thread, picture, first row, rows)` for all strips, on no more than so many threads.
 template <class Work>
 void for_strips(const Strips& strips, const Parallel& parallel, const Work& work) {
   const Index threads = parallel.threads, count = strips.count(), each = strips.of_picture();

@@ -245,8 +245,8 @@ STM_FAST_TARGET void softmax_step_of_rows(T* scores, Index queries, Index rows, 
   }
 }
 
-// Two vectors of channels, for AVX2 a cache line. Of this many rows at a time a strip stays in the first-level cache,
-// and those that follow are asked for early enough.
+// Two vectors of channels, for AVX2 a cache line. Of so many rows at a time a strip stays in the first-level cache, and
+// those that follow are asked for early enough.
 constexpr Index strip_vectors = 2;
 constexpr Index strip_rows = 16;
 template <class T>

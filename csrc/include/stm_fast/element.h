@@ -28,7 +28,7 @@ struct ElementTraits<BFloat16Pair> {
 template <class Element>
 using Sum = typename ElementTraits<Element>::Sum;
 
-// This many numbers, counted in elements.
+// So many numbers in elements.
 template <class Element>
 inline Index depth_of(Index numbers) {
   return divide_up(numbers, ElementTraits<Element>::numbers);

@@ -11,7 +11,7 @@ namespace stm_fast {
 
 inline constexpr Index cache_line = 64;
 
-// Uninitialized bytes. Making one throws std::bad_alloc, so it is done outside of parallel regions.
+// Uninitialised bytes. Making one throws std::bad_alloc, so it is done outside of parallel regions.
 class Scratch {
  public:
   explicit Scratch(Index bytes)
