@@ -32,9 +32,10 @@ from stm_fast.kernels.grad_scores import plan_grad_scores
 from stm_fast.kernels.grad_value import plan_grad_value
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.layout import plan_rows
-from stm_fast.kernels.problem import Problem, half_norms
+from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.row_totals import plan_row_totals
 from stm_fast.kernels.sass import disassemble, in_loops, main_loop, narrow_loads, opcodes, run_tool, waits
+from stm_fast.kernels.similarity import half_norms
 from stm_fast.kernels.targets import ARCHITECTURES, SHARED_MEMORY, Target
 from stm_fast.kernels.tiles import Arithmetic
 from stm_fast.kernels.topk_select import plan_candidates, plan_maxima
@@ -43,7 +44,6 @@ from stm_fast.kernels.weighted_sum import lists_of_queries, plan_weighted_sum
 
 BACKWARD_STACK = 192  # bytes a thread of the other kernels may spill; the forward kernels spill none
 TENSOR_MEMORY = 512  # columns, sm_100
-OLDEST_DEPENDENT = 90  # the first architecture with programmatic dependent launch
 AMD_ARCHITECTURES = ("gfx90a", "gfx942")
 FEWEST_REGISTERS = 17  # a kernel whose body was optimised away needs hardly any
 
@@ -69,11 +69,6 @@ class Case(NamedTuple):
     layout: Layout
     scores: Scores = "dot"
 
-    @property
-    def dependent(self) -> bool:
-        """Whether the second of two kernels may start before the first has ended."""
-        return self.kernel.endswith(" pdl")
-
     def __str__(self) -> str:
         kind = f"{_TYPES[self.dtype]} {self.arithmetic:7}{self.scores:7}{self.layout:9}"
         return f"sm_{self.architecture:<4}{self.kernel:12}{kind}{self.key_dim:4}/{self.value_dim:<5}"
@@ -83,8 +78,8 @@ class Compiled(NamedTuple):
     """What came of one case.
 
     registers and stack (bytes) of a thread; shared memory (bytes) and tensor memory (columns) of a block; the number of
-    wgmma instructions; whether it starts another kernel early or waits for the one before. Of the main loop the number
-    of instructions and of waits; of all loops that of loads of a number of two bytes by itself.
+    wgmma instructions. Of the main loop the number of instructions and of waits; of all loops that of loads of a number
+    of two bytes by itself.
     """
 
     case: Case
@@ -95,7 +90,6 @@ class Compiled(NamedTuple):
     tensor_memory: int
     wgmma: int
     seconds: float
-    dependent: bool = False
     loop: int = 0
     waits: int = 0
     narrow: int = 0
@@ -157,9 +151,6 @@ def cases() -> Iterator[Case]:
         yield Case("forward", architecture, "half", torch.float16, *_FORWARD_HALF[0])
         for arithmetic, shape in product(("ieee", "tf32x3"), _FORWARD_FLOAT32):
             yield Case("forward", architecture, arithmetic, torch.float32, *shape)
-        if architecture >= OLDEST_DEPENDENT:
-            for kernel in ("forward pdl", "combine pdl"):
-                yield Case(kernel, architecture, "half", torch.bfloat16, *_FORWARD_HALF[0])
         yield Case("rows", architecture, "half", torch.bfloat16, 128, 512, "channels")
         yield Case("rows", architecture, "ieee", torch.float32, 128, 512, "channels")
         for kernel in ("combine", "delta", "weighted"):
@@ -184,9 +175,9 @@ def launch_of(case: Case) -> Launch:
     out = torch.empty(batch, queries, case.value_dim, dtype=case.dtype, device="meta")
     lse = torch.empty(batch, queries, device="meta")
     totals = None if case.arithmetic == "half" else lse
-    if case.kernel.startswith("combine"):
+    if case.kernel == "combine":
         parts = torch.empty(batch, 3, *out.shape[1:], device="meta")
-        return plan_combine(parts, lse[:, None], case.dtype, case.dependent)[-1]
+        return plan_combine(parts, lse[:, None], case.dtype)[-1]
     if case.kernel == "delta":
         return plan_delta(out, lse, out)[-1]
     if case.kernel == "weighted":
@@ -195,7 +186,6 @@ def launch_of(case: Case) -> Launch:
     plans = {
         "rows": lambda: plan_rows(problem.value),
         "forward": lambda: plan_forward(problem),
-        "forward pdl": lambda: plan_forward(problem, splits=5),
         "row_totals": lambda: plan_row_totals(problem, lse),
         "usage": lambda: plan_usage(problem, lse, totals),
         "maxima": lambda: plan_maxima(problem, _TOP_K),
@@ -224,9 +214,9 @@ def _problem(case: Case) -> Problem:
         selection=_meta_tensor(case, 1000, case.key_dim, torch.float32) if everything else None,
         lengths=torch.empty(2, dtype=torch.int32, device="meta"),
         scale=1.0,
-        l2=case.scores != "dot",
+        similarity=int(case.scores != "dot"),
         norms=half_norms(query, None) if everything else None,
-        target=Target(case.architecture, processors=100, dependent_launch=case.dependent),
+        target=Target(case.architecture, processors=100),
         arithmetic=case.arithmetic,
     )
 
@@ -258,7 +248,6 @@ def compile_case(case: Case) -> Compiled:
         getattr(compiled.metadata, "tmem_size", None) or 0,
         compiled.asm["ptx"].count("wgmma.mma_async"),
         time.perf_counter() - started,
-        "griddepcontrol" in compiled.asm["ptx"],
         opcodes(loop).total(),
         waits(loop),
         narrow_loads(in_loops(listing)),
@@ -267,27 +256,37 @@ def compile_case(case: Case) -> Compiled:
 
 def source(launch: Launch) -> ASTSource:
     """The launch as the compiler wants it, specialised on its arguments as the launcher would."""
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
     for index, parameter in enumerate(launch.kernel.params):
         argument = launch.arguments[parameter.name]
-        # the launcher makes constants of absent tensors and of strides of 1
-        if parameter.is_constexpr or argument is None or (type(argument) is int and argument == 1):
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = argument
-            continue
-        signature[parameter.name], divisible = _type(argument)
-        if divisible:
-            attributes[(index,)] = [["tt.divisibility", 16]]
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[(index,)] = "constexpr", argument
+        else:
+            signature[parameter.name] = _type(argument, (index,), constants, attributes)
     return ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
 
 
-def _type(argument: Tensor | float) -> tuple[str, bool]:
-    """Triton's name for the type of an argument, and whether it is known to be a multiple of 16 (bytes, or itself)."""
-    if isinstance(argument, Tensor):
-        return f"*{_TYPES[argument.dtype]}", argument.storage_offset() * argument.element_size() % 16 == 0
-    if isinstance(argument, int):
-        return "i32" if argument < 2**31 else "i64", argument % 16 == 0
-    return "fp32", False
+def _type(
+    argument: Any, path: tuple[int, ...], constants: dict[tuple[int, ...], Any], attributes: dict[tuple[int, ...], Any]
+) -> Any:
+    """Triton's name for the type of the argument at a path; notes what is constant, and what is a multiple of 16."""
+    if isinstance(argument, tuple):
+        types = [_type(member, (*path, index), constants, attributes) for index, member in enumerate(argument)]
+        return type(argument)(*types) if hasattr(argument, "_fields") else tuple(types)
+    # the launcher makes constants of absent tensors and of strides of 1
+    if argument is None or (type(argument) is int and argument == 1):
+        constants[path] = argument
+        return "constexpr"
+    if isinstance(argument, float):
+        return "fp32"
+    is_tensor = isinstance(argument, Tensor)
+    if (argument.storage_offset() * argument.element_size() if is_tensor else argument) % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    if is_tensor:
+        return f"*{_TYPES[argument.dtype]}"
+    return "i32" if argument < 2**31 else "i64"
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -336,8 +335,6 @@ def breaches(compiled: Compiled) -> list[str]:
         found.append("no wgmma")
     if case.layout == "rows" and compiled.narrow:
         found.append(f"{compiled.narrow} loads of two bytes in a loop")
-    if compiled.dependent != case.dependent:
-        found.append(f"{'a' if compiled.dependent else 'no'} griddepcontrol")
     return [f"{case}: {breach}" for breach in found]
 
 

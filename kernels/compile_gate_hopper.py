@@ -110,7 +110,7 @@ def _launch_of(case: HopperCase) -> GluonLaunch:
         for rows, width in ((case.queries, width_of_keys), (case.rows, width_of_keys), (case.rows, VALUE_DIM))
     )
     lengths = torch.empty(2, dtype=torch.int32, device="meta") if case.lengths else None
-    options = {"scale": 1.0, "l2": False, "norms": None, "target": Target(90, 132), "arithmetic": "half"}
+    options = {"scale": 1.0, "similarity": 0, "norms": None, "target": Target(90, 132), "arithmetic": "half"}
     problem = Problem(query, key, value, None, None, lengths, **options)
     return plan_forward_hopper(problem, splits=case.splits)[2]
 

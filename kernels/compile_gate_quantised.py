@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 
 from stm_fast.kernels.compile_gate import FEWEST_REGISTERS, TENSOR_MEMORY, resources, source
 from stm_fast.kernels.configs_quantised import OLDEST_FP8
-from stm_fast.kernels.forward_quantised import plan_forward_quantised
+from stm_fast.kernels.forward_quantised import QuantisedOperands, plan_forward_quantised
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.targets import ARCHITECTURES, SHARED_MEMORY, Target
 
@@ -74,7 +74,8 @@ def quantised_launch(case: QuantisedCase) -> Launch:
     query = torch.empty(2, 1620, case.key_dim, dtype=torch.bfloat16, device="meta")
     lengths = torch.empty(2, dtype=torch.int32, device="meta")
     target = Target(case.architecture, 132)
-    return plan_forward_quantised(query, key, key_scale, key_mean, value, value_scale, lengths, 1.0, target)[2]
+    operands = QuantisedOperands(query, key, key_scale, key_mean, value, value_scale, lengths)
+    return plan_forward_quantised(operands, 1.0, target)[2]
 
 
 def compile_quantised(case: QuantisedCase) -> QuantisedCompiled:

@@ -1,11 +1,7 @@
 """Every kernel configuration compiles for every architecture within its limits. No GPU is needed."""
 
-import re
-
 import pytest
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
 
 from stm_fast.benchmarking import grid
 from stm_fast.kernels import compile_gate, sass
@@ -39,7 +35,6 @@ def test_amd_is_in_the_table_as_information() -> None:
         ({"tensor_memory": 608}, "tensor memory"),
         ({"registers": 4}, "empty"),
         ({"wgmma": 0}, "no wgmma"),
-        ({"dependent": True}, "a griddepcontrol"),
         ({"narrow": 3}, "3 loads of two bytes"),
     ],
 )
@@ -88,25 +83,6 @@ def test_the_main_loop_is_that_of_the_products() -> None:
 def test_loads_of_two_bytes_count_in_loops_alone() -> None:
     assert sass.narrow_loads(LISTING) == 2
     assert sass.narrow_loads(sass.in_loops(LISTING)) == 1
-
-
-COMBINE_CASE = Case("combine", 90, "half", torch.bfloat16, 128, 512, "rows")
-
-
-def test_no_kernel_starts_before_the_last_has_ended_unless_the_target_says_so() -> None:
-    assert not Target(90, 132).dependent_launch
-    assert "launch_pdl" not in compile_gate.launch_of(COMBINE_CASE).options
-    assert compile_gate.launch_of(COMBINE_CASE._replace(kernel="combine pdl")).options["launch_pdl"]
-    assert not {case.architecture for case in compile_gate.cases() if case.dependent} & {80, 86, 89}
-
-
-@pytest.mark.compiles
-def test_a_combine_kernel_that_starts_early_waits_before_it_loads() -> None:
-    launch = compile_gate.launch_of(COMBINE_CASE._replace(kernel="combine pdl"))
-    compiled = triton.compile(compile_gate.source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
-    found = re.findall(r"griddepcontrol\.\w+|ld\.global|st\.global", compiled.asm["ptx"])
-    assert found[0] == "griddepcontrol.wait"
-    assert "ld.global" in found
 
 
 def test_a_configuration_that_was_not_visited_is_a_problem() -> None:
