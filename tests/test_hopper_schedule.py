@@ -216,7 +216,7 @@ def test_which_reads_it_takes(change, is_for_it: bool) -> None:
     query, key, value = torch.randn(2, 20, 128), torch.randn(2, 30, 128), torch.randn(2, 30, 512)
     problem = problem_of(change(query.half(), key.half(), value.half()))
     assert is_for_hopper(problem) == is_for_it
-    assert not is_for_hopper(problem._replace(l2=True))
+    assert not is_for_hopper(problem._replace(similarity=1))
     assert not is_for_hopper(problem._replace(target=Target(100, processors=4)))
 
 

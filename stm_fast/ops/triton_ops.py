@@ -89,7 +89,7 @@ def reader(inputs: ReadInputs) -> Reader | None:
         return engine_reader("triton", inputs)
     from stm_fast.kernels.forward import forward_plan
     from stm_fast.kernels.layout import row_copies
-    from stm_fast.kernels.problem import half_norms
+    from stm_fast.kernels.similarity import half_norms
 
     device = inputs.value.device
     with current_device(device):
@@ -155,7 +155,8 @@ def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, *arg
 def problem_of(inputs: ReadInputs) -> Any:
     """The read as the kernels see it."""
     from stm_fast.kernels.launch import arithmetic_of
-    from stm_fast.kernels.problem import Problem, half_norms
+    from stm_fast.kernels.problem import Problem
+    from stm_fast.kernels.similarity import half_norms
     from stm_fast.kernels.targets import target_of
     from stm_fast.kernels.tuned import check_table
 

@@ -16,15 +16,16 @@ from stm_fast.kernels.combine import plan_combine
 from stm_fast.kernels.delta import plan_delta
 from stm_fast.kernels.experimental.forward_hopper import plan_forward_hopper
 from stm_fast.kernels.forward import plan_forward
-from stm_fast.kernels.forward_quantised import plan_forward_quantised
+from stm_fast.kernels.forward_quantised import QuantisedOperands, plan_forward_quantised
 from stm_fast.kernels.grad_key import plan_grad_key
 from stm_fast.kernels.grad_query import new_query_sums, plan_grad_query
 from stm_fast.kernels.grad_scores import plan_grad_scores
 from stm_fast.kernels.grad_value import plan_grad_value
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.layout import plan_rows
-from stm_fast.kernels.problem import Problem, half_norms
+from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.row_totals import plan_row_totals
+from stm_fast.kernels.similarity import half_norms
 from stm_fast.kernels.targets import Target
 from stm_fast.kernels.tiles import Arithmetic
 from stm_fast.kernels.topk_select import plan_candidates, plan_maxima
@@ -217,7 +218,8 @@ def _quantized_launch(case: Case) -> Launch:
     query = torch.empty(2, case.queries, case.key_dim, dtype=torch.bfloat16, device="meta")
     lengths = torch.empty(2, dtype=torch.int32, device="meta")
     target = Target(case.architecture, _PROCESSORS)
-    return plan_forward_quantised(query, key, key_scale, key_mean, value, value_scale, lengths, 1.0, target)[2]
+    operands = QuantisedOperands(query, key, key_scale, key_mean, value, value_scale, lengths)
+    return plan_forward_quantised(operands, 1.0, target)[2]
 
 
 def source(launch: Launch) -> ASTSource:
