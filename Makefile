@@ -36,7 +36,7 @@ quick: setup
 # after a change of kernels/, of stm_fast/ops/ or of Triton: compiles every kernel for every architecture, runs every case
 # in Triton's interpreter, and records success in tests/golden/gate.json: make test runs a sample until the next change
 gate: setup
-	$(PYTEST) -m compiles --all-cases
+	$(PYTEST) -m "compiles or experimental" --all-cases
 	TRITON_INTERPRET=1 $(PYTEST) -m "not gpu" -k "triton or quantised" tests/*_engine_cases.py tests/test_known_calls.py
 	$(BIN)/python tests/gate_record.py
 

@@ -77,7 +77,7 @@ extension = CppExtension(
 )
 
 setup(
-    packages=[*find_packages(include=["stm_fast", "stm_fast.*"]), "stm_fast.kernels"],
+    packages=[*find_packages(include=["stm_fast", "stm_fast.*"]), "stm_fast.kernels", "stm_fast.kernels.experimental"],
     package_dir={"stm_fast": "stm_fast", "stm_fast.kernels": "kernels"},
     package_data={
         "stm_fast": ["py.typed", REASON_FILE, "evaluation/*.html", "evaluation/*.svg", "weights/*", "weights/recipe/*"]

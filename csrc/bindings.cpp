@@ -22,6 +22,7 @@ using stm_fast::check_tensor;
 using stm_fast::data_of;
 using stm_fast::Half;
 using stm_fast::parallel_read;
+using stm_fast::Similarity;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -34,7 +35,7 @@ struct Arguments {
   const std::optional<Tensor>& selection;
   const std::optional<Tensor>& lengths;
   double scale;
-  bool l2;
+  int64_t similarity;
   bool query_norm;
   int64_t top_k;
 };
@@ -63,7 +64,11 @@ void check(const Arguments& a) {
     check_tensor("lengths", *a.lengths, 1, ScalarType::Int);
     STD_TORCH_CHECK(a.lengths->size(0) == batch, "lengths: expected one for each object");
   }
-  STD_TORCH_CHECK(a.l2 || !(a.shrinkage.has_value() || a.selection.has_value()), "shrinkage, selection: for l2 only");
+  STD_TORCH_CHECK(a.similarity >= 0 && a.similarity < static_cast<int64_t>(Similarity::count), "similarity: found ",
+                  a.similarity);
+  STD_TORCH_CHECK(
+      a.similarity == static_cast<int64_t>(Similarity::l2) || !(a.shrinkage.has_value() || a.selection.has_value()),
+      "shrinkage, selection: for l2 only");
   if (a.shrinkage.has_value()) {
     check_tensor("shrinkage", *a.shrinkage, 2, accumulation_type(type));
     STD_TORCH_CHECK(a.shrinkage->size(0) == batch || a.shrinkage->size(0) == 1,
@@ -89,7 +94,7 @@ stm_fast::ReadProblem<Stored> problem_of(const Arguments& a) {
       .key = batch_of<Stored>(a.key),
       .value = batch_of<Stored>(a.value),
       .scale = static_cast<Accumulator<Stored>>(a.scale),
-      .l2 = a.l2,
+      .similarity = static_cast<Similarity>(a.similarity),
       .query_norm = a.query_norm,
       .top_k = a.top_k,
   };
@@ -131,9 +136,9 @@ void for_dtype(ScalarType type, const Function& function) {
 std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor& key, const Tensor& value,
                                                const std::optional<Tensor>& shrinkage,
                                                const std::optional<Tensor>& selection,
-                                               const std::optional<Tensor>& lengths, double scale, bool l2,
+                                               const std::optional<Tensor>& lengths, double scale, int64_t similarity,
                                                bool query_norm, int64_t top_k, bool return_usage) {
-  const Arguments arguments{query, key, value, shrinkage, selection, lengths, scale, l2, query_norm, top_k};
+  const Arguments arguments{query, key, value, shrinkage, selection, lengths, scale, similarity, query_norm, top_k};
   check(arguments);
   const int64_t batch = value.size(0), queries = query.size(1);
   const ScalarType accumulation = accumulation_type(query.scalar_type());
@@ -150,11 +155,11 @@ std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
-    const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& key, const Tensor& value,
-    const std::optional<Tensor>& shrinkage, const std::optional<Tensor>& selection,
-    const std::optional<Tensor>& lengths, const Tensor& out, const Tensor& lse, double scale, bool l2, bool query_norm,
-    int64_t top_k) {
-  const Arguments arguments{query, key, value, shrinkage, selection, lengths, scale, l2, query_norm, top_k};
+    const Tensor& grad_out, const Tensor& grad_lse, const Tensor& out, const Tensor& lse, const Tensor& query,
+    const Tensor& key, const Tensor& value, const std::optional<Tensor>& shrinkage,
+    const std::optional<Tensor>& selection, const std::optional<Tensor>& lengths, double scale, int64_t similarity,
+    bool query_norm, int64_t top_k) {
+  const Arguments arguments{query, key, value, shrinkage, selection, lengths, scale, similarity, query_norm, top_k};
   check(arguments);
   const ScalarType type = query.scalar_type(), accumulation = accumulation_type(type);
   const int64_t batch = value.size(0), queries = query.size(1);

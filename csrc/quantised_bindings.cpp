@@ -1,4 +1,4 @@
-// The forward read of a quantized memory as an operator; its schema is in stm_fast/ops/cpp_quantised.py.
+// The forward read of a quantized memory as an operator; its schema is in stm_fast/ops/quantised.py.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>

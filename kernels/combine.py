@@ -9,60 +9,32 @@ from stm_fast.kernels.configs import COMBINE
 from stm_fast.kernels.launch import Launch
 
 
-def combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype, dependent: bool = False) -> tuple[Tensor, Tensor]:
-    """out [B, M, Cv] in `dtype` and lse [B, M], of parts [B, S, M, Cv] and [B, S, M], float32 and contiguous.
-
-    dependent: its kernel may start before the one that makes the parts has ended (programmatic dependent launch).
-    """
-    out, lse, launch = plan_combine(part_out, part_lse, dtype, dependent)
+def combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """out [B, M, Cv] in `dtype` and lse [B, M], of parts [B, S, M, Cv] and [B, S, M], float32 and contiguous."""
+    out, lse, launch = plan_combine(part_out, part_lse, dtype)
     launch.run()
     return out, lse
 
 
-def plan_combine(
-    part_out: Tensor, part_lse: Tensor, dtype: torch.dtype, dependent: bool = False
-) -> tuple[Tensor, Tensor, Launch]:
+def plan_combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Launch]:
     """The outputs of the combine kernel and the launch that fills them."""
     batch, parts, queries, value_dim = part_out.shape
     out = part_out.new_empty(batch, queries, value_dim, dtype=dtype)
     lse = part_lse.new_empty(batch, queries)
-    arguments = {
-        "part_out": part_out,
-        "part_lse": part_lse,
-        "out": out,
-        "lse": lse,
-        "M": queries,
-        "parts": parts,
-        "CV": value_dim,
-        "BLOCK_M": COMBINE.block_m,
-        "BLOCK_V": COMBINE.block_v,
-        "DEPENDENT": dependent,
-    }
-    grid = (triton.cdiv(queries, COMBINE.block_m), max(1, triton.cdiv(value_dim, COMBINE.block_v)), batch)
-    return out, lse, Launch(_combine_kernel, grid, arguments, COMBINE, dependent)
+    grid = (triton.cdiv(queries, COMBINE.rows), max(1, triton.cdiv(value_dim, COMBINE.columns)), batch)
+    tensors = {"part_out": part_out, "part_lse": part_lse, "out": out, "lse": lse}
+    return out, lse, Launch.of(_combine_kernel, grid, COMBINE, **tensors, M=queries, parts=parts, CV=value_dim)
 
 
 @triton.jit
-def _combine_kernel(
-    part_out,
-    part_lse,
-    out,
-    lse,
-    M,
-    parts,
-    CV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
+def _combine_kernel(part_out, part_lse, out, lse, M, parts, CV: tl.constexpr, TILE: tl.constexpr):
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_V: tl.constexpr = TILE.columns
     b = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     mask = (m < M)[:, None] & (column < CV)[None, :]
 
-    if DEPENDENT:
-        # until the kernel before has ended and its parts are seen
-        tl.extra.cuda.gdc_wait()
     largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     for part in range(parts):
         row = (b * parts + part) * M + m

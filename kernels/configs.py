@@ -18,49 +18,20 @@ WIDEST_KEY = 256
 
 
 @dataclass(frozen=True)
-class CombineConfig:
-    """Tile of the combine kernel: queries and value columns of a program."""
+class PlainConfig:
+    """Tile of a kernel without matrix products: rows and columns of a program, or of a step."""
 
-    block_m: int = 8
-    block_v: int = 128
+    kernel: str
+    rows: int
+    columns: int
     num_warps: int = 4
     num_stages: int = 1
 
 
-@dataclass(frozen=True)
-class DeltaConfig:
-    """Tile of the delta kernel: queries and value columns of a step."""
-
-    block_m: int = 16
-    block_v: int = 128
-    num_warps: int = 4
-    num_stages: int = 1
-
-
-@dataclass(frozen=True)
-class GatherConfig:
-    """Tile of the weighted sums of listed rows: sums and columns of a program."""
-
-    block_m: int = 32
-    block_c: int = 64
-    num_warps: int = 4
-    num_stages: int = 1
-
-
-@dataclass(frozen=True)
-class RowsConfig:
-    """Tile of the copy that gives a tensor contiguous rows: rows and columns of a program."""
-
-    block_n: int = 64
-    block_c: int = 64
-    num_warps: int = 4
-    num_stages: int = 1
-
-
-COMBINE = CombineConfig()
-DELTA = DeltaConfig()
-GATHER = GatherConfig()
-ROWS = RowsConfig()
+COMBINE = PlainConfig("combine", 8, 128)
+DELTA = PlainConfig("delta", 16, 128)
+GATHER = PlainConfig("weighted_sum", 32, 64)
+ROWS = PlainConfig("rows", 64, 64)
 
 
 def forward_config(choice: Choice) -> ForwardConfig:

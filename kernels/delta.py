@@ -13,35 +13,18 @@ def plan_delta(grad_out: Tensor, grad_lse: Tensor, out: Tensor) -> tuple[Tensor,
     """delta [B, M] float32 of grad_out and out [B, M, Cv] and grad_lse [B, M], and the launch; all contiguous."""
     batch, queries, value_dim = out.shape
     delta = out.new_empty(batch, queries, dtype=torch.float32)
-    arguments = {
-        "grad_out": grad_out,
-        "grad_lse": grad_lse,
-        "out": out,
-        "delta": delta,
-        "M": queries,
-        "CV": value_dim,
-        "BLOCK_M": DELTA.block_m,
-        "BLOCK_V": DELTA.block_v,
-    }
-    return delta, Launch(_delta_kernel, (triton.cdiv(queries, DELTA.block_m), 1, batch), arguments, DELTA)
+    grid = (triton.cdiv(queries, DELTA.rows), 1, batch)
+    tensors = {"grad_out": grad_out, "grad_lse": grad_lse, "out": out, "delta": delta}
+    return delta, Launch.of(_delta_kernel, grid, DELTA, **tensors, M=queries, CV=value_dim)
 
 
 @triton.jit
-def _delta_kernel(
-    grad_out,
-    grad_lse,
-    out,
-    delta,
-    M,
-    CV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
+def _delta_kernel(grad_out, grad_lse, out, delta, M, CV: tl.constexpr, TILE: tl.constexpr):
     b = tl.program_id(2).to(tl.int64)
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = tl.program_id(0).to(tl.int64) * TILE.rows + tl.arange(0, TILE.rows)
     total = -tl.load(grad_lse + b * M + m, mask=m < M, other=0.0).to(tl.float32)
-    for first in range(0, CV, BLOCK_V):
-        v = first + tl.arange(0, BLOCK_V)
+    for first in range(0, CV, TILE.columns):
+        v = first + tl.arange(0, TILE.columns)
         mask = (m < M)[:, None] & (v < CV)[None, :]
         offsets = (b * M + m)[:, None] * CV + v[None, :]
         grad_tile = tl.load(grad_out + offsets, mask=mask, other=0.0).to(tl.float32)

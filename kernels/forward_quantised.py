@@ -5,6 +5,7 @@ values.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,7 +16,31 @@ from stm_fast.kernels.combine import combine
 from stm_fast.kernels.configs import bytes_of_a_part, choose_splits, is_regular
 from stm_fast.kernels.configs_quantised import quantised_config
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.operands import Steps, length_of, load_tile, row_at, steps
 from stm_fast.kernels.targets import Target, target_of
+
+
+class QuantisedOperands(NamedTuple):
+    """The tensors of the read, as forward_quantised() takes them."""
+
+    query: Tensor
+    key: Tensor
+    key_scale: Tensor
+    key_mean: Tensor
+    value: Tensor
+    value_scale: Tensor
+    lengths: Tensor | None
+
+
+class QuantisedStrides(NamedTuple):
+    """Their strides by the same names; the first is 0 for a tensor that all objects share."""
+
+    query: Steps
+    key: Steps
+    key_scale: Steps
+    key_mean: Steps
+    value: Steps
+    value_scale: Steps
 
 
 def forward_quantised(
@@ -40,11 +65,8 @@ def forward_quantised(
         scale: factor of the scores.
         splits: parts of the memory, chosen by the number of processors when None.
     """
-    part_out, part_lse, launch = plan_forward_quantised(
-        *(query, key, key_scale, key_mean, value, value_scale, lengths, scale),
-        target=target_of(query.device),
-        splits=splits,
-    )
+    operands = QuantisedOperands(query, key, key_scale, key_mean, value, value_scale, lengths)
+    part_out, part_lse, launch = plan_forward_quantised(operands, scale, target_of(query.device), splits)
     launch.run()
     if part_lse.shape[1] == 1:
         return part_out.squeeze(1), part_lse.squeeze(1)
@@ -52,61 +74,39 @@ def forward_quantised(
 
 
 def plan_forward_quantised(
-    query: Tensor,
-    key: Tensor,
-    key_scale: Tensor,
-    key_mean: Tensor,
-    value: Tensor,
-    value_scale: Tensor,
-    lengths: Tensor | None,
-    scale: float,
-    target: Target,
-    splits: int | None = None,
+    operands: QuantisedOperands, scale: float, target: Target, splits: int | None = None
 ) -> tuple[Tensor, Tensor, Launch]:
     """The outputs [B, splits, M, Cv] and [B, splits, M] of the kernel, and the launch that fills them."""
+    query, value = operands.query, operands.value
     batch, slots, rows, value_dim = value.shape
     queries, key_dim = query.shape[1:]
     config = quantised_config(target.architecture, is_regular(key_dim, value_dim), value_dim)
     value_programs = triton.cdiv(value_dim, config.block_v)
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
-        steps = slots * triton.cdiv(rows, config.block_n)
+        blocks = slots * triton.cdiv(rows, config.block_n)
         part_bytes = bytes_of_a_part(batch, queries, value_dim)
-        splits = choose_splits(target, tiles * value_programs * batch, steps, part_bytes)
+        splits = choose_splits(target, tiles * value_programs * batch, blocks, part_bytes)
     out = query.new_empty(batch, splits, queries, value_dim, dtype=query.dtype if splits == 1 else torch.float32)
     lse = query.new_empty(batch, splits, queries, dtype=torch.float32)
     arguments = {
-        "query": query,
-        "key": key,
-        "key_scale": key_scale,
-        "key_mean": key_mean,
-        "value": value,
-        "value_scale": value_scale,
-        "lengths": lengths,
+        "operands": operands,
         "out": out,
         "lse": lse,
+        "strides": QuantisedStrides(*map(steps, operands[:-1])),
         "M": queries,
         "slots": slots,
         "R": rows,
         "splits": splits,
         "scale": scale * math.log2(math.e),
-        **_strides("query", query, batch, "bmc"),
-        **_strides("key", key, batch, "btrc"),
-        **_strides("key_scale", key_scale, batch, "btr"),
-        **_strides("key_mean", key_mean, batch, "btc"),
-        **_strides("value", value, batch, "btrc"),
-        **_strides("value_scale", value_scale, batch, "btc"),
         "CK": key_dim,
         "CV": value_dim,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
         "BLOCK_K": max(32, triton.next_power_of_2(key_dim)),
-        "BLOCK_V": config.block_v,
         "VALUE_PROGRAMS": value_programs,
-        "INTEGER": key.dtype == torch.int8,
+        "INTEGER": value.dtype == torch.int8,
         "PADDED": _is_padded(value),
     }
-    return out, lse, Launch(_forward_quantised_kernel, (tiles, value_programs * splits, batch), arguments, config)
+    return out, lse, Launch.of(_forward_quantised_kernel, (tiles, value_programs * splits, batch), config, **arguments)
 
 
 def _is_padded(value: Tensor) -> bool:
@@ -116,19 +116,11 @@ def _is_padded(value: Tensor) -> bool:
     return between_rows == 1 and between_channels >= rows and all(stride % 16 == 0 for stride in aligned)
 
 
-def _strides(name: str, tensor: Tensor, batch: int, dimensions: str) -> dict[str, int]:
-    """The strides as kernel arguments stride_<name>_<dimension>; 0 where the batch is shared."""
-    strides = tensor.expand(batch, *tensor.shape[1:]).stride()
-    return {f"stride_{name}_{dimension}": stride for dimension, stride in zip(dimensions, strides, strict=True)}
-
-
 @triton.jit
-def _query_tile(query, m, c, M, stride_query_m, stride_query_c, CK: tl.constexpr):
+def _query_tile(query, strides, m, c, M, CK: tl.constexpr):
     """Queries as float32."""
     mask = (m < M)[:, None] & (c < CK)[None, :]
-    return tl.load(query + m[:, None] * stride_query_m + c[None, :] * stride_query_c, mask=mask, other=0.0).to(
-        tl.float32
-    )
+    return load_tile(query, strides, m[:, None], c[None, :], mask).to(tl.float32)
 
 
 @triton.jit
@@ -145,51 +137,27 @@ def _whole_halves(tile):
 
 @triton.jit
 def _forward_quantised_kernel(
-    query,
-    key,
-    key_scale,
-    key_mean,
-    value,
-    value_scale,
-    lengths,
+    operands,
     out,
     lse,
+    strides,
     M,
     slots,
     R,
     splits,
     scale,
-    stride_query_b,
-    stride_query_m,
-    stride_query_c,
-    stride_key_b,
-    stride_key_t,
-    stride_key_r,
-    stride_key_c,
-    stride_key_scale_b,
-    stride_key_scale_t,
-    stride_key_scale_r,
-    stride_key_mean_b,
-    stride_key_mean_t,
-    stride_key_mean_c,
-    stride_value_b,
-    stride_value_t,
-    stride_value_r,
-    stride_value_c,
-    stride_value_scale_b,
-    stride_value_scale_t,
-    stride_value_scale_c,
     CK: tl.constexpr,
     CV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_V: tl.constexpr,
     VALUE_PROGRAMS: tl.constexpr,
     INTEGER: tl.constexpr,
     PADDED: tl.constexpr,
 ):
     """One tile of queries, one part of the memory, BLOCK_V columns of the values. scale has log2(e)."""
+    BLOCK_M: tl.constexpr = TILE.block_m
+    BLOCK_N: tl.constexpr = TILE.block_n
+    BLOCK_V: tl.constexpr = TILE.block_v
     part = tl.program_id(1) // VALUE_PROGRAMS
     value_program = tl.program_id(1) % VALUE_PROGRAMS
     b = tl.program_id(2).to(tl.int64)
@@ -200,9 +168,7 @@ def _forward_quantised_kernel(
 
     # blocks of rows, counted through all slots; a slot ends with a block that may not be full
     blocks_per_slot = tl.cdiv(R, BLOCK_N)
-    length = slots * R
-    if lengths is not None:
-        length = tl.minimum(tl.maximum(tl.load(lengths + b), 0), length)
+    length = length_of(operands.lengths, b, slots * R)
     blocks = length // R * blocks_per_slot + tl.cdiv(length % R, BLOCK_N)
     blocks_per_part = tl.cdiv(blocks, splits)
     first_block = tl.minimum(part * blocks_per_part, blocks)
@@ -210,22 +176,22 @@ def _forward_quantised_kernel(
     first_slot = first_block // blocks_per_slot
     last_slot = tl.cdiv(last_block, blocks_per_slot)
 
-    query += b * stride_query_b
-    exact_query = _query_tile(query, m, c, M, stride_query_m, stride_query_c, CK)
+    query = row_at(operands.query, strides.query, b, 0)
+    exact_query = _query_tile(query, strides.query, m, c, M, CK)
     LARGEST: tl.constexpr = 127.0 if INTEGER else 448.0
     query_scale = tl.maximum(tl.max(tl.abs(exact_query), 1) / LARGEST, 1e-30)
     scaled_query = exact_query / query_scale[:, None]
     quantised_query = tl.floor(scaled_query + 0.5).to(tl.int8) if INTEGER else scaled_query.to(tl.float8e4nv)
     query_factor = query_scale * scale
 
-    first = first_slot.to(tl.int64)
-    key += b * stride_key_b + first * stride_key_t
-    key_scale += b * stride_key_scale_b + first * stride_key_scale_t
-    key_mean += b * stride_key_mean_b + first * stride_key_mean_t
-    value += b * stride_value_b + first * stride_value_t
-    value_scale += b * stride_value_scale_b + first * stride_value_scale_t
-    key_offsets = n[None, :] * stride_key_r + c[:, None] * stride_key_c  # [BLOCK_K, BLOCK_N], transposed
-    value_offsets = n[:, None] * stride_value_r + v[None, :] * stride_value_c  # [BLOCK_N, BLOCK_V]
+    # row_at() of a slot
+    key = row_at(operands.key, strides.key, b, first_slot)
+    key_scale = row_at(operands.key_scale, strides.key_scale, b, first_slot)
+    key_mean = row_at(operands.key_mean, strides.key_mean, b, first_slot)
+    value = row_at(operands.value, strides.value, b, first_slot)
+    value_scale = row_at(operands.value_scale, strides.value_scale, b, first_slot)
+    key_offsets = n[None, :] * strides.key[2] + c[:, None] * strides.key[3]  # [BLOCK_K, BLOCK_N], transposed
+    value_offsets = n[:, None] * strides.value[2] + v[None, :] * strides.value[3]  # [BLOCK_N, BLOCK_V]
 
     # weights are 0..1 in int8 reads; fp8 has few steps below 1, so there they are 0..256
     SHIFT: tl.constexpr = 0.0 if INTEGER else 8.0
@@ -235,24 +201,24 @@ def _forward_quantised_kernel(
     for slot in range(first_slot, last_slot):
         # the accumulator is in units of the slot at hand. Units, means and queries are loaded again for every slot:
         # kept, they would take the registers of the accumulator
-        unit = _unit(value_scale + v * stride_value_scale_c, v < CV)
+        unit = _unit(value_scale + v * strides.value_scale[2], v < CV)
         # counted back from the pointer at hand: a second name for it, carried through the loop, is taken by Triton for
         # a constant, because both names begin as the same pointer
-        back = tl.where(slot > first_slot, stride_value_scale_t, 0)
-        accumulator = accumulator * (_unit(value_scale - back + v * stride_value_scale_c, v < CV) / unit)[None, :]
-        mean = tl.load(key_mean + c * stride_key_mean_c, mask=c < CK, other=0.0)
-        exact_query = _query_tile(query, m, c, M, stride_query_m, stride_query_c, CK)
+        back = tl.where(slot > first_slot, strides.value_scale[1], 0)
+        accumulator = accumulator * (_unit(value_scale - back + v * strides.value_scale[2], v < CV) / unit)[None, :]
+        mean = tl.load(key_mean + c * strides.key_mean[2], mask=c < CK, other=0.0)
+        exact_query = _query_tile(query, strides.query, m, c, M, CK)
         mean_score = tl.sum(exact_query * mean[None, :], 1) * scale
 
         start = tl.maximum(first_block - slot * blocks_per_slot, 0) * BLOCK_N
         end = tl.minimum((last_block - slot * blocks_per_slot) * BLOCK_N, tl.minimum(R, length - slot * R))
-        key_rows = key + start.to(tl.int64) * stride_key_r
-        key_scale_rows = key_scale + start.to(tl.int64) * stride_key_scale_r
-        value_rows = value + start.to(tl.int64) * stride_value_r
+        key_rows = key + start.to(tl.int64) * strides.key[2]
+        key_scale_rows = key_scale + start.to(tl.int64) * strides.key_scale[2]
+        value_rows = value + start.to(tl.int64) * strides.value[2]
         for first_row in range(start, end, BLOCK_N):
             valid = n < end - first_row
             key_tile = tl.load(key_rows + key_offsets, mask=(c < CK)[:, None] & valid[None, :], other=0.0)
-            factor = tl.load(key_scale_rows + n * stride_key_scale_r, mask=valid, other=0.0)
+            factor = tl.load(key_scale_rows + n * strides.key_scale[2], mask=valid, other=0.0)
             if INTEGER:
                 score = tl.dot(quantised_query, key_tile, out_dtype=tl.int32).to(tl.float32)
             else:
@@ -277,20 +243,20 @@ def _forward_quantised_kernel(
             else:
                 # Hopper sums products of fp8 in some 14 bits: each step has sums of its own, added in float32
                 accumulator += tl.dot(weight.to(tl.float8e4nv), value_tile)
-            key_rows += BLOCK_N * stride_key_r
-            key_scale_rows += BLOCK_N * stride_key_scale_r
-            value_rows += BLOCK_N * stride_value_r
-        key += stride_key_t
-        key_scale += stride_key_scale_t
-        key_mean += stride_key_mean_t
-        value += stride_value_t
-        value_scale += stride_value_scale_t
+            key_rows += BLOCK_N * strides.key[2]
+            key_scale_rows += BLOCK_N * strides.key_scale[2]
+            value_rows += BLOCK_N * strides.value[2]
+        key += strides.key[1]
+        key_scale += strides.key_scale[1]
+        key_mean += strides.key_mean[1]
+        value += strides.value[1]
+        value_scale += strides.value_scale[1]
 
     # without any row total is 0 and so is the accumulator; lse stays -inf, and the scales may be anything
     total = tl.where(total == 0, 1.0, total)
     row = (b * splits + part) * M + m
-    last_value_scale = value_scale - stride_value_scale_t
-    unit = _unit(last_value_scale + v * stride_value_scale_c, (v < CV) & (first_block < last_block))
+    last_value_scale = value_scale - strides.value_scale[1]
+    unit = _unit(last_value_scale + v * strides.value_scale[2], (v < CV) & (first_block < last_block))
     result = accumulator * unit[None, :] / total[:, None]
     tl.store(
         out + row[:, None] * CV + v[None, :],

@@ -14,24 +14,11 @@ def plan_grad_value(problem: Problem, block: Block, grad_out: Tensor, grad_value
     """The launch that fills the rows of the block in the gradient [B, N, Cv] of the values."""
     batch, rows, value_dim = problem.value.shape
     config = grad_value_config(problem.choice)
-    arguments = {
-        "weight": block.weight,
-        "grad_out": grad_out,
-        "grad_value": grad_value,
-        "first": block.first,
-        "width": block.weight.shape[2],
-        "padded": block.weight.shape[1],
-        "M": problem.query.shape[1],
-        "N": rows,
-        "CV": value_dim,
-        "PRECISION": problem.precision,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_V": config.block_v,
-    }
     # the columns of the values side by side: they read the same weights
     grid = (triton.cdiv(value_dim, config.block_v), triton.cdiv(block.rows, config.block_n), batch)
-    return Launch(_grad_value_kernel, grid, arguments, config)
+    tensors = {"weight": block.weight, "grad_out": grad_out, "grad_value": grad_value}
+    sizes = {**block.sizes, "M": problem.query.shape[1], "N": rows, "CV": value_dim}
+    return Launch.of(_grad_value_kernel, grid, config, **tensors, **sizes, PRECISION=problem.form.precision)
 
 
 @triton.jit
@@ -46,10 +33,11 @@ def _grad_value_kernel(
     N,
     CV: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
+    TILE: tl.constexpr,
 ):
+    BLOCK_M: tl.constexpr = TILE.block_m
+    BLOCK_N: tl.constexpr = TILE.block_n
+    BLOCK_V: tl.constexpr = TILE.block_v
     b = tl.program_id(2).to(tl.int64)
     column = tl.program_id(1).to(tl.int64) * BLOCK_N
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)

@@ -1,5 +1,6 @@
 """A kernel with everything it is launched with, so that it can be run on a device or compiled without one."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,25 +25,30 @@ class AnyLaunch(Protocol):
 
     def run(self) -> None: ...
 
+    def operands(self) -> Callable[..., Sequence[Any]] | None:
+        """What makes the first arguments of the kernel of a problem's tensors; None: these are one argument."""
+
 
 class Launch(NamedTuple):
-    """One launch of one Triton kernel.
-
-    config:    the entry of configs.py behind it; its num_warps and num_stages are launch options.
-    dependent: it may start before the launch before it has ended, and waits in its kernel for that.
-    """
+    """One launch of one Triton kernel; config, the entry of configs.py behind it, has its launch options too."""
 
     kernel: Any
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
     config: Any
-    dependent: bool = False
+
+    @classmethod
+    def of(cls, kernel: Any, grid: tuple[int, int, int], config: Any, **arguments: Any) -> "Launch":
+        """With the arguments of the kernel by name, but for TILE, which is the config."""
+        return cls(kernel, grid, {**arguments, "TILE": config}, config)
 
     @property
     def options(self) -> dict[str, Any]:
         """What the compiler and the launcher are told."""
-        options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
-        return options | ({"launch_pdl": True} if self.dependent else {})
+        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+
+    def operands(self) -> None:
+        return None
 
     def run(self) -> None:
         if 0 not in self.grid:

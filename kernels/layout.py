@@ -4,6 +4,8 @@ Networks make queries, keys and values channels first, and users hand them over 
 two bytes at a time, without asynchronous copies, and takes a multiple of the time. Only here is decided what is copied.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +14,7 @@ from torch import Tensor
 from stm_fast.kernels.compiled_launch import CompiledLaunch, blank
 from stm_fast.kernels.configs import ROWS, is_regular
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.operands import load_tile, steps
 from stm_fast.kernels.plans import Plans, layout_of
 from stm_fast.kernels.problem import Problem, has_rows
 
@@ -55,7 +58,8 @@ def row_copy(tensor: Tensor) -> RowCopy:
 
 def laid_out(problem: Problem) -> Problem:
     """The same read, of copies where `copied` says so; as it is where it comes from here."""
-    return problem._replace(**{name: with_rows(getattr(problem, name)) for name in copied(problem)})
+    copies: dict[str, Any] = {name: with_rows(getattr(problem, name)) for name in copied(problem)}
+    return problem._replace(**copies)
 
 
 def row_copies(problem: Problem) -> dict[str, RowCopy]:
@@ -101,37 +105,16 @@ def plan_rows(source: Tensor) -> tuple[Tensor, Launch]:
     """The contiguous [B, N, C], and the launch that copies the source to it; PyTorch's own copy is slow (README.md)."""
     batch, rows, width = source.shape
     target = source.new_empty(source.shape)
-    arguments = {
-        "source": source,
-        "target": target,
-        "N": rows,
-        "C": width,
-        "stride_source_b": source.stride(0),
-        "stride_source_n": source.stride(1),
-        "stride_source_c": source.stride(2),
-        "BLOCK_N": ROWS.block_n,
-        "BLOCK_C": ROWS.block_c,
-    }
-    grid = (triton.cdiv(rows, ROWS.block_n), triton.cdiv(width, ROWS.block_c), batch)
-    return target, Launch(_rows_kernel, grid, arguments, ROWS)
+    grid = (triton.cdiv(rows, ROWS.rows), triton.cdiv(width, ROWS.columns), batch)
+    arguments = {"source": source, "target": target, "N": rows, "C": width, "strides": steps(source)}
+    return target, Launch.of(_rows_kernel, grid, ROWS, **arguments)
 
 
 @triton.jit
-def _rows_kernel(
-    source,
-    target,
-    N,
-    C,
-    stride_source_b,
-    stride_source_n,
-    stride_source_c,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+def _rows_kernel(source, target, N, C, strides, TILE: tl.constexpr):
     b = tl.program_id(2).to(tl.int64)
-    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = tl.program_id(0).to(tl.int64) * TILE.rows + tl.arange(0, TILE.rows)
+    c = tl.program_id(1).to(tl.int64) * TILE.columns + tl.arange(0, TILE.columns)
     mask = (n < N)[:, None] & (c < C)[None, :]
-    source += b * stride_source_b
-    tile = tl.load(source + n[:, None] * stride_source_n + c[None, :] * stride_source_c, mask=mask)
+    tile = load_tile(source + b * strides[0], strides, n[:, None], c[None, :], mask)
     tl.store(target + (b * N + n)[:, None] * C + c[None, :], tile, mask=mask)

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from stm_fast.kernels.configs import is_regular
+from stm_fast.kernels.operands import Form, Operands, Strides, steps
 from stm_fast.kernels.plans import layout_of
+from stm_fast.kernels.similarity import has_key_term, score_factor
 from stm_fast.kernels.targets import Target
 from stm_fast.kernels.tiles import Arithmetic, Choice
 from stm_fast.kernels.tuned import table_in_use
@@ -25,7 +27,7 @@ class Problem(NamedTuple):
     selection: Tensor | None  # [Bq, M, Ck] float32
     lengths: Tensor | None  # [B] int32, clamped to 0..N
     scale: float
-    l2: bool
+    similarity: int  # of similarity.py
     norms: Tensor | None  # [Bq, M] float32, contiguous: half_norms() where the l2 score has its query term
     target: Target
     arithmetic: Arithmetic
@@ -45,7 +47,7 @@ class Problem(NamedTuple):
     @property
     def score_factor(self) -> float:
         """What raw scores are multiplied by."""
-        return 2 * self.scale if self.l2 else self.scale
+        return score_factor(self.similarity, self.scale)
 
     @property
     def base_2(self) -> bool:
@@ -56,55 +58,37 @@ class Problem(NamedTuple):
         return self.arithmetic == "half"
 
     @property
-    def precision(self) -> str:
-        """What tl.dot is told."""
-        return "ieee" if self.arithmetic == "half" else self.arithmetic
+    def form(self) -> Form:
+        """What its kernels are compiled with."""
+        precision = "ieee" if self.arithmetic == "half" else self.arithmetic
+        key_dim, key_term = self.query.shape[2], has_key_term(self.similarity)
+        return Form(key_dim, int(self.similarity), key_term, precision, self.base_2)
 
     @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """The tensors in the order in which every kernel takes them."""
-        return self.query, self.key, self.value, self.shrinkage, self.selection, self.lengths, self.norms
+    def tensors(self) -> Operands:
+        """The tensors as every kernel takes them."""
+        return Operands(self.query, self.key, self.value, self.shrinkage, self.selection, self.lengths, self.norms)
 
     @property
     def layout(self) -> Hashable:
         """All that decides how it is read, the numbers in its tensors apart."""
-        options = self.scale, self.l2, self.target, self.arithmetic, table_in_use()
+        options = self.scale, self.similarity, self.target, self.arithmetic, table_in_use()
         return *map(layout_of, self.tensors), options
 
     def score_arguments(self) -> dict[str, Any]:
         """The kernel arguments that every score depends on."""
-        batch = self.value.shape[0]
-        selection = None if self.selection is None else self.selection.expand(batch, -1, -1)
-        shrinkage = None if self.shrinkage is None else self.shrinkage.expand(batch, -1)
-        return {
-            "query": self.query,
-            "key": self.key,
-            "shrinkage": self.shrinkage,
-            "selection": self.selection,
-            "lengths": self.lengths,
-            "norms": self.norms,
-            "M": self.query.shape[1],
-            "N": self.key.shape[1],
-            "score_factor": self.score_factor,
-            **strides("query", self.query.expand(batch, -1, -1), "bmc"),
-            **strides("key", self.key.expand(batch, -1, -1), "bnc"),
-            **strides("shrinkage", shrinkage, "bn"),
-            **strides("selection", selection, "bmc"),
-            "stride_norms_b": 0 if self.norms is None else self.norms.expand(batch, -1).stride(0),
-            "CK": self.query.shape[2],
-            "L2": self.l2,
-            "PRECISION": self.precision,
-        }
+        return self.product_arguments() | {"score_factor": self.score_factor}
 
-    def value_arguments(self) -> dict[str, Any]:
-        """The kernel arguments that describe the values."""
-        return {"value": self.value, **strides("value", self.value, "bnc"), "CV": self.value.shape[2]}
-
-
-def half_norms(query: Tensor, selection: Tensor | None) -> Tensor:
-    """<e_i, q_i^2> / 2 [Bq, M] float32, e the selection: the query term of the raw l2 score."""
-    square = query.float().square()
-    return 0.5 * (square if selection is None else square * selection).sum(-1)
+    def product_arguments(self) -> dict[str, Any]:
+        """Those of kernels that multiply operands with scores, or gradients of them, that others have made."""
+        strides = Strides(
+            steps(self.query),
+            steps(self.key),
+            steps(self.value),
+            *(None if tensor is None else steps(tensor) for tensor in (self.shrinkage, self.selection, self.norms)),
+        )
+        sizes = {"M": self.query.shape[1], "N": self.key.shape[1]}
+        return {"operands": self.tensors, "strides": strides, **sizes, "FORM": self.form}
 
 
 def has_rows(tensor: Tensor) -> bool:
@@ -117,14 +101,3 @@ def has_rows(tensor: Tensor) -> bool:
         and all(stride % 16 == 0 for stride in steps(tensor)[:-1])
         and tensor.data_ptr() % 16 == 0
     )
-
-
-def steps(tensor: Tensor) -> list[int]:
-    """The strides, 0 where there is no step to take: PyTorch leaves those of dimensions of one element as they come."""
-    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-
-
-def strides(name: str, tensor: Tensor | None, dimensions: str) -> dict[str, int]:
-    """The strides of a tensor as kernel arguments stride_<name>_<dimension>; all 0 for an absent tensor."""
-    found = [0] * len(dimensions) if tensor is None else steps(tensor)
-    return {f"stride_{name}_{dimension}": stride for dimension, stride in zip(dimensions, found, strict=True)}

@@ -1,47 +1,45 @@
-"""The raw scores of one tile of queries and memory rows, shared by all kernels.
+"""The raw scores, weights and gradients of one tile of queries and memory rows, shared by all kernels.
 
-    raw_ij = <q_i, k_j>                                                     dot
-    raw_ij = <e_i q_i, k_j> - <e_i, k_j^2> / 2 - [query_norm] <e_i, q_i^2> / 2     l2, e the selection
-
-The score is S_ij = factor * shrinkage_j * raw_ij, with factor = scale for dot and 2 * scale for l2.
+The kinds of raw score, and what depends on them, are in similarity.py.
 """
 
 import triton
 import triton.language as tl
 
+from stm_fast.kernels.operands import load_tile, row_at
+from stm_fast.kernels.similarity import key_term
+
 
 @triton.jit
-def add_products(raw, query_tile, selection_tile, key_tile, L2: tl.constexpr, PRECISION: tl.constexpr):
+def add_products(raw, query_tile, selection_tile, key_tile, FORM: tl.constexpr):
     """raw [M, N] plus the products of one chunk of channels.
 
     query_tile [M, C] comes weighted by the selection; selection_tile [M, C] is None or has the dtype of the query;
     key_tile [C, N].
     """
-    raw = tl.dot(query_tile, key_tile, raw, input_precision=PRECISION)
-    if L2:
-        key_values = key_tile.to(tl.float32)
-        half_square = -0.5 * key_values * key_values
+    raw = tl.dot(query_tile, key_tile, raw, input_precision=FORM.precision)
+    if FORM.key_term:
+        term = key_term(key_tile.to(tl.float32), FORM.similarity)
         if selection_tile is None:
-            raw += tl.sum(half_square, 0)[None, :]
+            raw += tl.sum(term, 0)[None, :]
         else:
-            raw = tl.dot(selection_tile, half_square.to(key_tile.dtype), raw, input_precision=PRECISION)
+            raw = tl.dot(selection_tile, term.to(key_tile.dtype), raw, input_precision=FORM.precision)
     return raw
 
 
 @triton.jit
-def add_fine_products(raw, query_tile, selection_tile, key_tile):
-    """As add_products() of l2 with a selection, with twice the digits; the query, weighted, and the selection float32.
+def add_fine_products(raw, query_tile, selection_tile, key_tile, SIMILARITY: tl.constexpr):
+    """As add_products() with a selection, with twice the digits; the query, weighted, and the selection float32.
 
     The squares of 16-bit keys are exactly two numbers of 16 bits.
     """
-    key_values = key_tile.to(tl.float32)
     query_high, query_low = _in_two(query_tile, key_tile.dtype)
     selection_high, selection_low = _in_two(selection_tile, key_tile.dtype)
-    square_high, square_low = _in_two(-0.5 * key_values * key_values, key_tile.dtype)
+    term_high, term_low = _in_two(key_term(key_tile.to(tl.float32), SIMILARITY), key_tile.dtype)
     raw = tl.dot(query_low, key_tile, raw)
-    raw = tl.dot(selection_low, square_high, raw)
-    raw = tl.dot(selection_high, square_low, raw)
-    raw = tl.dot(selection_high, square_high, raw)
+    raw = tl.dot(selection_low, term_high, raw)
+    raw = tl.dot(selection_high, term_low, raw)
+    raw = tl.dot(selection_high, term_high, raw)
     return tl.dot(query_high, key_tile, raw)
 
 
@@ -70,97 +68,95 @@ def logarithm(largest, total, BASE_2: tl.constexpr):
 
 @triton.jit
 def raw_scores(
-    query,
-    selection,
-    norms,
-    key,
-    m,
-    n,
+    operands,
+    strides,
+    b,
+    first_query,
     valid_m,
+    first_row,
     valid_n,
-    stride_query_m,
-    stride_query_c,
-    stride_selection_m,
-    stride_selection_c,
-    stride_key_n,
-    stride_key_c,
-    CK: tl.constexpr,
-    L2: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    FORM: tl.constexpr,
+    TILE: tl.constexpr,
     FINE: tl.constexpr = False,
 ):
-    """The raw scores [BLOCK_M, BLOCK_N] of the queries at rows m and the memory rows n of the pointers.
+    """The raw scores [block_m, block_n] of queries and memory rows of object b, from the first of each on.
 
-    norms: half_norms() of these queries [BLOCK_M], or None.
     FINE: whether products with a selection are made with twice the digits; for 16-bit numbers.
     """
+    BLOCK_M: tl.constexpr = TILE.block_m
+    BLOCK_N: tl.constexpr = TILE.block_n
+    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    query = row_at(operands.query, strides.query, b, first_query)
+    selection = row_at(operands.selection, strides.selection, b, first_query)
+    norms = row_at(operands.norms, strides.norms, b, first_query)
+    key = row_at(operands.key, strides.key, b, first_row)
     raw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, CK, BLOCK_K):
-        c = first + tl.arange(0, BLOCK_K)
-        mask_m, mask_n = valid_m[:, None] & (c < CK)[None, :], valid_n[None, :] & (c < CK)[:, None]
-        query_tile = tl.load(query + m[:, None] * stride_query_m + c[None, :] * stride_query_c, mask=mask_m, other=0.0)
-        key_tile = tl.load(key + n[None, :] * stride_key_n + c[:, None] * stride_key_c, mask=mask_n, other=0.0)
+    for first in range(0, FORM.key_dim, TILE.block_k):
+        c = first + tl.arange(0, TILE.block_k)
+        mask = valid_m[:, None] & (c < FORM.key_dim)[None, :]
+        query_tile = load_tile(query, strides.query, m[:, None], c[None, :], mask)
+        mask_n = valid_n[None, :] & (c < FORM.key_dim)[:, None]
+        key_tile = load_tile(key, strides.key, n[None, :], c[:, None], mask_n)
         if selection is None:
-            raw = add_products(raw, query_tile, None, key_tile, L2, PRECISION)
+            raw = add_products(raw, query_tile, None, key_tile, FORM)
         else:
-            offsets = m[:, None] * stride_selection_m + c[None, :] * stride_selection_c
-            weights = tl.load(selection + offsets, mask=mask_m, other=0.0)
+            weights = load_tile(selection, strides.selection, m[:, None], c[None, :], mask)
             weighted = query_tile * weights
             if FINE:
-                raw = add_fine_products(raw, weighted, weights, key_tile)
+                raw = add_fine_products(raw, weighted, weights, key_tile, FORM.similarity)
             else:
                 dtype: tl.constexpr = key_tile.dtype
-                raw = add_products(raw, weighted.to(dtype), weights.to(dtype), key_tile, L2, PRECISION)
+                raw = add_products(raw, weighted.to(dtype), weights.to(dtype), key_tile, FORM)
     if norms is not None:
-        raw -= norms[:, None]
+        raw -= tl.load(norms + m, mask=valid_m, other=0.0)[:, None]
     return raw
 
 
 @triton.jit
-def softmax_weights(raw, factor, lse, totals, valid, BASE_2: tl.constexpr):
-    """The affinity P [M, N] of raw scores, from lse [M]; 0 where `valid` [M, N] is not.
+def factor_of_rows(operands, strides, score_factor, b, first_row, valid_n, TILE: tl.constexpr):
+    """What raw scores are multiplied by: score_factor, times the shrinkage [1, block_n] where there is one."""
+    shrinkage = row_at(operands.shrinkage, strides.shrinkage, b, first_row)
+    if shrinkage is None:
+        return score_factor
+    else:
+        n = tl.arange(0, TILE.block_n)
+        return (tl.load(shrinkage + n * strides.shrinkage[1], mask=valid_n, other=0.0) * score_factor)[None, :]
 
-    factor: score_factor, or that times shrinkage [1, N]. A query without any row has lse -inf.
-    totals: None, or sum_j exp(S_ij - lse_i) [M], which is 1 but for the rounding of lse (row_totals.py).
+
+@triton.jit
+def softmax_weights(raw, factor, lse, totals, row, valid_m, valid_n, BASE_2: tl.constexpr):
+    """The affinity P [M, N] of raw scores; 0 where a query or a memory row is not valid.
+
+    factor: that of factor_of_rows().
+    lse, totals: tensors of all queries, of which `row` [M] are at hand. A query without any row has lse -inf.
+        totals: None, or sum_j exp(S_ij - lse_i), which is 1 but for the rounding of lse (row_totals.py).
     BASE_2: whether to make them as powers of 2 (problem.py).
     """
-    lse = tl.where(lse == -float("inf"), float("inf"), lse)
+    lse_tile = tl.load(lse + row, mask=valid_m, other=0.0)
+    lse_tile = tl.where(lse_tile == -float("inf"), float("inf"), lse_tile)
     if BASE_2:
         LOG2E: tl.constexpr = 1.4426950408889634
-        factor, lse = factor * LOG2E, lse * LOG2E
-    weight = tl.where(valid, exponential(raw * factor - lse[:, None], BASE_2), 0.0)
+        factor, lse_tile = factor * LOG2E, lse_tile * LOG2E
+    valid = valid_m[:, None] & valid_n[None, :]
+    weight = tl.where(valid, exponential(raw * factor - lse_tile[:, None], BASE_2), 0.0)
     if totals is not None:
-        weight /= totals[:, None]
+        weight /= tl.load(totals + row, mask=valid_m, other=1.0)[:, None]
     return weight
 
 
 @triton.jit
 def grad_weights(
-    grad_out,
-    value,
-    m,
-    n,
-    valid_m,
-    valid_n,
-    stride_value_n,
-    stride_value_c,
-    CV: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
+    grad_out, value, strides, valid_m, valid_n, CV: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr
 ):
-    """dP = dO V^T [BLOCK_M, BLOCK_N], the gradient of the affinity, of the rows m and n of the pointers."""
+    """dP = dO V^T [block_m, block_n], the gradient of the affinity, of the rows from the pointers on."""
+    BLOCK_M: tl.constexpr = TILE.block_m
+    BLOCK_N: tl.constexpr = TILE.block_n
+    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     grad = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, CV, BLOCK_V):
-        v = first + tl.arange(0, BLOCK_V)
+    for first in range(0, CV, TILE.block_v):
+        v = first + tl.arange(0, TILE.block_v)
         mask_m, mask_n = valid_m[:, None] & (v < CV)[None, :], valid_n[None, :] & (v < CV)[:, None]
-        grad_offsets = m[:, None] * CV + v[None, :]
-        grad_tile = tl.load(grad_out + grad_offsets, mask=mask_m, other=0.0)
-        value_offsets = n[None, :] * stride_value_n + v[:, None] * stride_value_c
-        value_tile = tl.load(value + value_offsets, mask=mask_n, other=0.0)
+        grad_tile = tl.load(grad_out + m[:, None] * CV + v[None, :], mask=mask_m, other=0.0)
+        value_tile = load_tile(value, strides, n[None, :], v[:, None], mask_n)
         grad = tl.dot(grad_tile, value_tile, grad, input_precision=PRECISION)
     return grad

@@ -14,13 +14,10 @@ class Target(NamedTuple):
 
     architecture: one of ARCHITECTURES, compute capability times ten
     processors:   streaming multiprocessors, to be kept busy
-    dependent_launch: whether a kernel may start before the one that it waits for has ended, on sm_90 and later;
-                  off on every device until a GPU has run it
     """
 
     architecture: int
     processors: int
-    dependent_launch: bool = False
 
 
 # under the interpreter everything runs on the CPU; a few processors, so that small reads are split too

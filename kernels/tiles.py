@@ -23,7 +23,8 @@ class Choice(NamedTuple):
     weighted: bool
 
 
-class Chunks(NamedTuple):
+@dataclass(frozen=True)
+class Chunks:
     """How columns are cut into matrix products: `count` of them, `block` columns each but for the last."""
 
     block: int

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stm_fast.kernels.backward import Gradients
 from stm_fast.kernels.problem import Problem
+from stm_fast.kernels.similarity import channel_slopes, has_key_term, key_slopes
 from stm_fast.kernels.topk import SparseAffinity, ones_like_queries, sparse_affinity
 from stm_fast.kernels.weighted_sum import lists_of_memory_rows, weighted_sum
 
@@ -57,28 +58,19 @@ def _query_side(
     # from the weights themselves, not from the rounded out: that is what the forward normalised
     delta = (weight * grad_weight).sum(-1, keepdim=True) - grad_lse[:, block, None]
     grad_score = weight * (grad_weight - delta)  # dS [B, m, k]
-    factor = 2 * problem.scale if problem.l2 else problem.scale
-    grad_raw = factor * grad_score
+    grad_raw = problem.score_factor * grad_score
     if problem.shrinkage is not None:
         grad_raw = grad_raw * _gathered(problem.shrinkage[..., None], rows).squeeze(-1)
 
     key = _gathered(problem.key, rows)  # [B, m, k, Ck]
     query = problem.query[:, block, None].float()  # [Bq, m, 1, Ck]
     selection = torch.ones_like(query) if problem.selection is None else problem.selection[:, block, None]
-    by_query, by_selection = _channel_derivatives(problem, query, key)  # [B, m, k, Ck]
+    has_query_term = problem.norms is not None
+    by_query, by_selection = channel_slopes(problem.similarity, has_query_term, query, key)  # [B, m, k, Ck]
     raw = (selection * by_selection).sum(-1)  # [B, m, k]
     grad_query = selection.squeeze(2) * (grad_raw[..., None] * by_query).sum(2)
     grad_selection = (grad_raw[..., None] * by_selection).sum(2)
-    return _QuerySide(grad_raw, factor * grad_score * raw, grad_query, grad_selection)
-
-
-def _channel_derivatives(problem: Problem, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """raw_ij = sum_c e_ic r_ijc: the derivative of r by the query, and r itself, the derivative by the selection."""
-    if not problem.l2:
-        return key, query * key
-    if problem.norms is None:
-        return key, query * key - 0.5 * key.square()
-    return key - query, -0.5 * (key - query).square()
+    return _QuerySide(grad_raw, problem.score_factor * grad_score * raw, grad_query, grad_selection)
 
 
 def _gathered(source: Tensor, rows: Tensor) -> Tensor:
@@ -91,17 +83,17 @@ def _gathered(source: Tensor, rows: Tensor) -> Tensor:
 
 
 def _grad_key(problem: Problem, affinity: SparseAffinity, grad_raw: Tensor) -> Tensor:
-    """dk_j = sum_i G_ij e_i q_i - k_j sum_i G_ij e_i, the second term for l2 alone; over all objects of the key."""
+    """dk_j = sum_i G_ij e_i q_i + f'(k_j) sum_i G_ij e_i, f the key term; over all objects of the key."""
     groups, rows, _ = problem.key.shape
     lists = lists_of_memory_rows(affinity.rows, groups, rows)
     query, selection = problem.query.float(), problem.selection
     weighted = query if selection is None else query * selection
     grad = weighted_sum(lists, grad_raw, _grouped(weighted, affinity.rows, groups))
-    if problem.l2:
+    if has_key_term(problem.similarity):
         mass_source = ones_like_queries(affinity.rows) if selection is None else selection
         mass = weighted_sum(lists, grad_raw, _grouped(mass_source, affinity.rows, groups))
         # a row that does not count may hold NaN, and has no mass
-        grad -= torch.where(mass != 0, problem.key * mass, 0)
+        grad += torch.where(mass != 0, key_slopes(problem.similarity, problem.key) * mass, 0)
     return grad.to(problem.key.dtype)
 
 

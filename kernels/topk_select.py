@@ -12,8 +12,9 @@ from torch import Tensor
 
 from stm_fast.kernels.configs import choose_splits, topk_config
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.operands import length_of, rows_of_part
 from stm_fast.kernels.problem import Problem
-from stm_fast.kernels.scores import raw_scores
+from stm_fast.kernels.scores import factor_of_rows, raw_scores
 
 BUCKETS = 4  # at least so many for each of the k rows: then few rows but the k best reach the threshold
 ROOM = 4  # for the candidates of a query, in multiples of k
@@ -106,100 +107,48 @@ def _splits(problem: Problem, count: int) -> int:
     """Into how many parts to split the memory: enough for the processors and for the buckets."""
     config = topk_config(problem.choice)
     tiles = triton.cdiv(problem.query.shape[1], config.block_m) * problem.value.shape[0]
-    steps = triton.cdiv(problem.key.shape[1], config.block_n)
-    return min(steps, max(choose_splits(problem.target, tiles, steps), triton.cdiv(BUCKETS * count, config.block_n)))
+    blocks = -(-problem.key.shape[1] // config.block_n)
+    return min(blocks, max(choose_splits(problem.target, tiles, blocks), -(-BUCKETS * count // config.block_n)))
 
 
-def _launch(
-    problem: Problem,
-    splits: int,
-    maxima: Tensor | None = None,
-    threshold: Tensor | None = None,
-    scores: Tensor | None = None,
-    rows: Tensor | None = None,
-    found: Tensor | None = None,
-    capacity: int = 0,
-) -> Launch:
+def _launch(problem: Problem, splits: int, capacity: int = 0, **tensors: Tensor) -> Launch:
+    """The launch that fills the maxima, or the candidates, of which the kernel takes the tensors by name."""
     config = topk_config(problem.choice)
-    arguments = {
-        **problem.score_arguments(),
-        "maxima": maxima,
-        "threshold": threshold,
-        "scores": scores,
-        "rows": rows,
-        "found": found,
-        "splits": splits,
-        "capacity": capacity,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "FINE": problem.arithmetic == "half" and problem.selection is not None,
-    }
+    absent = dict.fromkeys(("maxima", "threshold", "scores", "rows", "found"))
+    arguments = {**problem.score_arguments(), **absent, **tensors, "splits": splits, "capacity": capacity}
     grid = (triton.cdiv(problem.query.shape[1], config.block_m), splits, problem.value.shape[0])
-    return Launch(_topk_kernel, grid, arguments, config)
+    fine = problem.arithmetic == "half" and problem.selection is not None
+    return Launch.of(_topk_kernel, grid, config, **arguments, FINE=fine)
 
 
 @triton.jit
 def _topk_kernel(
-    query,
-    key,
-    shrinkage,
-    selection,
-    lengths,
-    norms,
+    operands,
     maxima,
     threshold,
     scores,
     rows,
     found,
+    strides,
     M,
     N,
     splits,
     capacity,
     score_factor,
-    stride_query_b,
-    stride_query_m,
-    stride_query_c,
-    stride_key_b,
-    stride_key_n,
-    stride_key_c,
-    stride_shrinkage_b,
-    stride_shrinkage_n,
-    stride_selection_b,
-    stride_selection_m,
-    stride_selection_c,
-    stride_norms_b,
-    CK: tl.constexpr,
-    L2: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    FORM: tl.constexpr,
+    TILE: tl.constexpr,
     FINE: tl.constexpr,
 ):
     """One tile of queries and one part of the memory: the maxima of its buckets, or its rows above a threshold."""
+    BLOCK_M: tl.constexpr = TILE.block_m
+    BLOCK_N: tl.constexpr = TILE.block_n
     part = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     first_query = tl.program_id(0).to(tl.int64) * BLOCK_M
-    length = N
-    if lengths is not None:
-        length = tl.minimum(tl.maximum(tl.load(lengths + b), 0), N)
-    rows_per_part = tl.cdiv(tl.cdiv(length, BLOCK_N), splits) * BLOCK_N
-    start = tl.minimum(part * rows_per_part, length)
-    end = tl.minimum(start + rows_per_part, length)
-
+    start, end = rows_of_part(part, splits, length_of(operands.lengths, b, N), BLOCK_N)
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     valid_m = m < M - first_query
     row_of_query = b * M + first_query + m
-    query += b * stride_query_b + first_query * stride_query_m
-    key += b * stride_key_b + start.to(tl.int64) * stride_key_n
-    if selection is not None:
-        selection += b * stride_selection_b + first_query * stride_selection_m
-    if shrinkage is not None:
-        shrinkage += b * stride_shrinkage_b + start.to(tl.int64) * stride_shrinkage_n
-    norms_tile = None
-    if norms is not None:
-        norms_tile = tl.load(norms + b * stride_norms_b + first_query + m, mask=valid_m, other=0.0)
     if threshold is None:
         largest = tl.full((BLOCK_M, BLOCK_N), -float("inf"), tl.float32)
     else:
@@ -207,33 +156,8 @@ def _topk_kernel(
 
     for first in range(start, end, BLOCK_N):
         valid_n = n < end - first
-        raw = raw_scores(
-            query,
-            selection,
-            norms_tile,
-            key,
-            m,
-            n,
-            valid_m,
-            valid_n,
-            stride_query_m,
-            stride_query_c,
-            stride_selection_m,
-            stride_selection_c,
-            stride_key_n,
-            stride_key_c,
-            CK,
-            L2,
-            PRECISION,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            FINE,
-        )
-        factor = score_factor
-        if shrinkage is not None:
-            factor = (tl.load(shrinkage + n * stride_shrinkage_n, mask=valid_n, other=0.0) * score_factor)[None, :]
-            shrinkage += BLOCK_N * stride_shrinkage_n
+        raw = raw_scores(operands, strides, b, first_query, valid_m, first, valid_n, FORM, TILE, FINE)
+        factor = factor_of_rows(operands, strides, score_factor, b, first, valid_n, TILE)
         score = tl.where(valid_n[None, :], raw * factor, -float("inf"))
         if threshold is None:
             largest = tl.maximum(largest, score)
@@ -248,7 +172,6 @@ def _topk_kernel(
                 stored = hit & (place < capacity)
                 tl.store(scores + offsets, score, mask=stored)
                 tl.store(rows + offsets, tl.broadcast_to((first + n)[None, :], (BLOCK_M, BLOCK_N)), mask=stored)
-        key += BLOCK_N * stride_key_n
 
     if threshold is None:
         offsets = (row_of_query * splits + part)[:, None] * BLOCK_N + n[None, :]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stm_fast.kernels.configs import GATHER
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.operands import load_tile, steps
 
 
 class Lists(NamedTuple):
@@ -57,45 +58,22 @@ def plan_weighted_sum(lists: Lists, weight: Tensor, source: Tensor, dtype: torch
     """The sums [G, R, C] and the launch that fills them; weight [G, E] float32, contiguous, entry by entry."""
     groups, sums, width = lists.offsets.shape[0], lists.offsets.shape[1] - 1, source.shape[2]
     total = source.new_empty(groups, sums, width, dtype=dtype)
-    arguments = {
-        "source": source,
-        "rows": lists.rows,
-        "weight": weight,
-        "offsets": lists.offsets,
-        "total": total,
-        "entries": lists.rows.shape[1],
-        "sums": sums,
-        "stride_source_g": source.stride(0),
-        "stride_source_n": source.stride(1),
-        "stride_source_c": source.stride(2),
-        "C": width,
-        "BLOCK_M": GATHER.block_m,
-        "BLOCK_C": GATHER.block_c,
-    }
-    grid = (triton.cdiv(sums, GATHER.block_m), triton.cdiv(width, GATHER.block_c), groups)
-    return total, Launch(_weighted_sum_kernel, grid, arguments, GATHER)
+    grid = (triton.cdiv(sums, GATHER.rows), triton.cdiv(width, GATHER.columns), groups)
+    tensors = {"source": source, "rows": lists.rows, "weight": weight, "offsets": lists.offsets, "total": total}
+    sizes = {"entries": lists.rows.shape[1], "sums": sums, "C": width}
+    return total, Launch.of(_weighted_sum_kernel, grid, GATHER, **tensors, strides=steps(source), **sizes)
 
 
 @triton.jit
 def _weighted_sum_kernel(
-    source,
-    rows,
-    weight,
-    offsets,
-    total,
-    entries,
-    sums,
-    stride_source_g,
-    stride_source_n,
-    stride_source_c,
-    C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    source, rows, weight, offsets, total, entries, sums, strides, C: tl.constexpr, TILE: tl.constexpr
 ):
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_C: tl.constexpr = TILE.columns
     g = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    source += g * stride_source_g
+    source += g * strides[0]
     offsets += g * (sums + 1) + m
     start = tl.load(offsets, mask=m < sums, other=0)
     end = tl.load(offsets + 1, mask=m < sums, other=0)
@@ -108,8 +86,7 @@ def _weighted_sum_kernel(
         n = tl.load(rows + entry, mask=listed, other=-1)
         listed = listed & (n >= 0)
         weights = tl.load(weight + entry, mask=listed, other=0.0)
-        addresses = n[:, None] * stride_source_n + c[None, :] * stride_source_c
-        tile = tl.load(source + addresses, mask=listed[:, None] & (c < C)[None, :], other=0.0)
+        tile = load_tile(source, strides, n[:, None], c[None, :], listed[:, None] & (c < C)[None, :])
         accumulator += weights[:, None] * tile.to(tl.float32)
 
     summed = accumulator.to(total.dtype.element_ty)

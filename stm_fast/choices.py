@@ -3,10 +3,12 @@
 They stand here, and not where they are used, because the command line shows and checks them before it imports torch.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 Engine = Literal["triton", "cpp", "reference"]  # of the memory read, see `ops.backends`
 BackendName = Literal["auto", Engine]
+Similarity = Literal["dot", "l2"]  # of a query and a memory row
+SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)  # operators and kernels take the index
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
 # as torch.compile names them; "reduce-overhead" replays CUDA graphs
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]

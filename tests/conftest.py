@@ -27,7 +27,7 @@ REQUIRED = [name for name in os.environ.get("STM_FAST_REQUIRE", "").split(",") i
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-cases", action="store_true", help="run what passed before with the same kernels too")
+    parser.addoption("--all-cases", action="store_true", help="run what make gate alone runs too")
     parser.addoption("--few", type=int, metavar="N", help="run at most N cases of each test")
     parser.addoption("--one-in", type=int, metavar="N", help="run one in N of what is left")
 
@@ -40,8 +40,10 @@ def pytest_report_header() -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what is not wanted, and what passed before; what takes long begins first, so that no worker waits."""
     kept = items
-    if not config.getoption("all_cases") and gate_record.passed_before("compiled"):
-        kept = gate_record.compiled_again(kept)
+    if not config.getoption("all_cases"):
+        kept = [item for item in kept if item.get_closest_marker("experimental") is None]
+        if gate_record.passed_before("compiled"):
+            kept = gate_record.compiled_again(kept)
     if (most := config.getoption("few")) is not None:
         kept = gate_record.few(kept, most)
     if (many := config.getoption("one_in")) is not None:

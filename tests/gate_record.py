@@ -1,8 +1,9 @@
 """What passed before and would pass again, because nothing that decides it has changed.
 
 The compile gate, whose tests are marked `compiles`, comes out the same for the same kernels/ and the same Triton; cases
-that Triton interprets, for the same operators too. Both take minutes. `make gate` runs all of both and writes
-golden/gate.json; while what decides stays as it was, `make test` runs a sample, otherwise all.
+that Triton interprets, for the same operators too. Both take minutes. `make gate` runs all of both, with those
+marked `experimental`, and writes golden/gate.json; while the sources stay as they were, `make test` runs a sample,
+otherwise all.
 """
 
 import hashlib
@@ -21,9 +22,9 @@ Kind = Literal["compiled", "interpreted"]
 TESTS = Path(__file__).resolve().parent
 RECORD = TESTS / "golden" / "gate.json"
 SOURCES: dict[Kind, tuple[str, ...]] = {
-    "compiled": ("kernels/*.py", "tests/test_*gate.py"),
+    "compiled": ("kernels/**/*.py", "tests/gate/*.py", "tests/test_*gate.py"),
     "interpreted": (
-        *("kernels/*.py", "stm_fast/ops/*.py", "stm_fast/testing/*.py"),
+        *("kernels/**/*.py", "stm_fast/ops/*.py", "stm_fast/testing/*.py"),
         *("tests/*_engine_cases.py", "tests/test_known_calls.py"),
     ),
 }

@@ -21,8 +21,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from stm_fast.kernels import forward_hopper
-from stm_fast.kernels.forward_hopper import GluonLaunch
+from stm_fast.kernels.experimental import forward_hopper
+from stm_fast.kernels.experimental.forward_hopper import GluonLaunch
 
 SOURCE = Path(forward_hopper.__file__).read_text()
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gate import sass
 from launchless import LAUNCHES, Launched, compile_source, counted_copies
 from stm_fast.config import MemoryConfig
 from stm_fast.inference import VideoSegmenter
-from stm_fast.kernels import sass
 from stm_fast.memory import MemoryBank, reading
 from stm_fast.network import stm_lite2, stm_resnet50
 from stm_fast.network.deploy import for_inference
@@ -62,16 +62,15 @@ class Traced(NamedTuple):
 
 def _tile(launch: Launched) -> Iterator[int]:
     constants = launch.constants
-    yield constants["BLOCK_M"]
-    yield constants["BLOCK_N"]
-    if "HALF" in constants:
-        yield constants["BLOCK_K"]
-        yield 2 * constants["HALF"]
-        yield constants["STAGES"]
+    if launch.kernel == HOPPER:
+        tile = constants["TILE"]
+        yield from (tile.block_m, tile.block_n, tile.block_k, 2 * tile.half, tile.stages)
         return
-    if "KEY_CHUNKS" in constants:
-        yield (constants["KEY_CHUNKS"] - 1) * constants["BLOCK_K"] + constants["LAST_K"]
-        yield (constants["ACCUMULATORS"] - 1) * constants["BLOCK_V"] + constants["LAST_V"]
+    yield constants["TILE"].block_m
+    yield constants["TILE"].block_n
+    if "KEYS" in constants:
+        yield constants["KEYS"].width
+        yield constants["VALUES"].width
     yield launch.options["num_stages"]
 
 
@@ -173,7 +172,7 @@ def test_a_quantised_bank(storage, widths, bank_reads):
     (read,) = bank_reads
     assert {launch.kernel for launch in read.launches} <= {"_forward_quantised_kernel", "_combine_kernel"}
     (launch,) = read.of("_forward_quantised_kernel")
-    assert launch.constants["BLOCK_N"] == 64
+    assert launch.constants["TILE"].block_n == 64
     assert not read.copies
 
 
@@ -268,8 +267,8 @@ def test_training(first):
     kernels = [launch.kernel for launch in backward.launches if launch.kernel != "_rows_kernel"]
     products = ["_grad_value_kernel", "_grad_key_kernel", "_grad_query_kernel"]
     assert kernels == ["_delta_kernel", "_grad_scores_kernel", *products]
-    sizes = [(launch.constants["BLOCK_M"], launch.constants["BLOCK_N"]) for launch in backward.launches[-4:]]
-    assert sizes == [(128, 128), (64, 128), (64, 128), (128, 64)]
+    tiles = [launch.constants["TILE"] for launch in backward.launches[-4:]]
+    assert [(tile.block_m, tile.block_n) for tile in tiles] == [(128, 128), (64, 128), (64, 128), (128, 64)]
     assert {launch.options["num_warps"] for launch in backward.launches[-4:]} == {8}
 
 

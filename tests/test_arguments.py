@@ -13,7 +13,7 @@ from stm_fast import MemoryConfig, MemoryRead, memory_read, merge_reads
 from stm_fast.memory import MemoryBank
 from stm_fast.ops import backends
 
-BACKENDS = f'"auto" or one of {", ".join(backends.NAMES)}'
+BACKENDS = f'"auto" or one of {", ".join(backend.name for backend in backends.BACKENDS)}'
 LISTED = "torch.float16, torch.bfloat16, torch.float32, torch.float64"
 SHAPES = "query (2, 5, 4), key {key}, value {value}"
 

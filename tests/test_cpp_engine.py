@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stm_fast.benchmarking.peak_memory import CLEAR, PeakMemory
+from stm_fast.choices import SIMILARITIES
 from stm_fast.ops import cpp_ops, memory_read
 from stm_fast.testing import ReadCase, Tensors, check_case, make_tensors, options
 
@@ -202,9 +203,10 @@ def test_ties_go_to_the_lower_index(top_k):
 def test_fuzz(data, dtype):
     """Any shape, with room for rounding (the common cases have none): this one is after wrong indices."""
     batch, rows = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 300))
-    l2 = data.draw(st.booleans())
+    similarity = data.draw(st.sampled_from(SIMILARITIES))
+    l2 = similarity == "l2"
     case = ReadCase(
-        similarity="l2" if l2 else "dot",
+        similarity=similarity,
         shrinkage=l2 and data.draw(st.booleans()),
         selection=l2 and data.draw(st.booleans()),
         query_norm=data.draw(st.booleans()),

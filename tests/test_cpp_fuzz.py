@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stm_fast.choices import SIMILARITIES
 from stm_fast.ops import cpp_ops, memory_read
 from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised, quantise_memory
 from stm_fast.testing import ReadCase, check_case, make_tensors, options
@@ -25,7 +26,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def random_case(draw: random.Random) -> ReadCase:
-    batch, rows, l2 = draw.randint(1, 3), draw.choice([0, 1, 7, 8, 191, 193, draw.randint(2, 500)]), draw.random() < 0.4
+    batch, rows = draw.randint(1, 3), draw.choice([0, 1, 7, 8, 191, 193, draw.randint(2, 500)])
+    similarity = draw.choice(SIMILARITIES)
+    l2 = similarity == "l2"
     return ReadCase(
         batch=batch,
         queries=draw.choice([0, 1, 23, 48, 49, 265, draw.randint(2, 200)]),
@@ -36,7 +39,7 @@ def random_case(draw: random.Random) -> ReadCase:
         shared_key=draw.random() < 0.3,
         lengths=tuple(draw.randint(0, rows) for _ in range(batch)) if draw.random() < 0.4 else None,
         poison=draw.choice([math.nan, math.inf]),
-        similarity="l2" if l2 else "dot",
+        similarity=similarity,
         shrinkage=l2 and draw.random() < 0.6,
         selection=l2 and draw.random() < 0.6,
         query_norm=draw.random() < 0.7,

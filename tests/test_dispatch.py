@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from stm_fast import memory_read
-from stm_fast.ops import backends
+from stm_fast.ops import backends, triton_ops
 from stm_fast.ops.backends import Backend
 from stm_fast.ops.inputs import ReadResult
+from stm_fast.testing import ReadCase, make_tensors
+from stm_fast.testing.cases import read_inputs
 
 
 def read():
@@ -48,7 +50,7 @@ def test_the_log_says_the_choice_and_every_refusal(three, caplog):
 
 def test_an_absent_backend_is_not_asked_what_it_supports(three):
     absent = fake("absent", absent=["no compiler"])
-    three(absent._replace(not_supported_reasons=lambda _: pytest.fail("asked")), fake("works"))
+    three(absent._replace(unsupported_reasons=lambda _: pytest.fail("asked")), fake("works"))
     assert read() == ord("w")
 
 
@@ -59,7 +61,7 @@ def test_a_named_backend_is_in_the_log_too(caplog):
 
 
 def test_the_order_of_preference_ends_with_the_reference_that_takes_everything():
-    assert backends.NAMES == ("triton", "cpp", "reference")
+    assert [backend.name for backend in backends.BACKENDS] == ["triton", "cpp", "reference"]
     assert backends.BACKENDS[-1].absent_reasons() == []
 
 
@@ -88,3 +90,11 @@ def test_the_cpp_engine_is_chosen_for_every_option_where_it_is_here(caplog):
         memory_read(query, key, value, similarity="l2", shrinkage=torch.ones(1, 4), selection=torch.ones(1, 2, 3))
     chosen = [record.getMessage() for record in caplog.records if " not " not in record.getMessage()]
     assert chosen == ["memory_read: cpp"] * 6
+
+
+def test_triton_declines_a_similarity_that_its_kernels_lack(monkeypatch):
+    monkeypatch.setattr(triton_ops, "KERNELS_FOR", ("dot",))
+    case = ReadCase(similarity="l2")
+    inputs = read_inputs(case, make_tensors(case, torch.float32))
+    assert "it has no kernel for similarity 'l2'" in triton_ops.unsupported_reasons(inputs)
+    assert "similarity" not in " ".join(triton_ops.unsupported_reasons(inputs._replace(similarity=0)))

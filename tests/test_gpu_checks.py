@@ -16,14 +16,14 @@ from triton.backends.compiler import GPUTarget
 
 import gpu_cache
 import gpu_checks
+from gate.cases import COMBINE
+from gate.compiling import launch_of, source
 from gpu import frames, profiler, reads, smoke, suite
 from gpu.reads import PARTS
 from gpu.session import BENCHMARKS, ROOT, Child, Session, Stage
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
 from stm_fast.benchmarking.shapes import FrameWorkload
 from stm_fast.inference.stages import STAGES
-from stm_fast.kernels import compile_gate
-from stm_fast.kernels.compile_gate import Case
 
 PATHS = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", BENCHMARKS, ROOT)))}
 
@@ -271,11 +271,11 @@ def test_frames_that_a_run_did_not_reach_are_missed(session, monkeypatch):
 def test_a_packed_kernel_is_not_compiled_again(tmp_path, monkeypatch):
     found_before = []
     monkeypatch.setattr(knobs.compilation, "listener", lambda cache_hit, **_rest: found_before.append(cache_hit))
-    launch = compile_gate.launch_of(Case("combine", 90, "half", torch.bfloat16, 128, 512, "rows"))
+    launch = launch_of(COMBINE)
 
     def compile_into(cache):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
-        triton.compile(compile_gate.source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
+        triton.compile(source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options)
 
     compile_into(tmp_path / "here")
     assert gpu_cache.pack(tmp_path / "here", tmp_path / "archive") == 1

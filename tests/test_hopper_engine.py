@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stm_fast.kernels import configs_hopper
 from stm_fast.kernels.configs import forward_config
+from stm_fast.kernels.experimental import configs_hopper
 from stm_fast.kernels.forward import hopper_module, plan_read
 from stm_fast.kernels.plans import forget_plans
 from stm_fast.kernels.problem import Problem

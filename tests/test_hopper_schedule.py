@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from gluon_simulator import SOURCE, ScheduleError, simulate
-from stm_fast.kernels import configs_hopper, forward
-from stm_fast.kernels.configs_hopper import HopperConfig, is_for_hopper
-from stm_fast.kernels.forward_hopper import GluonLaunch, plan_forward_hopper
+from stm_fast.kernels import forward
+from stm_fast.kernels.experimental import configs_hopper
+from stm_fast.kernels.experimental.configs_hopper import HopperConfig, is_for_hopper
+from stm_fast.kernels.experimental.forward_hopper import GluonLaunch, plan_forward_hopper
 from stm_fast.kernels.launch import Launch, arithmetic_of
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.targets import Target
 from stm_fast.kernels.tiles import ForwardConfig
 from stm_fast.kernels.tuned import using
 from stm_fast.ops import memory_read, merge_reads
+
+pytestmark = pytest.mark.experimental
 
 torch.set_num_threads(1)
 
@@ -173,9 +176,9 @@ BROKEN = [
     ("store(rescale)\n    fence_async_shared()", "store(rescale)", "no fence"),
     ("rows.load(layout), 0.0))\n        fence_async_shared()", "rows.load(layout), 0.0))", "no fence"),
     ("_wait(0, deps=[next_score, accumulator])", "_wait(1, deps=[next_score, accumulator])", "under way"),
-    ("step // STAGES & 1, pred=step < steps", "step // STAGES & 1 ^ 1, pred=step < steps", "race|deadlock"),
+    ("step // TILE.stages & 1, pred=step < steps", "step // TILE.stages & 1 ^ 1, pred=step < steps", "race|deadlock"),
     ("value_empty.index(slot * 2 + 1), count=1", "value_empty.index(slot * 2 + 1), count=2", "more arrivals"),
-    ("BLOCK_N * HALF * 2)", "BLOCK_N * HALF)", "more arrivals|deadlock|race"),
+    ("TILE.block_n * TILE.half * 2)", "TILE.block_n * TILE.half)", "more arrivals|deadlock|race"),
 ]
 
 
@@ -213,7 +216,7 @@ def test_which_reads_it_takes(change, is_for_it: bool) -> None:
     query, key, value = torch.randn(2, 20, 128), torch.randn(2, 30, 128), torch.randn(2, 30, 512)
     problem = problem_of(change(query.half(), key.half(), value.half()))
     assert is_for_hopper(problem) == is_for_it
-    assert not is_for_hopper(problem._replace(l2=True))
+    assert not is_for_hopper(problem._replace(similarity=1))
     assert not is_for_hopper(problem._replace(target=Target(100, processors=4)))
 
 

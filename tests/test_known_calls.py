@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stm_fast.kernels import plans, tuned
 from stm_fast.kernels.plans import Plans, forget_plans
 from stm_fast.ops import backends, memory_read
-from stm_fast.ops.inputs import ReadInputs
 from stm_fast.testing import CASES, ReadCase, make_tensors
 from stm_fast.testing.cases import options
 
@@ -46,9 +45,9 @@ class Chosen:
         self.count = 0
         self._choose = backends.choose
 
-    def __call__(self, name: str, inputs: ReadInputs) -> backends.Backend:
+    def __call__(self, *arguments: Any) -> backends.Backend:
         self.count += 1
-        return self._choose(name, inputs)
+        return self._choose(*arguments)
 
     def of(self, call: Callable[[], Any]) -> int:
         before = self.count

@@ -24,7 +24,7 @@ def channels_of(batch: int, rows: int, width: int) -> Tensor:
 
 def problem(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Problem:
     given = {"shrinkage": None, "selection": None, "lengths": None, "norms": None} | options
-    return Problem(query, key, value, scale=1.0, l2=False, target=Target(90, 132), arithmetic="half", **given)
+    return Problem(query, key, value, scale=1.0, similarity=0, target=Target(90, 132), arithmetic="half", **given)
 
 
 def test_rows_are_read_in_place():

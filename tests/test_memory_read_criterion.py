@@ -47,6 +47,6 @@ def test_no_worse_than_eager(backend, device, dtype, gradients, case):
 def test_every_option_at_once_is_taken_on_the_cpu():
     richest = ReadCase(similarity="l2", shrinkage=True, selection=True, top_k=7, return_usage=True, lengths=(97, 3))
     inputs = read_inputs(richest, leaves(make_tensors(richest, torch.float32), torch.float32, True))
-    reasons = {backend.name: backend.not_supported_reasons(inputs) for backend in BACKENDS}
+    reasons = {backend.name: backend.unsupported_reasons(inputs) for backend in BACKENDS}
     assert reasons["reference"] == reasons["cpp"] == []
     assert reasons["triton"] == ["it runs on cuda tensors only, found cpu"]

@@ -5,6 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from stm_fast.choices import SIMILARITIES
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.testing import ReadCase, check_case, make_tensors
 from stm_fast.testing.runs import leaves, random_upstream, read_outputs, with_gradients
@@ -20,7 +21,8 @@ SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 @st.composite
 def cases(draw):
     batch, rows = draw(st.integers(1, 3)), draw(st.integers(1, 150))
-    l2 = draw(st.booleans())
+    similarity = draw(st.sampled_from(SIMILARITIES))
+    l2 = similarity == "l2"
     lengths = st.tuples(*[st.integers(0, rows)] * batch)
     return ReadCase(
         batch=batch,
@@ -32,7 +34,7 @@ def cases(draw):
         shared_key=draw(st.booleans()),
         shared_shrinkage=draw(st.sampled_from([None, True, False])),
         lengths=draw(st.none() | lengths),
-        similarity="l2" if l2 else "dot",
+        similarity=similarity,
         shrinkage=l2 and draw(st.booleans()),
         selection=l2 and draw(st.booleans()),
         query_norm=draw(st.booleans()),

@@ -35,8 +35,7 @@ def operator_arguments(case, device, requires_grad):
     tensors = make_tensors(replace(case, poison=3.0), torch.float32, device)
     tensors = leaves(tensors, torch.float32, requires_grad)
     inputs = read_inputs(case, tensors)
-    chosen = (inputs.scale, inputs.similarity == "l2", inputs.query_norm, inputs.top_k)
-    return (*tensors, inputs.lengths), chosen
+    return inputs.tensors, inputs.options
 
 
 def skip_if_absent(engine):
@@ -55,7 +54,7 @@ def test_opcheck_of_the_forward_operators(engine, device, case, requires_grad):
     skip_if_absent(engine)
     tensors, chosen = operator_arguments(case, device, requires_grad)
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}").default
-    opcheck(operator, (*tensors, *chosen, case.return_usage))
+    opcheck(operator, (*tensors, *chosen))
 
 
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
@@ -63,9 +62,9 @@ def test_opcheck_of_the_forward_operators(engine, device, case, requires_grad):
 def test_opcheck_of_the_backward_operators(engine, device, case):
     skip_if_absent(engine)
     tensors, chosen = operator_arguments(case, device, False)
-    out, lse, _ = getattr(torch.ops.stm_fast, f"memory_read_{engine}")(*tensors, *chosen, False)
+    out, lse, _ = getattr(torch.ops.stm_fast, f"memory_read_{engine}")(*tensors, *chosen)
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}_backward").default
-    opcheck(operator, (torch.randn_like(out), torch.randn_like(lse), *tensors, out, lse, *chosen))
+    opcheck(operator, (torch.randn_like(out), torch.randn_like(lse), out, lse, *tensors, *chosen[:-1]))
 
 
 @pytest.mark.parametrize("engine", ["cpp", "triton"])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gate.compiling import Case, launch_of
 from stm_fast.benchmarking.records import read_record
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import parse_shape
@@ -14,11 +15,11 @@ from stm_fast.benchmarking.timing import Reading
 from stm_fast.benchmarking.tuning import TileRow, climb, neighbors_of, tune
 from stm_fast.errors import InputError
 from stm_fast.kernels import tuned
-from stm_fast.kernels.compile_gate import Case, launch_of
 from stm_fast.kernels.configs import backward_config, forward_config, grad_value_config, topk_config
 from stm_fast.kernels.targets import INTERPRETER
 from stm_fast.kernels.tiles import Choice, ForwardConfig
 from stm_fast.ops import triton_ops
+from stm_fast.ops.inputs import ReadInputs
 
 CHOICE = Choice(90, "half", 128, 512, True, False)
 HERE = CHOICE._replace(architecture=INTERPRETER.architecture, arithmetic="ieee")
@@ -173,4 +174,4 @@ def test_a_read_with_a_table_of_another_gpu_is_an_input_error(monkeypatch, tmp_p
     name_table(path, monkeypatch)
     tensors = [torch.zeros(1, 2, 16) for _ in range(3)]
     with pytest.raises(InputError, match=f"found tiles for sm_90, expected sm_{INTERPRETER.architecture}"):
-        triton_ops._problem(*tensors, None, None, None, 1.0, False, False)
+        triton_ops.problem_of(ReadInputs(*tensors, None, None, None, 1.0, 0, False, 0))

@@ -13,6 +13,7 @@ from saved_tensors import WAYS, assert_same, gradients, plainly, read_of
 from stm_fast.kernels import configs, forward, grad_query, grad_scores, layout, topk_backward, topk_select
 from stm_fast.ops import memory_read, triton_ops
 from stm_fast.testing import CASES, ReadCase, check_case, make_tensors, runs
+from stm_fast.testing.cases import read_inputs
 
 torch.set_num_threads(1)
 
@@ -127,11 +128,11 @@ def test_top_k_of_equal_scores_takes_the_first_rows(top_k: int) -> None:
 def test_top_k_with_a_selection_has_scores_of_more_than_16_bits(dtype: torch.dtype) -> None:
     """Among thousands of rows the k-th best is often one of several whose scores are equal in 16 bits."""
     case = ReadCase(batch=1, queries=20, rows=300, key_dim=128, similarity="l2", selection=True)
-    query, key, _value, _shrinkage, selection = make_tensors(case, dtype, DEVICE)
+    tensors = make_tensors(case, dtype, DEVICE)
+    query, key, _value, _shrinkage, selection = tensors
     assert selection is not None
-    found = topk_select.select(
-        triton_ops._given_problem(query, key, key, None, selection.float(), None, 1.0, True, True), 30
-    )
+    inputs = read_inputs(case, tensors._replace(value=key, selection=selection.float()))
+    found = topk_select.select(triton_ops.problem_of(inputs._replace(scale=1.0)), 30)
     difference = query.double()[:, :, None] - key.double()[:, None]  # [1, M, N, Ck]
     score = -(selection.double()[:, :, None] * difference.square()).sum(-1)  # [1, M, N]
     # of about -100; with products rounded to 16 bits the error is 0.014 in float16, 0.09 in bfloat16; now 4e-5

@@ -22,10 +22,12 @@ class Features {
  public:
   explicit Features(const ReadProblem<Stored>& problem)
       : problem_(problem),
-        squares_(!problem.l2         ? 0
+        is_dot_(problem.similarity == Similarity::dot),
+        is_l2_(problem.similarity == Similarity::l2),
+        squares_(!is_l2_             ? 0
                  : problem.selection ? problem.key_dim
                                      : 1),
-        dim_(problem.key_dim + squares_ + (problem.l2 && problem.query_norm ? 1 : 0)) {}
+        dim_(problem.key_dim + squares_ + (has_norm() ? 1 : 0)) {}
 
   Index dim() const { return dim_; }
 
@@ -36,13 +38,13 @@ class Features {
     for (Index c = 0; c < key_dim; ++c) {
       const T q = widen(query.at(i, c));
       const T e = selection(object, i, c);
-      feature[c] = problem_.l2 ? 2 * e * q : q;
+      feature[c] = is_l2_ ? 2 * e * q : q;
       norm += e * q * q;
       if (problem_.selection) {
         feature[key_dim + c] = -e;
       }
     }
-    if (problem_.l2 && !problem_.selection) {
+    if (is_l2_ && !problem_.selection) {
       feature[key_dim] = -1;
     }
     if (has_norm()) {
@@ -65,7 +67,7 @@ class Features {
     for (Index c = 0; c < key_dim; ++c) {
       const T q = widen(problem_.query[batch].at(i, c));
       const T e = selection(batch, i, c);
-      grad_query[c] = narrow<Stored>(problem_.l2 ? 2 * e * (grad[c] - q * grad_norm) : grad[c]);
+      grad_query[c] = narrow<Stored>(is_l2_ ? 2 * e * (grad[c] - q * grad_norm) : grad[c]);
       if (problem_.selection) {
         grad_selection[c] = 2 * q * grad[c] - grad[key_dim + c] - q * q * grad_norm;
       }
@@ -97,7 +99,7 @@ class Features {
   template <class Element>
   void pack_queries(Index object, Index first, Index count, Index width, T* room, Element* panels) const {
     if constexpr (std::is_same_v<Element, T>) {
-      if (problem_.l2) {
+      if (!is_dot_) {
         for (Index i = 0; i < count; ++i) {
           of_query(object, first + i, room + i * dim_);
         }
@@ -109,7 +111,7 @@ class Features {
 
   // Panels [divide_up(dim, width)][count][width] of queries transposed.
   void pack_query_columns(Index object, Index first, Index count, Index width, T* room, T* columns) const {
-    if (problem_.l2) {
+    if (!is_dot_) {
       for (Index i = 0; i < count; ++i) {
         of_query(object, first + i, room + i * dim_);
       }
@@ -124,7 +126,7 @@ class Features {
   void pack_keys(Index object, Index first, Index count, Index width, T* room, Element* panels,
                  Element* columns = nullptr) const {
     if constexpr (std::is_same_v<Element, T>) {
-      if (problem_.l2) {
+      if (!is_dot_) {
         for (Index j = 0; j < count; ++j) {
           of_key(object, first + j, room + j * dim_);
         }
@@ -138,7 +140,7 @@ class Features {
   }
 
  private:
-  bool has_norm() const { return problem_.l2 && problem_.query_norm; }
+  bool has_norm() const { return is_l2_ && problem_.query_norm; }
   T shrinkage(Index object, Index j) const { return problem_.shrinkage ? problem_.shrinkage[object].at(j, 0) : T(1); }
   T selection(Index object, Index i, Index c) const {
     return problem_.selection ? problem_.selection[object].at(i, c) : T(1);
@@ -155,7 +157,7 @@ class Features {
         feature[key_dim + c] = k * k;
       }
     }
-    if (problem_.l2 && !problem_.selection) {
+    if (is_l2_ && !problem_.selection) {
       feature[key_dim] = norm;
     }
     if (has_norm()) {
@@ -172,6 +174,8 @@ class Features {
   }
 
   const ReadProblem<Stored>& problem_;
+  bool is_dot_;  // features are the rows as they are stored
+  bool is_l2_;
   Index squares_;  // features with squares of the key
   Index dim_;
 };

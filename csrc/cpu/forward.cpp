@@ -259,7 +259,8 @@ void run_few_queries(const Scores<Stored>& scores, const Parallel& parallel, con
 // read must be bit-equal to those of its thresholds.
 template <class Stored>
 bool multiplies_pairs(const ReadProblem<Stored>& problem) {
-  return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && !problem.l2 && problem.top_k == 0;
+  return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && problem.similarity == Similarity::dot &&
+         problem.top_k == 0;
 }
 
 // Whether the sums of all queries stay in the L2 cache. Only the general pass computes scores in the order of their

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from stm_fast.arguments import integer
 from stm_fast.errors import InputError
 from stm_fast.ops.arguments import check_tensors
+from stm_fast.torch_private import is_fake
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

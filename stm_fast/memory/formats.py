@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stm_fast.ops.quantised import PADDED_ROWS, QuantisedMemory
+from stm_fast.ops.quantised import PADDED_ROWS, QuantisedMemory, scaled
 
 Fields = dict[str, Tensor]
 
@@ -83,9 +83,7 @@ class ScaledFormat:
     def __init__(self, dtype: torch.dtype, *, decoded: bool = True) -> None:
         self._dtype = dtype
         self._decoded = decoded
-        self._integer = not dtype.is_floating_point
-        self._by_channel = not decoded and not self._integer
-        self._largest = float(torch.iinfo(dtype).max if self._integer else torch.finfo(dtype).max)
+        self._by_channel = not decoded and dtype.is_floating_point
 
     def fields(self, rows: int, key_dim: int, value_dim: int) -> dict[str, Field]:
         padded = rows + -rows % PADDED_ROWS
@@ -104,14 +102,12 @@ class ScaledFormat:
     def encode(self, key: Tensor, value: Tensor) -> Fields:
         key, value = key.float(), value.float()
         key_mean = key.mean(0, keepdim=True)  # [1, Ck]
-        key = key - key_mean
-        key_scale = self._scale(key.abs().amax(1, keepdim=True))  # [R, 1]
-        value_scale = self._scale(value.abs().amax(0, keepdim=True))  # [1, Cv]
-        value = self._rounded(value / value_scale)
+        key, key_scale = scaled(key - key_mean, 1, self._dtype)  # [R, Ck], [R, 1]
+        value, value_scale = scaled(value, 0, self._dtype)  # [R, Cv], [1, Cv]
         if self._by_channel:
             value = torch.nn.functional.pad(value.mT, (0, -len(value) % PADDED_ROWS))  # [Cv, R and padding]
         return {
-            "key": self._rounded(key / key_scale),
+            "key": key,
             "key_scale": key_scale,
             "key_mean": key_mean,
             "value": value,
@@ -133,15 +129,6 @@ class ScaledFormat:
         """A view [O, slots, R, Cv]."""
         value = fields["value"]
         return value[..., : fields["key"].shape[2]].mT if self._by_channel else value
-
-    def _scale(self, largest: Tensor) -> Tensor:
-        # any scale is right for zeros; the smallest normal number keeps 0 / scale finite
-        return (largest / self._largest).clamp(min=torch.finfo(torch.float32).tiny)
-
-    def _rounded(self, scaled: Tensor) -> Tensor:
-        # a clamped or rounded scale may leave a number just out of range, which e4m3, without infinity, turns into NaN
-        scaled = scaled.clamp(-self._largest, self._largest)
-        return (scaled.round() if self._integer else scaled).to(self._dtype)
 
 
 def format_of(storage: str, model_dtype: torch.dtype, *, decoded: bool = True) -> Format:

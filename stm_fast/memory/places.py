@@ -12,7 +12,7 @@ def row_format_of(config: MemoryConfig, frame: FrameLayout, backend: str = "auto
 
     On a CPU only the C++ engine reads bytes directly, and only int8; the fp8 layout is for tensor cores.
     """
-    on_gpu = frame.device.type == "cuda" and backend == "auto"
+    on_gpu = frame.device.type == "cuda" and backend in ("auto", "triton")
     on_cpu = frame.device.type == "cpu" and backend in ("auto", "cpp") and config.storage == "int8"
     return format_of(config.storage, frame.dtype, decoded=not (on_gpu or on_cpu))
 

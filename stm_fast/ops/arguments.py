@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from stm_fast.arguments import flag, integer, number
 from stm_fast.ops.inputs import accumulation_dtype, requires_grad
+from stm_fast.torch_private import FakeTensor
 
 
 def check_tensors(optional: Collection[str] = (), **arguments: Tensor | None) -> None:

@@ -6,7 +6,8 @@ import torch
 
 from stm_fast.errors import InputError
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
-from stm_fast.ops.registration import call_engine, engine_reader, register_engine
+from stm_fast.ops.registration import call_engine, engine_reader, register_engine, transform_reasons
+from stm_fast.torch_private import has_cpu_kernel
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -16,7 +17,7 @@ register_engine("cpp")
 def _load() -> str | None:
     """Loads the extension; returns why it is absent, None where it is there."""
     try:
-        import stm_fast._C  # noqa: F401  (its static initialisers register the kernels)
+        import stm_fast._C  # noqa: F401  (its static initializers register the kernels)
     except ImportError as error:
         reason = files("stm_fast") / "_C_absent.txt"  # written by setup.py when the build failed
         return reason.read_text().strip() if reason.is_file() else f"stm_fast._C does not load: {error}"
@@ -38,11 +39,9 @@ def absent_reasons() -> list[str]:
 
 def operator_absent_reasons(name: str) -> list[str]:
     """Why one of the extension's other operators is absent, such as "stm_fast::winograd_input"."""
-    if absent_reasons():
-        return absent_reasons()
-    # an extension built from older sources
-    built = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
-    return [] if built else ["the extension was built without it; build it again"]
+    # an extension may be built from older sources
+    no_kernel = [] if has_cpu_kernel(name) else ["the extension was built without it; build it again"]
+    return absent_reasons() or no_kernel
 
 
 def _check_instructions() -> None:
@@ -54,8 +53,8 @@ def _check_instructions() -> None:
         raise InputError(str(error)) from None
 
 
-def not_supported_reasons(inputs: ReadInputs) -> list[str]:
-    reasons = []
+def unsupported_reasons(inputs: ReadInputs) -> list[str]:
+    reasons = transform_reasons()
     if inputs.query.device.type != "cpu":
         reasons.append(f"it runs on cpu tensors only, found {inputs.query.device.type}")
     if inputs.query.dtype not in DTYPES:

@@ -3,19 +3,69 @@
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import SupportsFloat, SupportsIndex
+from typing import Literal, SupportsFloat, SupportsIndex, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from stm_fast.arguments import shown
+from stm_fast.choices import SIMILARITIES, Similarity
 from stm_fast.ops import backends, known_calls
 from stm_fast.ops.arguments import as_scale, as_top_k, check_flags, check_scale, check_tensors
-from stm_fast.ops.inputs import ReadInputs, Similarity, accumulation_dtype, in_transform, is_autocast, without_autocast
+from stm_fast.ops.inputs import ReadInputs, Tensors, accumulation_dtype, in_transform, is_autocast, without_autocast
+from stm_fast.torch_private import is_fake
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTS = (torch.int32, torch.int64)
+
+
+class ReadOptions(TypedDict, total=False):
+    """The options of memory_read() that its result has the same form with."""
+
+    scale: SupportsFloat | None
+    similarity: Similarity
+    shrinkage: Tensor | None
+    selection: Tensor | None
+    query_norm: bool
+    lengths: Tensor | None
+    top_k: SupportsIndex | None
+    backend: str
+
+
+@overload
+def memory_read(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    return_lse: Literal[False] = ...,
+    return_usage: Literal[False] = ...,
+    **options: Unpack[ReadOptions],
+) -> Tensor: ...
+
+
+@overload
+def memory_read(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[True], **options: Unpack[ReadOptions]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def memory_read(
+    query: Tensor, key: Tensor, value: Tensor, *, return_usage: Literal[True], **options: Unpack[ReadOptions]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def memory_read(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    return_lse: bool = ...,
+    return_usage: bool = ...,
+    **options: Unpack[ReadOptions],
+) -> Tensor | tuple[Tensor, ...]: ...
 
 
 def memory_read(
@@ -34,7 +84,7 @@ def memory_read(
     return_usage: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    """Reads a space-time memory: ``out_i = sum_j softmax_j(S_ij) value_j``, the affinity never materialised.
+    """Reads a space-time memory: ``out_i = sum_j softmax_j(S_ij) value_j``, the affinity never materialized.
 
     The read of STM (Oh et al., ICCV 2019, equations 1 and 2) with the options of its family. The batch is the object.
     The sums are accumulated in float32 whatever the dtype (float64 in float64). Differentiable in `query`, `key`,
@@ -54,13 +104,14 @@ def memory_read(
         query_norm: False leaves the ``q^2`` term out of "l2". Without shrinkage it cancels in the softmax; XMem
             without selection leaves it out although it has shrinkage.
         lengths: ``[B]`` integers: only the first ``lengths[b]`` memory rows of object b count; what the others hold
-            does not matter. Negative values are refused on the CPU; on a GPU values are clamped to 0..N, because
+            does not matter. Negative values raise on the CPU; on a GPU values are clamped to 0..N, because
             looking at them would stall the stream. Length 0 gives out 0 and lse -inf.
         top_k: softmax over the k largest scores of each query alone, exact, ties by lower index; k >= N is dense. An
             integer, as `scale` a number.
-        return_lse: also return lse ``[B, M]``, the natural log of the softmax normaliser, for merge_reads().
+        return_lse: also return lse ``[B, M]``, the natural log of the softmax normalizer, for merge_reads().
         return_usage: also return usage ``[B, N]``, the softmax weights summed over the queries (not differentiable).
-        backend: "auto" picks the fastest that can; "triton", "cpp" or "reference" insist on one.
+        backend: "auto" picks the fastest that can; "triton", "cpp" or "reference" insist on one. On Hopper "triton" has
+            an experimental kernel for "dot" in 16 bits with Ck up to 128 and Cv 512; other reads take the portable one.
 
     Returns:
         out ``[B, M, Cv]`` in the dtype of value, followed by lse and usage where asked for (float32, or float64).
@@ -81,8 +132,8 @@ def memory_read(
         if lengths is not None:
             _check_counts(lengths, key.shape[1])
         return _asked_for(*reader(*tensors), return_lse)
-    inputs = _checked(*tensors, *options[:-1])
-    chosen = backends.choose(backend, inputs)
+    inputs = _checked(tensors, *options[:-1])
+    chosen = backends.choose(backend, inputs, backends.BACKENDS)
     with without_autocast(query.device):
         result = chosen.read(inputs)
     # where no tensor had to be converted
@@ -99,12 +150,7 @@ def _asked_for(out: Tensor, lse: Tensor | None, usage: Tensor | None, return_lse
 
 
 def _checked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shrinkage: Tensor | None,
-    selection: Tensor | None,
-    lengths: Tensor | None,
+    tensors: Tensors,
     scale: float | None,
     top_k: int | None,
     similarity: Similarity,
@@ -113,23 +159,25 @@ def _checked(
     return_usage: bool,
 ) -> ReadInputs:
     """The arguments of memory_read() as backends take them; raises what memory_read() does."""
+    query, key, value, shrinkage, selection, lengths = tensors
     optional = {"shrinkage": shrinkage, "selection": selection, "lengths": lengths}
     check_tensors(optional, query=query, key=key, value=value, **optional)
     check_flags(query_norm=query_norm, return_lse=return_lse, return_usage=return_usage)
     query, key, value = _autocast(query, key, value)
     _check_tensors(query, key, value)
-    _check_options(query, key, value, scale, similarity, shrinkage, selection, lengths, top_k)
+    check_scale(scale, query.dtype)
+    _check_options(tensors, similarity, top_k)
     dtype, rows = accumulation_dtype(query.dtype), key.shape[1]
     return ReadInputs(
         query,
         key,
         value,
-        1 / math.sqrt(query.shape[2]) if scale is None else scale,
-        similarity,
         None if shrinkage is None else shrinkage.to(dtype),
         None if selection is None else selection.to(dtype),
-        bool(query_norm),
         counted_rows(lengths, rows),
+        1 / math.sqrt(query.shape[2]) if scale is None else scale,
+        SIMILARITIES.index(similarity),
+        bool(query_norm),
         0 if top_k is None or top_k >= rows else top_k,
         bool(return_usage),
         bool(return_lse),
@@ -223,23 +271,14 @@ def _shapes(query: Tensor, key: Tensor, value: Tensor) -> str:
     return f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
 
 
-def _check_options(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float | None,
-    similarity: str,
-    shrinkage: Tensor | None,
-    selection: Tensor | None,
-    lengths: Tensor | None,
-    top_k: int | None,
-) -> None:
-    check_scale(scale, query.dtype)
-    if not isinstance(similarity, str) or similarity not in ("dot", "l2"):
-        raise ValueError(f'similarity: found {shown(similarity)}, expected "dot" or "l2"')
-    if similarity == "dot" and (shrinkage is not None or selection is not None):
+def _check_options(tensors: Tensors, similarity: str, top_k: int | None) -> None:
+    query, key, value, shrinkage, selection, lengths = tensors
+    if not isinstance(similarity, str) or similarity not in SIMILARITIES:
+        expected = " or ".join(f'"{name}"' for name in SIMILARITIES)
+        raise ValueError(f"similarity: found {shown(similarity)}, expected {expected}")
+    if similarity != "l2" and (shrinkage is not None or selection is not None):
         name = "shrinkage" if shrinkage is not None else "selection"
-        raise ValueError(f'{name}: given with similarity "dot", expected with "l2" only')
+        raise ValueError(f'{name}: given with similarity "{similarity}", expected with "l2" only')
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: found {top_k}, expected at least 1")
     if shrinkage is not None:

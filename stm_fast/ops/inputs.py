@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-Similarity = Literal["dot", "l2"]
-
+from stm_fast.torch_private import in_functional_transform
 
 # query, key, value, shrinkage, selection, lengths
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -17,25 +16,30 @@ Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | N
 class ReadInputs(NamedTuple):
     """One checked call of memory_read(): shapes, dtypes and devices agree, defaults are filled in.
 
-    Bq and Bk are B or 1. `shrinkage` and `selection` have the accumulation dtype.
+    Bq and Bk are B or 1. `shrinkage` and `selection` have the accumulation dtype. All but the last are the arguments
+    of the operators, in their order.
     """
 
     query: Tensor  # [Bq, M, Ck]
     key: Tensor  # [Bk, N, Ck]
     value: Tensor  # [B, N, Cv]
-    scale: float
-    similarity: Similarity
     shrinkage: Tensor | None  # [B or Bk, N]
     selection: Tensor | None  # [Bq, M, Ck]
-    query_norm: bool
     lengths: Tensor | None  # [B] int32
+    scale: float
+    similarity: int  # index in choices.SIMILARITIES
+    query_norm: bool
     top_k: int  # 0: dense
-    return_usage: bool
+    return_usage: bool = False
     return_lse: bool = True  # False lets a reader, which is made for calls like this one, leave it out
 
     @property
     def tensors(self) -> Tensors:
-        return self.query, self.key, self.value, self.shrinkage, self.selection, self.lengths
+        return self[:6]
+
+    @property
+    def options(self) -> tuple[float, int, bool, int, bool]:
+        return self[6:11]
 
 
 class ReadResult(NamedTuple):
@@ -55,7 +59,7 @@ def requires_grad(tensors: Iterable[Tensor | None]) -> bool:
 
 def in_transform() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp) is at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return not torch.compiler.is_compiling() and in_functional_transform()
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

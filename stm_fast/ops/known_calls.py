@@ -6,20 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _is_any_autocast_enabled,
-    _is_tracing,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch.autograd import forward_ad
 
 from stm_fast.kernels.launch import arithmetic_of
 from stm_fast.kernels.plans import Plans, layout_of
 from stm_fast.kernels.tuned import table_in_use
 from stm_fast.ops.backends import Backend, logger
-from stm_fast.ops.inputs import Reader, ReadInputs, Tensors, is_autocast, without_autocast
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors, is_autocast, without_autocast
+from stm_fast.torch_private import is_any_autocast_enabled, is_watched
 
 _READERS: Plans[Reader] = Plans()
 
@@ -32,7 +25,8 @@ def find(
     None in place of the first for a call that is to be looked at each time: it is wrong, or something is to see what
     happens in it.
     """
-    if _is_watched():
+    # logging tells how a backend is chosen
+    if is_watched() or logger.isEnabledFor(logging.DEBUG):
         return None, None
     is_grad_enabled = torch.is_grad_enabled()
     layouts: list[Hashable] = []
@@ -56,7 +50,7 @@ def find(
         return None, None
 
 
-def remember(call: Hashable, inputs: ReadInputs, backend: Backend) -> None:
+def remember(call: Hashable, inputs: ReadInputs, backend: Backend[ReadInputs, ReadResult]) -> None:
     """Keeps a reader for calls like this one, where the backend that it went to has any."""
     reader = backend.reader(inputs)
     if reader is not None:
@@ -71,21 +65,9 @@ def _outside_autocast(reader: Reader) -> Reader:
     return read
 
 
-def _is_watched() -> bool:
-    """Whether the call is transformed or recorded, or how its backend is chosen is logged."""
-    return (
-        _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _len_torch_dispatch_stack() > 0
-        or _len_torch_function_stack() > 0
-        or _is_tracing()
-        or logger.isEnabledFor(logging.DEBUG)
-    )
-
-
 def _autocast(query: Tensor) -> object:
     """Differs where memory_read() would cast to another dtype, or not at all."""
-    if not _is_any_autocast_enabled():
+    if not is_any_autocast_enabled():
         return False
     device = query.device.type
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)

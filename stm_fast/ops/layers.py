@@ -44,7 +44,6 @@ class MemoryRead(nn.Module):
         check_tensors(query_value=query_value)
         key, value = rows(memory_key, "memory_key"), rows(memory_value, "memory_value")
         read = memory_read(rows(query_key, "query_key"), key, value, backend=self.backend)
-        assert isinstance(read, Tensor)
         return torch.cat([feature(read, query_value.shape[2:]), query_value], dim=1), None
 
 

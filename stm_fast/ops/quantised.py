@@ -3,34 +3,32 @@
 Shapes: B objects, M queries, T slots (frames) of R rows each, Ck key width, Cv value width; Bk is B or 1 (shared).
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, SupportsFloat
+from collections.abc import Iterator
+from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from stm_fast.arguments import shown
 from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
-from stm_fast.ops import cpp_quantised, triton_ops
+from stm_fast.ops import cpp_ops, triton_ops
 from stm_fast.ops.arguments import as_scale, check_flags, check_scale, check_tensors
+from stm_fast.ops.backends import Backend, choose, no_reasons
 from stm_fast.ops.functional import COUNTS, FLOATS, counted_rows, memory_read, merge_reads
 from stm_fast.ops.inputs import accumulation_dtype, requires_grad, without_autocast
 from stm_fast.ops.registration import forward_mode_reasons
-
-logger = logging.getLogger(__name__)
 
 # slots are turned into floats in parts of about this many bytes
 SCRATCH_BYTES = 2**25
 # fp8 is multiplied sixteen rows at a time
 PADDED_ROWS = 16
+_CPP = "stm_fast::memory_read_quantised_cpp"
 
 
 class QuantisedMemory(NamedTuple):
     """A memory of one byte a number; keys are `key * key_scale + key_mean`, values `value * value_scale`.
 
-    A mean that all keys share adds the same to every score of a query, which cancels in the softmax: centred keys have
+    A mean that all keys share adds the same to every score of a query, which cancels in the softmax: centered keys have
     smaller steps at no cost. fp8 values are multiplied as they lie where they are a view of [B, T, Cv, R] with room for
     a multiple of 16 rows (`quantise_memory` makes them so); other strides are right and slower.
 
@@ -57,7 +55,7 @@ class QuantisedMemory(NamedTuple):
 def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8) -> QuantisedMemory:
     """Keys [Bk, T, R, Ck] and values [B, T, R, Cv], floats, as int8 or float8_e4m3fn.
 
-    Keys are centred on the mean of their slot and scaled by row, values by channel of a slot.
+    Keys are centered on the mean of their slot and scaled by row, values by channel of a slot.
 
     Raises TypeError, ValueError: arguments that do not fit together.
     """
@@ -74,28 +72,29 @@ def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8)
         raise ValueError(f"key: found shape {tuple(key.shape)}, expected at least one row in a slot")
     key, value = key.float(), value.float()
     key_mean = key.mean(2, keepdim=True)
-    key, key_scale = _scaled(key - key_mean, 3, dtype)
-    value, value_scale = _scaled(value, 2, dtype)
+    key, key_scale = scaled(key - key_mean, 3, dtype)
+    value, value_scale = scaled(value, 2, dtype)
     if dtype.is_floating_point:
-        value = _channels_first(value)
+        value = with_padded_rows(value)
     return QuantisedMemory(key, key_scale, key_mean, value, value_scale)
 
 
-def _scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The numbers in `dtype`, and the scale of all along `dim`."""
+def scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The numbers in `dtype`, int8 or float8_e4m3fn, and the scale of all along `dim`."""
     integer = not dtype.is_floating_point
     largest = float(torch.iinfo(dtype).max if integer else torch.finfo(dtype).max)
     scale = numbers.abs().amax(dim, keepdim=True) / largest
+    # numbers that a normal scale would not be enough for become zeros
     scale = scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1)
     # e4m3 has no infinity: what a rounded scale leaves just outside would be NaN
-    scaled = (numbers / scale).clamp(-largest, largest)
-    return (scaled.round() if integer else scaled).to(dtype), scale
+    quotient = (numbers / scale).clamp(-largest, largest)
+    return (quotient.round() if integer else quotient).to(dtype), scale
 
 
-def _channels_first(value: Tensor) -> Tensor:
-    """The same [B, T, R, Cv], a view of [B, T, Cv, R], zeros behind its rows up to a multiple of PADDED_ROWS."""
-    batch, slots, rows, width = value.shape
-    padded = value.new_zeros(batch, slots, width, math.ceil(rows / PADDED_ROWS) * PADDED_ROWS)
+def with_padded_rows(value: Tensor) -> Tensor:
+    """The same [..., R, Cv], a view of [..., Cv, R], zeros behind its rows up to a multiple of PADDED_ROWS."""
+    *batch, rows, width = value.shape
+    padded = value.new_zeros(*batch, width, rows + -rows % PADDED_ROWS)
     padded[..., :rows] = value.mT
     return padded[..., :rows].mT
 
@@ -137,49 +136,34 @@ def memory_read_quantised(
     scale = 1 / math.sqrt(query.shape[2]) if scale is None else scale
     query = query.resolve_neg()  # kernels are launched without the dispatcher, which would do it
     lengths = counted_rows(lengths, memory.key.shape[1] * memory.key.shape[2])
-    chosen = _choose(backend, query, memory)
+    inputs = _Inputs(query, memory, scale, lengths)
+    chosen = choose(backend, inputs, _BACKENDS, "quantised memory read")
     with without_autocast(query.device):
-        out, lse = chosen.read(query, memory, scale, lengths)
+        out, lse = chosen.read(inputs)
     return (out, lse) if return_lse else out
 
 
-class _Backend(NamedTuple):
-    """One way to read: why it cannot, empty where it can; and the read, with scale and lengths."""
+class _Inputs(NamedTuple):
+    """One checked call."""
 
-    name: str
-    reasons: Callable[[Tensor, QuantisedMemory], list[str]]
-    read: Callable[[Tensor, QuantisedMemory, float, Tensor | None], tuple[Tensor, Tensor]]
+    query: Tensor
+    memory: QuantisedMemory
+    scale: float
+    lengths: Tensor | None  # [B] int32
 
+    def derivative_reasons(self) -> list[str]:
+        """Why a kernel that has no derivatives cannot run; empty where none are asked for."""
+        no_backward = ["it has no backward"] if requires_grad((self.query, *self.memory)) else []
+        return [*forward_mode_reasons(), *no_backward]
 
-def _choose(name: str, query: Tensor, memory: QuantisedMemory) -> _Backend:
-    """The named backend, or for "auto" the first that can."""
-    if not isinstance(name, str) or name not in ("auto", *(backend.name for backend in _BACKENDS)):
-        names = ", ".join(backend.name for backend in _BACKENDS)
-        raise ValueError(f'backend: found {shown(name)}, expected "auto" or one of {names}')
-    for backend in _BACKENDS:
-        if name in ("auto", backend.name):
-            reasons = backend.reasons(query, memory)
-            if not reasons:
-                _log("memory_read_quantised: %s", backend.name)
-                return backend
-            if name == backend.name:
-                found = "; ".join(reasons)
-                raise NotImplementedError(f"backend {name!r} cannot run this quantised memory read: {found}")
-            _log("memory_read_quantised: not %s: %s", backend.name, "; ".join(reasons))
-    raise AssertionError("the reference takes everything")
+    def dense_scales(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The memory, its scales and means without their dimensions of 1: [Bk, T, R], [Bk, T, Ck] and [B, T, Cv]."""
+        key, key_scale, key_mean, value, value_scale = self.memory
+        return key, key_scale.squeeze(3), key_mean.squeeze(2), value, value_scale.squeeze(2)
 
 
-def _log(message: str, *arguments: str) -> None:
-    # a compiled graph has made its choice already, and logging would break it
-    if not torch.compiler.is_compiling():
-        logger.debug(message, *arguments)
-
-
-def triton_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
-    """Why the Triton kernel cannot run this read; empty where it can."""
-    reasons = triton_ops.absent_reasons()
-    if reasons:
-        return reasons
+def _triton_reasons(inputs: _Inputs) -> list[str]:
+    query, memory = inputs.query, inputs.memory
     reasons = triton_ops.device_reasons(query.device)
     if not reasons and memory.key.dtype.is_floating_point and query.is_cuda:
         major, minor = torch.cuda.get_device_capability(query.device)
@@ -189,42 +173,59 @@ def triton_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
         reasons.append(f"it has no kernel for {query.dtype}")
     if query.shape[2] > WIDEST_KEY:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
-    reasons += _derivative_reasons(query, memory)
+    reasons += inputs.derivative_reasons()
     if query.numel() == 0 or memory.key.numel() == 0 or memory.value.numel() == 0:
         reasons.append("something is empty")
     return reasons
 
 
-def _derivative_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
-    return [*forward_mode_reasons(), *(["it has no backward"] if requires_grad((query, *memory)) else [])]
-
-
-def _read_by_triton(
-    query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _read_by_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     from stm_fast.kernels.forward_quantised import forward_quantised
 
-    key, key_scale, key_mean, value, value_scale = memory
-    # the kernel has no use for the dimensions of 1
-    scales = key_scale.squeeze(3), key_mean.squeeze(2), value, value_scale.squeeze(2)
-    with triton_ops.current_device(query.device):
-        out, lse = forward_quantised(query, key, *scales, lengths, scale)
+    with triton_ops.current_device(inputs.query.device):
+        out, lse = forward_quantised(inputs.query, *inputs.dense_scales(), inputs.lengths, inputs.scale)
     return out, lse
 
 
-def _cpp_reasons(query: Tensor, memory: QuantisedMemory) -> list[str]:
-    return cpp_quantised.not_supported_reasons(query) or _derivative_reasons(query, memory)
+# T slots of N / T rows each; query and results are float32
+torch.library.define(
+    _CPP,
+    "(Tensor query, Tensor key, Tensor key_scale, Tensor key_mean, Tensor value, Tensor value_scale, Tensor? lengths,"
+    " float scale) -> (Tensor out, Tensor lse)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
-def _read_by_cpp(query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    key, key_scale, key_mean, value, value_scale = memory
-    scales = key_scale.squeeze(3), key_mean.squeeze(2), value, value_scale.squeeze(2)
-    return cpp_quantised.read(query, key, *scales, lengths, scale)
+def _fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch, _, value_dim = rest[3].shape
+    return query.new_empty(batch, query.shape[1], value_dim), query.new_empty(batch, query.shape[1])
 
 
-def _read_in_parts(
-    query: Tensor, memory: QuantisedMemory, scale: float, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+torch.library.register_fake(_CPP, _fake)
+
+
+def _cpp_absent_reasons() -> list[str]:
+    return cpp_ops.operator_absent_reasons(_CPP)
+
+
+def _cpp_reasons(inputs: _Inputs) -> list[str]:
+    reasons = []
+    if inputs.query.device.type != "cpu":
+        reasons.append(f"it runs on cpu tensors only, found {inputs.query.device.type}")
+    if inputs.query.dtype not in triton_ops.DTYPES:
+        reasons.append(f"it has no kernel for {inputs.query.dtype}")
+    return reasons + inputs.derivative_reasons()
+
+
+def _read_by_cpp(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    key, key_scale, key_mean, value, value_scale = inputs.dense_scales()
+    rows = key.flatten(1, 2), key_scale.flatten(1, 2), key_mean, value.flatten(1, 2), value_scale
+    out, lse = torch.ops.stm_fast.memory_read_quantised_cpp(inputs.query.float(), *rows, inputs.lengths, inputs.scale)
+    return out.to(inputs.query.dtype), lse
+
+
+def _read_in_parts(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    query, memory, scale, lengths = inputs
     dtype = accumulation_dtype(query.dtype)
     batch, _, rows, value_dim = memory.value.shape
     out = query.new_zeros(batch, query.shape[1], value_dim, dtype=dtype)
@@ -245,15 +246,11 @@ def _parts(memory: QuantisedMemory, dtype: torch.dtype) -> Iterator[tuple[int, Q
         yield first, memory.slots(first, first + step)
 
 
-def _takes_everything(_query: Tensor, _memory: QuantisedMemory) -> list[str]:
-    return []
-
-
 # in the order of preference
-_BACKENDS = (
-    _Backend("triton", triton_reasons, _read_by_triton),
-    _Backend("cpp", _cpp_reasons, _read_by_cpp),
-    _Backend("reference", _takes_everything, _read_in_parts),
+_BACKENDS: tuple[Backend[_Inputs, tuple[Tensor, Tensor]], ...] = (
+    Backend("triton", triton_ops.absent_reasons, _triton_reasons, _read_by_triton),
+    Backend("cpp", _cpp_absent_reasons, _cpp_reasons, _read_by_cpp),
+    Backend("reference", no_reasons, no_reasons, _read_in_parts),
 )
 
 

@@ -4,14 +4,16 @@ Shapes: B batch (objects), M queries, N memory rows, Ck key width, Cv value widt
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Similarity, Tensors, accumulation_dtype, in_transform
+from stm_fast.choices import SIMILARITIES, Similarity
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors, accumulation_dtype, in_transform
 
 # affinities of more elements than this are made one block of queries at a time: 16 M float32 elements are 64 MiB
 EAGER_AFFINITY_LIMIT = 2**24
@@ -26,32 +28,12 @@ def read(inputs: ReadInputs) -> ReadResult:
 
 
 def reader(inputs: ReadInputs) -> Reader:
-    options = _Options.of(inputs)
+    options = inputs.options
 
     def read_again(*tensors: *Tensors) -> ReadResult:
-        return read(options.call(*tensors))
+        return read(ReadInputs(*tensors, *options))
 
     return read_again
-
-
-class _Options(NamedTuple):
-    """A call of memory_read() without its tensors, which it does not keep."""
-
-    scale: float
-    similarity: Similarity
-    query_norm: bool
-    top_k: int
-    return_usage: bool
-
-    @classmethod
-    def of(cls, inputs: ReadInputs) -> "_Options":
-        return cls(inputs.scale, inputs.similarity, inputs.query_norm, inputs.top_k, inputs.return_usage)
-
-    def call(self, *tensors: *Tensors) -> ReadInputs:
-        """The call with other tensors."""
-        query, key, value, shrinkage, selection, lengths = tensors
-        scores = self.scale, self.similarity, shrinkage, selection, self.query_norm
-        return ReadInputs(query, key, value, *scores, lengths, self.top_k, self.return_usage)
 
 
 def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> ReadResult:
@@ -72,17 +54,17 @@ def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> 
 
 def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
     """The memory read, one block of queries at a time: memory O(queries_per_chunk * N), recomputed in the backward."""
-    # without checkpoints, which torch.func has not, autograd keeps every block's affinity: the whole affinity again
+    # torch.func has no checkpoints; without them autograd keeps every block's affinity, the whole affinity again
     recomputed = torch.is_grad_enabled() and not in_transform()
     read_block = partial(checkpoint, _read_block, use_reentrant=False) if recomputed else _read_block
     query, key, value, shrinkage, selection, lengths = inputs.tensors
-    options, parts = _Options.of(inputs), []
+    parts = []
     for start in range(0, query.shape[1], queries_per_chunk):
         block = slice(start, start + queries_per_chunk)
         chosen = None if selection is None else selection[:, block]
         # one by one: tensors inside another argument would be kept as they are, past the hooks of saved tensors, and
         # nobody would notice that they were overwritten
-        parts.append(read_block(options, query[:, block], key, value, shrinkage, chosen, lengths))
+        parts.append(read_block(inputs.options, query[:, block], key, value, shrinkage, chosen, lengths))
     usages = [part.usage for part in parts if part.usage is not None]
     return ReadResult(
         torch.cat([part.out for part in parts], dim=1),
@@ -91,19 +73,23 @@ def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
     )
 
 
-def _read_block(options: _Options, *tensors: *Tensors) -> ReadResult:
-    return read_eager(options.call(*tensors))
+def _read_block(options: Any, *tensors: *Tensors) -> ReadResult:
+    return read_eager(ReadInputs(*tensors, *options))
 
 
 def affinity_scores(inputs: ReadInputs, dtype: torch.dtype) -> Tensor:
     """The scores S [B, M, N] before the softmax, computed in `dtype`; -inf in rows beyond `lengths`."""
     query = inputs.query.to(dtype)  # [Bq, M, Ck]
     key = valid_rows(inputs.key, inputs).to(dtype)  # [B or Bk, N, Ck]
-    score = query @ key.mT if inputs.similarity == "dot" else _negative_distance(query, key, inputs)
-    score = score * inputs.scale
+    score = _SCORES[SIMILARITIES[inputs.similarity]](query, key, inputs) * inputs.scale
     if inputs.lengths is not None:
         score = score.masked_fill(~_valid(inputs)[:, None, :], -math.inf)
     return score.expand(inputs.value.shape[0], -1, -1)  # [B, M, N]
+
+
+def _product(query: Tensor, key: Tensor, _inputs: ReadInputs) -> Tensor:
+    """<q_i, k_j> (STM section 3.2) [B, M, N]."""
+    return query @ key.mT
 
 
 def _negative_distance(query: Tensor, key: Tensor, inputs: ReadInputs) -> Tensor:
@@ -122,8 +108,12 @@ def _negative_distance(query: Tensor, key: Tensor, inputs: ReadInputs) -> Tensor
     return score
 
 
+# the scores by similarity, without their scale
+_SCORES: dict[Similarity, Callable[[Tensor, Tensor, ReadInputs], Tensor]] = {"dot": _product, "l2": _negative_distance}
+
+
 def softmax_and_lse(score: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimension and its natural-log normaliser; an empty row gives 0 and -inf, never NaN."""
+    """Softmax over the last dimension and its natural-log normalizer; an empty row gives 0 and -inf, never NaN."""
     if score.shape[-1] == 0:
         return score, score.sum(-1) - math.inf
     largest = score.detach().amax(-1, keepdim=True)  # [B, M, 1]

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stm_fast.choices import SIMILARITIES, Similarity
 from stm_fast.errors import InputError
 from stm_fast.kernels.configs import WIDEST_KEY
 from stm_fast.kernels.targets import ARCHITECTURES
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors
-from stm_fast.ops.registration import call_engine, engine_reader, register_engine
+from stm_fast.ops.registration import call_engine, engine_reader, register_engine, transform_reasons
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNELS_FOR: tuple[Similarity, ...] = ("dot", "l2")
 MOST_OBJECTS = 65535  # a launch grid has no more in its third dimension
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
@@ -36,13 +38,15 @@ def absent_reasons() -> list[str]:
     return []
 
 
-def not_supported_reasons(inputs: ReadInputs) -> list[str]:
+def unsupported_reasons(inputs: ReadInputs) -> list[str]:
     query = inputs.query
-    reasons = device_reasons(query.device)
+    reasons = [*transform_reasons(), *device_reasons(query.device)]
     if query.dtype not in DTYPES:
         reasons.append(f"it has no kernel for {query.dtype}")
     if query.dtype == torch.bfloat16 and _INTERPRETED:
         reasons.append("Triton's interpreter cannot multiply torch.bfloat16")
+    if (name := SIMILARITIES[inputs.similarity]) not in KERNELS_FOR:
+        reasons.append(f"it has no kernel for similarity {name!r}")
     if query.shape[2] > WIDEST_KEY:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
     if inputs.value.shape[0] > MOST_OBJECTS:
@@ -85,11 +89,11 @@ def reader(inputs: ReadInputs) -> Reader | None:
         return engine_reader("triton", inputs)
     from stm_fast.kernels.forward import forward_plan
     from stm_fast.kernels.layout import row_copies
-    from stm_fast.kernels.problem import half_norms
+    from stm_fast.kernels.similarity import half_norms
 
     device = inputs.value.device
     with current_device(device):
-        problem = _given_problem(*inputs.tensors, inputs.scale, inputs.similarity == "l2", inputs.query_norm)
+        problem = problem_of(inputs)
         copies = row_copies(problem)
         plan = forward_plan(problem._replace(**{name: copy.empty() for name, copy in copies.items()}))
     has_norms = problem.norms is not None
@@ -116,88 +120,51 @@ def reader(inputs: ReadInputs) -> Reader | None:
 
 
 @torch.library.impl("stm_fast::memory_read_triton", _DEVICE)
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shrinkage: Tensor | None,
-    selection: Tensor | None,
-    lengths: Tensor | None,
-    scale: float,
-    l2: bool,
-    query_norm: bool,
-    top_k: int,
-    return_usage: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from stm_fast.kernels.forward import forward
+    from stm_fast.kernels.layout import laid_out
     from stm_fast.kernels.topk import topk_forward
     from stm_fast.kernels.usage import usage
 
-    with current_device(value.device):
-        problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
-        if 0 < top_k < key.shape[1]:
-            out, lse, sparse_usage = topk_forward(problem, top_k, return_usage)
+    inputs = ReadInputs(*arguments)
+    with current_device(inputs.value.device):
+        problem = laid_out(problem_of(inputs))
+        if 0 < inputs.top_k < inputs.key.shape[1]:
+            out, lse, sparse_usage = topk_forward(problem, inputs.top_k, inputs.return_usage)
             return out, lse, lse.new_empty(0) if sparse_usage is None else sparse_usage
         out, lse = forward(problem)
-        return out, lse, usage(problem, lse) if return_usage else lse.new_empty(0)
+        return out, lse, usage(problem, lse) if inputs.return_usage else lse.new_empty(0)
 
 
 @torch.library.impl("stm_fast::memory_read_triton_backward", _DEVICE)
-def _backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shrinkage: Tensor | None,
-    selection: Tensor | None,
-    lengths: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    l2: bool,
-    query_norm: bool,
-    top_k: int,
-) -> tuple[Tensor, ...]:
+def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     from stm_fast.kernels.backward import backward
+    from stm_fast.kernels.layout import laid_out
     from stm_fast.kernels.topk_backward import topk_backward
 
-    with current_device(value.device):
-        problem = _problem(query, key, value, shrinkage, selection, lengths, scale, l2, query_norm)
-        if 0 < top_k < key.shape[1]:
-            gradients = topk_backward(problem, top_k, grad_out, grad_lse)
+    inputs = ReadInputs(*arguments)
+    with current_device(inputs.value.device):
+        problem = laid_out(problem_of(inputs))
+        if 0 < inputs.top_k < inputs.key.shape[1]:
+            gradients = topk_backward(problem, inputs.top_k, grad_out, grad_lse)
         else:
             gradients = backward(problem, grad_out, grad_lse, out, lse)
-    return tuple(query.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return tuple(inputs.query.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _problem(*arguments: Any) -> Any:
-    """The problem of the tensors and options of the operators, laid out for the kernels."""
-    from stm_fast.kernels.layout import laid_out
-
-    return laid_out(_given_problem(*arguments))
-
-
-def _given_problem(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shrinkage: Tensor | None,
-    selection: Tensor | None,
-    lengths: Tensor | None,
-    scale: float,
-    l2: bool,
-    query_norm: bool,
-) -> Any:
+def problem_of(inputs: ReadInputs) -> Any:
+    """The read as the kernels see it."""
     from stm_fast.kernels.launch import arithmetic_of
-    from stm_fast.kernels.problem import Problem, half_norms
+    from stm_fast.kernels.problem import Problem
+    from stm_fast.kernels.similarity import half_norms
     from stm_fast.kernels.targets import target_of
     from stm_fast.kernels.tuned import check_table
 
-    norms = half_norms(query, selection) if l2 and query_norm else None
-    target, arithmetic = target_of(query.device), arithmetic_of(value.dtype)
+    is_l2 = SIMILARITIES[inputs.similarity] == "l2"
+    norms = half_norms(inputs.query, inputs.selection) if is_l2 and inputs.query_norm else None
+    target, arithmetic = target_of(inputs.query.device), arithmetic_of(inputs.value.dtype)
     try:
         check_table(target.architecture)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return Problem(query, key, value, shrinkage, selection, lengths, scale, l2, norms, target, arithmetic)
+    return Problem(*inputs.tensors, inputs.scale, inputs.similarity, norms, target, arithmetic)

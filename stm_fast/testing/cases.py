@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stm_fast.ops.inputs import ReadInputs, Similarity
+from stm_fast.choices import SIMILARITIES, Similarity
+from stm_fast.ops.inputs import ReadInputs
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ _SHAPES = (
     ReadCase(value_dim=0),
 )
 
-_OPTIONS = (
+_OPTIONS: tuple[dict[str, Any], ...] = (
     {"return_usage": True},
-    {"similarity": "l2"},
+    *({"similarity": similarity} for similarity in SIMILARITIES[1:]),
     {"similarity": "l2", "shrinkage": True, "return_usage": True},
     {"similarity": "l2", "shrinkage": True, "query_norm": False},
     {"similarity": "l2", "selection": True},
@@ -142,12 +143,12 @@ def read_inputs(case: ReadCase, tensors: Tensors) -> ReadInputs:
         query,
         key,
         value,
-        1 / math.sqrt(case.key_dim),
-        case.similarity,
         shrinkage,
         selection,
-        case.query_norm,
         options(case, query.device.type)["lengths"],
+        1 / math.sqrt(case.key_dim),
+        SIMILARITIES.index(case.similarity),
+        case.query_norm,
         0 if case.top_k is None or case.top_k >= case.rows else case.top_k,
         case.return_usage,
     )

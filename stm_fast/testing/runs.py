@@ -22,7 +22,7 @@ def check_case(
 
     Raises:
         AssertionError: a result that is too far from float64.
-        NotImplementedError: a backend that refuses the case.
+        NotImplementedError: a backend that cannot run the case.
     """
     measure = _measure(case, dtype, device, gradients, seed)
     fused = leaves(make_tensors(case, dtype, device, seed), dtype, gradients)

@@ -6,6 +6,7 @@
 // running softmax.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 
 #include "stm_fast/matrix.h"
@@ -29,6 +30,11 @@ struct Quantisation {
   Batch<const float> value_scale;  // [B, N / R, Cv]
 };
 
+// How a query and a memory row are compared; the values are the indices of SIMILARITIES in stm_fast/choices.py.
+//   dot   S_ij = scale * <q_i, k_j>
+//   l2    S_ij = -scale * shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2
+enum class Similarity : std::int64_t { dot, l2, count };
+
 template <class Stored>
 struct ReadProblem {
   using T = Accumulator<Stored>;
@@ -42,8 +48,8 @@ struct ReadProblem {
   Batch<const Stored> key;           // [B, N, Ck]
   Batch<const Stored> value;         // [B, N, Cv]
   T scale;
-  bool l2 = false;         // S_ij = -scale * shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2, else scale * <q_i, k_j>
-  bool query_norm = true;  // false leaves q^2 out of l2
+  Similarity similarity = Similarity::dot;
+  bool query_norm = true;                 // false leaves q^2 out of l2
   Batch<const T> shrinkage;               // [B, N, 1], or null: 1
   Batch<const T> selection;               // [B, M, Ck], or null: 1
   const std::int32_t* lengths = nullptr;  // [B], or null: every row is valid

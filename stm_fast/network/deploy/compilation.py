@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, get_args
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from stm_fast.choices import CompileMode
 from stm_fast.errors import InputError
+from stm_fast.torch_private import compile_failure, mark_dynamic
 
 _log = logging.getLogger(__name__)
 
@@ -29,14 +29,13 @@ class CompiledCall:
     def __init__(self, method: Callable[..., Any], mode: str, switch: _Switch) -> None:
         self._method, self._switch = method, switch
         self._compiled = torch.compile(method, mode=mode)
-        # imported only here, because it takes as long as all of torch
-        self._failure = import_module("torch._dynamo.exc").TorchDynamoException
+        self._failure = compile_failure()
 
     def __call__(self, *inputs: Tensor) -> Any:
         if self._switch.on:
             for tensor in inputs:
                 if tensor.shape[0] > 1:  # a size of 1 is specialized anyway
-                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+                    mark_dynamic(tensor, 0)
             try:
                 return self._compiled(*inputs)
             except self._failure as error:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from stm_fast.network.architecture import Architecture
 from stm_fast.network.stm import STM
+from stm_fast.torch_private import TorchDispatchMode, tree_leaves
 
 
 @lru_cache(maxsize=64)

@@ -4,8 +4,8 @@ from typing import NamedTuple, SupportsIndex
 
 from torch import Tensor
 
-from stm_fast.ops.functional import memory_read
-from stm_fast.ops.inputs import Similarity
+from stm_fast.choices import Similarity
+from stm_fast.ops.functional import ReadOptions, memory_read
 
 
 class Affinity(NamedTuple):
@@ -26,24 +26,18 @@ class Affinity(NamedTuple):
 
     def read(self, value: Tensor) -> Tensor:
         """``[B, N, Cv]`` to ``[B, M, Cv]``: the values weighted by this affinity."""
-        return self._read(value, return_usage=False)[0]
+        return memory_read(self.query, self.key, value, **self._options())
 
     def read_with_usage(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The read, and ``[B, N]``: how much all the queries together made of each memory row."""
-        out, usage = self._read(value, return_usage=True)
-        return out, usage
+        return memory_read(self.query, self.key, value, return_usage=True, **self._options())
 
-    def _read(self, value: Tensor, return_usage: bool) -> tuple[Tensor, ...]:
-        result = memory_read(
-            self.query,
-            self.key,
-            value,
-            similarity=self.similarity,
-            shrinkage=self.shrinkage,
-            selection=self.selection,
-            query_norm=self.query_norm,
-            top_k=self.top_k,
-            return_usage=return_usage,
-            backend=self.backend,
-        )
-        return (result,) if isinstance(result, Tensor) else result
+    def _options(self) -> ReadOptions:
+        return {
+            "similarity": self.similarity,
+            "shrinkage": self.shrinkage,
+            "selection": self.selection,
+            "query_norm": self.query_norm,
+            "top_k": self.top_k,
+            "backend": self.backend,
+        }

@@ -99,7 +99,6 @@ class AOTLongTermAttention(nn.Module):
             top_k=self._rows_read(query.shape[1], key.shape[1]),
             backend=self.backend,
         )
-        assert isinstance(read, Tensor)
         merged = read.transpose(0, 1).reshape(-1, batch, self.num_head * value.shape[2])  # [M, batch, d_model]
         return self.projection(merged), None
 

@@ -41,5 +41,4 @@ class MiVOSMemoryReader(nn.Module):
             ``[O, Cv, H, W]``.
         """
         read = memory_read(rows(qk, "qk"), rows(mk, "mk"), rows(mv, "mv"), top_k=self.top_k, backend=self.backend)
-        assert isinstance(read, Tensor)
         return feature(read, qk.shape[2:])

@@ -17,7 +17,7 @@ _WAITS = ("DEPBAR", "WARPGROUP.DEPBAR", "BAR.", "SYNCS.PHASECHK")
 
 def disassemble(cubin: bytes) -> list[str]:
     """The lines of a cubin's listing: labels `.L_x_1:` and instructions, without their addresses."""
-    listing = run_tool("nvdisasm", "--print-code", cubin=cubin)
+    listing = run_tool("nvdisasm", "--print-code", file=cubin)
     lines = (re.sub(r"/\*.*?\*/", "", line).strip() for line in listing.splitlines())
     return [line.removesuffix(";").strip() for line in lines if line and not line.startswith("//")]
 
@@ -89,7 +89,12 @@ def waits(body: Sequence[str]) -> int:
 
 def narrow_loads(body: Sequence[str]) -> int:
     """How many of the instructions load a number of one or two bytes by itself."""
-    return sum(count for name, count in opcodes(body).items() if re.match(r"LDG.*\.[US](8|16)\b", name))
+    return matching(body, r"LDG.*\.[US](8|16)\b")
+
+
+def matching(body: Sequence[str], pattern: str) -> int:
+    """How many of the instructions have an opcode that begins with the pattern."""
+    return sum(count for name, count in opcodes(body).items() if re.match(pattern, name))
 
 
 def products(body: Sequence[str]) -> int:
@@ -97,10 +102,11 @@ def products(body: Sequence[str]) -> int:
     return sum(count for name, count in opcodes(body).items() if name.split(".")[0] in _PRODUCTS)
 
 
-def run_tool(name: str, *options: str, cubin: bytes) -> str:
-    """What one of the tools that Triton brings prints of a cubin."""
+def run_tool(name: str, *options: str, file: bytes) -> str:
+    """All that one of the tools that Triton brings along prints about a file of these contents."""
     tool = os.path.join(os.path.dirname(nvidia.__file__), "bin", name)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile() as given:
+        given.write(file)
+        given.flush()
+        done = subprocess.run([tool, *options, given.name], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stm_fast.kernels.problem import Problem
+from stm_fast.kernels.similarity import DOT
 
 ARCHITECTURE = 90
 VALUE_DIM = 512
@@ -49,7 +50,7 @@ def is_for_hopper(problem: Problem) -> bool:
     return (
         problem.target.architecture == ARCHITECTURE
         and problem.arithmetic == "half"
-        and not problem.l2
+        and problem.similarity == DOT
         and key_dim <= WIDEST_KEY
         and value_dim == VALUE_DIM
         and batch * problem.query.shape[1] * rows >= FEWEST_PAIRS

@@ -1,0 +1,69 @@
+"""The private names of PyTorch that this package needs, each behind a name that says what for.
+
+A release of PyTorch may move any of them. No other module uses one, and tests/test_torch_private.py names the missing.
+"""
+
+from importlib import import_module
+
+import torch
+from torch import Tensor
+from torch._C import _are_functorch_transforms_active as in_functional_transform
+from torch._C import _AutoDispatchBelowAutograd as below_autograd
+from torch._C import (
+    _dispatch_has_kernel_for_dispatch_key,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C import _is_any_autocast_enabled as is_any_autocast_enabled
+from torch._subclasses.fake_tensor import FakeTensor, is_fake
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = [
+    "FakeTensor",
+    "TorchDispatchMode",
+    "below_autograd",
+    "compile_failure",
+    "has_cpu_kernel",
+    "in_forward_mode",
+    "in_functional_transform",
+    "is_any_autocast_enabled",
+    "is_fake",
+    "is_watched",
+    "mark_dynamic",
+    "tree_leaves",
+]
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode derivatives are computed."""
+    return forward_ad._current_level >= 0
+
+
+def is_watched() -> bool:
+    """Whether operators are transformed, recorded or traced."""
+    return (
+        in_functional_transform()
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or _is_tracing()
+    )
+
+
+def has_cpu_kernel(operator: str) -> bool:
+    """Whether an operator such as "stm_fast::winograd_input" has an implementation for the CPU."""
+    return _dispatch_has_kernel_for_dispatch_key(operator, "CPU")
+
+
+def compile_failure() -> type[Exception]:
+    """What torch.compile raises. Importing it takes as long as importing torch does."""
+    failure: type[Exception] = import_module("torch._dynamo.exc").TorchDynamoException
+    return failure
+
+
+def mark_dynamic(tensor: Tensor, dimension: int) -> None:
+    """Tells torch.compile that the size of a dimension varies."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dimension)
