@@ -125,7 +125,7 @@ def _grad_scores_kernel(
     tl.store(weight + offsets, weight_tile.to(weight.dtype.element_ty))
 
     value = row_at(operands.value, strides.value, b, start)
-    grad_weight = grad_weights(grad_out + row * CV, value, strides.value, valid_m, valid_n, CV, FORM.precision, TILE)
+    grad_weight = grad_weights(grad_out + row * CV, value, strides.value, valid_m, valid_n, CV, FORM, TILE)
     delta_tile = tl.load(delta + row + m, mask=valid_m, other=0.0)
     grad_score = weight_tile * (grad_weight - delta_tile[:, None])  # dS
     tl.store(grad_raw + offsets, (grad_score * factor).to(grad_raw.dtype.element_ty))
