@@ -20,6 +20,15 @@ from stm_fast.kernels.scores import factor_of_rows, grad_weights, raw_scores, so
 MOST_PAIRS = 2**26  # of a query and a memory row in a block: 128 MiB of weights in 16 bits, and as much of gradients
 
 
+class Place(NamedTuple):
+    """Where kernels find a block: its first row and their number, and the padded sizes of its tensors."""
+
+    first: int
+    rows: int
+    padded: int
+    width: int
+
+
 class Block(NamedTuple):
     """Some memory rows of all objects. The tensors fill whole tiles: they are 0 beyond M and N."""
 
@@ -29,10 +38,8 @@ class Block(NamedTuple):
     grad_raw: Tensor  # G, likewise
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """What kernels are told to find its rows: the first, and the padded shape of its tensors."""
-        _, padded, width = self.weight.shape
-        return {"first": self.first, "padded": padded, "width": width}
+    def place(self) -> Place:
+        return Place(self.first, self.rows, *self.weight.shape[1:])
 
 
 def rows_of_a_block(problem: Problem) -> int:
