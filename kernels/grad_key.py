@@ -22,24 +22,13 @@ def plan_grad_key(problem: Problem, block: Block, grad_key: Tensor) -> Launch:
     objects = problem.value.shape[0] // max(1, owners)
     grid = (triton.cdiv(key_dim, config.block_c), triton.cdiv(block.rows, config.block_n), owners)
     tensors = {"grad_raw": block.grad_raw, "grad_key": grad_key}
-    arguments = {**problem.product_arguments(), **tensors, **block.sizes, "objects": objects}
+    arguments = {**problem.product_arguments(), **tensors, "place": block.place, "objects": objects}
     return Launch.of(_grad_key_kernel, grid, config, **arguments)
 
 
 @triton.jit
 def _grad_key_kernel(
-    operands,
-    grad_raw,
-    grad_key,
-    strides,
-    objects,
-    first,
-    width,
-    padded,
-    M,
-    N,
-    FORM: tl.constexpr,
-    TILE: tl.constexpr,
+    operands, grad_raw, grad_key, strides, objects, place, M, N, FORM: tl.constexpr, TILE: tl.constexpr
 ):
     BLOCK_M: tl.constexpr = TILE.block_m
     BLOCK_N: tl.constexpr = TILE.block_n
@@ -55,11 +44,11 @@ def _grad_key_kernel(
 
     for i in range(objects):
         b = owner + i
-        grad_rows = grad_raw + b * padded * width + column
+        grad_rows = grad_raw + b * place.padded * place.width + column
         query = row_at(operands.query, strides.query, b, 0)
         selection = row_at(operands.selection, strides.selection, b, 0)
         for first_query in range(0, M, BLOCK_M):
-            grad_tile = tl.load(grad_rows + m[None, :] * width + n[:, None])  # [BLOCK_N, BLOCK_M], transposed
+            grad_tile = tl.load(grad_rows + m[None, :] * place.width + n[:, None])  # [BLOCK_N, BLOCK_M], transposed
             mask = (m < M - first_query)[:, None]
             if FORM.key_dim % BLOCK_C != 0:
                 mask = mask & (c < FORM.key_dim)[None, :]
@@ -72,10 +61,10 @@ def _grad_key_kernel(
             elif FORM.key_term:
                 mass += tl.sum(grad_tile.to(tl.float32), 1)[:, None]
             grad = tl.dot(grad_tile, query_tile, grad, input_precision=FORM.precision)
-            grad_rows += BLOCK_M * width
+            grad_rows += BLOCK_M * place.width
             query += BLOCK_M * strides.query[1]
 
-    row = first + column + n
+    row = place.first + column + n
     mask = (row < N)[:, None] & (c < FORM.key_dim)[None, :]
     if FORM.key_term:
         key = row_at(operands.key, strides.key, owner, 0)

@@ -61,29 +61,13 @@ def plan_grad_query(problem: Problem, block: Block, sums: QuerySums) -> Launch:
     batch = problem.value.shape[0]
     # object after object, part after part: also in the order of the sums
     grid = (triton.cdiv(queries, config.block_m), triton.cdiv(key_dim, config.block_c), owners * parts)
-    arguments = {**problem.product_arguments(), "grad_raw": block.grad_raw, **sums._asdict(), **block.sizes}
+    arguments = {**problem.product_arguments(), "grad_raw": block.grad_raw, "sums": sums, "place": block.place}
     splits = parts * owners // max(1, batch)
-    return Launch.of(_grad_query_kernel, grid, config, **arguments, splits=splits, rows=block.rows)
+    return Launch.of(_grad_query_kernel, grid, config, **arguments, splits=splits)
 
 
 @triton.jit
-def _grad_query_kernel(
-    operands,
-    grad_raw,
-    grad,
-    terms,
-    mass,
-    strides,
-    splits,
-    first,
-    rows,
-    width,
-    padded,
-    M,
-    N,
-    FORM: tl.constexpr,
-    TILE: tl.constexpr,
-):
+def _grad_query_kernel(operands, grad_raw, sums, strides, splits, place, M, N, FORM: tl.constexpr, TILE: tl.constexpr):
     BLOCK_M: tl.constexpr = TILE.block_m
     BLOCK_N: tl.constexpr = TILE.block_n
     BLOCK_C: tl.constexpr = TILE.block_c
@@ -92,40 +76,40 @@ def _grad_query_kernel(
     first_query = tl.program_id(0).to(tl.int64) * BLOCK_M
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    length = tl.minimum(length_of(operands.lengths, b, N) - first, rows)  # of the block
-    rows_per_part = tl.cdiv(tl.cdiv(rows, BLOCK_N), splits) * BLOCK_N
+    length = tl.minimum(length_of(operands.lengths, b, N) - place.first, place.rows)  # of the block
+    rows_per_part = tl.cdiv(tl.cdiv(place.rows, BLOCK_N), splits) * BLOCK_N
     start = (part % splits).to(tl.int32) * rows_per_part
     end = tl.minimum(start + rows_per_part, length)
-    grad_raw += (b * padded + first_query) * width + start
-    key = row_at(operands.key, strides.key, b, first + start)
+    grad_raw += (b * place.padded + first_query) * place.width + start
+    key = row_at(operands.key, strides.key, b, place.first + start)
 
     # the parts of a query follow each other as the objects do
     row = part * M + first_query + m
     valid_m = m < M - first_query
     offsets = row[:, None] * FORM.key_dim + c[None, :]
     mask = valid_m[:, None] & (c < FORM.key_dim)[None, :]
-    grad_sum = tl.load(grad + offsets, mask=mask, other=0.0)
-    if terms is not None:
-        terms_sum = tl.load(terms + offsets, mask=mask, other=0.0)
-    if mass is not None:
-        mass_sum = tl.load(mass + row, mask=valid_m, other=0.0)
+    grad_sum = tl.load(sums.grad + offsets, mask=mask, other=0.0)
+    if sums.terms is not None:
+        terms_sum = tl.load(sums.terms + offsets, mask=mask, other=0.0)
+    if sums.mass is not None:
+        mass_sum = tl.load(sums.mass + row, mask=valid_m, other=0.0)
     for first_row in range(start, end, BLOCK_N):
-        grad_tile = tl.load(grad_raw + m[:, None] * width + n[None, :])
+        grad_tile = tl.load(grad_raw + m[:, None] * place.width + n[None, :])
         key_mask = (n < end - first_row)[:, None]
         if FORM.key_dim % BLOCK_C != 0:
             key_mask = key_mask & (c < FORM.key_dim)[None, :]
         # rows that do not count may hold NaN
         key_tile = load_tile(key, strides.key, n[:, None], c[None, :], key_mask)
         grad_sum = tl.dot(grad_tile, key_tile, grad_sum, input_precision=FORM.precision)
-        if terms is not None:
+        if sums.terms is not None:
             term = key_term(key_tile.to(tl.float32), FORM.similarity).to(key_tile.dtype)
             terms_sum = tl.dot(grad_tile, term, terms_sum, input_precision=FORM.precision)
-        if mass is not None:
+        if sums.mass is not None:
             mass_sum += tl.sum(grad_tile.to(tl.float32), 1)
         grad_raw += BLOCK_N
         key += BLOCK_N * strides.key[1]
-    tl.store(grad + offsets, grad_sum, mask=mask)
-    if terms is not None:
-        tl.store(terms + offsets, terms_sum, mask=mask)
-    if mass is not None and tl.program_id(1) == 0:
-        tl.store(mass + row, mass_sum, mask=valid_m)
+    tl.store(sums.grad + offsets, grad_sum, mask=mask)
+    if sums.terms is not None:
+        tl.store(sums.terms + offsets, terms_sum, mask=mask)
+    if sums.mass is not None and tl.program_id(1) == 0:
+        tl.store(sums.mass + row, mass_sum, mask=valid_m)

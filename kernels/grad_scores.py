@@ -20,6 +20,15 @@ from stm_fast.kernels.scores import factor_of_rows, grad_weights, raw_scores, so
 MOST_PAIRS = 2**26  # of a query and a memory row in a block: 128 MiB of weights in 16 bits, and as much of gradients
 
 
+class Place(NamedTuple):
+    """Where kernels find a block: its first row and their number, and the padded sizes of its tensors."""
+
+    first: int
+    rows: int
+    padded: int
+    width: int
+
+
 class Block(NamedTuple):
     """Some memory rows of all objects. The tensors fill whole tiles: they are 0 beyond M and N."""
 
@@ -29,10 +38,8 @@ class Block(NamedTuple):
     grad_raw: Tensor  # G, likewise
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """What kernels are told to find its rows: the first, and the padded shape of its tensors."""
-        _, padded, width = self.weight.shape
-        return {"first": self.first, "padded": padded, "width": width}
+    def place(self) -> Place:
+        return Place(self.first, self.rows, *self.weight.shape[1:])
 
 
 def rows_of_a_block(problem: Problem) -> int:
@@ -125,7 +132,7 @@ def _grad_scores_kernel(
     tl.store(weight + offsets, weight_tile.to(weight.dtype.element_ty))
 
     value = row_at(operands.value, strides.value, b, start)
-    grad_weight = grad_weights(grad_out + row * CV, value, strides.value, valid_m, valid_n, CV, FORM.precision, TILE)
+    grad_weight = grad_weights(grad_out + row * CV, value, strides.value, valid_m, valid_n, CV, FORM, TILE)
     delta_tile = tl.load(delta + row + m, mask=valid_m, other=0.0)
     grad_score = weight_tile * (grad_weight - delta_tile[:, None])  # dS
     tl.store(grad_raw + offsets, (grad_score * factor).to(grad_raw.dtype.element_ty))

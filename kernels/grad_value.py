@@ -17,23 +17,13 @@ def plan_grad_value(problem: Problem, block: Block, grad_out: Tensor, grad_value
     # the columns of the values side by side: they read the same weights
     grid = (triton.cdiv(value_dim, config.block_v), triton.cdiv(block.rows, config.block_n), batch)
     tensors = {"weight": block.weight, "grad_out": grad_out, "grad_value": grad_value}
-    sizes = {**block.sizes, "M": problem.query.shape[1], "N": rows, "CV": value_dim}
+    sizes = {"place": block.place, "M": problem.query.shape[1], "N": rows, "CV": value_dim}
     return Launch.of(_grad_value_kernel, grid, config, **tensors, **sizes, PRECISION=problem.form.precision)
 
 
 @triton.jit
 def _grad_value_kernel(
-    weight,
-    grad_out,
-    grad_value,
-    first,
-    width,
-    padded,
-    M,
-    N,
-    CV: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TILE: tl.constexpr,
+    weight, grad_out, grad_value, place, M, N, CV: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr
 ):
     BLOCK_M: tl.constexpr = TILE.block_m
     BLOCK_N: tl.constexpr = TILE.block_n
@@ -42,19 +32,19 @@ def _grad_value_kernel(
     column = tl.program_id(1).to(tl.int64) * BLOCK_N
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    weight += b * padded * width + column
+    weight += b * place.padded * place.width + column
     grad_out += b * M * CV
     grad = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     for first_query in range(0, M, BLOCK_M):
-        weight_tile = tl.load(weight + m[None, :] * width + n[:, None])  # [BLOCK_N, BLOCK_M], transposed
+        weight_tile = tl.load(weight + m[None, :] * place.width + n[:, None])  # [BLOCK_N, BLOCK_M], transposed
         mask = (m < M - first_query)[:, None]
         if CV % BLOCK_V != 0:
             mask = mask & (v < CV)[None, :]
         grad_tile = tl.load(grad_out + m[:, None] * CV + v[None, :], mask=mask, other=0.0)
         grad = tl.dot(weight_tile, grad_tile, grad, input_precision=PRECISION)
-        weight += BLOCK_M * width
+        weight += BLOCK_M * place.width
         grad_out += BLOCK_M * CV
 
-    row = first + column + n
+    row = place.first + column + n
     mask = (row < N)[:, None] & (v < CV)[None, :]
     tl.store(grad_value + (b * N + row)[:, None] * CV + v[None, :], grad.to(grad_value.dtype.element_ty), mask=mask)

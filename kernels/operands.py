@@ -1,8 +1,9 @@
 """What kernels are given of a memory read: its tensors, their strides and the form of its scores, each as one argument.
 
 Triton takes a NamedTuple apart: an absent tensor and a stride of 1 are constants of the compiled kernel, and what is a
-multiple of 16 is known to be one, as in arguments of their own. A constant has fields alone: Triton's cache knows a
-kernel by the numbers that it is compiled with, and would not notice that a method of theirs has changed.
+multiple of 16 is known to be one, as in arguments of their own. What a kernel is compiled with is read by its fields
+alone: a method is not part of the key of Triton's cache. Triton 3.6 returns no None within a tuple from a function, and
+takes neither a field for an element of a tuple nor a text for an argument; a local constexpr serves.
 """
 
 from dataclasses import dataclass

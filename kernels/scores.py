@@ -85,22 +85,23 @@ def raw_scores(
     """
     BLOCK_M: tl.constexpr = TILE.block_m
     BLOCK_N: tl.constexpr = TILE.block_n
-    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    m, n, c = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, TILE.block_k)
     query = row_at(operands.query, strides.query, b, first_query)
     selection = row_at(operands.selection, strides.selection, b, first_query)
     norms = row_at(operands.norms, strides.norms, b, first_query)
     key = row_at(operands.key, strides.key, b, first_row)
     raw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, FORM.key_dim, TILE.block_k):
-        c = first + tl.arange(0, TILE.block_k)
-        mask = valid_m[:, None] & (c < FORM.key_dim)[None, :]
-        query_tile = load_tile(query, strides.query, m[:, None], c[None, :], mask)
-        mask_n = valid_n[None, :] & (c < FORM.key_dim)[:, None]
-        key_tile = load_tile(key, strides.key, n[None, :], c[:, None], mask_n)
+        valid_c = c < FORM.key_dim - first
+        mask = valid_m[:, None] & valid_c[None, :]
+        query_tile = load_tile(query + first * strides.query[2], strides.query, m[:, None], c[None, :], mask)
+        mask_n = valid_n[None, :] & valid_c[:, None]
+        key_tile = load_tile(key + first * strides.key[2], strides.key, n[None, :], c[:, None], mask_n)
         if selection is None:
             raw = add_products(raw, query_tile, None, key_tile, FORM)
         else:
-            weights = load_tile(selection, strides.selection, m[:, None], c[None, :], mask)
+            first_weight = selection + first * strides.selection[2]
+            weights = load_tile(first_weight, strides.selection, m[:, None], c[None, :], mask)
             weighted = query_tile * weights
             if FINE:
                 raw = add_fine_products(raw, weighted, weights, key_tile, FORM.similarity)
@@ -128,7 +129,7 @@ def softmax_weights(raw, factor, lse, totals, row, valid_m, valid_n, BASE_2: tl.
     """The affinity P [M, N] of raw scores; 0 where a query or a memory row is not valid.
 
     factor: that of factor_of_rows().
-    lse, totals: tensors of all queries, of which `row` [M] are at hand. A query without any row has lse -inf.
+    lse, totals: those of all queries [B, M]; `row` [M] is where those of this tile are. A query without any row has lse -inf.
         totals: None, or sum_j exp(S_ij - lse_i), which is 1 but for the rounding of lse (row_totals.py).
     BASE_2: whether to make them as powers of 2 (problem.py).
     """
@@ -145,18 +146,15 @@ def softmax_weights(raw, factor, lse, totals, row, valid_m, valid_n, BASE_2: tl.
 
 
 @triton.jit
-def grad_weights(
-    grad_out, value, strides, valid_m, valid_n, CV: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr
-):
+def grad_weights(grad_out, value, strides, valid_m, valid_n, CV: tl.constexpr, FORM: tl.constexpr, TILE: tl.constexpr):
     """dP = dO V^T [block_m, block_n], the gradient of the affinity, of the rows from the pointers on."""
     BLOCK_M: tl.constexpr = TILE.block_m
     BLOCK_N: tl.constexpr = TILE.block_n
-    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    m, n, v = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, TILE.block_v)
     grad = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, CV, TILE.block_v):
-        v = first + tl.arange(0, TILE.block_v)
-        mask_m, mask_n = valid_m[:, None] & (v < CV)[None, :], valid_n[None, :] & (v < CV)[:, None]
-        grad_tile = tl.load(grad_out + m[:, None] * CV + v[None, :], mask=mask_m, other=0.0)
-        value_tile = load_tile(value, strides, n[None, :], v[:, None], mask_n)
-        grad = tl.dot(grad_tile, value_tile, grad, input_precision=PRECISION)
+        mask_m, mask_n = valid_m[:, None] & (v < CV - first)[None, :], valid_n[None, :] & (v < CV - first)[:, None]
+        grad_tile = tl.load(grad_out + first + m[:, None] * CV + v[None, :], mask=mask_m, other=0.0)
+        value_tile = load_tile(value + first * strides[2], strides, n[None, :], v[:, None], mask_n)
+        grad = tl.dot(grad_tile, value_tile, grad, input_precision=FORM.precision)
     return grad
