@@ -19,6 +19,7 @@ from stm_fast.commands.segment import segment
 from stm_fast.commands.train import train
 from stm_fast.errors import as_input_error
 from stm_fast.printing import all_said, open_streams, say, warn
+from stm_fast.tasks.flags import with_flags
 
 _WRONG_USE = 2
 _INTERRUPTED = 130  # what a shell says of a program that ctrl-C ended
@@ -68,7 +69,7 @@ class _OneLineErrors(TyperGroup):
 def _refused(error: Exception) -> typer.Exit:
     if not all_said():  # and that has told why
         return typer.Exit(_WRONG_USE)
-    return _ended(str(as_input_error(error)), _WRONG_USE)
+    return _ended(with_flags(str(as_input_error(error))), _WRONG_USE)
 
 
 def _wrong_use(error: Any) -> typer.Exit:
@@ -86,7 +87,7 @@ class _Notes(logging.Handler):
     """What was made of input that could mean more than one thing, as the package logs it: a line on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
+        warn(with_flags(record.getMessage()))
 
 
 _NOTES = _Notes(logging.WARNING)

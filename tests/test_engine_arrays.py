@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.evaluation.augmentation import AugmentedSegmenter
 from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.network import STM, stm_resnet18
 
 H, W = SIZE = (40, 56)

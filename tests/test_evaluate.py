@@ -21,10 +21,8 @@ from stm_fast.data.sequences import SETS, Objects, Sequence, annotated_sequences
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.evaluation import contour_accuracy, region_similarity
-from stm_fast.evaluation.augmentation import AugmentedSegmenter
 from stm_fast.evaluation.baselines import copy_first_masks
 from stm_fast.evaluation.benchmark_sets import (
-    Inference,
     Timing,
     claim_output,
     describe_run,
@@ -37,9 +35,11 @@ from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
 from stm_fast.evaluation.tables import write_tables
 from stm_fast.inference import VideoSegmenter
-from stm_fast.inference.given import find_masks
+from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.network import STM
 from stm_fast.record_file import write_record_file
+from stm_fast.runs import RunOptions
+from stm_fast.runs.given import find_masks
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 
 
@@ -317,8 +317,8 @@ def test_the_masks_are_those_of_the_engine(tmp_path, model):
     root = write_davis(tmp_path / "davis", names=("blob",))
     (sequence,) = davis17(root, "val")
     output = tmp_path / "out"
-    claim_output(output, describe_run(model, "davis17", "val", Inference()))
-    run_sequences([sequence], output, model, Inference())
+    claim_output(output, describe_run(model, "davis17", "val", RunOptions()))
+    run_sequences([sequence], output, model, RunOptions())
     segmenter = VideoSegmenter(model)
     _, ids = draw(0)
     for index in range(FRAMES):
@@ -335,14 +335,14 @@ def test_the_masks_are_those_of_the_engine(tmp_path, model):
 def test_finished_sequences_are_skipped_and_half_ones_done_again(tmp_path, model):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     blob, star = davis17(root, "val")
-    claim_output(output, describe_run(model, "davis17", "val", Inference()))
-    run_sequences([blob], output, model, Inference())
+    claim_output(output, describe_run(model, "davis17", "val", RunOptions()))
+    run_sequences([blob], output, model, RunOptions())
     kept = output / "Annotations/blob/00002.png"
     kept.write_bytes(b"untouched")
     half = output / "Annotations/.star.4711.partial"
     half.mkdir()
     done = []
-    run_sequences([blob, star], output, model, Inference(), done.append)
+    run_sequences([blob, star], output, model, RunOptions(), done.append)
     assert done == ["blob", "star"]
     assert kept.read_bytes() == b"untouched"
     assert len(list((output / "Annotations/star").iterdir())) == FRAMES
@@ -352,9 +352,9 @@ def test_finished_sequences_are_skipped_and_half_ones_done_again(tmp_path, model
 def finished(tmp_path, model):
     """An output folder in which the first of two sequences is finished."""
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
-    sequences, run = davis17(root, "val"), describe_run(model, "davis17", "val", Inference())
+    sequences, run = davis17(root, "val"), describe_run(model, "davis17", "val", RunOptions())
     claim_output(output, run, sequences)
-    run_sequences(sequences[:1], output, model, Inference())
+    run_sequences(sequences[:1], output, model, RunOptions())
     return sequences, output, run
 
 
@@ -392,13 +392,19 @@ def flipped(name):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (without_run, r"Annotations/blob: found masks, and no .*run\.json that says what made them; give another"),
+        (
+            without_run,
+            r"Annotations/blob: found masks, and no .*run\.json that says what made them; give another",
+        ),
         (without_a_mask, "Annotations/blob: found 4 masks, expected 5; remove it to run the sequence again"),
         (with_a_mask_more, "Annotations/blob: found 6 masks, expected 5; remove it to run the sequence again"),
         (without_a_timing, r"timings/blob\.json: no such file, .*; remove .*Annotations/blob to run it again"),
         (with_another_timing, r"timings/blob\.json: found the timing of star, expected blob; remove"),
         (flipped("timings/blob.json"), r"timings/blob\.json: not the timing of a sequence, or damaged; remove"),
-        (flipped("run.json"), r"run\.json: not the record of a run of this version, or damaged; give another --output"),
+        (
+            flipped("run.json"),
+            r"run\.json: not the record of a run of this version, or damaged; give another",
+        ),
     ],
 )
 def test_an_output_folder_that_is_not_as_a_run_left_it_is_refused_at_once(tmp_path, model, spoil, words):
@@ -445,7 +451,7 @@ def test_what_differs_from_another_run_is_named(tmp_path, model):
     with pytest.raises(InputError, match=r"its dtype: found torch\.float32, expected torch\.float16; give another"):
         claim_output(output, run | {"dtype": "torch.float16"})
     with pytest.raises(InputError, match="its inference: found min_size 1, expected min_size 2; give another"):
-        claim_output(output, describe_run(model, "davis17", "val", Inference(min_size=2)))
+        claim_output(output, describe_run(model, "davis17", "val", RunOptions(min_size=2)))
     (output / "run.json").write_text(json.dumps(json.loads(text)))
     claim_output(output, run)
 
@@ -495,9 +501,9 @@ def test_a_sequence_that_fails_leaves_nothing(tmp_path, model):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     blob, star = davis17(root, "val")
     (star.frames / "00003.jpg").write_bytes((star.frames / "00003.jpg").read_bytes()[:-200])
-    claim_output(output, describe_run(model, "davis17", "val", Inference()))
+    claim_output(output, describe_run(model, "davis17", "val", RunOptions()))
     with pytest.raises(InputError, match=r"00003\.jpg"):
-        run_sequences([blob, star], output, model, Inference())
+        run_sequences([blob, star], output, model, RunOptions())
     assert sorted(path.name for path in (output / "Annotations").iterdir()) == ["blob"]
 
 

@@ -14,7 +14,7 @@ from stm_fast.data.sequences import Objects, Sequence, annotated_sequences, fold
 from stm_fast.data.stills import still_folder
 from stm_fast.errors import InputError
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
-from stm_fast.inference.given import find_masks, mask_files
+from stm_fast.runs.given import find_masks, mask_files
 from stm_fast.tasks.sets import open_results
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 from stm_fast.video.soft_edges import find_shades

@@ -20,7 +20,7 @@ from stm_fast.benchmarking.selection import Selection
 from stm_fast.benchmarking.shapes import Shape
 from stm_fast.benchmarking.timing import Call, Reading, make_call, make_clock, matrix_product
 from stm_fast.benchmarking.workload import Workload, dtype_name
-from stm_fast.inference.estimation import available_bytes
+from stm_fast.runs.estimation import available_bytes
 
 MATRIX_PRODUCT = "torch.mm"
 Report = Callable[[str], None]

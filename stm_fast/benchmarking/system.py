@@ -28,7 +28,7 @@ from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.objects import label
-from stm_fast.inference.stages import STAGES, StageClock
+from stm_fast.inference.stages import STAGES, StageProfiler
 from stm_fast.network import STM
 from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deployment import for_inference
@@ -102,7 +102,7 @@ def measure_system(
     clip = _Clip(workload)
     models = {name: make_model(name, workload, device) for name in contestants}
     steps = {name: make_step(name, models[name], workload, clip) for name in contestants}
-    clocks = {name: StageClock(model) for name, model in models.items()}
+    clocks = {name: StageProfiler(model) for name, model in models.items()}
     readings: dict[str, defaultdict[str, list[float]]] = {name: defaultdict(list) for name in contestants}
     for index in range(-1, rounds):
         picture = clip.picture(index + 2)
@@ -215,7 +215,7 @@ def _engine_step(model: STM, workload: SystemWorkload, clip: _Clip, memory: Memo
     return lambda picture: label(segmenter.step(picture), segmenter.object_ids).cpu()
 
 
-def _timed(step: Step, clock: StageClock, picture: Tensor, readings: defaultdict[str, list[float]]) -> Tensor:
+def _timed(step: Step, clock: StageProfiler, picture: Tensor, readings: defaultdict[str, list[float]]) -> Tensor:
     """Labels of a frame; what it took goes into `readings`."""
     clock.seconds.clear()
     with clock:

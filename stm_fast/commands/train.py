@@ -10,7 +10,7 @@ import typer
 import stm_fast.tasks as tasks
 from stm_fast.commands.numbers import real
 from stm_fast.errors import InputError
-from stm_fast.inference.shards import processes
+from stm_fast.runs.ranks import launched
 from stm_fast.training.run_folder import RunFolder
 
 
@@ -40,7 +40,7 @@ def train(
     Under torchrun the processes share out each batch; a run may go on with another number of them.
     """
     start = time.monotonic()
-    processes()  # before work: what the environment says must make sense
+    launched()  # before work: what the environment says must make sense
     for package in ("accelerate", "yaml"):
         if find_spec(package) is None:
             raise InputError(f"training needs {package}: pip install 'stm_fast[train]'")

@@ -8,22 +8,23 @@ from pathlib import Path
 from stm_fast.errors import InputError, reading
 from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
 
-# of the checkpoint, see `checkpointing`
+# of the checkpoint, see `checkpoint`
 RECORD = ".resume.json"
 STATES = ".resume-*.safetensors"
 # how sure the network was of each object in each frame, see `score_table`
 SCORES = "scores.csv"
-# of a chain, beyond which Linux calls it a loop
+START_AGAIN = "start again with overwrite=True"
+# in a chain: beyond that Linux calls it a loop
 _MOST_LINKS = 40
 
 
 def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, resume: bool = False) -> None:
-    """Raises InputError where the folder holds anything and nobody said that it may be overwritten, or an input.
+    """Raises InputError where the folder holds anything that may not be overwritten, or an input.
 
-    The folder may be a link, which its user has made: a way to another disk. What a run makes inside it may not.
+    The folder may be a link, which its user has made, as to another disk. What a run creates inside it may not.
 
     Args:
-        resume: the run may be one that goes on: an interrupted one in the folder is not in its way.
+        resume: an interrupted run in the folder may be resumed, and is no obstacle.
     """
     with reading(folder):
         if os.path.lexists(folder) and not folder.is_dir():
@@ -35,14 +36,14 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
             return
         recorded = (folder / RECORD).exists()
     if recorded and not resume:
-        raise InputError(f"{folder}: holds a run; --resume goes on with it, --overwrite starts again")
+        raise InputError(f"{folder}: holds a run; resume=True continues it, overwrite=True starts again")
     if not recorded:
         why = "not empty, and holds no interrupted run" if resume else "not empty"
-        raise InputError(f"{folder}: the output folder is {why}; give another one, or --overwrite")
+        raise InputError(f"{folder}: the output folder is {why}; give another one, or overwrite=True")
 
 
 def check_apart(folders: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raises InputError where a folder of results holds an input, or a file of one, be it behind a link.
+    """Raises InputError where a folder of results holds an input, or a file of one, directly or behind a link.
 
     Earlier results are removed, and the input would be one of them.
     """

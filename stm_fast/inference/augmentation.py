@@ -13,8 +13,8 @@ from torch.nn.functional import interpolate
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.arrays import as_frame, as_ids, as_mask
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import impose, split_mask
 from stm_fast.network import STM
 

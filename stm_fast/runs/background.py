@@ -13,7 +13,7 @@ FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
 _POLL_SECONDS = 0.1
 
 
-def ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
+def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
     """The same items, made by a thread that is ahead; its exception is raised in its place.
 
     At most `depth` items wait, and one more is in the thread's hands. Close the generator where it is not used up.
@@ -37,7 +37,7 @@ def ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
         except BaseException as error:  # raised again where the items are used
             put(error)
 
-    thread = threading.Thread(target=make, name="stm_fast-ahead", daemon=True)
+    thread = threading.Thread(target=make, name="stm_fast-prefetch", daemon=True)
     thread.start()
     try:
         while (entry := waiting.get()) is not None:
@@ -49,7 +49,7 @@ def ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
         thread.join()
 
 
-class Behind(Generic[Item]):
+class BackgroundWriter(Generic[Item]):
     """Calls `consume(item)` in a thread, in order; at most `depth` items wait for it.
 
     A context manager: leaving it waits for what was put. An exception of `consume` is raised by the next `put` or at
@@ -60,7 +60,7 @@ class Behind(Generic[Item]):
         self._consume = consume
         self._waiting: queue.Queue[tuple[Item] | None] = queue.Queue(depth)
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="stm_fast-behind", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="stm_fast-writer", daemon=True)
 
     def put(self, item: Item) -> None:
         self._raise_error()
@@ -71,7 +71,7 @@ class Behind(Generic[Item]):
         self._waiting.join()
         self._raise_error()
 
-    def __enter__(self) -> "Behind[Item]":
+    def __enter__(self) -> "BackgroundWriter[Item]":
         self._thread.start()
         return self
 
