@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from processes import run_ranks, torchrun
 from small_inputs import FRAMES, SIZE, draw, small_network, write_davis, write_sequence, write_youtube
 from stm_fast.__main__ import app
-from stm_fast.config import MemoryConfig
 from stm_fast.data.drawn_set import draw_sequence
 from stm_fast.data.sequences import SETS, Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
 from stm_fast.data.synthetic import SyntheticClip
@@ -34,11 +33,10 @@ from stm_fast.evaluation.record import make_record
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
 from stm_fast.evaluation.tables import write_tables
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.network import STM
 from stm_fast.record_file import write_record_file
-from stm_fast.runs import RunOptions
 from stm_fast.runs.given import find_masks
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 
@@ -686,7 +684,7 @@ def test_flipped_and_scaled_views_are_averaged(model):
     pictures, ids = draw(2)
     frames = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     mask = torch.from_numpy(ids[0])
-    augmented = AugmentedSegmenter(model, memory=MemoryConfig(), flip=True)
+    augmented = AugmentedSegmenter(model, RunOptions(flip=True))
     straight, mirrored = VideoSegmenter(model), VideoSegmenter(model)
     for index, frame in enumerate(frames):
         given = mask if index == 0 else None
@@ -699,7 +697,7 @@ def test_flipped_and_scaled_views_are_averaged(model):
 
 def test_given_masks_stay_right_at_every_scale(model):
     pictures, ids = draw(2)
-    segmenter = AugmentedSegmenter(model, memory=MemoryConfig(), scales=(0.75, 1.3), flip=True)
+    segmenter = AugmentedSegmenter(model, RunOptions(scales=(0.75, 1.3), flip=True))
     frame = torch.from_numpy(pictures[0]).permute(2, 0, 1)
     first = torch.from_numpy(np.where(ids[0] == 2, 2, 0).astype(np.uint8))
     prob = segmenter.step(frame, first)
@@ -713,7 +711,7 @@ def test_given_masks_stay_right_at_every_scale(model):
 def test_small_frames_are_enlarged_for_the_network(model):
     pictures, ids = draw(2)
     frames, mask = torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(ids[0])
-    augmented = AugmentedSegmenter(model, memory=MemoryConfig(), min_size=2 * min(SIZE))
+    augmented = AugmentedSegmenter(model, RunOptions(min_size=2 * min(SIZE)))
     alone, as_it_is = VideoSegmenter(model, min_size=2 * min(SIZE)), VideoSegmenter(model)
     prob, expected, other = ([s.step(frames[0], mask), s.step(frames[1])][1] for s in (augmented, alone, as_it_is))
     assert torch.equal(prob, expected)
@@ -723,7 +721,7 @@ def test_small_frames_are_enlarged_for_the_network(model):
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
 def test_scales_are_above_zero(model, scales):
     with pytest.raises(InputError, match="scales"):
-        AugmentedSegmenter(model, memory=MemoryConfig(), scales=scales)
+        AugmentedSegmenter(model, RunOptions(scales=scales))
 
 
 def test_annotated_sequences_of_nothing(tmp_path):

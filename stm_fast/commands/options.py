@@ -9,9 +9,8 @@ import typer
 from stm_fast.choices import Arch, BackendName, CompileMode, Precision
 from stm_fast.commands.numbers import whole
 from stm_fast.config import MemoryConfig
-from stm_fast.inference.frame_size import check_sizes
+from stm_fast.inference.options import RunOptions, check_sizes
 from stm_fast.network.released import DEFAULT, MIN_SIZE
-from stm_fast.runs.options import RunOptions
 from stm_fast.tasks.choice import NetworkChoice
 
 _LARGEST = 2**14  # pixels of a shorter side

@@ -17,6 +17,7 @@ from stm_fast.data.sequences import Ids, Sequence
 from stm_fast.errors import InputError, reading, shown_text
 from stm_fast.evaluation.output_folder import MASKS, RUN, TIMINGS, check_folders, fill_unfinished
 from stm_fast.inference.augmentation import AugmentedSegmenter
+from stm_fast.inference.options import RunOptions
 from stm_fast.inference.stages import StageProfiler
 from stm_fast.memory import with_known_size
 from stm_fast.network import STM
@@ -24,10 +25,9 @@ from stm_fast.record_file import read_record_file, typed, write_record_file
 from stm_fast.runs.background import FRAMES_WAITING, BackgroundWriter, prefetch
 from stm_fast.runs.description import check_same, describe_network
 from stm_fast.runs.loop import Segmented, Segmenter, run
-from stm_fast.runs.options import RunOptions
-from stm_fast.runs.sinks import MaskSink
+from stm_fast.runs.sinks import masks_to
 from stm_fast.versions import __version__
-from stm_fast.video import Frame, FrameReader, open_frames
+from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames
 from stm_fast.whole_file import make_folder, whole_file
 
 # of an entry of an archive: the first date that there is, and rights as on Unix
@@ -69,7 +69,7 @@ def describe_run(model: STM, set_name: str, split: str, options: RunOptions) -> 
 
 def check_options(model: STM, options: RunOptions) -> None:
     """Raises InputError for sizes or scales that make no sense, or a backend that cannot run here."""
-    _segmenter(model, options)
+    AugmentedSegmenter(model, options)
 
 
 def claim_output(output: Path, run: Mapping[str, Any], sequences: Iterable[Sequence] = ()) -> None:
@@ -192,7 +192,8 @@ def _run(sequence: Sequence, folder: Path, model: STM, options: RunOptions) -> T
     start = time.perf_counter()
     reader = open_frames(sequence.frames)
     _check_names(sequence, reader)
-    segmenter = _segmenter(model, replace(options, memory=with_known_size(options.memory, reader.frame_count, [0])))
+    memory = with_known_size(options.memory, reader.frame_count, [0])
+    segmenter = AugmentedSegmenter(model, replace(options, memory=memory))
     with StageProfiler(model) as profiler:
         frames, beside = run_frames(sequence, reader, segmenter, folder, profiler.frame)
     seconds = time.perf_counter() - start
@@ -215,12 +216,12 @@ def run_frames(
     Returns:
         How many frames there were; the seconds in which they were decoded, and masks written, beside the network.
     """
-    masks = MaskSink(folder, only=sequence.required)
+    write_mask = masks_to(MaskWriter(folder), sequence.required)
     beside = {"decode": 0.0, "write": 0.0}
 
     def write(segmented: Segmented) -> None:
         before = time.perf_counter()
-        masks.write(segmented)
+        write_mask(segmented)
         beside["write"] += time.perf_counter() - before
 
     def prompt(frame: Frame, known: list[int]) -> tuple[Ids, list[int]] | None:
@@ -230,18 +231,6 @@ def run_frames(
     with BackgroundWriter(write, FRAMES_WAITING) as writer, closing(decoded) as frames:
         count = run(frames, prompt, segmenter, writer.put, measure=measure)
     return count, beside
-
-
-def _segmenter(model: STM, options: RunOptions) -> AugmentedSegmenter:
-    return AugmentedSegmenter(
-        model,
-        memory=options.memory,
-        max_size=options.max_size,
-        min_size=options.min_size,
-        backend=options.backend,
-        scales=options.scales,
-        flip=options.flip,
-    )
 
 
 def _timed(reader: FrameReader, seconds: dict[str, float]) -> Iterator[Frame]:

@@ -1,52 +1,30 @@
-"""Two threads around a computation, with bounded queues: one gets its input ready, one carries its output away."""
+"""Two threads around a computation: one gets its input ready, one carries its output away. Neither gets far ahead."""
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
-from typing import Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
 
 FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
 
-_POLL_SECONDS = 0.1
+_END: Any = object()
 
 
 def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
     """The same items, made by a thread that is ahead; its exception is raised in its place.
 
-    At most `depth` items wait, and one more is in the thread's hands. Close the generator where it is not used up.
+    At most `depth` items wait, and one more is being made. Close the generator where it is not used up.
     """
-    waiting: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(depth)
-    abandoned = threading.Event()
-
-    def put(entry: tuple[Item] | BaseException | None) -> bool:
-        while not abandoned.is_set():
-            with suppress(queue.Full):
-                waiting.put(entry, timeout=_POLL_SECONDS)
-                return True
-        return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put((item,)):
-                    return
-            put(None)
-        except BaseException as error:  # raised again where the items are used
-            put(error)
-
-    thread = threading.Thread(target=make, name="stm_fast-prefetch", daemon=True)
-    thread.start()
+    iterator, thread = iter(items), ThreadPoolExecutor(1, "stm_fast-prefetch")
     try:
-        while (entry := waiting.get()) is not None:
-            if isinstance(entry, BaseException):
-                raise entry
-            yield entry[0]
+        waiting = deque(thread.submit(next, iterator, _END) for _ in range(depth + 1))
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(thread.submit(next, iterator, _END))
+            yield item
     finally:
-        abandoned.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
 
 
 class BackgroundWriter(Generic[Item]):
@@ -57,40 +35,37 @@ class BackgroundWriter(Generic[Item]):
     """
 
     def __init__(self, consume: Callable[[Item], None], depth: int) -> None:
-        self._consume = consume
-        self._waiting: queue.Queue[tuple[Item] | None] = queue.Queue(depth)
+        self._consume, self._depth = consume, depth
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="stm_fast-writer", daemon=True)
+        self._waiting: deque[Future[None]] = deque()
+        self._thread = ThreadPoolExecutor(1, "stm_fast-writer")
 
     def put(self, item: Item) -> None:
-        self._raise_error()
-        self._waiting.put((item,))
+        self._wait(self._depth)
+        self._waiting.append(self._thread.submit(self._run, item))
 
     def flush(self) -> None:
         """Returns when all that was put is consumed; raises what `consume` raised."""
-        self._waiting.join()
-        self._raise_error()
+        self._wait(0)
 
-    def __enter__(self) -> "BackgroundWriter[Item]":
-        self._thread.start()
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._waiting.put(None)
-        self._thread.join()
+        self._thread.shutdown()
         if kind is None:
-            self._raise_error()
+            self._wait(0)
 
-    def _run(self) -> None:
-        while (entry := self._waiting.get()) is not None:
-            # after an error the queue is still emptied, or put() would wait for ever
-            if self._error is None:
-                try:
-                    self._consume(entry[0])
-                except BaseException as error:
-                    self._error = error
-            self._waiting.task_done()
-
-    def _raise_error(self) -> None:
+    def _wait(self, most: int) -> None:
+        """Until at most so many items are not consumed."""
+        while len(self._waiting) > most:
+            self._waiting.popleft().result()
         if self._error is not None:
             raise self._error
+
+    def _run(self, item: Item) -> None:
+        if self._error is None:
+            try:
+                self._consume(item)
+            except BaseException as error:
+                self._error = error

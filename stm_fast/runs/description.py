@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from stm_fast.errors import InputError
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.record_file import as_json, difference
 from stm_fast.runs.given import GivenMasks
-from stm_fast.runs.options import RunOptions
 from stm_fast.versions import __version__
 
 Description = dict[str, Any]

@@ -16,14 +16,13 @@ import torch
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError, require_folder
-from stm_fast.inference.frame_size import network_size
+from stm_fast.inference.options import RunOptions, network_size
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
 from stm_fast.network.footprint import activation_bytes
 from stm_fast.runs.background import FRAMES_WAITING
 from stm_fast.runs.given import GivenMasks
-from stm_fast.runs.options import RunOptions
 
 # what libraries and the allocator keep for themselves
 LIBRARY_BYTES = 2**26

@@ -1,14 +1,34 @@
-"""The videos of a command: which masks and which folder of results belong to which."""
+"""The videos of a command: which masks and which output folder belong to which, and what is done with that."""
 
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from stm_fast.choices import Overlay
 from stm_fast.errors import InputError, check_name
 from stm_fast.listing import mask_of
 from stm_fast.runs.output_folder import check_apart
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is done with an output folder, as :func:`stm_fast.segment_video` explains.
+
+    Raises InputError where there is no such overlay.
+    """
+
+    overlay: Overlay = "video"
+    overwrite: bool = False
+    resume: bool = False
+    checkpoint_seconds: float = 60.0
+    leave_record: bool = False
+
+    def __post_init__(self) -> None:
+        if self.overlay not in get_args(Overlay):
+            raise InputError(f"overlay: found {self.overlay!r}, expected one of {', '.join(get_args(Overlay))}")
 
 
 class Job(NamedTuple):

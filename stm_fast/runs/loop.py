@@ -13,8 +13,8 @@ from stm_fast.inference.objects import label, object_scores
 from stm_fast.video import Frame
 
 Ids = npt.NDArray[np.uint8]  # [H, W]
-# the mask that is given with a frame, beside the objects known so far: its ids, and which of them it speaks of (None
-# for all that occur); None without a mask
+# the mask that is given with a frame, and the ids in it that count (None for all); None for a frame without a mask. The
+# arguments are the frame and the ids of the objects that exist
 Prompts = Callable[[Frame, list[int]], tuple[Ids, list[int] | None] | None]
 
 

@@ -1,10 +1,10 @@
 """Where the frames of a run go: masks/<frame>.png, scores.csv, and overlay.mp4 or overlay/<frame>.jpg."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from stm_fast.choices import Overlay
 from stm_fast.errors import require_file
@@ -21,76 +21,46 @@ from stm_fast.video import (
 )
 from stm_fast.whole_file import remove_left_over, writing
 
-
-class Sink(Protocol):
-    """Takes the frames of a run, in order."""
-
-    def write(self, segmented: Segmented) -> None:
-        """Writes what belongs to one frame. Without ids, an earlier process has."""
-
-    def sync(self) -> None:
-        """Waits until what was written of single frames is on the disk."""
+# takes the frames of a run, in order, and writes what belongs to each; without ids, an earlier process has
+Sink = Callable[[Segmented], None]
 
 
-class MaskSink:
-    """Masks as palette PNGs.
+def masks_to(writer: MaskWriter, only: Collection[str] | None = None) -> Sink:
+    """Masks as palette PNGs; of these frames `only`, by name, where they are given.
 
-    Args:
-        only: the names of the frames whose masks are wanted; None for all.
+    The sink raises InputError where the mask that an earlier process has written is gone.
     """
 
-    def __init__(self, folder: Path, palette: bytes | None = None, only: Collection[str] | None = None) -> None:
-        self._writer, self._only = MaskWriter(folder, palette), only
-
-    def write(self, segmented: Segmented) -> None:
-        """Raises InputError where the mask that an earlier process has written is gone."""
+    def write(segmented: Segmented) -> None:
         name = segmented.frame.name
         if segmented.ids is None:
-            require_file(self._writer.folder / f"{name}.png", f"the mask that an earlier process wrote; {START_AGAIN}")
-        elif self._only is None or name in self._only:
-            self._writer.write(name, segmented.ids)
+            require_file(writer.folder / f"{name}.png", f"the mask that an earlier process wrote; {START_AGAIN}")
+        elif only is None or name in only:
+            writer.write(name, segmented.ids)
 
-    def sync(self) -> None:
-        """See `Sink`."""
-        self._writer.sync()
+    return write
 
 
-class OverlayPictureSink:
+def overlay_pictures_to(writer: OverlayPictureWriter, palette: bytes | None) -> Sink:
     """Frames with their masks drawn on them, as pictures."""
 
-    def __init__(self, folder: Path, palette: bytes | None) -> None:
-        self._writer, self._palette = OverlayPictureWriter(folder), palette
-
-    def write(self, segmented: Segmented) -> None:
-        """See `Sink`."""
+    def write(segmented: Segmented) -> None:
         if segmented.ids is not None:
-            picture = draw_overlay(segmented.frame.image, segmented.ids, self._palette)
-            self._writer.write(segmented.frame.name, picture)
+            writer.write(segmented.frame.name, draw_overlay(segmented.frame.image, segmented.ids, palette))
 
-    def sync(self) -> None:
-        """See `Sink`."""
-        self._writer.sync()
+    return write
 
 
-class OverlayVideoSink:
-    """The same as a video, which a resumed run writes from its first frame.
+def overlay_video_to(writer: OverlayVideoWriter, masks: Path, palette: bytes | None) -> Sink:
+    """The same as a video, which starts from the first frame in a resumed run too, whose earlier `masks` are read."""
 
-    Args:
-        masks: folder of the masks that an earlier process has written.
-    """
-
-    def __init__(self, writer: OverlayVideoWriter, masks: Path, palette: bytes | None) -> None:
-        self._writer, self._masks, self._palette = writer, masks, palette
-
-    def write(self, segmented: Segmented) -> None:
-        """See `Sink`."""
+    def write(segmented: Segmented) -> None:
         frame, ids = segmented.frame, segmented.ids
         if ids is None:
-            ids = read_written_mask(self._masks / f"{frame.name}.png").ids
-        self._writer.write(draw_overlay(frame.image, ids, self._palette), frame.time)
+            ids = read_written_mask(masks / f"{frame.name}.png").ids
+        writer.write(draw_overlay(frame.image, ids, palette), frame.time)
 
-    def sync(self) -> None:
-        """Nothing: the video is whole at its end or not there."""
+    return write
 
 
 class Results:
@@ -101,6 +71,7 @@ class Results:
 
     def __init__(self) -> None:
         self._sinks: list[Sink] = []
+        self._syncs: list[Callable[[], None]] = []
         self._scores: ScoreTable | None = None
         self._stack = ExitStack()
 
@@ -121,25 +92,31 @@ class Results:
         for part in (folder, *parts_of(folder)):
             remove_left_over(part)
         masks, pictures = parts_of(folder)
-        self._sinks.append(MaskSink(masks, palette))
+        mask_writer = MaskWriter(masks, palette)
+        self._add(masks_to(mask_writer), mask_writer.sync)
         if overlay == "video":
-            writer = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
-            self._sinks.append(OverlayVideoSink(self._stack.enter_context(writer), masks, palette))
+            video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
+            self._add(overlay_video_to(self._stack.enter_context(video), masks, palette))
         elif overlay == "pictures":
-            self._sinks.append(OverlayPictureSink(pictures, palette))
+            picture_writer = OverlayPictureWriter(pictures)
+            self._add(overlay_pictures_to(picture_writer, palette), picture_writer.sync)
         self._scores = self._stack.enter_context(closing(ScoreTable(folder, done, scores if done else None)))
-        self._sinks.append(self._scores)
+        self._add(self._scores.write, self._scores.sync)
 
     def write(self, segmented: Segmented) -> None:
         """Writes what belongs to one frame."""
         for sink in self._sinks:
-            sink.write(segmented)
+            sink(segmented)
 
     def sync(self) -> int:
         """Waits until what was written of single frames is on the disk; the checksum of the table of scores."""
-        for sink in self._sinks:
-            sink.sync()
+        for sync in self._syncs:
+            sync()
         return 0 if self._scores is None else self._scores.checksum
+
+    def _add(self, sink: Sink, *syncs: Callable[[], None]) -> None:
+        self._sinks.append(sink)
+        self._syncs += syncs
 
     def __enter__(self) -> Self:
         return self

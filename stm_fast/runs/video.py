@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 from stm_fast.choices import Overlay
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.options import RunOptions
 from stm_fast.memory import Shard, with_known_size
 from stm_fast.network import STM
 from stm_fast.runs.background import FRAMES_WAITING, BackgroundWriter, prefetch
@@ -20,9 +21,8 @@ from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position
 from stm_fast.runs.description import describe_video_run
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
 from stm_fast.runs.given import find_masks, mask_files
-from stm_fast.runs.jobs import Job
+from stm_fast.runs.jobs import Job, OutputOptions
 from stm_fast.runs.loop import Segmented, run
-from stm_fast.runs.options import OutputOptions, RunOptions
 from stm_fast.runs.output_folder import check_output
 from stm_fast.runs.ranks import Ranks, of_group
 from stm_fast.runs.sinks import Results

@@ -20,10 +20,10 @@ from stm_fast.evaluation.record import Record, make_record, write_record
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
 from stm_fast.evaluation.tables import overall, print_comparison, print_tables, write_tables
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.printing import say, warn
-from stm_fast.runs.options import RunOptions
 from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_model, prepare

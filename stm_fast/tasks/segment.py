@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from stm_fast.errors import InputError, as_input_error
+from stm_fast.inference.options import RunOptions
 from stm_fast.memory import RankLostError
 from stm_fast.network import STM
 from stm_fast.printing import remark, warn
 from stm_fast.runs.estimation import Estimate
-from stm_fast.runs.jobs import Job
-from stm_fast.runs.options import OutputOptions, RunOptions
+from stm_fast.runs.jobs import Job, OutputOptions
 from stm_fast.runs.output_folder import check_output, remove_results
 from stm_fast.runs.ranks import Ranks, joined, launched
 from stm_fast.runs.video import Hooks, InterruptedRun, Summary, segment_job

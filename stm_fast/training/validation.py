@@ -16,9 +16,9 @@ from stm_fast.evaluation.benchmark_sets import claim_output, run_sequences
 from stm_fast.evaluation.output_folder import MASKS
 from stm_fast.evaluation.scoring import check_length, score_sequences
 from stm_fast.evaluation.tables import overall
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.deployment import for_inference
-from stm_fast.runs.options import RunOptions
 from stm_fast.runs.ranks import launched
 from stm_fast.training.config import SyntheticValidation, Validation
 
