@@ -20,7 +20,7 @@ from stm_fast.__main__ import app
 from stm_fast.errors import InputError
 from stm_fast.memory import RankLostError
 from stm_fast.runs import InterruptedRun, segment_video
-from stm_fast.runs.jobs import Job, plan
+from stm_fast.runs.output_folder import Job, plan
 from stm_fast.tasks.interruption import how_to_resume
 from stm_fast.video import read_mask, write_mask
 

@@ -23,6 +23,7 @@ from stm_fast.network import load_checkpoint, released, save_checkpoint, stm_res
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.tasks.choice import NetworkChoice
+from stm_fast.tasks.flags import with_flags
 from stm_fast.video import read_mask, write_mask
 
 pytest.importorskip("av")
@@ -421,3 +422,33 @@ def test_ctrl_c_ends_with_whole_files(place):
     ]
     for path in found:
         assert read_mask(path).ids.shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("min_size: found 100, expected 1 to max_size, 64", "--min-size: found 100, expected 1 to --max-size, 64"),
+        ("max_frames: found 1, expected at least 2", "--max-memory-frames: found 1, expected at least 2"),
+        (
+            "what would fit: storage='int8', max_frames=7",
+            "what would fit: --memory-storage int8, --max-memory-frames 7",
+        ),
+        ("place='disk' folder=FOLDER, every=None", "--memory-place disk --memory-folder FOLDER, --first-and-previous"),
+        ("none; take a smaller max_size", "none; take a smaller --max-size"),
+        ("out: not empty; give another one, or overwrite=True", "out: not empty; give another one, or --overwrite"),
+        (
+            "arch: found lite0 with weights=a.pth, expected one",
+            "--arch: found lite0 with --weights a.pth, expected one",
+        ),
+        (
+            "m.png: named as the video; mask_frame names another",
+            "m.png: named as the video; --mask-frame names another",
+        ),
+        # paths that look alike
+        ("data/max_size/a.mp4: not a video", "data/max_size/a.mp4: not a video"),
+        ("max_size.png: no such mask", "max_size.png: no such mask"),
+        ("device: no such file or folder", "device: no such file or folder"),
+    ],
+)
+def test_the_command_line_says_flags_where_the_library_says_fields(message, told):
+    assert with_flags(message) == told

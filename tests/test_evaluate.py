@@ -29,10 +29,9 @@ from stm_fast.evaluation.benchmark_sets import (
     run_sequences,
     write_zip,
 )
-from stm_fast.evaluation.record import make_record
+from stm_fast.evaluation.record import make_record, write_tables
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
-from stm_fast.evaluation.tables import write_tables
 from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.network import STM

@@ -533,7 +533,6 @@ def seen(monkeypatch):
     monkeypatch.setattr("stm_fast.runs.video.segment_job", segment)
     monkeypatch.setattr("stm_fast.tasks.segment.segment_job", segment)
     monkeypatch.setattr("stm_fast.tasks.evaluate.run_sequences", evaluate)
-    monkeypatch.setattr("stm_fast.runs.video.VideoSegmenter", Noted)
     monkeypatch.setattr("stm_fast.inference.augmentation.VideoSegmenter", Noted)
     monkeypatch.setattr("stm_fast.runs.video.Checkpoint", NotedCheckpoint)
     monkeypatch.setattr(torch, "compile", compile_quickly)

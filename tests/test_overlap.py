@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from stm_fast.runs.background import BackgroundWriter, prefetch
+from stm_fast.runs.loop import BackgroundWriter, prefetch
 
 DEPTH = 3
 

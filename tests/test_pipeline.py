@@ -13,12 +13,12 @@ from PIL import Image
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference import VideoSegmenter, augmentation
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.runs import InterruptedRun, segment_video, sinks
 from stm_fast.runs import video as video_run
-from stm_fast.runs.background import FRAMES_WAITING
 from stm_fast.runs.given import GivenMasks, find_masks, mask_files
+from stm_fast.runs.loop import FRAMES_WAITING
 from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
 
 pytest.importorskip("av")
@@ -162,7 +162,7 @@ def test_the_bank_has_its_known_size_at_once(tmp_path, model, monkeypatch):
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr(video_run, "VideoSegmenter", Watched)
+    monkeypatch.setattr(augmentation, "VideoSegmenter", Watched)
     segment_video(video(tmp_path / "in.mp4", 9), mask(tmp_path / "m.png"), tmp_path / "out", model=model)
     (segmenter,) = made
     rows = 2 * 3  # of a frame

@@ -11,8 +11,7 @@ from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
 from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite, run_options
 from stm_fast.errors import InputError, require_folder, require_present
-from stm_fast.runs.jobs import OutputOptions, check_inputs, plan
-from stm_fast.runs.output_folder import check_output
+from stm_fast.runs.output_folder import OutputOptions, check_inputs, check_output, plan
 from stm_fast.runs.ranks import launched
 
 

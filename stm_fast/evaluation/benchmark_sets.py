@@ -22,9 +22,8 @@ from stm_fast.inference.stages import StageProfiler
 from stm_fast.memory import with_known_size
 from stm_fast.network import STM
 from stm_fast.record_file import read_record_file, typed, write_record_file
-from stm_fast.runs.background import FRAMES_WAITING, BackgroundWriter, prefetch
-from stm_fast.runs.description import check_same, describe_network
-from stm_fast.runs.loop import Segmented, Segmenter, run
+from stm_fast.runs.checkpoint import check_same, describe_network
+from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, Segmenter, prefetch, run
 from stm_fast.runs.sinks import masks_to
 from stm_fast.versions import __version__
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames

@@ -16,6 +16,7 @@ from stm_fast.inference.arrays import as_frame, as_ids, as_mask
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import impose, split_mask
 from stm_fast.inference.options import RunOptions
+from stm_fast.memory import Shard
 from stm_fast.network import STM
 
 
@@ -54,7 +55,7 @@ class AugmentedSegmenter:
             raise InputError(f"scales: found {list(scales)}, expected one at least, all above 0")
         self._weight = next(model.parameters())
         self._views = [
-            _View(_plain(model, options), scale, mirrored)
+            _View(plain_segmenter(model, options), scale, mirrored)
             for scale, mirrored in product(scales, (False, True) if options.flip else (False,))
         ]
 
@@ -84,13 +85,15 @@ class AugmentedSegmenter:
         return split_mask(as_mask(mask, self._weight).to(self._weight.device), given)
 
 
-def _plain(model: STM, options: RunOptions) -> VideoSegmenter:
+def plain_segmenter(model: STM, options: RunOptions, shard: Shard | None = None) -> VideoSegmenter:
+    """Without augmentation. Raises as :class:`VideoSegmenter` does."""
     return VideoSegmenter(
         model,
         memory=options.memory,
         max_size=options.max_size,
         min_size=options.min_size,
         backend=options.backend,
+        shard=shard,
     )
 
 

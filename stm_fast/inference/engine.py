@@ -15,9 +15,8 @@ from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.arrays import as_frame, as_ids, as_mask
-from stm_fast.inference.objects import impose, label, object_scores, split_mask
+from stm_fast.inference.objects import Presence, impose, label, object_scores, split_mask
 from stm_fast.inference.options import check_sizes, network_size
-from stm_fast.inference.presence import Presence
 from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.network.shared_trunk import SharedKeyValue

@@ -12,17 +12,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from stm_fast.errors import InputError, reading
 from stm_fast.inference.objects import MAX_ID
-from stm_fast.record_file import difference, read_record_file, typed, write_record_file
-from stm_fast.runs.description import Description, check_same
+from stm_fast.inference.options import RunOptions
+from stm_fast.network import STM
+from stm_fast.network.fingerprint import fingerprint
+from stm_fast.record_file import as_json, difference, read_record_file, typed, write_record_file
+from stm_fast.runs.given import GivenMasks
 from stm_fast.runs.output_folder import RECORD, START_AGAIN, STATES
 from stm_fast.runs.ranks import Ranks
 from stm_fast.tensor_file import read_tensors, write_tensors
+from stm_fast.versions import __version__
 from stm_fast.whole_file import make_folder
+
+# what a run is made of, as plain JSON: two runs with the same description give the same masks
+Description = dict[str, Any]
 
 _FORMAT = 3
 # the largest part of the time of a run that goes into its checkpoints
@@ -151,6 +159,45 @@ class Checkpoint:
         return self._folder / f".resume-{frames}-{self._ranks.rank}.safetensors"
 
 
+def describe_network(model: STM) -> Description:
+    """Architecture, weights and dtype."""
+    return {
+        "network": str(model.architecture),
+        "weights_sha256": fingerprint(model),
+        "dtype": str(next(model.parameters()).dtype),
+    }
+
+
+def describe_video_run(
+    source: Path, given: GivenMasks, model: STM, options: RunOptions, overlay: str, ranks: int
+) -> Description:
+    """Of a run of one video, which counts by name, size and time of change, which is quick; the masks by content.
+
+    The number of ranks is part of it, because each of them keeps its own share of the memory; the folder of a bank on
+    disk is not.
+    """
+    return as_json(
+        {
+            "video": _identity(source),
+            "masks": given.digest,
+            **describe_network(model),
+            "compiled": model.compiled,
+            "device": next(model.parameters()).device.type,
+            **options.described(),
+            "overlay": overlay,
+            "ranks": ranks,
+            "stm_fast": __version__,
+        }
+    )
+
+
+def check_same(folder: Path, found: Description, expected: Mapping[str, Any], advice: str) -> None:
+    """Raises InputError where the run that a folder holds is not the expected one; `advice` says what to do then."""
+    differs = difference(found, as_json(expected))
+    if differs is not None:
+        raise InputError(f"{folder}: holds results of another run; {differs}; {advice}")
+
+
 class CheckpointTimer:
     """Says when the next checkpoint is due: not more often than asked for, nor so often that it slows the run down.
 
@@ -173,3 +220,12 @@ class CheckpointTimer:
         yield
         now = time.monotonic()
         self._next = now + max(self._seconds, (now - start) / _SHARE)
+
+
+def _identity(source: Path) -> str:
+    """Name, size and time of change of a file, or a digest of those of every file in a folder."""
+    if source.is_dir():
+        lines = sorted(_identity(file) for file in source.iterdir() if file.is_file())
+        return f"{len(lines)} files {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
+    facts = source.stat()
+    return f"{source.name} {facts.st_size} bytes {facts.st_mtime_ns}"

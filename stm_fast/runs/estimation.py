@@ -14,15 +14,15 @@ from typing import Any, NamedTuple, Self
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from stm_fast.config import MemoryConfig
+from stm_fast.config import MemoryConfig, Place
 from stm_fast.errors import InputError, require_folder
 from stm_fast.inference.options import RunOptions, network_size
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
 from stm_fast.network.footprint import activation_bytes
-from stm_fast.runs.background import FRAMES_WAITING
 from stm_fast.runs.given import GivenMasks
+from stm_fast.runs.loop import FRAMES_WAITING
 
 # what libraries and the allocator keep for themselves
 LIBRARY_BYTES = 2**26
@@ -69,21 +69,20 @@ class Estimate(NamedTuple):
     @property
     def memory_bytes(self) -> int:
         """On the model's device, without the network's parameters, which are there already."""
-        rows = (self.bank.bank or 0) if self._rows_lie_on(self.device) else 0
-        waiting = self.waiting if self.device.type == "cpu" else 0
+        on_cpu = self.device.type == "cpu"
+        rows = self._rows_in("device", "host") if on_cpu else self._rows_in("device")
+        waiting = self.waiting if on_cpu else 0
         return rows + waiting + max(self.activations, self.bank.workspace) + LIBRARY_BYTES
 
     @property
     def host_bytes(self) -> int:
-        """In host memory beside a GPU."""
-        if self.device.type == "cpu":
-            return 0
-        return self.waiting + ((self.bank.bank or 0) if self.memory.place == "host" else 0)
+        """In host memory, where the network is on a GPU."""
+        return 0 if self.device.type == "cpu" else self.waiting + self._rows_in("host")
 
     @property
     def disk_bytes(self) -> int:
         """In the folder of the bank."""
-        return (self.bank.bank or 0) if self.memory.place == "disk" else 0
+        return self._rows_in("disk")
 
     def __str__(self) -> str:
         rows = f"{_text(self.bank.frame)} per stored frame, with no upper bound"
@@ -93,8 +92,8 @@ class Estimate(NamedTuple):
         network, workspace = _text(self.parameters + self.activations), _text(self.bank.workspace)
         return f"{network} for the network, {workspace} for a read, and {rows}{place}"
 
-    def _rows_lie_on(self, device: torch.device) -> bool:
-        return self.memory.place == "device" or (self.memory.place == "host" and device.type == "cpu")
+    def _rows_in(self, *places: Place) -> int:
+        return (self.bank.bank or 0) if self.memory.place in places else 0
 
 
 def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: GivenMasks, world: int = 1) -> Workload:

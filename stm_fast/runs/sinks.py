@@ -3,8 +3,6 @@
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from stm_fast.choices import Overlay
 from stm_fast.errors import require_file
@@ -63,17 +61,17 @@ def overlay_video_to(writer: OverlayVideoWriter, masks: Path, palette: bytes | N
     return write
 
 
-class Results:
-    """The output folder of a run. A context manager: an overlay video is whole or not there at all.
+class Results(ExitStack):
+    """The output folder of a run. At the end of its `with` block an overlay video is whole, or not there at all.
 
     Until it is opened nothing is written: so it stays in a process that leaves writing to another one.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._sinks: list[Sink] = []
         self._syncs: list[Callable[[], None]] = []
         self._scores: ScoreTable | None = None
-        self._stack = ExitStack()
 
     def open(
         self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay, done: int, scores: int
@@ -96,11 +94,11 @@ class Results:
         self._add(masks_to(mask_writer), mask_writer.sync)
         if overlay == "video":
             video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
-            self._add(overlay_video_to(self._stack.enter_context(video), masks, palette))
+            self._add(overlay_video_to(self.enter_context(video), masks, palette))
         elif overlay == "pictures":
             picture_writer = OverlayPictureWriter(pictures)
             self._add(overlay_pictures_to(picture_writer, palette), picture_writer.sync)
-        self._scores = self._stack.enter_context(closing(ScoreTable(folder, done, scores if done else None)))
+        self._scores = self.enter_context(closing(ScoreTable(folder, done, scores if done else None)))
         self._add(self._scores.write, self._scores.sync)
 
     def write(self, segmented: Segmented) -> None:
@@ -117,11 +115,3 @@ class Results:
     def _add(self, sink: Sink, *syncs: Callable[[], None]) -> None:
         self._sinks.append(sink)
         self._syncs += syncs
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)

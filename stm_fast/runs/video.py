@@ -12,18 +12,15 @@ from torch.distributed import ProcessGroup
 
 from stm_fast.choices import Overlay
 from stm_fast.config import MemoryConfig
-from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.augmentation import plain_segmenter
 from stm_fast.inference.options import RunOptions
 from stm_fast.memory import Shard, with_known_size
 from stm_fast.network import STM
-from stm_fast.runs.background import FRAMES_WAITING, BackgroundWriter, prefetch
-from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position
-from stm_fast.runs.description import describe_video_run
+from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
 from stm_fast.runs.given import find_masks, mask_files
-from stm_fast.runs.jobs import Job, OutputOptions
-from stm_fast.runs.loop import Segmented, run
-from stm_fast.runs.output_folder import check_output
+from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
+from stm_fast.runs.output_folder import Job, OutputOptions, check_output
 from stm_fast.runs.ranks import Ranks, of_group
 from stm_fast.runs.sinks import Results
 from stm_fast.video import open_frames
@@ -136,16 +133,8 @@ class _VideoRun:
         self._job, self._outputs, self._hooks, self._ranks = job, outputs, hooks, ranks
         self._reader = reader = open_frames(job.source, mask_files(job.masks))
         self._given = given = find_masks(job.masks, reader, job.mask_frame)
-        memory = with_known_size(options.memory, reader.frame_count, given.files)
-        options = replace(options, memory=memory)
-        self._segmenter = VideoSegmenter(
-            model,
-            memory=memory,
-            max_size=options.max_size,
-            min_size=options.min_size,
-            backend=options.backend,
-            shard=Shard(ranks.group),
-        )
+        options = replace(options, memory=with_known_size(options.memory, reader.frame_count, given.files))
+        self._segmenter = plain_segmenter(model, options, Shard(ranks.group))
         described = describe_video_run(job.source, given, model, options, outputs.overlay, ranks.world)
         self._checkpoint = Checkpoint(job.output, described, ranks)
         self._workload = workload_of(model, options, (reader.height, reader.width), given, ranks.world)

@@ -16,14 +16,21 @@ from stm_fast.evaluation.benchmark_sets import (
     write_zip,
 )
 from stm_fast.evaluation.output_folder import BASELINES, MASKS
-from stm_fast.evaluation.record import Record, make_record, write_record
+from stm_fast.evaluation.record import (
+    Record,
+    make_record,
+    overall,
+    print_comparison,
+    print_tables,
+    write_tables,
+)
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
-from stm_fast.evaluation.tables import overall, print_comparison, print_tables, write_tables
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.printing import say, warn
+from stm_fast.record_file import write_record_file
 from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_model, prepare
@@ -160,7 +167,7 @@ def _finish(
     make_folder(output)
     if scores:
         write_tables(scores, split, output)
-    write_record(record, output / "results.json")
+    write_record_file(output / "results.json", record)
     if report:
         write_report(record, scores, {pair[0].name: pair for pair in pairs}, output / "report.html")
 

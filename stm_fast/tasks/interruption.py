@@ -19,19 +19,15 @@ class Stop:
     """Whether a signal has asked the run to end."""
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.signal: int | None = None
 
     def __call__(self) -> bool:
-        return self._signal is not None
-
-    def ask(self, number: int) -> None:
-        """Notes the signal."""
-        self._signal = number
+        return self.signal is not None
 
     @property
     def exit_code(self) -> int:
         """130 after ctrl-C, 143 after SIGTERM."""
-        return _FROM_SIGNALS + (self._signal or signal.SIGINT)
+        return _FROM_SIGNALS + (self.signal or signal.SIGINT)
 
 
 @contextmanager
@@ -45,7 +41,7 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def ask(number: int, _: FrameType | None) -> None:
-        stop.ask(number)
+        stop.signal = number
         restore()
 
     for number in _SIGNALS:

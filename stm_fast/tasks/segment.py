@@ -11,8 +11,7 @@ from stm_fast.memory import RankLostError
 from stm_fast.network import STM
 from stm_fast.printing import remark, warn
 from stm_fast.runs.estimation import Estimate
-from stm_fast.runs.jobs import Job, OutputOptions
-from stm_fast.runs.output_folder import check_output, remove_results
+from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_results
 from stm_fast.runs.ranks import Ranks, joined, launched
 from stm_fast.runs.video import Hooks, InterruptedRun, Summary, segment_job
 from stm_fast.tasks.choice import NetworkChoice

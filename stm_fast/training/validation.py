@@ -14,8 +14,8 @@ from stm_fast.data.sequences import SETS, Sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation.benchmark_sets import claim_output, run_sequences
 from stm_fast.evaluation.output_folder import MASKS
+from stm_fast.evaluation.record import overall
 from stm_fast.evaluation.scoring import check_length, score_sequences
-from stm_fast.evaluation.tables import overall
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.deployment import for_inference
