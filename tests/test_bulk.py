@@ -216,17 +216,17 @@ def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, 
 @pytest.mark.parametrize(
     ("program", "world", "line", "command"),
     [
-        ("/bin/stm-fast", "1", "To go on:", "/bin/stm-fast segment --resume 'my clip.mp4' -- -v.mp4"),
+        ("/bin/stm-fast", "1", "To resume:", "/bin/stm-fast segment --resume 'my clip.mp4' -- -v.mp4"),
         (
             "stm_fast/__main__.py",
             "1",
-            "To go on:",
+            "To resume:",
             f"{sys.executable} -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
         ),
         (
             "stm_fast/__main__.py",
             "4",
-            "To go on, with torchrun's options as before:",
+            "To resume, with torchrun's options as before:",
             "torchrun ... -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
         ),
     ],

@@ -410,7 +410,7 @@ def test_ctrl_c_ends_with_whole_files(place):
     assert [path.name for path in found] == [f"{number:05d}.png" for number in range(len(found))]
     *_, interrupted, then, command = errors.splitlines()
     assert interrupted == (f"stm-fast: interrupted after {len(found)} frames; every file that was written is whole")
-    assert then == "To go on:"
+    assert then == "To resume:"
     again = shlex.split(command)
     again.remove("--resume")
     assert again == list(map(str, process.args))

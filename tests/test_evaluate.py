@@ -285,6 +285,7 @@ def test_a_set_is_run_scored_and_written_down(tmp_path):
     assert record["objects"][1]["J"]["per_frame"] == expected.tolist()
     means = [[item[measure]["mean"] for item in record["objects"]] for measure in "JF"]
     assert record["global"]["J&F-Mean"] == pytest.approx(np.mean(means))
+    assert record["run"]["inference"]["memory"]["every"] == 5
     assert record["speed"]["frames"] == 2 * FRAMES
     network = sum(s for stage, s in record["speed"]["stage_seconds"].items() if stage not in ("decode", "write"))
     assert network == pytest.approx(record["speed"]["network_seconds"])

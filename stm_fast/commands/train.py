@@ -26,7 +26,7 @@ def train(
     ] = False,
     stop_after_minutes: Annotated[
         float | None,
-        typer.Option(**real(0, 10**6), help="End with a checkpoint; the same command with --resume goes on."),
+        typer.Option(**real(0, 10**6), help="End with a checkpoint; the same command with --resume continues."),
     ] = None,
     fit_minutes: Annotated[
         float | None,
@@ -37,7 +37,7 @@ def train(
 ) -> None:
     """Train a network as the paper does, or as a configuration of your own says.
 
-    Under torchrun the processes share out each batch; a run may go on with another number of them.
+    Under torchrun the processes share out each batch; a run may be resumed with another number of them.
     """
     start = time.monotonic()
     launched()  # before work: what the environment says must make sense

@@ -44,7 +44,7 @@ class Timing:
     objects: int
     network_seconds: float  # of the frames as papers count: frames and masks in memory, nothing read or written
     seconds: float  # end to end: pictures read, masks written
-    stage_seconds: dict[str, float]  # decode and write go on beside the network
+    stage_seconds: dict[str, float]  # decode and write are concurrent with the network
 
     def check(self) -> None:
         """Raises ValueError for numbers that no sequence has."""
@@ -194,9 +194,9 @@ def _run(sequence: Sequence, folder: Path, model: STM, options: RunOptions) -> T
     memory = with_known_size(options.memory, reader.frame_count, [0])
     segmenter = AugmentedSegmenter(model, replace(options, memory=memory))
     with StageProfiler(model) as profiler:
-        frames, beside = run_frames(sequence, reader, segmenter, folder, profiler.frame)
+        frames, concurrent = run_frames(sequence, reader, segmenter, folder, profiler.frame)
     seconds = time.perf_counter() - start
-    stages = beside | dict(profiler.seconds)
+    stages = concurrent | dict(profiler.seconds)
     return Timing(sequence.name, frames, len(segmenter.object_ids), profiler.total, seconds, stages)
 
 
@@ -213,23 +213,23 @@ def run_frames(
         measure: around the work on each frame, as in :func:`stm_fast.runs.loop.run`.
 
     Returns:
-        How many frames there were; the seconds in which they were decoded, and masks written, beside the network.
+        How many frames there were, and the seconds of decoding and of writing, which are concurrent with the network.
     """
     write_mask = masks_to(MaskWriter(folder), sequence.required)
-    beside = {"decode": 0.0, "write": 0.0}
+    seconds = {"decode": 0.0, "write": 0.0}
 
     def write(segmented: Segmented) -> None:
         before = time.perf_counter()
         write_mask(segmented)
-        beside["write"] += time.perf_counter() - before
+        seconds["write"] += time.perf_counter() - before
 
     def prompt(frame: Frame, known: list[int]) -> tuple[Ids, list[int]] | None:
         return sequence.given(frame.name, known)
 
-    decoded = prefetch(_timed(reader, beside), FRAMES_WAITING)
+    decoded = prefetch(_timed(reader, seconds), FRAMES_WAITING)
     with BackgroundWriter(write, FRAMES_WAITING) as writer, closing(decoded) as frames:
         count = run(frames, prompt, segmenter, writer.put, measure=measure)
-    return count, beside
+    return count, seconds
 
 
 def _timed(reader: FrameReader, seconds: dict[str, float]) -> Iterator[Frame]:

@@ -207,7 +207,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the control group that a container runs in has left; very much where it has no limit."""
+    """What the control group that a container runs in has left; 2**63 - 1 where it has no limit."""
     for limit, used in _GROUP_FILES:
         if (folder / limit).is_file() and (found := (folder / limit).read_text().strip()) != "max":
             return max(0, int(found) - int((folder / used).read_text()) + _cached_bytes((folder / limit).parent))
@@ -215,7 +215,7 @@ def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _cached_bytes(group: Path) -> int:
-    """What a group counts as used and gives back when it is wanted: pages of files."""
+    """What a group counts as used although it can be reclaimed: the page cache."""
     table = group / "memory.stat"
     lines = (line.split() for line in (table.read_text().splitlines() if table.is_file() else ()))
     return sum(int(count) for name, count in lines if name in ("active_file", "inactive_file"))

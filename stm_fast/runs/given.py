@@ -105,29 +105,28 @@ def find_masks(masks: str | Path, reader: FrameReader, mask_frame: int | str | N
 def _checked(files: dict[int, Path], size: tuple[int, int], notes: list[str]) -> GivenMasks:
     """Reads every mask once. Raises InputError for one that cannot be used."""
     ids: dict[int, list[int]] = {}
-    palettes: dict[int, bytes | None] = {}
     noted: dict[str, list[Path]] = {}
+    palette: bytes | None = None
     digest = hashlib.sha256()
     for index, file in sorted(files.items()):
         mask = read_mask(file, size)
         require_objects(mask.ids, file)
         for part in (str(index).encode(), mask.ids.tobytes(), mask.palette or b""):
             digest.update(part + b"|")
-        ids[index], palettes[index] = object_ids(mask.ids), mask.palette
+        palette = palette if ids else mask.palette
+        ids[index] = object_ids(mask.ids)
         if mask.note is not None:
             noted.setdefault(mask.note, []).append(file)
     void = has_void(set().union(*ids.values()))
     if void:
-        with_void = [files[index] for index, found in ids.items() if VOID in found]
-        noted[VOID_NOTE] = with_void
+        noted[VOID_NOTE] = [files[index] for index, found in ids.items() if VOID in found]
         ids = {index: [one for one in found if one != VOID] for index, found in ids.items()}
         for index, found in ids.items():
             if not found:
-                raise InputError(
-                    f"{files[index]}: mask without objects: nothing but {VOID}, which is void beside others"
-                )
+                file = files[index]
+                raise InputError(f"{file}: mask without objects: nothing but {VOID}, which is void beside others")
     notes = notes + [f"{_named(of_note)}: {note}" for note, of_note in noted.items()]
-    return GivenMasks(files, size, ids, void, palettes[min(files)], tuple(notes), digest.hexdigest())
+    return GivenMasks(files, size, ids, void, palette, tuple(notes), digest.hexdigest())
 
 
 def _named(files: Sequence[Path]) -> str:

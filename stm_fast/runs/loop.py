@@ -136,7 +136,7 @@ class BackgroundWriter(Generic[Item]):
             self._wait(0)
 
     def _wait(self, most: int) -> None:
-        """Until at most so many items are not consumed."""
+        """Until at most `most` items are left to consume."""
         while len(self._waiting) > most:
             self._waiting.popleft().result()
         if self._error is not None:

@@ -64,7 +64,7 @@ def overlay_video_to(writer: OverlayVideoWriter, masks: Path, palette: bytes | N
 class Results(ExitStack):
     """The output folder of a run. At the end of its `with` block an overlay video is whole, or not there at all.
 
-    Until it is opened nothing is written: so it stays in a process that leaves writing to another one.
+    Nothing is written before `open`, which only one of several processes calls.
     """
 
     def __init__(self) -> None:

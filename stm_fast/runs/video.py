@@ -91,7 +91,7 @@ def segment_video(
         source: a video file, or a folder of jpg, png or webp frames.
         masks: a mask as `read_mask` takes it for the first frame, or for the one whose name it has ("00033.png" is
             frame 33 of a video), or a folder of masks named as their frames. Objects may appear in later masks; 255
-            beside other ids is void. Masks that lie among the frames are no frames.
+            beside other ids is void. Masks among the frames are not taken for frames.
         output: a folder that is empty or does not exist, unless `overwrite`; the input is not in it.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         mask_frame: the frame that the one mask belongs to, whatever its name: an index, or a name.
@@ -191,7 +191,7 @@ class _VideoRun:
         return count
 
     def _advance(self, first: int, done: int, writer: BackgroundWriter[Segmented]) -> None:
-        """After each frame: tells how many are done, saves a checkpoint where one is due, and stops where asked to."""
+        """After each frame: reports progress, saves a checkpoint if one is due, stops if that is asked for."""
         self._hooks.progress(done, self._reader.frame_count)
         stop, due = self._ranks.any(self._hooks.should_stop(), self._timer.due)
         if (stop or due) and done > first:

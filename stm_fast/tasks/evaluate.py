@@ -73,7 +73,7 @@ def evaluate_set(
     Args:
         data: the root of the set.
         workers: processes that score; one for each core by default.
-        baselines: the first mask copied and an untrained network are scored beside it.
+        baselines: the first mask copied and an untrained network are scored too.
 
     Raises:
         InputError: an output folder of another run, or what does not fit.

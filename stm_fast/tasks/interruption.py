@@ -60,9 +60,9 @@ def how_to_resume() -> tuple[str, str]:
     # behind the command, because arguments may end with a -- and names behind it
     again = [*given[:1], "--resume", *given[1:]]
     if launched().world == 1:
-        return "To go on:", _joined([*program, *again])
+        return "To resume:", _joined([*program, *again])
     program = ["--no-python", *program] if is_script else program[1:]
-    return "To go on, with torchrun's options as before:", f"torchrun ... {_joined([*program, *again])}"
+    return "To resume, with torchrun's options as before:", f"torchrun ... {_joined([*program, *again])}"
 
 
 def _joined(words: list[str]) -> str:

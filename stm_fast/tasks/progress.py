@@ -1,4 +1,4 @@
-"""What a command tells while it runs, and at its end."""
+"""What a command prints while it runs, and at its end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
