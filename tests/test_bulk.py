@@ -20,7 +20,8 @@ from stm_fast.__main__ import app
 from stm_fast.errors import InputError
 from stm_fast.memory import RankLostError
 from stm_fast.runs import InterruptedRun, segment_video
-from stm_fast.runs.output_folder import Job, plan
+from stm_fast.runs.output_folder import plan
+from stm_fast.runs.video import segment_job
 from stm_fast.tasks.interruption import how_to_resume
 from stm_fast.video import read_mask, write_mask
 
@@ -199,13 +200,12 @@ def test_what_is_overwritten_is_not_the_input(tmp_path, many, weights):
 
 @pytest.mark.slow
 def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, monkeypatch):
-    def broken(job):
+    def broken(job, *options):
         if job.name == "a":
             raise RuntimeError("a bug")
-        return original(job)
+        return segment_job(job, *options)
 
-    original = Job.with_own_masks
-    monkeypatch.setattr(Job, "with_own_masks", broken)
+    monkeypatch.setattr("stm_fast.tasks.segment.segment_job", broken)
     result = CliRunner().invoke(app, arguments(tmp_path, weights, many[:2]))
     assert result.exit_code == 1
     assert "Traceback" in result.stderr

@@ -121,10 +121,7 @@ def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(
     result = place.segment("--overlay", "none", masks=later)
     assert result.exit_code == 0, result.output
     note, estimate = result.stderr.splitlines()
-    assert (
-        note
-        == f"stm-fast: {later}: named as frame 00004, so it is taken for that; mask_frame (--mask-frame) names another"
-    )
+    assert note == f"stm-fast: {later}: named as frame 00004, so it is taken for that; --mask-frame names another"
     assert estimate.startswith("memory: ")
     assert not read_mask(place.out / "masks/00003.png").ids.any()
     assert np.array_equal(read_mask(place.out / "masks/00004.png").ids, one_object())

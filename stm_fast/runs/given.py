@@ -45,12 +45,17 @@ class GivenMasks(NamedTuple):
     notes: tuple[str, ...] = ()
     digest: str = ""
 
-    def prompt(self, frame: Frame, known: list[int]) -> tuple[npt.NDArray[np.uint8], None] | None:
-        """The mask of a frame, ids [H, W], which speaks of all its objects. Raises InputError."""
-        if frame.index not in self.files:
+    def read(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """The mask of a frame, ids [H, W]; None where there is none. Raises InputError."""
+        if index not in self.files:
             return None
-        ids = read_mask(self.files[frame.index], self.size).ids
-        return (without_void(ids) if self.void else ids), None
+        ids = read_mask(self.files[index], self.size).ids
+        return without_void(ids) if self.void else ids
+
+    def prompt(self, frame: Frame, known: list[int]) -> tuple[npt.NDArray[np.uint8], None] | None:
+        """As `Prompts` in the loop: every object of the mask counts."""
+        ids = self.read(frame.index)
+        return None if ids is None else (ids, None)
 
     def check_all_used(self, frame_count: int) -> None:
         """Raises InputError for a mask beyond the end, which a source that does not count its frames cannot refuse."""

@@ -2,29 +2,11 @@
 
 import re
 
-_SWITCHES = {
-    "every=None": "--first-and-previous",
-    "overwrite=True": "--overwrite",
-    "resume=True": "--resume",
-}
-_FLAGS = {
-    "max_frames": "--max-memory-frames",
-    "max_bytes": "--max-memory-bytes",
-    "storage": "--memory-storage",
-    "place": "--memory-place",
-    "folder": "--memory-folder",
-    "max_size": "--max-size",
-    "min_size": "--min-size",
-    "mask_frame": "--mask-frame",
-    "overlay": "--overlay",
-    "backend": "--backend",
-    "arch": "--arch",
-    "device": "--device",
-    "weights": "--weights",
-    "output": "--output",
-    "sequence": "--sequence",
-    "split": "--split",
-}
+_SWITCHES = {"every=None": "--first-and-previous", "overwrite=True": "--overwrite", "resume=True": "--resume"}
+_FLAGS = {"max_frames": "--max-memory-frames", "max_bytes": "--max-memory-bytes"}
+_FLAGS |= {name: f"--memory-{name}" for name in ("storage", "place", "folder")}
+_FLAGS |= {name: f"--{name.replace('_', '-')}" for name in ("max_size", "min_size", "mask_frame", "overlay", "backend")}
+_FLAGS |= {name: f"--{name}" for name in ("arch", "device", "weights", "output", "sequence", "split")}
 _SWITCH = re.compile("|".join(map(re.escape, _SWITCHES)))
 _VALUE = re.compile(rf"\b({'|'.join(_FLAGS)})='?([^\s',;]+)'?")
 # at the beginning of a message; or anywhere, where a name cannot be a word: not as a part of a path

@@ -8,7 +8,6 @@ from dataclasses import replace
 from stm_fast.errors import InputError, as_input_error
 from stm_fast.inference.options import RunOptions
 from stm_fast.memory import RankLostError
-from stm_fast.network import STM
 from stm_fast.printing import remark, warn
 from stm_fast.runs.estimation import Estimate
 from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_results
@@ -22,8 +21,9 @@ from stm_fast.tasks.progress import print_summary, print_untrained, progress_bar
 
 _UNEXPECTED, _WRONG_USE, _RANK_LOST = 1, 2, 1
 
-# segments a video, and says with the callback how far it is
-_Segment = Callable[[Job, Callable[[int, int | None], None]], Summary]
+_Advance = Callable[[int, int | None], None]
+# segments a video, and reports progress to the callback
+_Segment = Callable[[Job, _Advance], Summary]
 
 
 def segment_videos(
@@ -54,8 +54,11 @@ def segment_videos(
             _clear(launched().share(jobs))
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
     with stop_on_signals() as stop, joined(shard_memory) as ranks:
+
+        def segment(job: Job, advance: _Advance) -> Summary:
+            return segment_job(job, model, options, outputs, Hooks(stop, advance, _print_estimate), ranks)
+
         try:
-            segment = _segment_with(model, options, outputs, stop, ranks)
             code = _segment_many(jobs, segment) if several else _segment_one(jobs[0], segment, ranks, network.untrained)
         except InterruptedRun as error:
             return _ended(error, stop.exit_code)
@@ -64,12 +67,6 @@ def segment_videos(
     if network.untrained and launched().leads:
         print_untrained()
     return code
-
-
-def _segment_with(
-    model: STM, options: RunOptions, outputs: OutputOptions, stop: Callable[[], bool], ranks: Ranks
-) -> _Segment:
-    return lambda job, advance: segment_job(job, model, options, outputs, Hooks(stop, advance, _print_estimate), ranks)
 
 
 def _segment_one(job: Job, segment: _Segment, ranks: Ranks, untrained: bool) -> int:
