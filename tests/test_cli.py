@@ -126,7 +126,7 @@ def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(
     assert not read_mask(place.out / "masks/00003.png").ids.any()
     assert np.array_equal(read_mask(place.out / "masks/00004.png").ids, one_object())
     place.refuses(
-        "mask_frame: found '6', expected the name of a frame of clip, or an index from 0 to 5",
+        "--mask-frame: found '6', expected the name of a frame of clip, or an index from 0 to 5",
         more=["--mask-frame", "6"],
         masks=later,
         output=place.folder / "other",

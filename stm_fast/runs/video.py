@@ -149,9 +149,10 @@ class _VideoRun:
             return Summary(position.frames, 0.0, position.object_ids, job.output, position.frames)
         inputs = (job.source, job.masks)
         ranks.lead(lambda: check_output(job.output, outputs.overwrite, inputs, resume=outputs.resume))
-        self._hooks.estimated(check_fits(self._workload))
+        estimate = check_fits(self._workload)
         for note in self._given.notes if ranks.leads else ():
             logger.warning(note)
+        self._hooks.estimated(estimate)
 
         start = time.perf_counter()
         first = self._restore(position)
