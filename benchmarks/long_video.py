@@ -1,7 +1,8 @@
 """What a long video costs: frames per second, latency, bank and memory over the frames.
 
 Every policy and storage, and the published loop beside them until it reaches a memory limit; each in a process of its
-own. Weights are random: figures of speed and memory, not of masks. Only the step is timed, not the drawing of frames.
+own. Weights are random: figures of speed and memory, not of masks. The time of a frame is from the image in memory to
+its object ids; drawing it is not counted.
 
 python benchmarks/long_video.py --frames 10000 --size 240p --objects 1 --output benchmarks/results/long-video.json
 """
@@ -11,9 +12,10 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,10 +30,14 @@ from stm_fast.benchmarking.published_loop import PublishedLoop
 from stm_fast.benchmarking.records import Record, describe_machine
 from stm_fast.benchmarking.tables import Table
 from stm_fast.config import MemoryConfig
+from stm_fast.data.sequences import Ids
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.objects import split_mask
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
 from stm_fast.network.deploy import for_inference
+from stm_fast.runs.loop import Segmenter, run
+from stm_fast.video import Frame
 from stm_fast.whole_file import whole_file
 
 PUBLISHED = "published loop"
@@ -39,7 +45,6 @@ SIZES = {"96p": (96, 160), "240p": (240, 432), "480p": (480, 864), "1080p": (108
 POLICIES = ("everything", "first and previous", "oldest", "least used", "even")
 STORAGES = ("bfloat16", "int8", "fp8", "host", "disk")
 RUNS = (*POLICIES, *STORAGES, PUBLISHED)
-Step = Callable[[Tensor, Tensor | None], object]
 
 
 @dataclass(frozen=True)
@@ -138,41 +143,60 @@ def measure(name: str, work: Work, progress: Path) -> str:
     clip = SyntheticClip(0, frames=work.frames, height=height, width=width, objects=work.objects)
     build = {"resnet18": stm_resnet18, "resnet50": stm_resnet50}[work.backbone]
     model = build(decoder_dim=work.decoder_dim).to(device()).eval()
-    step, bank_bytes = variant(name, work, model, progress.parent)
-    window, times, start = max(1, work.frames // work.windows), [], time.monotonic()
+    segmenter, bank_bytes = variant(name, work, model, progress.parent)
+    times: list[float] = []
+    window, index, start = max(1, work.frames // work.windows), 0, time.monotonic()
     limit_memory(work.limit_gb)
+
+    @contextmanager
+    def measure() -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        times.append(time.perf_counter() - began)
+
+    def after(done: int) -> None:
+        nonlocal index
+        if len(times) == window or done == work.frames:
+            lines.write(json.dumps(asdict(window_of(index, times, bank_bytes()))) + "\n")
+            times.clear()
+        if time.monotonic() - start > 60 * work.minutes:
+            raise RuntimeError("out of time")
+        index = done
+
+    def prompt(frame: Frame, known: list[int]) -> tuple[Ids, None] | None:
+        return None if known else (clip[0].ids, None)
+
+    frames = (Frame(number, float(number), str(number), drawn.image) for number, drawn in enumerate(clip))
     with progress.open("w", buffering=1) as lines:
-        for index, picture in enumerate(clip):
-            frame = torch.from_numpy(picture.image).to(device()).permute(2, 0, 1) / 255
-            planes = torch.stack([torch.from_numpy(picture.ids == i) for i in range(1, work.objects + 1)]).float()
-            began = time.perf_counter()
-            try:
-                step(frame, planes.to(device()) if index == 0 else None)
-            except (RuntimeError, MemoryError) as error:
-                return f"frame {index}: {str(error).splitlines()[0]}"
-            if device() == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-            if len(times) == window or index == work.frames - 1:
-                lines.write(json.dumps(asdict(window_of(index, times, bank_bytes()))) + "\n")
-                times = []
-            if time.monotonic() - start > 60 * work.minutes:
-                return f"frame {index}: out of time"
+        try:
+            run(frames, prompt, segmenter, lambda segmented: None, measure=measure, after=after)
+        except (RuntimeError, MemoryError) as error:
+            return f"frame {index}: {str(error).splitlines()[0]}"
     return "the end"
 
 
-def variant(name: str, work: Work, model: STM, folder: Path) -> tuple[Step, Callable[[], int]]:
-    """What is called for every frame, with the first one's planes; and the size of the bank."""
+class Published:
+    """The published loop as a `Segmenter`."""
+
+    def __init__(self, model: STM, every: int) -> None:
+        self.loop = PublishedLoop(model, every)
+        self.object_ids: list[int] = []
+
+    def step(self, frame: Tensor, mask: Tensor | None = None, objects: list[int] | None = None) -> Tensor:
+        planes = None
+        if mask is not None:
+            self.object_ids, planes = split_mask(mask.to(device()), objects)
+        return self.loop.step(frame.to(device()) / 255, planes)[: 1 + len(self.object_ids)]
+
+
+def variant(name: str, work: Work, model: STM, folder: Path) -> tuple[Segmenter, Callable[[], int]]:
+    """What segments every frame, and the size of its bank."""
     if name == PUBLISHED:
-        loop = PublishedLoop(model, work.every)
-        return loop.step, lambda: 0 if loop.keys is None else loop.keys.nbytes + loop.values.nbytes
+        published = Published(model, work.every)
+        loop = published.loop
+        return published, lambda: 0 if loop.keys is None else loop.keys.nbytes + loop.values.nbytes
     segmenter = VideoSegmenter(for_inference(model), memory=memory_of(name, work, folder))
-    ids = list(range(1, work.objects + 1))
-
-    def step(frame: Tensor, planes: Tensor | None) -> None:
-        segmenter.step(frame, planes, None if planes is None else ids)
-
-    return step, lambda: segmenter.bank.nbytes
+    return segmenter, lambda: segmenter.bank.nbytes
 
 
 def memory_of(name: str, work: Work, folder: Path) -> MemoryConfig:

@@ -32,13 +32,14 @@ FLOORS = {
     "video": 3,
     "inference": 4,
     "data": 4,
-    "evaluation": 5,
-    "benchmarking": 6,
-    "training": 6,
-    "tasks": 7,
-    "__init__": 7,
-    "commands": 8,
-    "__main__": 9,
+    "runs": 5,
+    "evaluation": 6,
+    "benchmarking": 7,
+    "training": 7,
+    "tasks": 8,
+    "__init__": 8,
+    "commands": 9,
+    "__main__": 10,
 }
 
 

@@ -18,9 +18,10 @@ from processes import CONTEXT, run_ranks, torchrun
 from small_inputs import one_object, small_network, write_video, write_weights
 from stm_fast.__main__ import app
 from stm_fast.errors import InputError
-from stm_fast.inference import InterruptedRun, segment_video
-from stm_fast.inference.bulk import masks_of, plan
 from stm_fast.memory import RankLostError
+from stm_fast.runs import InterruptedRun, segment_video
+from stm_fast.runs.output_folder import plan
+from stm_fast.runs.video import segment_job
 from stm_fast.tasks.interruption import how_to_resume
 from stm_fast.video import read_mask, write_mask
 
@@ -61,25 +62,25 @@ def changed(folder):
 def test_every_video_gets_its_masks_and_its_folder(tmp_path):
     folder = tmp_path / "frames.of.b"
     folder.mkdir()
-    jobs = plan([Path("x/a.mp4"), folder], tmp_path / "out")
+    jobs = plan([Path("x/a.mp4"), folder], tmp_path, tmp_path / "out")
     assert [job.name for job in jobs] == ["a", "frames.of.b"]
     assert [job.output for job in jobs] == [tmp_path / "out/a", tmp_path / "out/frames.of.b"]
     with pytest.raises(InputError, match=r"y/a\.mkv: same name as x/a\.mp4"):
-        plan([Path("x/a.mp4"), Path("y/a.mkv")], tmp_path)
+        plan([Path("x/a.mp4"), Path("y/a.mkv")], tmp_path, tmp_path)
     with pytest.raises(InputError, match=r"no masks for x/a\.mp4, expected a\.png or a folder a"):
-        masks_of(jobs[0], tmp_path)
+        jobs[0].with_own_masks()
     for name in ("b.png", "frames.of.b.jpg", "a.PNG"):
         (tmp_path / name).touch()
-    assert [masks_of(job, tmp_path).name for job in jobs] == ["a.PNG", "frames.of.b.jpg"]
+    assert [job.with_own_masks().masks.name for job in jobs] == ["a.PNG", "frames.of.b.jpg"]
     (tmp_path / "a.Png").touch()
     with pytest.raises(InputError, match=r"a\.\w+: same name as .*a\.\w+, but for the suffix"):
-        masks_of(jobs[0], tmp_path)
+        jobs[0].with_own_masks()
 
 
 @pytest.mark.parametrize("name", ["...mp4", "..mp4", ".hidden.mp4", ".a.7.partial.mp4", "/"])
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
     with pytest.raises(InputError, match=rf"{re.escape(name)}: name of its results: found .*, expected the name"):
-        plan([Path("a.mp4"), Path(name)], tmp_path / "out")
+        plan([Path("a.mp4"), Path(name)], tmp_path, tmp_path / "out")
 
 
 def test_a_name_of_dots_writes_nothing_and_is_fine_where_it_names_nothing(tmp_path, many, weights):
@@ -98,7 +99,7 @@ def test_a_name_of_dots_writes_nothing_and_is_fine_where_it_names_nothing(tmp_pa
 def test_two_names_of_one_folder_are_refused(tmp_path):
     (tmp_path / "a").symlink_to("b")
     with pytest.raises(InputError, match=r"b\.mp4: same folder as a\.mp4, so the results of both would be in .*/a$"):
-        plan([Path("a.mp4"), Path("b.mp4")], tmp_path)
+        plan([Path("a.mp4"), Path("b.mp4")], tmp_path, tmp_path)
 
 
 def test_masks_that_are_the_results_of_another_video_are_not_overwritten(tmp_path, many, weights):
@@ -199,12 +200,12 @@ def test_what_is_overwritten_is_not_the_input(tmp_path, many, weights):
 
 @pytest.mark.slow
 def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, monkeypatch):
-    def broken(job, masks):
+    def broken(job, *options):
         if job.name == "a":
             raise RuntimeError("a bug")
-        return masks_of(job, masks)
+        return segment_job(job, *options)
 
-    monkeypatch.setattr("stm_fast.tasks.bulk.masks_of", broken)
+    monkeypatch.setattr("stm_fast.tasks.segment.segment_job", broken)
     result = CliRunner().invoke(app, arguments(tmp_path, weights, many[:2]))
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -215,17 +216,17 @@ def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, 
 @pytest.mark.parametrize(
     ("program", "world", "line", "command"),
     [
-        ("/bin/stm-fast", "1", "To go on:", "/bin/stm-fast segment --resume 'my clip.mp4' -- -v.mp4"),
+        ("/bin/stm-fast", "1", "To resume:", "/bin/stm-fast segment --resume 'my clip.mp4' -- -v.mp4"),
         (
             "stm_fast/__main__.py",
             "1",
-            "To go on:",
+            "To resume:",
             f"{sys.executable} -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
         ),
         (
             "stm_fast/__main__.py",
             "4",
-            "To go on, with torchrun's options as before:",
+            "To resume, with torchrun's options as before:",
             "torchrun ... -m stm_fast segment --resume 'my clip.mp4' -- -v.mp4",
         ),
     ],

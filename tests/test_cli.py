@@ -23,6 +23,7 @@ from stm_fast.network import load_checkpoint, released, save_checkpoint, stm_res
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.tasks.choice import NetworkChoice
+from stm_fast.tasks.flags import with_flags
 from stm_fast.video import read_mask, write_mask
 
 pytest.importorskip("av")
@@ -120,15 +121,12 @@ def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(
     result = place.segment("--overlay", "none", masks=later)
     assert result.exit_code == 0, result.output
     note, estimate = result.stderr.splitlines()
-    assert (
-        note
-        == f"stm-fast: {later}: named as frame 00004, so it is taken for that; mask_frame (--mask-frame) names another"
-    )
+    assert note == f"stm-fast: {later}: named as frame 00004, so it is taken for that; --mask-frame names another"
     assert estimate.startswith("memory: ")
     assert not read_mask(place.out / "masks/00003.png").ids.any()
     assert np.array_equal(read_mask(place.out / "masks/00004.png").ids, one_object())
     place.refuses(
-        "mask_frame: found '6', expected the name of a frame of clip, or an index from 0 to 5",
+        "--mask-frame: found '6', expected the name of a frame of clip, or an index from 0 to 5",
         more=["--mask-frame", "6"],
         masks=later,
         output=place.folder / "other",
@@ -409,7 +407,7 @@ def test_ctrl_c_ends_with_whole_files(place):
     assert [path.name for path in found] == [f"{number:05d}.png" for number in range(len(found))]
     *_, interrupted, then, command = errors.splitlines()
     assert interrupted == (f"stm-fast: interrupted after {len(found)} frames; every file that was written is whole")
-    assert then == "To go on:"
+    assert then == "To resume:"
     again = shlex.split(command)
     again.remove("--resume")
     assert again == list(map(str, process.args))
@@ -421,3 +419,33 @@ def test_ctrl_c_ends_with_whole_files(place):
     ]
     for path in found:
         assert read_mask(path).ids.shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("min_size: found 100, expected 1 to max_size, 64", "--min-size: found 100, expected 1 to --max-size, 64"),
+        ("max_frames: found 1, expected at least 2", "--max-memory-frames: found 1, expected at least 2"),
+        (
+            "what would fit: storage='int8', max_frames=7",
+            "what would fit: --memory-storage int8, --max-memory-frames 7",
+        ),
+        ("place='disk' folder=FOLDER, every=None", "--memory-place disk --memory-folder FOLDER, --first-and-previous"),
+        ("none; take a smaller max_size", "none; take a smaller --max-size"),
+        ("out: not empty; give another one, or overwrite=True", "out: not empty; give another one, or --overwrite"),
+        (
+            "arch: found lite0 with weights=a.pth, expected one",
+            "--arch: found lite0 with --weights a.pth, expected one",
+        ),
+        (
+            "m.png: named as the video; mask_frame names another",
+            "m.png: named as the video; --mask-frame names another",
+        ),
+        # paths that look alike
+        ("data/max_size/a.mp4: not a video", "data/max_size/a.mp4: not a video"),
+        ("max_size.png: no such mask", "max_size.png: no such mask"),
+        ("device: no such file or folder", "device: no such file or folder"),
+    ],
+)
+def test_the_command_line_says_flags_where_the_library_says_fields(message, told):
+    assert with_flags(message) == told

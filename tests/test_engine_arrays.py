@@ -9,10 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.evaluation.augmentation import AugmentedSegmenter
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference import RunOptions, VideoSegmenter
+from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.network import STM, stm_resnet18
 
 H, W = SIZE = (40, 56)
@@ -170,7 +169,7 @@ WRONG_FRAMES = [
     ),
     (FLOATS[0].to("meta"), TypeError, "frame: found a fake tensor or one on meta, expected one with values"),
     (FAKE.from_tensor(FLOATS[0]), TypeError, "frame: found a fake tensor or one on meta, expected one with values"),
-    (FLOATS[0] * 2 - 1, InputError, "frame 0: found values from -1, expected float in [0, 1], not normalised"),
+    (FLOATS[0] * 2 - 1, InputError, "frame 0: found values from -1, expected float in [0, 1], not normalized"),
     (FLOATS[0] * np.nan, InputError, "frame 0: found values from nan, expected float in [0, 1]"),
     (PICTURES[0].astype(np.float32), InputError, "frame 0: found values up to 255, expected float in [0, 1], or uint8"),
 ]
@@ -245,9 +244,9 @@ def test_other_arguments_of_a_segmenter_are_named(model):
 @pytest.mark.parametrize("options", [{}, {"flip": True}], ids=["plain", "flip"])
 def test_augmented_segmenters_take_the_same(model, options):
     found, expected = (
-        AugmentedSegmenter(model, memory=MemoryConfig(), **options).step(frame, mask)
+        AugmentedSegmenter(model, RunOptions(**options)).step(frame, mask)
         for frame, mask in ((PICTURES[0], IDS.astype(np.uint16)), (FRAMES[0], MASK))
     )
     assert torch.equal(found, expected)
     with pytest.raises(TypeError, match="frame: found list, expected a tensor or an array of NumPy"):
-        AugmentedSegmenter(model, memory=MemoryConfig(), **options).step(PICTURES[0].tolist(), MASK)
+        AugmentedSegmenter(model, RunOptions(**options)).step(PICTURES[0].tolist(), MASK)

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
 from stm_fast.errors import InputError, as_input_error
-from stm_fast.inference.shards import Processes, processes, shard
 from stm_fast.printing import printable
+from stm_fast.runs.ranks import Ranks, launched
 from stm_fast.tasks.interruption import how_to_resume
 from stm_fast.tasks.progress import progress_bar
 from stm_fast.whole_file import whole_file
@@ -57,17 +57,17 @@ def environment(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ({}, Processes(0, 1, 0)),
-        ({"RANK": "0"}, Processes(0, 1, 0)),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, Processes(0, 1, 0)),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **MASTER}, Processes(3, 4, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **MASTER}, Processes(0, 1, 0)),
+        ({}, Ranks(0, 1, 0)),
+        ({"RANK": "0"}, Ranks(0, 1, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Ranks(0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **MASTER}, Ranks(3, 4, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **MASTER}, Ranks(0, 1, 0)),
     ],
 )
 def test_processes_of_a_run(environment, given, found):
     environment(given)
-    assert processes() == found
-    assert list(shard(range(10))) == list(range(found.rank, 10, found.world_size))
+    assert launched() == found
+    assert list(launched().share(range(10))) == list(range(found.rank, 10, found.world))
 
 
 TWO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MASTER}
@@ -92,7 +92,7 @@ IMPLAUSIBLE = [
 def test_an_implausible_number_of_a_process_is_refused(environment, given, words):
     environment(given)
     with pytest.raises(InputError, match="^" + words) as refused:
-        processes()
+        launched()
     assert len(str(refused.value)) < 200
 
 
@@ -124,15 +124,13 @@ def test_help_asks_for_no_processes(environment, given):
 
 
 def test_processes_that_do_not_meet_are_told_so(environment, monkeypatch):
-    from stm_fast.inference.process_group import wait_for_all
-
     def unknown(*_):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     environment(TWO | {"MASTER_ADDR": "no.such.host"})
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(InputError, match=r"MASTER_ADDR, MASTER_PORT: .* meet at no\.such\.host:29500 .*not known"):
-        wait_for_all()
+        launched().wait()
 
 
 # system errors

@@ -15,16 +15,13 @@ from typer.testing import CliRunner
 from processes import run_ranks, torchrun
 from small_inputs import FRAMES, SIZE, draw, small_network, write_davis, write_sequence, write_youtube
 from stm_fast.__main__ import app
-from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import SETS, Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.data.synthetic_set import draw_sequence
 from stm_fast.errors import InputError
 from stm_fast.evaluation import contour_accuracy, region_similarity
-from stm_fast.evaluation.augmentation import AugmentedSegmenter
 from stm_fast.evaluation.baselines import copy_first_masks
 from stm_fast.evaluation.benchmark_sets import (
-    Inference,
     Timing,
     claim_output,
     describe_run,
@@ -32,14 +29,14 @@ from stm_fast.evaluation.benchmark_sets import (
     run_sequences,
     write_zip,
 )
-from stm_fast.evaluation.record import make_record
+from stm_fast.evaluation.record import make_record, write_tables
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
-from stm_fast.evaluation.tables import write_tables
-from stm_fast.inference import VideoSegmenter
-from stm_fast.inference.given import find_masks
+from stm_fast.inference import RunOptions, VideoSegmenter
+from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.network import STM
 from stm_fast.record_file import write_record_file
+from stm_fast.runs.given import find_masks
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 
 
@@ -288,6 +285,7 @@ def test_a_set_is_run_scored_and_written_down(tmp_path):
     assert record["objects"][1]["J"]["per_frame"] == expected.tolist()
     means = [[item[measure]["mean"] for item in record["objects"]] for measure in "JF"]
     assert record["global"]["J&F-Mean"] == pytest.approx(np.mean(means))
+    assert record["run"]["inference"]["memory"]["every"] == 5
     assert record["speed"]["frames"] == 2 * FRAMES
     network = sum(s for stage, s in record["speed"]["stage_seconds"].items() if stage not in ("decode", "write"))
     assert network == pytest.approx(record["speed"]["network_seconds"])
@@ -317,8 +315,8 @@ def test_the_masks_are_those_of_the_engine(tmp_path, model):
     root = write_davis(tmp_path / "davis", names=("blob",))
     (sequence,) = davis17(root, "val")
     output = tmp_path / "out"
-    claim_output(output, describe_run(model, "davis17", "val", Inference()))
-    run_sequences([sequence], output, model, Inference())
+    claim_output(output, describe_run(model, "davis17", "val", RunOptions()))
+    run_sequences([sequence], output, model, RunOptions())
     segmenter = VideoSegmenter(model)
     _, ids = draw(0)
     for index in range(FRAMES):
@@ -335,14 +333,14 @@ def test_the_masks_are_those_of_the_engine(tmp_path, model):
 def test_finished_sequences_are_skipped_and_half_ones_done_again(tmp_path, model):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     blob, star = davis17(root, "val")
-    claim_output(output, describe_run(model, "davis17", "val", Inference()))
-    run_sequences([blob], output, model, Inference())
+    claim_output(output, describe_run(model, "davis17", "val", RunOptions()))
+    run_sequences([blob], output, model, RunOptions())
     kept = output / "Annotations/blob/00002.png"
     kept.write_bytes(b"untouched")
     half = output / "Annotations/.star.4711.partial"
     half.mkdir()
     done = []
-    run_sequences([blob, star], output, model, Inference(), done.append)
+    run_sequences([blob, star], output, model, RunOptions(), done.append)
     assert done == ["blob", "star"]
     assert kept.read_bytes() == b"untouched"
     assert len(list((output / "Annotations/star").iterdir())) == FRAMES
@@ -352,9 +350,9 @@ def test_finished_sequences_are_skipped_and_half_ones_done_again(tmp_path, model
 def finished(tmp_path, model):
     """An output folder in which the first of two sequences is finished."""
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
-    sequences, run = davis17(root, "val"), describe_run(model, "davis17", "val", Inference())
+    sequences, run = davis17(root, "val"), describe_run(model, "davis17", "val", RunOptions())
     claim_output(output, run, sequences)
-    run_sequences(sequences[:1], output, model, Inference())
+    run_sequences(sequences[:1], output, model, RunOptions())
     return sequences, output, run
 
 
@@ -392,13 +390,19 @@ def flipped(name):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (without_run, r"Annotations/blob: found masks, and no .*run\.json that says what made them; give another"),
+        (
+            without_run,
+            r"Annotations/blob: found masks, and no .*run\.json that says what made them; give another",
+        ),
         (without_a_mask, "Annotations/blob: found 4 masks, expected 5; remove it to run the sequence again"),
         (with_a_mask_more, "Annotations/blob: found 6 masks, expected 5; remove it to run the sequence again"),
         (without_a_timing, r"timings/blob\.json: no such file, .*; remove .*Annotations/blob to run it again"),
         (with_another_timing, r"timings/blob\.json: found the timing of star, expected blob; remove"),
         (flipped("timings/blob.json"), r"timings/blob\.json: not the timing of a sequence, or damaged; remove"),
-        (flipped("run.json"), r"run\.json: not the record of a run of this version, or damaged; give another --output"),
+        (
+            flipped("run.json"),
+            r"run\.json: not the record of a run of this version, or damaged; give another",
+        ),
     ],
 )
 def test_an_output_folder_that_is_not_as_a_run_left_it_is_refused_at_once(tmp_path, model, spoil, words):
@@ -445,7 +449,7 @@ def test_what_differs_from_another_run_is_named(tmp_path, model):
     with pytest.raises(InputError, match=r"its dtype: found torch\.float32, expected torch\.float16; give another"):
         claim_output(output, run | {"dtype": "torch.float16"})
     with pytest.raises(InputError, match="its inference: found min_size 1, expected min_size 2; give another"):
-        claim_output(output, describe_run(model, "davis17", "val", Inference(min_size=2)))
+        claim_output(output, describe_run(model, "davis17", "val", RunOptions(min_size=2)))
     (output / "run.json").write_text(json.dumps(json.loads(text)))
     claim_output(output, run)
 
@@ -495,9 +499,9 @@ def test_a_sequence_that_fails_leaves_nothing(tmp_path, model):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     blob, star = davis17(root, "val")
     (star.frames / "00003.jpg").write_bytes((star.frames / "00003.jpg").read_bytes()[:-200])
-    claim_output(output, describe_run(model, "davis17", "val", Inference()))
+    claim_output(output, describe_run(model, "davis17", "val", RunOptions()))
     with pytest.raises(InputError, match=r"00003\.jpg"):
-        run_sequences([blob, star], output, model, Inference())
+        run_sequences([blob, star], output, model, RunOptions())
     assert sorted(path.name for path in (output / "Annotations").iterdir()) == ["blob"]
 
 
@@ -680,7 +684,7 @@ def test_flipped_and_scaled_views_are_averaged(model):
     pictures, ids = draw(2)
     frames = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     mask = torch.from_numpy(ids[0])
-    augmented = AugmentedSegmenter(model, memory=MemoryConfig(), flip=True)
+    augmented = AugmentedSegmenter(model, RunOptions(flip=True))
     straight, mirrored = VideoSegmenter(model), VideoSegmenter(model)
     for index, frame in enumerate(frames):
         given = mask if index == 0 else None
@@ -693,7 +697,7 @@ def test_flipped_and_scaled_views_are_averaged(model):
 
 def test_given_masks_stay_right_at_every_scale(model):
     pictures, ids = draw(2)
-    segmenter = AugmentedSegmenter(model, memory=MemoryConfig(), scales=(0.75, 1.3), flip=True)
+    segmenter = AugmentedSegmenter(model, RunOptions(scales=(0.75, 1.3), flip=True))
     frame = torch.from_numpy(pictures[0]).permute(2, 0, 1)
     first = torch.from_numpy(np.where(ids[0] == 2, 2, 0).astype(np.uint8))
     prob = segmenter.step(frame, first)
@@ -707,7 +711,7 @@ def test_given_masks_stay_right_at_every_scale(model):
 def test_small_frames_are_enlarged_for_the_network(model):
     pictures, ids = draw(2)
     frames, mask = torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(ids[0])
-    augmented = AugmentedSegmenter(model, memory=MemoryConfig(), min_size=2 * min(SIZE))
+    augmented = AugmentedSegmenter(model, RunOptions(min_size=2 * min(SIZE)))
     alone, as_it_is = VideoSegmenter(model, min_size=2 * min(SIZE)), VideoSegmenter(model)
     prob, expected, other = ([s.step(frames[0], mask), s.step(frames[1])][1] for s in (augmented, alone, as_it_is))
     assert torch.equal(prob, expected)
@@ -717,7 +721,7 @@ def test_small_frames_are_enlarged_for_the_network(model):
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
 def test_scales_are_above_zero(model, scales):
     with pytest.raises(InputError, match="scales"):
-        AugmentedSegmenter(model, memory=MemoryConfig(), scales=scales)
+        AugmentedSegmenter(model, RunOptions(scales=scales))
 
 
 def test_annotated_sequences_of_nothing(tmp_path):

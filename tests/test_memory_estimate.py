@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import estimation as estimates
-from stm_fast.inference.estimation import Run, check_fits, estimate
+from stm_fast.inference import RunOptions
 from stm_fast.memory import MemoryBank, Shard
 from stm_fast.memory.estimate import estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import stm_resnet18
+from stm_fast.runs import estimation as estimates
+from stm_fast.runs.estimation import Workload, check_fits, estimate
 from stm_fast.video import write_mask
 
 LAYOUT = FrameLayout(35, 16, 24, torch.float32, torch.device("cpu"))
@@ -34,8 +35,7 @@ def model():
 
 
 def run(model, **options):
-    details = {"full_size": (1080, 1920), "max_size": None, "objects": 3, "later_objects": 0, "frames": 1000}
-    return Run(model, MemoryConfig(**options), **details, given_frames=1)
+    return Workload(model, RunOptions(MemoryConfig(**options)), (1080, 1920), objects=3, frames=1000)
 
 
 @pytest.mark.parametrize("storage", ["model", "bfloat16", "int8", "fp8"])
@@ -109,10 +109,10 @@ def test_pages_of_files_are_not_what_a_container_lacks(tmp_path, version):
 MEASURED = """
 import gc, re, sys, torch
 from stm_fast.config import MemoryConfig
-from stm_fast.inference import VideoSegmenter
-from stm_fast.inference.estimation import Run, estimate
+from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.network import stm_resnet18
 from stm_fast.network.deploy import for_inference
+from stm_fast.runs.estimation import Workload, estimate
 
 def kilobytes(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
@@ -136,7 +136,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 before = kilobytes("VmRSS")
 memory = MemoryConfig(every=1, frames=3, storage=sys.argv[1])
 segment(240, 432, memory)
-expected = estimate(Run(model, memory, (240, 432), objects=2, frames=3))
+expected = estimate(Workload(model, RunOptions(memory), (240, 432), objects=2, frames=3))
 print(kilobytes("VmHWM") - before, expected.memory_bytes)
 """
 
@@ -159,10 +159,10 @@ def test_what_cannot_fit_is_refused_with_what_would(model, monkeypatch):
     monkeypatch.setattr(estimates, "available_bytes", lambda device: needed)
     assert check_fits(run(model)).memory_bytes == needed
     monkeypatch.setattr(estimates, "available_bytes", lambda device: needed // 2)
-    words = r"memory: the run needs .* of memory, .* are available; what would fit: .*--memory-storage int8"
+    words = r"memory: the run needs .* of memory, .* are available; what would fit: .*storage='int8'"
     with pytest.raises(InputError, match=words) as refused:
         check_fits(run(model))
-    frames = int(str(refused.value).rpartition("--max-memory-frames ")[2])
+    frames = int(str(refused.value).rpartition("max_frames=")[2])
     assert check_fits(run(model, max_frames=frames))
     with pytest.raises(InputError):
         check_fits(run(model, max_frames=frames + 1))
@@ -183,7 +183,7 @@ def test_caps_that_are_too_small_are_found_before_the_first_frame(model):
 @pytest.mark.slow
 def test_frames_that_are_enlarged_are_estimated_so(model):
     small, large, enlarged = (
-        estimate(Run(model, MemoryConfig(), size, min_size=min_size)).bank.frame
+        estimate(Workload(model, RunOptions(min_size=min_size), size)).bank.frame
         for size, min_size in [((240, 432), 1), ((480, 864), 1), ((240, 432), 480)]
     )
     assert small < enlarged == large

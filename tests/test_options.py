@@ -28,12 +28,14 @@ from stm_fast.benchmarking.records import FrameRow, ReadRow, read_record
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import davis17
 from stm_fast.data.synthetic import SyntheticClip
-from stm_fast.evaluation.benchmark_sets import Inference, run_sequences
-from stm_fast.inference import InterruptedRun, Summary, VideoSegmenter, segment_video
-from stm_fast.inference.checkpointing import Checkpoint
+from stm_fast.evaluation.benchmark_sets import run_sequences
+from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.network import architecture_of, stm_lite2
 from stm_fast.network.deploy import for_inference
 from stm_fast.ops.backends import BACKENDS
+from stm_fast.runs import InterruptedRun, Summary, segment_video
+from stm_fast.runs.checkpoint import Checkpoint
+from stm_fast.runs.video import segment_job
 from stm_fast.tasks.network import load_for_inference, load_model, prepare
 from stm_fast.training.log import read_log
 from stm_fast.video import read_mask
@@ -545,14 +547,21 @@ def seen(monkeypatch):
         monkeypatch.setattr(f"stm_fast.tasks.{name}.load_for_inference", load_once)
     monkeypatch.setattr("stm_fast.tasks.evaluate.load_model", load_model_once)
     monkeypatch.setattr("stm_fast.tasks.evaluate.prepare", prepare_once)
-    segment = noting(segment_video, lambda *_, **options: options)
-    evaluate = noting(run_sequences, lambda _, __, model, inference, *___: {"model": model, **vars(inference)})
-    monkeypatch.setattr("stm_fast.tasks.demo.segment_video", segment)
-    monkeypatch.setattr("stm_fast.tasks.segment.segment_video", segment)
+    segment = noting(
+        segment_job,
+        lambda job, model, options, outputs, *_: {
+            **job._asdict(),
+            **vars(options),
+            **vars(outputs),
+            "model": model,
+        },
+    )
+    evaluate = noting(run_sequences, lambda _, __, model, options, *___: {"model": model, **vars(options)})
+    monkeypatch.setattr("stm_fast.runs.video.segment_job", segment)
+    monkeypatch.setattr("stm_fast.tasks.segment.segment_job", segment)
     monkeypatch.setattr("stm_fast.tasks.evaluate.run_sequences", evaluate)
-    monkeypatch.setattr("stm_fast.inference.pipeline.VideoSegmenter", Noted)
-    monkeypatch.setattr("stm_fast.evaluation.augmentation.VideoSegmenter", Noted)
-    monkeypatch.setattr("stm_fast.inference.pipeline.Checkpoint", NotedCheckpoint)
+    monkeypatch.setattr("stm_fast.inference.augmentation.VideoSegmenter", Noted)
+    monkeypatch.setattr("stm_fast.runs.video.Checkpoint", NotedCheckpoint)
     monkeypatch.setattr(torch, "compile", compile_quickly)
     monkeypatch.setattr("stm_fast.tasks.choice.MIN_SIZE", 1)
     small_clip = functools.partial(SyntheticClip, height=32, width=48)
@@ -676,7 +685,7 @@ def test_every_field_means_the_same_in_segment_and_in_evaluate(
     memory = MemoryConfig(**fields)
     segment_video(CLIP, FIRST, OUT, model=model, memory=memory, overlay="none")
     Path("sets/timings").mkdir(parents=True)
-    run_sequences(davis17(Path("davis"), "val")[:1], Path("sets"), model, Inference(memory))
+    run_sequences(davis17(Path("davis"), "val")[:1], Path("sets"), model, RunOptions(memory))
     found, evaluated = masks_in(OUT), masks_in(Path("sets"))
     assert len(found) == len(evaluated) == FRAMES
     assert all(map(np.array_equal, found, evaluated))

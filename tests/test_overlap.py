@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from stm_fast.inference.overlap import Behind, ahead
+from stm_fast.runs.loop import BackgroundWriter, prefetch
 
 DEPTH = 3
 
@@ -38,7 +38,7 @@ def wait_until(condition):
     assert condition()
 
 
-# ahead
+# prefetch
 
 
 def test_items_come_in_order_out_of_another_thread():
@@ -49,7 +49,7 @@ def test_items_come_in_order_out_of_another_thread():
             makers.add(threading.get_ident())
             yield number
 
-    assert list(ahead(items(), DEPTH)) == list(range(20))
+    assert list(prefetch(items(), DEPTH)) == list(range(20))
     assert makers
     assert threading.get_ident() not in makers
 
@@ -63,7 +63,7 @@ def test_no_more_than_depth_items_wait():
             made.append(number)
             yield Item(number)
 
-    with closing(ahead(items(), DEPTH)) as taken:
+    with closing(prefetch(items(), DEPTH)) as taken:
         for count, item in enumerate(taken, start=1):
             # one is in our hands, DEPTH wait, one is in the thread's
             wait_until(lambda count=count: len(made) == count + DEPTH + 1)
@@ -84,7 +84,7 @@ def test_the_next_item_is_made_while_this_one_is_used():
         begun.set()
         yield 1
 
-    with closing(ahead(items(), 1)) as taken:
+    with closing(prefetch(items(), 1)) as taken:
         assert next(taken) == 0
         assert begun.wait(5)
 
@@ -96,7 +96,7 @@ def test_an_exception_of_the_items_comes_after_the_items_before_it():
 
     taken = []
     with pytest.raises(OSError, match="no more"):
-        taken.extend(ahead(items(), DEPTH))
+        taken.extend(prefetch(items(), DEPTH))
     assert taken == [0, 1]
 
 
@@ -110,12 +110,12 @@ def test_items_that_are_not_used_up_are_let_go():
         finally:
             closed.set()
 
-    with closing(ahead(items(), DEPTH)) as taken:
+    with closing(prefetch(items(), DEPTH)) as taken:
         next(taken)
     assert closed.wait(5)
 
 
-# behind
+# the writer
 
 
 def test_items_are_consumed_in_order_in_another_thread():
@@ -125,7 +125,7 @@ def test_items_are_consumed_in_order_in_another_thread():
         consumed.append(item)
         threads.add(threading.get_ident())
 
-    with Behind(consume, DEPTH) as writer:
+    with BackgroundWriter(consume, DEPTH) as writer:
         for number in range(20):
             writer.put(number)
     assert consumed == list(range(20))
@@ -135,7 +135,7 @@ def test_items_are_consumed_in_order_in_another_thread():
 @pytest.mark.slow
 def test_a_slow_consumer_holds_the_producer_back():
     go_on, put = threading.Semaphore(0), []
-    with Behind(lambda _: go_on.acquire(), DEPTH) as writer:
+    with BackgroundWriter(lambda _: go_on.acquire(), DEPTH) as writer:
 
         def produce():
             for number in range(10):
@@ -167,7 +167,7 @@ def test_an_exception_of_the_consumer_reaches_the_producer():
         consumed.append(item)
 
     def produce():
-        with Behind(consume, DEPTH) as writer:
+        with BackgroundWriter(consume, DEPTH) as writer:
             for number in range(1000):
                 writer.put(number)
                 put.append(number)
@@ -183,7 +183,7 @@ def test_an_exception_at_the_last_item_is_not_lost():
     def consume(_):
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Behind(consume, DEPTH) as writer:
+    with pytest.raises(OSError, match="disk full"), BackgroundWriter(consume, DEPTH) as writer:
         writer.put(0)
 
 
@@ -191,7 +191,7 @@ def test_the_producers_exception_wins_and_what_was_put_is_consumed():
     consumed = []
 
     def produce():
-        with Behind(consumed.append, DEPTH) as writer:
+        with BackgroundWriter(consumed.append, DEPTH) as writer:
             writer.put(0)
             writer.put(1)
             raise KeyboardInterrupt

@@ -13,10 +13,12 @@ from PIL import Image
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import InterruptedRun, VideoSegmenter, pipeline, results, segment_video
-from stm_fast.inference.given import GivenMasks, find_masks, mask_files
-from stm_fast.inference.overlap import FRAMES_WAITING
+from stm_fast.inference import VideoSegmenter, augmentation
 from stm_fast.network import STM, stm_resnet18
+from stm_fast.runs import InterruptedRun, segment_video, sinks
+from stm_fast.runs import video as video_run
+from stm_fast.runs.given import GivenMasks, find_masks, mask_files
+from stm_fast.runs.loop import FRAMES_WAITING
 from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
 
 pytest.importorskip("av")
@@ -160,7 +162,7 @@ def test_the_bank_has_its_known_size_at_once(tmp_path, model, monkeypatch):
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr(pipeline, "VideoSegmenter", Watched)
+    monkeypatch.setattr(augmentation, "VideoSegmenter", Watched)
     segment_video(video(tmp_path / "in.mp4", 9), mask(tmp_path / "m.png"), tmp_path / "out", model=model)
     (segmenter,) = made
     rows = 2 * 3  # of a frame
@@ -181,15 +183,15 @@ def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypa
                 alive.add(frame)
                 yield frame
 
-    original = results.Results.write
+    original = sinks.Results.write
 
-    def slow(self, *segmented):
+    def slow(self, segmented):
         threading.Event().wait(0.02)
         most.append(len(alive))
-        original(self, *segmented)
+        original(self, segmented)
 
-    monkeypatch.setattr(pipeline, "open_frames", lambda source, masks: Counted(source))
-    monkeypatch.setattr(results.Results, "write", slow)
+    monkeypatch.setattr(video_run, "open_frames", lambda source, masks: Counted(source))
+    monkeypatch.setattr(sinks.Results, "write", slow)
     segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, overlay="none")
     assert len(most) == 40
     # each queue's frames, and one in the hands of each of the three threads
@@ -230,13 +232,13 @@ def test_a_frame_that_cannot_be_decoded_stops_it(tmp_path, model):
 
 
 def test_a_write_that_fails_stops_it(tmp_path, model, monkeypatch):
-    def full(self, frame, *segmented):
-        if frame.index == 3:
+    def full(self, segmented):
+        if segmented.frame.index == 3:
             raise InputError("disk full while writing it")
-        original(self, frame, *segmented)
+        original(self, segmented)
 
-    original = results.Results.write
-    monkeypatch.setattr(results.Results, "write", full)
+    original = sinks.Results.write
+    monkeypatch.setattr(sinks.Results, "write", full)
     done = []
     with pytest.raises(InputError, match="disk full"):
         segment_video(
@@ -305,7 +307,7 @@ def test_a_mask_beyond_an_unknown_end_is_named_at_the_end(tmp_path, model, monke
         reader.frame_count = None
         return reader
 
-    monkeypatch.setattr(pipeline, "open_frames", without_count)
+    monkeypatch.setattr(video_run, "open_frames", without_count)
     mask(tmp_path / "given/00000.png"), mask(tmp_path / "given/00009.png")
     with pytest.raises(InputError, match=r"00009\.png: no frame for this mask, the video ended after 4 frames"):
         segment_video(source, tmp_path / "given", tmp_path / "out", model=model)
@@ -458,7 +460,7 @@ def test_one_mask_of_a_later_frame_is_as_a_folder_with_it(tmp_path, model, caplo
     ):
         caplog.clear()
         segment_video(source, masks, tmp_path / name, model=model, overlay="none", **options)
-        notes = [f"{given}: named as frame 00001, so it is taken for that; mask_frame (--mask-frame) names another"]
+        notes = [f"{given}: named as frame 00001, so it is taken for that; mask_frame names another"]
         assert caplog.messages == (notes if name == "file" else [])
     assert not read_mask(tmp_path / "file/masks/00000.png").ids.any(), "before the mask all is background"
     for name in numbered(3):
@@ -493,7 +495,8 @@ def test_a_mask_among_the_frames_is_no_frame(tmp_path, suffix, link):
     reader = open_frames(source, mask_files(given))
     assert [frame.name for frame in reader] == [f"img_{number}" for number in range(3)]
     notes = (f"{source / 'first.png'}: given as mask, and so left out of the frames",)
-    assert find_masks(given, reader) == GivenMasks({0: given}, (48, 32), {0: [1, 7]}, False, DAVIS_PALETTE, notes)
+    found = find_masks(given, reader)
+    assert found == GivenMasks({0: given}, (48, 32), {0: [1, 7]}, False, DAVIS_PALETTE, notes, found.digest)
 
 
 def test_a_run_with_a_mask_among_its_frames(tmp_path, model, caplog):

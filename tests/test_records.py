@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from stm_fast.csv_file import csv_lines, open_csv, read_csv
 from stm_fast.errors import InputError
-from stm_fast.inference.score_table import ScoreTable, sights
 from stm_fast.record_file import difference, read_record_file, typed, write_record_file
+from stm_fast.runs.score_table import ScoreTable, sights
 from stm_fast.tensor_file import read_tensors, write_tensors
 from stm_fast.training.log import TrainingLog, read_log
 
@@ -275,14 +275,14 @@ def test_lines_of_scores_that_stay_are_those_that_were_written(tmp_path):
     file, lines = tmp_path / "scores.csv", "".join(f"{number},a,1,4,0.500\n" for number in range(3))
     file.write_text(HEADER + lines)
     table = ScoreTable(tmp_path, 2)
-    checksum = table.sync()
+    checksum = table.checksum
     table.close()
     assert file.read_text() == HEADER + lines[: 2 * len(lines) // 3]
     file.write_text(HEADER + lines + '3,"')
     ScoreTable(tmp_path, 2, checksum).close()
     for damaged in (HEADER + lines.replace("4", "5", 1), HEADER + lines[20:], HEADER + "\n" + lines, ""):
         file.write_text(damaged)
-        with pytest.raises(InputError, match=r"scores\.csv: the lines of the first 2 frames .* with --overwrite"):
+        with pytest.raises(InputError, match=r"scores\.csv: the lines of the first 2 frames .* with overwrite=True"):
             ScoreTable(tmp_path, 2, checksum)
         assert file.read_text() == damaged
 

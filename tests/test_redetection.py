@@ -8,8 +8,7 @@ import torch
 
 from stm_fast.config import MemoryConfig
 from stm_fast.inference import VideoSegmenter
-from stm_fast.inference.objects import label
-from stm_fast.inference.presence import Presence
+from stm_fast.inference.objects import Presence, label
 from stm_fast.memory import MemoryBank
 from stm_fast.network import STM, stm_lite2
 from stm_fast.network.deploy import for_inference

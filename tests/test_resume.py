@@ -19,12 +19,13 @@ import torch
 from processes import CONTEXT
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import InterruptedRun, VideoSegmenter, segment_video
-from stm_fast.inference.checkpointing import RECORD, Checkpoint, Pace
-from stm_fast.inference.crew import Crew
+from stm_fast.inference import VideoSegmenter
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.network.deploy import for_inference
 from stm_fast.record_file import write_record_file
+from stm_fast.runs import InterruptedRun, segment_video
+from stm_fast.runs.checkpoint import RECORD, Checkpoint, CheckpointTimer
+from stm_fast.runs.ranks import Ranks
 from stm_fast.tensor_file import read_tensors, write_tensors
 from stm_fast.video import OverlayVideoWriter, write_mask
 from stm_fast.whole_file import partial_path
@@ -203,7 +204,7 @@ def test_what_has_no_interrupted_run_is_started_or_refused(place):
         place.segment(resume=True, overlay="none")
     with pytest.raises(InterruptedRun):
         place.segment(overwrite=True, stop_at=3, overlay="none")
-    with pytest.raises(InputError, match="holds a run; --resume goes on with it"):
+    with pytest.raises(InputError, match="holds a run; resume=True continues it"):
         place.segment(overlay="none")
     (place.folder / "killed").mkdir()
     (place.folder / "killed/.resume.json.123.partial").write_text("{")
@@ -230,7 +231,7 @@ def test_a_record_says_that_a_run_is_done(place):
         ({"overlay": "pictures"}, "its overlay: found none, expected pictures"),
         ("video", "its video: found in.mp4"),
         ("mask", "its masks: found"),
-        ("weights", "its weights: found"),
+        ("weights", "its weights_sha256: found"),
     ],
 )
 def test_another_run_is_not_gone_on_with(place, change, words):
@@ -286,7 +287,7 @@ def assert_refused(place, words):
     with pytest.raises(InputError, match=words) as caught:
         place.segment(resume=True, overlay="none")
     assert "\n" not in str(caught.value)
-    assert "--overwrite" in str(caught.value)
+    assert "overwrite=True" in str(caught.value)
     assert contents(place.out) == before
 
 
@@ -338,7 +339,7 @@ def test_a_record_of_what_no_run_has_is_refused(interrupted, folder_of, change):
 def test_a_flipped_bit_of_a_record_is_refused_or_changes_nothing(interrupted, folder_of):
     place, files = interrupted
     run, whole = json.loads(files[RECORD])["run"], files[RECORD]
-    checkpoint = Checkpoint(place.out, run, Crew(None))
+    checkpoint = Checkpoint(place.out, run, Ranks())
     expected = checkpoint.find()
     for at in range(len(whole)):
         damaged = bytearray(whole)
@@ -374,7 +375,7 @@ def test_a_flipped_bit_of_a_state_is_refused(interrupted, folder_of):
         ({"rank": "1"}, "its rank: found 1, expected 0"),
         ({"frames": "4"}, "its frames: found 4, expected 3"),
         ({"run": "another"}, "its run: found another"),
-        ({"format": "1"}, "its format: found 1, expected 2"),
+        ({"format": "1"}, "its format: found 1, expected 3"),
         ({}, "its format: found None"),
     ],
 )
@@ -424,17 +425,21 @@ def test_damaged_scores_of_what_is_done_are_refused(interrupted, folder_of):
 def test_a_mask_of_what_is_done_that_is_gone_is_named(interrupted, folder_of):
     place, _ = interrupted
     (place.out / "masks/00001.png").unlink()
-    with pytest.raises(InputError, match=r"masks/00001\.png: no such file, .* start again with --overwrite"):
+    with pytest.raises(InputError, match=r"masks/00001\.png: no such file, .* start again with overwrite=True"):
         place.segment(resume=True, overlay="none")
 
 
-def test_checkpoints_take_a_tenth_of_the_time_at_most():
-    pace = Pace(0)
-    assert pace.due
-    pace.saved(time.monotonic() - 100)
-    assert not pace.due
-    assert pace._next - time.monotonic() == pytest.approx(1000, abs=1)
-    assert not Pace(60).due
+def test_checkpoints_take_a_tenth_of_the_time_at_most(monkeypatch):
+    timer, clock = CheckpointTimer(0), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with timer.saving():
+        clock[0] += 100
+    assert not timer.due
+    clock[0] += 999
+    assert not timer.due
+    clock[0] += 1
+    assert timer.due
+    assert not CheckpointTimer(60).due
 
 
 # what ends a run from outside
@@ -598,7 +603,7 @@ def test_a_checkpoint_is_on_the_disk_before_anything_names_it(tmp_path, monkeypa
     rename = os.replace
     monkeypatch.setattr(os, "fsync", lambda file: calls.append(os.readlink(f"/proc/self/fd/{file}")))
     monkeypatch.setattr(os, "replace", lambda old, new: calls.append(new.name) or rename(old, new))
-    Checkpoint(tmp_path, {}, Crew(None)).save(3, [1], {"rows": torch.zeros(2)})
+    Checkpoint(tmp_path, {}, Ranks()).save(3, [1], {"rows": torch.zeros(2)})
     state, record = (tmp_path / name for name in (".resume-3-0.safetensors", ".resume.json"))
     written = str(partial_path(state) / state.name), str(partial_path(record))
     assert calls == [written[0], state.name, str(tmp_path), written[1], record.name, str(tmp_path)]

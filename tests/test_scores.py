@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from stm_fast.inference import Segmentation, Summary, segment_video
+from stm_fast.inference import Segmentation
 from stm_fast.inference.objects import object_scores
-from stm_fast.inference.score_table import ScoreTable, Sight, sights
 from stm_fast.network import stm_resnet18
-from stm_fast.tasks.progress import print_result
+from stm_fast.runs import Summary, segment_video
+from stm_fast.runs.loop import Segmented
+from stm_fast.runs.score_table import ScoreTable, Sight, sights
+from stm_fast.tasks.progress import print_summary
 from stm_fast.video import Frame, read_mask, write_mask
 
 HEADER = ["index", "frame", "object", "pixels", "score"]
@@ -72,13 +74,13 @@ def test_a_resumed_run_keeps_the_lines_of_what_was_done(tmp_path):
     ids = np.full((3, 3), 2, np.uint8)
     table = ScoreTable(tmp_path, 0)
     for index in range(4):
-        table.write(frame(index), ids, {2: 0.5})
+        table.write(Segmented(frame(index), ids, {2: 0.5}))
     table.sync()
     table.close()
     with (tmp_path / "scores.csv").open("a") as file:
         file.write("4,00004,2,9")  # a process was killed here
     table = ScoreTable(tmp_path, 3)
-    table.write(frame(3, 'a "name", odd'), ids, {2: 0.25, 7: 0.0})
+    table.write(Segmented(frame(3, 'a "name", odd'), ids, {2: 0.25, 7: 0.0}))
     table.close()
     assert rows(tmp_path) == [
         HEADER,
@@ -97,10 +99,10 @@ def test_the_end_of_a_run_names_what_was_not_found(tmp_path, capsys):
         ids = np.zeros((3, 3), np.uint8)
         ids[0] = 1
         ids[1] = 5 * seen
-        table.write(frame(index), ids, {1: 0.9, 5: 0.7 * seen})
+        table.write(Segmented(frame(index), ids, {1: 0.9, 5: 0.7 * seen}))
     table.close()
     assert sights(tmp_path) == [Sight(1, 5, 0, "00004"), Sight(5, 5, 3, "00002")]
-    print_result(Summary(5, 2.0, [1, 5], tmp_path))
+    print_summary(Summary(5, 2.0, [1, 5], tmp_path))
     told, summary = capsys.readouterr().out.splitlines()
     assert told == f"{tmp_path / 'scores.csv'}: object 5 not found in 3 of 5 frames, last found in 00002"
     assert summary == f"5 frames, objects 1, 5, 2.50 frames/s, results in {tmp_path}"

@@ -76,7 +76,7 @@ MISTAKES = (
     ((*SEGMENT, "--evict", "nobody"), "'nobody' is not one of 'oldest'"),
     ((*SEGMENT, "--max-size", "9"), "'--max-size': found '9', expected a whole number from 16 to 16384"),
     ((*SEGMENT, "--min-size", "0"), "'--min-size': found '0', expected a whole number from 1 to 16384"),
-    ((*SEGMENT, "--max-size", "32", "--min-size", "64"), "min_size: found 64, expected 1 to max_size, 32"),
+    ((*SEGMENT, "--max-size", "32", "--min-size", "64"), "--min-size: found 64, expected 1 to --max-size, 32"),
     ((*SEGMENT, "--device", "abacus"), "--device: found 'abacus'"),
     ((*SEGMENT, "--device", "mps"), "--device: found 'mps'"),
     ((*SEGMENT, "--backend", "abacus"), "'abacus' is not one of 'auto'"),

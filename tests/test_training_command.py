@@ -54,7 +54,7 @@ def assert_refused(result, message):
 def test_stopped_and_resumed(train, tmp_path):
     stopped = train("--stop-after-minutes", "0")
     assert (stopped.exit_code, stopped.stdout) == (0, f"1 steps so far, results in {tmp_path / 'run'}\n")
-    assert stopped.stderr.startswith("To go on:\n")
+    assert stopped.stderr.startswith("To resume:\n")
     resumed = train("--resume")
     assert resumed.exception is None, resumed.exception
     assert (resumed.exit_code, resumed.stdout) == (0, f"5 steps done, results in {tmp_path / 'run'}\n")

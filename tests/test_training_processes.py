@@ -78,7 +78,7 @@ def test_a_signal_to_all_processes_ends_a_run_with_a_checkpoint(config, tmp_path
     assert ended.returncode == code, ended.stderr
     steps = read_state(tmp_path / "run" / "checkpoint.pt")["step"]
     assert ended.stdout.startswith(f"{steps} steps so far")
-    assert "To go on:" in ended.stderr
+    assert "To resume:" in ended.stderr
 
 
 def test_two_processes_train_as_one(config, tmp_path):

@@ -29,7 +29,7 @@ from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.objects import label
-from stm_fast.inference.stages import STAGES, StageClock
+from stm_fast.inference.stages import STAGES, StageProfiler
 from stm_fast.network import STM
 from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deploy import for_inference
@@ -95,7 +95,7 @@ def time_variants(
     clip = _Clip(workload)
     models = {name: make_model(name, workload, device) for name in variants}
     steps = {name: make_step(name, models[name], workload, clip) for name in variants}
-    clocks = {name: StageClock(model) for name, model in models.items()}
+    clocks = {name: StageProfiler(model) for name, model in models.items()}
     readings: dict[str, defaultdict[str, list[float]]] = {name: defaultdict(list) for name in variants}
     for index in range(-1, rounds):
         image = clip.image(index + 2)
@@ -194,7 +194,7 @@ def _engine_step(model: STM, workload: FrameWorkload, clip: _Clip, memory: Memor
     return lambda image: label(segmenter.step(image), segmenter.object_ids).cpu()
 
 
-def _timed(step: Step, clock: StageClock, image: Tensor, readings: defaultdict[str, list[float]]) -> Tensor:
+def _timed(step: Step, clock: StageProfiler, image: Tensor, readings: defaultdict[str, list[float]]) -> Tensor:
     """Labels of a frame; the seconds it took go into `readings`."""
     clock.seconds.clear()
     with clock:

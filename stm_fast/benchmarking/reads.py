@@ -27,8 +27,8 @@ from stm_fast.benchmarking.timing import (
     unsupported_reason,
 )
 from stm_fast.benchmarking.workload import DTYPES, TOP_K, Inputs, Layout, Workload, dtype_name, in_layout, make_inputs
-from stm_fast.inference.estimation import available_bytes
 from stm_fast.ops import memory_read
+from stm_fast.runs.estimation import available_bytes
 
 MATRIX_PRODUCT = "torch.mm"
 OUT_OF_TIME = "out of time"

@@ -8,8 +8,8 @@ import typer
 import stm_fast.tasks as tasks
 from stm_fast.commands.numbers import whole
 from stm_fast.commands.options import Backend, Network, Overwrite
-from stm_fast.inference.output_folder import check_output
-from stm_fast.inference.shards import processes
+from stm_fast.runs.output_folder import check_output
+from stm_fast.runs.ranks import launched
 from stm_fast.whole_file import refuse_links
 
 
@@ -25,7 +25,7 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a clip of moving objects, segment it from its first mask and say how well that went."""
-    processes()  # before work: what the environment says must make sense
+    launched()  # before work: what the environment says must make sense
     check_output(output, overwrite)
     refuse_links(output / "result")
     tasks.run_demo(

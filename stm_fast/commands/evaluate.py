@@ -11,10 +11,9 @@ import stm_fast.tasks as tasks
 from stm_fast.choices import SetName
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real, whole
-from stm_fast.commands.options import Backend, MaxSize, MinSize, Network
+from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, run_options
 from stm_fast.errors import InputError, check_name, shown
-from stm_fast.inference.frame_size import check_sizes
-from stm_fast.inference.shards import processes
+from stm_fast.runs.ranks import launched
 
 _LONGEST_SPLIT = 99
 _DEFAULT_SPLITS = {"davis16": "val", "davis17": "val", "youtube-vos": "valid", "folder": "all", "synthetic": "0"}
@@ -65,10 +64,10 @@ def evaluate(
 ) -> None:
     """Reproduce the scores of a benchmark set: DAVIS-2016, DAVIS-2017, YouTube-VOS or a folder of your own.
 
-    The set "synthetic" are procedural clips, drawn into --data or else into the output folder. Under torchrun the
-    sequences are shared out; a second run goes on where the first one ended.
+    The set "synthetic" has procedural clips, drawn into --data or else into the output folder. Under torchrun the
+    sequences are shared out; a second run resumes where the first one ended.
     """
-    processes()  # before work: what the environment says must make sense
+    launched()  # before work: what the environment says must make sense
     split = _checked_split(split or _DEFAULT_SPLITS[benchmark], benchmark)
     if report and output is None:
         raise InputError("--output: missing, needed for --report")
@@ -84,8 +83,7 @@ def evaluate(
         data = output / "data"
     if data is None or output is None:
         raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
-    smallest = network.smallest_side(min_size, max_size)
-    check_sizes(max_size, smallest)
+    options = run_options(network, memory, max_size, min_size, backend, scale, flip)
     sequences = tasks.open_set(benchmark, data, split, sequence or [], output)
     tasks.evaluate_set(
         sequences,
@@ -94,14 +92,7 @@ def evaluate(
         data,
         output,
         network=network,
-        inference=tasks.Inference(
-            memory=memory,
-            max_size=max_size,
-            min_size=smallest,
-            backend=backend,
-            scales=tuple(scale) if scale else (1.0,),
-            flip=flip,
-        ),
+        options=options,
         workers=workers,
         report=report,
         baselines=baselines,

@@ -8,6 +8,8 @@ import typer
 
 from stm_fast.choices import Arch, BackendName, CompileMode, Precision
 from stm_fast.commands.numbers import whole
+from stm_fast.config import MemoryConfig
+from stm_fast.inference.options import RunOptions, check_sizes
 from stm_fast.network.released import DEFAULT, MIN_SIZE
 from stm_fast.tasks.choice import NetworkChoice
 
@@ -17,15 +19,16 @@ _network_option = partial(typer.Option, rich_help_panel="Network")
 MaxSize = Annotated[
     int | None,
     _network_option(
-        **whole(16, _LARGEST), help="Shrink larger frames for the network, until their shorter side has so many pixels."
+        **whole(16, _LARGEST),
+        help="Downscale larger frames for the network: pixels of their shorter side, at most.",
     ),
 ]
 MinSize = Annotated[
     int | None,
     _network_option(
         **whole(1, _LARGEST),
-        help="Enlarge smaller frames for the network, until their shorter side has so many pixels. The default is "
-        f"{MIN_SIZE} with the package's own weights; with others no frame is enlarged.",
+        help="Upscale smaller frames for the network: pixels of their shorter side, at least. The default is "
+        f"{MIN_SIZE} with the package's own weights; with others no frame is upscaled.",
     ),
 ]
 Backend = Annotated[
@@ -58,3 +61,18 @@ def network_choice(
 
 
 Network = Annotated[NetworkChoice, network_choice]
+
+
+def run_options(
+    network: NetworkChoice,
+    memory: MemoryConfig,
+    max_size: int | None,
+    min_size: int | None,
+    backend: BackendName,
+    scales: list[float] | None = None,
+    flip: bool = False,
+) -> RunOptions:
+    """What masks depend on. Raises InputError where the sizes contradict each other."""
+    smallest = network.smallest_side(min_size, max_size)
+    check_sizes(max_size, smallest)
+    return RunOptions(memory, max_size, smallest, backend, tuple(scales or (1.0,)), flip)

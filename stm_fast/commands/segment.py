@@ -9,12 +9,10 @@ import stm_fast.tasks as tasks
 from stm_fast.choices import Overlay
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
-from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite
+from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite, run_options
 from stm_fast.errors import InputError, require_folder, require_present
-from stm_fast.inference.bulk import Job, check_inputs, plan
-from stm_fast.inference.frame_size import check_sizes
-from stm_fast.inference.output_folder import check_output
-from stm_fast.inference.shards import processes, world_size
+from stm_fast.runs.output_folder import OutputOptions, check_inputs, check_output, plan
+from stm_fast.runs.ranks import launched
 
 
 def segment(
@@ -49,10 +47,10 @@ def segment(
     max_size: MaxSize = None,
     min_size: MinSize = None,
     backend: Backend = "auto",
-    overlay: Annotated[Overlay, typer.Option(help="What to look at beside the masks.")] = "video",
+    overlay: Annotated[Overlay, typer.Option(help="What to look at besides the masks.")] = "video",
     overwrite: Overwrite = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted run that the output folder holds.")
+        bool, typer.Option("--resume", help="Continue the interrupted run that the output folder holds.")
     ] = False,
     checkpoint_seconds: Annotated[
         float,
@@ -67,42 +65,30 @@ def segment(
     """Segment a video from the masks of some of its frames; writes palette PNG masks and an overlay.
 
     Several videos are done one after the other, and shared out under torchrun; the same command again skips those that
-    are finished and goes on with those that are not.
+    are finished and resumes the others.
     """
-    processes()  # before work: what the environment says must make sense
+    world = launched().world  # before work: what the environment says must make sense
     if resume and overwrite:
         raise InputError("--resume: found with --overwrite, expected one of them")
-    if shard_memory and (len(sources) > 1 or world_size() == 1):
-        found = f"{len(sources)} videos and {world_size()} processes"
+    if shard_memory and (len(sources) > 1 or world == 1):
+        found = f"{len(sources)} videos and {world} processes"
         raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
     if len(sources) > 1 and mask_frame is not None:
         raise InputError(f"--mask-frame: found {mask_frame} with {len(sources)} videos, expected one")
-    check_sizes(max_size, network.smallest_side(min_size, max_size))
-    jobs = plan(sources, output)
+    options = run_options(network, memory, max_size, min_size, backend)
+    jobs = plan(sources, masks, output)
     if len(jobs) > 1:
         require_folder(masks, "of masks, expected one that has masks for each video")
-        check_inputs(jobs, masks)
-    elif world_size() == 1:  # of several processes another one may be writing there already
-        _check_paths(jobs[0], masks, overwrite, resume)
+        check_inputs(jobs)
+    elif world == 1:  # of several processes another one may be writing there already
+        require_present(sources[0], "file or folder")
+        require_present(masks, "mask file or folder of masks")
+        check_output(output, overwrite, (sources[0], masks), resume=resume)
     code = tasks.segment_videos(
-        jobs,
-        masks,
-        mask_frame=mask_frame,
+        [job._replace(mask_frame=mask_frame) for job in jobs],
         network=network,
-        memory=memory,
-        max_size=max_size,
-        min_size=min_size,
-        backend=backend,
-        overlay=overlay,
-        overwrite=overwrite,
-        resume=resume,
-        checkpoint_seconds=checkpoint_seconds,
+        options=options,
+        outputs=OutputOptions(overlay, overwrite, resume, checkpoint_seconds),
         shard_memory=shard_memory,
     )
     raise typer.Exit(code)
-
-
-def _check_paths(job: Job, masks: Path, overwrite: bool, resume: bool) -> None:
-    require_present(job.source, "file or folder")
-    require_present(masks, "mask file or folder of masks")
-    check_output(job.output, overwrite, (job.source, masks), resume=resume)

@@ -10,7 +10,7 @@ import typer
 import stm_fast.tasks as tasks
 from stm_fast.commands.numbers import real
 from stm_fast.errors import InputError
-from stm_fast.inference.shards import processes
+from stm_fast.runs.ranks import launched
 from stm_fast.training.run_folder import RunFolder
 
 
@@ -26,7 +26,7 @@ def train(
     ] = False,
     stop_after_minutes: Annotated[
         float | None,
-        typer.Option(**real(0, 10**6), help="End with a checkpoint; the same command with --resume goes on."),
+        typer.Option(**real(0, 10**6), help="End with a checkpoint; the same command with --resume continues."),
     ] = None,
     fit_minutes: Annotated[
         float | None,
@@ -37,10 +37,10 @@ def train(
 ) -> None:
     """Train a network as the paper does, or as a configuration of your own says.
 
-    Under torchrun the processes share out each batch; a run may go on with another number of them.
+    Under torchrun the processes share out each batch; a run may be resumed with another number of them.
     """
     start = time.monotonic()
-    processes()  # before work: what the environment says must make sense
+    launched()  # before work: what the environment says must make sense
     for package in ("accelerate", "yaml"):
         if find_spec(package) is None:
             raise InputError(f"training needs {package}: pip install 'stm_fast[train]'")

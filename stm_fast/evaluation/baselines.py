@@ -4,14 +4,15 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from stm_fast.data.sequences import Ids, Sequence
-from stm_fast.evaluation.output_folder import MASKS
+from stm_fast.data.sequences import Sequence
+from stm_fast.evaluation.benchmark_sets import run_frames
+from stm_fast.evaluation.output_folder import MASKS, fill_unfinished
+from stm_fast.inference.objects import impose, split_mask
 from stm_fast.network import STM, Architecture
-from stm_fast.video import MaskWriter, open_frames
-from stm_fast.whole_file import make_folder, refuse_links, whole_folder
+from stm_fast.video import open_frames
 
 COPIED = "first mask copied"
 UNTRAINED = "untrained network"
@@ -24,30 +25,32 @@ def untrained(architecture: Architecture) -> STM:
         return STM(**asdict(architecture)).eval()
 
 
-def copy_first_masks(sequences: Iterable[Sequence], output: Path) -> None:
-    """Each object keeps the mask that it was given, in ``output/Annotations/<sequence>``; finished ones are skipped.
+class CopyingSegmenter:
+    """Each object keeps the mask that it was given."""
 
-    Raises InputError where that folder is a link.
+    def __init__(self) -> None:
+        self.object_ids: list[int] = []
+        self._prob: Tensor | None = None  # [1 + O, H, W]
+
+    def step(self, frame: Tensor, mask: Tensor | None = None, objects: list[int] | None = None) -> Tensor:
+        """As :meth:`stm_fast.inference.VideoSegmenter.step`."""
+        if self._prob is None:
+            self._prob = torch.ones(1, *frame.shape[1:])
+        if mask is not None:
+            ids, planes = split_mask(mask, objects)
+            self._prob = impose(self._prob, self.object_ids, ids, planes)
+            self.object_ids += [object_id for object_id in ids if object_id not in self.object_ids]
+        return self._prob
+
+
+def copy_first_masks(sequences: Iterable[Sequence], output: Path) -> None:
+    """Leaves the masks that a `CopyingSegmenter` makes of sequences as `run_sequences` does; finished ones are skipped.
+
+    Raises InputError where ``output/Annotations`` is a link.
     """
-    refuse_links(output / MASKS)
-    make_folder(output / MASKS)
-    for sequence in sequences:
-        final = output / MASKS / sequence.name
-        if not final.is_dir():
-            with whole_folder(final) as partial:
-                _copy(sequence, partial)
+    fill_unfinished(sequences, output / MASKS, _copy)
 
 
 def _copy(sequence: Sequence, folder: Path) -> None:
     assert sequence.frames is not None
-    masks = MaskWriter(folder)
-    known: list[int] = []
-    current: Ids = np.zeros_like(sequence.read_annotation(sequence.annotated[0]))  # [H, W]
-    for frame in open_frames(sequence.frames):
-        given = sequence.given(frame.name, known)
-        if given is not None:
-            ids, new = given
-            current = np.where(np.isin(ids, new), ids, current)
-            known += new
-        if sequence.required is None or frame.name in sequence.required:
-            masks.write(frame.name, current)
+    run_frames(sequence, open_frames(sequence.frames), CopyingSegmenter(), folder)

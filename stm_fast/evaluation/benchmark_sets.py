@@ -8,46 +8,31 @@ import math
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from stm_fast.config import MemoryConfig
-from stm_fast.data.sequences import Sequence
+from stm_fast.data.sequences import Ids, Sequence
 from stm_fast.errors import InputError, reading, shown_text
-from stm_fast.evaluation.augmentation import AugmentedSegmenter
-from stm_fast.evaluation.output_folder import MASKS, RUN, TIMINGS, check_folders
-from stm_fast.inference.objects import label
-from stm_fast.inference.overlap import FRAMES_WAITING, Behind, ahead
-from stm_fast.inference.stages import StageClock
+from stm_fast.evaluation.output_folder import MASKS, RUN, TIMINGS, check_folders, fill_unfinished
+from stm_fast.inference.augmentation import AugmentedSegmenter
+from stm_fast.inference.options import RunOptions
+from stm_fast.inference.stages import StageProfiler
 from stm_fast.memory import with_known_size
 from stm_fast.network import STM
-from stm_fast.network.fingerprint import fingerprint
-from stm_fast.record_file import as_json, difference, read_record_file, typed, write_record_file
+from stm_fast.record_file import read_record_file, typed, write_record_file
+from stm_fast.runs.checkpoint import check_same, describe_network
+from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, Segmenter, prefetch, run
+from stm_fast.runs.sinks import masks_to
 from stm_fast.versions import __version__
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames
-from stm_fast.whole_file import make_folder, remove_left_over, whole_file, whole_folder
+from stm_fast.whole_file import make_folder, whole_file
 
 # of an entry of an archive: the first date that there is, and rights as on Unix
 _EARLIEST_DATE = (1980, 1, 1, 0, 0, 0)
 _UNIX, _ORDINARY_FILE = 3, 0o100644
-
-
-@dataclass(frozen=True)
-class Inference:
-    """How a set is run; as in `VideoSegmenter` and `AugmentedSegmenter`."""
-
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    max_size: int | None = None
-    min_size: int = 1
-    backend: str = "auto"
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
+_ANOTHER = "give another output folder"
 
 
 @dataclass(frozen=True)
@@ -59,7 +44,7 @@ class Timing:
     objects: int
     network_seconds: float  # of the frames as papers count: frames and masks in memory, nothing read or written
     seconds: float  # end to end: pictures read, masks written
-    stage_seconds: dict[str, float]  # decode and write go on beside the network
+    stage_seconds: dict[str, float]  # decode and write are concurrent with the network
 
     def check(self) -> None:
         """Raises ValueError for numbers that no sequence has."""
@@ -70,22 +55,20 @@ class Timing:
             raise ValueError(f"found {self}")
 
 
-def describe_run(model: STM, set_name: str, split: str, inference: Inference) -> dict[str, Any]:
+def describe_run(model: STM, set_name: str, split: str, options: RunOptions) -> dict[str, Any]:
     """What the masks of a set depend on."""
     return {
         "set": set_name,
         "split": split,
-        "network": str(model.architecture),
-        "weights_sha256": fingerprint(model),
-        "dtype": str(next(model.parameters()).dtype),
-        "inference": asdict(inference) | {"memory": inference.memory.described()},
+        **describe_network(model),
+        "inference": options.described(),
         "stm_fast": __version__,
     }
 
 
-def check_inference(model: STM, inference: Inference) -> None:
+def check_options(model: STM, options: RunOptions) -> None:
     """Raises InputError for sizes or scales that make no sense, or a backend that cannot run here."""
-    _segmenter(model, inference, inference.memory)
+    AugmentedSegmenter(model, options)
 
 
 def claim_output(output: Path, run: Mapping[str, Any], sequences: Iterable[Sequence] = ()) -> None:
@@ -106,12 +89,9 @@ def claim_output(output: Path, run: Mapping[str, Any], sequences: Iterable[Seque
     if not file.exists():
         if earlier:
             masks = output / MASKS / earlier[0]
-            raise InputError(f"{masks}: found masks, and no {file} that says what made them; give another --output")
+            raise InputError(f"{masks}: found masks, and no {file} that says what made them; {_ANOTHER}")
         write_record_file(file, run)
-    found = read_record_file(file, "the record of a run of this version", "give another --output")
-    differs = difference(found, as_json(run))
-    if differs is not None:
-        raise InputError(f"{file}: the folder holds results of another run; {differs}; give another --output")
+    check_same(output, read_record_file(file, "the record of a run of this version", _ANOTHER), run, _ANOTHER)
     for sequence in sequences:
         if sequence.name in earlier:
             _check_whole(sequence, output)
@@ -121,8 +101,8 @@ def run_sequences(
     sequences: Iterable[Sequence],
     output: Path,
     model: STM,
-    inference: Inference,
-    progress: Callable[[str], None] | None = None,
+    options: RunOptions,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Segments the sequences that are not finished yet.
 
@@ -133,11 +113,12 @@ def run_sequences(
     Raises:
         InputError: frames or masks that do not fit; what was finished before stays.
     """
-    for sequence in sequences:
-        if not (output / MASKS / sequence.name).is_dir():
-            _run_whole(sequence, output, model, inference)
-        if progress is not None:
-            progress(sequence.name)
+
+    def fill(sequence: Sequence, folder: Path) -> None:
+        timing = _run(sequence, folder, model, options)
+        write_record_file(output / TIMINGS / f"{sequence.name}.json", asdict(timing))
+
+    fill_unfinished(sequences, output / MASKS, fill, progress)
 
 
 def read_timings(sequences: Iterable[Sequence], output: Path) -> list[Timing]:
@@ -205,58 +186,50 @@ def _masks_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.png") if file.name[0] != ".")
 
 
-def _run_whole(sequence: Sequence, output: Path, model: STM, inference: Inference) -> None:
-    """Segments a sequence under a temporary name; masks and timing get their names at the end."""
-    final = output / MASKS / sequence.name
-    remove_left_over(final.parent, sequence.name)
-    with whole_folder(final) as partial:
-        timing = _run(sequence, partial, model, inference)
-        write_record_file(output / TIMINGS / f"{sequence.name}.json", asdict(timing))
-
-
-def _run(sequence: Sequence, folder: Path, model: STM, inference: Inference) -> Timing:
+def _run(sequence: Sequence, folder: Path, model: STM, options: RunOptions) -> Timing:
     assert sequence.frames is not None
     start = time.perf_counter()
     reader = open_frames(sequence.frames)
     _check_names(sequence, reader)
-    segmenter = _segmenter(model, inference, with_known_size(inference.memory, reader.frame_count, [0]))
-    masks = MaskWriter(folder)
-    beside = {"decode": 0.0, "write": 0.0}
-    network_seconds = 0.0
-    done = 0
-
-    def write(named: tuple[str, npt.NDArray[np.uint8]]) -> None:
-        before = time.perf_counter()
-        masks.write(*named)
-        beside["write"] += time.perf_counter() - before
-
-    frames_ahead = ahead(_timed(reader, beside), FRAMES_WAITING)
-    with StageClock(model) as clock, Behind(write, FRAMES_WAITING) as writer, closing(frames_ahead) as frames:
-        for frame in frames:
-            ids, new = sequence.given(frame.name, segmenter.object_ids) or (None, None)
-            clock.start()
-            picture = torch.from_numpy(frame.image).permute(2, 0, 1)  # [3, H, W]
-            prob = segmenter.step(picture, None if ids is None else torch.from_numpy(ids), new)
-            found = label(prob, segmenter.object_ids).cpu().numpy()  # [H, W]
-            network_seconds += clock.stop()
-            if sequence.required is None or frame.name in sequence.required:
-                writer.put((frame.name, found))
-            done += 1
+    memory = with_known_size(options.memory, reader.frame_count, [0])
+    segmenter = AugmentedSegmenter(model, replace(options, memory=memory))
+    with StageProfiler(model) as profiler:
+        frames, concurrent = run_frames(sequence, reader, segmenter, folder, profiler.frame)
     seconds = time.perf_counter() - start
-    stages = beside | dict(clock.seconds)
-    return Timing(sequence.name, done, len(segmenter.object_ids), network_seconds, seconds, stages)
+    stages = concurrent | dict(profiler.seconds)
+    return Timing(sequence.name, frames, len(segmenter.object_ids), profiler.total, seconds, stages)
 
 
-def _segmenter(model: STM, inference: Inference, memory: MemoryConfig) -> AugmentedSegmenter:
-    return AugmentedSegmenter(
-        model,
-        memory=memory,
-        max_size=inference.max_size,
-        min_size=inference.min_size,
-        backend=inference.backend,
-        scales=inference.scales,
-        flip=inference.flip,
-    )
+def run_frames(
+    sequence: Sequence,
+    reader: FrameReader,
+    segmenter: Segmenter,
+    folder: Path,
+    measure: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[int, dict[str, float]]:
+    """Writes the required masks of a sequence.
+
+    Args:
+        measure: around the work on each frame, as in :func:`stm_fast.runs.loop.run`.
+
+    Returns:
+        How many frames there were, and the seconds of decoding and of writing, which are concurrent with the network.
+    """
+    write_mask = masks_to(MaskWriter(folder), sequence.required)
+    seconds = {"decode": 0.0, "write": 0.0}
+
+    def write(segmented: Segmented) -> None:
+        before = time.perf_counter()
+        write_mask(segmented)
+        seconds["write"] += time.perf_counter() - before
+
+    def prompt(frame: Frame, known: list[int]) -> tuple[Ids, list[int]] | None:
+        return sequence.given(frame.name, known)
+
+    decoded = prefetch(_timed(reader, seconds), FRAMES_WAITING)
+    with BackgroundWriter(write, FRAMES_WAITING) as writer, closing(decoded) as frames:
+        count = run(frames, prompt, segmenter, writer.put, measure=measure)
+    return count, seconds
 
 
 def _timed(reader: FrameReader, seconds: dict[str, float]) -> Iterator[Frame]:

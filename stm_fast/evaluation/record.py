@@ -1,20 +1,26 @@
-"""What an evaluation found, as one JSON file: scores, speed, configuration, versions."""
+"""What an evaluation found: scores, speed, configuration and versions as JSON, and the tables of the DAVIS toolkit."""
 
 import platform
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from stm_fast.csv_file import csv_lines, open_csv
 from stm_fast.evaluation.benchmark_sets import Timing
 from stm_fast.evaluation.scoring import ObjectScore
-from stm_fast.evaluation.tables import overall
-from stm_fast.record_file import write_record_file
+from stm_fast.printing import printable, say
 from stm_fast.versions import version_of
+from stm_fast.whole_file import whole_file
 
 Record = dict[str, Any]
+
+GLOBAL_MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+SEQUENCE_MEASURES = ("Sequence", "J-Mean", "F-Mean")
 
 
 def make_record(
@@ -36,11 +42,6 @@ def make_record(
         "objects": [_object(score) for score in scores],
         "sequences": [asdict(timing) for timing in timings],
     }
-
-
-def write_record(record: Record, file: Path) -> None:
-    """The record as JSON with a checksum, whole or not at all."""
-    write_record_file(file, record)
 
 
 def speed(timings: list[Timing]) -> Record:
@@ -80,3 +81,48 @@ def _object(score: ObjectScore) -> Record:
         "J": score.J._asdict() | {"per_frame": score.region.tolist()},
         "F": score.F._asdict() | {"per_frame": score.contour.tolist()},
     }
+
+
+def overall(scores: list[ObjectScore]) -> dict[str, float]:
+    """The toolkit's global measures: means over all objects of all sequences, in [0, 1]."""
+    region, contour = (np.mean([getattr(score, measure) for score in scores], axis=0) for measure in "JF")  # [3]
+    values = [(region[0] + contour[0]) / 2, *region, *contour]
+    return {name: float(value) for name, value in zip(GLOBAL_MEASURES, values, strict=True)}
+
+
+def print_tables(scores: list[ObjectScore], split: str) -> None:
+    """Both tables on stdout, laid out as the toolkit does."""
+    say(f"--------------------------- Global results for {split} ---------------------------")
+    say(*_aligned(GLOBAL_MEASURES, [[f"{value:.6f}" for value in overall(scores).values()]]))
+    say("", f"---------- Per sequence results for {split} ----------")
+    rows = [[printable(score.name), f"{score.J.mean:.6f}", f"{score.F.mean:.6f}"] for score in scores]
+    say(*_aligned(SEQUENCE_MEASURES, rows))
+
+
+def print_comparison(methods: Mapping[str, list[ObjectScore]]) -> None:
+    """Several methods' scores of the same set, a line each."""
+    say("", "---------- Beside it ----------")
+    measures = ("J&F-Mean", "J-Mean", "F-Mean")
+    rows = []
+    for name, scores in methods.items():
+        measured = overall(scores)
+        rows.append([name, *(f"{measured[measure]:.6f}" for measure in measures)])
+    say(*_aligned(("Method", *measures), rows))
+
+
+def write_tables(scores: list[ObjectScore], split: str, folder: Path) -> None:
+    """The toolkit's two CSV files, under its names."""
+    values = [f"{value:.3f}" for value in overall(scores).values()]
+    rows = [[score.name, f"{score.J.mean:.3f}", f"{score.F.mean:.3f}"] for score in scores]
+    _write_csv(folder / f"global_results-{split}.csv", GLOBAL_MEASURES, [values])
+    _write_csv(folder / f"per-sequence_results-{split}.csv", SEQUENCE_MEASURES, rows)
+
+
+def _aligned(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: list[list[str]]) -> None:
+    with whole_file(path) as partial, open_csv(partial, "w") as file:
+        file.write(csv_lines([header, *rows]))

@@ -15,9 +15,8 @@ from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.arrays import as_frame, as_ids, as_mask
-from stm_fast.inference.frame_size import check_sizes, network_size
-from stm_fast.inference.objects import impose, label, object_scores, split_mask
-from stm_fast.inference.presence import Presence
+from stm_fast.inference.objects import Presence, impose, label, object_scores, split_mask
+from stm_fast.inference.options import check_sizes, network_size
 from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.network.shared_trunk import SharedKeyValue
@@ -49,7 +48,7 @@ _BANK, _PRESENCE = "bank.", "presence."
 
 
 class _Seen(NamedTuple):
-    """A segmented frame that is not in the memory yet: it is memorised only when a next frame comes."""
+    """A segmented frame that is not in the memory yet: it is memorized only when a next frame comes."""
 
     frame: Tensor  # [3, h, w]
     objects: Tensor  # [O, h, w] soft masks
@@ -64,9 +63,9 @@ class VideoSegmenter:
     Args:
         model: the network; it decides the device and the dtype.
         memory: what is remembered.
-        max_size: frames whose shorter side is longer are made that small for the network; masks come back at the
+        max_size: downscale for the network so that the shorter side is at most this many pixels; masks come back at the
             frame's own size.
-        min_size: frames whose shorter side is shorter are made that large.
+        min_size: upscale frames whose shorter side is below this.
         backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
         shard: this process's part of the memory, where several segment the same video together.
 
@@ -123,17 +122,16 @@ class VideoSegmenter:
     ) -> Tensor:
         """Segments the next frame of the video.
 
-        A mask may come with any frame. Where it has an object, it is taken as right; objects that it does not speak
-        of are predicted. Ids that are new start here, known ids are corrected.
+        A mask may come with any frame. Its objects are taken as given, all others are predicted. New ids start here,
+        known ids are corrected.
 
-        Arrays of NumPy are taken as tensors are. Nothing that is given is kept: a buffer may be filled with the next
-        frame.
+        NumPy arrays are accepted too. The arguments are not kept: a buffer may be reused for the next frame.
 
         Args:
             frame: ``[3, H, W]``, float in [0, 1] or uint8, RGB.
             mask: ``[H, W]`` object ids, or ``[O, H, W]`` one plane in [0, 1] an object; planes that overlap share.
             objects: the ids that the mask speaks of; needed with planes, by default those that occur.
-            memorize: False leaves the memory as it is: the frame neither stays nor is the previous one of the next.
+            memorize: False leaves the memory as it is: the next frame does not see this one either.
 
         Returns:
             ``[1 + O, H, W]`` float32 probabilities that sum to 1 over the channels; channel 0 is the background, the
@@ -161,7 +159,7 @@ class VideoSegmenter:
         self._memorize_seen()
         inner = _resized(_in_unit_range(taken.to(self._device, non_blocking=True)), inner_size)  # [3, h, w]
         if inner is taken:
-            inner = inner.clone()  # it is memorised with the next frame, which may lie in the same memory
+            inner = inner.clone()  # it is memorized with the next frame, which may lie in the same memory
         prob, known = self._predict(inner, given)  # [1 + O, h, w]
         full = _resized(prob, size)  # [1 + O, H, W]
         if given is not None:
@@ -235,20 +233,17 @@ class VideoSegmenter:
             "size": torch.tensor(self._size or (), dtype=torch.int64),
         }
         if self._seen is not None:
-            state |= {
-                "seen.frame": self._seen.frame.contiguous(),
-                "seen.frame.strides": torch.tensor(self._seen.frame.stride()),
-                "seen.objects": self._seen.objects.contiguous(),
-                "seen.objects.strides": torch.tensor(self._seen.objects.stride()),
-                "seen.frame_index": torch.tensor(self._seen.frame_index),
-                "seen.given_ids": torch.tensor(self._seen.given_ids, dtype=torch.int64),
-            }
+            state["seen.frame_index"] = torch.tensor(self._seen.frame_index)
+            state["seen.given_ids"] = torch.tensor(self._seen.given_ids, dtype=torch.int64)
+            for name, tensor in (("frame", self._seen.frame), ("objects", self._seen.objects)):
+                state[f"seen.{name}"] = tensor.contiguous()
+                state[f"seen.{name}.strides"] = torch.tensor(tensor.stride())
         if self._presence is not None:
             state |= {f"{_PRESENCE}{name}": tensor for name, tensor in self._presence.state_dict().items()}
         return state | {f"{_BANK}{name}": tensor for name, tensor in self._bank.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Becomes the segmenter that gave this state; it goes on bit for bit.
+        """Becomes the segmenter that gave this state, and continues bit for bit.
 
         Args:
             state: from `state_dict` of a segmenter with the same network, options and shard.
@@ -259,7 +254,7 @@ class VideoSegmenter:
         try:
             self._load(state)
         except (InputError, torch.OutOfMemoryError):
-            raise  # no room for it
+            raise  # no memory left for it
         except (LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
             self.clear_memory()
             why = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -274,7 +269,7 @@ class VideoSegmenter:
         self._size = tuple(state["size"].tolist()) or None
         self._seen = None
         if "seen.frame" in state:
-            frame, objects = (self._as_it_lay(state, f"seen.{name}") for name in ("frame", "objects"))
+            frame, objects = (self._with_saved_strides(state, f"seen.{name}") for name in ("frame", "objects"))
             given_ids = state["seen.given_ids"].tolist()
             self._seen = _Seen(frame, objects, int(state["seen.frame_index"]), given_ids)
         seen = len(self._ids) if self._seen is None else len(self._seen.objects)
@@ -282,8 +277,8 @@ class VideoSegmenter:
             found = f"{self._bank.objects} objects in the memory and {seen} in the last frame"
             raise ValueError(f"found {found}, expected {len(self._ids)}")
 
-    def _as_it_lay(self, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """A tensor with its strides: convolutions take another path, and round otherwise, where they differ."""
+    def _with_saved_strides(self, state: Mapping[str, Tensor], name: str) -> Tensor:
+        """A tensor of the state: convolution algorithms, and so rounding, depend on the strides."""
         saved, strides = state[name], state[f"{name}.strides"].tolist()
         return torch.empty_strided(saved.shape, strides, dtype=saved.dtype, device=self._device).copy_(saved)
 
@@ -302,7 +297,7 @@ class VideoSegmenter:
             )
 
     def _absent(self, seen: _Seen, given: list[int]) -> list[int]:
-        """The objects, by index, that a frame says nothing of."""
+        """The objects, by index, that a frame does not show."""
         if self._presence is None:
             return []
         self._presence.look(seen.objects, given)
@@ -318,14 +313,14 @@ class VideoSegmenter:
             prob[0] = 1
             return prob, None
         features = self._model.encode_query(frame)
-        prob = self._model.probabilities(self._bank.read(self._question(features.key)), features)
+        prob = self._model.probabilities(self._bank.read(self._query(features.key)), features)
         if not self._model.architecture.shared_trunk:
             return prob, None
         # what a compiled network returns is there until its next frame only
         return prob, (features.key.clone(), features.value.clone())
 
-    def _question(self, query_key: Tensor) -> Tensor:
-        """What the memory is asked, [1 or O, Ck, h, w]: what is lost may be anywhere."""
+    def _query(self, query_key: Tensor) -> Tensor:
+        """The query of the memory read, [1 or O, Ck, h, w]: objects that are lost may be anywhere."""
         if self._presence is None or not self._presence.lost:
             return query_key
         heads = self._model.query_key_value
@@ -343,7 +338,7 @@ class VideoSegmenter:
             if most > 1 + _OVERSHOOT:
                 raise InputError(f"frame 0: found values up to {most:.0f}, expected float in [0, 1], or uint8")
             if not least >= -_OVERSHOOT:
-                raise InputError(f"frame 0: found values from {least:g}, expected float in [0, 1], not normalised")
+                raise InputError(f"frame 0: found values from {least:g}, expected float in [0, 1], not normalized")
 
     def _given(
         self,

@@ -1,7 +1,9 @@
-"""Where the time of a frame goes: a clock that hangs on the network's parts."""
+"""Where the time of a frame goes, by hooks on the parts of the network."""
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
@@ -14,15 +16,20 @@ from stm_fast.network import STM
 STAGES = ("memory encoder", "memory write", "query encoder", "memory read", "decoder", "aggregation")
 
 
-class StageClock:
-    """Seconds by stage of everything the network does inside a `with` block; `step()` begins each frame.
+class StageProfiler:
+    """Seconds by stage of everything the network does inside a `with` block; `frame()` surrounds each frame.
 
     A stage reaches from the end of the one before it to its own end, so that the stages of a frame add up to it:
     "memory write" and "memory read" are what lies between the parts of the network, "aggregation" what follows them.
-    On a GPU the clock is that of the device, read once a frame: nothing waits in between.
+    On a GPU the times are those of the device, read once per frame: nothing waits in between.
+
+    Attributes:
+        seconds: by stage.
+        total: of all frames.
     """
 
     def __init__(self, model: STM) -> None:
+        self.total = 0.0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._model = model
         self._device = next(model.parameters()).device
@@ -46,6 +53,13 @@ class StageClock:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """Around the work on a frame."""
+        self.start()
+        yield
+        self.total += self.stop()
 
     def start(self) -> None:
         """A frame begins."""

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from stm_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from stm_fast.evaluation.benchmark_sets import Inference
     from stm_fast.tasks.benchmark import time_frames, time_reads, tune_tiles
-    from stm_fast.tasks.convert import convert_checkpoints
     from stm_fast.tasks.demo import run_demo
     from stm_fast.tasks.evaluate import evaluate_set, score_results
     from stm_fast.tasks.info import print_info
+    from stm_fast.tasks.network import convert_checkpoints
     from stm_fast.tasks.segment import segment_videos
     from stm_fast.tasks.sets import open_results, open_set
     from stm_fast.tasks.train import train_network
@@ -23,12 +22,11 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "stm_fast.evaluation.benchmark_sets": ("Inference",),
             "stm_fast.tasks.benchmark": ("time_frames", "time_reads", "tune_tiles"),
-            "stm_fast.tasks.convert": ("convert_checkpoints",),
             "stm_fast.tasks.demo": ("run_demo",),
             "stm_fast.tasks.evaluate": ("evaluate_set", "score_results"),
             "stm_fast.tasks.info": ("print_info",),
+            "stm_fast.tasks.network": ("convert_checkpoints",),
             "stm_fast.tasks.segment": ("segment_videos",),
             "stm_fast.tasks.sets": ("open_results", "open_set"),
             "stm_fast.tasks.train": ("train_network",),
@@ -38,7 +36,6 @@ else:
     )
 
 __all__ = [
-    "Inference",
     "__version__",
     "convert_checkpoints",
     "evaluate_set",

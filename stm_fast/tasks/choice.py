@@ -1,4 +1,4 @@
-"""Which network a command runs, and where and how, before anything of it is loaded."""
+"""Which network a command runs, where and how, before anything of it is loaded."""
 
 import os
 import re
@@ -35,9 +35,9 @@ class NetworkChoice:
 
     def __post_init__(self) -> None:
         if self.arch is not None and str(self.weights) != DEFAULT:
-            raise InputError(f"--arch: found {self.arch} with --weights {self.weights}, expected one of them")
+            raise InputError(f"arch: found {self.arch} with weights={self.weights}, expected one of them")
         if _DEVICES.fullmatch(self.device) is None:
-            raise InputError(f"--device: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
+            raise InputError(f"device: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
         require_file(self.file, "a checkpoint")
 
     @property
@@ -51,7 +51,7 @@ class NetworkChoice:
         return self.arch is not None
 
     def smallest_side(self, min_size: int | None, max_size: int | None = None) -> int:
-        """`min_size` of a `VideoSegmenter`: what --min-size asks for, or else what suits the weights."""
+        """`min_size` of a `VideoSegmenter`: what is asked for, or else what suits the weights."""
         if min_size is not None:
             return min_size
         if self.untrained or os.path.realpath(self.file) not in map(str, FILES.values()):

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
-from stm_fast.inference import Summary, check_backend, segment_video
+from stm_fast.inference import check_backend
 from stm_fast.printing import say
+from stm_fast.runs.video import Summary, segment_video
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_for_inference
-from stm_fast.tasks.progress import print_summary, progress_bar, task_name
+from stm_fast.tasks.progress import print_summary, print_untrained, progress_bar, task_name
 from stm_fast.video import OverlayVideoWriter, object_ids, read_written_mask, write_mask
 
 _FRAME_RATE = Fraction(24)
@@ -43,7 +44,9 @@ def run_demo(
             progress=advance,
         )
     _print_similarity(clip, summary)
-    print_summary(summary, network.untrained)
+    print_summary(summary)
+    if network.untrained:
+        print_untrained()
 
 
 def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:

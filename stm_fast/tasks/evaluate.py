@@ -8,8 +8,7 @@ from stm_fast.choices import SetName
 from stm_fast.data.sequences import Sequence
 from stm_fast.evaluation.baselines import COPIED, UNTRAINED, copy_first_masks, untrained
 from stm_fast.evaluation.benchmark_sets import (
-    Inference,
-    check_inference,
+    check_options,
     claim_output,
     describe_run,
     read_timings,
@@ -17,15 +16,22 @@ from stm_fast.evaluation.benchmark_sets import (
     write_zip,
 )
 from stm_fast.evaluation.output_folder import BASELINES, MASKS
-from stm_fast.evaluation.record import Record, make_record, write_record
+from stm_fast.evaluation.record import (
+    Record,
+    make_record,
+    overall,
+    print_comparison,
+    print_tables,
+    write_tables,
+)
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
-from stm_fast.evaluation.tables import overall, print_comparison, print_tables, write_tables
-from stm_fast.inference.process_group import wait_for_all
-from stm_fast.inference.shards import rank, shard
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.printing import say, warn
+from stm_fast.record_file import write_record_file
+from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_model, prepare
 from stm_fast.tasks.progress import progress_bar
@@ -57,7 +63,7 @@ def evaluate_set(
     output: Path,
     *,
     network: NetworkChoice,
-    inference: Inference,
+    options: RunOptions,
     workers: int | None,
     report: bool,
     baselines: bool,
@@ -67,28 +73,28 @@ def evaluate_set(
     Args:
         data: the root of the set.
         workers: processes that score; one for each core by default.
-        baselines: the first mask copied and an untrained network are scored beside it.
+        baselines: the first mask copied and an untrained network are scored too.
 
     Raises:
         InputError: an output folder of another run, or what does not fit.
     """
     scored = to_score(sequences)
-    if len(scored) < len(sequences) and rank() == 0:
+    if len(scored) < len(sequences) and launched().leads:
         missing = len(sequences) - len(scored)
         warn(f"{missing} of {len(sequences)} sequences are not scored: not annotated")
     model = load_model(network)
     prepared = prepare(model, network)
-    check_inference(prepared, inference)
-    run = describe_run(model, set_name, split, inference)
+    check_options(prepared, options)
+    run = describe_run(model, set_name, split, options)
     run |= {
         "data": os.path.realpath(data),
         "dtype": str(next(prepared.parameters()).dtype),
         "compiled": network.compile,
     }
-    _run(sequences, output, prepared, inference, run)
+    _run(sequences, output, prepared, options, run)
     if baselines:
-        _run_baselines(sequences, output / BASELINES, model, network, inference, run)
-    if rank() > 0:
+        _run_baselines(sequences, output / BASELINES, model, network, options, run)
+    if not launched().leads:
         return
     if network.untrained:
         warn("the network is untrained, as --arch asks: the scores mean nothing")
@@ -103,11 +109,12 @@ def evaluate_set(
     _finish(record, scores, pairs, output, report)
 
 
-def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inference, run: Record) -> None:
+def _run(sequences: list[Sequence], output: Path, model: Any, options: RunOptions, run: Record) -> None:
     claim_output(output, run, sequences)
-    share = shard(sequences)
+    ranks = launched()
+    share = ranks.share(sequences)
     done = 0
-    with progress_bar(f"process {rank()}", "sequences") as advance:
+    with progress_bar(f"process {ranks.rank}", "sequences") as advance:
         advance(0, len(share))
 
         def step(name: str) -> None:
@@ -115,19 +122,19 @@ def _run(sequences: list[Sequence], output: Path, model: Any, inference: Inferen
             done += 1
             advance(done, len(share))
 
-        run_sequences(share, output, model, inference, step)
-    wait_for_all()
+        run_sequences(share, output, model, options, step)
+    ranks.wait()
 
 
 def _run_baselines(
-    sequences: list[Sequence], folder: Path, model: STM, choice: NetworkChoice, inference: Inference, run: Record
+    sequences: list[Sequence], folder: Path, model: STM, choice: NetworkChoice, options: RunOptions, run: Record
 ) -> None:
     network = untrained(model.architecture).to(next(model.parameters()).device)
     described = run | {"weights_sha256": fingerprint(network)}
-    _run(sequences, folder / UNTRAINED, prepare(network, choice), inference, described)
+    _run(sequences, folder / UNTRAINED, prepare(network, choice), options, described)
     claim_output(folder / COPIED, {name: run[name] for name in ("set", "split", "data")})
-    copy_first_masks(shard(sequences), folder / COPIED)
-    wait_for_all()
+    copy_first_masks(launched().share(sequences), folder / COPIED)
+    launched().wait()
 
 
 def _score_baselines(
@@ -160,7 +167,7 @@ def _finish(
     make_folder(output)
     if scores:
         write_tables(scores, split, output)
-    write_record(record, output / "results.json")
+    write_record_file(output / "results.json", record)
     if report:
         write_report(record, scores, {pair[0].name: pair for pair in pairs}, output / "report.html")
 

@@ -1,4 +1,4 @@
-"""ctrl-C and SIGTERM: a run ends after the frame it is at, and its user is told how to go on."""
+"""ctrl-C and SIGTERM: a run ends after the current frame, and its user is told how to resume."""
 
 import os
 import shlex
@@ -9,29 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from stm_fast.inference.shards import world_size
+from stm_fast.runs.ranks import launched
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FROM_SIGNALS = 128  # what a shell adds to the number of the signal that ended a program
 
 
 class Stop:
-    """Whether somebody has asked for an end."""
+    """Whether a signal has asked the run to end."""
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.signal: int | None = None
 
     def __call__(self) -> bool:
-        return self._signal is not None
-
-    def ask(self, number: int) -> None:
-        """Notes the signal."""
-        self._signal = number
+        return self.signal is not None
 
     @property
     def exit_code(self) -> int:
         """130 after ctrl-C, 143 after SIGTERM."""
-        return _FROM_SIGNALS + (self._signal or signal.SIGINT)
+        return _FROM_SIGNALS + (self.signal or signal.SIGINT)
 
 
 @contextmanager
@@ -45,7 +41,7 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def ask(number: int, _: FrameType | None) -> None:
-        stop.ask(number)
+        stop.signal = number
         restore()
 
     for number in _SIGNALS:
@@ -57,16 +53,16 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def how_to_resume() -> tuple[str, str]:
-    """A line, and the command that goes on with this run; torchrun's own options are its user's to fill in."""
+    """A line, and the command that resumes this run; torchrun's own options are left to the user."""
     is_script = Path(sys.argv[0]).name != "__main__.py"
     program = [sys.argv[0]] if is_script else [sys.executable, "-m", "stm_fast"]
     given = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
     # behind the command, because arguments may end with a -- and names behind it
     again = [*given[:1], "--resume", *given[1:]]
-    if world_size() == 1:
-        return "To go on:", _joined([*program, *again])
+    if launched().world == 1:
+        return "To resume:", _joined([*program, *again])
     program = ["--no-python", *program] if is_script else program[1:]
-    return "To go on, with torchrun's options as before:", f"torchrun ... {_joined([*program, *again])}"
+    return "To resume, with torchrun's options as before:", f"torchrun ... {_joined([*program, *again])}"
 
 
 def _joined(words: list[str]) -> str:

@@ -1,16 +1,20 @@
 """The network that a command runs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from stm_fast.errors import InputError
-from stm_fast.inference.shards import processes
-from stm_fast.network import STM
+from stm_fast.network import STM, save_checkpoint
 from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deploy import for_inference
 from stm_fast.network.deploy.precision import choose_dtype
+from stm_fast.network.mean import into_mean
+from stm_fast.printing import say
+from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
 
 
@@ -36,13 +40,24 @@ def prepare(model: STM, choice: NetworkChoice) -> STM:
     return for_inference(model, dtype=dtype, compile=choice.compile)
 
 
+def convert_checkpoints(sources: Sequence[NetworkChoice], target: Path, *, half: bool) -> None:
+    """stm-fast convert: writes the mean of the sources' weights as safetensors.
+
+    Raises:
+        InputError: anything but a checkpoint, several of different networks, or a file that cannot be written.
+    """
+    model = into_mean([load_model(source) for source in sources])
+    save_checkpoint(model, target, half=half)
+    say(f"{target}: {model.architecture}")
+
+
 def _device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if name == "auto":
         # torchrun numbers the processes of a machine: a device for each
-        index = processes().local_rank
+        index = launched().local_rank
         return torch.device("cuda", index % count) if count else torch.device("cpu")
     _, _, number = name.partition(":")
     if name != "cpu" and int(number or 0) >= count:
-        raise InputError(f"--device: found {name!r}, but this machine has {count} CUDA devices")
+        raise InputError(f"device: found {name!r}, but this machine has {count} CUDA devices")
     return torch.device(name)

@@ -1,4 +1,4 @@
-"""What a command tells while it runs, and at its end."""
+"""What a command prints while it runs, and at its end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from stm_fast.inference import Summary
-from stm_fast.inference.output_folder import SCORES
-from stm_fast.inference.score_table import sights
 from stm_fast.printing import printable, say
+from stm_fast.runs.output_folder import SCORES
+from stm_fast.runs.score_table import sights
+from stm_fast.runs.video import Summary
 
 # names are no format strings, and no markup
 _DESCRIPTION = TextColumn("{task.description}", markup=False)
@@ -41,15 +41,8 @@ def task_name(untrained: bool) -> str:
     return "segmenting, untrained" if untrained else "segmenting"
 
 
-def print_summary(summary: Summary, untrained: bool) -> None:
-    """One line on stdout, and another one where the network is untrained."""
-    print_result(summary)
-    if untrained:
-        print_untrained()
-
-
-def print_result(summary: Summary) -> None:
-    """One line on stdout, and one before it for each object that was out of sight, or lost."""
+def print_summary(summary: Summary) -> None:
+    """One line on stdout, and one before it for each object that was not found in some frames."""
     for sight in sights(summary.output):
         if sight.missing:
             where = f"not found in {sight.missing} of {sight.frames} frames, last found in {sight.last}"

@@ -1,115 +1,128 @@
 """stm-fast segment: masks and an overlay of a video, or of many."""
 
+import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import replace
 
-import torch.distributed as distributed
-
-from stm_fast.choices import Overlay
-from stm_fast.config import MemoryConfig
-from stm_fast.inference import InterruptedRun, Summary, segment_video
-from stm_fast.inference.bulk import Job
-from stm_fast.inference.estimation import Estimate
-from stm_fast.inference.process_group import process_group
-from stm_fast.inference.shards import rank, shard
+from stm_fast.errors import InputError, as_input_error
+from stm_fast.inference.options import RunOptions
 from stm_fast.memory import RankLostError
 from stm_fast.printing import remark, warn
-from stm_fast.tasks.bulk import Segment, clear, segment_many
+from stm_fast.runs.estimation import Estimate
+from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_results
+from stm_fast.runs.ranks import Ranks, joined, launched
+from stm_fast.runs.video import Hooks, InterruptedRun, Summary, segment_job
 from stm_fast.tasks.choice import NetworkChoice
+from stm_fast.tasks.flags import with_flags
 from stm_fast.tasks.interruption import how_to_resume, stop_on_signals
 from stm_fast.tasks.network import load_for_inference
 from stm_fast.tasks.progress import print_summary, print_untrained, progress_bar, task_name
 
-_RANK_LOST = 1
+_UNEXPECTED, _WRONG_USE, _RANK_LOST = 1, 2, 1
+
+_Advance = Callable[[int, int | None], None]
+# segments a video, and reports progress to the callback
+_Segment = Callable[[Job, _Advance], Summary]
 
 
 def segment_videos(
     jobs: Sequence[Job],
-    masks: Path,
     *,
-    mask_frame: str | None,
     network: NetworkChoice,
-    memory: MemoryConfig,
-    max_size: int | None,
-    min_size: int | None,
-    backend: str,
-    overlay: Overlay,
-    overwrite: bool,
-    resume: bool,
-    checkpoint_seconds: float,
+    options: RunOptions,
+    outputs: OutputOptions,
     shard_memory: bool,
 ) -> int:
     """Segments one video, or several one after the other.
 
+    Of several, finished ones are skipped, and one that fails does not stop the others.
+
     Args:
-        masks: of one video a file or a folder; of several a folder that has either for each.
-        mask_frame: of one video, the frame that the one mask is of; None for what its name says.
-        min_size: None for what suits the network.
         shard_memory: all processes share the memory of one video.
 
     Returns:
-        The exit code.
+        The exit code: 0; 2 where some videos were bad input, 1 where anything else went wrong with one.
 
     Raises:
-        InputError: as :func:`stm_fast.inference.segment_video`; of several videos each is told, and the others go on.
+        InputError: as :func:`stm_fast.segment_video`, of a single video.
     """
     model = load_for_inference(network)
     several = len(jobs) > 1
-    if several and overwrite:
-        clear(shard(jobs), masks)
-    with stop_on_signals() as stop, process_group(shard_memory) as group:
+    if several:
+        if outputs.overwrite:
+            _clear(launched().share(jobs))
+        outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
+    with stop_on_signals() as stop, joined(shard_memory) as ranks:
 
-        def run(source: Path, masks: Path, output: Path, advance: Callable[[int, int | None], None]) -> Summary:
-            return segment_video(
-                source,
-                masks,
-                output,
-                model=model,
-                mask_frame=mask_frame,
-                memory=memory,
-                max_size=max_size,
-                min_size=network.smallest_side(min_size, max_size),
-                backend=backend,
-                overlay=overlay,
-                overwrite=overwrite,
-                resume=resume or (several and not overwrite),
-                checkpoint_seconds=checkpoint_seconds,
-                leave_record=several,
-                group=group,
-                should_stop=stop,
-                progress=advance,
-                estimated=_print_estimate,
-            )
+        def segment(job: Job, advance: _Advance) -> Summary:
+            return segment_job(job, model, options, outputs, Hooks(stop, advance, _print_estimate), ranks)
 
         try:
-            code = segment_many(jobs, masks, run) if several else _segment_one(jobs[0], masks, run, network.untrained)
+            code = _segment_many(jobs, segment) if several else _segment_one(jobs[0], segment, ranks, network.untrained)
         except InterruptedRun as error:
             return _ended(error, stop.exit_code)
         except RankLostError as error:
             return _ended(error, _RANK_LOST)
-    if several and network.untrained:
+    if network.untrained and launched().leads:
         print_untrained()
     return code
 
 
-def _segment_one(job: Job, masks: Path, run: Segment, untrained: bool) -> int:
+def _segment_one(job: Job, segment: _Segment, ranks: Ranks, untrained: bool) -> int:
     """One video, by all processes where they share its memory, else by the first."""
-    if rank() == 0:
+    if launched().leads:
         with progress_bar(task_name(untrained)) as advance:
-            summary = run(job.source, masks, job.output, advance)
-        print_summary(summary, untrained)
-    elif distributed.is_initialized():
-        run(job.source, masks, job.output, lambda *_: None)
+            summary = segment(job, advance)
+        print_summary(summary)
+    elif ranks.group is not None:
+        segment(job, lambda *_: None)
     return 0
 
 
+def _segment_many(jobs: Sequence[Job], segment: _Segment) -> int:
+    """Segments this process's share of the videos, and waits for the other processes."""
+    ranks = launched()
+    share = ranks.share(jobs)
+    failures: dict[Job, Exception] = {}
+    for job in share:
+        try:
+            with progress_bar(job.name) as advance:
+                summary = segment(job.with_own_masks(), advance)
+            print_summary(summary)
+        except InterruptedRun:
+            raise
+        except Exception as error:
+            failures[job] = as_input_error(error) or error
+            if not isinstance(failures[job], InputError):
+                traceback.print_exc()
+    if failures:
+        warn(f"{len(failures)} of {len(share)} videos failed:")
+    for job, failure in failures.items():
+        known = isinstance(failure, InputError)
+        warn(with_flags(str(failure)) if known else f"{job.source}: {type(failure).__name__}: {failure}")
+    # a process that ends with an error would take the others with it
+    ranks.wait()
+    if not failures:
+        return 0
+    return _WRONG_USE if all(isinstance(failure, InputError) for failure in failures.values()) else _UNEXPECTED
+
+
+def _clear(jobs: Sequence[Job]) -> None:
+    """Removes earlier results of all videos, so that after an interruption the same resumes without --overwrite."""
+    for job in jobs:
+        with suppress(InputError):  # reported when it is the video's turn
+            check_output(job.output, True, (job.source, job.with_own_masks().masks))
+            remove_results(job.output)
+
+
 def _print_estimate(estimate: Estimate) -> None:
-    if rank() == 0:
+    if launched().leads:
         remark(f"memory: {estimate}")
 
 
 def _ended(why: Exception, code: int) -> int:
     warn(str(why))
-    if rank() == 0:
+    if launched().leads:
         remark(*how_to_resume())
     return code

@@ -5,14 +5,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import stm_fast.inference as inference
 from stm_fast.choices import SetName
 from stm_fast.data.sequences import MEANINGS, SETS, Sequence, annotated_sequences
 from stm_fast.errors import InputError, require_folder
 from stm_fast.evaluation.output_folder import check_apart, check_folders
 from stm_fast.evaluation.scoring import check_length
-from stm_fast.inference.shards import rank
 from stm_fast.printing import warn
+from stm_fast.runs.ranks import launched
 from stm_fast.whole_file import same_file
 
 
@@ -24,15 +23,16 @@ def open_set(set_name: SetName, data: Path, split: str, names: list[str], output
             folder that is not apart from the data.
     """
     check_folders(output)
-    if set_name == "synthetic" and rank() > 0:
-        inference.wait_for_all()  # for the first process, which draws what is not there yet
+    ranks = launched()
+    if set_name == "synthetic" and not ranks.leads:
+        ranks.wait()  # for the first process, which draws what is not there yet
     sequences = SETS[set_name](data, split)
-    if set_name == "synthetic" and rank() == 0:
-        inference.wait_for_all()
+    if set_name == "synthetic" and ranks.leads:
+        ranks.wait()
     known = {sequence.name: sequence for sequence in sequences}
     for name in names:
         if name not in known:
-            raise InputError(f"--sequence: found {name!r}, expected one of {data}: {', '.join(known)}")
+            raise InputError(f"sequence: found {name!r}, expected one of {data}: {', '.join(known)}")
     chosen = [known[name] for name in dict.fromkeys(names)] or sequences
     check_apart(output, chosen)
     for each in to_score(chosen):
@@ -77,7 +77,7 @@ def open_results(
 def _tell(sequences: Iterable[Sequence]) -> None:
     """A line for each way in which annotations were not taken as they are."""
     noted: dict[str, list[Sequence]] = {}
-    for sequence in sequences if rank() == 0 else ():
+    for sequence in sequences if launched().leads else ():
         if sequence.note is not None:
             noted.setdefault(sequence.note, []).append(sequence)
     for note, those in noted.items():

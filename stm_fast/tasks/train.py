@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from stm_fast.inference.shards import rank
 from stm_fast.printing import remark, say
+from stm_fast.runs.ranks import launched
 from stm_fast.tasks.interruption import how_to_resume, stop_on_signals
 from stm_fast.tasks.progress import progress_bar
 from stm_fast.training.building import build_clip_loss, build_clips
@@ -30,10 +30,11 @@ def train_network(
     """
     clips = build_clips(config, skip_corrupt)  # before weights, which may have to be downloaded
     trainer = Trainer(config, build_clip_loss(config), clips, output, resume=resume)
+    leads = launched().leads
     with stop_on_signals() as stop, progress_bar("training", "steps") as bar:
-        finished = trainer.run(lambda: stop() or time.monotonic() > deadline, bar if rank() == 0 else None, end=end)
+        finished = trainer.run(lambda: stop() or time.monotonic() > deadline, bar if leads else None, end=end)
     trainer.close()
-    if rank() == 0:
+    if leads:
         say(f"{trainer.step} steps {'done' if finished else 'so far'}, results in {output}")
         if not finished or end is not None:
             remark(*how_to_resume())

@@ -15,8 +15,8 @@ from stm_fast.data.clips import ClipBatch, TrainingClip
 from stm_fast.data.device_clips import DeviceClips
 from stm_fast.errors import InputError
 from stm_fast.inference import check_backend
-from stm_fast.inference.shards import world_size
 from stm_fast.network import save_checkpoint
+from stm_fast.runs.ranks import launched
 from stm_fast.training.checkpoint import write_state
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.learner import Learned, Learner
@@ -265,6 +265,6 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=_PRECISIONS[config.precision])
     except ValueError as error:
         raise InputError(f"precision: found {config.precision} in a process that began with another one") from error
-    if accelerator.num_processes != world_size():
-        raise InputError(f"found {accelerator.num_processes} processes, expected the {world_size()} of torchrun")
+    if accelerator.num_processes != launched().world:
+        raise InputError(f"found {accelerator.num_processes} processes, expected the {launched().world} of torchrun")
     return accelerator

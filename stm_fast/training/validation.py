@@ -1,4 +1,4 @@
-"""J&F of whole sequences while a run goes on, by the engine and the scorer that `stm-fast evaluate` uses."""
+"""J&F of whole sequences during a training run, by the loop and the scorer that `stm-fast evaluate` uses."""
 
 import shutil
 import tempfile
@@ -12,13 +12,14 @@ from stm_fast.data.sequences import SETS, Sequence
 from stm_fast.data.synthetic_set import draw_sequence
 from stm_fast.data.synthetic_source import SyntheticSource
 from stm_fast.errors import InputError
-from stm_fast.evaluation.benchmark_sets import Inference, claim_output, run_sequences
+from stm_fast.evaluation.benchmark_sets import claim_output, run_sequences
 from stm_fast.evaluation.output_folder import MASKS
+from stm_fast.evaluation.record import overall
 from stm_fast.evaluation.scoring import check_length, score_sequences
-from stm_fast.evaluation.tables import overall
-from stm_fast.inference.shards import shard
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.deploy import for_inference
+from stm_fast.runs.ranks import launched
 from stm_fast.training.config import SyntheticValidation, Validation
 
 
@@ -26,7 +27,7 @@ class Validator:
     """Segments and scores the sequences of a split; processes share them out.
 
     Attributes:
-        every: epochs from one time to the next.
+        every: epochs between two validations.
 
     Raises:
         InputError: sequences that are missing or cannot be scored.
@@ -40,16 +41,16 @@ class Validator:
                 raise InputError(f"{sequence.annotations}: frames without a mask, expected all to validate with")
             check_length(sequence)
         memory = MemoryConfig(every=validation.memory_every)
-        self._inference = Inference(memory, validation.max_size, validation.min_size, backend)
+        self._options = RunOptions(memory, validation.max_size, validation.min_size, backend)
 
     def __call__(self, model: STM) -> dict[str, float]:
         """The toolkit's global measures, in [0, 1]."""
         copy = for_inference(model)
-        share: list[Sequence] = list(shard(self._sequences))
+        share = launched().share(self._sequences)
         with tempfile.TemporaryDirectory(prefix="stm_fast_validation_") as name:
             folder = Path(name)
             claim_output(folder, {})
-            run_sequences(share, folder, copy, self._inference)
+            run_sequences(share, folder, copy, self._options)
             pairs = [(sequence, folder / MASKS / sequence.name) for sequence in share]
             scores = score_sequences(pairs, workers=1) if pairs else []
         return overall(gather_object(scores))

@@ -323,10 +323,10 @@ def resume_state() -> dict[str, Any]:
 
 
 def resumes() -> list[Files]:
-    from stm_fast.inference.checkpointing import Checkpoint
-    from stm_fast.inference.crew import Crew
+    from stm_fast.runs.checkpoint import Checkpoint
+    from stm_fast.runs.ranks import Ranks
 
-    return [written_by(lambda folder: Checkpoint(folder, RUN, Crew()).save(3, [1, 7], resume_state()))]
+    return [written_by(lambda folder: Checkpoint(folder, RUN, Ranks()).save(3, [1, 7], resume_state()))]
 
 
 def training_config() -> Any:

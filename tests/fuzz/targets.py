@@ -133,7 +133,7 @@ def _read_mask(folder: Path) -> None:
 
 
 def _find_masks(folder: Path) -> None:
-    from stm_fast.inference.given import find_masks
+    from stm_fast.runs.given import find_masks
     from stm_fast.video import open_frames
 
     reader = open_frames(folder / "frames")
@@ -214,15 +214,15 @@ def _network():
 def _resume(folder: Path) -> None:
     import torch
 
-    from stm_fast.inference.checkpointing import Checkpoint, Position
-    from stm_fast.inference.crew import Crew
+    from stm_fast.runs.checkpoint import Checkpoint, Position
+    from stm_fast.runs.ranks import Ranks
 
-    checkpoint = Checkpoint(folder, samples.RUN, Crew())
+    checkpoint = Checkpoint(folder, samples.RUN, Ranks())
     position = checkpoint.find()
     if position is None:
         return
     state: dict[str, torch.Tensor] = {}
-    checkpoint.load(position, state.update)
+    checkpoint.restore(position, state.update)
     written = samples.resume_state()
     assert position == Position(3, False, [1, 7]), f"a position that was never written: {position}"
     assert state.keys() == written.keys(), "entries that were never written"
@@ -243,7 +243,7 @@ def _read_run(folder: Path) -> None:
 
 
 def _read_scores(folder: Path) -> None:
-    from stm_fast.inference.score_table import ScoreTable, sights
+    from stm_fast.runs.score_table import ScoreTable, sights
 
     for sight in sights(folder):
         assert sight.missing <= sight.frames

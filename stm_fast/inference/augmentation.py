@@ -1,7 +1,7 @@
 """Test-time augmentation: the same video at several sizes and mirrored, and the mean of what is seen."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter
 from stm_fast.inference.arrays import as_frame, as_ids, as_mask
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import impose, split_mask
+from stm_fast.inference.options import RunOptions
+from stm_fast.memory import Shard
 from stm_fast.network import STM
 
 
@@ -45,36 +46,17 @@ class AugmentedSegmenter:
 
     Each remembers what it saw itself. Given masks are right in the outcome, to the pixel.
 
-    Args:
-        model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
-        scales: of the frame's sides; a scale counts before `max_size` and `min_size` do.
-        flip: every scale mirrored too.
-
-    Raises:
-        InputError: no scale, or one that is not above 0; and as in :class:`VideoSegmenter`.
+    Raises InputError: no scale, or one that is not above 0; and as :class:`VideoSegmenter` does.
     """
 
-    def __init__(
-        self,
-        model: STM,
-        *,
-        memory: MemoryConfig,
-        max_size: int | None = None,
-        min_size: int = 1,
-        backend: str = "auto",
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-    ) -> None:
+    def __init__(self, model: STM, options: RunOptions) -> None:
+        scales = options.scales
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise InputError(f"scales: found {list(scales)}, expected one at least, all above 0")
         self._weight = next(model.parameters())
         self._views = [
-            _View(
-                VideoSegmenter(model, memory=memory, max_size=max_size, min_size=min_size, backend=backend),
-                scale,
-                mirrored,
-            )
-            for scale, mirrored in product(scales, (False, True) if flip else (False,))
+            _View(plain_segmenter(model, options), scale, mirrored)
+            for scale, mirrored in product(scales, (False, True) if options.flip else (False,))
         ]
 
     @property
@@ -101,6 +83,18 @@ class AugmentedSegmenter:
     def _given(self, mask: "Tensor | np.ndarray[Any, Any]", objects: Iterable[int] | None) -> tuple[list[int], Tensor]:
         given = None if objects is None else as_ids(objects, "objects")
         return split_mask(as_mask(mask, self._weight).to(self._weight.device), given)
+
+
+def plain_segmenter(model: STM, options: RunOptions, shard: Shard | None = None) -> VideoSegmenter:
+    """Without augmentation. Raises as :class:`VideoSegmenter` does."""
+    return VideoSegmenter(
+        model,
+        memory=options.memory,
+        max_size=options.max_size,
+        min_size=options.min_size,
+        backend=options.backend,
+        shard=shard,
+    )
 
 
 def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:

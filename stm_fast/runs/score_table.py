@@ -3,18 +3,17 @@
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from stm_fast.csv_file import csv_lines, open_csv, read_csv
 from stm_fast.errors import InputError, reading
-from stm_fast.inference.output_folder import SCORES
-from stm_fast.video import Frame
+from stm_fast.runs.loop import Segmented
+from stm_fast.runs.output_folder import SCORES, START_AGAIN
 from stm_fast.whole_file import make_folder, whole_file, writing
 
 # and what is in them
@@ -34,7 +33,10 @@ class ScoreTable:
     Args:
         folder: of the results.
         frames: that an earlier process has done: their lines stay, others go.
-        checksum: that `sync` gave for these lines; None where it is not known.
+        checksum: of these lines; None where it is not known.
+
+    Attributes:
+        checksum: of all lines that were written.
 
     Raises InputError where the table cannot be written, then and later, or the lines that stay have another checksum.
     """
@@ -43,33 +45,35 @@ class ScoreTable:
         self._path = folder / SCORES
         make_folder(folder)
         kept = csv_lines([_COLUMNS, *_beginning(self._path, frames)])
-        self._checksum = _crc(kept, 0)
-        if checksum is not None and self._checksum != checksum:
+        self.checksum = _crc(kept, 0)
+        if checksum is not None and self.checksum != checksum:
             raise InputError(
                 f"{self._path}: the lines of the first {frames} frames cannot be read, or are not what was written; "
-                "start again with --overwrite"
+                f"{START_AGAIN}"
             )
         with whole_file(self._path) as partial, open_csv(partial, "w") as file:
             file.write(kept)
         with writing(self._path):
             self._file = open_csv(self._path, "a")
 
-    def write(self, frame: Frame, ids: npt.NDArray[np.uint8], scores: Mapping[int, float]) -> None:
-        """The lines of one frame, with ids ``[H, W]`` and the score of each object that exists."""
+    def write(self, segmented: Segmented) -> None:
+        """The lines of one frame; those of a frame without ids are there."""
+        frame, ids, scores = segmented
+        if ids is None:
+            return
         pixels = np.bincount(ids.ravel(), minlength=256)
         lines = csv_lines(
             (frame.index, frame.name, number, pixels[number], f"{score:.3f}") for number, score in scores.items()
         )
         with writing(self._path):
             self._file.write(lines)
-        self._checksum = _crc(lines, self._checksum)
+        self.checksum = _crc(lines, self.checksum)
 
-    def sync(self) -> int:
-        """Waits until every line is on the disk; the checksum of all of them."""
+    def sync(self) -> None:
+        """Waits until every line is on the disk."""
         with writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
-        return self._checksum
 
     def close(self) -> None:
         """Nothing more will be written."""
@@ -109,7 +113,7 @@ class _Line(NamedTuple):
 
 
 def _beginning(path: Path, frames: int) -> Iterator[_Line]:
-    """The lines of the first frames, up to what is none: behind them lies what a killed process has begun."""
+    """The lines of the first frames, up to anything else: behind them is what a killed process had begun."""
     with suppress(InputError):
         for line in _lines(path) if frames else ():
             if line.frame_index >= frames:
@@ -133,7 +137,7 @@ def _lines(path: Path) -> Iterator[_Line]:
             for cells in rows:
                 yield _line(cells)
         except ValueError as error:
-            raise InputError(f"{path}: {error}; remove it, or start again with --overwrite") from None
+            raise InputError(f"{path}: {error}; remove it, or {START_AGAIN}") from None
 
 
 def _line(cells: list[str]) -> _Line:

@@ -1,5 +1,6 @@
 """The masks a user gives, as files: which frame each belongs to, all checked before anything is computed."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from stm_fast.listing import list_images, list_masks
 from stm_fast.video import (
     VOID,
     VOID_NOTE,
+    Frame,
     FrameReader,
     has_void,
     object_ids,
@@ -32,6 +34,7 @@ class GivenMasks(NamedTuple):
         void: whether 255 is void, and not an object.
         palette: the colors of the first; None where it has none.
         notes: lines for the user: what a mask was taken for.
+        digest: of all masks and their frames.
     """
 
     files: dict[int, Path]
@@ -40,6 +43,7 @@ class GivenMasks(NamedTuple):
     void: bool = False
     palette: bytes | None = None
     notes: tuple[str, ...] = ()
+    digest: str = ""
 
     def read(self, index: int) -> npt.NDArray[np.uint8] | None:
         """The mask of a frame, ids [H, W]; None where there is none. Raises InputError."""
@@ -47,6 +51,17 @@ class GivenMasks(NamedTuple):
             return None
         ids = read_mask(self.files[index], self.size).ids
         return without_void(ids) if self.void else ids
+
+    def prompt(self, frame: Frame, known: list[int]) -> tuple[npt.NDArray[np.uint8], None] | None:
+        """As `Prompts` in the loop: every object of the mask counts."""
+        ids = self.read(frame.index)
+        return None if ids is None else (ids, None)
+
+    def check_all_used(self, frame_count: int) -> None:
+        """Raises InputError for a mask beyond the end, which a source that does not count its frames cannot refuse."""
+        for index, file in self.files.items():
+            if index >= frame_count:
+                raise InputError(f"{file}: no frame for this mask, the video ended after {frame_count} frames")
 
 
 def mask_files(masks: Path) -> list[Path]:
@@ -95,26 +110,28 @@ def find_masks(masks: str | Path, reader: FrameReader, mask_frame: int | str | N
 def _checked(files: dict[int, Path], size: tuple[int, int], notes: list[str]) -> GivenMasks:
     """Reads every mask once. Raises InputError for one that cannot be used."""
     ids: dict[int, list[int]] = {}
-    palettes: dict[int, bytes | None] = {}
     noted: dict[str, list[Path]] = {}
+    palette: bytes | None = None
+    digest = hashlib.sha256()
     for index, file in sorted(files.items()):
         mask = read_mask(file, size)
         require_objects(mask.ids, file)
-        ids[index], palettes[index] = object_ids(mask.ids), mask.palette
+        for part in (str(index).encode(), mask.ids.tobytes(), mask.palette or b""):
+            digest.update(part + b"|")
+        palette = palette if ids else mask.palette
+        ids[index] = object_ids(mask.ids)
         if mask.note is not None:
             noted.setdefault(mask.note, []).append(file)
     void = has_void(set().union(*ids.values()))
     if void:
-        with_void = [files[index] for index, found in ids.items() if VOID in found]
-        noted[VOID_NOTE] = with_void
+        noted[VOID_NOTE] = [files[index] for index, found in ids.items() if VOID in found]
         ids = {index: [one for one in found if one != VOID] for index, found in ids.items()}
         for index, found in ids.items():
             if not found:
-                raise InputError(
-                    f"{files[index]}: mask without objects: nothing but {VOID}, which is void beside others"
-                )
+                file = files[index]
+                raise InputError(f"{file}: mask without objects: nothing but {VOID}, which is void beside others")
     notes = notes + [f"{_named(of_note)}: {note}" for note, of_note in noted.items()]
-    return GivenMasks(files, size, ids, void, palettes[min(files)], tuple(notes))
+    return GivenMasks(files, size, ids, void, palette, tuple(notes), digest.hexdigest())
 
 
 def _named(files: Sequence[Path]) -> str:
@@ -136,7 +153,7 @@ def _other_pictures(folder: Path, masks: list[Path], reader: FrameReader) -> Ite
 def _index_by_name(file: Path, reader: FrameReader) -> tuple[int, list[str]]:
     """The frame whose name a mask has as it is written here, else the first; and a note where a number says another."""
     name, index = file.stem, reader.index_of(file.stem)
-    other = "mask_frame (--mask-frame) names another"
+    other = "mask_frame names another"
     if index == 0:
         return 0, []
     if index is None or reader.name_of(index) != name:

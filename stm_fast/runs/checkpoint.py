@@ -1,4 +1,4 @@
-"""Where an interrupted run goes on: hidden files in its output folder, replaced as it advances, gone when it is done.
+"""Where an interrupted run resumes: hidden files in its output folder, replaced as it advances, gone when it is done.
 
 ``.resume.json`` names the run and the position; ``.resume-<position>-<rank>.safetensors`` is the state of each process
 at that position. The JSON file is renamed into place when every state is whole and on the disk, so it never names one
@@ -8,24 +8,32 @@ that is not. Both kinds have a checksum, and a state says whose it is: what was 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from stm_fast.errors import InputError, reading
-from stm_fast.inference.crew import Crew
-from stm_fast.inference.identity import Run
 from stm_fast.inference.objects import MAX_ID
-from stm_fast.inference.output_folder import RECORD, STATES
-from stm_fast.record_file import difference, read_record_file, typed, write_record_file
+from stm_fast.inference.options import RunOptions
+from stm_fast.network import STM
+from stm_fast.network.fingerprint import fingerprint
+from stm_fast.record_file import as_json, difference, read_record_file, typed, write_record_file
+from stm_fast.runs.given import GivenMasks
+from stm_fast.runs.output_folder import RECORD, START_AGAIN, STATES
+from stm_fast.runs.ranks import Ranks
 from stm_fast.tensor_file import read_tensors, write_tensors
+from stm_fast.versions import __version__
 from stm_fast.whole_file import make_folder
 
-_FORMAT = 2
-_START_AGAIN = "start again with --overwrite"
-# of the time of a run that its checkpoints may take
+# what a run is made of, as plain JSON: two runs with the same description give the same masks
+Description = dict[str, Any]
+
+_FORMAT = 3
+# the largest part of the time of a run that goes into its checkpoints
 _SHARE = 0.1
 
 
@@ -50,12 +58,12 @@ class Checkpoint:
 
     Args:
         folder: of the results.
-        run: from `describe_run`.
-        crew: the processes.
+        run: its description, as plain JSON.
+        ranks: the processes.
     """
 
-    def __init__(self, folder: Path, run: Run, crew: Crew) -> None:
-        self._folder, self._run, self._crew = folder, run, crew
+    def __init__(self, folder: Path, run: Description, ranks: Ranks) -> None:
+        self._folder, self._run, self._ranks = folder, run, ranks
 
     def find(self) -> Position | None:
         """Where the run ended; None where there is no checkpoint.
@@ -67,23 +75,19 @@ class Checkpoint:
             if not (self._folder / RECORD).exists():
                 return None
         position, run = self._read()
-        differs = difference(run, self._run)
-        if differs is not None:
-            raise InputError(
-                f"{self._folder}: holds results of another run; {differs}; give another output folder, or --overwrite"
-            )
+        check_same(self._folder, run, self._run, "give another output folder, or overwrite=True")
         return position
 
-    def load(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:
+    def restore(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:
         """Gives `take` the state of this process at the position. Its rows are mapped until they are used.
 
         Args:
-            take: may raise ValueError for what it is no state to.
+            take: raises ValueError for a state that does not fit.
 
         Raises:
             InputError: this state is damaged, or another one; or that of another process is.
         """
-        self._crew.together(lambda: self._load(position, take))
+        self._ranks.together(lambda: self._restore(position, take))
 
     def save(self, frames: int, object_ids: list[int], state: dict[str, Tensor], scores: int = 0) -> None:
         """Replaces the checkpoint. What is written for the first `frames` frames has to be on disk already.
@@ -95,26 +99,26 @@ class Checkpoint:
         if state:
             write_tensors(self._state_path(frames), state, self._facts(frames), durable=True, checksum=True)
         # every process's state is there before the record names it, and the record before old states go
-        self._crew.any(False)
+        self._ranks.any(False)
         self._write(Position(frames, False, object_ids, scores))
-        self._crew.any(False)
-        for path in self._folder.glob(f".resume-*-{self._crew.rank}.safetensors"):
+        self._ranks.any(False)
+        for path in self._folder.glob(f".resume-*-{self._ranks.rank}.safetensors"):
             if path != self._state_path(frames):
                 path.unlink(missing_ok=True)
 
     def finish(self, frames: int, object_ids: list[int], *, leave_record: bool) -> None:
         """Removes the checkpoint; or leaves a record that says that the run is done."""
-        self._crew.any(False)
+        self._ranks.any(False)
         if leave_record:
             self._write(Position(frames, True, object_ids))
-        elif self._crew.leads:
+        elif self._ranks.leads:
             (self._folder / RECORD).unlink(missing_ok=True)
-        if self._crew.leads:
+        if self._ranks.leads:
             # also those of a run with more processes that was given up
             for path in self._folder.glob(STATES):
                 path.unlink(missing_ok=True)
 
-    def _load(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:
+    def _restore(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:
         path = self._state_path(position.frames)
         try:
             state, facts = read_tensors(path)
@@ -123,14 +127,14 @@ class Checkpoint:
                 raise ValueError(f"it is another state, {differs}")
             take(state)
         except InputError:
-            raise  # of `take`: no room for it
+            raise  # from `take`: no memory left for it
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"{path}: the checkpoint is damaged ({why}); {_START_AGAIN}") from error
+            raise InputError(f"{path}: the checkpoint is damaged ({why}); {START_AGAIN}") from error
 
-    def _read(self) -> tuple[Position, Run]:
+    def _read(self) -> tuple[Position, Description]:
         path, what = self._folder / RECORD, "a checkpoint of this version"
-        content = read_record_file(path, what, _START_AGAIN)
+        content = read_record_file(path, what, START_AGAIN)
         known, run = content.pop("format", None) == _FORMAT, content.pop("run", None)
         try:
             position: Position = typed(content, Position, "record")
@@ -139,23 +143,62 @@ class Checkpoint:
             known = False
         if known and isinstance(run, dict):
             return position, run
-        raise InputError(f"{path}: not {what}; {_START_AGAIN}")
+        raise InputError(f"{path}: not {what}; {START_AGAIN}")
 
     def _write(self, position: Position) -> None:
-        if self._crew.leads:
+        if self._ranks.leads:
             record = {"format": _FORMAT, **asdict(position), "run": self._run}
             write_record_file(self._folder / RECORD, record, durable=True)
 
     def _facts(self, frames: int) -> dict[str, str]:
         """What a state says of itself."""
         run = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
-        return {"format": str(_FORMAT), "run": run, "rank": str(self._crew.rank), "frames": str(frames)}
+        return {"format": str(_FORMAT), "run": run, "rank": str(self._ranks.rank), "frames": str(frames)}
 
     def _state_path(self, frames: int) -> Path:
-        return self._folder / f".resume-{frames}-{self._crew.rank}.safetensors"
+        return self._folder / f".resume-{frames}-{self._ranks.rank}.safetensors"
 
 
-class Pace:
+def describe_network(model: STM) -> Description:
+    """Architecture, weights and dtype."""
+    return {
+        "network": str(model.architecture),
+        "weights_sha256": fingerprint(model),
+        "dtype": str(next(model.parameters()).dtype),
+    }
+
+
+def describe_video_run(
+    source: Path, given: GivenMasks, model: STM, options: RunOptions, overlay: str, ranks: int
+) -> Description:
+    """Of a run of one video, which counts by name, size and time of change, which is quick; the masks by content.
+
+    The number of ranks is part of it, because each of them keeps its own share of the memory; the folder of a bank on
+    disk is not.
+    """
+    return as_json(
+        {
+            "video": _identity(source),
+            "masks": given.digest,
+            **describe_network(model),
+            "compiled": model.compiled,
+            "device": next(model.parameters()).device.type,
+            **options.described(),
+            "overlay": overlay,
+            "ranks": ranks,
+            "stm_fast": __version__,
+        }
+    )
+
+
+def check_same(folder: Path, found: Description, expected: Mapping[str, Any], advice: str) -> None:
+    """Raises InputError where the run that a folder holds is not the expected one; `advice` says what to do then."""
+    differs = difference(found, as_json(expected))
+    if differs is not None:
+        raise InputError(f"{folder}: holds results of another run; {differs}; {advice}")
+
+
+class CheckpointTimer:
     """Says when the next checkpoint is due: not more often than asked for, nor so often that it slows the run down.
 
     Args:
@@ -170,7 +213,19 @@ class Pace:
     def due(self) -> bool:
         return time.monotonic() >= self._next
 
-    def saved(self, since: float) -> None:
-        """A checkpoint that was begun at `since`, of `time.monotonic`, is there."""
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the writing of a checkpoint, whose duration counts."""
+        start = time.monotonic()
+        yield
         now = time.monotonic()
-        self._next = now + max(self._seconds, (now - since) / _SHARE)
+        self._next = now + max(self._seconds, (now - start) / _SHARE)
+
+
+def _identity(source: Path) -> str:
+    """Name, size and time of change of a file, or a digest of those of every file in a folder."""
+    if source.is_dir():
+        lines = sorted(_identity(file) for file in source.iterdir() if file.is_file())
+        return f"{len(lines)} files {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
+    facts = source.stat()
+    return f"{source.name} {facts.st_size} bytes {facts.st_mtime_ns}"

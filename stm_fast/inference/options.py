@@ -1,6 +1,32 @@
-"""How large the network sees a frame."""
+"""What masks depend on besides the input and the network, and how large the network sees a frame."""
 
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a video is segmented.
+
+    Args:
+        memory, max_size, min_size, backend: as in :class:`stm_fast.inference.VideoSegmenter`.
+        scales: of the sides of the frame, whose masks are averaged; a scale counts before `max_size` and `min_size` do.
+        flip: every scale mirrored too.
+    """
+
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    max_size: int | None = None
+    min_size: int = 1
+    backend: str = "auto"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """As plain values, for the record of a run."""
+        return asdict(self) | {"memory": self.memory.described()}
 
 
 def check_sizes(max_size: int | None, min_size: int) -> None:

@@ -9,21 +9,20 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
+import psutil
 import torch
 
-from stm_fast.config import MemoryConfig
+from stm_fast.config import MemoryConfig, Place
 from stm_fast.errors import InputError, require_folder
-from stm_fast.inference.frame_size import network_size
-from stm_fast.inference.given import GivenMasks
-from stm_fast.inference.overlap import FRAMES_WAITING
-from stm_fast.memory import with_known_size
+from stm_fast.inference.options import RunOptions, network_size
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
 from stm_fast.network.deploy.footprint import activation_bytes
-from stm_fast.video import FrameReader
+from stm_fast.runs.given import GivenMasks
+from stm_fast.runs.loop import FRAMES_WAITING
 
 # what libraries and the allocator keep for themselves
 LIBRARY_BYTES = 2**26
@@ -35,19 +34,26 @@ _GROUP_FILES = (
 )
 
 
-class Run(NamedTuple):
+class Workload(NamedTuple):
     """What an estimate has to know of a run."""
 
     model: STM
-    memory: MemoryConfig
+    options: RunOptions
     full_size: tuple[int, int]  # H, W
-    max_size: int | None = None
-    min_size: int = 1
     objects: int = 1
     later_objects: int = 0  # of these
     frames: int | None = None  # that will stay, where no cap is reached
     given_frames: int = 1  # with a mask by the user, of the object that has most
     world: int = 1  # processes that share the memory
+
+    @property
+    def memory(self) -> MemoryConfig:
+        """What is remembered."""
+        return self.options.memory
+
+    def with_memory(self, **changes: Any) -> Self:
+        """The same run with another memory."""
+        return self._replace(options=replace(self.options, memory=replace(self.memory, **changes)))
 
 
 class Estimate(NamedTuple):
@@ -63,44 +69,39 @@ class Estimate(NamedTuple):
     @property
     def memory_bytes(self) -> int:
         """On the model's device, without the network's parameters, which are there already."""
-        rows = (self.bank.bank or 0) if self._rows_lie_on(self.device) else 0
-        waiting = self.waiting if self.device.type == "cpu" else 0
+        on_cpu = self.device.type == "cpu"
+        rows = self._rows_in("device", "host") if on_cpu else self._rows_in("device")
+        waiting = self.waiting if on_cpu else 0
         return rows + waiting + max(self.activations, self.bank.workspace) + LIBRARY_BYTES
 
     @property
     def host_bytes(self) -> int:
-        """In host memory beside a GPU."""
-        if self.device.type == "cpu":
-            return 0
-        return self.waiting + ((self.bank.bank or 0) if self.memory.place == "host" else 0)
+        """In host memory, where the network is on a GPU."""
+        return 0 if self.device.type == "cpu" else self.waiting + self._rows_in("host")
 
     @property
     def disk_bytes(self) -> int:
         """In the folder of the bank."""
-        return (self.bank.bank or 0) if self.memory.place == "disk" else 0
+        return self._rows_in("disk")
 
     def __str__(self) -> str:
-        rows = f"{_text(self.bank.frame)} for every frame that stays, without end"
+        rows = f"{_text(self.bank.frame)} per stored frame, with no upper bound"
         if self.bank.bank is not None:
             rows = f"{_text(self.bank.bank)} of rows"
         place = {"device": "", "host": " in host memory", "disk": f" in {self.memory.folder}"}[self.memory.place]
         network, workspace = _text(self.parameters + self.activations), _text(self.bank.workspace)
         return f"{network} for the network, {workspace} for a read, and {rows}{place}"
 
-    def _rows_lie_on(self, device: torch.device) -> bool:
-        return self.memory.place == "device" or (self.memory.place == "host" and device.type == "cpu")
+    def _rows_in(self, *places: Place) -> int:
+        return (self.bank.bank or 0) if self.memory.place in places else 0
 
 
-def run_of(
-    model: STM,
-    memory: MemoryConfig,
-    max_size: int | None,
-    min_size: int,
-    reader: FrameReader,
-    given: GivenMasks,
-    world: int = 1,
-) -> Run:
+def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: GivenMasks, world: int = 1) -> Workload:
     """What is known of a video before its first frame.
+
+    Args:
+        options: with the number of frames that will stay, where the length of the video is known.
+        size: H, W of its frames.
 
     Raises:
         InputError: a cap that is smaller than the number of an object's given masks, which are never evicted.
@@ -108,22 +109,21 @@ def run_of(
     ids = {index: set(found) for index, found in given.ids.items()}
     every, first = set().union(*ids.values()), ids[min(ids)]
     counts = {object_id: sum(object_id in those for those in ids.values()) for object_id in sorted(every)}
+    most = options.memory.max_frames
     for object_id, count in counts.items():
-        if memory.max_frames is not None and count > memory.max_frames:
+        if most is not None and count > most:
             raise InputError(
-                f"max_frames: found {memory.max_frames}, expected at least {count}: so many given masks have object "
-                f"{object_id}, and none of them is evicted"
+                f"max_frames: found {most}, expected at least {count}: object {object_id} has that many given masks, "
+                "and none of them is evicted"
             )
-    frames = with_known_size(memory, reader.frame_count, given.files).frames
-    size, later = (reader.height, reader.width), len(every - first)
-    most = max(counts.values())
-    return Run(model, memory, size, max_size, min_size, len(every), later, frames, most, world)
+    later, given_frames = len(every - first), max(counts.values())
+    return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world)
 
 
-def estimate(run: Run) -> Estimate:
+def estimate(run: Workload) -> Estimate:
     """What a run takes at its peak."""
     parameter = next(run.model.parameters())
-    height, width = network_size(run.full_size, run.max_size, run.min_size)
+    height, width = network_size(run.full_size, run.options.max_size, run.options.min_size)
     activations = activation_bytes(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
     parameters = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
     stride = run.model.stride
@@ -143,7 +143,7 @@ def estimate(run: Run) -> Estimate:
     return Estimate(parameters, activations, bank, waiting, run.memory, parameter.device)
 
 
-def check_fits(run: Run) -> Estimate:
+def check_fits(run: Workload) -> Estimate:
     """The estimate of a run that fits into what this machine has available.
 
     Raises:
@@ -156,7 +156,7 @@ def check_fits(run: Run) -> Estimate:
     lacking = _lacking(needed)
     if lacking is None:
         return needed
-    size = "--min-size" if min(run.full_size) < run.min_size else "--max-size"
+    size = "min_size" if min(run.full_size) < run.options.min_size else "max_size"
     options = ", ".join(_options_that_fit(run)) or f"none; take a smaller {size}"
     raise InputError(f"memory: the run needs {lacking}; what would fit: {options}")
 
@@ -175,33 +175,27 @@ def _lacking(needed: Estimate) -> str | None:
     return None
 
 
-def _options_that_fit(run: Run) -> Iterator[str]:
+def _options_that_fit(run: Workload) -> Iterator[str]:
     """Each of the options that would make a run fit by itself."""
-    on_gpu = next(run.model.parameters()).device.type != "cpu"
-    memory = replace(run.memory, place="device", folder=None)
-    candidates = [
-        ("--memory-storage bfloat16", replace(memory, storage="bfloat16")),
-        ("--memory-storage int8", replace(memory, storage="int8")),
-        ("--memory-place disk --memory-folder FOLDER", replace(memory, place="disk", folder=Path(os.curdir))),
-        ("--first-and-previous", replace(memory, every=None, max_frames=run.given_frames)),
-    ]
-    if on_gpu:
-        candidates.append(("--memory-place host", replace(memory, place="host")))
-    for name, candidate in candidates:
-        if _lacking(estimate(run._replace(memory=candidate))) is None:
+    in_memory = run.with_memory(place="device", folder=None)
+    candidates = {
+        "storage='bfloat16'": in_memory.with_memory(storage="bfloat16"),
+        "storage='int8'": in_memory.with_memory(storage="int8"),
+        "place='disk' folder=FOLDER": run.with_memory(place="disk", folder=Path(os.curdir)),
+        "every=None": in_memory.with_memory(every=None, max_frames=run.given_frames),
+    }
+    if next(run.model.parameters()).device.type != "cpu":
+        candidates["place='host'"] = in_memory.with_memory(place="host")
+    for name, candidate in candidates.items():
+        if _lacking(estimate(candidate)) is None:
             yield name
-    most = _most_frames(run)
+    most = bisect_right(
+        range(1, _MOST_FRAMES),
+        False,
+        key=lambda frames: _lacking(estimate(run.with_memory(max_frames=frames))) is not None,
+    )
     if most >= run.given_frames:
-        yield f"--max-memory-frames {most}"
-
-
-def _most_frames(run: Run) -> int:
-    """The largest cap that fits, 0 where none does."""
-
-    def does_not_fit(frames: int) -> bool:
-        return _lacking(estimate(run._replace(memory=replace(run.memory, max_frames=frames)))) is not None
-
-    return bisect_right(range(1, _MOST_FRAMES), False, key=does_not_fit)
+        yield f"max_frames={most}"
 
 
 def available_bytes(device: torch.device) -> int:
@@ -209,20 +203,11 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_system_bytes(), _group_bytes())
-
-
-def _system_bytes(table: Path = Path("/proc/meminfo")) -> int:
-    """What the system could give without swapping; all that it has where it does not say."""
-    for line in table.read_text().splitlines() if table.is_file() else ():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(int(psutil.virtual_memory().available), _group_bytes())
 
 
 def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the control group that a container runs in has left; very much where it has no limit."""
+    """What the control group that a container runs in has left; 2**63 - 1 where it has no limit."""
     for limit, used in _GROUP_FILES:
         if (folder / limit).is_file() and (found := (folder / limit).read_text().strip()) != "max":
             return max(0, int(found) - int((folder / used).read_text()) + _cached_bytes((folder / limit).parent))
@@ -230,7 +215,7 @@ def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _cached_bytes(group: Path) -> int:
-    """What a group counts as used and gives back when it is wanted: pages of files."""
+    """What a group counts as used although it can be reclaimed: the page cache."""
     table = group / "memory.stat"
     lines = (line.split() for line in (table.read_text().splitlines() if table.is_file() else ()))
     return sum(int(count) for name, count in lines if name in ("active_file", "inactive_file"))

@@ -1,0 +1,150 @@
+"""The loop over the frames of a video, which every run goes through, and the two threads around it."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stm_fast.inference.objects import label, object_scores
+from stm_fast.video import Frame
+
+Item = TypeVar("Item")
+
+FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
+
+_END: Any = object()
+
+Ids = npt.NDArray[np.uint8]  # [H, W]
+# the mask that is given with a frame, and the ids in it that count (None for all); None for a frame without a mask. The
+# arguments are the frame and the ids of the objects that exist
+Prompts = Callable[[Frame, list[int]], tuple[Ids, list[int] | None] | None]
+
+
+class Segmenter(Protocol):
+    """Segments one frame after the other, as :class:`stm_fast.inference.VideoSegmenter` does."""
+
+    @property
+    def object_ids(self) -> list[int]: ...
+
+    def step(self, frame: Tensor, mask: Tensor | None = None, objects: list[int] | None = None) -> Tensor: ...
+
+
+class Segmented(NamedTuple):
+    """A frame and its mask."""
+
+    frame: Frame
+    ids: Ids | None  # [H, W]; None where an earlier process has written the mask
+    scores: dict[int, float]  # of each object that exists, where they are asked for
+
+
+def run(
+    frames: Iterable[Frame],
+    prompts: Prompts,
+    segmenter: Segmenter,
+    put: Callable[[Segmented], None],
+    *,
+    first: int = 0,
+    with_scores: bool = False,
+    measure: Callable[[], AbstractContextManager[object]] = nullcontext,
+    after: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Segments frames as they come; none is kept.
+
+    Args:
+        frames: of one video, in order.
+        prompts: the masks that are given.
+        segmenter: at frame `first`.
+        put: takes each frame with its mask.
+        first: the frames before it are done: they are handed on without a mask.
+        with_scores: how sure the network is of each object, see `object_scores`.
+        measure: a context around the work on each frame, from pixels and masks in memory to ids in memory.
+        after: called after each frame with how many are done.
+
+    Returns:
+        How many frames there were.
+    """
+    done = 0
+    for frame in frames:
+        if frame.index < first:
+            put(Segmented(frame, None, {}))
+        else:
+            mask, objects = prompts(frame, segmenter.object_ids) or (None, None)
+            with measure():
+                picture = torch.from_numpy(frame.image).permute(2, 0, 1)  # [3, H, W]
+                prob = segmenter.step(picture, None if mask is None else torch.from_numpy(mask), objects)
+                segmented = _segmented(frame, prob, segmenter.object_ids, with_scores)
+            put(segmented)
+        done = frame.index + 1
+        after(done)
+    return done
+
+
+def _segmented(frame: Frame, prob: Tensor, object_ids: list[int], with_scores: bool) -> Segmented:
+    found = label(prob, object_ids)
+    scores = object_scores(prob, found, object_ids).tolist() if with_scores else None
+    return Segmented(frame, found.cpu().numpy(), dict(zip(object_ids, scores, strict=True)) if scores else {})
+
+
+def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
+    """The same items, made by a thread that is ahead; its exception is raised in its place.
+
+    At most `depth` items wait, and one more is being made. Close the generator where it is not used up.
+    """
+    iterator, thread = iter(items), ThreadPoolExecutor(1, "stm_fast-prefetch")
+    try:
+        waiting = deque(thread.submit(next, iterator, _END) for _ in range(depth + 1))
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(thread.submit(next, iterator, _END))
+            yield item
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+class BackgroundWriter(Generic[Item]):
+    """Calls `consume(item)` in a thread, in order; at most `depth` items wait for it.
+
+    A context manager: leaving it waits for what was put. An exception of `consume` is raised by the next `put` or at
+    the end; what was waiting behind it is dropped.
+    """
+
+    def __init__(self, consume: Callable[[Item], None], depth: int) -> None:
+        self._consume, self._depth = consume, depth
+        self._error: BaseException | None = None
+        self._waiting: deque[Future[None]] = deque()
+        self._thread = ThreadPoolExecutor(1, "stm_fast-writer")
+
+    def put(self, item: Item) -> None:
+        self._wait(self._depth)
+        self._waiting.append(self._thread.submit(self._run, item))
+
+    def flush(self) -> None:
+        """Returns when all that was put is consumed; raises what `consume` raised."""
+        self._wait(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait(0)
+
+    def _wait(self, most: int) -> None:
+        """Until at most `most` items are left to consume."""
+        while len(self._waiting) > most:
+            self._waiting.popleft().result()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, item: Item) -> None:
+        if self._error is None:
+            try:
+                self._consume(item)
+            except BaseException as error:
+                self._error = error

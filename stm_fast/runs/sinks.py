@@ -1,0 +1,117 @@
+"""Where the frames of a run go: masks/<frame>.png, scores.csv, and overlay.mp4 or overlay/<frame>.jpg."""
+
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from stm_fast.choices import Overlay
+from stm_fast.errors import require_file
+from stm_fast.runs.loop import Segmented
+from stm_fast.runs.output_folder import START_AGAIN, parts_of, remove_earlier
+from stm_fast.runs.score_table import ScoreTable
+from stm_fast.video import (
+    FrameReader,
+    MaskWriter,
+    OverlayImageWriter,
+    OverlayVideoWriter,
+    draw_overlay,
+    read_written_mask,
+)
+from stm_fast.whole_file import remove_left_over, writing
+
+# takes the frames of a run, in order, and writes what belongs to each; without ids, an earlier process has
+Sink = Callable[[Segmented], None]
+
+
+def masks_to(writer: MaskWriter, only: Collection[str] | None = None) -> Sink:
+    """Masks as palette PNGs; of these frames `only`, by name, where they are given.
+
+    The sink raises InputError where the mask that an earlier process has written is gone.
+    """
+
+    def write(segmented: Segmented) -> None:
+        name = segmented.frame.name
+        if segmented.ids is None:
+            require_file(writer.folder / f"{name}.png", f"the mask that an earlier process wrote; {START_AGAIN}")
+        elif only is None or name in only:
+            writer.write(name, segmented.ids)
+
+    return write
+
+
+def overlay_images_to(writer: OverlayImageWriter, palette: bytes | None) -> Sink:
+    """Frames with their masks drawn on them, as images."""
+
+    def write(segmented: Segmented) -> None:
+        if segmented.ids is not None:
+            writer.write(segmented.frame.name, draw_overlay(segmented.frame.image, segmented.ids, palette))
+
+    return write
+
+
+def overlay_video_to(writer: OverlayVideoWriter, masks: Path, palette: bytes | None) -> Sink:
+    """The same as a video, which starts from the first frame in a resumed run too, whose earlier `masks` are read."""
+
+    def write(segmented: Segmented) -> None:
+        frame, ids = segmented.frame, segmented.ids
+        if ids is None:
+            ids = read_written_mask(masks / f"{frame.name}.png").ids
+        writer.write(draw_overlay(frame.image, ids, palette), frame.time)
+
+    return write
+
+
+class Results(ExitStack):
+    """The output folder of a run. At the end of its `with` block an overlay video is whole, or not there at all.
+
+    Nothing is written before `open`, which only one of several processes calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sinks: list[Sink] = []
+        self._syncs: list[Callable[[], None]] = []
+        self._scores: ScoreTable | None = None
+
+    def open(
+        self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay, done: int, scores: int
+    ) -> None:
+        """Makes the folder ready.
+
+        Args:
+            done: frames that an earlier process has segmented. Where there are none, earlier results in the folder are
+                removed first: a shorter run must not leave frames of a longer one.
+            scores: the checksum of the table of scores of these frames, as `sync` gave it.
+        """
+        if not done:
+            with writing(folder):
+                remove_earlier(folder)
+        # of a process that was killed
+        for part in (folder, *parts_of(folder)):
+            remove_left_over(part)
+        masks, pictures = parts_of(folder)
+        mask_writer = MaskWriter(masks, palette)
+        self._add(masks_to(mask_writer), mask_writer.sync)
+        if overlay == "video":
+            video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
+            self._add(overlay_video_to(self.enter_context(video), masks, palette))
+        elif overlay == "pictures":
+            picture_writer = OverlayImageWriter(pictures)
+            self._add(overlay_images_to(picture_writer, palette), picture_writer.sync)
+        self._scores = self.enter_context(closing(ScoreTable(folder, done, scores if done else None)))
+        self._add(self._scores.write, self._scores.sync)
+
+    def write(self, segmented: Segmented) -> None:
+        """Writes what belongs to one frame."""
+        for sink in self._sinks:
+            sink(segmented)
+
+    def sync(self) -> int:
+        """Waits until what was written of single frames is on the disk; the checksum of the table of scores."""
+        for sync in self._syncs:
+            sync()
+        return 0 if self._scores is None else self._scores.checksum
+
+    def _add(self, sink: Sink, *syncs: Callable[[], None]) -> None:
+        self._sinks.append(sink)
+        self._syncs += syncs
