@@ -145,13 +145,15 @@ def _forward_kernel(
     held = ()
     if QUERY_HELD:
         for i in tl.static_range(KEY_CHUNKS):
-            held += (_query_chunk(operands, strides, b, m, valid_m, _columns(i, KEYS), FORM),)
+            c = _columns(i, KEYS)
+            held += (_query_chunk(operands, strides, b, m, valid_m, c, FORM),)  # type: ignore[assignment]
 
     largest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     accumulators = ()
     for i in tl.static_range(ACCUMULATORS):
-        accumulators += (tl.zeros((BLOCK_M, BLOCK_V if i + 1 < ACCUMULATORS else LAST_V), tl.float32),)
+        zeros = tl.zeros((BLOCK_M, BLOCK_V if i + 1 < ACCUMULATORS else LAST_V), tl.float32)
+        accumulators += (zeros,)  # type: ignore[assignment]
 
     for first in range(start, end, BLOCK_N):
         valid = n < end - first
@@ -188,7 +190,8 @@ def _forward_kernel(
                 value_mask = value_mask & (first_column + v < CV)[None, :]
             value_tile = load_tile(value, strides.value, n[:, None], v[None, :], value_mask)
             rescaled = accumulators[i] * rescale[:, None]
-            updated += (tl.dot(weight, value_tile, rescaled, input_precision=FORM.precision),)
+            rescaled = tl.dot(weight, value_tile, rescaled, input_precision=FORM.precision)
+            updated += (rescaled,)  # type: ignore[assignment]
         accumulators = updated
         key += BLOCK_N * strides.key[1]
         value += BLOCK_N * strides.value[1]

@@ -129,8 +129,8 @@ def softmax_weights(raw, factor, lse, totals, row, valid_m, valid_n, BASE_2: tl.
     """The affinity P [M, N] of raw scores; 0 where a query or a memory row is not valid.
 
     factor: that of factor_of_rows().
-    lse, totals: those of all queries [B, M]; `row` [M] is where those of this tile are. A query without any row has lse -inf.
-        totals: None, or sum_j exp(S_ij - lse_i), which is 1 but for the rounding of lse (row_totals.py).
+    lse, totals: of all queries [B, M]; `row` [M] says where those of this tile are. A query without any row has lse
+        -inf; totals is None, or sum_j exp(S_ij - lse_i), which is 1 but for the rounding of lse (row_totals.py).
     BASE_2: whether to make them as powers of 2 (problem.py).
     """
     lse_tile = tl.load(lse + row, mask=valid_m, other=0.0)
