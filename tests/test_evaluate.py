@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from processes import run_ranks, torchrun
-from small_inputs import FRAMES, SIZE, draw, small_network, write_davis, write_sequence, write_youtube
+from small_inputs import FRAMES, SIZE, draw, given_masks, small_network, write_davis, write_sequence, write_youtube
 from stm_fast.__main__ import app
 from stm_fast.data.sequences import SETS, Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
 from stm_fast.data.synthetic import SyntheticClip
@@ -36,7 +36,6 @@ from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.network import STM
 from stm_fast.record_file import write_record_file
-from stm_fast.runs.given import find_masks
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 
 
@@ -606,7 +605,7 @@ def test_files_that_finder_leaves_are_no_frames(tmp_path):
         (tmp_path / name).write_bytes(b"no picture")
     (sequence,) = SETS["folder"](tmp_path, "all")
     assert sequence.fully_annotated
-    assert find_masks(tmp_path / "Annotations/blob", open_frames(tmp_path / "JPEGImages/blob")).files.keys() == set(
+    assert given_masks(tmp_path / "Annotations/blob", open_frames(tmp_path / "JPEGImages/blob")).files.keys() == set(
         range(FRAMES)
     )
 

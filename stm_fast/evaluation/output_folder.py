@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from stm_fast.data.sequences import Sequence
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.whole_file import make_folder, refuse_links, remove_left_over, whole_folder
 
 MASKS = "Annotations"
@@ -30,9 +30,13 @@ def check_apart(output: Path, sequences: Iterable[Sequence]) -> None:
         for folder in (sequence.annotations, sequence.frames):
             if any(folder.resolve().is_relative_to(path) for path in results):
                 what = "annotations" if folder == sequence.annotations else "frames"
-                raise InputError(f"output: found {output}, which holds the {what} of the set; give another folder")
+                raise InputError(
+                    f"{option('output')}: found {output}, which holds the {what} of the set; give another folder"
+                )
             if any(place.is_relative_to(path.resolve()) for path in (folder, folder.parent)):
-                raise InputError(f"output: found {output}, among what {folder.parent} has of the set; give another")
+                raise InputError(
+                    f"{option('output')}: found {output}, among what {folder.parent} has of the set; give another"
+                )
 
 
 def fill_unfinished(

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stm_fast.config import MemoryConfig
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class RunOptions:
 def check_sizes(max_size: int | None, min_size: int) -> None:
     """Raises InputError for a `max_size` below 16, a `min_size` below 1, or one above `max_size`."""
     if max_size is not None and max_size < 16:
-        raise InputError(f"max_size: found {max_size}, expected at least 16")
+        raise InputError(f"{option('max_size')}: found {max_size}, expected at least 16")
     if min_size < 1 or (max_size is not None and min_size > max_size):
-        expected = "at least 1" if max_size is None else f"1 to max_size, {max_size}"
-        raise InputError(f"min_size: found {min_size}, expected {expected}")
+        expected = "at least 1" if max_size is None else f"1 to {option('max_size')}, {max_size}"
+        raise InputError(f"{option('min_size')}: found {min_size}, expected {expected}")
 
 
 def network_size(size: tuple[int, ...], max_size: int | None, min_size: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stm_fast.errors import InputError, reading
+from stm_fast.errors import InputError, option, reading
 from stm_fast.inference.objects import MAX_ID
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
@@ -75,7 +75,7 @@ class Checkpoint:
             if not (self._folder / RECORD).exists():
                 return None
         position, run = self._read()
-        check_same(self._folder, run, self._run, "give another output folder, or overwrite=True")
+        check_same(self._folder, run, self._run, f"give another output folder, or {option('overwrite', True)}")
         return position
 
     def restore(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from stm_fast.config import MemoryConfig, Place
-from stm_fast.errors import InputError, require_folder
+from stm_fast.errors import InputError, option, require_folder
 from stm_fast.inference.options import RunOptions, network_size
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
@@ -113,8 +113,8 @@ def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: G
     for object_id, count in counts.items():
         if most is not None and count > most:
             raise InputError(
-                f"max_frames: found {most}, expected at least {count}: object {object_id} has that many given masks, "
-                "and none of them is evicted"
+                f"{option('max_frames')}: found {most}, expected at least {count}: object {object_id} has that many "
+                "given masks, and none of them is evicted"
             )
     later, given_frames = len(every - first), max(counts.values())
     return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world)
@@ -156,7 +156,7 @@ def check_fits(run: Workload) -> Estimate:
     lacking = _lacking(needed)
     if lacking is None:
         return needed
-    size = "min_size" if min(run.full_size) < run.options.min_size else "max_size"
+    size = option("min_size" if min(run.full_size) < run.options.min_size else "max_size")
     options = ", ".join(_options_that_fit(run)) or f"none; take a smaller {size}"
     raise InputError(f"memory: the run needs {lacking}; what would fit: {options}")
 
@@ -178,14 +178,15 @@ def _lacking(needed: Estimate) -> str | None:
 def _options_that_fit(run: Workload) -> Iterator[str]:
     """Each of the options that would make a run fit by itself."""
     in_memory = run.with_memory(place="device", folder=None)
+    on_disk = f"{option('place', 'disk')} {option('folder', Path('FOLDER'))}"
     candidates = {
-        "storage='bfloat16'": in_memory.with_memory(storage="bfloat16"),
-        "storage='int8'": in_memory.with_memory(storage="int8"),
-        "place='disk' folder=FOLDER": run.with_memory(place="disk", folder=Path(os.curdir)),
-        "every=None": in_memory.with_memory(every=None, max_frames=run.given_frames),
+        option("storage", "bfloat16"): in_memory.with_memory(storage="bfloat16"),
+        option("storage", "int8"): in_memory.with_memory(storage="int8"),
+        on_disk: run.with_memory(place="disk", folder=Path(os.curdir)),
+        option("every", None): in_memory.with_memory(every=None, max_frames=run.given_frames),
     }
     if next(run.model.parameters()).device.type != "cpu":
-        candidates["place='host'"] = in_memory.with_memory(place="host")
+        candidates[option("place", "host")] = in_memory.with_memory(place="host")
     for name, candidate in candidates.items():
         if _lacking(estimate(candidate)) is None:
             yield name
@@ -195,7 +196,7 @@ def _options_that_fit(run: Workload) -> Iterator[str]:
         key=lambda frames: _lacking(estimate(run.with_memory(max_frames=frames))) is not None,
     )
     if most >= run.given_frames:
-        yield f"max_frames={most}"
+        yield option("max_frames", most)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from stm_fast.choices import Overlay
-from stm_fast.errors import InputError, check_name, reading
+from stm_fast.errors import InputError, check_name, option, reading
 from stm_fast.listing import mask_of
 from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
 
@@ -17,7 +17,7 @@ RECORD = ".resume.json"
 STATES = ".resume-*.safetensors"
 # how sure the network was of each object in each frame, see `score_table`
 SCORES = "scores.csv"
-START_AGAIN = "start again with overwrite=True"
+START_AGAIN = f"start again with {option('overwrite', True)}"
 # in a chain: beyond that Linux calls it a loop
 _MOST_LINKS = 40
 
@@ -37,7 +37,9 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         if self.overlay not in get_args(Overlay):
-            raise InputError(f"overlay: found {self.overlay!r}, expected one of {', '.join(get_args(Overlay))}")
+            raise InputError(
+                f"{option('overlay')}: found {self.overlay!r}, expected one of {', '.join(get_args(Overlay))}"
+            )
 
 
 class Job(NamedTuple):
@@ -115,10 +117,11 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
             return
         recorded = (folder / RECORD).exists()
     if recorded and not resume:
-        raise InputError(f"{folder}: holds a run; resume=True continues it, overwrite=True starts again")
+        continues, replaces = option("resume", True), option("overwrite", True)
+        raise InputError(f"{folder}: holds a run; {continues} continues it, {replaces} starts again")
     if not recorded:
         why = "not empty, and holds no interrupted run" if resume else "not empty"
-        raise InputError(f"{folder}: the output folder is {why}; give another one, or overwrite=True")
+        raise InputError(f"{folder}: the output folder is {why}; give another one, or {option('overwrite', True)}")
 
 
 def check_apart(folders: Iterable[Path], inputs: Iterable[Path]) -> None:

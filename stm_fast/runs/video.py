@@ -18,7 +18,7 @@ from stm_fast.memory import Shard, with_known_size
 from stm_fast.network import STM
 from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
-from stm_fast.runs.given import find_masks, mask_files
+from stm_fast.runs.given import find_masks, match_masks
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
 from stm_fast.runs.output_folder import Job, OutputOptions, check_output
 from stm_fast.runs.ranks import Ranks, of_group
@@ -131,8 +131,9 @@ class _VideoRun:
         self, job: Job, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
     ) -> None:
         self._job, self._outputs, self._hooks, self._ranks = job, outputs, hooks, ranks
-        self._reader = reader = open_frames(job.source, mask_files(job.masks))
-        self._given = given = find_masks(job.masks, reader, job.mask_frame)
+        masks = find_masks(job.masks, job.source)
+        self._reader = reader = open_frames(job.source, masks.files)
+        self._given = given = match_masks(masks, reader, job.mask_frame)
         options = replace(options, memory=with_known_size(options.memory, reader.frame_count, given.files))
         self._segmenter = plain_segmenter(model, options, Shard(ranks.group))
         described = describe_video_run(job.source, given, model, options, outputs.overlay, ranks.world)

@@ -16,7 +16,7 @@ from stm_fast.benchmarking.tables import read_table, stage_table
 from stm_fast.benchmarking.timing import make_clock
 from stm_fast.benchmarking.tuning import tune
 from stm_fast.benchmarking.workload import DTYPES
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.printing import say, warn
 
 
@@ -87,7 +87,7 @@ def tune_tiles(
     """Times tiles of the Triton kernels, and writes the fastest. Raises InputError without a GPU."""
     place = _place(device, threads)
     if place != "cuda":
-        raise InputError(f"--device: found {place}, expected a CUDA device, whose Triton kernels are timed")
+        raise InputError(f"{option('device')}: found {place}, expected a CUDA device, whose Triton kernels are timed")
     with Console(stderr=True).status("starting") as spinner:
         record = tune(shapes, [DTYPES[name] for name in dtypes], passes, make_clock(place), spinner.update)
     record.write(output)
@@ -101,7 +101,7 @@ def _place(device: str, threads: int | None) -> str:
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: found cuda, but this machine has no CUDA device")
+        raise InputError(f"{option('device')}: found cuda, but this machine has no CUDA device")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm_fast.choices import Arch, CompileMode, Precision
-from stm_fast.errors import InputError, require_file
+from stm_fast.errors import InputError, option, require_file
 from stm_fast.network.released import DEFAULT, FILES, MIN_SIZE, weights_file
 
 _DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
@@ -35,9 +35,11 @@ class NetworkChoice:
 
     def __post_init__(self) -> None:
         if self.arch is not None and str(self.weights) != DEFAULT:
-            raise InputError(f"arch: found {self.arch} with weights={self.weights}, expected one of them")
+            raise InputError(
+                f"{option('arch')}: found {self.arch} with {option('weights', self.weights)}, expected one of them"
+            )
         if _DEVICES.fullmatch(self.device) is None:
-            raise InputError(f"device: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
+            raise InputError(f"{option('device')}: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
         require_file(self.file, "a checkpoint")
 
     @property

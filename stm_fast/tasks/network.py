@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.network import STM, save_checkpoint
 from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.checkpoint import load_network
@@ -59,5 +59,5 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda", index % count) if count else torch.device("cpu")
     _, _, number = name.partition(":")
     if name != "cpu" and int(number or 0) >= count:
-        raise InputError(f"device: found {name!r}, but this machine has {count} CUDA devices")
+        raise InputError(f"{option('device')}: found {name!r}, but this machine has {count} CUDA devices")
     return torch.device(name)

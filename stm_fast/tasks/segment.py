@@ -100,7 +100,7 @@ def _segment_many(jobs: Sequence[Job], segment: _Segment) -> int:
         warn(f"{len(failures)} of {len(share)} videos failed:")
     for job, failure in failures.items():
         known = isinstance(failure, InputError)
-        warn(with_flags(str(failure)) if known else f"{job.source}: {type(failure).__name__}: {failure}")
+        warn(with_flags(failure) if known else f"{job.source}: {type(failure).__name__}: {failure}")
     # a process that ends with an error would take the others with it
     ranks.wait()
     if not failures:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stm_fast.choices import SetName
 from stm_fast.data.sequences import MEANINGS, SETS, Sequence, annotated_sequences
-from stm_fast.errors import InputError, require_folder
+from stm_fast.errors import InputError, option, require_folder
 from stm_fast.evaluation.output_folder import check_apart, check_folders
 from stm_fast.evaluation.scoring import check_length
 from stm_fast.printing import warn
@@ -32,7 +32,7 @@ def open_set(set_name: SetName, data: Path, split: str, names: list[str], output
     known = {sequence.name: sequence for sequence in sequences}
     for name in names:
         if name not in known:
-            raise InputError(f"sequence: found {name!r}, expected one of {data}: {', '.join(known)}")
+            raise InputError(f"{option('sequence')}: found {name!r}, expected one of {data}: {', '.join(known)}")
     chosen = [known[name] for name in dict.fromkeys(names)] or sequences
     check_apart(output, chosen)
     for each in to_score(chosen):
