@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import stm_fast.tasks as tasks
 from stm_fast.commands.benchmark import frames, read, tune
 from stm_fast.commands.convert import convert
 from stm_fast.commands.demo import demo
@@ -127,7 +126,9 @@ app.add_typer(benchmark, name="benchmark")
 
 def _print_version(asked: bool) -> None:
     if asked:
-        say(f"stm_fast {tasks.__version__}")
+        from stm_fast.versions import __version__
+
+        say(f"stm_fast {__version__}")
         raise typer.Exit
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-import stm_fast.tasks as tasks
 from stm_fast.benchmarking.shapes import CPU_MINUTES, Selection, Shape, grid, parse_shape, parse_workload
 from stm_fast.choices import Pass, RouteName, TimedDtype, Variant
 from stm_fast.commands.numbers import real, whole
@@ -81,7 +80,9 @@ def read(
     if not overwrite:
         plotted = (path for path in output.parent.glob("*.svg") if path.name.startswith(f"{output.stem}."))
         _refuse_existing(output, *plotted)
-    tasks.time_reads(selection, threads=threads, output=output, plots=plots, json=json)
+    from stm_fast.tasks.benchmark import time_reads
+
+    time_reads(selection, threads=threads, output=output, plots=plots, json=json)
 
 
 def frames(
@@ -109,7 +110,9 @@ def frames(
     refuse_input(output, [weights] if weights is not None else [])
     checkpoint = None if weights is None else str(weights)
     workloads = [parse_workload(name, checkpoint) for name in _names(shapes)]
-    tasks.time_frames(workloads, timed, device=device, threads=threads, rounds=rounds, memory=memory, output=output)
+    from stm_fast.tasks.benchmark import time_frames
+
+    time_frames(workloads, timed, device=device, threads=threads, rounds=rounds, memory=memory, output=output)
 
 
 def tune(
@@ -130,7 +133,9 @@ def tune(
     tuned_shapes = _shapes(shapes)
     if not overwrite:
         _refuse_existing(output)
-    tasks.tune_tiles(
+    from stm_fast.tasks.benchmark import tune_tiles
+
+    tune_tiles(
         shapes=tuned_shapes, dtypes=tuned_dtypes, passes=tuned_passes, device=device, threads=threads, output=output
     )
 
