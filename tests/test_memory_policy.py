@@ -196,7 +196,7 @@ def test_a_frame_may_be_read_and_not_memorized(model):
     for index, picture in enumerate(video):
         segmenter.step(picture, mask if index == 0 else None, memorize=index not in (2, 5))
     assert segmenter.bank.frames == [[0, 1, 3, 4, 6]], "7 would be memorized by the next step"
-    with pytest.raises(InputError, match="frame 8: found a mask that is not to be memorized"):
+    with pytest.raises(InputError, match="frame 8: found a mask with memorize=False"):
         segmenter.step(video[0], mask, memorize=False)
 
 

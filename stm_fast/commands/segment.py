@@ -10,7 +10,7 @@ from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
 from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite, run_options
 from stm_fast.errors import InputError, require_folder, require_present
-from stm_fast.runs.output_folder import OutputOptions, check_inputs, check_output, plan
+from stm_fast.runs.output_folder import OutputOptions, check_output, plan
 from stm_fast.runs.ranks import launched
 
 
@@ -76,7 +76,6 @@ def segment(
     jobs = plan(sources, masks, output)
     if len(jobs) > 1:
         require_folder(masks, "of masks, expected one that has masks for each video")
-        check_inputs(jobs)
     elif world == 1:  # with several processes, another one may be writing there already
         require_present(sources[0], "file or folder")
         require_present(masks, "mask file or folder of masks")

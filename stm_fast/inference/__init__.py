@@ -1,4 +1,4 @@
-"""The engine: the objects of a video, segmented frame by frame."""
+"""The engine, which segments a video frame by frame."""
 
 from typing import TYPE_CHECKING
 

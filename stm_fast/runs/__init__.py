@@ -1,4 +1,4 @@
-"""One run of a video: the loop over its frames, what goes in, and what comes out."""
+"""A run over a video: the loop over its frames, its input and its output."""
 
 from typing import TYPE_CHECKING
 

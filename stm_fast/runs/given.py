@@ -46,19 +46,19 @@ class GivenMasks(NamedTuple):
     digest: str = ""
 
     def read(self, index: int) -> npt.NDArray[np.uint8] | None:
-        """The mask of a frame, ids [H, W]; None where there is none. Raises InputError."""
+        """The mask of a frame, ids [H, W]; None if it has none. Raises InputError."""
         if index not in self.files:
             return None
         ids = read_mask(self.files[index], self.size).ids
         return without_void(ids) if self.void else ids
 
     def prompt(self, frame: Frame, known: list[int]) -> tuple[npt.NDArray[np.uint8], None] | None:
-        """As `Prompts` in the loop: every object of the mask counts."""
+        """`Prompts` of the loop: every object of the mask counts."""
         ids = self.read(frame.index)
         return None if ids is None else (ids, None)
 
     def check_all_used(self, frame_count: int) -> None:
-        """Raises InputError for a mask beyond the end, which a source that does not count its frames cannot refuse."""
+        """Raises InputError for a mask beyond the end of a video whose length was unknown."""
         for index, file in self.files.items():
             if index >= frame_count:
                 raise InputError(f"{file}: no frame for this mask, the video ended after {frame_count} frames")
