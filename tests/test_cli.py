@@ -114,7 +114,9 @@ def test_segment_takes_the_weights_of_the_package(place):
 def test_an_untrained_network_says_what_that_means(place):
     result = place.segment("--overlay", "none", "--arch", "resnet18", weights="default")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1:] == ["The network is untrained, as --arch asks: its masks mean nothing."]
+    assert result.stdout.splitlines()[-1:] == [
+        "The network is untrained, as requested by --arch: its masks are meaningless."
+    ]
 
 
 def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(place):

@@ -129,7 +129,7 @@ def test_scores_of_another_validation_do_not_count(tmp_path):
 
 def test_sequences_that_cannot_be_scored_are_named_before_training(tmp_path):
     validation = {"kind": "synthetic", "clips": 1, "frames": 2, "height": 48, "width": 48}
-    with pytest.raises(InputError, match="found 2 annotated frames, expected 3 at least to score"):
+    with pytest.raises(InputError, match="found 2 annotated frames, expected at least 3 to score"):
         make_trainer(tmp_path, validation=validation)
 
 

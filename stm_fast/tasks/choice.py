@@ -1,4 +1,4 @@
-"""Which network a command runs, where and how, before anything of it is loaded."""
+"""The network that a command runs, before it is loaded."""
 
 import os
 import re
@@ -14,11 +14,11 @@ _DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """A network by its weights, made ready for inference on a device.
+    """A network, and how to run it.
 
     Args:
         weights: a checkpoint; "default" and "open" are those of the package.
-        arch: an untrained network in place of the default weights.
+        arch: an untrained network instead of the default weights.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" takes the fastest one of the device.
         compile: a mode of torch.compile.
@@ -44,16 +44,16 @@ class NetworkChoice:
 
     @property
     def file(self) -> Path:
-        """Of the weights."""
+        """The file of the weights."""
         return weights_file(self.weights)
 
     @property
     def untrained(self) -> bool:
-        """Whether a network without trained weights was asked for."""
+        """Whether the network is untrained."""
         return self.arch is not None
 
     def smallest_side(self, min_size: int | None, max_size: int | None = None) -> int:
-        """`min_size` of a `VideoSegmenter`: what is asked for, or else what suits the weights."""
+        """`min_size` of the `VideoSegmenter`: as requested, or else what suits the weights."""
         if min_size is not None:
             return min_size
         if self.untrained or os.path.realpath(self.file) not in map(str, FILES.values()):
