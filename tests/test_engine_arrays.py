@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stm_fast.errors import InputError
-from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.inference.augmentation import AugmentedSegmenter
+from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM, stm_resnet18
 
 H, W = SIZE = (40, 56)

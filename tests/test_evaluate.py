@@ -32,8 +32,9 @@ from stm_fast.evaluation.benchmark_sets import (
 from stm_fast.evaluation.record import make_record, write_tables
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
-from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.inference.augmentation import AugmentedSegmenter
+from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.record_file import write_record_file
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask

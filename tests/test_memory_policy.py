@@ -8,7 +8,7 @@ import torch
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.memory import MemoryBank, frames_that_stay, stays
 from stm_fast.memory.policy import Slot, victim
 from stm_fast.network import stm_resnet18

@@ -14,12 +14,14 @@ from PIL import Image
 from small_inputs import given_masks
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter, augmentation
+from stm_fast.inference import augmentation
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM, stm_resnet18
-from stm_fast.runs import InterruptedRun, segment_video, sinks
+from stm_fast.runs import sinks
 from stm_fast.runs import video as video_run
 from stm_fast.runs.given import GivenMasks, find_masks
 from stm_fast.runs.loop import FRAMES_WAITING
+from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
 
 pytest.importorskip("av")

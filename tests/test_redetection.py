@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stm_fast.config import MemoryConfig
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import Presence, label
 from stm_fast.memory import MemoryBank
 from stm_fast.network import STM, stm_lite2

@@ -33,7 +33,7 @@ class CopyingSegmenter:
         self._prob: Tensor | None = None  # [1 + O, H, W]
 
     def step(self, frame: Tensor, mask: Tensor | None = None, objects: list[int] | None = None) -> Tensor:
-        """Like :meth:`stm_fast.inference.VideoSegmenter.step`."""
+        """Like :meth:`stm_fast.VideoSegmenter.step`."""
         if self._prob is None:
             self._prob = torch.ones(1, *frame.shape[1:])
         if mask is not None:

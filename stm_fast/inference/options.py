@@ -12,7 +12,7 @@ class RunOptions:
     """How to segment a video.
 
     Args:
-        memory, max_size, min_size, backend: as in :class:`stm_fast.inference.VideoSegmenter`.
+        memory, max_size, min_size, backend: as in :class:`stm_fast.VideoSegmenter`.
         scales: frame scales whose predictions are averaged; applied before `max_size` and `min_size`.
         flip: also average over mirrored frames.
     """

@@ -27,7 +27,7 @@ Prompts = Callable[[Frame, list[int]], tuple[Ids, list[int] | None] | None]
 
 
 class Segmenter(Protocol):
-    """Segments frames one by one, like :class:`stm_fast.inference.VideoSegmenter`."""
+    """Segments frames one by one, like :class:`stm_fast.VideoSegmenter`."""
 
     @property
     def object_ids(self) -> list[int]: ...

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
-from stm_fast.inference import check_backend
+from stm_fast.inference.engine import check_backend
 from stm_fast.printing import say
 from stm_fast.runs.video import Summary, segment_video
 from stm_fast.tasks.choice import NetworkChoice

@@ -77,10 +77,6 @@ def evaluate_set(
     Raises:
         InputError: an output folder of another run, or data, weights or options that do not fit.
     """
-    scored = to_score(sequences)
-    if len(scored) < len(sequences) and launched().leads:
-        missing = len(sequences) - len(scored)
-        warn(f"{missing} of {len(sequences)} sequences are not annotated, and not scored")
     model = load_model(network)
     prepared = prepare(model, network)
     AugmentedSegmenter(prepared, options)  # refuses invalid options before any work
@@ -97,14 +93,14 @@ def evaluate_set(
         return
     if network.untrained:
         warn("the network is untrained, as requested by --arch: its scores are meaningless")
-    pairs = [(sequence, output / MASKS / sequence.name) for sequence in scored]
+    pairs = [(sequence, output / MASKS / sequence.name) for sequence in to_score(sequences)]
     scores = score_sequences(pairs, workers)
     record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
     _pack(set_name, sequences, scores, output)
     if baselines and scores:
-        methods = {"this": scores} | _score_baselines(pairs, output / BASELINES, workers)
-        print_comparison(methods)
-        record["baselines"] = {name: overall(found) for name, found in methods.items() if name != "this"}
+        others = _score_baselines(pairs, output / BASELINES, workers)
+        print_comparison({"this": scores} | others)
+        record["baselines"] = {name: overall(found) for name, found in others.items()}
     _finish(record, scores, pairs, output, report)
 
 

@@ -49,9 +49,9 @@ def segment_videos(
     """
     model = load_for_inference(network)
     several = len(jobs) > 1
+    if several and outputs.overwrite:
+        _clear(launched().share(jobs))
     if several:
-        if outputs.overwrite:
-            _clear(launched().share(jobs))
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
     with stop_on_signals() as stop, joined(shard_memory) as ranks:
 

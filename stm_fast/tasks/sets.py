@@ -35,8 +35,11 @@ def open_set(set_name: SetName, data: Path, split: str, names: list[str], output
             raise InputError(f"{option('sequence')}: found {name!r}, expected one of {data}: {', '.join(known)}")
     chosen = [known[name] for name in dict.fromkeys(names)] or sequences
     check_apart(output, chosen)
-    for each in to_score(chosen):
-        check_length(each)
+    scored = to_score(chosen)
+    for sequence in scored:
+        check_length(sequence)
+    if len(scored) < len(chosen) and ranks.leads:
+        warn(f"{len(chosen) - len(scored)} of {len(chosen)} sequences are not annotated, and not scored")
     _tell(chosen)
     return chosen
 
