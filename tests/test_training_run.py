@@ -134,7 +134,9 @@ def test_sequences_that_cannot_be_scored_are_named_before_training(tmp_path):
 
 
 def test_another_run_is_not_overwritten(whole):
-    with pytest.raises(InputError, match=r"checkpoint\.pt: a run is there already; give another --output, or --resume"):
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt: a run is there already; give another output, or resume=True"
+    ):
         make_trainer(whole, ema=0.9)
 
 

@@ -28,9 +28,8 @@ class RunFolder:
         """Raises InputError where another run is there, or the folder of pictures is a link."""
         for file in (self.checkpoint, self.model, self.best):
             if file.exists() and not resume:
-                raise InputError(
-                    f"{file}: a run is there already; give another {option('output')}, or {option('resume', True)}"
-                )
+                other = f"give another {option('output')}, or {option('resume', True)}"
+                raise InputError(f"{file}: a run is there already; {other}")
         refuse_links(self.pictures)
 
     def check_inputs(self, inputs: Sequence[Path]) -> None:
