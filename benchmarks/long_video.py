@@ -32,7 +32,7 @@ from stm_fast.benchmarking.tables import Table
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import Ids
 from stm_fast.data.synthetic import SyntheticClip
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import split_mask
 from stm_fast.network import STM, stm_resnet18, stm_resnet50
 from stm_fast.network.deploy import for_inference

@@ -24,7 +24,7 @@ from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM
 from stm_fast.network.released import DEFAULT
 from stm_fast.ops import memory_read

@@ -11,7 +11,7 @@ from stm_fast.lazy import lazy_names
 if TYPE_CHECKING:
     from stm_fast.config import MemoryConfig
     from stm_fast.errors import InputError
-    from stm_fast.inference import Segmentation, VideoSegmenter
+    from stm_fast.inference.engine import Segmentation, VideoSegmenter
     from stm_fast.network import (
         STM,
         load_checkpoint,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         stm_resnet50,
     )
     from stm_fast.ops import MemoryRead, memory_read, merge_reads
-    from stm_fast.runs import segment_video
+    from stm_fast.runs.video import segment_video
     from stm_fast.versions import __version__
 else:
     __getattr__, __dir__ = lazy_names(
@@ -31,7 +31,7 @@ else:
         {
             "stm_fast.config": ("MemoryConfig",),
             "stm_fast.errors": ("InputError",),
-            "stm_fast.inference": ("Segmentation", "VideoSegmenter"),
+            "stm_fast.inference.engine": ("Segmentation", "VideoSegmenter"),
             "stm_fast.network": (
                 "STM",
                 "load_checkpoint",
@@ -43,7 +43,7 @@ else:
                 "stm_resnet50",
             ),
             "stm_fast.ops": ("MemoryRead", "memory_read", "merge_reads"),
-            "stm_fast.runs": ("segment_video",),
+            "stm_fast.runs.video": ("segment_video",),
             "stm_fast.versions": ("__version__",),
         },
     )

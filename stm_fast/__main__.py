@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import stm_fast.tasks as tasks
 from stm_fast.commands.benchmark import frames, read, tune
 from stm_fast.commands.convert import convert
 from stm_fast.commands.demo import demo
@@ -17,7 +16,7 @@ from stm_fast.commands.grouped import grouped
 from stm_fast.commands.info import info
 from stm_fast.commands.segment import segment
 from stm_fast.commands.train import train
-from stm_fast.errors import as_input_error
+from stm_fast.errors import Message, as_input_error
 from stm_fast.printing import all_printed, open_streams, say, warn
 from stm_fast.tasks.flags import with_flags
 
@@ -80,7 +79,7 @@ class _HelpWithoutArguments(TyperGroup):
 def _bad_input(error: Exception) -> typer.Exit:
     if not all_printed():  # the reason was printed then
         return typer.Exit(_BAD_USAGE)
-    return _exit(with_flags(str(as_input_error(error))), _BAD_USAGE)
+    return _exit(with_flags(as_input_error(error)), _BAD_USAGE)
 
 
 def _usage_error(error: Any) -> typer.Exit:
@@ -98,7 +97,7 @@ class _Notes(logging.Handler):
     """Prints the package's warnings, such as how ambiguous input was interpreted, as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        warn(with_flags(record.getMessage()))
+        warn(with_flags(record.msg if isinstance(record.msg, Message) else record.getMessage()))
 
 
 _NOTES = _Notes(logging.WARNING)
@@ -127,7 +126,9 @@ app.add_typer(benchmark, name="benchmark")
 
 def _print_version(asked: bool) -> None:
     if asked:
-        say(f"stm_fast {tasks.__version__}")
+        from stm_fast.versions import __version__
+
+        say(f"stm_fast {__version__}")
         raise typer.Exit
 
 

@@ -2,25 +2,52 @@
 
 import math
 import os
+import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 # in bytes, in all common file systems
 _MAX_NAME = 255
+# an option in a message, between characters that no path and no argument of a command can have
+_OPTION = re.compile("\0([a-z_]+)(?:=([^\0]*))?\0")
+
+
+def option(name: str, *value: object) -> str:
+    """An option in the text of a `Message`, as ``max_size`` or ``max_frames=7``; commands show the flag instead."""
+    shown_value = "".join(f"={one!r}" if isinstance(one, str) else f"={one}" for one in value)
+    return f"\0{name}{shown_value}\0"
+
+
+class Message(str):
+    """One line for the user, in which each `option` is marked. The marks are no part of the string."""
+
+    marked: str
+
+    def __new__(cls, text: str) -> Self:
+        # file names may contain line breaks
+        marked = text.marked if isinstance(text, Message) else " ".join(text.splitlines())
+        message = super().__new__(cls, _OPTION.sub(lambda found: found[0].strip("\0"), marked))
+        message.marked = marked
+        return message
+
+    def with_options(self, named: Callable[[str, str | None], str]) -> str:
+        """The line with what `named` makes of the name and value of each option."""
+        return _OPTION.sub(lambda found: named(found[1], found[2]), self.marked)
 
 
 class InputError(ValueError):
     """Bad input from the user: a file, an option, a mask.
 
-    The message is one line that names the file or argument, what was found and what was expected. The command line
+    The message is one line that names the file or `option`, what was found and what was expected. The command line
     prints it and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
-        # file names may contain line breaks
-        super().__init__(" ".join(message.splitlines()))
+        self.message = Message(message)
+        super().__init__(self.message)
 
 
 def as_input_error(error: Exception) -> InputError | None:

@@ -21,13 +21,19 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_masks(folder: Path) -> list[Path]:
-    """The PNGs of a folder in natural order; its other images if it has none.
+    """The masks of a folder, see `split_masks`."""
+    return split_masks(folder)[0]
+
+
+def split_masks(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The PNGs of a folder in natural order, and its other images; without PNGs, the other images are the masks.
 
     Raises InputError as `list_images` does, and for two masks with the same stem.
     """
-    masks = _masks_of(list_images(folder))
+    images = list_images(folder)
+    masks = _masks_of(images)
     by_stem(masks)
-    return masks
+    return masks, [file for file in images if file not in masks]
 
 
 def _masks_of(images: list[Path]) -> list[Path]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from gate import sass
 from launchless import LAUNCHES, Launched, compile_source, counted_copies
 from stm_fast.config import MemoryConfig
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.memory import MemoryBank, reading
 from stm_fast.network import stm_lite2, stm_resnet50
 from stm_fast.network.deploy import for_inference

@@ -10,7 +10,8 @@ from PIL import Image
 
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.network import STM, save_checkpoint, stm_resnet18
-from stm_fast.video import OverlayVideoWriter, write_mask
+from stm_fast.runs.given import GivenMasks, find_masks, match_masks
+from stm_fast.video import FrameReader, OverlayVideoWriter, write_mask
 
 SIZE = HEIGHT, WIDTH = 32, 48
 SMALL = {"key_dim": 16, "value_dim": 32, "decoder_dim": 16}
@@ -20,6 +21,10 @@ FRAMES = 5  # of a sequence
 def small_network() -> STM:
     torch.manual_seed(0)
     return stm_resnet18(**SMALL).eval()
+
+
+def given_masks(path: Path, reader: FrameReader, mask_frame: int | str | None = None) -> GivenMasks:
+    return match_masks(find_masks(path, reader.path), reader, mask_frame)
 
 
 def write_weights(path: Path) -> Path:

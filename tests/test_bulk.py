@@ -19,9 +19,8 @@ from small_inputs import one_object, small_network, write_video, write_weights
 from stm_fast.__main__ import app
 from stm_fast.errors import InputError
 from stm_fast.memory import RankLostError
-from stm_fast.runs import InterruptedRun, segment_video
 from stm_fast.runs.output_folder import plan
-from stm_fast.runs.video import segment_job
+from stm_fast.runs.video import InterruptedRun, segment_job, segment_video
 from stm_fast.tasks.interruption import how_to_resume
 from stm_fast.video import read_mask, write_mask
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from small_inputs import HEIGHT, SMALL, WIDTH, one_object, write_video, write_weights
 from stm_fast.__main__ import app
+from stm_fast.errors import InputError, Message, option
 from stm_fast.network import load_checkpoint, released, save_checkpoint, stm_resnet18
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
@@ -113,7 +114,9 @@ def test_segment_takes_the_weights_of_the_package(place):
 def test_an_untrained_network_says_what_that_means(place):
     result = place.segment("--overlay", "none", "--arch", "resnet18", weights="default")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1:] == ["The network is untrained, as --arch asks: its masks mean nothing."]
+    assert result.stdout.splitlines()[-1:] == [
+        "The network is untrained, as requested by --arch: its masks are meaningless."
+    ]
 
 
 def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(place):
@@ -212,8 +215,8 @@ def test_help_shows_an_example_that_is_right(command):
     assert result.exit_code == 0
     text = " ".join(result.stdout.split())
     assert f"Example: stm-fast {command}" in text
-    for option in [word for word in text.split("Example:")[1].split() if word.startswith("--")]:
-        assert option in text.split("Example:")[0]
+    for flag in [word for word in text.split("Example:")[1].split() if word.startswith("--")]:
+        assert flag in text.split("Example:")[0]
 
 
 def test_the_help_lists_every_command():
@@ -422,30 +425,35 @@ def test_ctrl_c_ends_with_whole_files(place):
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "plain", "told"),
     [
-        ("min_size: found 100, expected 1 to max_size, 64", "--min-size: found 100, expected 1 to --max-size, 64"),
-        ("max_frames: found 1, expected at least 2", "--max-memory-frames: found 1, expected at least 2"),
         (
-            "what would fit: storage='int8', max_frames=7",
-            "what would fit: --memory-storage int8, --max-memory-frames 7",
+            f"{option('min_size')}: found 9, expected 1 to {option('max_size')}, 8",
+            "min_size: found 9, expected 1 to max_size, 8",
+            "--min-size: found 9, expected 1 to --max-size, 8",
         ),
-        ("place='disk' folder=FOLDER, every=None", "--memory-place disk --memory-folder FOLDER, --first-and-previous"),
-        ("none; take a smaller max_size", "none; take a smaller --max-size"),
-        ("out: not empty; give another one, or overwrite=True", "out: not empty; give another one, or --overwrite"),
-        (
-            "arch: found lite0 with weights=a.pth, expected one",
-            "--arch: found lite0 with --weights a.pth, expected one",
-        ),
-        (
-            "m.png: named as the video; mask_frame names another",
-            "m.png: named as the video; --mask-frame names another",
-        ),
-        # paths that look alike
-        ("data/max_size/a.mp4: not a video", "data/max_size/a.mp4: not a video"),
-        ("max_size.png: no such mask", "max_size.png: no such mask"),
-        ("device: no such file or folder", "device: no such file or folder"),
+        (option("max_frames", 7), "max_frames=7", "--max-memory-frames 7"),
+        (option("storage", "int8"), "storage='int8'", "--memory-storage int8"),
+        (option("folder", Path("a=b/c.d")), "folder=a=b/c.d", "--memory-folder a=b/c.d"),
+        (option("every", None), "every=None", "--first-and-previous"),
+        (option("overwrite", True), "overwrite=True", "--overwrite"),
+        (option("skip_corrupt", False), "skip_corrupt=False", "no --skip-corrupt"),
+        # files that are called as an option
+        *[
+            (text, text, text)
+            for text in ("output: found a file", "max_size: found 3", "a, overwrite=True", "max_size")
+        ],
     ],
 )
-def test_the_command_line_says_flags_where_the_library_says_fields(message, told):
-    assert with_flags(message) == told
+def test_the_command_line_says_flags_where_the_library_says_options(message, plain, told):
+    for error in (InputError(message), pickle.loads(pickle.dumps(InputError(message)))):
+        assert (str(error), with_flags(error)) == (plain, told)
+    assert (Message(message), with_flags(Message(message))) == (plain, told)
+    assert with_flags(plain) == plain
+
+
+def test_a_file_that_is_called_as_an_option_keeps_its_name(place, monkeypatch):
+    monkeypatch.chdir(place.folder)
+    Path("output").touch()
+    result = run("segment", place.video, "-m", place.mask, "-o", "output")
+    assert (result.exit_code, result.stderr) == (2, "stm-fast: output: found a file, expected an output folder\n")

@@ -17,7 +17,7 @@ from stm_fast.benchmarking.tables import stage_table
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.stages import STAGES
 from stm_fast.network import STM, ObjectBatch
 from stm_fast.network.backbone import RESNETS, BasicBlock, Bottleneck, ResNetLayout

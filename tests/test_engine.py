@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM, stm_resnet18
 
 SIZE = (40, 56)

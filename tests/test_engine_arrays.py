@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stm_fast.errors import InputError
-from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.inference.augmentation import AugmentedSegmenter
+from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM, stm_resnet18
 
 H, W = SIZE = (40, 56)
@@ -147,10 +148,10 @@ WRONG_FRAMES = [
     (IDS, InputError, "frame: found shape (40, 56), expected [3, H, W]"),
     (FLOATS[0, :, :0], InputError, "frame: found shape (3, 0, 56), expected [3, H, W]"),
     (np.zeros((3, 0, 0), np.uint8), InputError, "frame: found shape (3, 0, 0), expected [3, H, W]"),
-    (Image.new("RGB", (W, H)), TypeError, "frame: found Image, expected a tensor or an array of NumPy"),
-    (PICTURES[0].tolist(), TypeError, "frame: found list, expected a tensor or an array of NumPy"),
-    (None, TypeError, "frame: found NoneType, expected a tensor or an array of NumPy"),
-    ("frame.png", TypeError, "frame: found str, expected a tensor or an array of NumPy"),
+    (Image.new("RGB", (W, H)), TypeError, "frame: found Image, expected a tensor or a NumPy array"),
+    (PICTURES[0].tolist(), TypeError, "frame: found list, expected a tensor or a NumPy array"),
+    (None, TypeError, "frame: found NoneType, expected a tensor or a NumPy array"),
+    ("frame.png", TypeError, "frame: found str, expected a tensor or a NumPy array"),
     (PICTURES[0].astype(object), TypeError, "frame: found an array of object, expected an array of numbers"),
     (np.ma.array(PICTURES[0]), TypeError, "frame: found a masked array, expected an array of numbers"),
     (PICTURES[0].astype(np.int64), TypeError, "frame: found torch.int64, expected uint8, or float in [0, 1]"),
@@ -183,9 +184,9 @@ def test_what_is_no_frame_is_named(model, frame, error, message):
 
 
 WRONG_MASKS = [
-    (IDS.tolist(), None, TypeError, "mask: found list, expected a tensor or an array of NumPy"),
-    (Image.fromarray(IDS), None, TypeError, "mask: found Image, expected a tensor or an array of NumPy"),
-    (1, None, TypeError, "mask: found int, expected a tensor or an array of NumPy"),
+    (IDS.tolist(), None, TypeError, "mask: found list, expected a tensor or a NumPy array"),
+    (Image.fromarray(IDS), None, TypeError, "mask: found Image, expected a tensor or a NumPy array"),
+    (1, None, TypeError, "mask: found int, expected a tensor or a NumPy array"),
     (IDS.astype(object), None, TypeError, "mask: found an array of object, expected an array of numbers"),
     (IDS.astype(np.complex64), None, TypeError, "mask: found torch.complex64, expected integers, bool or float"),
     (
@@ -248,5 +249,5 @@ def test_augmented_segmenters_take_the_same(model, options):
         for frame, mask in ((PICTURES[0], IDS.astype(np.uint16)), (FRAMES[0], MASK))
     )
     assert torch.equal(found, expected)
-    with pytest.raises(TypeError, match="frame: found list, expected a tensor or an array of NumPy"):
+    with pytest.raises(TypeError, match="frame: found list, expected a tensor or a NumPy array"):
         AugmentedSegmenter(model, RunOptions(**options)).step(PICTURES[0].tolist(), MASK)

@@ -162,7 +162,7 @@ def test_an_error_of_the_system_ends_any_command(monkeypatch):
     def full():
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "some\nfile")
 
-    monkeypatch.setattr("stm_fast.tasks.print_info", full, raising=False)
+    monkeypatch.setattr("stm_fast.tasks.info.print_info", full)
     assert_refused(run("info"), "some file: Read-only file system")
 
 

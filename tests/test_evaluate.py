@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from processes import run_ranks, torchrun
-from small_inputs import FRAMES, SIZE, draw, small_network, write_davis, write_sequence, write_youtube
+from small_inputs import FRAMES, SIZE, draw, given_masks, small_network, write_davis, write_sequence, write_youtube
 from stm_fast.__main__ import app
 from stm_fast.data.sequences import SETS, Objects, Sequence, annotated_sequences, davis16, davis17, folder, youtube_vos
 from stm_fast.data.synthetic import SyntheticClip
@@ -32,11 +32,11 @@ from stm_fast.evaluation.benchmark_sets import (
 from stm_fast.evaluation.record import make_record, write_tables
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
-from stm_fast.inference import RunOptions, VideoSegmenter
 from stm_fast.inference.augmentation import AugmentedSegmenter
+from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.record_file import write_record_file
-from stm_fast.runs.given import find_masks
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 
 
@@ -340,8 +340,8 @@ def test_finished_sequences_are_skipped_and_half_ones_done_again(tmp_path, model
     half = output / "Annotations/.star.4711.partial"
     half.mkdir()
     done = []
-    run_sequences([blob, star], output, model, RunOptions(), done.append)
-    assert done == ["blob", "star"]
+    run_sequences([blob, star], output, model, RunOptions(), lambda *counts: done.append(counts))
+    assert done == [(0, 2), (1, 2), (2, 2)]
     assert kept.read_bytes() == b"untouched"
     assert len(list((output / "Annotations/star").iterdir())) == FRAMES
     assert not half.exists()
@@ -392,7 +392,7 @@ def flipped(name):
     [
         (
             without_run,
-            r"Annotations/blob: found masks, and no .*run\.json that says what made them; give another",
+            r"Annotations/blob: found masks, but no .*run\.json that says what made them; give another",
         ),
         (without_a_mask, "Annotations/blob: found 4 masks, expected 5; remove it to run the sequence again"),
         (with_a_mask_more, "Annotations/blob: found 6 masks, expected 5; remove it to run the sequence again"),
@@ -536,18 +536,18 @@ def test_annotations_are_not_taken_for_results(tmp_path):
     write_sequence(tmp_path / "JPEGImages/blob", tmp_path / "Annotations/blob", pictures, dict(enumerate(masks)))
     result = run_command("folder", "--data", tmp_path, "-o", tmp_path, "--arch", "resnet18")
     assert result.exit_code == 2
-    assert "which holds the annotations of the set; give another folder" in result.stderr
+    assert "which contains the annotations of the set; give another folder" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Annotations", "JPEGImages"]
 
 
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        (".", "which holds the annotations of the set"),
-        ("JPEGImages/480p", "among what"),
-        ("Annotations/480p", "among what"),
-        ("Annotations/480p/blob/out", "among what"),
-        ("link", "among what"),
+        (".", "which contains the annotations of the set"),
+        ("JPEGImages/480p", "which is among the data of the set"),
+        ("Annotations/480p", "which is among the data of the set"),
+        ("Annotations/480p/blob/out", "which is among the data of the set"),
+        ("link", "which is among the data of the set"),
     ],
 )
 def test_results_are_not_written_among_the_data(tmp_path, place, words):
@@ -595,7 +595,7 @@ def test_a_sequence_that_is_too_short_to_score_is_named_before_the_run(tmp_path)
         (root / f"Annotations/480p/star/{index:05d}.png").unlink()
     result = small_run(root, output)
     assert result.exit_code == 2
-    assert "star: found 2 annotated frames, expected 3 at least to score" in result.stderr
+    assert "star: found 2 annotated frames, expected at least 3 to score" in result.stderr
     assert not output.exists()
 
 
@@ -606,7 +606,7 @@ def test_files_that_finder_leaves_are_no_frames(tmp_path):
         (tmp_path / name).write_bytes(b"no picture")
     (sequence,) = SETS["folder"](tmp_path, "all")
     assert sequence.fully_annotated
-    assert find_masks(tmp_path / "Annotations/blob", open_frames(tmp_path / "JPEGImages/blob")).files.keys() == set(
+    assert given_masks(tmp_path / "Annotations/blob", open_frames(tmp_path / "JPEGImages/blob")).files.keys() == set(
         range(FRAMES)
     )
 
@@ -634,7 +634,7 @@ def test_only_score(tmp_path):
     assert "1.000000" in result.stdout
     assert json.loads((tmp_path / "scores/results.json").read_text())["global"]["J&F-Mean"] == 1
     assert result.stderr == (
-        "stm-fast: blob, star: the results are the annotations themselves; their scores mean nothing\n"
+        "stm-fast: blob, star: the results are the annotations themselves; their scores are meaningless\n"
     )
     # with the split, a sequence without results is a fault; without it, what is there is scored
     results = tmp_path / "results"

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from small_inputs import draw, write_sequence
+from small_inputs import draw, given_masks, write_sequence
 from stm_fast import listing
 from stm_fast.data.images import image_source
 from stm_fast.data.sequences import Objects, Sequence, annotated_sequences, folder
 from stm_fast.errors import InputError
 from stm_fast.evaluation.scoring import score_sequence, score_sequences
-from stm_fast.runs.given import find_masks, mask_files
+from stm_fast.runs.given import find_masks
 from stm_fast.tasks.sets import open_results
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
 from stm_fast.video.antialiasing import find_shades
@@ -304,7 +304,7 @@ def test_a_border_of_255_is_void_and_a_note_says_so(tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     write_mask(tmp_path / "given/00000.png", voc(1, 2))
     write_mask(tmp_path / "given/00002.png", np.where(voc(1, 2) == 2, 0, voc(1, 2)).astype(np.uint8))
-    given = find_masks(tmp_path / "given", reader)
+    given = given_masks(tmp_path / "given", reader)
     assert given.ids == {0: [1, 2], 2: [1]}
     assert object_ids(given.read(0)) == [1, 2]
     assert given.read(1) is None
@@ -313,14 +313,14 @@ def test_a_border_of_255_is_void_and_a_note_says_so(tmp_path: Path) -> None:
     alone = voc(1) * (voc(1) == 255)  # the object is gone, its border is left
     write_mask(tmp_path / "given/00002.png", alone)
     with pytest.raises(InputError, match=r"00002\.png: mask without objects: nothing but 255, which is void"):
-        find_masks(tmp_path / "given", reader)
+        given_masks(tmp_path / "given", reader)
     write_mask(tmp_path / "00000.png", alone)
-    assert find_masks(tmp_path / "00000.png", reader)[2:6] == ({0: [255]}, False, given.palette, ())
+    assert given_masks(tmp_path / "00000.png", reader)[2:6] == ({0: [255]}, False, given.palette, ())
 
 
 def test_255_objects_are_objects(tmp_path: Path) -> None:
     write_mask(tmp_path / "00000.png", np.array(Image.fromarray(OBJECTS["255 in a grid"]).resize((WIDTH, HEIGHT), 0)))
-    given = find_masks(tmp_path / "00000.png", open_frames(frames(tmp_path / "in")))
+    given = given_masks(tmp_path / "00000.png", open_frames(frames(tmp_path / "in")))
     assert (given.ids[0], given.void, given.notes) == (list(range(1, 256)), False, ())
 
 
@@ -351,21 +351,21 @@ def test_names_in_any_case_are_masks_and_frames(tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     write_mask(tmp_path / "given/00000.png", np.array(shapes(1, 2)))
     write_mask(tmp_path / "given/00002.PNG", np.array(shapes(2, 1)))
-    given = find_masks(tmp_path / "given", open_frames(source, mask_files(tmp_path / "given")))
+    given = given_masks(tmp_path / "given", open_frames(source, find_masks(tmp_path / "given", source).files))
     assert given.files.keys() == {0, 2}
     np.testing.assert_array_equal(given.read(2), np.array(shapes(2, 1)))
     write_mask(tmp_path / "given/00000.Png", np.array(shapes(2, 1)))
     with pytest.raises(InputError, match=r"00000\.\w+: same name as .*00000\.\w+, but for the suffix"):
-        find_masks(tmp_path / "given", open_frames(source))
+        given_masks(tmp_path / "given", open_frames(source))
 
 
 def test_other_pictures_beside_masks_are_named_and_alone_they_are_masks(tmp_path: Path) -> None:
     reader = open_frames(frames(tmp_path / "in"))
     (tmp_path / "given").mkdir()
     shapes(255).save(tmp_path / "given/00002.jpg")
-    assert object_ids(find_masks(tmp_path / "given", reader).read(2)) == [255]
+    assert object_ids(given_masks(tmp_path / "given", reader).read(2)) == [255]
     write_mask(tmp_path / "given/00000.png", np.array(shapes(1, 2)))
-    given = find_masks(tmp_path / "given", reader)
+    given = given_masks(tmp_path / "given", reader)
     assert given.files.keys() == {0}
     assert given.notes == (f"{tmp_path / 'given/00002.jpg'}: left out, because the masks beside it are PNGs",)
 

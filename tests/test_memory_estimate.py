@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import RunOptions
+from stm_fast.inference.options import RunOptions
 from stm_fast.memory import MemoryBank, Shard
 from stm_fast.memory.estimate import estimate_bank
 from stm_fast.memory.storage import FrameLayout
@@ -109,7 +109,8 @@ def test_pages_of_files_are_not_what_a_container_lacks(tmp_path, version):
 MEASURED = """
 import gc, re, sys, torch
 from stm_fast.config import MemoryConfig
-from stm_fast.inference import RunOptions, VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import stm_resnet18
 from stm_fast.network.deploy import for_inference
 from stm_fast.runs.estimation import Workload, estimate

@@ -8,7 +8,7 @@ import torch
 
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.memory import MemoryBank, frames_that_stay, stays
 from stm_fast.memory.policy import Slot, victim
 from stm_fast.network import stm_resnet18
@@ -196,7 +196,7 @@ def test_a_frame_may_be_read_and_not_memorized(model):
     for index, picture in enumerate(video):
         segmenter.step(picture, mask if index == 0 else None, memorize=index not in (2, 5))
     assert segmenter.bank.frames == [[0, 1, 3, 4, 6]], "7 would be memorized by the next step"
-    with pytest.raises(InputError, match="frame 8: found a mask that is not to be memorized"):
+    with pytest.raises(InputError, match="frame 8: found a mask with memorize=False"):
         segmenter.step(video[0], mask, memorize=False)
 
 

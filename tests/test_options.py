@@ -29,13 +29,13 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import davis17
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation.benchmark_sets import run_sequences
-from stm_fast.inference import RunOptions, VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.options import RunOptions
 from stm_fast.network import architecture_of, stm_lite2
 from stm_fast.network.deploy import for_inference
 from stm_fast.ops.backends import BACKENDS
-from stm_fast.runs import InterruptedRun, Summary, segment_video
 from stm_fast.runs.checkpoint import Checkpoint
-from stm_fast.runs.video import segment_job
+from stm_fast.runs.video import InterruptedRun, Summary, segment_job, segment_video
 from stm_fast.tasks.network import load_for_inference, load_model, prepare
 from stm_fast.training.log import read_log
 from stm_fast.video import read_mask

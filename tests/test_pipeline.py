@@ -11,14 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+from small_inputs import given_masks
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference import VideoSegmenter, augmentation
+from stm_fast.inference import augmentation
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM, stm_resnet18
-from stm_fast.runs import InterruptedRun, segment_video, sinks
+from stm_fast.runs import sinks
 from stm_fast.runs import video as video_run
-from stm_fast.runs.given import GivenMasks, find_masks, mask_files
+from stm_fast.runs.given import GivenMasks, find_masks
 from stm_fast.runs.loop import FRAMES_WAITING
+from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
 
 pytest.importorskip("av")
@@ -381,7 +384,7 @@ def test_an_input_that_a_link_leads_into_the_output_is_refused(tmp_path, model, 
 
 def frame_of(masks, source, mask_frame=None, **options):
     """The index, and whether the user is told."""
-    given = find_masks(masks, open_frames(source, **options), mask_frame)
+    given = given_masks(masks, open_frames(source, **options), mask_frame)
     (index,) = given.files
     assert all("\n" not in note and "mask_frame" in note for note in given.notes)
     return index, len(given.notes)
@@ -434,21 +437,21 @@ def test_the_frame_of_a_mask_can_be_said_by_the_name_of_a_picture(tmp_path):
     for mask_frame, index in (("0002", 1), (2, 2)):
         assert frame_of(given, counted, mask_frame) == (index, False)
     with pytest.raises(InputError, match="mask_frame: found 2, but the frame of that index is 0003; expected a name"):
-        find_masks(given, open_frames(counted), "2")
+        given_masks(given, open_frames(counted), "2")
 
 
 @pytest.mark.parametrize("mask_frame", [8, -1, "8", "-1", "f1", "", "9" * 5000])
 def test_a_frame_that_is_not_there_is_refused(tmp_path, clip, mask_frame):
     with pytest.raises(InputError, match=r"mask_frame: found .*, expected .* of 00005, or an index from 0 to 7"):
-        find_masks(mask(tmp_path / "m.png"), open_frames(clip), mask_frame)
+        given_masks(mask(tmp_path / "m.png"), open_frames(clip), mask_frame)
 
 
 def test_the_frame_of_a_folder_of_masks_cannot_be_said(tmp_path, clip):
     mask(tmp_path / "given/00002.png")
     with pytest.raises(InputError, match=r"mask_frame: found 3 with the folder .*given, expected it with one mask"):
-        find_masks(tmp_path / "given", open_frames(clip), 3)
+        given_masks(tmp_path / "given", open_frames(clip), 3)
     with pytest.raises(InputError, match="absent: no such mask file"):
-        find_masks(tmp_path / "absent", open_frames(clip), 3)
+        given_masks(tmp_path / "absent", open_frames(clip), 3)
 
 
 def test_one_mask_of_a_later_frame_is_as_a_folder_with_it(tmp_path, model, caplog):
@@ -492,10 +495,10 @@ def test_a_mask_among_the_frames_is_no_frame(tmp_path, suffix, link):
     with pytest.raises(InputError, match=r"first\.png: image of 8x8|img_0.*: image of 48x32"):
         open_frames(source)
     mask(given)
-    reader = open_frames(source, mask_files(given))
+    reader = open_frames(source, find_masks(given, source).files)
     assert [frame.name for frame in reader] == [f"img_{number}" for number in range(3)]
     notes = (f"{source / 'first.png'}: given as mask, and so left out of the frames",)
-    found = find_masks(given, reader)
+    found = given_masks(given, reader)
     assert found == GivenMasks({0: given}, (48, 32), {0: [1, 7]}, False, DAVIS_PALETTE, notes, found.digest)
 
 
@@ -514,13 +517,13 @@ def test_masks_beside_the_frames_they_are_named_as(tmp_path):
         mask(source / f"{name}.png")
     with pytest.raises(InputError, match="same name as"):
         open_frames(source)
-    reader = open_frames(source, mask_files(source))
-    given = find_masks(source, reader)
+    reader = open_frames(source, find_masks(source, source).files)
+    given = given_masks(source, reader)
     assert (reader.frame_count, given.files.keys()) == (3, {1, 2})
     assert given.notes == (f"{source / '1.png'} and 1 more: given as mask, and so left out of the frames",)
     (source / "1.png").unlink()
     reader = open_frames(source, [source / "2.png"])
-    assert (reader.frame_count, find_masks(source / "2.png", reader).files.keys()) == (3, {2})
+    assert (reader.frame_count, given_masks(source / "2.png", reader).files.keys()) == (3, {2})
 
 
 def test_what_could_be_a_mask_or_a_frame_is_refused(tmp_path, model):
@@ -540,7 +543,7 @@ def test_folders_of_masks_and_frames_may_lie_in_one_another(tmp_path):
     mask(frames / "masks/1.png")
     inner = folder(frames / "masks/frames", ["0.jpg", "1.jpg"])
     for source in (frames, inner):
-        given = find_masks(frames / "masks", open_frames(source, mask_files(frames / "masks")))
+        given = given_masks(frames / "masks", open_frames(source, find_masks(frames / "masks", source).files))
         assert (given.files.keys(), given.notes) == ({1}, ())
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stm_fast.config import MemoryConfig
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import Presence, label
 from stm_fast.memory import MemoryBank
 from stm_fast.network import STM, stm_lite2
@@ -119,11 +119,11 @@ def test_what_has_nearly_no_pixels_left_is_lost():
         (masks(1, 0, 500), [1, 2]),  # the user says that there is no second object here
         (masks(0, 0, 100), []),
     ]:
-        presence.look(frame, given)
+        presence.update(frame, given)
         losses.append(list(presence.lost))
     assert losses == [[], [0], [], [], [0]]
     presence.keep([0, 2])
-    presence.look(masks(1, 4), [])
+    presence.update(masks(1, 4), [])
     assert presence.lost == [1], "0 had one pixel, and has one; the other one had 100"
     again = Presence()
     again.load_state_dict(presence.state_dict())

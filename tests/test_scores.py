@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stm_fast.inference import Segmentation
+from stm_fast.inference.engine import Segmentation
 from stm_fast.inference.objects import object_scores
 from stm_fast.network import stm_resnet18
-from stm_fast.runs import Summary, segment_video
 from stm_fast.runs.loop import Segmented
 from stm_fast.runs.score_table import ScoreTable, Sight, sights
+from stm_fast.runs.video import Summary, segment_video
 from stm_fast.tasks.progress import print_summary
 from stm_fast.video import Frame, read_mask, write_mask
 

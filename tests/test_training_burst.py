@@ -145,7 +145,7 @@ def test_a_run_with_clips_from_the_device_in_pieces_is_the_run_in_one(tmp_path):
 
 
 def test_corrupt_pictures_cannot_be_passed_over_on_the_device(tmp_path):
-    with pytest.raises(InputError, match=r"loading: found device, .* expected no --skip-corrupt"):
+    with pytest.raises(InputError, match=r"loading: found device, .* expected skip_corrupt=False"):
         make_trainer(tmp_path, skip_corrupt=True, loading="device")
 
 

@@ -129,12 +129,14 @@ def test_scores_of_another_validation_do_not_count(tmp_path):
 
 def test_sequences_that_cannot_be_scored_are_named_before_training(tmp_path):
     validation = {"kind": "synthetic", "clips": 1, "frames": 2, "height": 48, "width": 48}
-    with pytest.raises(InputError, match="found 2 annotated frames, expected 3 at least to score"):
+    with pytest.raises(InputError, match="found 2 annotated frames, expected at least 3 to score"):
         make_trainer(tmp_path, validation=validation)
 
 
 def test_another_run_is_not_overwritten(whole):
-    with pytest.raises(InputError, match=r"checkpoint\.pt: a run is there already; give another --output, or --resume"):
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt: a run is there already; give another output, or resume=True"
+    ):
         make_trainer(whole, ema=0.9)
 
 

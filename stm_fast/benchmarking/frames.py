@@ -27,7 +27,7 @@ from stm_fast.choices import Variant
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
-from stm_fast.inference import VideoSegmenter
+from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import label
 from stm_fast.inference.stages import STAGES, StageProfiler
 from stm_fast.network import STM

@@ -1,4 +1,4 @@
-"""stm-fast benchmark read | frames | tune: what the user chooses."""
+"""stm-fast benchmark read | frames | tune: their options."""
 
 import os
 from collections.abc import Iterable
@@ -7,7 +7,6 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-import stm_fast.tasks as tasks
 from stm_fast.benchmarking.shapes import CPU_MINUTES, Selection, Shape, grid, parse_shape, parse_workload
 from stm_fast.choices import Pass, RouteName, TimedDtype, Variant
 from stm_fast.commands.numbers import real, whole
@@ -18,37 +17,37 @@ _ALL = "all"
 
 Passes = Annotated[str, typer.Option(help=f"Some of: {', '.join(get_args(Pass))}.")]
 Dtypes = Annotated[str | None, typer.Option(help=f"Some of: {', '.join(get_args(TimedDtype))}.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device that is timed.")]
-Rounds = Annotated[int, typer.Option(**whole(1, 10**6), help="How many rounds there are at the least.")]
-Threads = Annotated[int | None, typer.Option(**whole(1, 1024), help="How many threads of the CPU are used.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device to time.")]
+Rounds = Annotated[int, typer.Option(**whole(1, 10**6), help="Minimum number of rounds.")]
+Threads = Annotated[int | None, typer.Option(**whole(1, 1024), help="Number of CPU threads.")]
 Memory = Annotated[bool, typer.Option(help="Measure peak memory.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The JSON file.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file and its plots.")]
 
 
 def selection(
     shapes: Annotated[
-        str | None, typer.Option(help="Such as 480p-T20-O3 (O objects), 8x14-T1-O1, M48-N32400-O1; or all.")
+        str | None, typer.Option(help="For example 480p-T20-O3 (O objects), 8x14-T1-O1, M48-N32400-O1; or all.")
     ] = None,
     routes: Annotated[str | None, typer.Option(help=f"Some of: {', '.join(get_args(RouteName))}.")] = None,
     passes: Passes = _ALL,
     dtypes: Dtypes = None,
     device: Device = "auto",
     seconds: Annotated[
-        float, typer.Option(**real(0, 86400), help="Seconds for the rounds of one shape and dtype.")
+        float, typer.Option(**real(0, 86400), help="Time for the rounds of each shape and dtype.")
     ] = 10.0,
     rounds: Rounds = 5,
     minutes: Annotated[
         float | None,
         typer.Option(
             **real(0, 10**6),
-            help=f"After this many minutes no further route is started; {CPU_MINUTES} for a CPU's default shapes.",
+            help=f"Start no further route after this time; by default {CPU_MINUTES} for the CPU's default shapes.",
         ),
     ] = None,
     memory: Memory = True,
-    quick: Annotated[bool, typer.Option("--quick", help="One small shape, nothing compiled, few rounds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One small shape, few rounds, and nothing compiled.")] = False,
 ) -> Selection:
-    """The options as a selection. Raises InputError for a name that is unknown."""
+    """The options as a selection. Raises InputError for an unknown name."""
     chosen = Selection(
         routes=_chosen("--routes", routes, get_args(RouteName)),
         passes=_chosen("--passes", passes, get_args(Pass)),
@@ -67,28 +66,30 @@ def read(
     selection: Annotated[Selection, selection],
     threads: Threads = None,
     plots: Annotated[
-        bool | None, typer.Option(help="Draw log-log plots; by default where matplotlib is installed.")
+        bool | None, typer.Option(help="Draw log-log plots; by default if matplotlib is installed.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="End with the JSON on one line, for scripts.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Finally print the JSON on one line, for scripts.")] = False,
     output: Output = Path("benchmark.json"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Time the memory read beside every route PyTorch has, interleaved; prints tables, writes JSON and plots.
+    """Time the memory read against the alternatives in PyTorch; prints tables, writes JSON and plots.
 
-    Rates count the FLOP of the algorithm; "of mm" is the share of a torch.mm that is timed in the same rounds; "extra"
-    is memory beyond inputs and results; "error" is relative to float64. Lists are separated by commas.
+    All are interleaved. Rates count the FLOP of the algorithm; "of mm" is relative to a torch.mm timed in the same
+    rounds; "extra" is memory beyond inputs and results; "error" is relative to float64. Separate lists by commas.
     """
     if not overwrite:
         plotted = (path for path in output.parent.glob("*.svg") if path.name.startswith(f"{output.stem}."))
         _refuse_existing(output, *plotted)
-    tasks.time_reads(selection, threads=threads, output=output, plots=plots, json=json)
+    from stm_fast.tasks.benchmark import time_reads
+
+    time_reads(selection, threads=threads, output=output, plots=plots, json=json)
 
 
 def frames(
-    shapes: Annotated[str, typer.Option(help="Such as 480p-T10-O3: T frames in memory, O objects.")] = "480p-T10-O1",
+    shapes: Annotated[str, typer.Option(help="As in 480p-T10-O3: T frames in memory, O objects.")] = "480p-T10-O1",
     variants: Annotated[str | None, typer.Option(help=f"Some of: {', '.join(get_args(Variant))}.")] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint; the default is random weights, which are as fast.")
+        Path | None, typer.Option(help="A checkpoint; by default random weights, which take the same time.")
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -97,9 +98,9 @@ def frames(
     output: Output = Path("benchmark.json"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Time whole frames by stage, the engine beside the published loop, interleaved; prints tables, writes JSON.
+    """Time whole frames by stage, the engine against the published loop, interleaved; prints tables, writes JSON.
 
-    "J to its masks" compares a variant's masks with those of the first variant. Lists are separated by commas.
+    "J to its masks" compares a variant's masks with those of the first variant. Separate lists by commas.
     """
     if weights is not None:
         require_file(weights, "a checkpoint")
@@ -109,11 +110,13 @@ def frames(
     refuse_input(output, [weights] if weights is not None else [])
     checkpoint = None if weights is None else str(weights)
     workloads = [parse_workload(name, checkpoint) for name in _names(shapes)]
-    tasks.time_frames(workloads, timed, device=device, threads=threads, rounds=rounds, memory=memory, output=output)
+    from stm_fast.tasks.benchmark import time_frames
+
+    time_frames(workloads, timed, device=device, threads=threads, rounds=rounds, memory=memory, output=output)
 
 
 def tune(
-    shapes: Annotated[str, typer.Option(help="As of benchmark read.")] = "480p-T5-O1,480p-T20-O3",
+    shapes: Annotated[str, typer.Option(help="As for benchmark read.")] = "480p-T5-O1,480p-T20-O3",
     passes: Passes = _ALL,
     dtypes: Dtypes = "bfloat16",
     device: Device = "auto",
@@ -121,16 +124,18 @@ def tune(
     output: Output = Path("tiles.json"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Time tiles of the Triton kernels on this GPU, for minutes; the faster ones are written as JSON.
+    """Time tiles of the Triton kernels on this GPU, which takes minutes, and write the fastest ones as JSON.
 
-    Set STM_FAST_CONFIGS to the file to use them. Lists are separated by commas.
+    Set STM_FAST_CONFIGS to the file to use them. Separate lists by commas.
     """
     tuned_passes = _chosen("--passes", passes, get_args(Pass))
     tuned_dtypes = _chosen("--dtypes", dtypes, get_args(TimedDtype))
     tuned_shapes = _shapes(shapes)
     if not overwrite:
         _refuse_existing(output)
-    tasks.tune_tiles(
+    from stm_fast.tasks.benchmark import tune_tiles
+
+    tune_tiles(
         shapes=tuned_shapes, dtypes=tuned_dtypes, passes=tuned_passes, device=device, threads=threads, output=output
     )
 
@@ -150,7 +155,7 @@ def _names(text: str) -> Iterable[str]:
 
 
 def _chosen(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The names in a comma-separated list, each once, in the order given; none where there is no list."""
+    """The distinct names in a comma-separated list, in order; none without a list."""
     if text is None:
         return ()
     if text == _ALL:

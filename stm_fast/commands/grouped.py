@@ -1,4 +1,4 @@
-"""Options that several commands have together."""
+"""Groups of options shared by several commands."""
 
 import inspect
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command in which a parameter stands for several options.
+    """A command in which a parameter may stand for several options.
 
-    A parameter of ``Annotated[T, function]`` is replaced by the parameters of the function, which makes a T of them.
+    A parameter ``Annotated[T, function]`` is replaced by the parameters of the function, which makes a T from them.
     """
     signature = inspect.signature(command)
     makers = {name: _maker(parameter) for name, parameter in signature.parameters.items()}

@@ -1,8 +1,8 @@
-"""stm-fast info: what this machine has."""
-
-import stm_fast.tasks as tasks
+"""stm-fast info: what is installed."""
 
 
 def info() -> None:
-    """Print versions, devices and every backend of the memory read, with why it is absent where it is."""
-    tasks.print_info()
+    """Print versions, devices, and the backends of the memory read, with the reasons why one is unavailable."""
+    from stm_fast.tasks.info import print_info
+
+    print_info()

@@ -1,4 +1,4 @@
-"""Numbers of the command line, each with the range in which it makes sense."""
+"""Numbers on the command line, with the range of each."""
 
 import re
 from collections.abc import Callable
@@ -13,18 +13,18 @@ _MOST_BYTES = 10**18
 
 
 def whole(least: int, most: int) -> dict[str, Any]:
-    """What `typer.Option` is given for a whole number."""
+    """Arguments of `typer.Option` for a whole number in a range."""
     return _ranged(lambda text: int(text) if re.fullmatch("[+-]?[0-9]{1,99}", text) else None, least, most, "whole ")
 
 
 def real(least: float, most: float) -> dict[str, Any]:
-    """What `typer.Option` is given for any other number."""
+    """Arguments of `typer.Option` for a real number in a range."""
     pattern = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?"
     return _ranged(lambda text: float(text) if re.fullmatch(pattern, text.lower()) else None, least, most, "")
 
 
 def nbytes() -> dict[str, Any]:
-    """What `typer.Option` is given for a number of bytes, such as 800MB or 2.5GB."""
+    """Arguments of `typer.Option` for a number of bytes, such as 800MB or 2.5GB."""
     return {"parser": _nbytes, "metavar": "BYTES"}
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from functools import partial
 from pathlib import Path
@@ -13,50 +13,51 @@ from stm_fast.inference.options import RunOptions, check_sizes
 from stm_fast.network.released import DEFAULT, MIN_SIZE
 from stm_fast.tasks.choice import NetworkChoice
 
-_LARGEST = 2**14  # pixels of a shorter side
+_LARGEST = 2**14  # pixels of the shorter side
 _network_option = partial(typer.Option, rich_help_panel="Network")
 
 MaxSize = Annotated[
     int | None,
     _network_option(
         **whole(16, _LARGEST),
-        help="Downscale larger frames for the network: pixels of their shorter side, at most.",
+        help="Downscale larger frames for the network, to this many pixels on the shorter side.",
     ),
 ]
 MinSize = Annotated[
     int | None,
     _network_option(
         **whole(1, _LARGEST),
-        help="Upscale smaller frames for the network: pixels of their shorter side, at least. The default is "
-        f"{MIN_SIZE} with the package's own weights; with others no frame is upscaled.",
+        help="Upscale smaller frames for the network, to this many pixels on the shorter side; by default "
+        f"{MIN_SIZE} with the package's own weights, and no upscaling with others.",
     ),
 ]
 Backend = Annotated[
-    BackendName, _network_option(help="What reads the memory; 'stm-fast info' tells which of them this machine has.")
+    BackendName,
+    _network_option(help="The implementation of the memory read; 'stm-fast info' lists those available here."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the output folder holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
 
 def network_choice(
     weights: Annotated[
         Path,
         _network_option(
-            help="The checkpoint to take, in our .safetensors or the published .pth; the default is the package's own, "
-            "open the one that it has from data without DAVIS."
+            help="A checkpoint, as our .safetensors or the published .pth; 'default' is the package's own, 'open' its "
+            "checkpoint trained without DAVIS."
         ),
     ] = Path(DEFAULT),
     arch: Annotated[
-        Arch | None, _network_option(help="Take an untrained network of this kind instead of the default weights.")
+        Arch | None, _network_option(help="Use an untrained network of this kind instead of the default weights.")
     ] = None,
     device: Annotated[str, _network_option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[
-        Precision, _network_option(help="What the network computes in; auto takes 16 bits where they are fast.")
+        Precision, _network_option(help="Precision of the network; auto uses 16 bits where they are fast.")
     ] = "float32",
     compile: Annotated[
-        CompileMode | None, _network_option(help="Compile the network by torch.compile, in this mode.")
+        CompileMode | None, _network_option(help="Compile the network with torch.compile, in this mode.")
     ] = None,
 ) -> NetworkChoice:
-    """The options as a choice. Raises InputError where they contradict each other, or the checkpoint is missing."""
+    """The options as a choice. Raises InputError if they contradict each other or the checkpoint is missing."""
     return NetworkChoice(weights, arch, device, dtype, compile)
 
 
@@ -72,7 +73,7 @@ def run_options(
     scales: list[float] | None = None,
     flip: bool = False,
 ) -> RunOptions:
-    """What masks depend on. Raises InputError where the sizes contradict each other."""
+    """The options that masks depend on. Raises InputError if the sizes contradict each other."""
     smallest = network.smallest_side(min_size, max_size)
     check_sizes(max_size, smallest)
     return RunOptions(memory, max_size, smallest, backend, tuple(scales or (1.0,)), flip)

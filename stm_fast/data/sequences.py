@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from stm_fast.choices import SetName
 from stm_fast.data.synthetic_set import draw_set
-from stm_fast.errors import InputError, check_name, require_folder
+from stm_fast.errors import InputError, check_name, option, require_folder
 from stm_fast.listing import by_stem, list_folders, list_images, list_masks
 from stm_fast.text_file import read_json, read_lines
 from stm_fast.video import VOID, VOID_NOTE, MaskImage, has_void, object_ids, read_mask, without_void
@@ -186,7 +186,7 @@ def synthetic(root: Path, split: str) -> list[Sequence]:
         split: the seed of the first clip.
     """
     if not split.isdecimal():
-        raise InputError(f"--split: found {split!r}, expected the seed of the first synthetic clip")
+        raise InputError(f"{option('split')}: found {split!r}, expected the seed of the first synthetic clip")
     return [
         Sequence(name, root / "JPEGImages" / name, root / "Annotations" / name, Objects.FIRST)
         for name in draw_set(root, int(split))

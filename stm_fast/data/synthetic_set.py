@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.video import write_mask
 from stm_fast.whole_file import refuse_links, whole_folder, writing
 
@@ -29,7 +29,7 @@ def draw_set(root: Path, first_seed: int) -> list[str]:
         InputError: a seed reserved for training, or a folder that cannot be written.
     """
     if not 0 <= first_seed <= FIRST_TRAINING_SEED - SEQUENCES:
-        raise InputError(f"--split: found seed {first_seed}, expected 0 to {FIRST_TRAINING_SEED - SEQUENCES}")
+        raise InputError(f"{option('split')}: found seed {first_seed}, expected 0 to {FIRST_TRAINING_SEED - SEQUENCES}")
     names = []
     for seed in range(first_seed, first_seed + SEQUENCES):
         names.append(f"seed{seed:06}")

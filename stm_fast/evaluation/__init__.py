@@ -1,4 +1,4 @@
-"""How good masks are."""
+"""Measures of the quality of masks."""
 
 from stm_fast.evaluation.metrics import Statistics, contour_accuracy, region_similarity, statistics
 

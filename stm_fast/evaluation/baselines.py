@@ -1,6 +1,6 @@
-"""What a score is worth: the same set without a method, and without training."""
+"""Baselines that put a score into perspective: the first mask copied, and an untrained network."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,21 +19,21 @@ UNTRAINED = "untrained network"
 
 
 def untrained(architecture: Architecture) -> STM:
-    """A network with random weights, the same ones every time."""
+    """A network with random weights from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return STM(**asdict(architecture)).eval()
 
 
 class CopyingSegmenter:
-    """Each object keeps the mask that it was given."""
+    """A segmenter in which each object keeps its given mask."""
 
     def __init__(self) -> None:
         self.object_ids: list[int] = []
         self._prob: Tensor | None = None  # [1 + O, H, W]
 
     def step(self, frame: Tensor, mask: Tensor | None = None, objects: list[int] | None = None) -> Tensor:
-        """As :meth:`stm_fast.inference.VideoSegmenter.step`."""
+        """Like :meth:`stm_fast.VideoSegmenter.step`."""
         if self._prob is None:
             self._prob = torch.ones(1, *frame.shape[1:])
         if mask is not None:
@@ -43,11 +43,8 @@ class CopyingSegmenter:
         return self._prob
 
 
-def copy_first_masks(sequences: Iterable[Sequence], output: Path) -> None:
-    """Leaves the masks that a `CopyingSegmenter` makes of sequences as `run_sequences` does; finished ones are skipped.
-
-    Raises InputError where ``output/Annotations`` is a link.
-    """
+def copy_first_masks(sequences: Collection[Sequence], output: Path) -> None:
+    """Like `run_sequences`, with a `CopyingSegmenter`."""
     fill_unfinished(sequences, output / MASKS, _copy)
 
 

@@ -1,13 +1,13 @@
-"""Runs the engine over the sequences of a benchmark set and leaves masks as servers and toolkits expect them.
+"""Runs the engine over the sequences of a benchmark set and writes masks as servers and toolkits expect them.
 
-``output/Annotations/<sequence>/<frame>.png`` are the masks, ``output/timings/<sequence>.json`` says how long they took,
-``output/run.json`` with what they were made. A sequence's folder is there when it is whole.
+Writes the masks ``output/Annotations/<sequence>/<frame>.png``, how long they took ``output/timings/<sequence>.json``,
+and what they depend on ``output/run.json``. The folder of a sequence appears once it is complete.
 """
 
 import math
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from stm_fast.data.sequences import Ids, Sequence
 from stm_fast.errors import InputError, reading, shown_text
-from stm_fast.evaluation.output_folder import MASKS, RUN, TIMINGS, check_folders, fill_unfinished
+from stm_fast.evaluation.output_folder import MASKS, RUN, TIMINGS, fill_unfinished
 from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.inference.options import RunOptions
 from stm_fast.inference.stages import StageProfiler
@@ -27,9 +27,9 @@ from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, Segm
 from stm_fast.runs.sinks import masks_to
 from stm_fast.versions import __version__
 from stm_fast.video import Frame, FrameReader, MaskWriter, open_frames
-from stm_fast.whole_file import make_folder, whole_file
+from stm_fast.whole_file import make_folder, refuse_links, whole_file
 
-# of an entry of an archive: the first date that there is, and rights as on Unix
+# for entries of an archive: the earliest date of the format, and Unix permissions
 _EARLIEST_DATE = (1980, 1, 1, 0, 0, 0)
 _UNIX, _ORDINARY_FILE = 3, 0o100644
 _ANOTHER = "give another output folder"
@@ -42,12 +42,12 @@ class Timing:
     sequence: str
     frames: int
     objects: int
-    network_seconds: float  # of the frames as papers count: frames and masks in memory, nothing read or written
-    seconds: float  # end to end: pictures read, masks written
-    stage_seconds: dict[str, float]  # decode and write are concurrent with the network
+    network_seconds: float  # as papers count: from frames in memory to masks in memory
+    seconds: float  # end to end, with reading and writing of files
+    stage_seconds: dict[str, float]  # decode and write overlap with the network
 
     def check(self) -> None:
-        """Raises ValueError for numbers that no sequence has."""
+        """Raises ValueError for impossible numbers."""
         whole = self.network_seconds, self.seconds
         if self.frames < 1 or self.objects < 0 or not all(0 < value < math.inf for value in whole):
             raise ValueError(f"found {self}")
@@ -56,7 +56,7 @@ class Timing:
 
 
 def describe_run(model: STM, set_name: str, split: str, options: RunOptions) -> dict[str, Any]:
-    """What the masks of a set depend on."""
+    """Everything that the masks of a set depend on."""
     return {
         "set": set_name,
         "split": split,
@@ -66,22 +66,17 @@ def describe_run(model: STM, set_name: str, split: str, options: RunOptions) -> 
     }
 
 
-def check_options(model: STM, options: RunOptions) -> None:
-    """Raises InputError for sizes or scales that make no sense, or a backend that cannot run here."""
-    AugmentedSegmenter(model, options)
-
-
 def claim_output(output: Path, run: Mapping[str, Any], sequences: Iterable[Sequence] = ()) -> None:
-    """Makes the folder one for this run.
+    """Prepares an output folder for this run, which may have begun there.
 
     Args:
-        sequences: that will be run, or are finished.
+        sequences: the sequences of the run, finished or not.
 
-    Raises InputError where the folder holds, or links to, the masks of another run, or of none that it knows, or
-    finished sequences that are not whole.
+    Raises InputError if the folder contains masks of another or an unknown run, finished sequences that are incomplete,
+    or links to folders.
     """
-    check_folders(output)
-    # before the record is looked for: another process of this run may be writing both, the record first
+    refuse_links(output / MASKS, output / TIMINGS)
+    # listed before the record is read: another process of this run may be writing both, the record first
     earlier = _finished(output)
     make_folder(output / MASKS)
     make_folder(output / TIMINGS)
@@ -89,7 +84,7 @@ def claim_output(output: Path, run: Mapping[str, Any], sequences: Iterable[Seque
     if not file.exists():
         if earlier:
             masks = output / MASKS / earlier[0]
-            raise InputError(f"{masks}: found masks, and no {file} that says what made them; {_ANOTHER}")
+            raise InputError(f"{masks}: found masks, but no {file} that says what made them; {_ANOTHER}")
         write_record_file(file, run)
     check_same(output, read_record_file(file, "the record of a run of this version", _ANOTHER), run, _ANOTHER)
     for sequence in sequences:
@@ -98,20 +93,20 @@ def claim_output(output: Path, run: Mapping[str, Any], sequences: Iterable[Seque
 
 
 def run_sequences(
-    sequences: Iterable[Sequence],
+    sequences: Collection[Sequence],
     output: Path,
     model: STM,
     options: RunOptions,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Segments the sequences that are not finished yet.
 
     Args:
-        output: a folder that `claim_output` made ready.
-        progress: called with a sequence's name when it is finished.
+        output: a folder that `claim_output` has prepared.
+        progress: called at the start and after each sequence, with the number of finished ones and of all.
 
     Raises:
-        InputError: frames or masks that do not fit; what was finished before stays.
+        InputError: frames or masks that do not fit. Finished sequences are kept.
     """
 
     def fill(sequence: Sequence, folder: Path) -> None:
@@ -122,14 +117,14 @@ def run_sequences(
 
 
 def read_timings(sequences: Iterable[Sequence], output: Path) -> list[Timing]:
-    """The timings of finished sequences. Raises InputError where one is damaged or gone."""
+    """The timings of finished sequences. Raises InputError if one is damaged or missing."""
     return [_read_timing(sequence, output) for sequence in sequences]
 
 
 def write_zip(sequences: Iterable[Sequence], output: Path, file: Path, prefix: str) -> None:
-    """The archive that a server takes: ``<prefix><sequence>/<frame>.png``, the required frames of every sequence.
+    """Writes the archive for a server: ``<prefix><sequence>/<frame>.png``, the required frames of every sequence.
 
-    Equal masks give equal bytes. Raises InputError for a mask that cannot be read, or a name that is no text.
+    Equal masks give equal bytes. Raises InputError for an unreadable mask or a name that is not valid Unicode.
     """
     with whole_file(file) as partial, zipfile.ZipFile(partial, "w") as archive:
         for sequence in sequences:
@@ -140,18 +135,18 @@ def write_zip(sequences: Iterable[Sequence], output: Path, file: Path, prefix: s
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """An entry of an archive, of the same date and rights for every file."""
+    """An entry of an archive, with the same date and permissions for every file."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InputError(f"found the name {name!r}, expected UTF-8, as an archive has it") from None
+        raise InputError(f"found the name {name!r}, expected UTF-8, which an archive needs") from None
     entry = zipfile.ZipInfo(name, _EARLIEST_DATE)
     entry.create_system, entry.external_attr = _UNIX, _ORDINARY_FILE << 16
     return entry
 
 
 def _check_whole(sequence: Sequence, output: Path) -> None:
-    """Raises InputError where a finished sequence lacks its timing, or masks."""
+    """Raises InputError if the timing or masks of a finished sequence are missing."""
     frames = _read_timing(sequence, output).frames
     folder = output / MASKS / sequence.name
     found, expected = len(_masks_in(folder)), frames if sequence.required is None else len(sequence.required)
@@ -176,7 +171,7 @@ def _read_timing(sequence: Sequence, output: Path) -> Timing:
 
 
 def _finished(output: Path) -> list[str]:
-    """The sequences that have masks, in the order of their names."""
+    """The names of sequences that have masks, sorted."""
     with reading(output):
         folders = (output / MASKS).iterdir() if (output / MASKS).is_dir() else ()
         return sorted(folder.name for folder in folders if folder.name[0] != "." and folder.is_dir())
@@ -207,13 +202,13 @@ def run_frames(
     folder: Path,
     measure: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[int, dict[str, float]]:
-    """Writes the required masks of a sequence.
+    """Segments a sequence and writes the required masks.
 
     Args:
-        measure: around the work on each frame, as in :func:`stm_fast.runs.loop.run`.
+        measure: a context around the network on each frame, as in :func:`stm_fast.runs.loop.run`.
 
     Returns:
-        How many frames there were, and the seconds of decoding and of writing, which are concurrent with the network.
+        The number of frames, and the seconds of decoding and of writing, which overlap with the network.
     """
     write_mask = masks_to(MaskWriter(folder), sequence.required)
     seconds = {"decode": 0.0, "write": 0.0}

@@ -1,6 +1,6 @@
 """The measures of the DAVIS benchmark (Perazzi et al., CVPR 2016, section 4; Pont-Tuset et al., 2017).
 
-Region similarity J, contour accuracy F, and what becomes of them over a sequence, as the official toolkit counts.
+Region similarity J, contour accuracy F, and their statistics over a sequence, as in the official toolkit.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-BOUND = 0.008  # how far apart contours may lie and still match, as a share of the image's diagonal
+BOUND = 0.008  # the largest distance between matching contours, as a share of the image's diagonal
 RECALL_THRESHOLD = 0.5
 DECAY_BINS = 4
 
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Statistics(NamedTuple):
-    """What the toolkit says of a measure over the frames of an object."""
+    """The toolkit's statistics of a measure over the frames of an object."""
 
     mean: float
     recall: float  # share of frames above RECALL_THRESHOLD
@@ -30,10 +30,10 @@ def region_similarity(prediction: Masks, truth: Masks, void: Masks | None = None
 
     Args:
         prediction, truth: ``[..., H, W]`` bool.
-        void: ``[..., H, W]`` bool, pixels that do not count; broadcasts.
+        void: ``[..., H, W]`` bool, pixels to ignore; broadcasts.
 
     Returns:
-        ``[...]`` in [0, 1]; 1 where both masks are empty.
+        ``[...]`` in [0, 1]; 1 if both masks are empty.
 
     Raises:
         ValueError: shapes that differ.
@@ -48,15 +48,15 @@ def region_similarity(prediction: Masks, truth: Masks, void: Masks | None = None
 def contour_accuracy(prediction: Masks, truth: Masks, void: Masks | None = None, bound: float = BOUND) -> Floats:
     """Contour accuracy F: harmonic mean of precision and recall of the boundary pixels.
 
-    A boundary pixel is right where the other mask has one within ``ceil(bound * diagonal)`` pixels.
+    A boundary pixel is correct if the other mask has one within ``ceil(bound * diagonal)`` pixels.
 
     Args:
         prediction, truth: ``[..., H, W]`` bool.
-        void: ``[..., H, W]`` bool, pixels that become background in both; broadcasts.
-        bound: share of the diagonal, or from 1 on whole pixels.
+        void: ``[..., H, W]`` bool, pixels that count as background in both; broadcasts.
+        bound: share of the diagonal; from 1 on, whole pixels.
 
     Returns:
-        ``[...]`` in [0, 1]; 1 where neither mask has a boundary, 0 where one of them has none.
+        ``[...]`` in [0, 1]; 1 if neither mask has a boundary, 0 if only one has.
 
     Raises:
         ValueError: shapes that differ.
@@ -75,8 +75,8 @@ def contour_accuracy(prediction: Masks, truth: Masks, void: Masks | None = None,
 def statistics(per_frame: Floats) -> Statistics:
     """Mean, recall and decay of a measure over the frames of an object.
 
-    The decay's four bins share their border frames, as in the toolkit; unlike there, frame numbers above 255 do not
-    wrap around.
+    The decay's four bins share their border frames, as in the toolkit. Unlike in the toolkit, frame numbers above 255
+    do not wrap around.
 
     Args:
         per_frame: ``[T]``, without the first and the last frame of the sequence.
@@ -86,7 +86,7 @@ def statistics(per_frame: Floats) -> Statistics:
     """
     if per_frame.size == 0:
         raise ValueError("statistics: found no frame, expected at least one")
-    # numpy rounds half to even; the toolkit's small number rounds it up
+    # numpy rounds half to even; the toolkit's small offset rounds it up
     borders = np.round(np.linspace(1, len(per_frame), DECAY_BINS + 1) + 1e-10).astype(int) - 1
     first, last = per_frame[: borders[1] + 1], per_frame[borders[-2] : borders[-1] + 1]
     recall = np.mean(per_frame > RECALL_THRESHOLD)
@@ -94,10 +94,10 @@ def statistics(per_frame: Floats) -> Statistics:
 
 
 def boundary(mask: Masks) -> Masks:
-    """The pixels of ``[H, W]`` that differ from their right, lower or lower right neighbour (Martin et al., 2004).
+    """The pixels of ``[H, W]`` that differ from their right, lower or lower right neighbor (Martin et al., 2004).
 
-    The border lies half a pixel towards the origin. Pixels of the last row and column have one neighbour, the corner
-    has none.
+    The border is shifted half a pixel toward the origin. Pixels of the last row and column have one neighbor, the
+    corner has none.
     """
     border = np.zeros_like(mask)  # [H, W]
     across = mask[:, :-1] != mask[:, 1:]  # [H, W - 1]
@@ -121,7 +121,7 @@ def _contour_score(prediction: Masks, truth: Masks, radius: int) -> float:
 
 
 def _count_near(points: Masks, others: Masks, radius: int) -> int:
-    """How many pixels of `points` have one of `others` in the disk of this radius around them. Exact: integers."""
+    """The number of pixels of `points` within this radius of one of `others`. Exact, in integers."""
     height = points.shape[0]
     along_row = _distance_along_row(others)  # [H, W]
     y, x = np.nonzero(points)  # [P]
@@ -134,7 +134,7 @@ def _count_near(points: Masks, others: Masks, radius: int) -> int:
 
 
 def _distance_along_row(mask: Masks) -> npt.NDArray[np.int32]:
-    """From each pixel of ``[H, W]`` to the nearest set one of its row; at least W where the row has none."""
+    """The distance from each pixel of ``[H, W]`` to the nearest set one in its row; at least W if there is none."""
     width = mask.shape[1]
     columns = np.arange(width, dtype=np.int32)
     left = np.maximum.accumulate(np.where(mask, columns, -width), axis=1)

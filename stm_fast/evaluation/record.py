@@ -1,4 +1,4 @@
-"""What an evaluation found: scores, speed, configuration and versions as JSON, and the tables of the DAVIS toolkit."""
+"""The results of an evaluation: a JSON record, and the tables of the DAVIS toolkit."""
 
 import platform
 from collections import Counter
@@ -26,13 +26,13 @@ SEQUENCE_MEASURES = ("Sequence", "J-Mean", "F-Mean")
 def make_record(
     run: Record, scores: list[ObjectScore], timings: list[Timing], device: torch.device | None = None
 ) -> Record:
-    """Everything that is worth keeping of an evaluation.
+    """The record of an evaluation.
 
     Args:
-        run: what was asked for.
-        scores: of every object; none where annotations are not public.
-        timings: of every sequence; none where results were only scored.
-        device: where the network ran.
+        run: the description of the run.
+        scores: of every object; empty if annotations are not public.
+        timings: of every sequence; empty if existing results were scored.
+        device: of the network.
     """
     return {
         "run": run,
@@ -45,7 +45,7 @@ def make_record(
 
 
 def speed(timings: list[Timing]) -> Record:
-    """Frames a second over the sequences, as papers report them and end to end; seconds by stage."""
+    """Frames per second over all sequences, as papers report them and end to end; seconds by stage."""
     frames = sum(timing.frames for timing in timings)
     network, whole = (sum(getattr(timing, name) for timing in timings) for name in ("network_seconds", "seconds"))
     stages = Counter[str]()
@@ -91,7 +91,7 @@ def overall(scores: list[ObjectScore]) -> dict[str, float]:
 
 
 def print_tables(scores: list[ObjectScore], split: str) -> None:
-    """Both tables on stdout, laid out as the toolkit does."""
+    """Prints both tables in the layout of the toolkit."""
     say(f"--------------------------- Global results for {split} ---------------------------")
     say(*_aligned(GLOBAL_MEASURES, [[f"{value:.6f}" for value in overall(scores).values()]]))
     say("", f"---------- Per sequence results for {split} ----------")
@@ -100,8 +100,8 @@ def print_tables(scores: list[ObjectScore], split: str) -> None:
 
 
 def print_comparison(methods: Mapping[str, list[ObjectScore]]) -> None:
-    """Several methods' scores of the same set, a line each."""
-    say("", "---------- Beside it ----------")
+    """Prints the scores of several methods on the same set, a line each."""
+    say("", "---------- Baselines ----------")
     measures = ("J&F-Mean", "J-Mean", "F-Mean")
     rows = []
     for name, scores in methods.items():
@@ -111,7 +111,7 @@ def print_comparison(methods: Mapping[str, list[ObjectScore]]) -> None:
 
 
 def write_tables(scores: list[ObjectScore], split: str, folder: Path) -> None:
-    """The toolkit's two CSV files, under its names."""
+    """Writes the two CSV files of the toolkit."""
     values = [f"{value:.3f}" for value in overall(scores).values()]
     rows = [[score.name, f"{score.J.mean:.3f}", f"{score.F.mean:.3f}"] for score in scores]
     _write_csv(folder / f"global_results-{split}.csv", GLOBAL_MEASURES, [values])

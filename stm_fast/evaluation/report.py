@@ -1,4 +1,4 @@
-"""An evaluation as one self-contained HTML page: tables, curves, worst frames, speed, configuration."""
+"""A report of an evaluation as a self-contained HTML page: tables, curves, worst frames, speed, configuration."""
 
 import base64
 import io
@@ -53,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A frame with its masks, as URLs of data."""
+    """A frame with its masks, as data URLs."""
 
     frame: str
     score: float
@@ -64,13 +64,13 @@ class _Figure:
 def write_report(
     record: Record, scores: list[ObjectScore], results: Mapping[str, tuple[Sequence, Path]], file: Path
 ) -> None:
-    """Writes the page, whole or not at all.
+    """Writes the page, completely or not at all.
 
     Args:
-        record: of `make_record`.
+        record: from `make_record`.
         scores: of every object.
-        results: the sequences by name, and the folder of each one's masks.
-        file: the page.
+        results: sequences and the folders of their masks, by name.
+        file: of the page.
     """
     speed = record["speed"]
     stages = () if speed is None else ("decode", *STAGES, "write")
@@ -94,11 +94,11 @@ def write_report(
 
 
 def line_chart(lines: Listing[Line], labels: Listing[str]) -> Markup:
-    """An SVG of values from 0 to 1 over T positions; a line's name is its tooltip.
+    """An SVG chart of values from 0 to 1 over T positions. The name of a line is its tooltip.
 
     Args:
         lines: of T values each.
-        labels: T names of the positions, T at least 1, of which a few are written.
+        labels: T names of the positions, T at least 1, of which a few are shown.
     """
     count = len(labels)
 
@@ -125,7 +125,7 @@ def _curves(group: list[ObjectScore]) -> Markup:
 
 
 def _worst_frames(scores: list[ObjectScore], results: Mapping[str, tuple[Sequence, Path]]) -> dict[str, list[_Figure]]:
-    """Frames of the worst sequences."""
+    """The worst frames of the worst sequences, by name."""
     by_sequence = _by_sequence(scores)
     means = {
         name: np.mean([score.region + score.contour for score in group], axis=0) / 2
@@ -149,7 +149,7 @@ def _figure(sequence: Sequence, folder: Path, frame: str, score: float) -> _Figu
 
 
 def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Nested facts with joined names."""
+    """Flattens nested facts, with joined names."""
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}.{inner}", deeper) for inner, deeper in _flat(value))
@@ -158,7 +158,7 @@ def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _picture(sequence: Sequence, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """The frame ``[H, W, 3]``; gray where only masks are known."""
+    """The frame ``[H, W, 3]``; gray if only masks are known."""
     for file in () if sequence.frames is None else list_images(sequence.frames):
         if file.stem == name:
             return read_frame(file)
@@ -174,7 +174,7 @@ def _data_url(picture: npt.NDArray[np.uint8]) -> str:
 
 
 def _lowest(values: npt.NDArray[np.float64]) -> list[int]:
-    """Indices of the lowest values, in order; no two close together, because neighbors look alike."""
+    """Sorted indices of the lowest values, spread out because neighboring frames look alike."""
     gap = max(len(values) // 10, 1)
     chosen: list[int] = []
     for index in np.argsort(values, kind="stable").tolist():

@@ -1,4 +1,4 @@
-"""J and F of sequences of masks: one frame at a time, and sequences side by side in processes."""
+"""J and F of sequences of masks, with several processes for many sequences."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from stm_fast.video import object_ids, read_written_mask
 
 @dataclass(frozen=True, eq=False)
 class ObjectScore:
-    """The scores of one object of a sequence: T frames, the sequence's first and last left out."""
+    """The scores of one object of a sequence in T frames: all but the first and the last."""
 
     sequence: str
     object_id: int
@@ -28,7 +28,7 @@ class ObjectScore:
 
     @property
     def name(self) -> str:
-        """As the toolkit calls it."""
+        """The name that the toolkit uses."""
         return f"{self.sequence}_{self.object_id}"
 
     @property
@@ -43,16 +43,16 @@ class ObjectScore:
 def score_sequence(sequence: Sequence, results: Path) -> list[ObjectScore]:
     """J and F of every object of a sequence in every annotated frame but the first and the last.
 
-    As the toolkit counts: where the first annotation says what the objects are, these are 1 to its highest id, and a
-    frame in which neither mask has the object counts as 1, also before an object appears. Void pixels are background.
+    As in the toolkit: if the objects are defined by the first annotation, they are 1 to its highest id; a frame in
+    which neither mask has the object scores 1, also before the object appears; void pixels are background.
 
     Args:
-        sequence: with an annotation for every frame that counts.
-        results: folder of PNGs named as the annotated frames.
+        sequence: with an annotation for every frame to score.
+        results: folder of PNGs named after the annotated frames.
 
     Raises:
-        InputError: fewer than three annotated frames, a result that is missing, of another size, or with an object
-            beyond the annotated ones.
+        InputError: fewer than three annotated frames, or a result that is missing, has another size, or has an object
+            that the annotations do not have.
     """
     check_length(sequence)
     names = sequence.annotated[1:-1]
@@ -69,20 +69,20 @@ def score_sequence(sequence: Sequence, results: Path) -> list[ObjectScore]:
 
 
 def check_length(sequence: Sequence) -> None:
-    """Raises InputError where a sequence has fewer than three annotated frames, too few to score."""
+    """Raises InputError if a sequence has fewer than three annotated frames, too few to score."""
     found = len(sequence.annotated)
     if found < 3:
-        raise InputError(f"{sequence.annotations}: found {found} annotated frames, expected 3 at least to score")
+        raise InputError(f"{sequence.annotations}: found {found} annotated frames, expected at least 3 to score")
 
 
 def score_sequences(pairs: Iterable[tuple[Sequence, Path]], workers: int | None = None) -> list[ObjectScore]:
-    """The scores of sequences and the folders of their results, in this order.
+    """The scores of pairs of a sequence and the folder of its results, in this order.
 
     Args:
-        workers: processes; by default one for each core.
+        workers: number of processes; by default one per core.
 
     Raises:
-        InputError: as in `score_sequence`, for the first sequence that has a fault.
+        InputError: as in `score_sequence`, for the first invalid sequence.
     """
     pairs = list(pairs)
     workers = min(workers or os.cpu_count() or 1, len(pairs))
@@ -107,7 +107,7 @@ def _scored_ids(sequence: Sequence) -> list[int]:
     else:
         ids = sorted({found for name in sequence.annotated for found in object_ids(sequence.read_annotation(name))})
     if not ids:
-        raise InputError(f"{sequence.annotations}: found no object in the annotations, expected one at least")
+        raise InputError(f"{sequence.annotations}: found no object in the annotations, expected at least one")
     return ids
 
 
@@ -118,7 +118,7 @@ def _read_result(sequence: Sequence, file: Path, shape: tuple[int, ...], ids: li
         raise InputError(f"{file}: mask of {width}x{height}, expected {shape[1]}x{shape[0]} as the annotation")
     if sequence.objects is Objects.ONE:
         return found
-    # the toolkit refuses ids beyond the highest; a lower one that nothing has counts as wrong pixels of no object
+    # like the toolkit, which ignores lower ids that the annotations do not have
     extra = [object_id for object_id in object_ids(found) if object_id > ids[-1]]
     if extra:
         raise InputError(f"{file}: found objects {extra}, but {sequence.annotations} has none above {ids[-1]}")

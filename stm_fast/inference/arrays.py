@@ -1,4 +1,4 @@
-"""Frames, masks and ids as users have them, from NumPy too, as the engine takes them."""
+"""Converts frames, masks and ids from users, also in NumPy arrays, to what the engine computes with."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from stm_fast.arguments import integer
 from stm_fast.errors import InputError
@@ -19,10 +20,10 @@ def as_frame(found: Any, like: Tensor) -> Tensor:
     """A frame ``[3, H, W]``, uint8 or float.
 
     Args:
-        found: a tensor or an array of NumPy, whose memory it then shares where it can.
+        found: a tensor, or a NumPy array, with which the frame shares memory if possible.
         like: a weight of the model.
 
-    Raises InputError: another shape. TypeError: anything else, or another dtype.
+    Raises InputError: a wrong shape. TypeError: a wrong type or dtype.
     """
     frame = _as_tensor(found, "frame", like)
     if frame.ndim != 3 or frame.shape[0] != 3 or not frame.numel():
@@ -35,7 +36,7 @@ def as_frame(found: Any, like: Tensor) -> Tensor:
 
 
 def as_mask(found: Any, like: Tensor) -> Tensor:
-    """A mask ``[H, W]`` or ``[O, H, W]``, in a dtype whose values torch can look for. Raises as `as_frame` does."""
+    """A mask ``[H, W]`` or ``[O, H, W]``, in a dtype that torch can compare. Raises as `as_frame` does."""
     mask = _as_tensor(found, "mask", like)
     if mask.ndim not in (2, 3):
         raise InputError(f"mask: found shape {tuple(mask.shape)}, expected [H, W] or [O, H, W]")
@@ -46,38 +47,57 @@ def as_mask(found: Any, like: Tensor) -> Tensor:
 
 
 def as_ids(found: Any, name: str) -> list[int]:
-    """Ids of objects, integers in any container. Raises TypeError, which begins with `name`, for anything else."""
+    """Object ids from any iterable of integers. Raises TypeError, which begins with `name`, for anything else."""
     if isinstance(found, str | bytes) or not isinstance(found, Iterable) or getattr(found, "ndim", 1) != 1:
         raise TypeError(f"{name}: found {type(found).__name__}, expected integers, as in [1, 2]")
     return [integer(one, name, "integers") for one in found]
 
 
+def in_unit_range(frame: Tensor) -> Tensor:
+    """The frame in [0, 1], in a dtype that can be resized."""
+    if frame.dtype == torch.uint8:
+        return frame.float().div_(255)
+    return frame.float() if frame.dtype in (torch.float16, torch.bfloat16) else frame
+
+
+def resized(planes: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``[C, ...]`` at another size; `planes` itself if it has that size already."""
+    if tuple(planes.shape[1:]) == size:
+        return planes
+    return interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def in_pixels(size: tuple[int, ...]) -> str:
+    """H, W for a message: as in 854x480."""
+    return "x".join(map(str, reversed(size)))
+
+
 def _as_tensor(found: Any, name: str, like: Tensor) -> Tensor:
-    """A tensor as it is, an array of NumPy as one."""
+    """A tensor unchanged; a NumPy array as a tensor."""
     if isinstance(found, np.ndarray):
         return torch.from_numpy(_plain(found, name))
     if not isinstance(found, Tensor):
-        raise TypeError(f"{name}: found {type(found).__name__}, expected a tensor or an array of NumPy")
+        raise TypeError(f"{name}: found {type(found).__name__}, expected a tensor or a NumPy array")
     check_tensors(**{name: found})
-    if _holds_nothing(found) and not _holds_nothing(like):
+    if _has_no_values(found) and not _has_no_values(like):
         raise TypeError(f"{name}: found a fake tensor or one on meta, expected one with values")
     return found
 
 
-def _holds_nothing(tensor: Tensor) -> bool:
+def _has_no_values(tensor: Tensor) -> bool:
     return tensor.is_meta or is_fake(tensor)
 
 
 def _plain(array: "np.ndarray[Any, Any]", name: str) -> "np.ndarray[Any, Any]":
-    """The array, or a copy of it that torch takes."""
+    """The array, or a copy of it that torch accepts."""
     if array.dtype.kind not in "biufc" or isinstance(array, np.ma.MaskedArray):
         kind = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"an array of {array.dtype}"
         raise TypeError(f"{name}: found {kind}, expected an array of numbers")
     dtype = array.dtype.newbyteorder("=")
     if dtype.kind == "f" and dtype.itemsize > 8:
         dtype = np.dtype(np.float64)
-    walks = all(stride >= 0 and stride % dtype.itemsize == 0 for stride in array.strides)
-    # torch warns of memory that must not be written
-    if array.dtype == dtype and array.dtype.isnative and walks and array.flags.aligned and array.flags.writeable:
+    regular = all(stride >= 0 and stride % dtype.itemsize == 0 for stride in array.strides)
+    # torch warns about read-only memory
+    if array.dtype == dtype and array.dtype.isnative and regular and array.flags.aligned and array.flags.writeable:
         return array
     return np.array(array, dtype)

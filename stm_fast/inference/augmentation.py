@@ -1,4 +1,4 @@
-"""Test-time augmentation: the same video at several sizes and mirrored, and the mean of what is seen."""
+"""Test-time augmentation: the mean prediction over several scales of a video, also mirrored."""
 
 import math
 from collections.abc import Iterable
@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from stm_fast.errors import InputError
-from stm_fast.inference.arrays import as_frame, as_ids, as_mask
+from stm_fast.inference.arrays import as_frame, as_ids, as_mask, in_unit_range, resized
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import impose, split_mask
 from stm_fast.inference.options import RunOptions
@@ -22,14 +21,14 @@ from stm_fast.network import STM
 
 @dataclass(frozen=True)
 class _View:
-    """One way to look at a video."""
+    """A segmenter that sees the video scaled and perhaps mirrored."""
 
     segmenter: VideoSegmenter
     scale: float
     mirrored: bool
 
     def step(self, frame: Tensor, planes: Tensor | None, ids: list[int]) -> Tensor:
-        """As `AugmentedSegmenter.step`, seen this way."""
+        """As `AugmentedSegmenter.step`, for this view alone."""
         size = (frame.shape[1], frame.shape[2])
         scaled = (max(round(size[0] * self.scale), 1), max(round(size[1] * self.scale), 1))
         view = self._mirror(_resized(frame, scaled))
@@ -42,9 +41,9 @@ class _View:
 
 
 class AugmentedSegmenter:
-    """A `VideoSegmenter` for each scale, straight and perhaps mirrored; their probabilities are averaged.
+    """A `VideoSegmenter` for each scale, and for its mirror image; their probabilities are averaged.
 
-    Each remembers what it saw itself. Given masks are right in the outcome, to the pixel.
+    Each has its own memory. Given masks are kept to the pixel.
 
     Raises InputError: no scale, or one that is not above 0; and as :class:`VideoSegmenter` does.
     """
@@ -52,7 +51,7 @@ class AugmentedSegmenter:
     def __init__(self, model: STM, options: RunOptions) -> None:
         scales = options.scales
         if not scales or not all(0 < scale < math.inf for scale in scales):
-            raise InputError(f"scales: found {list(scales)}, expected one at least, all above 0")
+            raise InputError(f"scales: found {list(scales)}, expected at least one, all above 0")
         self._weight = next(model.parameters())
         self._views = [
             _View(plain_segmenter(model, options), scale, mirrored)
@@ -61,7 +60,7 @@ class AugmentedSegmenter:
 
     @property
     def object_ids(self) -> list[int]:
-        """The ids of the objects that exist, in the order of the probabilities' channels."""
+        """The ids of the current objects, in the order of the probability channels."""
         return self._views[0].segmenter.object_ids
 
     @torch.inference_mode()
@@ -74,8 +73,7 @@ class AugmentedSegmenter:
         """As :meth:`VideoSegmenter.step`: ``[1 + O, H, W]`` float32 probabilities on the model's device."""
         if len(self._views) == 1 and self._views[0].scale == 1:
             return self._views[0].segmenter.step(frame, mask, objects)
-        taken = as_frame(frame, self._weight).to(self._weight.device)
-        pixels = taken if taken.is_floating_point() else taken.float() / 255
+        pixels = in_unit_range(as_frame(frame, self._weight).to(self._weight.device))
         ids, planes = ([], None) if mask is None else self._given(mask, objects)
         prob = torch.stack([view.step(pixels, planes, ids) for view in self._views]).mean(0)  # [1 + O, H, W]
         return prob if planes is None else impose(prob, self.object_ids, ids, planes)
@@ -86,7 +84,7 @@ class AugmentedSegmenter:
 
 
 def plain_segmenter(model: STM, options: RunOptions, shard: Shard | None = None) -> VideoSegmenter:
-    """Without augmentation. Raises as :class:`VideoSegmenter` does."""
+    """A `VideoSegmenter` without augmentation. Raises as :class:`VideoSegmenter` does."""
     return VideoSegmenter(
         model,
         memory=options.memory,
@@ -98,8 +96,6 @@ def plain_segmenter(model: STM, options: RunOptions, shard: Shard | None = None)
 
 
 def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """``[C, H, W]`` at another size; itself where it has that size already."""
-    if tuple(planes.shape[1:]) == size:
-        return planes
-    resized = interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
-    return resized.clamp(0, 1)
+    """As `resized`, without rounding errors beyond [0, 1]."""
+    found = resized(planes, size)
+    return found if found is planes else found.clamp(0, 1)

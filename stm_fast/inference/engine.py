@@ -1,4 +1,4 @@
-"""The engine: the masks of a video, one frame after the other.
+"""The engine: segments the frames of a video one by one.
 
 O objects, H x W the frame as the user gave it, h x w the frame as the network sees it.
 """
@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.inference.arrays import as_frame, as_ids, as_mask
+from stm_fast.inference.arrays import as_frame, as_ids, as_mask, in_pixels, in_unit_range, resized
 from stm_fast.inference.objects import Presence, impose, label, object_scores, split_mask
 from stm_fast.inference.options import check_sizes, network_size
 from stm_fast.memory import MemoryBank, Shard, stays
@@ -24,7 +23,7 @@ from stm_fast.ops import memory_read
 
 
 class Segmentation(NamedTuple):
-    """What the engine says of one frame."""
+    """The result for one frame."""
 
     frame_index: int  # from 0
     prob: Tensor  # [1 + O, H, W] float32, sums to 1 over the channels; channel 0 is the background
@@ -37,42 +36,42 @@ class Segmentation(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """How sure the network is of each object, ``[O]`` float32: the J that it expects, 0 for one that is lost."""
+        """Confidence in each object, ``[O]`` float32: the expected J; 0 for an object without pixels."""
         return object_scores(self.prob, self.mask, self.object_ids)
 
 
-# how far beyond [0, 1] a frame goes: resampling overshoots a little
+# how far values of a frame may exceed [0, 1]: resampling overshoots a little
 _OVERSHOOT = 0.5
-# what the names of the parts' states begin with
+# prefixes in the state
 _BANK, _PRESENCE = "bank.", "presence."
 
 
 class _Seen(NamedTuple):
-    """A segmented frame that is not in the memory yet: it is memorized only when a next frame comes."""
+    """A segmented frame that is not in the memory yet: it is memorized when the next frame comes."""
 
     frame: Tensor  # [3, h, w]
     objects: Tensor  # [O, h, w] soft masks
     frame_index: int
     given_ids: list[int]  # of the objects whose masks came from the user
-    known: tuple[Tensor, Tensor] | None = None  # of its features, what a shared trunk's memory is made of
+    known: tuple[Tensor, Tensor] | None = None  # with a shared trunk: its key and value features
 
 
 class VideoSegmenter:
     """Segments the objects of a video from masks of some of its frames (STM section 3.4).
 
     Args:
-        model: the network; it decides the device and the dtype.
-        memory: what is remembered.
+        model: the network; it determines the device and the dtype.
+        memory: what to remember.
         max_size: downscale for the network so that the shorter side is at most this many pixels; masks come back at the
             frame's own size.
         min_size: upscale frames whose shorter side is below this.
-        backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
-        shard: this process's part of the memory, where several segment the same video together.
+        backend: for the memory read, as in :func:`stm_fast.ops.memory_read`.
+        shard: this process's part of the memory, if several processes segment the same video together.
 
     Raises:
         InputError: a `max_size` below 16 or below `min_size`, a `min_size` below 1, or a backend that is unknown or
             cannot run here.
-        TypeError: a size that is no integer.
+        TypeError: a size that is not an integer.
     """
 
     def __init__(
@@ -103,12 +102,12 @@ class VideoSegmenter:
 
     @property
     def object_ids(self) -> list[int]:
-        """The ids of the objects that exist, in the order of the probabilities' channels."""
+        """The ids of the current objects, in the order of the probability channels."""
         return list(self._ids)
 
     @property
     def bank(self) -> MemoryBank:
-        """The memory, to look at."""
+        """The memory, for inspection."""
         return self._bank
 
     @torch.inference_mode()
@@ -122,53 +121,48 @@ class VideoSegmenter:
     ) -> Tensor:
         """Segments the next frame of the video.
 
-        A mask may come with any frame. Its objects are taken as given, all others are predicted. New ids start here,
-        known ids are corrected.
+        A mask may come with any frame. Its objects are taken from it, all others are predicted: new ids add objects,
+        known ids correct them.
 
         NumPy arrays are accepted too. The arguments are not kept: a buffer may be reused for the next frame.
 
         Args:
             frame: ``[3, H, W]``, float in [0, 1] or uint8, RGB.
-            mask: ``[H, W]`` object ids, or ``[O, H, W]`` one plane in [0, 1] an object; planes that overlap share.
-            objects: the ids that the mask speaks of; needed with planes, by default those that occur.
-            memorize: False leaves the memory as it is: the next frame does not see this one either.
+            mask: ``[H, W]`` object ids, or ``[O, H, W]`` a plane in [0, 1] for each object; see `split_mask`.
+            objects: the ids that the mask gives; required with planes, by default those that occur.
+            memorize: False leaves the memory unchanged: even the next frame does not read this one.
 
         Returns:
             ``[1 + O, H, W]`` float32 probabilities that sum to 1 over the channels; channel 0 is the background, the
-            others are those of `object_ids`. Before the first mask everything is background.
+            others are those of `object_ids`. Before the first mask, everything is background.
 
         Raises:
-            InputError: a frame or a mask whose shape or size is another, a float frame beyond [0, 1], a mask without
-                objects or with ids outside 1..255, or one that is not to be memorized. Nothing has happened then: the
-                frame may be given again.
-            TypeError: what is neither a tensor nor an array, or of another dtype; ids that are no integers.
+            InputError: a wrong shape or size, a float frame outside [0, 1], a mask without objects or with ids outside
+                1..255, or a mask with ``memorize=False``. Nothing has changed then: the frame may be given again.
+            TypeError: neither a tensor nor an array, or a wrong dtype; ids that are not integers.
         """
         memorize = flag(memorize, "memorize")
         taken = as_frame(frame, self._weight)
         self._check_frame(taken)
         if mask is not None and not memorize:
-            raise InputError(
-                f"frame {self._frame_count}: found a mask that is not to be memorized, expected one or other"
-            )
+            raise InputError(f"frame {self._frame_count}: found a mask with memorize=False, expected one or the other")
+        size = tuple(taken.shape[1:])
+        given_ids, planes = ([], None) if mask is None else self._given(mask, size, objects)
         if self._model.compiled:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        size = tuple(taken.shape[1:])
-        given = None if mask is None else self._given(mask, size, objects)
         self._size = size
         inner_size = network_size(size, self._max_size, self._min_size)
         self._memorize_seen()
-        inner = _resized(_in_unit_range(taken.to(self._device, non_blocking=True)), inner_size)  # [3, h, w]
+        inner = resized(in_unit_range(taken.to(self._device, non_blocking=True)), inner_size)  # [3, h, w]
         if inner is taken:
-            inner = inner.clone()  # it is memorized with the next frame, which may lie in the same memory
-        prob, known = self._predict(inner, given)  # [1 + O, h, w]
-        full = _resized(prob, size)  # [1 + O, H, W]
-        if given is not None:
-            ids, planes = given
-            full = impose(full, self._ids, ids, planes)
-            prob = impose(prob, self._ids, ids, _resized(planes, inner_size))
-            self._ids += [object_id for object_id in ids if object_id not in self._ids]
+            inner = inner.clone()  # it is memorized with the next frame, when its buffer may hold that one
+        prob, known = self._predict(inner, given_ids)  # [1 + O, h, w]
+        full = resized(prob, size)  # [1 + O, H, W]
+        if planes is not None:
+            full = impose(full, self._ids, given_ids, planes)
+            prob = impose(prob, self._ids, given_ids, resized(planes, inner_size))
+            self._ids += [object_id for object_id in given_ids if object_id not in self._ids]
         if self._ids:
-            given_ids = [] if given is None else given[0]
             self._seen = _Seen(inner, prob[1:], self._frame_count, given_ids, known) if memorize else None
         self._frame_count += 1
         return full
@@ -178,14 +172,14 @@ class VideoSegmenter:
         frames: "Iterable[Tensor | np.ndarray[Any, Any]]",
         masks: "Mapping[int, Tensor | np.ndarray[Any, Any]] | None" = None,
     ) -> Iterator[Segmentation]:
-        """Segments frames as they come; no more than one is held.
+        """Segments frames as they come, holding one at a time.
 
         Args:
             frames: any iterable of ``[3, H, W]``, as `step` takes them.
-            masks: the masks that are given, by the frame's position in `frames`.
+            masks: given masks, by the frame's position in `frames`.
 
         Raises:
-            InputError, TypeError: as `step` does; masks that are no mapping from integers.
+            InputError, TypeError: as `step` does; also for masks that are not a mapping from integers.
         """
         if not isinstance(frames, Iterable):
             raise TypeError(f"frames: found {type(frames).__name__}, expected an iterable of [3, H, W]")
@@ -201,14 +195,14 @@ class VideoSegmenter:
     def delete_objects(self, ids: Iterable[int]) -> None:
         """Forgets objects; the others keep their ids and their memory.
 
-        Raises InputError: ids of no object. TypeError: what are no ids.
+        Raises InputError: unknown ids. TypeError: ids that are not integers.
         """
         gone = set(as_ids(ids, "delete_objects"))
         unknown = gone - set(self._ids)
         if unknown:
             raise InputError(f"delete_objects: found ids {sorted(unknown)}, expected some of {self._ids}")
         kept = [index for index, object_id in enumerate(self._ids) if object_id not in gone]
-        # an object that appeared in the frame just seen is not in the bank yet
+        # an object that first appeared in the last frame is not in the bank yet
         self._bank.remove([index for index in range(self._bank.objects) if index not in kept])
         self._ids = [self._ids[index] for index in kept]
         if self._presence is not None:
@@ -223,9 +217,9 @@ class VideoSegmenter:
         self._presence = None if self._presence is None else Presence()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything the next step depends on, as tensors, to be saved before it: they may share memory with the bank.
+        """Everything the next step depends on, as tensors. Save them before it: they may share memory with the bank.
 
-        Under a shard it is this process's part.
+        With a shard, this is this process's part.
         """
         state = {
             "object_ids": torch.tensor(self._ids, dtype=torch.int64),
@@ -243,18 +237,18 @@ class VideoSegmenter:
         return state | {f"{_BANK}{name}": tensor for name, tensor in self._bank.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Becomes the segmenter that gave this state, and continues bit for bit.
+        """Restores a state; the next steps give the same bits as those of the segmenter that it is from.
 
         Args:
             state: from `state_dict` of a segmenter with the same network, options and shard.
 
         Raises:
-            ValueError: another state, as of a bank that keeps its rows in another way; the memory is then clear.
+            ValueError: a state that does not fit, as from a bank with another row format; the memory is then empty.
         """
         try:
             self._load(state)
         except (InputError, torch.OutOfMemoryError):
-            raise  # no memory left for it
+            raise  # out of memory
         except (LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
             self.clear_memory()
             why = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -278,12 +272,12 @@ class VideoSegmenter:
             raise ValueError(f"found {found}, expected {len(self._ids)}")
 
     def _with_saved_strides(self, state: Mapping[str, Tensor], name: str) -> Tensor:
-        """A tensor of the state: convolution algorithms, and so rounding, depend on the strides."""
+        """A tensor of the state with its original strides, on which convolution algorithms, and so rounding, depend."""
         saved, strides = state[name], state[f"{name}.strides"].tolist()
         return torch.empty_strided(saved.shape, strides, dtype=saved.dtype, device=self._device).copy_(saved)
 
     def _memorize_seen(self) -> None:
-        """Puts the previous frame into the memory, for good or for this step (STM section 3.4)."""
+        """Puts the previous frame into the memory, permanently or for this step only (STM section 3.4)."""
         seen, self._seen = self._seen, None
         if seen is None:
             return
@@ -297,18 +291,15 @@ class VideoSegmenter:
             )
 
     def _absent(self, seen: _Seen, given: list[int]) -> list[int]:
-        """The objects, by index, that a frame does not show."""
+        """The indices of objects that are not visible in a frame."""
         if self._presence is None:
             return []
-        self._presence.look(seen.objects, given)
+        self._presence.update(seen.objects, given)
         return self._presence.lost
 
-    def _predict(
-        self, frame: Tensor, given: tuple[list[int], Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The probabilities [1 + O, h, w] of the objects that exist, and what memorizing the frame can start from."""
-        nothing_to_predict = given is not None and set(self._ids) <= set(given[0])
-        if nothing_to_predict or not self._ids:
+    def _predict(self, frame: Tensor, given_ids: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The probabilities [1 + O, h, w] of the current objects, and `_Seen.known`."""
+        if set(self._ids) <= set(given_ids):  # nothing to predict
             prob = frame.new_zeros(1 + len(self._ids), *frame.shape[1:], dtype=torch.float32)
             prob[0] = 1
             return prob, None
@@ -316,11 +307,11 @@ class VideoSegmenter:
         prob = self._model.probabilities(self._bank.read(self._query(features.key)), features)
         if not self._model.architecture.shared_trunk:
             return prob, None
-        # what a compiled network returns is there until its next frame only
+        # the next frame overwrites what a compiled network returns
         return prob, (features.key.clone(), features.value.clone())
 
     def _query(self, query_key: Tensor) -> Tensor:
-        """The query of the memory read, [1 or O, Ck, h, w]: objects that are lost may be anywhere."""
+        """The query of the memory read, [1 or O, Ck, h, w]. Lost objects are searched everywhere."""
         if self._presence is None or not self._presence.lost:
             return query_key
         heads = self._model.query_key_value
@@ -330,9 +321,9 @@ class VideoSegmenter:
     def _check_frame(self, frame: Tensor) -> None:
         found = tuple(frame.shape[1:])
         if self._size is not None and found != self._size:
-            sizes = f"found {_in_pixels(found)} pixels, expected {_in_pixels(self._size)} as the first frame has"
+            sizes = f"found {in_pixels(found)} pixels, expected {in_pixels(self._size)} as the first frame has"
             raise InputError(f"frame {self._frame_count}: {sizes}")
-        # looking at the first frame alone keeps a GPU from waiting at every frame
+        # only the first frame: on a GPU, each check waits for the device
         if self._frame_count == 0 and frame.is_floating_point():
             least, most = frame.aminmax()
             if most > 1 + _OVERSHOOT:
@@ -341,18 +332,15 @@ class VideoSegmenter:
                 raise InputError(f"frame 0: found values from {least:g}, expected float in [0, 1], not normalized")
 
     def _given(
-        self,
-        found: "Tensor | np.ndarray[Any, Any]",
-        size: tuple[int, ...],
-        objects: Iterable[int] | None,
+        self, found: "Tensor | np.ndarray[Any, Any]", size: tuple[int, ...], objects: Iterable[int] | None
     ) -> tuple[list[int], Tensor]:
-        """The ids that a mask gives and their planes [O, H, W], on the model's device."""
+        """The ids in a mask and their planes [O, H, W], on the model's device."""
         mask, ids = as_mask(found, self._weight), None if objects is None else as_ids(objects, "objects")
         shape = tuple(mask.shape)
         if shape[-2:] != size and shape[:2] == size:
             raise InputError(f"mask: found shape {shape}, expected [H, W], or [O, H, W] with the planes first")
         if shape[-2:] != size:
-            sizes = f"found {_in_pixels(shape[-2:])} pixels, expected {_in_pixels(size)} as the frame has"
+            sizes = f"found {in_pixels(shape[-2:])} pixels, expected {in_pixels(size)} as the frame has"
             raise InputError(f"mask of frame {self._frame_count}: {sizes}")
         return split_mask(mask.to(self._device), ids)
 
@@ -366,7 +354,7 @@ class VideoSegmenter:
 
 
 def check_backend(model: STM, backend: str) -> None:
-    """Raises InputError where the backend is unknown or cannot read this model's memory: a trial read of one row."""
+    """Raises InputError if the backend is unknown or cannot read this model's memory. Tries a read of one row."""
     like = next(model.parameters())
     query, key, value = (like.new_zeros(1, 1, width) for width in (model.key_dim, model.key_dim, model.value_dim))
     lengths = torch.ones(1, dtype=torch.int32, device=like.device)
@@ -378,21 +366,3 @@ def check_backend(model: STM, backend: str) -> None:
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _resized(planes: Tensor, size: tuple[int, ...]) -> Tensor:
-    """[C, ...] at another size; itself where it has that size already."""
-    if tuple(planes.shape[1:]) == size:
-        return planes
-    return interpolate(planes[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
-
-
-def _in_unit_range(frame: Tensor) -> Tensor:
-    """The frame in [0, 1], in a dtype that can be resized."""
-    if frame.dtype == torch.uint8:
-        return frame.float().div_(255)
-    return frame.float() if frame.dtype in (torch.float16, torch.bfloat16) else frame
-
-
-def _in_pixels(size: tuple[int, ...]) -> str:
-    return "x".join(map(str, reversed(size)))

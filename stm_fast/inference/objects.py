@@ -1,4 +1,4 @@
-"""Object ids as the user gave them, their channels inside (0 is the background), and which objects are in sight.
+"""Object ids of the user, their channels (0 is the background), and which objects are visible.
 
 O objects, H x W pixels.
 """
@@ -12,24 +12,24 @@ from stm_fast.errors import InputError
 from stm_fast.ops import probabilities
 
 MAX_ID = 255  # what a palette PNG can hold
-# of the pixels that an object had when it was remembered last; with fewer it is lost
+# of the pixels that an object had when it was last visible; with fewer it is lost
 _LEAST_SHARE = 0.05
 _LIKELY = 0.5
 
 
 def split_mask(mask: Tensor, objects: Sequence[int] | None = None) -> tuple[list[int], Tensor]:
-    """The ids that a mask gives and one plane for each.
+    """The ids in a mask, and a plane for each.
 
     Args:
-        mask: ``[H, W]`` object ids, 0 the background; or ``[O, H, W]`` one plane an object, in [0, 1]. Where planes
-            overlap to more than 1 they share the pixel in proportion.
-        objects: the ids that the mask speaks of. Default for ids: those that occur. Needed for planes.
+        mask: ``[H, W]`` object ids, 0 the background; or ``[O, H, W]`` a plane in [0, 1] for each object. Pixels where
+            planes sum to more than 1 are normalized.
+        objects: the ids that the mask gives; required with planes, by default those that occur.
 
     Returns:
         ids, and planes ``[O, H, W]`` float32.
 
     Raises:
-        InputError: no objects, ids outside 1..255, twice the same, not an id for each plane, or planes outside [0, 1].
+        InputError: no objects, ids outside 1..255, duplicate ids, not one id per plane, or planes outside [0, 1].
     """
     if objects is not None:
         _check_ids(objects)
@@ -38,7 +38,7 @@ def split_mask(mask: Tensor, objects: Sequence[int] | None = None) -> tuple[list
             raise InputError(
                 f"mask: found planes {tuple(mask.shape)} and objects {objects}, expected an id for each plane"
             )
-        ids, planes = list(objects), _shared_out(mask.float())
+        ids, planes = list(objects), _normalized(mask.float())
     elif mask.ndim == 2 and not mask.is_floating_point():
         ids = [int(i) for i in torch.unique(mask).tolist() if i] if objects is None else list(objects)
         planes = torch.stack([mask == i for i in ids]).float() if ids else mask.new_zeros(0, *mask.shape).float()
@@ -56,20 +56,20 @@ def _check_ids(ids: Sequence[int]) -> None:
         raise InputError(f"mask: found object ids {list(ids)}, expected different ids from 1 to {MAX_ID}")
 
 
-def _shared_out(planes: Tensor) -> Tensor:
-    """Planes [O, H, W] in [0, 1] whose sum is at most 1 in every pixel."""
+def _normalized(planes: Tensor) -> Tensor:
+    """Planes [O, H, W] in [0, 1], scaled down where they sum to more than 1."""
     if planes.numel() and not (planes.min() >= 0 and planes.max() <= 1):
         raise InputError(f"mask: found planes from {planes.min():g} to {planes.max():g}, expected values in [0, 1]")
     return planes / planes.sum(0).clamp(min=1)
 
 
 def impose(prob: Tensor, known: Sequence[int], given: Sequence[int], planes: Tensor) -> Tensor:
-    """Puts given masks over predicted probabilities: where a mask was given, it is right.
+    """Replaces predicted probabilities by given masks.
 
     Args:
         prob: ``[1 + len(known), H, W]``, predicted.
         known: the ids of prob's channels 1, 2, ...
-        given: the ids of the planes; those that are not known get channels behind the known ones.
+        given: the ids of the planes; new ones get channels after the known ones.
         planes: ``[len(given), H, W]`` in [0, 1].
 
     Returns:
@@ -86,15 +86,15 @@ def impose(prob: Tensor, known: Sequence[int], given: Sequence[int], planes: Ten
 
 
 def object_scores(prob: Tensor, mask: Tensor, ids: Sequence[int]) -> Tensor:
-    """How sure the network is of each object's mask, ``[O]`` float32 in [0, 1]: the J that it expects of it.
+    """The confidence in each object's mask, ``[O]`` float32 in [0, 1]: the expected J.
 
-    That is J between the mask and its own probabilities, ``sum_mask p / (|mask| + sum_elsewhere p)``: 1 where every
-    pixel is certain, 0 where the object has no pixel.
+    It is J between the mask and the probabilities, ``sum_mask p / (|mask| + sum_elsewhere p)``: 1 if every pixel is
+    certain, 0 if the object has no pixel.
 
     Args:
         prob: ``[1 + O, H, W]`` that sums to 1 over the channels.
-        mask: ``[H, W]``, what `label` makes of it.
-        ids: of the channels behind the background.
+        mask: ``[H, W]``, the result of `label`.
+        ids: of the channels after the background.
     """
     scores = prob.new_zeros(len(ids))
     for index, (plane, object_id) in enumerate(zip(prob[1:], ids, strict=True)):
@@ -108,23 +108,23 @@ def label(prob: Tensor, ids: Sequence[int]) -> Tensor:
     """The most likely object of each pixel: prob ``[1 + O, H, W]`` -> the user's ids ``[H, W]`` uint8."""
     table = torch.tensor([0, *ids], dtype=torch.uint8, device=prob.device)
     if prob.device.type == "cpu" and prob.dtype == torch.float32 and not probabilities.absent_reasons():
-        return probabilities.most_likely(prob, table)  # argmax takes longer than all else that follows the decoder
+        return probabilities.most_likely(prob, table)  # argmax takes longer than everything else after the decoder
     return table[prob.argmax(0)]
 
 
 class Presence:
-    """How large each object was when it was in sight last, and which ones are lost.
+    """Tracks the size of each object when it was last visible, and which objects are lost.
 
     Attributes:
-        lost: objects, by index, that the last frame did not show.
+        lost: indices of the objects that were not visible in the last frame.
     """
 
     def __init__(self) -> None:
-        self._pixels: list[int] = []  # of each object, in the last frame that showed it
+        self._pixels: list[int] = []  # of each object, when it was last visible
         self.lost: list[int] = []
 
-    def look(self, objects: Tensor, given: Collection[int]) -> None:
-        """Looks at the next frame's soft masks ``[O, h, w]``; those objects whose masks are `given` are there."""
+    def update(self, objects: Tensor, given: Collection[int]) -> None:
+        """Updates with the next frame's soft masks ``[O, h, w]``; objects whose masks are `given` count as visible."""
         found = (objects > _LIKELY).sum((1, 2)).tolist()
         before = self._pixels + [0] * (len(found) - len(self._pixels))
         shrunk = [now < _LEAST_SHARE * then for now, then in zip(found, before, strict=True)]
@@ -132,7 +132,7 @@ class Presence:
         self._pixels = [before[index] if index in self.lost else now for index, now in enumerate(found)]
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Forgets the other objects; these move up."""
+        """Keeps only these objects, renumbered in order."""
         self._pixels = [self._pixels[index] for index in indices if index < len(self._pixels)]
         self.lost = [indices.index(index) for index in self.lost if index in indices]
 
@@ -141,7 +141,7 @@ class Presence:
         return {name: torch.tensor(values, dtype=torch.int64) for name, values in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Becomes the one that gave this state."""
+        """Restores a state."""
         self._pixels, self.lost = (state[name].tolist() for name in self._state())
 
     def _state(self) -> dict[str, list[int]]:

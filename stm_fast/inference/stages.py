@@ -1,4 +1,4 @@
-"""Where the time of a frame goes, by hooks on the parts of the network."""
+"""Times the stages of each frame, by hooks on the parts of the network."""
 
 import time
 from collections import defaultdict
@@ -17,15 +17,15 @@ STAGES = ("memory encoder", "memory write", "query encoder", "memory read", "dec
 
 
 class StageProfiler:
-    """Seconds by stage of everything the network does inside a `with` block; `frame()` surrounds each frame.
+    """Seconds by stage of everything the network does inside a `with` block, in which `frame()` encloses each frame.
 
-    A stage reaches from the end of the one before it to its own end, so that the stages of a frame add up to it:
-    "memory write" and "memory read" are what lies between the parts of the network, "aggregation" what follows them.
-    On a GPU the times are those of the device, read once per frame: nothing waits in between.
+    A stage lasts from the end of the previous one to its own end, so that the stages of a frame add up to the whole:
+    "memory write" and "memory read" are the time between parts of the network, "aggregation" the time after them. On a
+    GPU the times are measured on the device and read once per frame, without waiting in between.
 
     Attributes:
         seconds: by stage.
-        total: of all frames.
+        total: seconds of all frames.
     """
 
     def __init__(self, model: STM) -> None:
@@ -33,7 +33,7 @@ class StageProfiler:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._model = model
         self._device = next(model.parameters()).device
-        self._marks: list[tuple[str, Any]] = []  # a stage and when it ended: seconds, or a CUDA event
+        self._marks: list[tuple[str, Any]] = []  # a stage and its end: seconds, or a CUDA event
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
@@ -56,17 +56,17 @@ class StageProfiler:
 
     @contextmanager
     def frame(self) -> Iterator[None]:
-        """Around the work on a frame."""
+        """Encloses the work on a frame."""
         self.start()
         yield
         self.total += self.stop()
 
     def start(self) -> None:
-        """A frame begins."""
+        """Starts a frame."""
         self._marks = [("", self._now())]
 
     def stop(self) -> float:
-        """A frame ends: everything since the last part is its aggregation. Returns the frame's seconds."""
+        """Ends a frame: the time since the last part is its aggregation. Returns the frame's seconds."""
         self._marks.append(("aggregation", self._now()))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

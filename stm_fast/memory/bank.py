@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.memory.places import storage_of
 from stm_fast.memory.policy import Slot, victim
 from stm_fast.memory.read_parts import ReadResult, empty_read, read_part, usage_of
@@ -278,7 +278,7 @@ class MemoryBank:
             return cap
         within = storage.slots_within(nbytes, objects) * self._shard.world - self._config.previous
         if within < 1:
-            raise InputError(f"max_bytes: {nbytes} bytes do not hold one frame of {objects} objects")
+            raise InputError(f"{option('max_bytes')}: {nbytes} bytes do not hold one frame of {objects} objects")
         return within if cap is None else min(cap, within)
 
     def _add_objects(self, storage: Storage, objects: int, cap: int | None, number: int) -> None:

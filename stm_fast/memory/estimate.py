@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from stm_fast.config import MemoryConfig
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.memory.paged import PageLayout
 from stm_fast.memory.places import row_format_of
 from stm_fast.memory.storage import SCRATCH_BYTES, FrameLayout
@@ -56,8 +56,8 @@ def estimate_bank(
     if config.max_bytes is not None and config.max_bytes < least:
         what = "a frame" if given_frames == 1 else f"{given_frames} frames with given masks, which are never evicted,"
         raise InputError(
-            f"max_bytes: found {config.max_bytes}, expected at least {least} for {what} of {objects} objects"
-            + (" and the previous one" if config.previous else "")
+            f"{option('max_bytes')}: found {config.max_bytes}, expected at least {least} for {what} of "
+            f"{objects} objects" + (" and the previous one" if config.previous else "")
         )
     staying = [number for number in (frames, config.max_frames) if number is not None]
     sizes = [taken(min(staying) + config.previous)] if staying else []

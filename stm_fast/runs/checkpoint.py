@@ -1,8 +1,8 @@
-"""Where an interrupted run resumes: hidden files in its output folder, replaced as it advances, gone when it is done.
+"""Checkpoints of a run: hidden files in its output folder, replaced as it advances and removed at its end.
 
-``.resume.json`` names the run and the position; ``.resume-<position>-<rank>.safetensors`` is the state of each process
-at that position. The JSON file is renamed into place when every state is whole and on the disk, so it never names one
-that is not. Both kinds have a checksum, and a state says whose it is: what was damaged or mixed up is refused.
+``.resume.json`` describes the run and the position; ``.resume-<position>-<rank>.safetensors`` is the state of each
+process at that position. The JSON file is renamed into place once every state is on disk. Both kinds have a checksum,
+and a state names its run, rank and position, so that damaged or mixed up files are refused.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stm_fast.errors import InputError, reading
+from stm_fast.errors import InputError, option, reading
 from stm_fast.inference.objects import MAX_ID
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
@@ -29,11 +29,11 @@ from stm_fast.tensor_file import read_tensors, write_tensors
 from stm_fast.versions import __version__
 from stm_fast.whole_file import make_folder
 
-# what a run is made of, as plain JSON: two runs with the same description give the same masks
+# everything that the masks of a run depend on, as plain JSON
 Description = dict[str, Any]
 
 _FORMAT = 3
-# the largest part of the time of a run that goes into its checkpoints
+# the largest share of the run time that checkpoints may take
 _SHARE = 0.1
 
 
@@ -41,64 +41,64 @@ _SHARE = 0.1
 class Position:
     """How far a run has come."""
 
-    frames: int  # that are done: segmented, and written
+    frames: int  # segmented and written
     finished: bool
     object_ids: list[int]
-    scores: int = 0  # the checksum of what is written to the table of scores, see `ScoreTable`
+    scores: int = 0  # the checksum of the score table, see `ScoreTable`
 
     def check(self) -> None:
-        """Raises ValueError for numbers that no run has."""
+        """Raises ValueError for impossible numbers."""
         distinct = set(self.object_ids)
         if self.frames < 0 or len(distinct) < len(self.object_ids) or not distinct <= set(range(1, MAX_ID + 1)):
             raise ValueError(f"found {self.frames} frames and the objects {self.object_ids}")
 
 
 class Checkpoint:
-    """The checkpoint of one run, held by every process that takes part in it.
+    """The checkpoint of a run, used by each of its processes.
 
     Args:
-        folder: of the results.
-        run: its description, as plain JSON.
-        ranks: the processes.
+        folder: the output folder.
+        run: the description of the run.
+        ranks: its processes.
     """
 
     def __init__(self, folder: Path, run: Description, ranks: Ranks) -> None:
         self._folder, self._run, self._ranks = folder, run, ranks
 
     def find(self) -> Position | None:
-        """Where the run ended; None where there is no checkpoint.
+        """The position of the checkpoint; None if there is none.
 
         Raises:
-            InputError: the checkpoint of another run, or a damaged one.
+            InputError: a checkpoint of another run, or a damaged one.
         """
         with reading(self._folder):
             if not (self._folder / RECORD).exists():
                 return None
         position, run = self._read()
-        check_same(self._folder, run, self._run, "give another output folder, or overwrite=True")
+        check_same(self._folder, run, self._run, f"give another output folder, or {option('overwrite', True)}")
         return position
 
     def restore(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """Gives `take` the state of this process at the position. Its rows are mapped until they are used.
+        """Passes the state of this process at the position to `take`. The file is memory-mapped.
 
         Args:
             take: raises ValueError for a state that does not fit.
 
         Raises:
-            InputError: this state is damaged, or another one; or that of another process is.
+            InputError: the state of this or another process is damaged or does not fit.
         """
         self._ranks.together(lambda: self._restore(position, take))
 
     def save(self, frames: int, object_ids: list[int], state: dict[str, Tensor], scores: int = 0) -> None:
-        """Replaces the checkpoint. What is written for the first `frames` frames has to be on disk already.
+        """Replaces the checkpoint. The results of the first `frames` frames must be on disk already.
 
         Args:
-            scores: the checksum of the table of scores.
+            scores: the checksum of the score table.
         """
         make_folder(self._folder)
         if state:
             write_tensors(self._state_path(frames), state, self._facts(frames), durable=True, checksum=True)
-        # every process's state is there before the record names it, and the record before old states go
+        # first every state, then the record that names them; old states are removed last
         self._ranks.any(False)
         self._write(Position(frames, False, object_ids, scores))
         self._ranks.any(False)
@@ -107,14 +107,14 @@ class Checkpoint:
                 path.unlink(missing_ok=True)
 
     def finish(self, frames: int, object_ids: list[int], *, leave_record: bool) -> None:
-        """Removes the checkpoint; or leaves a record that says that the run is done."""
+        """Removes the checkpoint, or leaves only a record that the run is finished."""
         self._ranks.any(False)
         if leave_record:
             self._write(Position(frames, True, object_ids))
         elif self._ranks.leads:
             (self._folder / RECORD).unlink(missing_ok=True)
         if self._ranks.leads:
-            # also those of a run with more processes that was given up
+            # also those of an abandoned run with more processes
             for path in self._folder.glob(STATES):
                 path.unlink(missing_ok=True)
 
@@ -127,7 +127,7 @@ class Checkpoint:
                 raise ValueError(f"it is another state, {differs}")
             take(state)
         except InputError:
-            raise  # from `take`: no memory left for it
+            raise  # from `take`: out of memory
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{path}: the checkpoint is damaged ({why}); {START_AGAIN}") from error
@@ -151,7 +151,7 @@ class Checkpoint:
             write_record_file(self._folder / RECORD, record, durable=True)
 
     def _facts(self, frames: int) -> dict[str, str]:
-        """What a state says of itself."""
+        """The metadata of a state."""
         run = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
         return {"format": str(_FORMAT), "run": run, "rank": str(self._ranks.rank), "frames": str(frames)}
 
@@ -171,10 +171,10 @@ def describe_network(model: STM) -> Description:
 def describe_video_run(
     source: Path, given: GivenMasks, model: STM, options: RunOptions, overlay: str, ranks: int
 ) -> Description:
-    """Of a run of one video, which counts by name, size and time of change, which is quick; the masks by content.
+    """Describes a run over one video. The video counts by name, size and modification time; masks count by content.
 
-    The number of ranks is part of it, because each of them keeps its own share of the memory; the folder of a bank on
-    disk is not.
+    The number of ranks is included, because each keeps its own part of the memory; the folder of a memory on disk is
+    not.
     """
     return as_json(
         {
@@ -192,17 +192,17 @@ def describe_video_run(
 
 
 def check_same(folder: Path, found: Description, expected: Mapping[str, Any], advice: str) -> None:
-    """Raises InputError where the run that a folder holds is not the expected one; `advice` says what to do then."""
+    """Raises InputError, with `advice`, if the run in a folder is not the expected one."""
     differs = difference(found, as_json(expected))
     if differs is not None:
         raise InputError(f"{folder}: holds results of another run; {differs}; {advice}")
 
 
 class CheckpointTimer:
-    """Says when the next checkpoint is due: not more often than asked for, nor so often that it slows the run down.
+    """Decides when the next checkpoint is due, so that checkpoints do not slow the run down.
 
     Args:
-        seconds: between two checkpoints, at least.
+        seconds: minimum time between checkpoints.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -215,7 +215,7 @@ class CheckpointTimer:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around the writing of a checkpoint, whose duration counts."""
+        """Encloses the writing of a checkpoint, and times it."""
         start = time.monotonic()
         yield
         now = time.monotonic()
@@ -223,7 +223,7 @@ class CheckpointTimer:
 
 
 def _identity(source: Path) -> str:
-    """Name, size and time of change of a file, or a digest of those of every file in a folder."""
+    """Name, size and modification time of a file; for a folder, a digest of those of its files."""
     if source.is_dir():
         lines = sorted(_identity(file) for file in source.iterdir() if file.is_file())
         return f"{len(lines)} files {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"

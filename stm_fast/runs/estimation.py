@@ -1,4 +1,4 @@
-"""What a run will take in memory, before its first frame; a run that cannot fit is refused, with what would fit.
+"""Estimates the memory that a run needs. A run that cannot fit is refused, with options that would fit.
 
 O objects, H x W the frame as the user gave it.
 """
@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from stm_fast.config import MemoryConfig, Place
-from stm_fast.errors import InputError, require_folder
+from stm_fast.errors import InputError, option, require_folder
 from stm_fast.inference.options import RunOptions, network_size
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
@@ -24,10 +24,10 @@ from stm_fast.network.deploy.footprint import activation_bytes
 from stm_fast.runs.given import GivenMasks
 from stm_fast.runs.loop import FRAMES_WAITING
 
-# what libraries and the allocator keep for themselves
+# overhead of libraries and the allocator
 LIBRARY_BYTES = 2**26
 _MOST_FRAMES = 10**6
-# limit and use of a control group, versions 2 and 1
+# limit and usage of a control group, versions 2 and 1
 _GROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -35,40 +35,40 @@ _GROUP_FILES = (
 
 
 class Workload(NamedTuple):
-    """What an estimate has to know of a run."""
+    """What the memory of a run depends on."""
 
     model: STM
     options: RunOptions
     full_size: tuple[int, int]  # H, W
     objects: int = 1
-    later_objects: int = 0  # of these
-    frames: int | None = None  # that will stay, where no cap is reached
-    given_frames: int = 1  # with a mask by the user, of the object that has most
-    world: int = 1  # processes that share the memory
+    later_objects: int = 0  # of these, not in the first mask
+    frames: int | None = None  # that stay in memory without a cap; None if unknown
+    given_frames: int = 1  # the largest number of given masks of any object
+    world: int = 1  # processes among which the memory is split
 
     @property
     def memory(self) -> MemoryConfig:
-        """What is remembered."""
+        """The options of the memory."""
         return self.options.memory
 
     def with_memory(self, **changes: Any) -> Self:
-        """The same run with another memory."""
+        """The same run with other options of the memory."""
         return self._replace(options=replace(self.options, memory=replace(self.memory, **changes)))
 
 
 class Estimate(NamedTuple):
-    """Bytes that a run takes at its peak, but for what it shares with any other program."""
+    """Peak bytes of a run, without what any other program would use as well."""
 
     parameters: int
     activations: int
     bank: BankEstimate
-    waiting: int  # frames that are decoded and not segmented, or segmented and not written, in host memory
+    waiting: int  # frames in the queues between decoding, network and writing, in host memory
     memory: MemoryConfig
     device: torch.device
 
     @property
     def memory_bytes(self) -> int:
-        """On the model's device, without the network's parameters, which are there already."""
+        """On the model's device, without the parameters, which are loaded already."""
         on_cpu = self.device.type == "cpu"
         rows = self._rows_in("device", "host") if on_cpu else self._rows_in("device")
         waiting = self.waiting if on_cpu else 0
@@ -76,12 +76,12 @@ class Estimate(NamedTuple):
 
     @property
     def host_bytes(self) -> int:
-        """In host memory, where the network is on a GPU."""
+        """In host memory, if the network is on a GPU."""
         return 0 if self.device.type == "cpu" else self.waiting + self._rows_in("host")
 
     @property
     def disk_bytes(self) -> int:
-        """In the folder of the bank."""
+        """In the folder of the memory."""
         return self._rows_in("disk")
 
     def __str__(self) -> str:
@@ -97,14 +97,14 @@ class Estimate(NamedTuple):
 
 
 def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: GivenMasks, world: int = 1) -> Workload:
-    """What is known of a video before its first frame.
+    """The workload of a video, before its first frame.
 
     Args:
-        options: with the number of frames that will stay, where the length of the video is known.
+        options: with the number of frames that stay in memory, if the length of the video is known.
         size: H, W of its frames.
 
     Raises:
-        InputError: a cap that is smaller than the number of an object's given masks, which are never evicted.
+        InputError: a cap below the number of an object's given masks, which are never evicted.
     """
     ids = {index: set(found) for index, found in given.ids.items()}
     every, first = set().union(*ids.values()), ids[min(ids)]
@@ -113,15 +113,15 @@ def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: G
     for object_id, count in counts.items():
         if most is not None and count > most:
             raise InputError(
-                f"max_frames: found {most}, expected at least {count}: object {object_id} has that many given masks, "
-                "and none of them is evicted"
+                f"{option('max_frames')}: found {most}, expected at least {count}: object {object_id} has that many "
+                "given masks, and none of them is evicted"
             )
     later, given_frames = len(every - first), max(counts.values())
     return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world)
 
 
 def estimate(run: Workload) -> Estimate:
-    """What a run takes at its peak."""
+    """The peak memory of a run."""
     parameter = next(run.model.parameters())
     height, width = network_size(run.full_size, run.options.max_size, run.options.min_size)
     activations = activation_bytes(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
@@ -138,17 +138,17 @@ def estimate(run: Workload) -> Estimate:
         given_frames=run.given_frames,
         world=run.world,
     )
-    # both queues, and what the threads around them hold
+    # both queues, and the frames that their threads hold
     waiting = (2 * FRAMES_WAITING + 3) * 3 * run.full_size[0] * run.full_size[1]
     return Estimate(parameters, activations, bank, waiting, run.memory, parameter.device)
 
 
 def check_fits(run: Workload) -> Estimate:
-    """The estimate of a run that fits into what this machine has available.
+    """The estimate of a run that fits into the memory available on this machine.
 
     Raises:
-        InputError: no such folder for the bank; or the run does not fit: the line says what it needs, what there is,
-            and which options would fit.
+        InputError: no such folder for the memory, or the run does not fit: the message says what it needs, what is
+            available, and which options would fit.
     """
     if run.memory.folder is not None:
         require_folder(run.memory.folder, "to keep the memory in")
@@ -156,13 +156,13 @@ def check_fits(run: Workload) -> Estimate:
     lacking = _lacking(needed)
     if lacking is None:
         return needed
-    size = "min_size" if min(run.full_size) < run.options.min_size else "max_size"
+    size = option("min_size" if min(run.full_size) < run.options.min_size else "max_size")
     options = ", ".join(_options_that_fit(run)) or f"none; take a smaller {size}"
     raise InputError(f"memory: the run needs {lacking}; what would fit: {options}")
 
 
 def _lacking(needed: Estimate) -> str | None:
-    """What there is too little of, in words; None where there is enough of everything."""
+    """The first resource that does not suffice, for a message; None if all do."""
     checks = [("memory" if needed.device.type == "cpu" else "device memory", needed.memory_bytes, needed.device)]
     checks.append(("host memory", needed.host_bytes, torch.device("cpu")))
     for what, nbytes, device in checks:
@@ -176,16 +176,17 @@ def _lacking(needed: Estimate) -> str | None:
 
 
 def _options_that_fit(run: Workload) -> Iterator[str]:
-    """Each of the options that would make a run fit by itself."""
+    """The options that would each make the run fit."""
     in_memory = run.with_memory(place="device", folder=None)
+    on_disk = f"{option('place', 'disk')} {option('folder', Path('FOLDER'))}"
     candidates = {
-        "storage='bfloat16'": in_memory.with_memory(storage="bfloat16"),
-        "storage='int8'": in_memory.with_memory(storage="int8"),
-        "place='disk' folder=FOLDER": run.with_memory(place="disk", folder=Path(os.curdir)),
-        "every=None": in_memory.with_memory(every=None, max_frames=run.given_frames),
+        option("storage", "bfloat16"): in_memory.with_memory(storage="bfloat16"),
+        option("storage", "int8"): in_memory.with_memory(storage="int8"),
+        on_disk: run.with_memory(place="disk", folder=Path(os.curdir)),
+        option("every", None): in_memory.with_memory(every=None, max_frames=run.given_frames),
     }
     if next(run.model.parameters()).device.type != "cpu":
-        candidates["place='host'"] = in_memory.with_memory(place="host")
+        candidates[option("place", "host")] = in_memory.with_memory(place="host")
     for name, candidate in candidates.items():
         if _lacking(estimate(candidate)) is None:
             yield name
@@ -195,11 +196,11 @@ def _options_that_fit(run: Workload) -> Iterator[str]:
         key=lambda frames: _lacking(estimate(run.with_memory(max_frames=frames))) is not None,
     )
     if most >= run.given_frames:
-        yield f"max_frames={most}"
+        yield option("max_frames", most)
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that this process could still take on a device."""
+    """Memory that this process can still allocate on a device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -207,7 +208,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the control group that a container runs in has left; 2**63 - 1 where it has no limit."""
+    """What is left in the control group of a container; 2**63 - 1 without a limit."""
     for limit, used in _GROUP_FILES:
         if (folder / limit).is_file() and (found := (folder / limit).read_text().strip()) != "max":
             return max(0, int(found) - int((folder / used).read_text()) + _cached_bytes((folder / limit).parent))
@@ -215,7 +216,7 @@ def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _cached_bytes(group: Path) -> int:
-    """What a group counts as used although it can be reclaimed: the page cache."""
+    """The page cache, which a group counts as used although it can be reclaimed."""
     table = group / "memory.stat"
     lines = (line.split() for line in (table.read_text().splitlines() if table.is_file() else ()))
     return sum(int(count) for name, count in lines if name in ("active_file", "inactive_file"))

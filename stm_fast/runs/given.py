@@ -1,16 +1,16 @@
-"""The masks a user gives, as files: which frame each belongs to, all checked before anything is computed."""
+"""The mask files that a user gives: which frame each belongs to. All are checked before anything is computed."""
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from stm_fast.errors import InputError, reading, require_present
-from stm_fast.listing import list_images, list_masks
+from stm_fast.errors import InputError, Message, option, require_present
+from stm_fast.listing import split_masks
 from stm_fast.video import (
     VOID,
     VOID_NOTE,
@@ -30,11 +30,11 @@ class GivenMasks(NamedTuple):
 
     Attributes:
         size: W, H of the frames.
-        ids: the objects of each.
+        ids: the objects of each mask.
         void: whether 255 is void, and not an object.
-        palette: the colors of the first; None where it has none.
-        notes: lines for the user: what a mask was taken for.
-        digest: of all masks and their frames.
+        palette: the colors of the first mask; None where it has none.
+        notes: how ambiguous input was interpreted, a line each.
+        digest: SHA-256 of all masks and their frames.
     """
 
     files: dict[int, Path]
@@ -42,68 +42,84 @@ class GivenMasks(NamedTuple):
     ids: dict[int, list[int]]
     void: bool = False
     palette: bytes | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Message, ...] = ()
     digest: str = ""
 
     def read(self, index: int) -> npt.NDArray[np.uint8] | None:
-        """The mask of a frame, ids [H, W]; None where there is none. Raises InputError."""
+        """The mask of a frame, ids [H, W]; None if it has none. Raises InputError."""
         if index not in self.files:
             return None
         ids = read_mask(self.files[index], self.size).ids
         return without_void(ids) if self.void else ids
 
     def prompt(self, frame: Frame, known: list[int]) -> tuple[npt.NDArray[np.uint8], None] | None:
-        """As `Prompts` in the loop: every object of the mask counts."""
+        """`Prompts` of the loop: every object of the mask counts."""
         ids = self.read(frame.index)
         return None if ids is None else (ids, None)
 
     def check_all_used(self, frame_count: int) -> None:
-        """Raises InputError for a mask beyond the end, which a source that does not count its frames cannot refuse."""
+        """Raises InputError for a mask beyond the end of a video whose length was unknown."""
         for index, file in self.files.items():
             if index >= frame_count:
                 raise InputError(f"{file}: no frame for this mask, the video ended after {frame_count} frames")
 
 
-def mask_files(masks: Path) -> list[Path]:
-    """The mask, or those of the folder of masks; none where there is no such file or folder."""
-    with reading(masks):
-        if masks.is_file():
-            return [masks]
-        return list_masks(masks) if masks.is_dir() else []
+class MaskFiles(NamedTuple):
+    """Where the masks of a video are.
+
+    Attributes:
+        path: the only mask, or the folder of masks.
+        files: the masks.
+        others: images beside them, which are not masks.
+    """
+
+    path: Path
+    files: list[Path]
+    others: list[Path]
 
 
-def find_masks(masks: str | Path, reader: FrameReader, mask_frame: int | str | None = None) -> GivenMasks:
-    """The masks of a video: one picture, or a folder of them that are named as their frames.
+def find_masks(path: Path, source: Path) -> MaskFiles:
+    """Lists the masks of the video `source`: one file, or those of a folder.
 
-    One mask belongs to the frame whose name it has, as "00033" in a video, and to the first where it has no frame's.
+    Raises InputError: no such file or folder, two masks with the same stem, or a mask that is the video itself.
+    """
+    require_present(path, "mask file or folder of masks")
+    files, others = ([path], []) if path.is_file() else split_masks(path)
+    for file in files:
+        if same_file(file, source):
+            raise InputError(f"{file}: found as video and as mask, expected two files")
+    # in the folder of the video, the other images are its frames
+    return MaskFiles(path, files, [] if same_file(path, source) else others)
+
+
+def match_masks(masks: MaskFiles, reader: FrameReader, mask_frame: int | str | None = None) -> GivenMasks:
+    """Matches masks to the frames of a video by name, and reads each mask once.
+
+    A single mask belongs to the frame that has its name, as "00033" in a video, or else to the first one.
 
     Args:
-        masks: the mask or the folder.
         reader: of the video.
-        mask_frame: the frame that one mask belongs to, whatever its name: an index, or a name.
+        mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
 
-    Raises InputError: no such file, no mask in the folder, a name that no frame has, two masks of one frame, no such
-    `mask_frame`, or one for a folder, a mask that is the video itself, and any mask without objects, or that read_mask
-    refuses.
+    Raises InputError: no mask in the folder, a name that no frame has, two masks of one frame, no such `mask_frame`, or
+    one with a folder of masks, and any mask that has no objects or that read_mask refuses.
     """
-    path = Path(masks)
-    require_present(path, "mask file or folder of masks")
-    found = mask_files(path)
-    for file in found:
-        if same_file(file, reader.path):
-            raise InputError(f"{file}: found as video and as mask, expected two files")
-    notes = list(_left_out(reader))
-    if found != [path]:
-        notes += _other_pictures(path, found, reader)
-        files = _files_by_frame(path, found, reader)
+    notes = []
+    if reader.left_out:
+        notes.append(f"{_named(reader.left_out)}: given as mask, and so left out of the frames")
+    if masks.others:
+        notes.append(f"{_named(masks.others)}: left out, because the masks beside it are PNGs")
+    if masks.files != [masks.path]:
+        files = _files_by_frame(masks, reader)
         if mask_frame is not None:
-            raise InputError(f"mask_frame: found {mask_frame!r} with the folder {path}, expected it with one mask")
+            found = f"{mask_frame!r} with the folder {masks.path}"
+            raise InputError(f"{option('mask_frame')}: found {found}, expected it with one mask")
     elif mask_frame is not None:
-        files = {_index_of(mask_frame, reader): path}
+        files = {_index_of(mask_frame, reader): masks.path}
     else:
-        index, note = _index_by_name(path, reader)
-        files = {index: path}
-        notes += note
+        index, why = _index_by_name(masks.path, reader)
+        files = {index: masks.path}
+        notes += [f"{masks.path}: {why}; {option('mask_frame')} names another"] if why else []
     return _checked(files, (reader.width, reader.height), notes)
 
 
@@ -131,41 +147,28 @@ def _checked(files: dict[int, Path], size: tuple[int, int], notes: list[str]) ->
                 file = files[index]
                 raise InputError(f"{file}: mask without objects: nothing but {VOID}, which is void beside others")
     notes = notes + [f"{_named(of_note)}: {note}" for note, of_note in noted.items()]
-    return GivenMasks(files, size, ids, void, palette, tuple(notes), digest.hexdigest())
+    return GivenMasks(files, size, ids, void, palette, tuple(map(Message, notes)), digest.hexdigest())
 
 
 def _named(files: Sequence[Path]) -> str:
     return f"{files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
-def _left_out(reader: FrameReader) -> Iterator[str]:
-    if reader.left_out:
-        yield f"{_named(reader.left_out)}: given as mask, and so left out of the frames"
-
-
-def _other_pictures(folder: Path, masks: list[Path], reader: FrameReader) -> Iterator[str]:
-    """A note where a folder of PNGs holds pictures that could be meant as masks too."""
-    others = sorted(set(list_images(folder)) - set(masks))
-    if masks and others and not same_file(folder, reader.path):
-        yield f"{_named(others)}: left out, because the masks beside it are PNGs"
-
-
-def _index_by_name(file: Path, reader: FrameReader) -> tuple[int, list[str]]:
-    """The frame whose name a mask has as it is written here, else the first; and a note where a number says another."""
+def _index_by_name(file: Path, reader: FrameReader) -> tuple[int, str]:
+    """The frame that has exactly the mask's name, or else the first; and an explanation where that may surprise."""
     name, index = file.stem, reader.index_of(file.stem)
-    other = "mask_frame names another"
     if index == 0:
-        return 0, []
+        return 0, ""
     if index is None or reader.name_of(index) != name:
-        told = name.isdecimal() and name != reader.name
-        return 0, [f"{file}: no frame has this name, so it is taken for the first one; {other}"] if told else []
+        surprising = name.isdecimal() and name != reader.name
+        return 0, "no frame has this name, so it is taken for the first one" if surprising else ""
     if name == reader.name:
-        return 0, [f"{file}: named as the video, so it is taken for the first frame; {other}"]
-    return index, [f"{file}: named as frame {name}, so it is taken for that; {other}"]
+        return 0, "named as the video, so it is taken for the first frame"
+    return index, f"named as frame {name}, so it is taken for that"
 
 
 def _index_of(mask_frame: int | str, reader: FrameReader) -> int:
-    """The frame that a user names: text is a name, or an index where no frame has that name."""
+    """The index of the frame that a user names: text is a name, or else an index."""
     index = reader.index_of(mask_frame) if isinstance(mask_frame, str) else mask_frame
     if index is None and re.fullmatch("[0-9]{1,18}", str(mask_frame)):
         index = int(mask_frame)
@@ -173,18 +176,20 @@ def _index_of(mask_frame: int | str, reader: FrameReader) -> int:
     if index is None or index < 0 or (count is not None and index >= count):
         most = "" if count is None else f" to {count - 1}"
         raise InputError(
-            f"mask_frame: found {mask_frame!r}, expected the name of a frame of {reader.name}, or an index from 0{most}"
+            f"{option('mask_frame')}: found {mask_frame!r}, expected the name of a frame of {reader.name}, "
+            f"or an index from 0{most}"
         )
     name = reader.name_of(index)
-    # frames that are counted from 1
+    # the names may count from 1
     if isinstance(mask_frame, str) and name.isdecimal() and int(name) != int(mask_frame):
-        raise InputError(f"mask_frame: found {mask_frame}, but the frame of that index is {name}; expected a name")
+        found = f"{mask_frame}, but the frame of that index is {name}"
+        raise InputError(f"{option('mask_frame')}: found {found}; expected a name")
     return index
 
 
-def _files_by_frame(folder: Path, found: list[Path], reader: FrameReader) -> dict[int, Path]:
+def _files_by_frame(masks: MaskFiles, reader: FrameReader) -> dict[int, Path]:
     files: dict[int, Path] = {}
-    for file in found:
+    for file in masks.files:
         index = reader.index_of(file.stem)
         if index is None:
             raise InputError(f"{file}: no frame of {reader.name} has this name, expected masks named as their frames")
@@ -192,5 +197,5 @@ def _files_by_frame(folder: Path, found: list[Path], reader: FrameReader) -> dic
             raise InputError(f"{file}: a mask of the same frame as {files[index].name}")
         files[index] = file
     if not files:
-        raise InputError(f"{folder}: no mask in this folder, expected PNGs named as their frames")
+        raise InputError(f"{masks.path}: no mask in this folder, expected PNGs named as their frames")
     return files

@@ -1,4 +1,4 @@
-"""The loop over the frames of a video, which every run goes through, and the two threads around it."""
+"""The loop over the frames of a video, which all runs share, and the threads for decoding and writing around it."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -16,18 +16,18 @@ from stm_fast.video import Frame
 
 Item = TypeVar("Item")
 
-FRAMES_WAITING = 4  # decoded but not segmented, and segmented but not written
+FRAMES_WAITING = 4  # in each queue: before and after the network
 
 _END: Any = object()
 
 Ids = npt.NDArray[np.uint8]  # [H, W]
-# the mask that is given with a frame, and the ids in it that count (None for all); None for a frame without a mask. The
-# arguments are the frame and the ids of the objects that exist
+# from a frame and the ids of the current objects to the mask given for it and the ids in it that count (None for all);
+# None for a frame without a mask
 Prompts = Callable[[Frame, list[int]], tuple[Ids, list[int] | None] | None]
 
 
 class Segmenter(Protocol):
-    """Segments one frame after the other, as :class:`stm_fast.inference.VideoSegmenter` does."""
+    """Segments frames one by one, like :class:`stm_fast.VideoSegmenter`."""
 
     @property
     def object_ids(self) -> list[int]: ...
@@ -39,8 +39,8 @@ class Segmented(NamedTuple):
     """A frame and its mask."""
 
     frame: Frame
-    ids: Ids | None  # [H, W]; None where an earlier process has written the mask
-    scores: dict[int, float]  # of each object that exists, where they are asked for
+    ids: Ids | None  # [H, W]; None if an earlier process wrote the mask
+    scores: dict[int, float]  # of each current object, if requested
 
 
 def run(
@@ -54,20 +54,20 @@ def run(
     measure: Callable[[], AbstractContextManager[object]] = nullcontext,
     after: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Segments frames as they come; none is kept.
+    """Segments frames one by one, keeping none.
 
     Args:
         frames: of one video, in order.
-        prompts: the masks that are given.
-        segmenter: at frame `first`.
+        prompts: the given masks.
+        segmenter: its state is that before frame `first`.
         put: takes each frame with its mask.
-        first: the frames before it are done: they are handed on without a mask.
-        with_scores: how sure the network is of each object, see `object_scores`.
-        measure: a context around the work on each frame, from pixels and masks in memory to ids in memory.
-        after: called after each frame with how many are done.
+        first: the frames before it are done; they are passed on without a mask.
+        with_scores: also compute `object_scores`.
+        measure: a context around the network on each frame, from pixels and masks in memory to ids in memory.
+        after: called after each frame with the number of frames done.
 
     Returns:
-        How many frames there were.
+        The number of frames.
     """
     done = 0
     for frame in frames:
@@ -92,9 +92,9 @@ def _segmented(frame: Frame, prob: Tensor, object_ids: list[int], with_scores: b
 
 
 def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
-    """The same items, made by a thread that is ahead; its exception is raised in its place.
+    """The same items, produced ahead of time by a thread; an exception is raised in the place of its item.
 
-    At most `depth` items wait, and one more is being made. Close the generator where it is not used up.
+    At most `depth` items wait while one more is produced. Close the generator if it is not exhausted.
     """
     iterator, thread = iter(items), ThreadPoolExecutor(1, "stm_fast-prefetch")
     try:
@@ -107,10 +107,10 @@ def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
 
 
 class BackgroundWriter(Generic[Item]):
-    """Calls `consume(item)` in a thread, in order; at most `depth` items wait for it.
+    """Calls `consume(item)` in a thread, in order; at most `depth` items wait.
 
-    A context manager: leaving it waits for what was put. An exception of `consume` is raised by the next `put` or at
-    the end; what was waiting behind it is dropped.
+    A context manager, which waits for all items on exit. An exception of `consume` is raised by the next `put` or on
+    exit; the items after it are dropped.
     """
 
     def __init__(self, consume: Callable[[Item], None], depth: int) -> None:
@@ -124,7 +124,7 @@ class BackgroundWriter(Generic[Item]):
         self._waiting.append(self._thread.submit(self._run, item))
 
     def flush(self) -> None:
-        """Returns when all that was put is consumed; raises what `consume` raised."""
+        """Waits until all items are consumed; raises what `consume` raised."""
         self._wait(0)
 
     def __enter__(self) -> Self:
@@ -136,7 +136,7 @@ class BackgroundWriter(Generic[Item]):
             self._wait(0)
 
     def _wait(self, most: int) -> None:
-        """Until at most `most` items are left to consume."""
+        """Waits until at most `most` items are left."""
         while len(self._waiting) > most:
             self._waiting.popleft().result()
         if self._error is not None:

@@ -1,4 +1,4 @@
-"""Videos and their output folders: which belong together, what belongs to a run, and whether one may begin there."""
+"""Videos and their output folders: which belong together, and whether a run may write there."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,26 +8,23 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from stm_fast.choices import Overlay
-from stm_fast.errors import InputError, check_name, reading
+from stm_fast.errors import InputError, check_name, option, reading
 from stm_fast.listing import mask_of
 from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
 
 # of the checkpoint, see `checkpoint`
 RECORD = ".resume.json"
 STATES = ".resume-*.safetensors"
-# how sure the network was of each object in each frame, see `score_table`
+# see `score_table`
 SCORES = "scores.csv"
-START_AGAIN = "start again with overwrite=True"
-# in a chain: beyond that Linux calls it a loop
+START_AGAIN = f"start again with {option('overwrite', True)}"
+# in a chain; Linux refuses longer ones as loops
 _MOST_LINKS = 40
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is done with an output folder, as :func:`stm_fast.segment_video` explains.
-
-    Raises InputError where there is no such overlay.
-    """
+    """How to use an output folder, see :func:`stm_fast.segment_video`. Raises InputError for an unknown overlay."""
 
     overlay: Overlay = "video"
     overwrite: bool = False
@@ -37,28 +34,30 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         if self.overlay not in get_args(Overlay):
-            raise InputError(f"overlay: found {self.overlay!r}, expected one of {', '.join(get_args(Overlay))}")
+            raise InputError(
+                f"{option('overlay')}: found {self.overlay!r}, expected one of {', '.join(get_args(Overlay))}"
+            )
 
 
 class Job(NamedTuple):
-    """One video with its masks and the folder of its results."""
+    """One video with its masks and its output folder."""
 
     source: Path
-    masks: Path  # of many videos, the folder that has those of each
+    masks: Path  # for one of many videos, the folder of the masks of all
     output: Path
-    mask_frame: int | str | None = None  # that a single mask belongs to; None for what its name says
+    mask_frame: int | str | None = None  # that a single mask belongs to; None to go by its name
 
     @property
     def name(self) -> str:
-        """Of the video."""
+        """The name of the video."""
         path = self.source
         return os.path.basename(os.path.realpath(path)) if path.is_dir() else path.stem
 
     def with_own_masks(self) -> "Job":
-        """One of many videos, with its own masks: ``masks/<name>.png``, another picture or the folder ``masks/<name>``.
+        """The job with the video's own masks: ``masks/<name>.png``, another image, or the folder ``masks/<name>``.
 
         Raises:
-            InputError: there is neither, or two pictures.
+            InputError: there is none, or there are two images.
         """
         for path in (mask_of(self.masks, self.name), self.masks / self.name):
             if path.exists():
@@ -67,10 +66,10 @@ class Job(NamedTuple):
 
 
 def plan(sources: Sequence[Path], masks: Path, output: Path) -> list[Job]:
-    """Each video with its own folder of results in `output`; a single one has all of it.
+    """A job for each video. A single video gets `output` itself, several get a subfolder each.
 
     Raises:
-        InputError: two have the same folder, or one has no name.
+        InputError: two videos have the same folder, one has no name, or results would replace an input.
     """
     if len(sources) == 1:
         return [Job(sources[0], masks, output)]
@@ -78,32 +77,28 @@ def plan(sources: Sequence[Path], masks: Path, output: Path) -> list[Job]:
     for source in sources:
         job = Job(source, masks, output)
         job = job._replace(output=output / check_name(job.name, f"{source}: name of its results"))
-        # links may lead two names to one folder
+        # links may make two names the same folder
         twin = jobs.setdefault(os.path.realpath(job.output), job)
         if twin is not job:
             same = "name" if twin.name == job.name else "folder"
             raise InputError(
                 f"{source}: same {same} as {twin.source}, so the results of both would be in {twin.output}"
             )
+    inputs = [*sources]
+    for job in jobs.values():
+        with suppress(InputError):  # a video without masks is reported when it is processed
+            inputs.append(job.with_own_masks().masks)
+    check_apart([job.output for job in jobs.values()], inputs)
     return list(jobs.values())
 
 
-def check_inputs(jobs: Sequence[Job]) -> None:
-    """Raises InputError where the results of one of many videos would replace the input of another."""
-    inputs = [job.source for job in jobs]
-    for job in jobs:
-        with suppress(InputError):  # a video without masks is reported when it is its turn
-            inputs.append(job.with_own_masks().masks)
-    check_apart([job.output for job in jobs], inputs)
-
-
 def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, resume: bool = False) -> None:
-    """Raises InputError where the folder holds anything that may not be overwritten, or an input.
+    """Raises InputError if the folder contains an input, or anything that must not be overwritten.
 
-    The folder may be a link, which its user has made, as to another disk. What a run creates inside it may not.
+    The folder itself may be a link, for example to another disk; the folders inside it may not.
 
     Args:
-        resume: an interrupted run in the folder may be resumed, and is no obstacle.
+        resume: the folder may contain an interrupted run.
     """
     with reading(folder):
         if os.path.lexists(folder) and not folder.is_dir():
@@ -115,16 +110,17 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
             return
         recorded = (folder / RECORD).exists()
     if recorded and not resume:
-        raise InputError(f"{folder}: holds a run; resume=True continues it, overwrite=True starts again")
+        continues, replaces = option("resume", True), option("overwrite", True)
+        raise InputError(f"{folder}: holds a run; {continues} continues it, {replaces} starts again")
     if not recorded:
         why = "not empty, and holds no interrupted run" if resume else "not empty"
-        raise InputError(f"{folder}: the output folder is {why}; give another one, or overwrite=True")
+        raise InputError(f"{folder}: the output folder is {why}; give another one, or {option('overwrite', True)}")
 
 
 def check_apart(folders: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raises InputError where a folder of results holds an input, or a file of one, directly or behind a link.
+    """Raises InputError if an output folder contains an input, or a file of one, directly or through a link.
 
-    Earlier results are removed, and the input would be one of them.
+    Removing earlier results could remove the input.
     """
     outputs = {Path(os.path.realpath(folder)): folder for folder in folders}
     for path in inputs:
@@ -137,37 +133,37 @@ def check_apart(folders: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 def remove_results(folder: Path) -> None:
-    """Removes what a run left there, its checkpoint too. Raises InputError where that is not possible."""
+    """Removes the results and the checkpoint of a run. Raises InputError if that fails."""
     with writing(folder):
         for earlier in (folder / RECORD, *folder.glob(STATES)):
             earlier.unlink(missing_ok=True)
         remove_earlier(folder)
         for part in parts_of(folder):
-            with suppress(OSError):  # not there, or the user has put something in it
+            with suppress(OSError):  # missing, or it contains files of the user
                 part.rmdir()
 
 
 def remove_earlier(folder: Path) -> None:
-    """Removes earlier masks, overlays and scores."""
+    """Removes masks, overlays and scores of an earlier run."""
     masks, overlay = parts_of(folder)
     for earlier in (*masks.glob("*.png"), *overlay.glob("*.jpg"), folder / "overlay.mp4", folder / SCORES):
         earlier.unlink(missing_ok=True)
 
 
 def parts_of(folder: Path) -> tuple[Path, Path]:
-    """The folders of masks and of overlays."""
+    """The folders of masks and overlay images."""
     return folder / "masks", folder / "overlay"
 
 
 def _holds_anything(folder: Path) -> bool:
-    """Whether there is more in it than what a process that was killed had not finished."""
+    """Whether it contains anything but unfinished files of a killed process."""
     return folder.is_dir() and any(not path.match(LEFT_OVER) for path in folder.iterdir())
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """Where a path lies, and where it leads, link by link."""
+    """The location of a path, and of everything that it leads to, link by link."""
     for _ in range(_MOST_LINKS):
-        # a ".." is left only at the end, behind what is no link
+        # after realpath, a ".." can only be the last part, after a real folder
         path = Path(os.path.normpath(os.path.realpath(path.parent) + os.sep + path.name))
         yield path
         if not path.is_symlink():
@@ -176,7 +172,7 @@ def _places(path: Path) -> Iterator[Path]:
 
 
 def _links_in(folder: Path) -> Iterator[Path]:
-    """The entries of a folder that are links."""
+    """The symbolic links in a folder."""
     if folder.is_dir():
         with os.scandir(folder) as entries:
             yield from (folder / entry.name for entry in entries if entry.is_symlink())

@@ -1,6 +1,6 @@
 """The processes of a run, as torchrun starts them.
 
-PyTorch is imported where processes exchange something: the environment is checked without it.
+PyTorch is imported only where processes communicate, so that the environment can be checked without it.
 """
 
 import atexit
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 _MOST_PROCESSES = 2**16
-# what torchrun sets, and what several processes need
+# variables that torchrun sets
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# the processes that share out a set finish hours apart, and exchange nothing meanwhile
+# processes that work on separate videos finish hours apart, without communicating in between
 _PATIENCE = timedelta(days=7)
-# processes that share a memory exchange something at every frame; a checkpoint of a large bank takes longest
+# processes that share a memory communicate at every frame; a checkpoint of a large bank takes longest
 _SILENCE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all processes of a run; by default it is the only one.
+    """This process among all processes of a run; by default the only one.
 
     Attributes:
-        rank: the number of this process.
-        world: how many processes there are.
-        local_rank: the number of this process on its machine.
-        group: through which they decide alike at every frame; None where each works on its own.
+        rank: the index of this process.
+        world: the number of processes.
+        local_rank: the index of this process on its machine.
+        group: for joint decisions at every frame; None if each process works on its own.
     """
 
     rank: int = 0
@@ -47,27 +47,27 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes what they write together."""
+        """Whether this process writes their joint results."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every `world`-th item: the share of this process."""
+        """The share of this process: every `world`-th item."""
         return items[self.rank :: self.world]
 
     def wait(self) -> None:
-        """Returns when every process has come here. Raises InputError where they do not find one another."""
+        """Waits for all processes. Raises InputError if they cannot connect."""
         if self.world == 1:
             return
         import torch.distributed as distributed
 
         if not distributed.is_initialized():
-            # kept until the end: a second group would find the first one's addresses in the store
+            # kept until the end: a second group would find the addresses of the first one in the store
             _join("gloo", _PATIENCE)
             atexit.register(distributed.destroy_process_group)
         distributed.barrier()
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag whether any process of the group has it set; each has waited for all, and gets the same answer.
+        """For each flag, whether any process of the group has it set; the same on all. Also waits for all processes.
 
         Raises:
             RankLostError: another process is gone.
@@ -88,7 +88,7 @@ class Ranks:
         return [bool(vote) for vote in votes.tolist()]
 
     def together(self, action: Callable[[], Item]) -> Item:
-        """What an action gives on each process; raises InputError on every one of them where it does on any."""
+        """The result of an action on this process. Raises InputError on all processes if the action does on any."""
         problem: InputError | None = None
         result: Item | None = None
         try:
@@ -103,17 +103,17 @@ class Ranks:
         return cast(Item, result)
 
     def lead(self, check: Callable[[], Any]) -> None:
-        """Runs a check on rank 0, and raises InputError on every process where it does.
+        """Runs a check on rank 0; if it raises InputError, so do all processes.
 
-        A check of what is on disk has to come from one process: another one may be writing there already.
+        Only one process may check what is on disk, because another one may be writing already.
         """
         self.together(check if self.leads else lambda: None)
 
 
 def launched() -> Ranks:
-    """The processes that torchrun started, by the environment; one alone where it says nothing.
+    """The ranks from the environment variables that torchrun sets; a single process without them.
 
-    Raises InputError: no whole number, one out of range, or some of the variables without the others.
+    Raises InputError: an invalid number, or some of the variables without the others.
     """
     world = _number("WORLD_SIZE", 1, _MOST_PROCESSES, 1)
     rank = _number("RANK", 0, world - 1, 0)
@@ -127,7 +127,7 @@ def launched() -> Ranks:
 
 
 def of_group(group: Optional["ProcessGroup"]) -> Ranks:
-    """The ranks of a process group, which needs a backend for CPU tensors such as gloo; one process without a group."""
+    """The ranks of a process group with a backend for CPU tensors, such as gloo; without a group, a single process."""
     if group is None:
         return Ranks()
     import torch.distributed as distributed
@@ -137,9 +137,9 @@ def of_group(group: Optional["ProcessGroup"]) -> Ranks:
 
 @contextmanager
 def joined(needed: bool) -> Iterator[Ranks]:
-    """All processes as one group, for tensors on CPU and GPU; this one alone where that is not needed.
+    """All processes as one group, for CPU and GPU tensors; this one alone if no group is `needed`.
 
-    Raises InputError where the processes do not find one another.
+    Raises InputError if the processes cannot connect.
     """
     if not needed:
         yield Ranks()
@@ -158,7 +158,7 @@ def _join(backend: str, timeout: timedelta) -> None:
     import torch.distributed as distributed
 
     try:
-        # an unknown host name would be tried again until the timeout
+        # otherwise an unknown host name would be retried until the timeout
         socket.getaddrinfo(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
         distributed.init_process_group(backend, timeout=timeout)
     except (OSError, ValueError, distributed.DistError) as error:

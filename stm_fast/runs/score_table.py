@@ -1,4 +1,4 @@
-"""scores.csv: how sure the network is of each object in each frame."""
+"""scores.csv: the score of each object in each frame, see `object_scores`."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from stm_fast.runs.loop import Segmented
 from stm_fast.runs.output_folder import SCORES, START_AGAIN
 from stm_fast.whole_file import make_folder, whole_file, writing
 
-# and what is in them
+# name and pattern of each column
 _COLUMNS = {
     "index": "[0-9]{1,18}",
     "frame": "(?s:.+)",
@@ -28,17 +28,17 @@ _MOST_SHOWN = 200  # characters of a line in a message
 
 
 class ScoreTable:
-    """Writes a line for each object of each frame, frame by frame.
+    """Writes a line for each object of each frame.
 
     Args:
-        folder: of the results.
-        frames: that an earlier process has done: their lines stay, others go.
-        checksum: of these lines; None where it is not known.
+        folder: the output folder.
+        frames: the number of frames that an earlier process has done: their lines are kept, others removed.
+        checksum: of these lines; None if unknown.
 
     Attributes:
-        checksum: of all lines that were written.
+        checksum: of all lines written so far.
 
-    Raises InputError where the table cannot be written, then and later, or the lines that stay have another checksum.
+    Raises InputError, now or later, if the table cannot be written, or if the kept lines have another checksum.
     """
 
     def __init__(self, folder: Path, frames: int, checksum: int | None = None) -> None:
@@ -57,7 +57,7 @@ class ScoreTable:
             self._file = open_csv(self._path, "a")
 
     def write(self, segmented: Segmented) -> None:
-        """The lines of one frame; those of a frame without ids are there."""
+        """Writes the lines of one frame; those of a frame without ids exist already."""
         frame, ids, scores = segmented
         if ids is None:
             return
@@ -70,30 +70,30 @@ class ScoreTable:
         self.checksum = _crc(lines, self.checksum)
 
     def sync(self) -> None:
-        """Waits until every line is on the disk."""
+        """Waits until every line is on disk."""
         with writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Closes the file."""
         with writing(self._path):
             self._file.close()
 
 
 class Sight(NamedTuple):
-    """In which frames an object was found."""
+    """How often an object was found."""
 
     object_id: int
     frames: int  # since it appeared
-    missing: int  # in which it has no pixel
-    last: str  # the name of the last one in which it has some
+    missing: int  # frames in which it has no pixel
+    last: str  # the name of the last frame in which it has pixels
 
 
 def sights(folder: Path) -> list[Sight]:
-    """Of every object of a run, in the order of their appearance; nothing where the folder has no table.
+    """One for each object of a run, in order of appearance; none if the folder has no table.
 
-    Raises InputError where the table is not as a run writes it.
+    Raises InputError for a damaged table.
     """
     found: dict[int, Sight] = {}
     for line in _lines(folder / SCORES):
@@ -113,7 +113,7 @@ class _Line(NamedTuple):
 
 
 def _beginning(path: Path, frames: int) -> Iterator[_Line]:
-    """The lines of the first frames, up to anything else: behind them is what a killed process had begun."""
+    """The lines of the first frames, up to the first line that is invalid, as a killed process may leave it."""
     with suppress(InputError):
         for line in _lines(path) if frames else ():
             if line.frame_index >= frames:
@@ -122,10 +122,7 @@ def _beginning(path: Path, frames: int) -> Iterator[_Line]:
 
 
 def _lines(path: Path) -> Iterator[_Line]:
-    """The lines below the header, if there is a table.
-
-    Raises InputError where it cannot be read, or is not as a run writes it.
-    """
+    """The lines below the header; none without a table. Raises InputError for a damaged table."""
     if not path.is_file():
         return
     with reading(path), open_csv(path, "r") as file:

@@ -1,4 +1,4 @@
-"""Where the frames of a run go: masks/<frame>.png, scores.csv, and overlay.mp4 or overlay/<frame>.jpg."""
+"""Writes the results of a run: masks/<frame>.png, scores.csv, and overlay.mp4 or overlay/<frame>.jpg."""
 
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
@@ -19,14 +19,14 @@ from stm_fast.video import (
 )
 from stm_fast.whole_file import remove_left_over, writing
 
-# takes the frames of a run, in order, and writes what belongs to each; without ids, an earlier process has
+# writes the results of one frame after the other; those of a frame without ids exist already
 Sink = Callable[[Segmented], None]
 
 
 def masks_to(writer: MaskWriter, only: Collection[str] | None = None) -> Sink:
-    """Masks as palette PNGs; of these frames `only`, by name, where they are given.
+    """Writes masks as palette PNGs, of all frames or of those named in `only`.
 
-    The sink raises InputError where the mask that an earlier process has written is gone.
+    The sink raises InputError if a mask that an earlier process wrote is missing.
     """
 
     def write(segmented: Segmented) -> None:
@@ -40,7 +40,7 @@ def masks_to(writer: MaskWriter, only: Collection[str] | None = None) -> Sink:
 
 
 def overlay_images_to(writer: OverlayImageWriter, palette: bytes | None) -> Sink:
-    """Frames with their masks drawn on them, as images."""
+    """Writes frames with their masks drawn on them, as images."""
 
     def write(segmented: Segmented) -> None:
         if segmented.ids is not None:
@@ -50,7 +50,7 @@ def overlay_images_to(writer: OverlayImageWriter, palette: bytes | None) -> Sink
 
 
 def overlay_video_to(writer: OverlayVideoWriter, masks: Path, palette: bytes | None) -> Sink:
-    """The same as a video, which starts from the first frame in a resumed run too, whose earlier `masks` are read."""
+    """Writes the same as a video. In a resumed run the video starts over, with the existing `masks`."""
 
     def write(segmented: Segmented) -> None:
         frame, ids = segmented.frame, segmented.ids
@@ -62,7 +62,7 @@ def overlay_video_to(writer: OverlayVideoWriter, masks: Path, palette: bytes | N
 
 
 class Results(ExitStack):
-    """The output folder of a run. At the end of its `with` block an overlay video is whole, or not there at all.
+    """The results of a run, in a `with` block that ends with a complete overlay video or none.
 
     Nothing is written before `open`, which only one of several processes calls.
     """
@@ -76,17 +76,17 @@ class Results(ExitStack):
     def open(
         self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay, done: int, scores: int
     ) -> None:
-        """Makes the folder ready.
+        """Prepares the folder.
 
         Args:
-            done: frames that an earlier process has segmented. Where there are none, earlier results in the folder are
-                removed first: a shorter run must not leave frames of a longer one.
-            scores: the checksum of the table of scores of these frames, as `sync` gave it.
+            done: the number of frames that an earlier process has segmented. If there are none, earlier results are
+                removed, because a shorter run must not leave frames of a longer one.
+            scores: the checksum of the score table of these frames, from `sync`.
         """
         if not done:
             with writing(folder):
                 remove_earlier(folder)
-        # of a process that was killed
+        # from a killed process
         for part in (folder, *parts_of(folder)):
             remove_left_over(part)
         masks, pictures = parts_of(folder)
@@ -102,12 +102,12 @@ class Results(ExitStack):
         self._add(self._scores.write, self._scores.sync)
 
     def write(self, segmented: Segmented) -> None:
-        """Writes what belongs to one frame."""
+        """Writes the results of one frame."""
         for sink in self._sinks:
             sink(segmented)
 
     def sync(self) -> int:
-        """Waits until what was written of single frames is on the disk; the checksum of the table of scores."""
+        """Waits until masks, overlay images and scores are on disk; returns the checksum of the score table."""
         for sync in self._syncs:
             sync()
         return 0 if self._scores is None else self._scores.checksum

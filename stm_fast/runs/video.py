@@ -1,4 +1,4 @@
-"""A video file in, masks and overlays out: decoding, the network and writing overlap, and no queue grows."""
+"""Segments a video into an output folder. Decoding, the network and writing overlap, with bounded queues."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ from stm_fast.memory import Shard, with_known_size
 from stm_fast.network import STM
 from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
-from stm_fast.runs.given import find_masks, mask_files
+from stm_fast.runs.given import find_masks, match_masks
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
 from stm_fast.runs.output_folder import Job, OutputOptions, check_output
 from stm_fast.runs.ranks import Ranks, of_group
@@ -29,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 
 class Summary(NamedTuple):
-    """What segment_video did."""
+    """The outcome of segment_video."""
 
     frames: int  # of the video
     seconds: float  # from the first frame's decoding to the last file's writing
     object_ids: list[int]
     output: Path
-    resumed_at: int = 0  # frames that were done before; all of them where the run was finished already
+    resumed_at: int = 0  # frames that an earlier run had done: all, if it was finished
 
 
 class InterruptedRun(Exception):
-    """A run was asked to stop. What is done is written, and `resume` continues there.
+    """A run was asked to stop. Its results so far are written, and `resume` continues it.
 
     Args:
-        frames: how many are done.
+        frames: the number of frames done.
     """
 
     def __init__(self, frames: int) -> None:
@@ -51,7 +51,7 @@ class InterruptedRun(Exception):
 
 
 class Hooks(NamedTuple):
-    """What is called while a video is segmented, see `segment_video`."""
+    """Callbacks of a run, see `segment_video`."""
 
     should_stop: Callable[[], bool]
     progress: Callable[[int, int | None], None]
@@ -81,33 +81,33 @@ def segment_video(
 ) -> Summary:
     """Segments a video from the masks of some of its frames.
 
-    It writes ``masks/<frame>.png``, ``scores.csv`` (how sure the network is of each object in each frame, see
-    `object_scores`) and an overlay into `output`. Everything that can be wrong with the input is found before anything
-    is written. Memory does not grow with the video, except for the memory bank. Files appear whole or not at all,
-    except for ``scores.csv``, which grows. A run that ends early, for whatever reason, leaves a checkpoint: with
-    `resume` it continues to the same masks, on a CPU bit for bit.
+    Writes ``masks/<frame>.png``, ``scores.csv`` (the confidence in each object in each frame, see `object_scores`) and
+    an overlay into `output`. The input is checked before anything is written. Memory does not grow with the length of
+    the video, except for the memory bank. Files appear complete or not at all, except for ``scores.csv``, which grows.
+    A run that ends early, for any reason, leaves a checkpoint; with `resume` it continues to the same masks, on a CPU
+    bit for bit.
 
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
-        masks: a mask as `read_mask` takes it for the first frame, or for the one whose name it has ("00033.png" is
-            frame 33 of a video), or a folder of masks named as their frames. Objects may appear in later masks; 255
-            beside other ids is void. Masks among the frames are not taken for frames.
-        output: a folder that is empty or does not exist, unless `overwrite`; the input is not in it.
+        masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
+            frame 33 of a video), or a folder of masks named after their frames. Objects may first appear in later
+            masks; 255 beside other ids is void. Masks among the frames are not taken for frames.
+        output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
-        mask_frame: the frame that the one mask belongs to, whatever its name: an index, or a name.
+        mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
         overlay: "video" for ``overlay.mp4``, "pictures" for ``overlay/<frame>.jpg``, or "none".
-        resume: continue the interrupted run that `output` holds; start one where it holds nothing.
-        checkpoint_seconds: between two checkpoints, at least; they take a tenth of the time at most.
-        leave_record: a hidden file says that the run is done, so that another one with `resume` does nothing.
-        group: processes that segment this video together, each with a part of the memory; rank 0 writes. It needs a
-            backend for CPU tensors, and all see the same folder.
-        should_stop: asked after each frame; the run then ends with InterruptedRun.
-        progress: called after each frame with how many are done, and of how many where the source says so.
-        estimated: called once, before the first frame, with what the run will take in memory.
+        resume: continue the interrupted run in `output`; start one if the folder is empty.
+        checkpoint_seconds: minimum time between checkpoints, which take at most a tenth of the run time.
+        leave_record: leave a hidden file that marks the run as finished, so that `resume` does nothing.
+        group: processes that segment this video together, each with a part of the memory; rank 0 writes. The group
+            needs a backend for CPU tensors, and all processes must see the same files.
+        should_stop: called after each frame; the run ends with InterruptedRun when it returns True.
+        progress: called after each frame with the number of frames done, and their total or None if it is unknown.
+        estimated: called once, before the first frame, with the estimated memory of the run.
 
     Raises:
-        InputError: what is wrong, in one line.
-        InterruptedRun: `should_stop` said so.
+        InputError: anything wrong with the input, in one line.
+        InterruptedRun: `should_stop` returned True.
         RankLostError: another process of the group is gone.
     """
     job = Job(Path(source), Path(masks), Path(output), mask_frame)
@@ -120,19 +120,20 @@ def segment_video(
 def segment_job(
     job: Job, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
 ) -> Summary:
-    """As `segment_video`; the `ranks` segment the video together."""
+    """`segment_video` for `ranks` that segment the video together."""
     return _VideoRun(job, model, options, outputs, hooks, ranks).segment()
 
 
 class _VideoRun:
-    """One video that is segmented into a folder."""
+    """The run over one video."""
 
     def __init__(
         self, job: Job, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
     ) -> None:
         self._job, self._outputs, self._hooks, self._ranks = job, outputs, hooks, ranks
-        self._reader = reader = open_frames(job.source, mask_files(job.masks))
-        self._given = given = find_masks(job.masks, reader, job.mask_frame)
+        masks = find_masks(job.masks, job.source)
+        self._reader = reader = open_frames(job.source, masks.files)
+        self._given = given = match_masks(masks, reader, job.mask_frame)
         options = replace(options, memory=with_known_size(options.memory, reader.frame_count, given.files))
         self._segmenter = plain_segmenter(model, options, Shard(ranks.group))
         described = describe_video_run(job.source, given, model, options, outputs.overlay, ranks.world)
@@ -168,7 +169,7 @@ class _VideoRun:
     def _restore(self, position: Position | None) -> int:
         """Restores the segmenter; returns the next frame to segment."""
         if position is None:
-            # a run that is killed from here on can be resumed
+            # from here on, a killed run can be resumed
             self._checkpoint.save(0, [], {})
             return 0
         if position.frames > 0:
@@ -192,7 +193,7 @@ class _VideoRun:
         return count
 
     def _advance(self, first: int, done: int, writer: BackgroundWriter[Segmented]) -> None:
-        """After each frame: reports progress, saves a checkpoint if one is due, stops if that is asked for."""
+        """After each frame: reports progress, saves a checkpoint if one is due, and stops on request."""
         self._hooks.progress(done, self._reader.frame_count)
         stop, due = self._ranks.any(self._hooks.should_stop(), self._timer.due)
         if (stop or due) and done > first:
@@ -205,4 +206,4 @@ class _VideoRun:
 
 
 def _ignore(*_: object) -> None:
-    """What a hook does that is not given."""
+    """A callback that does nothing."""

@@ -16,7 +16,7 @@ from stm_fast.benchmarking.tables import read_table, stage_table
 from stm_fast.benchmarking.timing import make_clock
 from stm_fast.benchmarking.tuning import tune
 from stm_fast.benchmarking.workload import DTYPES
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.printing import say, warn
 
 
@@ -24,17 +24,17 @@ def time_reads(selection: Selection, *, threads: int | None, output: Path, plots
     """Times memory reads; prints tables, and writes the JSON file and plots.
 
     Args:
-        selection: completed by what suits the device.
-        plots: None for plots where matplotlib is installed.
+        selection: completed with defaults for the device.
+        plots: None for plots if matplotlib is installed.
 
     Raises:
-        InputError: a device or a library that is not there, or a file that cannot be written.
+        InputError: a missing device or library, or a file that cannot be written.
     """
     selection = selection.complete(_place(selection.device, threads))
     if plots and not plots_available():
         raise InputError(HOW_TO_GET_PLOTS)
     record = Record[ReadRow](describe_machine(selection.device), selection.describe())
-    record.write(output)  # a place that cannot be written to shows before anything is timed
+    record.write(output)  # fails before anything is timed if the file cannot be written
     _introduce(record.machine)
     with Console(stderr=True).status("starting") as spinner:
         for rows in time_routes(selection, spinner.update):
@@ -59,16 +59,16 @@ def time_frames(
     """Times whole frames by stage; prints tables, and writes the JSON file.
 
     Args:
-        variants: none for what suits the device.
+        variants: if empty, those that suit the device.
 
     Raises:
-        InputError: a device that is not there, weights that do not fit, or a file that cannot be written.
+        InputError: a missing device, weights that do not fit, or a file that cannot be written.
     """
     place = _place(device, threads)
     variants = variants or usual_variants(place)
     settings = {"shapes": [workload.name for workload in workloads], "variants": list(variants), "rounds": rounds}
     record = Record[FrameRow](describe_machine(place), settings | {"device": place, "memory": memory})
-    record.write(output)  # a place that cannot be written to shows before anything is timed
+    record.write(output)  # fails before anything is timed if the file cannot be written
     for workload in workloads:
         rows = time_variants(workload, variants, rounds, place, peaks=memory)
         _add(record, rows, output)
@@ -84,10 +84,10 @@ def tune_tiles(
     threads: int | None,
     output: Path,
 ) -> None:
-    """Times tiles of the Triton kernels, and writes the fastest. Raises InputError without a GPU."""
+    """Times tiles of the Triton kernels and writes the fastest ones. Raises InputError without a GPU."""
     place = _place(device, threads)
     if place != "cuda":
-        raise InputError(f"--device: found {place}, expected a CUDA device, whose Triton kernels are timed")
+        raise InputError(f"{option('device')}: found {place}, expected a CUDA device, whose Triton kernels are timed")
     with Console(stderr=True).status("starting") as spinner:
         record = tune(shapes, [DTYPES[name] for name in dtypes], passes, make_clock(place), spinner.update)
     record.write(output)
@@ -97,11 +97,11 @@ def tune_tiles(
 
 
 def _place(device: str, threads: int | None) -> str:
-    """ "cpu" or "cuda", with the threads set."""
+    """Sets the number of threads; returns "cpu" or "cuda"."""
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: found cuda, but this machine has no CUDA device")
+        raise InputError(f"{option('device')}: found cuda, but this machine has no CUDA device")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
@@ -116,7 +116,7 @@ def _introduce(machine: dict[str, Any]) -> None:
 
 
 def _add(record: Record[Any], rows: Sequence[Any], output: Path) -> None:
-    """The file is whole after every workload, so that an interrupted run keeps what it has."""
+    """Adds rows and rewrites the file, so that an interrupted run keeps its results so far."""
     record.rows += rows
     record.write(output)
 

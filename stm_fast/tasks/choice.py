@@ -1,4 +1,4 @@
-"""Which network a command runs, where and how, before anything of it is loaded."""
+"""The network that a command runs, before it is loaded."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm_fast.choices import Arch, CompileMode, Precision
-from stm_fast.errors import InputError, require_file
+from stm_fast.errors import InputError, option, require_file
 from stm_fast.network.released import DEFAULT, FILES, MIN_SIZE, weights_file
 
 _DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
@@ -14,11 +14,11 @@ _DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """A network by its weights, made ready for inference on a device.
+    """A network, and how to run it.
 
     Args:
         weights: a checkpoint; "default" and "open" are those of the package.
-        arch: an untrained network in place of the default weights.
+        arch: an untrained network instead of the default weights.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" takes the fastest one of the device.
         compile: a mode of torch.compile.
@@ -35,23 +35,25 @@ class NetworkChoice:
 
     def __post_init__(self) -> None:
         if self.arch is not None and str(self.weights) != DEFAULT:
-            raise InputError(f"arch: found {self.arch} with weights={self.weights}, expected one of them")
+            raise InputError(
+                f"{option('arch')}: found {self.arch} with {option('weights', self.weights)}, expected one of them"
+            )
         if _DEVICES.fullmatch(self.device) is None:
-            raise InputError(f"device: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
+            raise InputError(f"{option('device')}: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
         require_file(self.file, "a checkpoint")
 
     @property
     def file(self) -> Path:
-        """Of the weights."""
+        """The file of the weights."""
         return weights_file(self.weights)
 
     @property
     def untrained(self) -> bool:
-        """Whether a network without trained weights was asked for."""
+        """Whether the network is untrained."""
         return self.arch is not None
 
     def smallest_side(self, min_size: int | None, max_size: int | None = None) -> int:
-        """`min_size` of a `VideoSegmenter`: what is asked for, or else what suits the weights."""
+        """`min_size` of the `VideoSegmenter`: as requested, or else what suits the weights."""
         if min_size is not None:
             return min_size
         if self.untrained or os.path.realpath(self.file) not in map(str, FILES.values()):

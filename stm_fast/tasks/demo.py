@@ -1,11 +1,11 @@
-"""stm-fast demo: draws a clip, segments it, and says how well that went."""
+"""stm-fast demo: draws a clip, segments it, and prints how good the masks are."""
 
 from fractions import Fraction
 from pathlib import Path
 
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
-from stm_fast.inference import check_backend
+from stm_fast.inference.engine import check_backend
 from stm_fast.printing import say
 from stm_fast.runs.video import Summary, segment_video
 from stm_fast.tasks.choice import NetworkChoice
@@ -19,7 +19,7 @@ _FRAME_RATE = Fraction(24)
 def run_demo(
     output: Path, *, frames: int, objects: int, seed: int, network: NetworkChoice, backend: str, overwrite: bool
 ) -> None:
-    """Writes ``clip.mp4``, ``first_mask.png`` and ``result/``; the score of each object goes to stdout.
+    """Writes ``clip.mp4``, ``first_mask.png`` and ``result/``, and prints the score of each object.
 
     Raises:
         InputError: a network or a backend that cannot run here.
@@ -50,7 +50,7 @@ def run_demo(
 
 
 def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
-    """J of each object in percent, the mean over all frames but the given one."""
+    """Prints the J of each object in percent, as the mean over all frames but the first."""
     files = sorted((summary.output / "masks").glob("*.png"))
     pairs = [(read_written_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
     for object_id in object_ids(clip[0].ids):

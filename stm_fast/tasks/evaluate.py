@@ -1,14 +1,12 @@
-"""stm-fast evaluate: runs a benchmark set, or scores results that are there, as the official toolkit does."""
+"""stm-fast evaluate: runs a benchmark set, or scores existing results, as the official toolkit does."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 from stm_fast.choices import SetName
 from stm_fast.data.sequences import Sequence
 from stm_fast.evaluation.baselines import COPIED, UNTRAINED, copy_first_masks, untrained
 from stm_fast.evaluation.benchmark_sets import (
-    check_options,
     claim_output,
     describe_run,
     read_timings,
@@ -26,6 +24,7 @@ from stm_fast.evaluation.record import (
 )
 from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
+from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
@@ -42,11 +41,11 @@ from stm_fast.whole_file import make_folder
 def score_results(
     pairs: list[tuple[Sequence, Path]], facts: Record, output: Path | None, *, workers: int | None, report: bool
 ) -> None:
-    """Scores folders of masks that are there; prints tables, and writes them where there is an output folder.
+    """Scores existing folders of masks; prints tables, and writes them into an output folder if there is one.
 
     Args:
-        facts: what the record says of the results.
-        workers: processes; one for each core by default.
+        facts: the description of the results for the record.
+        workers: number of processes; by default one per core.
 
     Raises:
         InputError: as :func:`stm_fast.evaluation.scoring.score_sequence`.
@@ -68,23 +67,19 @@ def evaluate_set(
     report: bool,
     baselines: bool,
 ) -> None:
-    """Runs the sequences that are not finished yet, scores those that can be, and hands in the others.
+    """Runs the sequences that are not finished yet, scores those with annotations, and packs masks for a server.
 
     Args:
         data: the root of the set.
-        workers: processes that score; one for each core by default.
-        baselines: the first mask copied and an untrained network are scored too.
+        workers: number of scoring processes; by default one per core.
+        baselines: also score the first mask copied and an untrained network.
 
     Raises:
-        InputError: an output folder of another run, or what does not fit.
+        InputError: an output folder of another run, or data, weights or options that do not fit.
     """
-    scored = to_score(sequences)
-    if len(scored) < len(sequences) and launched().leads:
-        missing = len(sequences) - len(scored)
-        warn(f"{missing} of {len(sequences)} sequences are not scored: not annotated")
     model = load_model(network)
     prepared = prepare(model, network)
-    check_options(prepared, options)
+    AugmentedSegmenter(prepared, options)  # refuses invalid options before any work
     run = describe_run(model, set_name, split, options)
     run |= {
         "data": os.path.realpath(data),
@@ -97,32 +92,23 @@ def evaluate_set(
     if not launched().leads:
         return
     if network.untrained:
-        warn("the network is untrained, as --arch asks: the scores mean nothing")
-    pairs = [(sequence, output / MASKS / sequence.name) for sequence in scored]
+        warn("the network is untrained, as requested by --arch: its scores are meaningless")
+    pairs = [(sequence, output / MASKS / sequence.name) for sequence in to_score(sequences)]
     scores = score_sequences(pairs, workers)
     record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
-    _hand_in(set_name, sequences, scores, output)
+    _pack(set_name, sequences, scores, output)
     if baselines and scores:
-        methods = {"this": scores} | _score_baselines(pairs, output / BASELINES, workers)
-        print_comparison(methods)
-        record["baselines"] = {name: overall(found) for name, found in methods.items() if name != "this"}
+        others = _score_baselines(pairs, output / BASELINES, workers)
+        print_comparison({"this": scores} | others)
+        record["baselines"] = {name: overall(found) for name, found in others.items()}
     _finish(record, scores, pairs, output, report)
 
 
-def _run(sequences: list[Sequence], output: Path, model: Any, options: RunOptions, run: Record) -> None:
+def _run(sequences: list[Sequence], output: Path, model: STM, options: RunOptions, run: Record) -> None:
     claim_output(output, run, sequences)
     ranks = launched()
-    share = ranks.share(sequences)
-    done = 0
     with progress_bar(f"process {ranks.rank}", "sequences") as advance:
-        advance(0, len(share))
-
-        def step(name: str) -> None:
-            nonlocal done
-            done += 1
-            advance(done, len(share))
-
-        run_sequences(share, output, model, options, step)
+        run_sequences(ranks.share(sequences), output, model, options, advance)
     ranks.wait()
 
 
@@ -146,8 +132,8 @@ def _score_baselines(
     }
 
 
-def _hand_in(set_name: SetName, sequences: list[Sequence], scores: list[ObjectScore], output: Path) -> None:
-    """The archive for the server, where the server alone has the annotations."""
+def _pack(set_name: SetName, sequences: list[Sequence], scores: list[ObjectScore], output: Path) -> None:
+    """Writes the archive for the server of a set whose annotations are not public."""
     if set_name == "youtube-vos":
         write_zip(sequences, output, output / "submission.zip", prefix=f"{MASKS}/")
     elif not scores:

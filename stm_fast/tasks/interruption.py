@@ -1,4 +1,4 @@
-"""ctrl-C and SIGTERM: a run ends after the current frame, and its user is told how to resume."""
+"""Ctrl-C and SIGTERM: a run ends after the current frame, and the user is told how to resume it."""
 
 import os
 import shlex
@@ -12,11 +12,11 @@ from types import FrameType
 from stm_fast.runs.ranks import launched
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_FROM_SIGNALS = 128  # what a shell adds to the number of the signal that ended a program
+_FROM_SIGNALS = 128  # shells report 128 + the number of the signal
 
 
 class Stop:
-    """Whether a signal has asked the run to end."""
+    """Whether a signal has asked the run to stop."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -32,7 +32,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """The first signal asks for an end, a second one ends the program at once."""
+    """Within the block, the first signal asks the run to stop; a second one ends the program at once."""
     stop = Stop()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
@@ -53,11 +53,11 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def how_to_resume() -> tuple[str, str]:
-    """A line, and the command that resumes this run; torchrun's own options are left to the user."""
+    """A line, and the command that resumes this run; the user has to repeat the options of torchrun."""
     is_script = Path(sys.argv[0]).name != "__main__.py"
     program = [sys.argv[0]] if is_script else [sys.executable, "-m", "stm_fast"]
     given = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
-    # behind the command, because arguments may end with a -- and names behind it
+    # right after the command, because its arguments may contain "--"
     again = [*given[:1], "--resume", *given[1:]]
     if launched().world == 1:
         return "To resume:", _joined([*program, *again])
@@ -66,7 +66,7 @@ def how_to_resume() -> tuple[str, str]:
 
 
 def _joined(words: list[str]) -> str:
-    """A command that can be copied into a shell, though what cannot be printed is in it."""
+    """A command to copy into a shell, with unprintable characters escaped."""
     return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
 
 

@@ -1,4 +1,4 @@
-"""The network that a command runs."""
+"""Loads the network that a command runs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.network import STM, save_checkpoint
 from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.checkpoint import load_network
@@ -19,7 +19,7 @@ from stm_fast.tasks.choice import NetworkChoice
 
 
 def load_model(choice: NetworkChoice) -> STM:
-    """The network on its device. Raises InputError where it cannot be loaded, or the device is not there."""
+    """The network on its device. Raises InputError if it cannot be loaded or the device does not exist."""
     device = _device(choice.device)
     if choice.arch is not None:
         torch.manual_seed(0)
@@ -30,12 +30,12 @@ def load_model(choice: NetworkChoice) -> STM:
 
 
 def load_for_inference(choice: NetworkChoice) -> STM:
-    """The same network made ready for inference."""
+    """The network, prepared for inference."""
     return prepare(load_model(choice), choice)
 
 
 def prepare(model: STM, choice: NetworkChoice) -> STM:
-    """A network made ready for inference as the choice says."""
+    """Prepares a network for inference."""
     dtype = choose_dtype(choice.dtype, next(model.parameters()).device)
     return for_inference(model, dtype=dtype, compile=choice.compile)
 
@@ -44,7 +44,7 @@ def convert_checkpoints(sources: Sequence[NetworkChoice], target: Path, *, half:
     """stm-fast convert: writes the mean of the sources' weights as safetensors.
 
     Raises:
-        InputError: anything but a checkpoint, several of different networks, or a file that cannot be written.
+        InputError: invalid checkpoints, checkpoints of different networks, or a file that cannot be written.
     """
     model = into_mean([load_model(source) for source in sources])
     save_checkpoint(model, target, half=half)
@@ -54,10 +54,10 @@ def convert_checkpoints(sources: Sequence[NetworkChoice], target: Path, *, half:
 def _device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if name == "auto":
-        # torchrun numbers the processes of a machine: a device for each
+        # a device for each of the processes that torchrun starts on this machine
         index = launched().local_rank
         return torch.device("cuda", index % count) if count else torch.device("cpu")
     _, _, number = name.partition(":")
     if name != "cpu" and int(number or 0) >= count:
-        raise InputError(f"device: found {name!r}, but this machine has {count} CUDA devices")
+        raise InputError(f"{option('device')}: found {name!r}, but this machine has {count} CUDA devices")
     return torch.device(name)

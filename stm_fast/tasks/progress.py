@@ -1,4 +1,4 @@
-"""What a command prints while it runs, and at its end."""
+"""What a command prints while it runs and at its end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from stm_fast.runs.output_folder import SCORES
 from stm_fast.runs.score_table import sights
 from stm_fast.runs.video import Summary
 
-# names are no format strings, and no markup
+# file names must not be interpreted as markup
 _DESCRIPTION = TextColumn("{task.description}", markup=False)
 
 
@@ -27,22 +27,22 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(what: str, unit: str = "frames") -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr, where that is a terminal, that disappears at the end; yields the callback that moves it."""
+    """A progress bar on stderr, if that is a terminal, which disappears at the end; yields its update function."""
     columns = (_DESCRIPTION, BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     console = Console(stderr=True)
-    # a bar that disappears still leaves an empty line in a log
+    # in a log, even a bar that disappears leaves an empty line
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(printable(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def task_name(untrained: bool) -> str:
-    """What the progress bar of a segmentation says."""
+    """The title of the progress bar of a segmentation."""
     return "segmenting, untrained" if untrained else "segmenting"
 
 
 def print_summary(summary: Summary) -> None:
-    """One line on stdout, and one before it for each object that was not found in some frames."""
+    """Prints a summary, after a line for each object that was not found in some frames."""
     for sight in sights(summary.output):
         if sight.missing:
             where = f"not found in {sight.missing} of {sight.frames} frames, last found in {sight.last}"
@@ -55,5 +55,5 @@ def print_summary(summary: Summary) -> None:
 
 
 def print_untrained() -> None:
-    """A line on stdout."""
-    say("The network is untrained, as --arch asks: its masks mean nothing.")
+    """Warns that the masks are meaningless."""
+    say("The network is untrained, as requested by --arch: its masks are meaningless.")

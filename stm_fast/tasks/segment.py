@@ -1,4 +1,4 @@
-"""stm-fast segment: masks and an overlay of a video, or of many."""
+"""stm-fast segment: segments one video or several."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from stm_fast.tasks.progress import print_summary, print_untrained, progress_bar
 _UNEXPECTED, _WRONG_USE, _RANK_LOST = 1, 2, 1
 
 _Advance = Callable[[int, int | None], None]
-# segments a video, and reports progress to the callback
+# segments a video, reporting progress to the callback
 _Segment = Callable[[Job, _Advance], Summary]
 
 
@@ -36,22 +36,22 @@ def segment_videos(
 ) -> int:
     """Segments one video, or several one after the other.
 
-    Of several, finished ones are skipped, and one that fails does not stop the others.
+    Among several, finished ones are skipped, and one that fails does not stop the others.
 
     Args:
-        shard_memory: all processes share the memory of one video.
+        shard_memory: the processes split the memory of one video.
 
     Returns:
-        The exit code: 0; 2 where some videos were bad input, 1 where anything else went wrong with one.
+        The exit code: 0, 2 if only bad input made videos fail, or 1 for any other error.
 
     Raises:
-        InputError: as :func:`stm_fast.segment_video`, of a single video.
+        InputError: as :func:`stm_fast.segment_video`, for a single video.
     """
     model = load_for_inference(network)
     several = len(jobs) > 1
+    if several and outputs.overwrite:
+        _clear(launched().share(jobs))
     if several:
-        if outputs.overwrite:
-            _clear(launched().share(jobs))
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
     with stop_on_signals() as stop, joined(shard_memory) as ranks:
 
@@ -70,7 +70,7 @@ def segment_videos(
 
 
 def _segment_one(job: Job, segment: _Segment, ranks: Ranks, untrained: bool) -> int:
-    """One video, by all processes where they share its memory, else by the first."""
+    """One video, by all processes if they split its memory, otherwise by the first one."""
     if launched().leads:
         with progress_bar(task_name(untrained)) as advance:
             summary = segment(job, advance)
@@ -100,8 +100,8 @@ def _segment_many(jobs: Sequence[Job], segment: _Segment) -> int:
         warn(f"{len(failures)} of {len(share)} videos failed:")
     for job, failure in failures.items():
         known = isinstance(failure, InputError)
-        warn(with_flags(str(failure)) if known else f"{job.source}: {type(failure).__name__}: {failure}")
-    # a process that ends with an error would take the others with it
+        warn(with_flags(failure) if known else f"{job.source}: {type(failure).__name__}: {failure}")
+    # torchrun stops all processes when one ends with an error
     ranks.wait()
     if not failures:
         return 0
@@ -109,9 +109,9 @@ def _segment_many(jobs: Sequence[Job], segment: _Segment) -> int:
 
 
 def _clear(jobs: Sequence[Job]) -> None:
-    """Removes earlier results of all videos, so that after an interruption the same resumes without --overwrite."""
+    """Removes earlier results of all videos, so that the run can be resumed without --overwrite."""
     for job in jobs:
-        with suppress(InputError):  # reported when it is the video's turn
+        with suppress(InputError):  # reported when that video is processed
             check_output(job.output, True, (job.source, job.with_own_masks().masks))
             remove_results(job.output)
 

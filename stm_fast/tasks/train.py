@@ -1,4 +1,4 @@
-"""stm-fast train: a configuration to weights, in one piece or many, in one process or many."""
+"""stm-fast train: trains a network, in one or several runs, with one or several processes."""
 
 import time
 from pathlib import Path
@@ -15,20 +15,20 @@ from stm_fast.training.trainer import Trainer
 def train_network(
     config: TrainingConfig, output: Path, *, resume: bool, skip_corrupt: bool, deadline: float, end: float | None
 ) -> int:
-    """Trains until the configuration's end, a signal, or the deadline.
+    """Trains until the end of the configuration, a signal, or the deadline.
 
     Args:
-        output: folder of the run.
-        deadline: of `time.monotonic`; the run then ends with a checkpoint.
-        end: of the schedule, likewise; None where the configuration says how many epochs there are.
+        output: the folder of the run.
+        deadline: a time of `time.monotonic`, when the run ends with a checkpoint.
+        end: of the schedule, likewise; None if the configuration gives the number of epochs.
 
     Returns:
         The exit code.
 
     Raises:
-        InputError: data or weights that are missing or do not fit, or a run in the folder that is another one.
+        InputError: data or weights that are missing or do not fit, or another run in the folder.
     """
-    clips = build_clips(config, skip_corrupt)  # before weights, which may have to be downloaded
+    clips = build_clips(config, skip_corrupt)  # before the weights, which may have to be downloaded
     trainer = Trainer(config, build_clip_loss(config), clips, output, resume=resume)
     leads = launched().leads
     with stop_on_signals() as stop, progress_bar("training", "steps") as bar:

@@ -13,7 +13,7 @@ from stm_fast.data.sequences import SETS
 from stm_fast.data.source import ClipSource
 from stm_fast.data.synthetic_source import SyntheticSource
 from stm_fast.data.videos import VideoSource
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.network import STM
 from stm_fast.network.backbone import batch_norm_mode, has_batch_norm
 from stm_fast.network.checkpoint import load_backbone, load_imagenet, load_start
@@ -45,7 +45,9 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
 def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
     """The mixture of sources that clips are drawn from. Raises InputError where data are missing."""
     if config.loading == "device" and skip_corrupt:
-        raise InputError("loading: found device, which decodes every image at the start, expected no --skip-corrupt")
+        raise InputError(
+            f"loading: found device, which decodes every image at the start, expected {option('skip_corrupt', False)}"
+        )
     kind = DeviceClips if config.loading == "device" else ClipDataset
     return kind(
         [(_source(entry), entry.weight) for entry in config.data],

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.network.torch_file import RefusedFileError, load_torch_file
 from stm_fast.training.compact import State, pack, unpack
 from stm_fast.whole_file import whole_file
 
 FORMAT = "stm_fast training 1"
 COMPACT = "stm_fast training 2, compact"
-WHAT_TO_DO = "restore a copy of it, or start again in another --output"
+WHAT_TO_DO = f"restore a copy of it, or start again in another {option('output')}"
 
 
 def write_state(path: Path, state: State, *, compact: bool = False) -> None:

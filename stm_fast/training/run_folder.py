@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.whole_file import make_folder, refuse_input, refuse_links, remove_left_over
 
 
@@ -28,7 +28,8 @@ class RunFolder:
         """Raises InputError where another run is there, or the folder of pictures is a link."""
         for file in (self.checkpoint, self.model, self.best):
             if file.exists() and not resume:
-                raise InputError(f"{file}: a run is there already; give another --output, or --resume")
+                other = f"give another {option('output')}, or {option('resume', True)}"
+                raise InputError(f"{file}: a run is there already; {other}")
         refuse_links(self.pictures)
 
     def check_inputs(self, inputs: Sequence[Path]) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from stm_fast.data.clips import ClipBatch, TrainingClip
 from stm_fast.data.device_clips import DeviceClips
 from stm_fast.errors import InputError
-from stm_fast.inference import check_backend
+from stm_fast.inference.engine import check_backend
 from stm_fast.network import save_checkpoint
 from stm_fast.runs.ranks import launched
 from stm_fast.training.checkpoint import write_state

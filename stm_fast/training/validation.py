@@ -1,4 +1,4 @@
-"""J&F of whole sequences during a training run, by the loop and the scorer that `stm-fast evaluate` uses."""
+"""J&F of whole sequences during training, with the loop and the scoring of `stm-fast evaluate`."""
 
 import shutil
 import tempfile
@@ -24,7 +24,7 @@ from stm_fast.training.config import SyntheticValidation, Validation
 
 
 class Validator:
-    """Segments and scores the sequences of a split; processes share them out.
+    """Segments and scores the sequences of a split, which are distributed among the processes.
 
     Attributes:
         every: epochs between two validations.
@@ -38,7 +38,9 @@ class Validator:
         self._sequences = self._open(validation)
         for sequence in self._sequences:
             if not sequence.fully_annotated:
-                raise InputError(f"{sequence.annotations}: frames without a mask, expected all to validate with")
+                raise InputError(
+                    f"{sequence.annotations}: found frames without a mask, expected a mask for every frame"
+                )
             check_length(sequence)
         memory = MemoryConfig(every=validation.memory_every)
         self._options = RunOptions(memory, validation.max_size, validation.min_size, backend)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.video.masks import write_mask
 from stm_fast.video.pyav import require_av
 from stm_fast.whole_file import make_folder, new_partial, sync, whole_file, writing
@@ -168,7 +168,8 @@ class OverlayVideoWriter:
             with writing(self.path):
                 yield
         except av.FFmpegError as error:
-            raise InputError(f"{self.path}: cannot be encoded ({error}); use --overlay pictures or none") from error
+            others = f"{option('overlay', 'pictures')} or {option('overlay', 'none')}"
+            raise InputError(f"{self.path}: cannot be encoded ({error}); use {others}") from error
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
         import av

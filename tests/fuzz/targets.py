@@ -133,11 +133,11 @@ def _read_mask(folder: Path) -> None:
 
 
 def _find_masks(folder: Path) -> None:
-    from stm_fast.runs.given import find_masks
+    from stm_fast.runs.given import find_masks, match_masks
     from stm_fast.video import open_frames
 
     reader = open_frames(folder / "frames")
-    given = find_masks(folder / "masks", reader)
+    given = match_masks(find_masks(folder / "masks", reader.path), reader)
     assert set(given.files) == {0, 2}
 
 
