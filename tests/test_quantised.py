@@ -203,7 +203,7 @@ def test_slots_without_rows_are_refused() -> None:
     ("change", "error", "message"),
     [
         ({"key": torch.zeros(2, 3, 4, 8)}, TypeError, "keys of torch.float32"),
-        ({"key": torch.zeros(2, 3, 5, 8, dtype=torch.int8)}, ValueError, "do not fit together"),
+        ({"key": torch.zeros(2, 3, 5, 8, dtype=torch.int8)}, ValueError, "whose widths or slots do not match"),
         ({"key_scale": torch.zeros(2, 3, 4)}, ValueError, r"key_scale: found torch.float32 \(2, 3, 4\)"),
         ({"key_mean": torch.zeros(2, 3, 1, 8).double()}, ValueError, "key_mean: found torch.float64"),
         ({"value_scale": torch.zeros(2, 3, 1, 7)}, ValueError, "value_scale"),

@@ -1,4 +1,4 @@
-"""The Triton engine: custom operators around stm_fast.kernels, and what they do not cover.
+"""The Triton engine: custom operators around stm_fast.kernels, and the inputs that they do not support.
 
 Triton is imported when the first read runs, so that importing stm_fast stays quick and works without it.
 """
@@ -20,10 +20,10 @@ from stm_fast.ops.registration import call_engine, engine_reader, register_engin
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNELS_FOR: tuple[Similarity, ...] = ("dot", "l2")
-MOST_OBJECTS = 65535  # a launch grid has no more in its third dimension
+MOST_OBJECTS = 65535  # the limit of the third dimension of a launch grid
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
-# Triton's interpreter, for tests: its kernels then run on the CPU, in NumPy
+# for tests: Triton's interpreter runs kernels on the CPU, in NumPy
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DEVICE = "cpu" if _INTERPRETED else "cuda"
 
@@ -68,7 +68,7 @@ def device_reasons(device: torch.device) -> list[str]:
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device, wherever its arguments are."""
+    """Makes a device current, because Triton launches on the current one and not on that of its arguments."""
     if device.type != "cuda" or torch.cuda.current_device() == device.index:
         return nullcontext()
     return torch.cuda.device(device)
