@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DOT, L2 = 0, 1
+DOT, L2 = 0, 1  # as in SIMILARITIES of stm_fast/choices.py
+KINDS = (DOT, L2)
 _L2 = tl.constexpr(L2)
 
 

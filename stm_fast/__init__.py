@@ -26,27 +26,7 @@ if TYPE_CHECKING:
     from stm_fast.runs import segment_video
     from stm_fast.versions import __version__
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "stm_fast.config": ("MemoryConfig",),
-            "stm_fast.errors": ("InputError",),
-            "stm_fast.inference": ("Segmentation", "VideoSegmenter"),
-            "stm_fast.network": (
-                "STM",
-                "load_checkpoint",
-                "save_checkpoint",
-                "stm_lite0",
-                "stm_lite2",
-                "stm_resnet18",
-                "stm_resnet18_half",
-                "stm_resnet50",
-            ),
-            "stm_fast.ops": ("MemoryRead", "memory_read", "merge_reads"),
-            "stm_fast.runs": ("segment_video",),
-            "stm_fast.versions": ("__version__",),
-        },
-    )
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "STM",

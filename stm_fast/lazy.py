@@ -4,24 +4,24 @@ Importing torch takes seconds. With lazy names a package can be imported without
 option or a missing file.
 """
 
+import ast
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 
-def lazy_names(
-    package: str, names: Mapping[str, tuple[str, ...]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package; its submodules are found too.
+def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package whose names are imported in its ``if TYPE_CHECKING`` block.
+
+    Submodules are found too.
 
     Args:
         package: the package's ``__name__``.
-        names: the names, by the module that defines them.
     """
-    modules = {name: module for module, those in names.items() for name in those}
     namespace = vars(sys.modules[package])
+    modules = _deferred_imports(namespace["__loader__"].get_source(package))
 
     def find(name: str) -> Any:
         submodule = f"{package}.{name}"
@@ -35,3 +35,16 @@ def lazy_names(
         return found
 
     return find, lambda: sorted({*namespace, *modules})
+
+
+def _deferred_imports(source: str) -> dict[str, str]:
+    """The module of every name that is imported in an ``if TYPE_CHECKING`` block."""
+    blocks = (node for node in ast.parse(source).body if isinstance(node, ast.If))
+    imports = [
+        statement
+        for block in blocks
+        if ast.unparse(block.test) == "TYPE_CHECKING"
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+    ]
+    return {alias.name: str(statement.module) for statement in imports for alias in statement.names}

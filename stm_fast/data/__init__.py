@@ -7,6 +7,6 @@ from stm_fast.lazy import lazy_names
 if TYPE_CHECKING:
     from stm_fast.data.synthetic import SyntheticClip, SyntheticFrame
 else:
-    __getattr__, __dir__ = lazy_names(__name__, {"stm_fast.data.synthetic": ("SyntheticClip", "SyntheticFrame")})
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["SyntheticClip", "SyntheticFrame"]

@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from stm_fast.inference.engine import Segmentation, VideoSegmenter, check_backend
     from stm_fast.inference.options import RunOptions
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "stm_fast.inference.engine": ("Segmentation", "VideoSegmenter", "check_backend"),
-            "stm_fast.inference.options": ("RunOptions",),
-        },
-    )
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["RunOptions", "Segmentation", "VideoSegmenter", "check_backend"]

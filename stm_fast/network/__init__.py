@@ -11,22 +11,7 @@ if TYPE_CHECKING:
     from stm_fast.network.object_batch import ObjectBatch
     from stm_fast.network.stm import STM, QueryFeatures
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "stm_fast.network.architecture": ("Architecture",),
-            "stm_fast.network.builders": (
-                "stm_lite0",
-                "stm_lite2",
-                "stm_resnet18",
-                "stm_resnet18_half",
-                "stm_resnet50",
-            ),
-            "stm_fast.network.checkpoint": ("architecture_of", "load_checkpoint", "save_checkpoint"),
-            "stm_fast.network.object_batch": ("ObjectBatch",),
-            "stm_fast.network.stm": ("STM", "QueryFeatures"),
-        },
-    )
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "STM",

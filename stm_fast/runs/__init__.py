@@ -7,6 +7,6 @@ from stm_fast.lazy import lazy_names
 if TYPE_CHECKING:
     from stm_fast.runs.video import InterruptedRun, Summary, segment_video
 else:
-    __getattr__, __dir__ = lazy_names(__name__, {"stm_fast.runs.video": ("InterruptedRun", "Summary", "segment_video")})
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["InterruptedRun", "Summary", "segment_video"]

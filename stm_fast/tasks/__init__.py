@@ -19,21 +19,7 @@ if TYPE_CHECKING:
     from stm_fast.training.config_file import read_config
     from stm_fast.versions import __version__
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "stm_fast.tasks.benchmark": ("time_frames", "time_reads", "tune_tiles"),
-            "stm_fast.tasks.demo": ("run_demo",),
-            "stm_fast.tasks.evaluate": ("evaluate_set", "score_results"),
-            "stm_fast.tasks.info": ("print_info",),
-            "stm_fast.tasks.network": ("convert_checkpoints",),
-            "stm_fast.tasks.segment": ("segment_videos",),
-            "stm_fast.tasks.sets": ("open_results", "open_set"),
-            "stm_fast.tasks.train": ("train_network",),
-            "stm_fast.training.config_file": ("read_config",),
-            "stm_fast.versions": ("__version__",),
-        },
-    )
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "__version__",

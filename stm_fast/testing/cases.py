@@ -125,6 +125,12 @@ def make_tensors(case: ReadCase, dtype: torch.dtype, device: str = "cpu", seed: 
     return Tensors(*moved)  # type: ignore[arg-type]
 
 
+def leaves(tensors: Tensors, dtype: torch.dtype, requires_grad: bool) -> Tensors:
+    """The same numbers and strides in `dtype`, as leaves of a new autograd graph."""
+    new = [None if t is None else t.detach().to(dtype).requires_grad_(requires_grad) for t in tensors]
+    return Tensors(*new)  # type: ignore[arg-type]
+
+
 def options(case: ReadCase, device: str = "cpu") -> dict[str, Any]:
     """The keyword arguments of memory_read(), without differentiable tensors and return_..."""
     lengths = None if case.lengths is None else torch.tensor(case.lengths, dtype=torch.int32, device=device)

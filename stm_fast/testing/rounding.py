@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stm_fast.ops import reference
 from stm_fast.ops.inputs import accumulation_dtype
-from stm_fast.testing.cases import ReadCase, Tensors, read_inputs
+from stm_fast.testing.cases import ReadCase, Tensors, leaves, read_inputs
 from stm_fast.testing.criterion import Results
 
 DRAWS = 4  # in a single draw, the roundings of a small read may happen to cancel
@@ -18,7 +18,7 @@ def rounded_once(case: ReadCase, doubles: Tensors, dtype: torch.dtype, upstream:
 
     Rounding ``sum_c a_c b_c`` once adds eps * sum_c |a_c b_c| with a random sign, eps that of the accumulation dtype:
     terms do not cancel in the error, because each is rounded. The sums are the scores, ``O = P V``, ``dP = dO V^T``,
-    ``delta = rowsum(dO * O)`` with `O` as stored, in `dtype`, and the gradients: ``P^T dO`` of the values, and sums over
+    ``delta = rowsum(dO * O)`` with `O` as stored, in `dtype`, and the gradients: ``P^T dO`` of the values, sums over
     ``dS = P * (dP - delta + dlse)`` of the others.
 
     Args:
@@ -60,9 +60,10 @@ class _Scores(NamedTuple):
 
     @classmethod
     def of(cls, case: ReadCase, doubles: Tensors) -> "_Scores":
-        inputs = _leaves(doubles)
+        inputs = leaves(doubles, torch.float64, True)
         # the terms of both (q - k)^2 and q k have one sign if q and k have opposite signs
-        one_sign = _leaves(doubles._replace(query=doubles.query.abs(), key=-doubles.key.abs()))
+        opposite = doubles._replace(query=doubles.query.abs(), key=-doubles.key.abs())
+        one_sign = leaves(opposite, torch.float64, True)
         read = read_inputs(case, inputs)
         score, one_sign_score = (
             reference.affinity_scores(read_inputs(case, tensors), torch.float64) for tensors in (inputs, one_sign)
@@ -101,11 +102,6 @@ def _draw(
     grad_score = affinity * (grad_affinity - (delta - upstream["lse"])[..., None])  # [B, M, N]
     results |= scores.gradients(grad_score, rounding)
     return results | {"grad_value": rounding.of(affinity.mT @ grad_out, affinity.mT @ grad_out.abs())}
-
-
-def _leaves(tensors: Tensors) -> Tensors:
-    leaves = [None if tensor is None else tensor.detach().clone().requires_grad_() for tensor in tensors]
-    return Tensors(*leaves)  # type: ignore[arg-type]
 
 
 def _gradients(score: Tensor, inputs: Tensors, grad_score: Tensor) -> Results:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.ops import functional, reference
-from stm_fast.testing.cases import ReadCase, Tensors, make_tensors, options, read_inputs
+from stm_fast.testing.cases import ReadCase, Tensors, leaves, make_tensors, options, read_inputs
 from stm_fast.testing.criterion import Results, assert_no_worse_than_eager
 from stm_fast.testing.rounding import rounded_once
 
@@ -100,9 +100,3 @@ def with_gradients(outputs: Results, tensors: Tensors, upstream: Results) -> Res
         [gradient.to(outputs[name].dtype) for name, gradient in upstream.items()],
     )
     return results | {f"grad_{name}": gradient for name, gradient in zip(named, gradients, strict=True)}
-
-
-def leaves(tensors: Tensors, dtype: torch.dtype, requires_grad: bool) -> Tensors:
-    """The same numbers and strides in `dtype`, at the start of a new graph."""
-    new = [None if t is None else t.detach().to(dtype).requires_grad_(requires_grad) for t in tensors]
-    return Tensors(*new)  # type: ignore[arg-type]
