@@ -241,7 +241,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(RuntimeError, match="expanded: does not fit x"):
         plain(x[:, :7])
     fused.project_bias = fused.project_bias.bfloat16()
-    with pytest.raises(RuntimeError, match="project_bias: its dtype is not the one"):
+    with pytest.raises(RuntimeError, match="project_bias: its dtype does not match"):
         fused(x)
     stem = FusedStem(Stem(3, 8, 3, 1))
     with pytest.raises(RuntimeError, match="x: expected float32 or bfloat16"):
