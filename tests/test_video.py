@@ -373,7 +373,7 @@ def test_folders_that_cannot_be_a_clip_are_refused(tmp_path: Path) -> None:
     empty.mkdir()
     refuses(empty, "no images")
     twins = write_pictures(tmp_path / "twins", ["a.jpg", "a.png"])
-    refuses(twins, "same name as a.jpg", name=twins / "a.png")
+    refuses(twins, "same name as", "a.jpg", name=twins / "a.png")
     broken = write_pictures(tmp_path / "broken", ["0.png", "1.png"])
     (broken / "1.png").write_text("not a picture")
     refuses(broken, "not a readable image", name=broken / "1.png")

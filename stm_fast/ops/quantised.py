@@ -69,16 +69,20 @@ def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8)
         raise ValueError(f"key, value: found {found}, expected [Bk, T, R, Ck] and [B, T, R, Cv]")
     if key.shape[2] == 0:
         raise ValueError(f"key: found shape {tuple(key.shape)}, expected at least one row in a slot")
+    memory = centered_and_scaled(key, value, dtype)
+    return memory._replace(value=with_padded_rows(memory.value)) if dtype.is_floating_point else memory
+
+
+def centered_and_scaled(key: Tensor, value: Tensor, dtype: torch.dtype) -> QuantisedMemory:
+    """Quantizes keys [..., R, Ck] and values [..., R, Cv] of slots, without padding."""
     key, value = key.float(), value.float()
-    key_mean = key.mean(2, keepdim=True)
-    key, key_scale = scaled(key - key_mean, 3, dtype)
-    value, value_scale = scaled(value, 2, dtype)
-    if dtype.is_floating_point:
-        value = with_padded_rows(value)
+    key_mean = key.mean(-2, keepdim=True)
+    key, key_scale = _scaled(key - key_mean, -1, dtype)
+    value, value_scale = _scaled(value, -2, dtype)
     return QuantisedMemory(key, key_scale, key_mean, value, value_scale)
 
 
-def scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Quantizes numbers to `dtype`, int8 or float8_e4m3fn, and returns the result and its scale along `dim`."""
     integer = not dtype.is_floating_point
     largest = float(torch.iinfo(dtype).max if integer else torch.finfo(dtype).max)
