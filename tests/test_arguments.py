@@ -400,7 +400,7 @@ def test_a_memory_has_integers(name, number):
     ],
     ids=str,
 )
-def test_what_a_memory_does_not_take(wrong, error, message):
+def test_arguments_that_a_memory_refuses(wrong, error, message):
     with pytest.raises(error, match=message):
         MemoryConfig(**wrong)
 
@@ -422,7 +422,7 @@ WRONG_FRAMES = [
 
 
 @pytest.mark.parametrize(("wrong", "error", "message"), WRONG_FRAMES, ids=[row[-1] for row in WRONG_FRAMES])
-def test_what_a_bank_does_not_take(wrong, error, message):
+def test_arguments_that_a_bank_refuses(wrong, error, message):
     bank = MemoryBank()
     with pytest.raises(error, match=message):
         bank.append(**made(FRAME | wrong))
@@ -430,7 +430,7 @@ def test_what_a_bank_does_not_take(wrong, error, message):
     assert bank.frames == [[0], [0]]
 
 
-def test_what_a_bank_takes():
+def test_arguments_that_a_bank_accepts():
     bank, plain = MemoryBank(), MemoryBank()
     bank.append(**FRAME, frame=np.int64(4), permanent=np.array([1]), absent=torch.tensor([0]))
     plain.append(**FRAME, frame=4, permanent=[1], absent=[0])

@@ -125,7 +125,7 @@ def test_numbers_are_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
     assert memory.value.shape == (2, 2, 30, 24)
 
 
-def test_fp8_values_lie_as_the_kernel_multiplies_them() -> None:
+def test_fp8_values_have_the_layout_of_the_kernel() -> None:
     pytest.importorskip("triton")
     from stm_fast.kernels.forward_quantised import _is_padded
 
@@ -161,7 +161,7 @@ def test_lengths_beyond_int32_are_all_rows() -> None:
 # PyTorch's own, at its first forward-mode derivative
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 @needs_cpp
-def test_tangents_are_never_left_out() -> None:
+def test_tangents_are_never_dropped() -> None:
     query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
     memory = quantise_memory(key, value)
     with forward_ad.dual_level():

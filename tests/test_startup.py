@@ -1,4 +1,4 @@
-"""What is imported when: help and mistakes without torch, inference without torchvision."""
+"""Import times: help and usage errors need no torch, inference no torchvision."""
 
 import ast
 import importlib
@@ -136,7 +136,7 @@ def run(folder, *command_lines):
     return json.loads(done.stdout)
 
 
-def test_help_is_shown_without_what_takes_long_to_import(tmp_path):
+def test_help_is_shown_without_slow_imports(tmp_path):
     flags = ("-h", "--help")
     named = ((*command.split(), flag) for command in COMMANDS for flag in flags)
     asked = [*((flag,) for flag in flags), ("benchmark",), *named]
@@ -147,7 +147,7 @@ def test_help_is_shown_without_what_takes_long_to_import(tmp_path):
     assert version[1:] == [0, f"stm_fast {stm_fast.__version__}\n", "", []]
 
 
-def test_mistakes_are_told_without_what_takes_long_to_import(tmp_path):
+def test_mistakes_are_reported_without_slow_imports(tmp_path):
     for name in (*FILES, *WEIGHTS, *LINKS):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).symlink_to("../full") if name in LINKS else (tmp_path / name).touch()
