@@ -7,7 +7,7 @@
 | DOT        | 0        | 0                              | scale               |
 | L2         | -k^2 / 2 | <e_i, q_i^2> / 2               | 2 scale             |
 
-The score is S_ij = factor * shrinkage_j * raw_ij.
+The score is S_ij = factor * shrinkage_j * raw_ij. f(0) is 0, because tiles are padded with channels of 0.
 """
 
 import triton
