@@ -55,15 +55,8 @@ void check(const Arguments& a) {
   check_tensor("query", a.query, 3, type);
   check_tensor("key", a.key, 3, type);
   check_tensor("value", a.value, 3, type);
+  stm_fast::check_read(a.query, a.key, a.value, a.lengths);
   const int64_t batch = a.value.size(0);
-  STD_TORCH_CHECK(a.query.size(0) == batch || a.query.size(0) == 1, "query: batch is neither 1 nor value's");
-  STD_TORCH_CHECK(a.key.size(0) == batch || a.key.size(0) == 1, "key: batch is neither 1 nor value's");
-  STD_TORCH_CHECK(a.key.size(1) == a.value.size(1), "value: number of rows differs from key's");
-  STD_TORCH_CHECK(a.key.size(2) == a.query.size(2), "key: width differs from query's");
-  if (a.lengths.has_value()) {
-    check_tensor("lengths", *a.lengths, 1, ScalarType::Int);
-    STD_TORCH_CHECK(a.lengths->size(0) == batch, "lengths: expected one for each object");
-  }
   STD_TORCH_CHECK(a.similarity >= 0 && a.similarity < static_cast<int64_t>(Similarity::count), "similarity: found ",
                   a.similarity);
   STD_TORCH_CHECK(
@@ -84,29 +77,15 @@ void check(const Arguments& a) {
 
 template <class Stored>
 stm_fast::ReadProblem<Stored> problem_of(const Arguments& a) {
-  stm_fast::ReadProblem<Stored> problem{
-      .objects = a.value.size(0),
-      .queries = a.query.size(1),
-      .rows = a.value.size(1),
-      .key_dim = a.query.size(2),
-      .value_dim = a.value.size(2),
-      .query = batch_of<Stored>(a.query),
-      .key = batch_of<Stored>(a.key),
-      .value = batch_of<Stored>(a.value),
-      .scale = static_cast<Accumulator<Stored>>(a.scale),
-      .similarity = static_cast<Similarity>(a.similarity),
-      .query_norm = a.query_norm,
-      .top_k = a.top_k,
-  };
+  auto problem = stm_fast::read_problem<Stored>(a.query, a.key, a.value, a.lengths, a.scale);
+  problem.similarity = static_cast<Similarity>(a.similarity);
+  problem.query_norm = a.query_norm;
+  problem.top_k = a.top_k;
   if (a.shrinkage.has_value()) {
     problem.shrinkage = batch_of<Accumulator<Stored>>(*a.shrinkage);
   }
   if (a.selection.has_value()) {
     problem.selection = batch_of<Accumulator<Stored>>(*a.selection);
-  }
-  if (a.lengths.has_value()) {
-    problem.lengths = static_cast<const std::int32_t*>(a.lengths->const_data_ptr());
-    problem.lengths_stride = a.lengths->stride(0);
   }
   return problem;
 }
@@ -116,21 +95,10 @@ Tensor zeros_like(const std::optional<Tensor>& tensor, const Tensor& other) {
   return tensor.has_value() ? torch::stable::new_zeros(*tensor, tensor->sizes()) : torch::stable::new_empty(other, {0});
 }
 
-// Calls function(Stored{}) for the dtype.
+// Calls function(Stored{}) for the dtype of the tensors.
 template <class Function>
-void for_dtype(ScalarType type, const Function& function) {
-  switch (type) {
-    case ScalarType::Float:
-      return function(float{});
-    case ScalarType::Double:
-      return function(double{});
-    case ScalarType::BFloat16:
-      return function(BFloat16{});
-    case ScalarType::Half:
-      return function(Half{});
-    default:
-      STD_TORCH_CHECK(false, "query: expected float32, float64, bfloat16 or float16");
-  }
+void for_stored(const Tensor& query, const Function& function) {
+  stm_fast::for_dtype<float, double, BFloat16, Half>("query", query, function);
 }
 
 std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -146,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor
   Tensor lse = torch::stable::new_empty(value, {batch, queries}, accumulation);
   Tensor usage = return_usage ? torch::stable::new_empty(value, {batch, value.size(1)}, accumulation)
                               : torch::stable::new_empty(value, {0}, accumulation);
-  for_dtype(query.scalar_type(), [&]<class Stored>(Stored) {
+  for_stored(query, [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
     stm_fast::memory_read(problem_of<Stored>(arguments), parallel_read(query, key, value), data_of<Stored>(out),
                           data_of<T>(lse), return_usage ? data_of<T>(usage) : nullptr);
@@ -177,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
   Tensor grad_value = torch::stable::new_zeros(value, value.sizes());
   Tensor grad_shrinkage = zeros_like(shrinkage, query);
   Tensor grad_selection = zeros_like(selection, query);
-  for_dtype(type, [&]<class Stored>(Stored) {
+  for_stored(query, [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
     stm_fast::memory_read_backward(problem_of<Stored>(arguments), parallel_read(query, key, value),
                                    {.grad_out = batch_of<Stored>(grad_out),

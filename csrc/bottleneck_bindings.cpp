@@ -12,17 +12,13 @@ namespace {
 
 using stm_fast::BFloat16;
 using stm_fast::Bottleneck;
+using stm_fast::check_dense;
 using stm_fast::divide_up;
 using stm_fast::Index;
 using stm_fast::panel_lanes;
 using stm_fast::ScalarType;
 using stm_fast::Tensor;
 using stm_fast::Window;
-
-void check_dense(const char* name, const Tensor& tensor, int64_t dimensions, ScalarType type) {
-  stm_fast::check_tensor(name, tensor, dimensions, type);
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-}
 
 // Images out [B, ceil(H / stride), ceil(W / stride), K] for x [B, H, W, C].
 Window window_of(const Tensor& out, const Tensor& x, int64_t kernel, int64_t stride) {
@@ -111,11 +107,7 @@ void inverted_bottleneck(Tensor out, const Tensor& x, const std::optional<Tensor
   if (out.numel() == 0) {
     return;
   }
-  if (x.scalar_type() == ScalarType::Float) {
-    run<float>(a);
-  } else {
-    run<BFloat16>(a);
-  }
+  stm_fast::for_dtype<float, BFloat16>("x", x, [&]<class Stored>(Stored) { run<Stored>(a); });
 }
 
 void convolution_relu6(Tensor out, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t kernel,
@@ -130,13 +122,10 @@ void convolution_relu6(Tensor out, const Tensor& x, const Tensor& weight, const 
   }
   const auto parallel = stm_fast::parallel_for_products(static_cast<double>(out.numel()) *
                                                         static_cast<double>(kernel * kernel * channels));
-  if (x.scalar_type() == ScalarType::Float) {
-    stm_fast::first_convolution(convolution, x.size(0), static_cast<const float*>(x.const_data_ptr()),
-                                stm_fast::data_of<float>(out), parallel);
-  } else {
-    stm_fast::first_convolution(convolution, x.size(0), static_cast<const BFloat16*>(x.const_data_ptr()),
-                                stm_fast::data_of<BFloat16>(out), parallel);
-  }
+  stm_fast::for_dtype<float, BFloat16>("x", x, [&]<class Stored>(Stored) {
+    stm_fast::first_convolution(convolution, x.size(0), static_cast<const Stored*>(x.const_data_ptr()),
+                                stm_fast::data_of<Stored>(out), parallel);
+  });
 }
 
 }  // namespace

@@ -35,17 +35,16 @@ void fill_rows(const Tensor& tensor, const Crop& crop, float epsilon, float* pro
   const Index values_of_row = crop.width * (1 + logits.objects);
   torch::stable::parallel_for(
       0, crop.height, stm_fast::divide_up(least_values, values_of_row), [&](int64_t begin, int64_t end) {
-        std::vector<float> room(stm_fast::probabilities_room(logits.objects, logits.width));
+        std::vector<float> buffer(stm_fast::probabilities_buffer(logits.objects, logits.width));
         for (Index row = begin; row < end; ++row) {
-          stm_fast::object_probabilities(logits, crop, epsilon, row, room.data(), probabilities);
+          stm_fast::object_probabilities(logits, crop, epsilon, row, buffer.data(), probabilities);
         }
       });
 }
 
 Tensor object_probabilities(const Tensor& logits, int64_t top, int64_t left, int64_t height, int64_t width,
                             double epsilon) {
-  const ScalarType type = logits.scalar_type();
-  stm_fast::check_tensor("logits", logits, 4, type);
+  stm_fast::check_tensor("logits", logits, 4, logits.scalar_type());
   STD_TORCH_CHECK(logits.size(1) == 1 || logits.size(1) == 2, "logits: found ", logits.size(1),
                   " channels, expected 1 or 2");
   STD_TORCH_CHECK(top >= 0 && left >= 0 && height > 0 && width > 0 && top + height <= logits_stride * logits.size(2) &&
@@ -53,20 +52,9 @@ Tensor object_probabilities(const Tensor& logits, int64_t top, int64_t left, int
                   "crop: outside of the resized logits");
   Tensor found = torch::stable::new_empty(logits, {1 + logits.size(0), height, width}, ScalarType::Float);
   const Crop crop{top, left, height, width};
-  const float bound = static_cast<float>(epsilon);
-  switch (type) {
-    case ScalarType::Float:
-      fill_rows<float>(logits, crop, bound, data_of<float>(found));
-      break;
-    case ScalarType::BFloat16:
-      fill_rows<BFloat16>(logits, crop, bound, data_of<float>(found));
-      break;
-    case ScalarType::Half:
-      fill_rows<Half>(logits, crop, bound, data_of<float>(found));
-      break;
-    default:
-      STD_TORCH_CHECK(false, "logits: expected float32, bfloat16 or float16");
-  }
+  stm_fast::for_dtype<float, BFloat16, Half>("logits", logits, [&]<class Stored>(Stored) {
+    fill_rows<Stored>(logits, crop, static_cast<float>(epsilon), data_of<float>(found));
+  });
   return found;
 }
 

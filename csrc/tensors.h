@@ -6,6 +6,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
+
 #include "stm_fast/memory_read.h"
 
 namespace stm_fast {
@@ -13,10 +15,37 @@ namespace stm_fast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// The dtype of tensors of T.
+template <class T>
+inline constexpr ScalarType scalar_type = ScalarType::Float;
+template <>
+inline constexpr ScalarType scalar_type<double> = ScalarType::Double;
+template <>
+inline constexpr ScalarType scalar_type<BFloat16> = ScalarType::BFloat16;
+template <>
+inline constexpr ScalarType scalar_type<Half> = ScalarType::Half;
+template <>
+inline constexpr ScalarType scalar_type<Int8> = ScalarType::Char;
+template <>
+inline constexpr ScalarType scalar_type<Float8> = ScalarType::Float8_e4m3fn;
+
+// Calls function(T{}) for the T of Types whose dtype the tensor has.
+template <class... Types, class Function>
+void for_dtype(const char* name, const Tensor& tensor, const Function& function) {
+  const ScalarType type = tensor.scalar_type();
+  const bool known = ((type == scalar_type<Types> && (function(Types{}), true)) || ...);
+  STD_TORCH_CHECK(known, name, ": there is no kernel for its dtype");
+}
+
 inline void check_tensor(const char* name, const Tensor& tensor, int64_t dimensions, ScalarType type) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a cpu tensor");
   STD_TORCH_CHECK(tensor.dim() == dimensions, name, ": found ", tensor.dim(), " dimensions, expected ", dimensions);
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": its dtype is not the one that the other tensors ask for");
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": its dtype does not match the other tensors");
+}
+
+inline void check_dense(const char* name, const Tensor& tensor, int64_t dimensions, ScalarType type) {
+  check_tensor(name, tensor, dimensions, type);
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
 }
 
 template <class Element>
@@ -24,6 +53,42 @@ inline Batch<const Element> batch_of(const Tensor& tensor) {
   const bool shared = tensor.size(0) == 1;
   return {static_cast<const Element*>(tensor.const_data_ptr()), shared ? 0 : tensor.stride(0), tensor.stride(1),
           tensor.dim() == 3 ? tensor.stride(2) : 1, shared};
+}
+
+// The checks and fields that all reads have in common: query [B or 1, M, Ck], key [B or 1, N, Ck], value [B, N, Cv] and
+// lengths [B].
+inline void check_read(const Tensor& query, const Tensor& key, const Tensor& value,
+                       const std::optional<Tensor>& lengths) {
+  const int64_t batch = value.size(0);
+  STD_TORCH_CHECK(query.size(0) == batch || query.size(0) == 1, "query: batch is neither 1 nor value's");
+  STD_TORCH_CHECK(key.size(0) == batch || key.size(0) == 1, "key: batch is neither 1 nor value's");
+  STD_TORCH_CHECK(key.size(1) == value.size(1), "value: number of rows differs from key's");
+  STD_TORCH_CHECK(key.size(2) == query.size(2), "key: width differs from query's");
+  if (lengths.has_value()) {
+    check_tensor("lengths", *lengths, 1, ScalarType::Int);
+    STD_TORCH_CHECK(lengths->size(0) == batch, "lengths: expected one for each object");
+  }
+}
+
+template <class Stored>
+ReadProblem<Stored> read_problem(const Tensor& query, const Tensor& key, const Tensor& value,
+                                 const std::optional<Tensor>& lengths, double scale) {
+  ReadProblem<Stored> problem{
+      .objects = value.size(0),
+      .queries = query.size(1),
+      .rows = value.size(1),
+      .key_dim = query.size(2),
+      .value_dim = value.size(2),
+      .query = batch_of<Dense<Stored>>(query),
+      .key = batch_of<Stored>(key),
+      .value = batch_of<Stored>(value),
+      .scale = static_cast<Accumulator<Stored>>(scale),
+  };
+  if (lengths.has_value()) {
+    problem.lengths = static_cast<const std::int32_t*>(lengths->const_data_ptr());
+    problem.lengths_stride = lengths->stride(0);
+  }
+  return problem;
 }
 
 // As many threads as PyTorch may use, but none whose work would cost less than waking it.

@@ -1,14 +1,11 @@
 // The transforms of winograd.h as operators; the matrix products between them are PyTorch's.
 // The schemas are in stm_fast/network/deploy/winograd.py.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 
 #include "stm_fast/winograd.h"
+#include "tensors.h"
 
 namespace {
 
@@ -17,10 +14,7 @@ using stm_fast::WinogradStrip;
 using torch::stable::Tensor;
 
 void check_float(const char* name, const Tensor& tensor, int64_t dimensions) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == torch::headeronly::ScalarType::Float, name,
-                  ": expected a float32 cpu tensor");
-  STD_TORCH_CHECK(tensor.dim() == dimensions && tensor.is_contiguous(), name, ": expected ", dimensions,
-                  " contiguous dimensions");
+  stm_fast::check_dense(name, tensor, dimensions, stm_fast::ScalarType::Float);
 }
 
 WinogradStrip strip_of(const Tensor& picture, int64_t first_row, int64_t rows) {

@@ -7,14 +7,15 @@
 | DOT        | 0        | 0                              | scale               |
 | L2         | -k^2 / 2 | <e_i, q_i^2> / 2               | 2 scale             |
 
-The score is S_ij = factor * shrinkage_j * raw_ij.
+The score is S_ij = factor * shrinkage_j * raw_ij. f(0) is 0, because tiles are padded with channels of 0.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-DOT, L2 = 0, 1
+DOT, L2 = 0, 1  # as in SIMILARITIES of stm_fast/choices.py
+KINDS = (DOT, L2)
 _L2 = tl.constexpr(L2)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of functions that users call: numbers as Python has them, from NumPy and PyTorch too."""
+"""Checks of arguments of public functions: numbers of Python, NumPy and PyTorch, as those of Python."""
 
 from numbers import Real
 from operator import index
@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 
 class Limits:
-    """Stands in an `Annotated` type for `pydantic.Field` of the same arguments, such as `ge` and `le`.
+    """Replaces `pydantic.Field(...)` in an `Annotated` type, with the same arguments, such as `ge` and `le`.
 
-    Pydantic is imported where a file is validated: to define and to use what the file describes, nobody needs it.
+    It imports pydantic only when a file is validated, so the annotated class can be defined and used without it.
     """
 
     def __init__(self, **field: Any) -> None:
@@ -21,9 +21,9 @@ class Limits:
 
 
 def integer(found: object, name: str, expected: str = "an integer") -> int:
-    """An integer of Python or NumPy, or an array or a tensor of one without dimensions, as an int.
+    """Converts an integer of Python or NumPy, or an array or tensor without dimensions that holds one, to an int.
 
-    Raises TypeError, which begins with `name`, for anything else, a bool and a float included.
+    Raises TypeError, with a message that begins with `name`, for anything else, including bool and float.
     """
     if isinstance(found, int) and not isinstance(found, bool):
         return found
@@ -38,9 +38,10 @@ def integer(found: object, name: str, expected: str = "an integer") -> int:
 
 
 def number(found: object, name: str, expected: str = "a number") -> float:
-    """A real number of Python or NumPy, or an array or a tensor of one without dimensions, as a float.
+    """Converts a real number of Python or NumPy, or an array or tensor without dimensions that holds one, to a float.
 
-    Raises TypeError, which begins with `name`, for anything else, a bool included; ValueError for one beyond float64.
+    Raises TypeError, with a message that begins with `name`, for anything else, including bool, and ValueError for a
+    number that float64 cannot represent.
     """
     plain = _plain(found)
     if not isinstance(plain, Real) or isinstance(plain, bool):
@@ -52,7 +53,7 @@ def number(found: object, name: str, expected: str = "a number") -> float:
 
 
 def flag(found: object, name: str) -> bool:
-    """True or False, as a bool; what equals them, such as NumPy's, is taken. Raises TypeError for anything else."""
+    """Converts True, False or an equal value, such as NumPy's, to a bool. Raises TypeError for anything else."""
     plain = _plain(found)
     if not isinstance(plain, Real) or plain not in (0, 1):
         raise _wrong(found, name, "True or False")
@@ -60,17 +61,17 @@ def flag(found: object, name: str) -> bool:
 
 
 def shown(found: object) -> str:
-    """What was found, in one line: a short string or None itself, of anything else the type."""
+    """An argument for a message, in one line: None and short strings as they are, anything else by its type."""
     return repr(found) if found is None or (isinstance(found, str) and len(found) <= 80) else type(found).__name__
 
 
 def _plain(found: object) -> Any:
-    """What an array or a tensor without dimensions holds; anything else as it is."""
-    # scalars of NumPy are real numbers, but for its bool
+    """The element of an array or tensor without dimensions; anything else unchanged."""
+    # scalars of NumPy are real numbers, except its bool
     if not isinstance(found, Real) and getattr(found, "ndim", None) == 0 and hasattr(found, "item"):
         try:
             return found.item()
-        except RuntimeError:  # a tensor that holds nothing: a fake one, or one on "meta"
+        except RuntimeError:  # a tensor without data: a fake one, or one on "meta"
             pass
     return found
 

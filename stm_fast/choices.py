@@ -1,6 +1,6 @@
 """Names that a user chooses from.
 
-They stand here, and not where they are used, because the command line shows and checks them before it imports torch.
+They are defined here, and not where they are used, because the command line needs them before it imports torch.
 """
 
 from typing import Literal, get_args

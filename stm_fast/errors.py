@@ -90,6 +90,12 @@ def shown_text(text: str) -> str:
     return text if len(text) <= _SHORT.maxstring and text.isprintable() else shown(text)
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line: the system's message, without file names, or that of the exception."""
+    message = getattr(error, "strerror", None) or str(error)
+    return " ".join(message.split()) or type(error).__name__
+
+
 def check_name(name: str, what: str) -> str:
     """Returns an external name that becomes a path component.
 

@@ -1,6 +1,6 @@
-"""The private names of PyTorch that this package needs, each behind a name that says what for.
+"""The private names of PyTorch that this package uses, under names that say what they are for.
 
-A release of PyTorch may move any of them. No other module uses one, and tests/test_torch_private.py names the missing.
+Any release of PyTorch may move them. No other module uses any, and tests/test_torch_private.py reports missing ones.
 """
 
 from importlib import import_module

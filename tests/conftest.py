@@ -38,7 +38,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is not wanted, and what passed before; what takes long begins first, so that no worker waits."""
+    """Deselects tests that are not wanted or passed before; slow tests start first, so that no worker waits."""
     kept = items
     if not config.getoption("all_cases"):
         kept = [item for item in kept if item.get_closest_marker("experimental") is None]

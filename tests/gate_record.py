@@ -45,7 +45,7 @@ def _digest(root: Path, patterns: Iterable[str]) -> str:
 
 
 def passed_before(kind: Kind, record: Path = RECORD) -> bool:
-    """Whether all of it passed with what is here."""
+    """Whether everything passed with the present sources and Triton."""
     if not record.is_file():
         return False
     recorded, now = json.loads(record.read_text()), state()
@@ -63,7 +63,7 @@ def compiled_again(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def few(items: Iterable[pytest.Item], most: int) -> list[pytest.Item]:
-    """At most so many cases of each test: others for other kernels or operators."""
+    """A sample of at most this many cases of each test, which depends on the kernels and operators."""
     seed = state()["interpreted"]
     cases = defaultdict(list)
     for item in items:
@@ -72,7 +72,7 @@ def few(items: Iterable[pytest.Item], most: int) -> list[pytest.Item]:
 
 
 def one_in(items: Iterable[pytest.Item], many: int) -> list[pytest.Item]:
-    """One in so many of them: others for other kernels or operators."""
+    """A sample of every n-th item, which depends on the kernels and operators."""
     seed = state()["interpreted"]
     return sorted(items, key=lambda item: _number(item, seed))[::many]
 

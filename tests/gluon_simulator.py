@@ -32,7 +32,7 @@ class ScheduleError(AssertionError):
 
 
 def simulate(launch: GluonLaunch, seed: int, source: str = SOURCE) -> None:
-    """Runs every program of a launch whose tensors lie on the CPU, each with an order of its own."""
+    """Runs every program of a launch on CPU tensors, each with its own order of threads."""
     for place, indices in enumerate(all_of(*map(range, launch.grid))):
         run_program(launch, indices, random.Random(seed * 1000 + place), source)
 
@@ -59,7 +59,7 @@ def load_functions(source: str, program: "Program") -> dict[str, object]:
 
 
 def simulated(argument: object) -> object:
-    """What stands for an argument of a launch."""
+    """The simulator's form of an argument of a launch."""
     if isinstance(argument, torch.Tensor):
         return Pointer(argument.detach().numpy().reshape(-1))
     if hasattr(argument, "block_shape"):
@@ -213,7 +213,7 @@ class Agent:
 
 
 class Stop(BaseException):
-    """Ends the threads of a program of which one failed."""
+    """Ends the other threads of a program after one failed."""
 
 
 class Program:

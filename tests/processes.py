@@ -71,7 +71,7 @@ def run(*arguments: str, folder: Path, **environment: str) -> Ended:
 
 
 def run_ranks(*arguments: str, folder: Path, world: int = 2) -> list[Ended]:
-    """A command in several processes, told of one another as torchrun tells them; "{rank}" in it is their number."""
+    """A command in several processes, with the environment of torchrun; "{rank}" in it becomes the rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -78,7 +78,7 @@ def write_davis(
 
 
 def write_youtube(root):
-    """A video whose object 2 appears in frame 10; every fifth frame is annotated or required, all frames are there."""
+    """A video with all frames, every fifth annotated or required, whose object 2 appears in frame 10."""
     pictures, ids = draw(3, frames=16)
     late = np.where(ids[10] == 2, 2, 0).astype(np.uint8)
     masks = {0: np.where(ids[0] == 1, 1, 0).astype(np.uint8), 10: late}

@@ -136,7 +136,7 @@ WRONG_CALLS = [
     (
         arguments(scale=torch.ones((), device="meta")),
         TypeError,
-        "scale: found a tensor on meta, expected a number: to read it would wait",
+        "scale: found a tensor on meta, expected a number: reading it would stall",
     ),
     (
         arguments(scale=torch.ones((), requires_grad=True)),
@@ -302,7 +302,7 @@ WRONG_MERGES = [
         [OUT.int()],
         [LSE],
         TypeError,
-        "outs, lses: found torch.int32 and torch.float32, expected one dtype of outs, and lses as memory_read gives",
+        "outs, lses: found torch.int32 and torch.float32, expected one dtype for outs, and lses as from memory_read",
     ),
     (
         [OUT, OUT.to("meta")],
@@ -310,37 +310,37 @@ WRONG_MERGES = [
         ValueError,
         "outs, lses: found on meta and meta, expected one device for all",
     ),
-    ([], [], ValueError, "outs, lses: found 0 and 0, expected as many of each, at least one"),
-    ([OUT], [LSE, LSE], ValueError, "outs, lses: found 1 and 2, expected as many of each, at least one"),
+    ([], [], ValueError, "outs, lses: found 0 and 0, expected the same number, at least one"),
+    ([OUT], [LSE, LSE], ValueError, "outs, lses: found 1 and 2, expected the same number, at least one"),
     (
         [OUT, OUT[:, :4]],
         [LSE, LSE],
         ValueError,
-        "outs, lses: found (2, 4, 3) and (2, 5), expected [B, M, Cv] and [B, M] alike in every part",
+        "outs, lses: found (2, 4, 3) and (2, 5), expected [B, M, Cv] and [B, M], the same for all parts",
     ),
     (
         [OUT],
         [LSE[0]],
         ValueError,
-        "outs, lses: found (2, 5, 3) and (5,), expected [B, M, Cv] and [B, M] alike in every part",
+        "outs, lses: found (2, 5, 3) and (5,), expected [B, M, Cv] and [B, M], the same for all parts",
     ),
     (
         [OUT[0]],
         [LSE],
         ValueError,
-        "outs, lses: found (5, 3) and (2, 5), expected [B, M, Cv] and [B, M] alike in every part",
+        "outs, lses: found (5, 3) and (2, 5), expected [B, M, Cv] and [B, M], the same for all parts",
     ),
     (
         [OUT, OUT.half()],
         [LSE, LSE],
         TypeError,
-        "outs, lses: found torch.float16 and torch.float32, expected one dtype of outs, and lses as memory_read gives",
+        "outs, lses: found torch.float16 and torch.float32, expected one dtype for outs, and lses as from memory_read",
     ),
     (
         [OUT],
         [LSE.double()],
         TypeError,
-        "outs, lses: found torch.float32 and torch.float64, expected one dtype of outs, and lses as memory_read gives",
+        "outs, lses: found torch.float32 and torch.float64, expected one dtype for outs, and lses as from memory_read",
     ),
 ]
 
@@ -400,7 +400,7 @@ def test_a_memory_has_integers(name, number):
     ],
     ids=str,
 )
-def test_what_a_memory_does_not_take(wrong, error, message):
+def test_arguments_that_a_memory_refuses(wrong, error, message):
     with pytest.raises(error, match=message):
         MemoryConfig(**wrong)
 
@@ -422,7 +422,7 @@ WRONG_FRAMES = [
 
 
 @pytest.mark.parametrize(("wrong", "error", "message"), WRONG_FRAMES, ids=[row[-1] for row in WRONG_FRAMES])
-def test_what_a_bank_does_not_take(wrong, error, message):
+def test_arguments_that_a_bank_refuses(wrong, error, message):
     bank = MemoryBank()
     with pytest.raises(error, match=message):
         bank.append(**made(FRAME | wrong))
@@ -430,7 +430,7 @@ def test_what_a_bank_does_not_take(wrong, error, message):
     assert bank.frames == [[0], [0]]
 
 
-def test_what_a_bank_takes():
+def test_arguments_that_a_bank_accepts():
     bank, plain = MemoryBank(), MemoryBank()
     bank.append(**FRAME, frame=np.int64(4), permanent=np.array([1]), absent=torch.tensor([0]))
     plain.append(**FRAME, frame=4, permanent=[1], absent=[0])

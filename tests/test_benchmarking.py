@@ -193,7 +193,7 @@ def test_the_error_is_that_of_the_result(pass_name):
 
 
 @pytest.mark.slow
-def test_a_wrong_route_gets_no_time(monkeypatch):
+def test_a_route_with_wrong_results_is_not_timed(monkeypatch):
     wrong = replace(ROUTES["published"], make=lambda workload: lambda query, key, value: value[:, : query.shape[1]])
     monkeypatch.setitem(ROUTES, "published", wrong)
     (row,) = (row for row in rows_of(select("published", passes=("forward",))) if row.route == "published")
@@ -265,7 +265,7 @@ def test_unsupported_reasons_are_one_line():
 
 
 @pytest.mark.slow
-def test_extra_memory_is_that_of_affinities():
+def test_extra_memory_is_that_of_the_affinities():
     # one affinity is 4 MB; the published read keeps two at its peak, softmax in place one, the C++ engine none
     published, in_place, ours = (
         extra_cpu_bytes(route, work(shape="M500-N2000-O1")) for route in ("published", "last-dim", "cpp")

@@ -170,7 +170,7 @@ def test_the_same_command_again_does_what_is_left(tmp_path, many, weights, monke
 
 
 @pytest.mark.slow
-def test_an_interruption_while_all_is_overwritten_is_gone_on_with(tmp_path, many, weights, monkeypatch):
+def test_an_interrupted_overwriting_run_is_resumed(tmp_path, many, weights, monkeypatch):
     """As the command that is printed does: without --overwrite, with records of the options before."""
     assert CliRunner().invoke(app, arguments(tmp_path, weights, many[:2])).exit_code == 0
     (tmp_path / "out/b/mine.txt").touch()
@@ -230,7 +230,7 @@ def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, 
         ),
     ],
 )
-def test_the_command_that_goes_on_can_be_copied(monkeypatch, program, world, line, command):
+def test_the_resume_command_can_be_copied(monkeypatch, program, world, line, command):
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": world, **shared}.items():
         monkeypatch.setenv(name, value)
@@ -280,7 +280,7 @@ def segment_together(rank, folder, store, kill_at, stop_at):
 
 
 def together(folder, kill_at=0, stop_at=0):
-    """The exit codes of processes that go on with what is there."""
+    """The exit codes of processes that resume a run."""
     options = (folder, folder / f"store{time.monotonic_ns()}", kill_at, stop_at)
     ranks = [CONTEXT.Process(target=segment_together, args=(rank, *options)) for rank in range(WORLD)]
     for process in ranks:
@@ -292,7 +292,7 @@ def together(folder, kill_at=0, stop_at=0):
 
 
 @pytest.mark.slow
-def test_processes_with_one_memory_stop_die_and_go_on_together(tmp_path):
+def test_processes_that_share_a_memory_stop_fail_and_resume_together(tmp_path):
     folder = tmp_path / "shared"
     write_video(folder / "in.mp4", 16)
     mask(folder / "masks/in.png", 3)

@@ -147,7 +147,7 @@ def test_says_which_architecture_was_found_and_which_expected(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unit_keys", [False, True])
-def test_position_waves_are_added_to_weights_without(tmp_path: Path, unit_keys: bool) -> None:
+def test_position_channels_are_added_to_weights_without_them(tmp_path: Path, unit_keys: bool) -> None:
     path, frame = tmp_path / "start.safetensors", torch.rand(3, 32, 48)
     start = STM("resnet18_half", **SMALL, unit_keys=unit_keys).eval()
     save_checkpoint(start, path)

@@ -111,7 +111,7 @@ def test_segment_takes_the_weights_of_the_package(place):
 
 
 @pytest.mark.slow
-def test_an_untrained_network_says_what_that_means(place):
+def test_an_untrained_network_warns_the_user(place):
     result = place.segment("--overlay", "none", "--arch", "resnet18", weights="default")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1:] == [

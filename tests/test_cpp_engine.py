@@ -75,7 +75,7 @@ def test_few_queries(queries, value_dim, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_values_are_read_as_they_lie_to_the_bit(dtype):
+def test_values_are_read_in_place_bit_for_bit(dtype):
     query, key, value = make_tensors(ReadCase(batch=1, queries=21, rows=420, key_dim=16, value_dim=64), dtype)[:3]
     assert value.stride(2) == 1
     expected = memory_read(query, key, value, backend="cpp")

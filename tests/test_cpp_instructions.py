@@ -30,7 +30,7 @@ def sets_that_are_here(tmp_path_factory) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_set_that_is_not_here_is_refused_with_those_that_are(sets_that_are_here, tmp_path):
+def test_an_instruction_set_that_the_cpu_lacks_is_refused_with_a_list(sets_that_are_here, tmp_path):
     assert sets_that_are_here[-2:] == ["portable", "emulated"]
     demo = ["demo", "--output", str(tmp_path / "demo"), "--arch", "resnet18"]
     ended = Running(demo, tmp_path, STM_FAST_CPU="abacus").wait()

@@ -60,7 +60,7 @@ def same(first, second):
 
 
 @pytest.mark.slow
-def test_a_batch_depends_on_the_seed_and_the_tickets_alone(stills, video):
+def test_a_batch_depends_only_on_the_seed_and_the_sample_keys(stills, video):
     def sources():
         return image_source(stills), VideoSource(folder(video, "all")), SyntheticSource(2, 48, 64, frames=6)
 
@@ -88,7 +88,7 @@ def test_a_clip_does_not_depend_on_its_batch(stills, video):
 # --- frame and mask move together
 
 
-def test_without_changes_a_clip_is_the_picture(tmp_path):
+def test_without_augmentation_a_clip_repeats_the_image(tmp_path):
     ids = painted(*SIZE, {1: (5, 5, 40, 60)})
     write_pair(tmp_path, "one", ids)
     batch = clips_of(image_source(tmp_path)).batch(keys(2))
@@ -99,7 +99,7 @@ def test_without_changes_a_clip_is_the_picture(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 64), (80, 40)])
-def test_colours_that_tell_the_id_still_do_after_every_motion(stills, video, size):
+def test_colors_still_identify_objects_after_motion(stills, video, size):
     clips = clips_of(image_source(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=size)
     batch = clips.batch(keys(30, max_skip=5))
     seen = set()
@@ -181,7 +181,7 @@ def test_objects_appear_where_the_first_frame_shows_them(video):
     assert set(batch.objects) == {1, 2}
 
 
-def test_at_most_so_many_objects_in_an_order_that_is_drawn(tmp_path):
+def test_number_of_objects_is_limited_and_their_order_random(tmp_path):
     boxes = {label: (0, 8 * at, 30, 8 * at + 8) for at, label in enumerate((3, 50, 100, 200, 254))}
     write_pair(tmp_path, "row", painted(30, 40, boxes))
     batch = clips_of(image_source(tmp_path), max_objects=2).batch(keys(20))
@@ -208,7 +208,7 @@ def test_a_crop_holds_an_object_however_small(tmp_path):
         assert (clips.batch([key]).ids[0, 0] == 1).any()
 
 
-def test_clips_without_an_object_give_their_place_to_one_that_has_some(tmp_path):
+def test_clips_without_an_object_are_replaced(tmp_path):
     write_pair(tmp_path, "empty", painted(40, 40, {}))
     write_pair(tmp_path, "speck", painted(40, 40, {1: (0, 0, 1, 1)}))
     with pytest.raises(InputError, match="5 clips drawn and none can be used, expected objects"):

@@ -224,7 +224,7 @@ def test_an_object_of_the_frame_just_seen_can_be_deleted(model):
     assert without.step(video[3]).shape[0] == 3
 
 
-def test_all_objects_deleted_is_a_start_without_masks(model):
+def test_deleting_all_objects_is_like_starting_without_masks(model):
     video, segmenter = clip(6), VideoSegmenter(model)
     for _ in segmenter.propagate(video[:3], {0: two_objects()}):
         pass

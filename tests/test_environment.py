@@ -123,7 +123,7 @@ def test_help_asks_for_no_processes(environment, given):
     assert run("segment", "--help").exit_code == 0
 
 
-def test_processes_that_do_not_meet_are_told_so(environment, monkeypatch):
+def test_processes_that_cannot_connect_get_a_message(environment, monkeypatch):
     def unknown(*_):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -154,7 +154,7 @@ def test_what_the_system_refuses_is_one_line(error, line):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), KeyError("a"), AssertionError()])
-def test_a_bug_is_none_of_it(error):
+def test_bugs_are_not_input_errors(error):
     assert as_input_error(error) is None
 
 
@@ -348,7 +348,7 @@ HOSTILE = [
 ]
 
 
-def test_the_command_that_goes_on_is_the_same_for_the_shell(monkeypatch):
+def test_the_resume_command_is_quoted_for_the_shell(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/bin/stm-fast", "segment", *HOSTILE])
     _, command = how_to_resume()
     assert printable(command) == command

@@ -36,7 +36,7 @@ for arguments in (
 
 
 def contents(folder):
-    """The bytes of every file; of JSON what is not a time."""
+    """The bytes of every file, and of JSON the content without times."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for name, data in found.items():
         if name.endswith("results.json") or "timings/" in name:

@@ -431,8 +431,8 @@ def test_an_output_folder_that_is_not_as_a_run_left_it_is_refused_at_once(tmp_pa
         {"more": 1},
     ],
 )
-def test_a_timing_of_what_no_sequence_has_is_refused(tmp_path, change):
-    """Though its checksum is right."""
+def test_timings_with_impossible_values_are_refused(tmp_path, change):
+    """Even with a correct checksum."""
     (sequence,) = davis17(write_davis(tmp_path / "davis", names=("blob",)), "val")
     timing = asdict(Timing("blob", 5, 2, 0.5, 1.0, {"decode": 0.1}))
     (tmp_path / "timings").mkdir()
@@ -724,7 +724,7 @@ def test_scales_are_above_zero(model, scales):
         AugmentedSegmenter(model, RunOptions(scales=scales))
 
 
-def test_annotated_sequences_of_nothing(tmp_path):
+def test_annotated_sequences_of_missing_and_empty_folders(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         annotated_sequences(tmp_path / "nowhere", Objects.ALL)
     with pytest.raises(InputError, match="no folder of a sequence"):
@@ -763,7 +763,7 @@ def test_copied_first_masks_take_objects_up_where_they_are_given(tmp_path):
 
 
 @pytest.mark.slow
-def test_base_lines_are_scored_beside_it(tmp_path):
+def test_baselines_are_scored_with_the_network(tmp_path):
     root = write_davis(tmp_path / "data", names=("blob",))
     result = small_run(root, tmp_path / "out", "--baselines")
     assert result.exit_code == 0, result.output

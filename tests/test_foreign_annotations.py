@@ -131,7 +131,7 @@ def test_the_largest_is_painted_first_and_254_at_most(coco):
         instance([BOX], keypoints=[nan], bbox="none"),
     ],
 )
-def test_what_is_unusual_is_taken(coco, annotation):
+def test_unusual_but_valid_input_is_accepted(coco, annotation):
     crowd = instance("no shape", id=6, iscrowd=1)
     others = [crowd, instance([BOX], id=7, image_id=3), instance([], id=8), without(instance(id=9), "segmentation")]
     source = coco([image(), image(id=2, height="of no instance")], [annotation, *others])
@@ -280,7 +280,7 @@ def places(content, *path):
         yield from places(content[key], *path, key)
 
 
-def test_no_value_anywhere_takes_the_run_down(coco):
+def test_no_value_in_a_coco_file_crashes_a_run(coco):
     shapes = ([TRIANGLE, BOX], runs([5, 9, PIXELS - 14]), runs("5" + "9" + "bl1"))
     whole = {"images": [image()], "annotations": [instance(shape, id=id) for id, shape in enumerate(shapes)]}
     refused = 0
@@ -495,13 +495,13 @@ def test_all_that_is_compressed_in_a_file_is_bounded(mat, monkeypatch):
         mat(M.file(bytes(3000)))
 
 
-def test_no_matlab_file(tmp_path):
+def test_files_that_are_not_matlab_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.mat: no such file, expected a mask of SBD"):
         read_mat(tmp_path / "none.mat")
 
 
 @pytest.mark.parametrize("content", [M.file(GOOD), M.file(M.compressed(GOOD))], ids=["plain", "compressed"])
-def test_what_is_cut_off_is_told(mat, content):
+def test_truncated_matlab_files_are_refused(mat, content):
     end = len(content.rstrip(b"\0")) if content[128] == M.MATRIX else len(content)
     for size in (*range(0, 128, 16), *range(128, end, 3), end - 1):
         with pytest.raises(InputError):

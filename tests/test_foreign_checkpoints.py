@@ -110,7 +110,7 @@ def test_an_average_of_weights_is_taken(model, tmp_path):
     assert_same(load_network(tmp_path / "x.pth"), model)
 
 
-def test_of_two_networks_in_a_file_the_one_that_is_taken_is_told(model, state, tmp_path, caplog):
+def test_the_choice_between_two_networks_in_a_file_is_reported(model, state, tmp_path, caplog):
     other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     torch.save({"ema": other, "model": state}, tmp_path / "x.pth")
     with caplog.at_level(logging.WARNING):
@@ -118,7 +118,7 @@ def test_of_two_networks_in_a_file_the_one_that_is_taken_is_told(model, state, t
     assert "x.pth: took the weights under 'model', found some under ema too" in caplog.text
 
 
-def test_the_kind_of_a_file_is_told_by_its_content(model, tmp_path):
+def test_file_types_are_recognized_by_content(model, tmp_path):
     save_checkpoint(model, tmp_path / "x.safetensors")
     (tmp_path / "x.safetensors").rename(tmp_path / "x.pth")
     torch.save(model.state_dict(), tmp_path / "y.safetensors")
@@ -153,14 +153,14 @@ VALUES = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", VALUES)
-def test_numbers_that_are_none_are_named(state, tmp_path, kind, dtype):
+def test_values_that_are_not_numbers_are_named(state, tmp_path, kind, dtype):
     spoil, message = VALUES[kind]
     state[NAME] = state[NAME].to(dtype)
     spoil(state[NAME])
     assert message in refusal(state, tmp_path)
 
 
-def test_the_name_of_the_file_is_told_not_ours(state, tmp_path):
+def test_messages_use_the_entry_names_of_the_file(state, tmp_path):
     state[NAME][0] = torch.nan
     content = {"module." + published_name(name): tensor for name, tensor in state.items()}
     assert refusal(content, tmp_path).startswith("entry module.Decoder.pred2.weight holds NaN")
@@ -432,7 +432,7 @@ def test_a_network_of_absurd_widths_is_not_begun(change, message):
     [SMALL, SMALL | {"unit_keys": True, "position_waves": 2}, {**SMALL, "value_dim": 24, "shared_trunk": True}],
     ids=str,
 )
-def test_an_outline_is_the_network_without_numbers(options):
+def test_an_outline_is_the_network_on_the_meta_device(options):
     model, without = STM(**options), outline(STM(**options).architecture)
     shapes = [{n: (t.shape, t.dtype) for n, t in each.state_dict().items()} for each in (model, without)]
     assert shapes[0] == shapes[1]

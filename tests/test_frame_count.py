@@ -89,7 +89,7 @@ def test_the_number_of_frames_is_known(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_a_number_of_frames_that_packets_do_not_tell_is_unknown(tmp_path: Path, name: str) -> None:
+def test_the_frame_count_is_unknown_if_packets_do_not_determine_it(tmp_path: Path, name: str) -> None:
     assert counted(make(tmp_path, name, **UNKNOWN[name])) == (None, FRAMES)
 
 
@@ -187,7 +187,7 @@ def test_packets_that_may_hold_no_frame_or_two(
     assert counted(remux(whole, tmp_path / f"v.{suffix}", edit))[0] is None
 
 
-def test_frames_that_a_decoder_leaves_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_frames_that_a_decoder_drops_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The HEVC decoder silently drops frames that depend on a damaged one."""
 
     def spoiled(packets: list[Sent]) -> list[Sent]:
@@ -271,7 +271,7 @@ def test_thumbnails_are_not_taken(caplog: pytest.LogCaptureFixture, flag: str) -
         choose(Path("v.mp4"), SimpleNamespace(streams=Streams([thumbnail])))
 
 
-def test_a_codec_that_is_not_known(tmp_path: Path) -> None:
+def test_unknown_codec(tmp_path: Path) -> None:
     path = make(tmp_path, "v.mkv", codec="ffv1")
     path.write_bytes(path.read_bytes().replace(b"V_FFV1", b"V_NONE"))
     with pytest.raises(InputError, match="the codec of the video stream is unknown"):
@@ -299,7 +299,7 @@ def test_subtitles_alone_are_refused(tmp_path: Path) -> None:
         (None, None, Fraction(25)),
     ],
 )
-def test_a_frame_rate_that_no_camera_has_is_not_taken(
+def test_implausible_frame_rates_are_ignored(
     average: Fraction | None, guessed: Fraction | None, expected: Fraction
 ) -> None:
     stream: Any = SimpleNamespace(average_rate=average, guessed_rate=guessed)
@@ -316,7 +316,7 @@ def test_a_frame_rate_that_no_camera_has_is_not_taken(
         (1, 1, 1, 1),
     ],
 )
-def test_a_matrix_that_is_no_rotation_leaves_frames_upright(tmp_path: Path, matrix: tuple[int, ...]) -> None:
+def test_frames_stay_upright_if_the_display_matrix_is_not_a_rotation(tmp_path: Path, matrix: tuple[int, ...]) -> None:
     a, b, c, d = matrix
     path = write_video(tmp_path / "v.mp4", [numbered_picture(5)], matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30))
     (frame,) = open_frames(path)

@@ -80,7 +80,7 @@ def grow(folder: Path) -> None:
         assert len(b"x" * (3 * 2**27)) == 3 * 2**27
 
 
-def test_refusals_are_no_findings():
+def test_input_errors_are_not_findings():
     assert findings_of(Target("refuse", refuse, valid), range(20)) == []
 
 
@@ -107,7 +107,7 @@ def test_what_a_reader_may_not_do_is_found_and_the_next_case_is_run(read, what, 
     assert len({one.kind for one in findings}) == 1
 
 
-def test_a_sample_that_is_not_read_is_told_at_once():
+def test_an_unreadable_sample_is_reported_at_once():
     with pytest.raises(RuntimeError, match="wrong: a valid sample is not read"):
         run_cases(Target("wrong", fail, other_samples), SEED, [0], print)
 

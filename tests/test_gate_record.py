@@ -12,7 +12,7 @@ def items(*names, mark=None):
     return [SimpleNamespace(nodeid=name, get_closest_marker={mark: True}.get) for name in names]
 
 
-def test_what_decides_is_kernels_operators_tests_and_triton(tmp_path):
+def test_the_gate_depends_on_kernels_operators_tests_and_triton(tmp_path):
     record = tmp_path / "gate.json"
     assert not gate_record.passed_before("compiled", record)
     now = gate_record.state()
@@ -39,7 +39,7 @@ def test_a_source_that_changes_in_any_way_is_another(tmp_path):
     assert len({state["interpreted"] for state in (before, changed, renamed)}) == 3
 
 
-def test_a_sample_of_what_compiles_is_left_and_all_of_the_rest():
+def test_a_sample_of_the_compiling_tests_and_all_others_are_selected():
     others = items("tests/test_a.py::test_b", "tests/test_a.py::test_c[1]")
     kept = gate_record.compiled_again([*items(*COMPILED, mark="compiles"), *others])
     assert kept[-2:] == others
@@ -53,7 +53,7 @@ def test_few_cases_of_every_test_are_left():
     assert {"tests/test_a.py::test_b", "tests/test_a.py::test_c[1]", "tests/test_a.py::test_c[2]"} < set(kept)
 
 
-def test_one_in_some_is_left_and_never_none():
+def test_sampling_keeps_every_nth_and_at_least_one():
     found = items(*COMPILED)
     kept = gate_record.one_in(found, 3)
     assert len(kept) == 134

@@ -1,4 +1,4 @@
-"""make gpu, without a GPU: its stages, what ends them, and what is left of them."""
+"""make gpu, without a GPU: its stages, how they end, and what they leave behind."""
 
 import os
 import shutil
@@ -89,7 +89,7 @@ def test_the_table_is_short_however_much_was_found(session):
     assert text.splitlines()[-1] == f"all of it: {session.out}"
 
 
-def test_nothing_is_left_of_a_process_that_is_out_of_time(tmp_path):
+def test_processes_that_time_out_are_killed_with_their_children(tmp_path):
     beat = tmp_path / "beat"
     grandchild = f"while true; do date +%N > {beat}; sleep 0.05; done"
     child = Child(["bash", "-c", f"({grandchild}) & wait"], tmp_path / "log", tmp_path, {"PATH": "/usr/bin:/bin"})
@@ -127,7 +127,7 @@ def test_behind_it():
 
 
 @pytest.mark.slow
-def test_red_tests_are_listed_and_a_hung_one_is_ended(session, monkeypatch, tmp_path):
+def test_failed_tests_are_listed_and_a_hanging_one_is_killed(session, monkeypatch, tmp_path):
     made = tmp_path / "test_made.py"
     made.write_text(TESTS)
     monkeypatch.setattr(suite, "files_with_gpu_tests", lambda: [made])
@@ -146,7 +146,7 @@ def test_red_tests_are_listed_and_a_hung_one_is_ended(session, monkeypatch, tmp_
         assert stage.found["outcomes"] == {"passed": 1, "failed": 1}
 
 
-def test_what_starts_a_pytest_is_there_and_its_cases_are_run_instead():
+def test_wrappers_of_inner_pytest_runs_are_replaced_by_their_cases():
     path, name = suite.STARTER.split("::")
     assert f"def {name}(" in (ROOT / path).read_text()
     assert suite.STARTER in suite.command([])
@@ -156,7 +156,7 @@ def test_what_starts_a_pytest_is_there_and_its_cases_are_run_instead():
     assert "test_cli.py" not in names
 
 
-def test_a_kernel_that_hung_is_launched_by_no_later_stage():
+def test_later_stages_skip_a_kernel_that_hung():
     found = {
         "channels": {"ended": "hung for 20 s"},
         "rows": {"right": True},
@@ -304,7 +304,7 @@ NCU = """==PROF== Connected to process 1
 """.replace("{stall}", "smsp__average_warps_issue_stalled").replace("{rest}", "_per_issue_active.ratio")
 
 
-def test_what_ncu_counts_is_a_line(tmp_path):
+def test_counters_of_ncu_become_a_line(tmp_path):
     path = tmp_path / "ncu.csv"
     path.write_text(NCU)
     assert list(profiler.shown(profiler.read_csv(path))) == [

@@ -212,7 +212,7 @@ def test_the_simulator_finds_a_broken_schedule(found: str, instead: str, error: 
         ),
     ],
 )
-def test_which_reads_it_takes(change, is_for_it: bool) -> None:
+def test_reads_that_the_hopper_kernel_supports(change, is_for_it: bool) -> None:
     query, key, value = torch.randn(2, 20, 128), torch.randn(2, 30, 128), torch.randn(2, 30, 512)
     problem = problem_of(change(query.half(), key.half(), value.half()))
     assert is_for_hopper(problem) == is_for_it
@@ -235,6 +235,6 @@ def test_a_tile_of_the_user_goes_first() -> None:
         assert isinstance(forward.plan_read(problem)[2], Launch)
 
 
-def test_a_triton_without_this_gluon_leaves_the_portable_kernel(monkeypatch) -> None:
+def test_without_this_gluon_api_the_portable_kernel_is_used(monkeypatch) -> None:
     monkeypatch.setattr(forward, "hopper_module", lambda: None)
     assert isinstance(forward.plan_read(problem_of(make(30))._replace(value=torch.randn(1, 30, 512).half()))[2], Launch)

@@ -171,8 +171,8 @@ def test_nothing_around_an_image_is_read_or_written(case, dtype):
 
 
 @DTYPES
-def test_a_bad_number_stays_where_the_convolution_sees_it(dtype):
-    """With a number of channels that fills neither a vector nor a pair, of which the next pixel's could be read."""
+def test_nan_and_infinity_spread_only_as_far_as_the_convolution_reaches(dtype):
+    """With a number of channels that fills neither a vector nor a pair, so that the next pixel could be read."""
     case = Case((9, 10), (5, 35, 7))
     x, block = image_of(case, dtype), block_of(case, dtype)
     fused = FusedBottleneck(block)
@@ -196,8 +196,8 @@ def test_bottlenecks_read_any_layout(dtype):
     assert torch.equal(fused(wide), expected)
 
 
-def test_an_image_that_begins_between_two_pairs():
-    """Where pairs of bfloat16 numbers are multiplied as they lie, they lie at even places."""
+def test_images_at_unaligned_addresses():
+    """Kernels that multiply pairs of bfloat16 numbers in place must not assume that pairs are aligned."""
     case = CASES[2]
     x, fused = image_of(case, torch.bfloat16), FusedBottleneck(block_of(case, torch.bfloat16))
     shifted = torch.empty(x.numel() + 1, dtype=torch.bfloat16)[1:].view(1, *case.size, 16).permute(0, 3, 1, 2)
@@ -224,7 +224,7 @@ def test_no_images_and_no_pixels():
     assert fused(torch.empty(2, 8, 0, 4)).shape == (2, 24, 0, 4)
 
 
-def test_what_cannot_be_is_refused():
+def test_unsupported_blocks_and_inputs_are_refused():
     case = Case((4, 4), (8, 48, 24))
     x, block = image_of(case, torch.float32), block_of(case, torch.float32)
     fused = FusedBottleneck(block)
@@ -241,7 +241,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(RuntimeError, match="expanded: does not fit x"):
         plain(x[:, :7])
     fused.project_bias = fused.project_bias.bfloat16()
-    with pytest.raises(RuntimeError, match="project_bias: its dtype is not the one"):
+    with pytest.raises(RuntimeError, match="project_bias: its dtype does not match"):
         fused(x)
     stem = FusedStem(Stem(3, 8, 3, 1))
     with pytest.raises(RuntimeError, match="x: expected float32 or bfloat16"):

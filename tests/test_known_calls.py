@@ -39,7 +39,7 @@ READS = [
 
 
 class Chosen:
-    """Counts the calls whose backend is chosen, which is what known calls are spared."""
+    """Counts the calls for which a backend is chosen; known calls skip that."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -145,7 +145,7 @@ def test_no_call_is_taken_for_one_that_differs(change: str, backend: str, chosen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_view_of_negated_numbers_is_not_taken_for_what_lies_in_memory(backend: str) -> None:
+def test_views_with_the_negative_bit_are_resolved(backend: str) -> None:
     query, key, value = make_tensors(SMALL, torch.float32, device_of(backend))[:3]
     whole = torch.complex(query, -query)
     negated = whole.conj().imag
@@ -251,7 +251,7 @@ def test_gradients_flow_after_a_call_without_any(chosen: Chosen) -> None:
         assert chosen.of(lambda: memory_read(query, key, value)) == 0
 
 
-def test_a_choice_that_is_logged_is_made(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_logged_choice_is_the_one_made(caplog: pytest.LogCaptureFixture) -> None:
     call = call_of(SMALL)
     call()
     with caplog.at_level(logging.DEBUG, logger="stm_fast"):

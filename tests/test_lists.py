@@ -96,7 +96,7 @@ def test_what_is_no_list_of_sequences_is_refused_in_one_line(root, content, word
 
 
 @pytest.mark.parametrize("kind", ["folder", "dangling", "loop"])
-def test_a_list_that_is_no_file_is_named(root, kind):
+def test_a_missing_list_file_is_named(root, kind):
     file = root / "ImageSets/2017/val.txt"
     file.parent.mkdir(parents=True)
     file.mkdir() if kind == "folder" else file.symlink_to("nowhere" if kind == "dangling" else file.name)

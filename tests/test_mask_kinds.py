@@ -106,7 +106,7 @@ def test_thin_parts_of_a_resized_mask_are_no_objects(tmp_path: Path, scale: floa
     assert agreement(found > 0, np.array(picture.convert("L")) >= 128) > 0.999
 
 
-def test_a_soft_edge_of_any_palette_is_an_edge(tmp_path: Path) -> None:
+def test_soft_edges_are_found_with_any_palette(tmp_path: Path) -> None:
     grey = smooth(255).convert("P")
     grey.putpalette([level for level in range(256) for _ in range(3)])
     grey.save(tmp_path / "m.png")
@@ -191,7 +191,7 @@ def test_a_smoothed_edge_of_few_shades_is_no_object_however_small_it_is(tmp_path
     np.testing.assert_array_equal(found.ids > 0, mask >= 128)
 
 
-def test_shades_are_told_by_where_they_are() -> None:
+def test_shades_are_recognized_by_their_position() -> None:
     shades = find_shades(np.array(smooth(255)))
     assert shades is not None
     assert shades.others == {255}
@@ -205,7 +205,7 @@ def test_shades_are_told_by_where_they_are() -> None:
 
 
 @pytest.mark.parametrize("colors", [[128, 0, 0, 0, 0, 0], [255, 255, 255, 0, 0, 0], [90, 90, 90, 3, 1, 9]])
-def test_a_background_that_is_not_index_0_is_told(tmp_path: Path, colors: list[int]) -> None:
+def test_a_background_that_is_not_index_0_is_reported(tmp_path: Path, colors: list[int]) -> None:
     picture = Image.fromarray((WHITE == 0).astype(np.uint8))
     picture.putpalette(colors)
     picture.save(tmp_path / "m.png")
@@ -222,7 +222,7 @@ def test_any_palette_with_black_at_0_or_without_black_is_fine(tmp_path: Path) ->
 # size
 
 
-def test_a_mask_of_the_frames_aspect_ratio_is_brought_to_their_size(tmp_path: Path) -> None:
+def test_a_mask_with_the_aspect_ratio_of_the_frames_is_resized(tmp_path: Path) -> None:
     truth = np.array(shapes(1, 2))
     for name, scale in (("half.png", 0.5), ("double.png", 2)):
         size = round(WIDTH * scale), round(HEIGHT * scale)
@@ -371,7 +371,7 @@ def test_other_pictures_beside_masks_are_named_and_alone_they_are_masks(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["picture", "mask", "folder"])
-def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_broken_link_is_named(tmp_path: Path, kind: str) -> None:
     pictures, masks = draw()
     for name in ("one", "two"):
         write_sequence(

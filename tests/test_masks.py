@@ -33,7 +33,7 @@ def refuses(path: Path, *words: str) -> None:
         assert word in message
 
 
-def test_davis_palette_has_the_published_colours() -> None:
+def test_davis_palette_has_the_published_colors() -> None:
     assert len(masks.DAVIS_PALETTE) == 768
     colours = np.frombuffer(masks.DAVIS_PALETTE, np.uint8).reshape(256, 3).tolist()
     assert colours[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
@@ -93,7 +93,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     [("L", [[0, 255]], [[0, 255]]), ("L", [[0, 3]], [[0, 3]]), ("1", [[0, 1]], [[0, 1]])],
     ids=["binary 255", "grey ids", "one bit"],
 )
-def test_grey_values_are_ids(tmp_path: Path, mode: str, values: list[list[int]], expected: list[list[int]]) -> None:
+def test_gray_values_are_ids(tmp_path: Path, mode: str, values: list[list[int]], expected: list[list[int]]) -> None:
     dtype = np.bool_ if mode == "1" else np.uint8
     Image.fromarray(np.array(values, dtype)).save(tmp_path / "m.png")
     mask = read_mask(tmp_path / "m.png")
@@ -103,7 +103,7 @@ def test_grey_values_are_ids(tmp_path: Path, mode: str, values: list[list[int]],
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_grey_values_of_few_bits_are_ids_too(tmp_path: Path, bits: int) -> None:
+def test_gray_values_of_few_bits_are_ids(tmp_path: Path, bits: int) -> None:
     values = np.arange(2**bits, dtype=np.uint8)[None]  # [1, W]
     packed = np.packbits(np.unpackbits(values.T, axis=1)[:, -bits:].ravel()).tobytes()
     header = struct.pack(">IIBBBBB", values.shape[1], 1, bits, 0, 0, 0, 0)

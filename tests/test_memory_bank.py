@@ -118,7 +118,7 @@ def test_rows_are_written_once_and_never_moved():
 
 
 @pytest.mark.parametrize("later", [0, 2])
-def test_a_known_size_is_made_at_once(later):
+def test_storage_of_known_size_is_allocated_at_once(later):
     bank = MemoryBank(frames=10)
     bank.append(*frame(1))
     storage = [rows.data_ptr() for rows in rows_of(bank)]

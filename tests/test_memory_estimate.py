@@ -54,7 +54,7 @@ def test_a_bank_takes_what_was_estimated(storage, place, policy):
         assert bank.nbytes <= expected.bank <= config.max_bytes
 
 
-def test_a_bank_without_end_is_told_by_the_frame():
+def test_an_unbounded_bank_is_estimated_per_frame():
     found = estimate_bank(MemoryConfig(), LAYOUT, objects=2, frames=None)
     assert (found.bank, found.frame) == (None, 2 * SLOT_BYTES)
 
@@ -93,7 +93,7 @@ def test_given_frames_that_a_cap_in_bytes_does_not_hold(place, slots, world, fit
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_pages_of_files_are_not_what_a_container_lacks(tmp_path, version):
+def test_the_page_cache_counts_as_available_memory(tmp_path, version):
     limit, used = estimates._GROUP_FILES[2 - version]
     (tmp_path / limit).parent.mkdir(exist_ok=True)
     (tmp_path / limit).write_text("1000\n")
@@ -216,7 +216,7 @@ def test_rows_elsewhere_are_not_on_the_device(model, tmp_path):
     assert elsewhere.disk_bytes == elsewhere.bank.bank
 
 
-def test_a_container_has_what_its_group_has_left(tmp_path):
+def test_the_memory_of_a_container_is_the_remainder_of_its_cgroup(tmp_path):
     (tmp_path / "memory.current").write_text("300\n")
     assert estimates._group_bytes(tmp_path) > 2**60
     (tmp_path / "memory.max").write_text("max\n")

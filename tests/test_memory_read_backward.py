@@ -70,7 +70,7 @@ def test_each_object_of_an_expanded_batch_has_a_gradient_of_its_own(backend):
 # PyTorch's own, at its first forward-mode derivative
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 @pytest.mark.parametrize("backend", [pytest.param("cpp", marks=needs_cpp), "auto"])
-def test_tangents_are_never_left_out(backend):
+def test_tangents_are_never_dropped(backend):
     query, key, value, tangent = (torch.randn(1, 3, 4) for _ in range(4))
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(query, tangent)

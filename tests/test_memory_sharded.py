@@ -131,7 +131,7 @@ def shard_of(rank, world):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_every_slot_lies_on_one_rank(world):
+def test_every_slot_is_on_one_rank(world):
     shards = [shard_of(rank, world) for rank in range(world)]
     for slots in range(17):
         held = [[slot for slot in range(slots) if shard.holds(slot)] for shard in shards]

@@ -78,7 +78,7 @@ def test_pages_are_joined_by_the_criterion(place, dtype, tmp_path):
     ("storage", "allowed"), [("model", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2), ("int8", 1e-2), ("fp8", 5e-2)]
 )
 @pytest.mark.parametrize("place", PLACES)
-def test_a_read_is_as_good_as_its_format(storage, allowed, place, tmp_path):
+def test_a_read_is_as_accurate_as_its_format(storage, allowed, place, tmp_path):
     bank = MemoryBank(config_of(place, tmp_path, storage=storage))
     key, value = joined(fill(bank, 9))
     exact = read_whole(query(), key, value)
@@ -174,7 +174,7 @@ def test_fp8_rows_of_another_kind_of_device_are_not_restored():
         MemoryBank(MemoryConfig(storage="fp8")).load_state_dict(bank.state_dict(), "cuda")
 
 
-def test_centring_takes_the_mean_out_of_a_scale():
+def test_centering_removes_the_mean_from_the_scale():
     generator = torch.Generator().manual_seed(0)
     spread = torch.randn(PIXELS, CK, generator=generator)
     errors = []
@@ -198,7 +198,7 @@ def test_numbers_of_any_size_stay_finite(storage, number):
 
 
 @pytest.mark.parametrize(("storage", "share"), [("model", 1), ("bfloat16", 1 / 2), ("int8", 1 / 4), ("fp8", 1 / 4)])
-def test_what_a_format_takes(storage, share):
+def test_size_of_a_format(storage, share):
     fields = format_of(storage, torch.float32).fields(1620, 128, 512)
     taken = sum(field.nbytes for field in fields.values()) / (1620 * 640 * 4)
     assert share <= taken < 1.01 * share

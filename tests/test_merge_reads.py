@@ -88,7 +88,7 @@ def test_empty_for_one_object_alone():
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4])
-def test_huge_normalisers_do_not_overflow(offset):
+def test_huge_normalizers_do_not_overflow(offset):
     outs = [torch.zeros(1, 1, 1), torch.ones(1, 1, 1)]
     out, lse = merge_reads(outs, [torch.full((1, 1), offset), torch.full((1, 1), offset)])
     torch.testing.assert_close(out, torch.full((1, 1, 1), 0.5))

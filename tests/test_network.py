@@ -127,7 +127,7 @@ def test_unit_keys_have_one_length_and_begin_alike() -> None:
     assert torch.equal(scores[0].argmax(1), torch.arange(24))
 
 
-def test_position_waves_make_scores_fall_with_the_distance_alone() -> None:
+def test_position_channels_make_scores_fall_with_distance() -> None:
     torch.manual_seed(0)
     model = STM("resnet18_half", key_dim=16, value_dim=16, decoder_dim=8, unit_keys=True, position_waves=3).eval()
     assert model.key_dim == 16 + 4 * 3

@@ -1,4 +1,4 @@
-"""Every option that is a number has a range, and says it. What there is to cover is read off the commands."""
+"""Every numeric option has a range and shows it. The options are taken from the commands themselves."""
 
 import inspect
 import math

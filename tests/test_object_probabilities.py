@@ -1,4 +1,4 @@
-"""What follows the decoder in one pass: the chain of PyTorch operators that it stands for, in float64, and labels."""
+"""Probabilities and labels in one pass, compared with the chain of PyTorch operators that they replace, in float64."""
 
 from functools import partial
 
@@ -100,7 +100,7 @@ def test_no_object_and_every_object():
 
 
 @needs_operators
-def test_nan_stays_where_it_has_a_part():
+def test_nan_spreads_only_to_pixels_it_contributes_to():
     logits = torch.randn(2, 2, 6, 6)
     logits[1, 0, 2, 3] = torch.nan
     found, expected = object_probabilities(logits, NO_PADS), chain(logits, NO_PADS)
@@ -126,12 +126,12 @@ def test_threads_change_nothing():
 
 
 @needs_operators
-def test_what_they_refuse():
+def test_unsupported_inputs_are_refused():
     with pytest.raises(RuntimeError, match="outside of the resized logits"):
         object_probabilities(torch.randn(1, 2, 4, 4), (9, 9, 0, 0))
     with pytest.raises(RuntimeError, match="expected 1 or 2"):
         object_probabilities(torch.randn(1, 3, 4, 4), NO_PADS)
-    with pytest.raises(RuntimeError, match="float32, bfloat16 or float16"):
+    with pytest.raises(RuntimeError, match="logits: there is no kernel for its dtype"):
         object_probabilities(torch.randn(1, 2, 4, 4).double(), NO_PADS)
     with pytest.raises(RuntimeError, match="one for each channel"):
         probabilities.most_likely(torch.randn(2, 4, 4), torch.zeros(3, dtype=torch.uint8))

@@ -114,7 +114,7 @@ def refused(name: str, value: Any, words: str) -> Run:
 
 
 def packed(**values: list[tuple[Any, Effect]]) -> list[Run]:
-    """Options that have nothing to do with one another share runs: the i-th values of all go together."""
+    """Independent options share runs: run i has the i-th value of each."""
     names = [f"--{name}" for name in values]
     rows = zip_longest(*values.values())
     return [Run({name: pair for name, pair in zip(names, row, strict=True) if pair is not None}) for row in rows]
@@ -461,7 +461,7 @@ COMMANDS = {"": typer.main.get_command(app)} | command_line.COMMANDS
 
 
 def choices_of(annotation: Any) -> tuple[Any, ...]:
-    """The names of a Literal, wherever it stands in a type."""
+    """The names of a Literal anywhere in a type."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return tuple(choice for inner in get_args(annotation) for choice in choices_of(inner))
@@ -598,7 +598,7 @@ def enter(folder: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def plain_folders(tmp_path_factory):
-    """By command, the folder of a run with none of the options; filled by the first run that compares with it."""
+    """The folder of a run without options, by command; filled by the first run that is compared with it."""
     return tmp_path_factory.mktemp("plain")
 
 

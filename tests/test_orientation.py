@@ -147,13 +147,13 @@ DATA = {
 
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_orientation_in_doubt_is_upright(tmp_path: Path, suffix: str, name: str) -> None:
+def test_ambiguous_orientation_is_upright(tmp_path: Path, suffix: str, name: str) -> None:
     exif, expected = DATA[name]
     file = tmp_path / f"a.{suffix}"
     check_agreement(file, expected, save(file, exif=exif))
 
 
-def test_damaged_orientation_never_makes_the_rooms_disagree(tmp_path: Path) -> None:
+def test_readers_agree_on_a_damaged_orientation(tmp_path: Path) -> None:
     exif = DATA["negative resolution"][0]
     chance = np.random.default_rng(0)
     file = tmp_path / "a.png"
@@ -170,7 +170,7 @@ def test_damaged_orientation_never_makes_the_rooms_disagree(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_xmp_is_asked_where_exif_has_no_orientation(tmp_path: Path, suffix: str) -> None:
+def test_xmp_is_consulted_if_exif_has_no_orientation(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a.{suffix}"
 
     def with_xmp(**options: Any) -> Pixels:
@@ -186,7 +186,7 @@ def test_xmp_is_asked_where_exif_has_no_orientation(tmp_path: Path, suffix: str)
     check_agreement(file, 1, with_xmp(exif=orientation_data("<", BYTE, b"\3")))
 
 
-def test_exif_behind_the_pixels_of_a_png_is_too_late(tmp_path: Path) -> None:
+def test_exif_after_the_pixels_of_a_png_is_ignored(tmp_path: Path) -> None:
     """The header decides: only it is read before any work."""
     file = tmp_path / "a.png"
     stored = save(file)
@@ -219,7 +219,7 @@ def test_a_file_of_several_pictures_is_its_first(tmp_path: Path) -> None:
         check_agreement(folder / name, 6, stored)
 
 
-def test_colours_of_transparent_pixels_are_kept(tmp_path: Path) -> None:
+def test_colors_of_transparent_pixels_are_kept(tmp_path: Path) -> None:
     palette = stored_picture().quantize(16)
     expected = np.array(palette.convert("RGB"))
     file = tmp_path / "a.png"
@@ -241,7 +241,7 @@ def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
         check_agreement(file, 6, np.array(stored.convert("RGB")))
 
 
-def test_a_broken_colour_profile_is_named(tmp_path: Path) -> None:
+def test_a_broken_color_profile_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     save(file, icc_profile=profile)
@@ -287,7 +287,7 @@ def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path) -> None:
         read_frame(file)
 
 
-def test_formats_that_other_programs_draw_are_none(tmp_path: Path) -> None:
+def test_formats_that_pillow_needs_other_programs_for_are_refused(tmp_path: Path) -> None:
     """Pillow starts Ghostscript for PostScript, whatever the name of the file is."""
     drawing = io.BytesIO()
     stored_picture().save(drawing, "EPS")

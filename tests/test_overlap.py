@@ -100,7 +100,7 @@ def test_an_exception_of_the_items_comes_after_the_items_before_it():
     assert taken == [0, 1]
 
 
-def test_items_that_are_not_used_up_are_let_go():
+def test_unused_items_are_released():
     closed = threading.Event()
 
     def items():

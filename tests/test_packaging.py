@@ -1,4 +1,4 @@
-"""What is installed: the public names, the kernels' place, and a build that goes on without a compiler."""
+"""The installed package: public names, the place of the kernels, and a build without a compiler."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""A video in, masks and overlays out: what is written, that nothing piles up, and that everything stops."""
+"""A video in, masks and overlays out: the files written, bounded memory, and a clean stop."""
 
 import os
 import threading
@@ -347,7 +347,7 @@ def test_nothing_is_removed_or_written_behind_a_link_in_the_output(tmp_path, mod
 
 
 def test_the_output_folder_may_be_a_link_and_so_may_files_that_are_replaced(tmp_path, model):
-    """The link is where its user wants the results; of what is replaced, the link goes and not what it leads to."""
+    """An output folder may be a link. A replaced file may be one too: the link is removed, and its target kept."""
     disk, out = tmp_path / "disk", tmp_path / "out"
     mask(disk / "masks/00000.png"), mask(disk / "masks/00007.png")
     out.symlink_to("disk")
@@ -383,7 +383,7 @@ def test_an_input_that_a_link_leads_into_the_output_is_refused(tmp_path, model, 
 
 
 def frame_of(masks, source, mask_frame=None, **options):
-    """The index, and whether the user is told."""
+    """The index, and whether the user is notified."""
     given = given_masks(masks, open_frames(source, **options), mask_frame)
     (index,) = given.files
     assert all("\n" not in note and "mask_frame" in note for note in given.notes)
@@ -425,11 +425,11 @@ def test_a_mask_belongs_to_the_picture_whose_name_it_has(tmp_path, name, index, 
 @pytest.mark.parametrize(
     ("mask_frame", "index"), [(6, 6), ("6", 6), ("00006", 6), (0, 0), ("0", 0), ("00005", 5), (7, 7)]
 )
-def test_the_frame_of_a_mask_can_be_said(tmp_path, clip, mask_frame, index):
+def test_the_frame_of_a_mask_can_be_given(tmp_path, clip, mask_frame, index):
     assert frame_of(mask(tmp_path / "00003.png"), clip, mask_frame) == (index, False)
 
 
-def test_the_frame_of_a_mask_can_be_said_by_the_name_of_a_picture(tmp_path):
+def test_the_frame_of_a_mask_can_be_given_by_the_name_of_an_image(tmp_path):
     given, source = mask(tmp_path / "m.png"), folder(tmp_path / "in", ["f1.png", "f2.png", "f10.png"])
     for mask_frame, index in (("f10", 2), ("2", 2), (1, 1), ("0", 0)):
         assert frame_of(given, source, mask_frame) == (index, False)
@@ -446,7 +446,7 @@ def test_a_frame_that_is_not_there_is_refused(tmp_path, clip, mask_frame):
         given_masks(mask(tmp_path / "m.png"), open_frames(clip), mask_frame)
 
 
-def test_the_frame_of_a_folder_of_masks_cannot_be_said(tmp_path, clip):
+def test_mask_frame_cannot_be_given_for_a_folder_of_masks(tmp_path, clip):
     mask(tmp_path / "given/00002.png")
     with pytest.raises(InputError, match=r"mask_frame: found 3 with the folder .*given, expected it with one mask"):
         given_masks(tmp_path / "given", open_frames(clip), 3)
@@ -471,7 +471,7 @@ def test_one_mask_of_a_later_frame_is_as_a_folder_with_it(tmp_path, model, caplo
         assert {(tmp_path / other / name).read_bytes() for other in ("file", "said")} == {expected}
 
 
-def test_a_run_goes_on_with_the_mask_at_its_frame_alone(tmp_path, model):
+def test_a_run_is_resumed_only_with_its_mask_at_the_same_frame(tmp_path, model):
     source, given, out = video(tmp_path / "in.mp4", 3), mask(tmp_path / "00001.png"), tmp_path / "out"
     options = {"model": model, "overlay": "none", "resume": True}
     with pytest.raises(InterruptedRun):
@@ -487,7 +487,7 @@ def test_a_run_goes_on_with_the_mask_at_its_frame_alone(tmp_path, model):
 
 @pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_mask_among_the_frames_is_no_frame(tmp_path, suffix, link):
+def test_a_mask_among_the_frames_is_not_a_frame(tmp_path, suffix, link):
     source = folder(tmp_path / "in", [f"img_{number}.{suffix}" for number in range(3)])
     given = mask(tmp_path / "first.png" if link else source / "first.png", np.ones((8, 8), np.uint8))
     if link:

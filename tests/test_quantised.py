@@ -125,7 +125,7 @@ def test_numbers_are_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
     assert memory.value.shape == (2, 2, 30, 24)
 
 
-def test_fp8_values_lie_as_the_kernel_multiplies_them() -> None:
+def test_fp8_values_have_the_layout_of_the_kernel() -> None:
     pytest.importorskip("triton")
     from stm_fast.kernels.forward_quantised import _is_padded
 
@@ -161,7 +161,7 @@ def test_lengths_beyond_int32_are_all_rows() -> None:
 # PyTorch's own, at its first forward-mode derivative
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 @needs_cpp
-def test_tangents_are_never_left_out() -> None:
+def test_tangents_are_never_dropped() -> None:
     query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
     memory = quantise_memory(key, value)
     with forward_ad.dual_level():
@@ -203,7 +203,7 @@ def test_slots_without_rows_are_refused() -> None:
     ("change", "error", "message"),
     [
         ({"key": torch.zeros(2, 3, 4, 8)}, TypeError, "keys of torch.float32"),
-        ({"key": torch.zeros(2, 3, 5, 8, dtype=torch.int8)}, ValueError, "do not fit together"),
+        ({"key": torch.zeros(2, 3, 5, 8, dtype=torch.int8)}, ValueError, "whose widths or slots do not match"),
         ({"key_scale": torch.zeros(2, 3, 4)}, ValueError, r"key_scale: found torch.float32 \(2, 3, 4\)"),
         ({"key_mean": torch.zeros(2, 3, 1, 8).double()}, ValueError, "key_mean: found torch.float64"),
         ({"value_scale": torch.zeros(2, 3, 1, 7)}, ValueError, "value_scale"),

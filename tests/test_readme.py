@@ -57,7 +57,7 @@ def constants(tree: ast.Module) -> dict[str, list[str]]:
 
 
 def python_variables(source: str) -> Iterator[str]:
-    """The environment variables that a module reads; for a name that is not a constant, all that it may stand for."""
+    """The environment variables that a module reads; for a name that is not a constant, all its possible values."""
     tree = ast.parse(source)
     known = constants(tree)
     for node in ast.walk(tree):

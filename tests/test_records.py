@@ -262,7 +262,7 @@ def test_names_of_any_kind_come_back(tmp_path):
     ],
     ids=lambda text: ascii(text[len(HEADER) : len(HEADER) + 12]),
 )
-def test_a_table_of_scores_that_none_wrote_is_refused(tmp_path, text, words):
+def test_a_foreign_table_of_scores_is_refused(tmp_path, text, words):
     (tmp_path / "scores.csv").write_text(text, newline="")
     with pytest.raises(InputError, match=words) as caught:
         sights(tmp_path)

@@ -1,4 +1,4 @@
-"""An object that is hidden is not remembered as absent, and is found again wherever it comes back."""
+"""Frames without a hidden object do not enter its memory, and it is found again wherever it reappears."""
 
 import math
 from itertools import pairwise
@@ -83,7 +83,7 @@ def test_an_object_in_sight_is_remembered_while_another_one_is_lost(model):
     assert similarity(found[-1], pairs[-1][1], 2) > 0.85
 
 
-def test_an_interrupted_search_goes_on_bit_for_bit(model):
+def test_an_interrupted_search_resumes_bit_for_bit(model):
     frames, ids = video()
     segmenter, resumed = VideoSegmenter(model), VideoSegmenter(model)
     found_in(segmenter, frames[:9], ids[0])
@@ -94,7 +94,7 @@ def test_an_interrupted_search_goes_on_bit_for_bit(model):
         assert torch.equal(segmenter.step(frame), resumed.step(frame))
 
 
-def test_networks_whose_keys_hold_no_place_remember_as_published():
+def test_networks_without_positions_in_keys_use_the_published_memory():
     torch.manual_seed(0)
     frames, ids = video()
     segmenter = VideoSegmenter(STM("resnet18", 16, 32, 16).eval())
@@ -103,7 +103,7 @@ def test_networks_whose_keys_hold_no_place_remember_as_published():
     assert not any(name.startswith("presence") for name in segmenter.state_dict())
 
 
-def test_what_has_nearly_no_pixels_left_is_lost():
+def test_objects_with_almost_no_pixels_count_as_lost():
     def masks(*pixels: int) -> torch.Tensor:
         planes = torch.zeros(len(pixels), 20, 50)
         for plane, count in zip(planes.flatten(1), pixels, strict=True):
@@ -140,7 +140,7 @@ def test_what_has_nearly_no_pixels_left_is_lost():
     ],
     ids=str,
 )
-def test_the_memory_of_an_absent_object_stays_as_it_is(config):
+def test_the_memory_of_an_absent_object_is_unchanged(config):
     torch.manual_seed(0)
     rows = [(torch.randn(2, 16, 3, 4), torch.randn(2, 24, 3, 4)) for _ in range(4)]
     query = torch.randn(1, 16, 3, 4)
@@ -162,7 +162,7 @@ def test_the_memory_of_an_absent_object_stays_as_it_is(config):
         torch.testing.assert_close(together[index], bank.read(one_each[start:stop])[index])
 
 
-def test_an_absent_object_gives_its_temporary_frame_up_where_a_new_one_needs_room():
+def test_an_absent_object_loses_its_temporary_frame_if_a_new_object_needs_memory():
     """Slots move then, and the temporary frame would be behind another one."""
     torch.manual_seed(0)
     key, value = torch.randn(3, 16, 3, 4), torch.randn(3, 24, 3, 4)

@@ -100,7 +100,7 @@ def test_two_reads_that_take_turns_are_both_captured(graphs: list[Graph]) -> Non
     assert len(graphs) == 2
 
 
-def test_a_graph_makes_no_other_run(tmp_path: Path) -> None:
+def test_a_run_may_be_resumed_with_or_without_cuda_graphs(tmp_path: Path) -> None:
     """So a run may continue with graphs, and so may a run of a version without them."""
     plain = MemoryConfig(max_frames=2)
     assert replace(plain, graph=True).described() == plain.described()

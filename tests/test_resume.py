@@ -1,4 +1,4 @@
-"""A run that ends early goes on where it was: the same masks, whatever ended it, and nothing half-written."""
+"""An interrupted run resumes where it stopped: the same masks, however it ended, and no partial files."""
 
 import gc
 import json
@@ -122,7 +122,7 @@ def place(tmp_path, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "deployed"), [*((name, False) for name in MEMORIES), ("published", True)])
-def test_a_segmenter_goes_on_bit_for_bit(name, deployed, model, tmp_path):
+def test_a_restored_segmenter_continues_bit_for_bit(name, deployed, model, tmp_path):
     model = for_inference(model) if deployed else model
     frames = [torch.from_numpy(picture(number)).permute(2, 0, 1) for number in range(14)]
     masks = {0: torch.from_numpy(square(3, 4) + square(7, 24)), 5: torch.from_numpy(square(200, 30))}
@@ -152,7 +152,7 @@ def test_a_segmenter_takes_the_state_of_its_own_kind_only(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["video", "pictures", "none"])
-def test_an_interrupted_run_goes_on_to_the_same_results(place, overlay):
+def test_an_interrupted_run_resumes_to_the_same_results(place, overlay):
     options = {"overlay": overlay, "max_size": 24}
     place.segment(place.folder / "whole", **options)
     with pytest.raises(InterruptedRun, match="interrupted after 4 frames; every file") as caught:
@@ -170,7 +170,7 @@ def test_an_interrupted_run_goes_on_to_the_same_results(place, overlay):
 
 
 @pytest.mark.slow
-def test_a_stop_while_the_run_is_still_getting_there_loses_nothing(place):
+def test_a_stop_while_a_run_is_being_restored_loses_nothing(place):
     with pytest.raises(InterruptedRun):
         place.segment(stop_at=6)
     before = contents(place.out)
@@ -235,7 +235,7 @@ def test_a_record_says_that_a_run_is_done(place):
         ("weights", "its weights_sha256: found"),
     ],
 )
-def test_another_run_is_not_gone_on_with(place, change, words):
+def test_another_run_is_not_resumed(place, change, words):
     with pytest.raises(InterruptedRun):
         place.segment(stop_at=3, overlay="none")
     before = contents(place.out)
@@ -257,7 +257,7 @@ def test_another_run_is_not_gone_on_with(place, change, words):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, model):
-    """A run that was interrupted after 3 frames, and what is in its folder."""
+    """A run that was interrupted after 3 frames, and the content of its folder."""
     place = Place(tmp_path_factory.mktemp("interrupted"), model, count=5)
     (place.masks / "00005.png").unlink()
     with pytest.raises(InterruptedRun):
@@ -328,8 +328,8 @@ def test_a_damaged_record_is_refused(interrupted, folder_of, text):
         {"more": 1},
     ],
 )
-def test_a_record_of_what_no_run_has_is_refused(interrupted, folder_of, change):
-    """Though its checksum is right."""
+def test_a_record_with_impossible_values_is_refused(interrupted, folder_of, change):
+    """Even with a correct checksum."""
     place, files = interrupted
     record = json.loads(files[RECORD]) | change
     del record["sha256"]
@@ -404,7 +404,7 @@ def test_another_state_is_refused(interrupted, folder_of, change, words):
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(interrupted, folder_of, name, change):
-    """Though its checksum is right."""
+    """Even with a correct checksum."""
     place, _ = interrupted
     state, facts = read_tensors(place.out / STATE)
     state = {name: tensor.clone() for name, tensor in state.items()}
@@ -423,7 +423,7 @@ def test_damaged_scores_of_what_is_done_are_refused(interrupted, folder_of):
         assert_refused(place, r"scores\.csv: the lines of the first 3 frames")
 
 
-def test_a_mask_of_what_is_done_that_is_gone_is_named(interrupted, folder_of):
+def test_a_missing_mask_of_a_finished_frame_is_named(interrupted, folder_of):
     place, _ = interrupted
     (place.out / "masks/00001.png").unlink()
     with pytest.raises(InputError, match=r"masks/00001\.png: no such file, .* start again with overwrite=True"):
@@ -491,7 +491,7 @@ def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
 
 
 def die_inside_a_write(folder, name):
-    """Killed when the file of that name is written, behind the first mask, and has not got its name yet."""
+    """Killed after the first mask, when the file of that name is written but not yet renamed."""
     replace = os.replace
 
     def replace_or_die(partial, path):
@@ -525,7 +525,7 @@ def die_inside_safetensors(folder, _):
         (die_inside_safetensors, ".resume-*.safetensors", signal.SIGXFSZ),
     ],
 )
-def test_a_kill_inside_a_write_leaves_nothing_for_ever(tmp_path, model, die, name, end):
+def test_partial_files_of_a_killed_write_are_removed_later(tmp_path, model, die, name, end):
     place = Place(tmp_path, model)
     place.segment(place.folder / "whole")
     expected = contents(place.folder / "whole")
@@ -568,7 +568,7 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, model):
 
 @pytest.mark.slow
 def test_an_object_comes_back_after_hundreds_of_frames(model):
-    """It is shown once, deleted objects come and go beside it, and its given frame is still what it is told by."""
+    """It is shown once, other objects are added and deleted, and its given frame still identifies it."""
     segmenter = VideoSegmenter(model, memory=MemoryConfig(every=5, max_frames=3))
     still = torch.rand(3, 16, 32)
     first, other = (torch.zeros(16, 32, dtype=torch.uint8) for _ in range(2))

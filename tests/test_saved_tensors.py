@@ -237,7 +237,7 @@ def test_gradients_of_the_attention_of_aot(backend, use_dis):
 
 @with_every_backend
 def test_an_affinity_may_come_from_outside_a_checkpoint(backend):
-    """As in code whose affinity is a tensor: only the readout of each object is computed again."""
+    """As in code whose affinity is a tensor: only the readout of each object is recomputed."""
     device = DEVICE.get(backend, "cpu")
     given = [torch.randn(2, *shape, device=device) for shape in ((CK, T, H, W), (CK, H, W), (CV, T, H, W))]
 

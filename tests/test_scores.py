@@ -1,4 +1,4 @@
-"""How sure the network is of each object: the number, the table of a run, and what is said at its end."""
+"""The network's confidence in each object: the score, the table of a run, and the message at its end."""
 
 import csv
 
@@ -37,7 +37,7 @@ def test_a_score_is_the_expected_j_of_a_mask():
     assert found.scores.tolist() == pytest.approx([1.5 / 2.3, 0.0])
 
 
-def test_what_is_certain_has_score_1_and_what_is_not_there_0():
+def test_certain_objects_score_1_and_absent_ones_0():
     prob = torch.zeros(3, 4, 4)
     prob[0], prob[1, :2], prob[0, :2] = 1, 1, 0
     mask = torch.zeros(4, 4, dtype=torch.uint8)

@@ -138,7 +138,7 @@ def test_a_score_is_likeness_less_distance():
 
 
 @pytest.mark.parametrize("size", [(64, 80), (50, 77)], ids=str)
-def test_a_read_copies_masks_before_anything_is_learnt(size):
+def test_an_untrained_network_copies_masks_by_the_read(size):
     model = small()
     frame, masks = torch.rand(3, *size), torch.zeros(2, *size)
     masks[0, 8:30, 10:40], masks[1, 32:48, 30:70] = 1, 1

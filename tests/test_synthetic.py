@@ -26,7 +26,7 @@ def test_the_same_seed_gives_the_same_bytes_in_any_order() -> None:
     assert (other[0].image != images[0]).mean() > 0.5
 
 
-def test_a_longer_clip_goes_on() -> None:
+def test_a_longer_clip_starts_like_a_shorter_one() -> None:
     short, long = SyntheticClip(1, frames=3, height=64, width=96), SyntheticClip(1, frames=5000, height=64, width=96)
     np.testing.assert_array_equal(short[2].image, long[2].image)
     assert long[4999].ids.any()
@@ -100,7 +100,7 @@ def test_objects_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_bytes_of_a_seed_are_pinned() -> None:
-    """Figures printed by the demo hold for these bytes; whoever changes the drawing changes them knowingly."""
+    """The figures that the demo prints hold for these bytes; a change of the drawing changes both."""
     images, ids = SyntheticClip(0, frames=3, height=64, width=96).stack()
     digest = hashlib.sha256(images.tobytes() + ids.tobytes()).hexdigest()[:16]
     assert digest == "ca09cefeae7b6e7d"

@@ -1,4 +1,4 @@
-"""Private names of PyTorch: those that the package needs are there, and stand in one module."""
+"""Private names of PyTorch: those that the package needs exist, and are used in one module only."""
 
 import ast
 import re
@@ -47,7 +47,7 @@ def test_every_kind_of_private_name_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["stm_fast", "kernels"])
-def test_they_stand_in_one_module(folder):
+def test_private_names_are_in_one_module(folder):
     paths = [path for path in (ROOT / folder).rglob("*.py") if path != MODULE]
     assert paths
     assert {path.name: private_names(path) for path in paths if private_names(path)} == {}

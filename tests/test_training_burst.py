@@ -1,4 +1,4 @@
-"""Minutes of training: clips from the device, as many steps as there is time for, a small checkpoint to go on from."""
+"""Training for minutes: clips from the device, as many steps as time allows, a small checkpoint to resume from."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def adam():
     }
 
 
-def test_what_is_packed_comes_back_nearly(adam):
+def test_unpacked_values_are_close_to_the_packed_ones(adam):
     again = unpack(pack(adam))
     assert again.keys() == adam.keys()
     assert again["step"] == 4
@@ -83,7 +83,7 @@ def test_without_an_average_the_weights_come_back_to_the_bit(adam):
     assert all(torch.equal(again["model"][name], weight) for name, weight in adam["model"].items())
 
 
-def test_a_root_too_small_for_the_codes_makes_smaller_steps_and_no_larger_ones():
+def test_second_moments_too_small_for_the_codes_make_steps_smaller():
     second = torch.logspace(-60, 0, 64, base=2).view(8, 8)
     state = {
         "model": {},
@@ -105,7 +105,7 @@ def test_a_compact_checkpoint_is_a_third_and_no_other_file_is_one(adam, tmp_path
     assert read_state(tmp_path / "True").keys() == read_state(tmp_path / "False").keys()
 
 
-def test_whoever_loads_weights_from_a_compact_checkpoint_gets_the_average(adam, tmp_path):
+def test_weights_from_a_compact_checkpoint_are_the_average(adam, tmp_path):
     write_state(tmp_path / "checkpoint.pt", adam, compact=True)
     weights = read_state_dict(tmp_path / "checkpoint.pt")
     assert weights.keys() == adam["model"].keys()
@@ -115,7 +115,7 @@ def test_whoever_loads_weights_from_a_compact_checkpoint_gets_the_average(adam, 
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_a_compact_checkpoint_nearly_as_from_an_exact_one(tmp_path):
+def test_resuming_from_a_compact_checkpoint_is_close_to_an_exact_one(tmp_path):
     ends = {}
     for compact in (False, True):
         changes = {"ema": 0.9, "batch_norm": "fixed", "log": {"every": 1, "pictures": None, "compact": compact}}
@@ -151,7 +151,7 @@ def test_corrupt_pictures_cannot_be_passed_over_on_the_device(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that goes on when a test says so."""
+    """A clock that a test advances."""
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
@@ -173,7 +173,7 @@ def test_the_pace_leaves_out_the_first_steps_and_gets_better(clock):
     assert budget.over
 
 
-def test_no_time_left_is_no_step_more(clock):
+def test_without_time_left_no_step_is_made(clock):
     budget = TimeBudget(0, 90.0)
     for step in range(1, 20):
         clock[0] += 1
@@ -217,7 +217,7 @@ def test_a_run_without_time_makes_a_step_and_says_its_scores(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    """What the command takes for DAVIS and stills: two videos, of which one validates, and two stills."""
+    """Arguments of the command for DAVIS and stills: two videos, one of them for validation, and two stills."""
     root = tmp_path / "data"
     davis = root / "davis16-train"
     for name in ("train", "minival"):

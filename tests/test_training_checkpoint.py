@@ -1,4 +1,4 @@
-"""What a run goes on from: damaged, incomplete and hostile checkpoints are one line."""
+"""Checkpoints of runs: damaged, incomplete and hostile ones give one line."""
 
 import io
 import math
@@ -101,7 +101,7 @@ def test_a_compact_checkpoint_without_an_entry_is_one_line(stopped, tmp_path, en
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_a_checkpoint_with_a_flipped_bit_is_refused(stopped, tmp_path, compact):
-    """But for bits between the records of the file, which mean nothing: then it is what it was."""
+    """Bits between the records of the file mean nothing: flipping them changes nothing."""
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(stopped[compact])
     whole, refused = tensors(tmp_path), 0

@@ -113,7 +113,7 @@ def test_masks_of_other_sizes_are_named(train, data):
         ("ema=1", "ema: found 1.0, expected 0 or more, less than 1"),
     ],
 )
-def test_mistakes_are_told_in_one_line(train, change, message):
+def test_mistakes_are_reported_in_one_line(train, change, message):
     assert_refused(train("-o", change), message)
 
 

@@ -19,7 +19,7 @@ MINIMAL = "epochs: 2\nclips_per_epoch: 10\ndata: [{kind: synthetic}]\n"
 
 
 def minimal_with(text):
-    """The keys that every configuration has, but for the one that the text begins with."""
+    """The keys that every configuration has, except the one that the text begins with."""
     kept = [line for line in MINIMAL.splitlines(keepends=True) if line.split(":")[0] != text.split(":")[0]]
     return "".join(kept) + text
 
@@ -45,7 +45,7 @@ def test_the_small_configuration_is_the_same_without_pydantic():
     assert from_plain(SMALL, "test") == SMALL_CONFIG
 
 
-def test_what_is_not_said_is_as_in_the_paper(write):
+def test_defaults_are_those_of_the_paper(write):
     config = read_config(write(MINIMAL))
     assert config.data == (SyntheticData("synthetic"),)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.batch) == ("adam", 1e-5, 4)
@@ -58,7 +58,7 @@ def test_a_number_without_a_point_is_a_number(write):
     assert (config.optimizer.lr, config.optimizer.clip_norm) == (1e-5, 1.0)
 
 
-def test_changes_reach_into_what_lies_inside_one_another(write):
+def test_overrides_reach_nested_fields(write):
     changes = ["optimizer.lr=3e-4", "data.0.weight=2", "validation={kind: davis16, path: D}", "clips.size=[64, 96]"]
     config = read_config(write(MINIMAL), [*changes, "validation.every=3", "ema=0.999"])
     assert config.optimizer.lr == 3e-4
@@ -142,7 +142,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("epochs=[", "-o epochs=[: not YAML"),
     ],
 )
-def test_changes_that_fit_nowhere_are_refused(write, change, message):
+def test_invalid_overrides_are_refused(write, change, message):
     with pytest.raises(InputError) as caught:
         read_config(write(MINIMAL), [change])
     assert str(caught.value).startswith(message)
@@ -208,7 +208,7 @@ def test_hostile_yaml_is_one_short_line(write, text, message):
     assert len(str(caught.value)) < 700
 
 
-def test_a_bomb_on_the_command_line_is_one_short_line(write):
+def test_a_decompression_bomb_on_the_command_line_gives_one_short_line(write):
     bomb = f"seed={{{', '.join(doubling(25).splitlines())}}}"
     for change in (
         bomb,
@@ -235,7 +235,7 @@ def test_a_configuration_is_utf_8_with_or_without_a_mark(tmp_path, mark):
             read_config(file)
 
 
-def test_anchors_and_merge_keys_are_taken_each_on_its_own(write):
+def test_yaml_anchors_and_merge_keys_work(write):
     text = "epochs: 1\nclips_per_epoch: 9\ndata: [&one {kind: synthetic, height: 64}, *one, {<<: *one, width: 64}]\n"
     first, second, third = read_config(write(text), ["data.0.weight=2"]).data
     assert (first.height, first.weight, first.width) == (64, 2, 192)
@@ -302,7 +302,7 @@ def test_the_learning_rate_rises_and_falls():
 
 
 @pytest.mark.parametrize(("processes", "parts"), [(1, 1), (2, 1), (2, 2), (4, 1)])
-def test_a_step_has_the_same_clips_whoever_loads_them(processes, parts):
+def test_a_step_has_the_same_clips_whichever_worker_loads_them(processes, parts):
     config = from_plain(
         SMALL | {"optimizer": {"batch": 4, "accumulate": parts}, "skip": {"every": 1}, "clips_per_epoch": 7}, "test"
     )

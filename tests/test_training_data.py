@@ -99,7 +99,7 @@ def test_a_batch_is_the_clips_stacked(stills):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 64), (80, 40)])
-def test_colours_that_tell_the_id_still_do_after_every_motion(stills, video, size):
+def test_colors_still_identify_objects_after_motion(stills, video, size):
     # all ids are kept as they are, so that the colours tell them
     clips = dataset(image_source(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=size)
     seen = set()
@@ -115,7 +115,7 @@ def test_colours_that_tell_the_id_still_do_after_every_motion(stills, video, siz
     assert {known[label] for label in (1, 3, 7, 9)} <= seen <= set(known.values())
 
 
-def test_without_changes_a_clip_is_the_picture(tmp_path):
+def test_without_augmentation_a_clip_repeats_the_image(tmp_path):
     ids = painted(*SIZE, {1: (5, 5, 40, 60)})
     write_pair(tmp_path, "one", ids)
     clip = dataset(image_source(tmp_path))[SampleKey(0, 0, 0)]
@@ -151,7 +151,7 @@ def test_a_smaller_picture_is_the_mean_of_blocks(tmp_path, suffix, shrink):
 
 
 @pytest.mark.parametrize("shrink", [1, 2])
-def test_pictures_of_any_colours_are_rgb_and_deep_ones_are_refused(tmp_path, shrink):
+def test_images_of_any_mode_become_rgb_and_deep_ones_are_refused(tmp_path, shrink):
     file = tmp_path / "a.png"
     grey = Image.fromarray(np.full((8, 12), 200, np.uint8))
     for picture in (grey, grey.convert("P"), grey.convert("1", dither=Image.Dither.NONE), grey.convert("LA")):
@@ -224,7 +224,7 @@ def test_objects_are_drawn_and_renumbered(video):
     assert 0 < with_both < 30
 
 
-def test_at_most_so_many_objects(tmp_path):
+def test_number_of_objects_is_limited(tmp_path):
     boxes = {label: (0, 8 * at, 30, 8 * at + 8) for at, label in enumerate((3, 50, 100, 200, 254))}
     write_pair(tmp_path, "row", painted(30, 40, boxes))
     drawn = [dataset(image_source(tmp_path), max_objects=2)[SampleKey(0, index, 0)] for index in range(20)]
@@ -245,7 +245,7 @@ def test_pasted_objects_get_ids_of_their_own(stills):
     assert max(pasting[SampleKey(0, index, 0)].objects for index in range(20)) == 4
 
 
-def test_what_is_pasted_where_all_is_object_has_an_id_too(tmp_path):
+def test_objects_pasted_over_a_full_mask_get_an_id(tmp_path):
     write_pair(tmp_path, "full", painted(60, 60, {1: (0, 0, 60, 60)}))
     clips = dataset(image_source(tmp_path), augmentation=replace(STILL, paste=1.0, paste_most=1))
     assert all(clips[SampleKey(0, index, 0)].ids.unique().tolist() == [1, 2] for index in range(5))
@@ -300,7 +300,7 @@ def test_a_short_video_limits_the_skip():
     assert draw_times(1, 1, 25, generator) == [0]
 
 
-def test_the_ticket_s_skip_reaches_the_video_and_is_divided(video):
+def test_the_skip_of_a_sample_key_reaches_the_video_and_is_divided(video):
     def steps(max_skip, divisor):
         source = VideoSource(folder(video, "all"), divisor)
         drawn = [draw_frames(source, 0, 3, max_skip, np.random.default_rng(seed)) for seed in range(40)]
@@ -321,7 +321,7 @@ def test_videos_are_played_backwards_at_times(video):
 # --- colours
 
 
-def test_colours_change_within_the_clip_a_little_and_between_clips_more(stills):
+def test_colors_vary_less_within_a_clip_than_between_clips(stills):
     vivid = replace(STILL, brightness=0.3, contrast=0.3, saturation=0.3, hue=20.0)
     drawn = [dataset(image_source(stills), augmentation=vivid)[SampleKey(0, index, 0)] for index in range(20)]
     means = torch.stack([clip.frames.float().mean((2, 3)) for clip in drawn])  # [20, T, 3]
@@ -329,7 +329,7 @@ def test_colours_change_within_the_clip_a_little_and_between_clips_more(stills):
     assert 0.2 < within < between / 2
 
 
-def test_grey_clips_have_no_colour(stills):
+def test_gray_clips_have_no_color(stills):
     grey = replace(STILL, grey=1.0, brightness=0.2, contrast=0.2, hue=10.0, saturation=0.2)
     frames = dataset(image_source(stills), augmentation=grey)[SampleKey(0, 0, 0)].frames
     assert int(frames.int().amax(1).sub(frames.int().amin(1)).max()) <= 1

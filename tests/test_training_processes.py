@@ -33,7 +33,7 @@ def config(tmp_path):
 
 
 def kill_after(lines, *arguments):
-    """Starts a run and kills it when its log has at least so many lines. Returns whether it had not ended by then."""
+    """Starts a run and kills it when its log has at least `lines` lines. Returns whether it was still running."""
     output = Path(arguments[arguments.index("--output") + 1])
     log = output / "log.jsonl"
     before = log.stat().st_ino if log.is_file() else None  # a run begins by writing the log anew
@@ -91,8 +91,8 @@ def test_two_processes_train_as_one(config, tmp_path):
     assert_same_up_to_rounding(tmp_path / "two", tmp_path / "one")
 
 
-def test_processes_that_do_not_see_one_folder_are_told(config, tmp_path):
-    """As machines whose --output is on a disk of their own: only the first has the checkpoint."""
+def test_processes_without_a_shared_folder_get_a_message(config, tmp_path):
+    """Like machines with --output on local disks: only the first has the checkpoint."""
     fixed = {"batch_norm": "fixed", "optimizer": {"lr": 1e-5, "batch": 2}}
     file = config(**fixed)
     run("train", file, "--output", str(tmp_path / "0"), "--stop-after-minutes", "0", folder=tmp_path)

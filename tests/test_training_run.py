@@ -49,7 +49,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.slow
-def test_what_was_done_after_the_last_checkpoint_is_done_again(whole, tmp_path):
+def test_work_after_the_last_checkpoint_is_repeated(whole, tmp_path):
     def kill(done, steps):
         if done == 3:
             raise _Killed
@@ -165,7 +165,7 @@ def test_pictures_are_not_written_behind_a_link(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_numbers_it_began_with(whole):
+def test_a_run_is_resumed_only_with_the_settings_it_began_with(whole):
     with pytest.raises(InputError, match=r"the run began with optimizer\.lr 0\.001, found 0\.1 now, expected the same"):
         make_trainer(whole, True, ema=0.9, optimizer={"lr": 0.1, "batch": 2})
     with pytest.raises(InputError, match=r"the run began with ema 0\.9, found None now, expected the same"):
@@ -174,7 +174,7 @@ def test_a_run_goes_on_with_the_numbers_it_began_with(whole):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_batches_in_more_parts(tmp_path):
+def test_a_run_resumes_with_batches_in_more_parts(tmp_path):
     changes = {"batch_norm": "fixed", "log": {"every": 1, "pictures": None}}
     for name, parts in (("whole", 1), ("parts", 2)):
         assert not make_trainer(tmp_path / name, optimizer={"lr": 1e-5, "batch": 2}, **changes).run(stop_after(2))
@@ -197,7 +197,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
         make_trainer(tmp_path, optimizer={"batch": 3, "accumulate": 2})
 
 
-def test_a_precision_that_the_machine_has_not_is_refused(tmp_path):
+def test_a_precision_that_the_machine_lacks_is_refused(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a GPU has it")
     with pytest.raises(InputError, match="precision: found fp16, which needs a GPU"):
@@ -210,7 +210,7 @@ def test_a_process_has_one_precision(whole, tmp_path):
         make_trainer(tmp_path, precision="bf16")
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+def test_a_nan_loss_ends_the_run(tmp_path):
     trainer = make_trainer(tmp_path)
     next(trainer._learner.model.parameters()).data.fill_(math.nan)
     with pytest.raises(InputError, match=r"the loss of step \d is nan; start again with a lower optimizer\.lr"):
@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 
 
 def write_logs_on_a_full_disk(disk):
-    """As a process of its own: TensorBoard's thread leaves its traceback wherever it ends."""
+    """In a separate process, because TensorBoard's thread may print a traceback at any time."""
     for kibibytes in (0, 4, 8, 12, 16, 24, 32):
         folder, other = disk / str(kibibytes), disk / "other"
         folder.mkdir()

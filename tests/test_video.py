@@ -162,7 +162,7 @@ def test_what_is_not_a_video_is_refused(tmp_path: Path) -> None:
 
 
 @needs_av
-def test_a_playlist_does_not_reach_out(tmp_path: Path) -> None:
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
     """A playlist may refer to URLs and other files: none is opened."""
     named = write_video(tmp_path / "other.mp4", [numbered_picture(number) for number in range(3)])
     for text in (
@@ -240,7 +240,7 @@ def test_a_damaged_frame_is_named_when_it_is_reached(tmp_path: Path) -> None:
 
 
 @needs_av
-def test_a_video_that_changes_its_size_is_refused_there(tmp_path: Path) -> None:
+def test_a_change_of_frame_size_is_refused_at_its_frame(tmp_path: Path) -> None:
     parts = [
         write_video(tmp_path / f"{width}.h264", [numbered_picture(0, width)] * 3).read_bytes() for width in (64, 128)
     ]
@@ -373,7 +373,7 @@ def test_folders_that_cannot_be_a_clip_are_refused(tmp_path: Path) -> None:
     empty.mkdir()
     refuses(empty, "no images")
     twins = write_pictures(tmp_path / "twins", ["a.jpg", "a.png"])
-    refuses(twins, "same name as a.jpg", name=twins / "a.png")
+    refuses(twins, "same name as", "a.jpg", name=twins / "a.png")
     broken = write_pictures(tmp_path / "broken", ["0.png", "1.png"])
     (broken / "1.png").write_text("not a picture")
     refuses(broken, "not a readable image", name=broken / "1.png")
@@ -428,7 +428,7 @@ def test_overlay_video_plays_in_browsers_and_keeps_times(tmp_path: Path) -> None
 
 
 @needs_av
-def test_overlay_video_has_the_right_colours(tmp_path: Path) -> None:
+def test_overlay_video_has_the_right_colors(tmp_path: Path) -> None:
     with OverlayVideoWriter(tmp_path / "o.mp4", 64, 48, Fraction(25)) as writer:
         writer.write(corner_picture(), 0.0)
     (frame,) = open_frames(tmp_path / "o.mp4")

@@ -20,7 +20,7 @@ from stm_fast.whole_file import (
 )
 
 
-def test_tensors_are_written_alone_and_can_be_read_by_whom_the_folder_lets(tmp_path):
+def test_tensor_files_have_the_usual_permissions_and_no_temporary_file(tmp_path):
     (tmp_path / "other").touch()
     write_tensors(tmp_path / "x.safetensors", {"a": torch.arange(3)}, {"format": "test"})
     assert torch.equal(safetensors.torch.load_file(tmp_path / "x.safetensors")["a"], torch.arange(3))

@@ -120,7 +120,7 @@ def painted(height, width, boxes):
 
 
 def write_pair(root, name, ids, suffix="png"):
-    """A picture whose colours tell the ids, and its mask."""
+    """An image whose colors identify the ids, and its mask."""
     for kind in ("JPEGImages", "Annotations"):
         (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(colour_of(ids)).save(root / "JPEGImages" / f"{name}.{suffix}", quality=100, subsampling=0)
@@ -142,7 +142,7 @@ def write_video(root):
 
 
 def inner(ids):
-    """Pixels [T, H, W] all of whose neighbours, `_SOFT` pixels far, have their id; beyond the frame may be another."""
+    """Pixels [T, H, W] whose neighbors up to `_SOFT` pixels away in the frame all have the same id."""
     around = torch.nn.functional.pad(ids.float()[:, None], (_SOFT,) * 4, value=-1)
     largest, smallest = (sign * torch.nn.functional.max_pool2d(sign * around, 2 * _SOFT + 1, 1) for sign in (1, -1))
     return (largest == smallest)[:, 0]

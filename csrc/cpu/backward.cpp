@@ -40,8 +40,8 @@ class QuerySide {
   // [lanes] of a panel
   const T* delta(Index object, Index panel) const { return delta_ + (object * scores_.blocks.panels + panel) * lanes_; }
   // The features of queries from `query` on: [feature panels][queries][lanes].
-  void pack_feature_rows(Index object, Index query, Index queries, T* room, T* rows) const {
-    scores_.features.pack_query_columns(object, query, queries, lanes_, room, rows);
+  void pack_feature_rows(Index object, Index query, Index queries, T* buffer, T* rows) const {
+    scores_.features.pack_query_columns(object, query, queries, lanes_, buffer, rows);
   }
 
   // The gradient of the output of a panel of queries, as [value_dim][lanes]; in groups of channels such that the output
@@ -130,10 +130,10 @@ class BackwardPass {
     run_items<Workspace>(*this, std::ssize(tasks_), parallel_, [&](Index i, const Workspace& work) {
       run_task(tasks_[i], work, grad_queries + tasks_[i].slot * slot_size(), grad_shrinkage);
     });
-    run_items<FeatureRoom>(*this, problem_.query_batches() * blocks_.panels, parallel_,
-                           [&](Index i, const FeatureRoom& room) {
-                             write_queries(i / blocks_.panels, i % blocks_.panels, grad_queries, room.feature);
-                           });
+    run_items<FeatureBuffer>(*this, problem_.query_batches() * blocks_.panels, parallel_,
+                             [&](Index i, const FeatureBuffer& buffer) {
+                               write_queries(i / blocks_.panels, i % blocks_.panels, grad_queries, buffer.feature);
+                             });
     if (problem_.shrinkage) {
       write_shrinkage(grad_shrinkage);
     }
@@ -156,7 +156,7 @@ class BackwardPass {
       grad_keys = carver.take<T>(rows * pass.problem_.key_dim);
       columns = carver.take<T>(std::max({queries * pass.query_side_.wide_features(), queries * pass.lanes(),
                                          pass.problem_.value_dim * pass.lanes()}));
-      room = carver.take<T>(std::max(rows, queries) * features);
+      buffer = carver.take<T>(std::max(rows, queries) * features);
     }
     T* keys;           // [row groups][features][group_rows]
     T* key_columns;    // [feature groups][rows][group_rows]
@@ -168,11 +168,11 @@ class BackwardPass {
     T* grad_keys;      // [rows][key_dim], of all objects
     T* columns;  // of the gradient of the output: [value_dim][lanes] of a panel of queries, or [queries][lanes] of
                  // one of channels; of the features: [feature panels][queries][lanes]
-    T* room;     // for features before packing
+    T* buffer;   // for features before packing
   };
 
-  struct FeatureRoom {
-    FeatureRoom(const BackwardPass& pass, Carver& carver) : feature(carver.take<T>(pass.scores_.features.dim())) {}
+  struct FeatureBuffer {
+    FeatureBuffer(const BackwardPass& pass, Carver& carver) : feature(carver.take<T>(pass.scores_.features.dim())) {}
     T* feature;
   };
 
@@ -226,7 +226,7 @@ class BackwardPass {
 
   // All queries of an object against one block of its rows.
   void pass_over_queries(Index object, Index row, Index rows, const Workspace& work, T* grad_queries) const {
-    scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.room, work.keys, work.key_columns);
+    scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.buffer, work.keys, work.key_columns);
     pack_panels(problem_.value[object].from_row(row), rows, problem_.value_dim, kernels_.group_rows, work.values);
     std::fill_n(work.grad_values, query_side_.wide_values() * padded_rows(), T(0));
     std::fill_n(work.grad_features, query_side_.wide_features() * padded_rows(), T(0));
@@ -243,7 +243,7 @@ class BackwardPass {
         query_side_.pack_grad_out_rows(object, panel, query, queries, work.columns);
         add_queries(work.weights, work.columns, queries, rows, work.grad_values + panel * padded_rows() * lanes());
       }
-      query_side_.pack_feature_rows(object, query, queries, work.room, work.columns);
+      query_side_.pack_feature_rows(object, query, queries, work.buffer, work.columns);
       for (Index panel = 0; panel < query_side_.wide_features() / lanes(); ++panel) {
         add_queries(work.grad_scores, work.columns + panel * queries * lanes(), queries, rows,
                     work.grad_features + panel * padded_rows() * lanes());
@@ -287,7 +287,7 @@ class BackwardPass {
 
   void add_keys(Index object, Index row, Index rows, const Workspace& work, T* grad_shrinkage) const {
     const Index features = scores_.features.dim();
-    T* const grad = work.room;
+    T* const grad = work.buffer;
     for (Index j = 0; j < rows; ++j) {
       copy_row(work.grad_features, j, features, grad);
       for (Index f = 0; f < features; ++f) {

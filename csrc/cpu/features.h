@@ -94,28 +94,28 @@ class Features {
     return sum;
   }
 
-  // Panels [divide_up(count, width)][dim in elements][width] of queries; `room` holds count features. Pairs consist
+  // Panels [divide_up(count, width)][dim in elements][width] of queries; `buffer` holds count features. Pairs consist
   // of numbers as stored: for dot similarity only.
   template <class Element>
-  void pack_queries(Index object, Index first, Index count, Index width, T* room, Element* panels) const {
+  void pack_queries(Index object, Index first, Index count, Index width, T* buffer, Element* panels) const {
     if constexpr (std::is_same_v<Element, T>) {
       if (!is_dot_) {
         for (Index i = 0; i < count; ++i) {
-          of_query(object, first + i, room + i * dim_);
+          of_query(object, first + i, buffer + i * dim_);
         }
-        return pack_panels(Matrix<const T>{room, dim_, 1}, count, dim_, width, panels);
+        return pack_panels(Matrix<const T>{buffer, dim_, 1}, count, dim_, width, panels);
       }
     }
     pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
   }
 
   // Panels [divide_up(dim, width)][count][width] of queries transposed.
-  void pack_query_columns(Index object, Index first, Index count, Index width, T* room, T* columns) const {
+  void pack_query_columns(Index object, Index first, Index count, Index width, T* buffer, T* columns) const {
     if (!is_dot_) {
       for (Index i = 0; i < count; ++i) {
-        of_query(object, first + i, room + i * dim_);
+        of_query(object, first + i, buffer + i * dim_);
       }
-      return pack_panels(Matrix<const T>{room, dim_, 1}.transposed(), dim_, count, width, columns);
+      return pack_panels(Matrix<const T>{buffer, dim_, 1}.transposed(), dim_, count, width, columns);
     }
     pack_panels(problem_.query[object].from_row(first).transposed(), dim_, count, width, columns);
   }
@@ -123,14 +123,14 @@ class Features {
   // Panels [divide_up(count, width)][dim in elements][width] of keys; `columns`, if needed, are panels
   // [divide_up(dim, width)][count][width] of the transposed keys.
   template <class Element>
-  void pack_keys(Index object, Index first, Index count, Index width, T* room, Element* panels,
+  void pack_keys(Index object, Index first, Index count, Index width, T* buffer, Element* panels,
                  Element* columns = nullptr) const {
     if constexpr (std::is_same_v<Element, T>) {
       if (!is_dot_) {
         for (Index j = 0; j < count; ++j) {
-          of_key(object, first + j, room + j * dim_);
+          of_key(object, first + j, buffer + j * dim_);
         }
-        return pack_both(Matrix<const T>{room, dim_, 1}, count, width, panels, columns);
+        return pack_both(Matrix<const T>{buffer, dim_, 1}, count, width, panels, columns);
       }
     }
     pack_both(problem_.key[object].from_row(first), count, width, panels, columns);

@@ -38,7 +38,7 @@ class FewQueriesPass {
       scores = carver.take<T>(queries * pass.padded_rows());
       values = carver.take<T>(pass.reads_in_place() ? 0 : pass.strips_ * pass.kernels_.strip_lanes * rows_per_block);
       rescale = carver.take<T>(queries);
-      room = carver.take<T>(std::max(queries, rows_per_block) * features);
+      buffer = carver.take<T>(std::max(queries, rows_per_block) * features);
       means = carver.take<T>(pass.strips_ * pass.kernels_.strip_lanes);
     }
     T* query;    // [query groups][features][group_rows]
@@ -46,7 +46,7 @@ class FewQueriesPass {
     T* scores;   // [queries][rows padded]
     T* values;   // [strips][rows][strip_lanes], if they are not read in place
     T* rescale;  // [queries]
-    T* room;     // for features before packing
+    T* buffer;   // for features before packing
     T* means;    // [value_dim padded], of one query
   };
 
@@ -67,7 +67,7 @@ class FewQueriesPass {
     const Index object = affinities_.first_object(segment.affinity), objects = affinities_.objects_of(segment.affinity);
     const Index queries = padded_queries(segment);
     scores_.features.pack_queries(object, first_query(segment), blocks_.queries_in_block(segment.query_block),
-                                  kernels_.group_rows, work.room, work.query);
+                                  kernels_.group_rows, work.buffer, work.query);
     std::fill_n(result.largest, queries, -std::numeric_limits<T>::infinity());
     std::fill_n(result.total, queries, T(0));
 
@@ -134,7 +134,7 @@ class FewQueriesPass {
 
   void make_scores(Index object, Index row, Index rows, Index queries, const Workspace& work) const {
     const Index lanes = kernels_.lanes, features = scores_.features.dim();
-    scores_.features.pack_keys(object, row, rows, lanes, work.room, work.keys);
+    scores_.features.pack_keys(object, row, rows, lanes, work.buffer, work.keys);
     for (Index first = 0; first < rows; first += lanes) {
       kernels_.scaled_product(
           {queries, features, work.query, 0, work.keys + first * features, lanes, work.scores + first, padded_rows()},

@@ -56,7 +56,7 @@ class ForwardPass {
       tiles = pass.affinities_.most_objects() > 1 ? pass.blocks_.largest_block() : 1;
       scores = carver.take<T>(tiles * tile_size);
       rescale = carver.take<T>(tiles * pass.blocks_.lanes);
-      room = carver.take<T>(std::max(queries, rows_per_block) * pass.scores_.features.dim());
+      buffer = carver.take<T>(std::max(queries, rows_per_block) * pass.scores_.features.dim());
       means = carver.take<T>(pass.value_dim_);
     }
     Element* query;   // [panels][features][lanes]
@@ -64,7 +64,7 @@ class ForwardPass {
     Element* values;  // [channel groups][rows][group_rows]
     T* scores;        // [tiles][rows][lanes]
     T* rescale;       // [tiles][lanes]
-    T* room;          // for features before packing
+    T* buffer;        // for features before packing
     T* means;         // [value_dim], of one query
     Index tiles;      // one per panel if several objects use them, otherwise one
     Index tile_size;
@@ -87,7 +87,7 @@ class ForwardPass {
     const Index object = affinities_.first_object(segment.affinity), objects = affinities_.objects_of(segment.affinity);
     const Index first = blocks_.first_panel(segment.query_block), panels = blocks_.panels_in(segment.query_block);
     scores_.features.pack_queries(object, first * blocks_.lanes, blocks_.queries_in_block(segment.query_block),
-                                  blocks_.lanes, work.room, work.query);
+                                  blocks_.lanes, work.buffer, work.query);
     std::fill_n(result.sums, objects * object_size(), T(0));
     std::fill_n(result.largest, panels * blocks_.lanes, -std::numeric_limits<T>::infinity());
     std::fill_n(result.total, panels * blocks_.lanes, T(0));
@@ -95,7 +95,7 @@ class ForwardPass {
     const Index end = std::min(problem_.rows_of(object), segment.end * rows_per_block);
     for (Index row = segment.begin * rows_per_block; row < end; row += rows_per_block) {
       const Index rows = std::min(rows_per_block, end - row);
-      scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.room, work.keys);
+      scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.buffer, work.keys);
       for (Index other = 0; other < objects; ++other) {
         pack_values(object + other, row, rows, work.values);
         for (Index panel = 0; panel < panels; ++panel) {

@@ -240,7 +240,7 @@ class StripWorker {
     product.a[0] = elements_of_line(from);
     product.a_stride = plan_.depth;
     product.b = block.expand;
-    // panels of converted weights have room for the second number of a last pair
+    // panels of converted weights have space for the second number of a last pair
     product.panel_stride = (Planned::widens ? round_up(all.channels, 2) : plan_.depth) * panel_lanes;
     product.bias = all.expand_bias + block.begin;
     kernels_.activated(product);

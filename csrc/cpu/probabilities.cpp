@@ -107,10 +107,10 @@ void multiply(const float* __restrict left, const float* __restrict right, Index
 }  // namespace
 
 template <class Stored>
-void object_probabilities(const ObjectLogits<Stored>& logits, const Crop& crop, float epsilon, Index row, float* room,
+void object_probabilities(const ObjectLogits<Stored>& logits, const Crop& crop, float epsilon, Index row, float* buffer,
                           float* probabilities) {
   const Index full_width = logits_stride * logits.width, plane = crop.height * crop.width;
-  float *const blended = room + 1, *const others = blended + full_width, *const total = others + full_width;
+  float *const blended = buffer + 1, *const others = blended + full_width, *const total = others + full_width;
   float* const odds = total + full_width;  // [O, 4 w]
   const float least = epsilon / (1 - epsilon);
   std::fill_n(others, 2 * full_width, 0.0f);

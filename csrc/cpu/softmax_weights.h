@@ -23,10 +23,10 @@ class SoftmaxWeights {
     if (!(lse && take_statistics(lse))) {
       softmax_statistics(scores, parallel, statistics_);
     }
-    run_items<Room>(scores, batches_ * scores.blocks.panels, parallel, [&](Index item, const Room& room) {
+    run_items<Buffer>(scores, batches_ * scores.blocks.panels, parallel, [&](Index item, const Buffer& buffer) {
       const Index panel = item % scores_.blocks.panels, lanes = scores_.blocks.lanes;
       scores_.features.pack_queries(item / scores_.blocks.panels, panel * lanes, scores_.blocks.queries_in_panel(panel),
-                                    lanes, room.features, queries_ + item * scores_.features.dim() * lanes);
+                                    lanes, buffer.features, queries_ + item * scores_.features.dim() * lanes);
     });
   }
 
@@ -39,8 +39,8 @@ class SoftmaxWeights {
   }
 
  private:
-  struct Room {
-    Room(const Scores<Stored>& scores, Carver& carver)
+  struct Buffer {
+    Buffer(const Scores<Stored>& scores, Carver& carver)
         : features(carver.take<T>(scores.blocks.lanes * scores.features.dim())) {}
     T* features;
   };

@@ -253,19 +253,19 @@ template <class T>
 constexpr Index strip_lanes = strip_vectors * width<T>;
 
 // One group of queries: the increments of the sums of a strip stay in registers. The first group reads the values in
-// place, copies them contiguously to `room` for the others, and prefetches as many of the next ones.
+// place, copies them contiguously to `buffer` for the others, and prefetches as many of the next ones.
 template <class T, Update update, bool first>
 STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query, Index row, Index rows, const T* values,
-                                    const T* next, T* sums, T* room) {
+                                    const T* next, T* sums, T* buffer) {
   Vector<T> sum[group_rows][strip_vectors] = {};
   const T* const weights = product.weights + query * product.weights_stride + row;
   for (Index k = 0; k < rows; ++k) {
-    const T* const from = first ? values + k * product.row_stride : room + k * strip_lanes<T>;
+    const T* const from = first ? values + k * product.row_stride : buffer + k * strip_lanes<T>;
     Vector<T> right[strip_vectors];
     STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
       right[j] = load(from + j * width<T>);
       if constexpr (first) {
-        store(room + k * strip_lanes<T> + j * width<T>, right[j]);
+        store(buffer + k * strip_lanes<T> + j * width<T>, right[j]);
         if (j * STM_FAST_VECTOR_BYTES % cache_line == 0) {
           __builtin_prefetch(next + k * strip_lanes<T> + j * width<T>, 0, 2);
         }
@@ -290,10 +290,10 @@ STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query,
   }
 }
 
-// Memory rows [row, row + rows), few enough to fit `room`.
+// Memory rows [row, row + rows), few enough to fit `buffer`.
 template <class T, Update update>
 STM_FAST_INLINE void add_strips(const StripProduct<T>& product, Index row, Index rows) {
-  alignas(cache_line) T room[strip_rows * strip_lanes<T>];
+  alignas(cache_line) T buffer[strip_rows * strip_lanes<T>];
   const Index after = product.rows + product.rows_after - row - rows;
   T* sums = product.sums;
   for (Index strip = 0; strip < product.strips; ++strip) {
@@ -301,10 +301,10 @@ STM_FAST_INLINE void add_strips(const StripProduct<T>& product, Index row, Index
     // in memory order: sequential prefetches are served sooner
     const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);
     const T* const next = product.values + next_row * product.row_stride + line % product.strips * product.strip_stride;
-    multiply_strip<T, update, true>(product, 0, row, rows, values, next, sums, room);
+    multiply_strip<T, update, true>(product, 0, row, rows, values, next, sums, buffer);
     sums += group_rows * strip_lanes<T>;
     for (Index query = group_rows; query < product.queries; query += group_rows) {
-      multiply_strip<T, update, false>(product, query, row, rows, values, next, sums, room);
+      multiply_strip<T, update, false>(product, query, row, rows, values, next, sums, buffer);
       sums += group_rows * strip_lanes<T>;
     }
   }

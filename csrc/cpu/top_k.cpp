@@ -118,12 +118,12 @@ class TopKPass {
       query = carver.take<T>(queries * features);
       keys = carver.take<T>(rows * features);
       scores = carver.take<T>(rows * pass.blocks_.lanes);
-      room = carver.take<T>(std::max(queries, rows_per_block) * features);
+      buffer = carver.take<T>(std::max(queries, rows_per_block) * features);
     }
     T* query;   // [panels][features][lanes]
     T* keys;    // [row groups][features][group_rows]
     T* scores;  // [rows][lanes]
-    T* room;    // for features before packing
+    T* buffer;  // for features before packing
   };
 
   struct Partial {
@@ -145,12 +145,12 @@ class TopKPass {
     const Index object = affinities_.first_object(segment.affinity);
     const Index first = blocks_.first_panel(segment.query_block),
                 queries = blocks_.queries_in_block(segment.query_block);
-    scores_.features.pack_queries(object, first * blocks_.lanes, queries, blocks_.lanes, work.room, work.query);
+    scores_.features.pack_queries(object, first * blocks_.lanes, queries, blocks_.lanes, work.buffer, work.query);
     std::fill_n(result.counts, queries, Index(0));
     const Index end = std::min(problem_.rows_of(object), segment.end * rows_per_block);
     for (Index row = segment.begin * rows_per_block; row < end; row += rows_per_block) {
       const Index rows = std::min(rows_per_block, end - row);
-      scores_.features.pack_keys(object, row, rows, scores_.kernels.group_rows, work.room, work.keys);
+      scores_.features.pack_keys(object, row, rows, scores_.kernels.group_rows, work.buffer, work.keys);
       for (Index panel = 0; panel < blocks_.panels_in(segment.query_block); ++panel) {
         const T* query = work.query + panel * scores_.features.dim() * blocks_.lanes;
         scores_.tile(object, first + panel, row, rows, work.keys, query, work.scores, blocks_.lanes);

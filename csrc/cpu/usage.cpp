@@ -11,12 +11,12 @@ struct UsageWorkspace {
   UsageWorkspace(const Scores<Stored>& scores, Carver& carver) {
     const Index rows = round_up(rows_per_block, scores.kernels.group_rows);
     keys = carver.take<T>(rows * scores.features.dim());
-    room = carver.take<T>(rows * scores.features.dim());
+    buffer = carver.take<T>(rows * scores.features.dim());
     weights = carver.take<T>(rows * scores.blocks.lanes);
     sums = carver.take<T>(rows * scores.blocks.lanes);
   }
   T* keys;     // [row groups][features][group_rows]
-  T* room;     // for features before packing
+  T* buffer;   // for features before packing
   T* weights;  // [rows][lanes]
   T* sums;     // [rows][lanes]: the weights of all panels
 };
@@ -36,7 +36,7 @@ void memory_usage(const Scores<Stored>& scores, const Parallel& parallel, Accumu
     if (rows <= 0) {
       return;
     }
-    scores.features.pack_keys(object, row, rows, scores.kernels.group_rows, work.room, work.keys);
+    scores.features.pack_keys(object, row, rows, scores.kernels.group_rows, work.buffer, work.keys);
     std::fill_n(work.sums, rows * lanes, T(0));
     for (Index panel = 0; panel < scores.blocks.panels; ++panel) {
       weights.tile(object, panel, row, rows, work.keys, work.weights, lanes);

@@ -1,1 +1,1 @@
-"""Kernels in Gluon, whose API may change with any release of Triton: forward.py does without them where it has."""
+"""Kernels in Gluon, whose API may change in any release of Triton; if it has, forward.py uses the portable kernel."""

@@ -1,4 +1,4 @@
-"""The tile of the Hopper kernel, and which reads it takes."""
+"""The tile of the Hopper kernel, and the reads that it supports."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from stm_fast.kernels.similarity import DOT
 ARCHITECTURE = 90
 VALUE_DIM = 512
 WIDEST_KEY = 128
-# of a query and a memory row, of all objects: a read of one frame takes either kernel 23 us, and its launch through TMA
-# descriptors takes the host longer
+# pairs of a query and a memory row, of all objects: both kernels take about 23 us for a memory of one frame, but
+# launching one with TMA descriptors takes the host longer
 FEWEST_PAIRS = 2**22
 
 
@@ -19,12 +19,12 @@ FEWEST_PAIRS = 2**22
 class HopperConfig:
     """Tile of forward_hopper.py.
 
-    block_m: queries of a program, all of one wgmma
+    block_m: queries of a program, one wgmma
     block_n: memory rows of a step
-    block_k: key columns, the width of keys or more
+    block_k: key columns, at least the width of keys
     half:    value columns of a warp group
     stages:  steps of which keys, values and weights are in shared memory
-    maxnreg: registers of a thread, times 384 threads: what the warp groups share out among themselves
+    maxnreg: registers per thread on average; the warp groups divide 384 times as many among themselves
     """
 
     block_m: int = 64
@@ -45,7 +45,7 @@ ALL_HOPPER_CONFIGS = (hopper_config(64), hopper_config(128))
 
 
 def is_for_hopper(problem: Problem) -> bool:
-    """Whether the Hopper kernel is to read it: dot scores in 16 bits, widths of its tiles, tensors TMA can copy."""
+    """Whether to use the Hopper kernel: for 16-bit dot reads, widths of its tiles, and tensors that TMA can copy."""
     (batch, rows, value_dim), key_dim = problem.value.shape, problem.key.shape[2]
     return (
         problem.target.architecture == ARCHITECTURE

@@ -1,6 +1,6 @@
-"""The forward memory read for sm_90 in Gluon: TMA, mbarriers, wgmma and warp groups with roles of their own.
+"""The forward memory read for sm_90 in Gluon: TMA, mbarriers, wgmma and specialized warp groups.
 
-The mathematics is that of forward.py, the schedule is in kernels/README.md. tests/gluon_simulator.py runs these very
+The mathematics is that of forward.py, the schedule is in kernels/README.md. tests/gluon_simulator.py runs these
 functions on the CPU.
 """
 
@@ -29,7 +29,7 @@ _GLUON_TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 
 
 class GluonLaunch(NamedTuple):
-    """One launch of the kernel, to be run on a device, compiled without one, or simulated."""
+    """One launch of the kernel, which can be run on a device, compiled without one, or simulated."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -38,14 +38,14 @@ class GluonLaunch(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the compiler and the launcher are told."""
+        """Options of the compiler and the launcher."""
         return {"num_warps": self.config.num_warps, "maxnreg": self.config.maxnreg}
 
     def run(self) -> None:
         self.kernel[self.grid](**self.arguments, **self.options)
 
     def operands(self) -> Callable[..., Sequence[Any]]:
-        """What makes what the kernel takes of the tensors of any problem of the same layout; it keeps none of these."""
+        """A function that returns the kernel's operands for the tensors of any problem of this layout."""
         forms = [_described_as(self.arguments[name], None) for name in ("query", "key", "value")]
 
         def operands(*tensors: Tensor | None) -> Sequence[Any]:
@@ -61,8 +61,8 @@ def plan_forward_hopper(
     """The outputs [B, splits, M, Cv] and [B, splits, M] of the kernel, and the launch that fills them.
 
     Args:
-        problem: one that is_for_hopper() of configs_hopper.py says it takes.
-        splits: parts of the memory, chosen by the number of processors when None.
+        problem: one for which is_for_hopper() of configs_hopper.py is true.
+        splits: parts of the memory; None chooses them by the number of processors.
     """
     query, key, value = problem.query, problem.key, problem.value
     batch, rows, value_dim = value.shape
@@ -94,14 +94,14 @@ def plan_forward_hopper(
 
 
 def _rows_per_object(tensor: Tensor) -> int:
-    """How many rows of the flattened [rows, C] lie between two objects; 0 where one is shared by all."""
+    """The stride between objects in rows of the flattened [rows, C]; 0 if all share one."""
     return 0 if tensor.shape[0] == 1 else tensor.stride(0) // tensor.stride(1)
 
 
 def _descriptor(tensor: Tensor, block_rows: int, block_columns: int) -> TensorDescriptor:
-    """Tiles of [B, rows, C] as one matrix [B * rows, C]. What lies outside it is read as 0, in columns too.
+    """Tiles of [B, rows, C] as one matrix [B * rows, C]. Rows and columns outside it are read as 0.
 
-    A tile at the end of one object may reach into the next: its scores are -inf and its values are cleared.
+    A tile at the end of an object may include rows of the next one; their scores become -inf and their values 0.
     """
     batch, rows, width = tensor.shape
     block = [block_rows, block_columns]
@@ -111,7 +111,7 @@ def _descriptor(tensor: Tensor, block_rows: int, block_columns: int) -> TensorDe
 
 
 def _described_as(descriptor: TensorDescriptor, tensor: Tensor | None) -> TensorDescriptor:
-    """The same descriptor of another tensor of the same layout, without the checks, which take longer than a launch."""
+    """The descriptor for another tensor of the same layout, without its checks, which take longer than a launch."""
     new = object.__new__(TensorDescriptor)
     vars(new).update(vars(descriptor), base=tensor)
     return new
@@ -164,7 +164,7 @@ def _softmax_and_left(out, lse, M, scale, first_query, rows, steps, tiles, barri
     mbarrier.wait(key_full.index(0), 0)
     score = warpgroup_mma(query_tile, key_tiles.index(0).permute((1, 0)), no_score, use_acc=False)
     mbarrier.arrive(key_empty.index(0), count=1)
-    # the scores of the next step are under way during every softmax; after the last step those of stale keys, not used
+    # the scores of the next step are computed during each softmax; after the last step, unused ones of stale keys
     next_score = _next_scores(query_tile, key_tiles, key_full, 1, steps, no_score, TILE)
     rescale, largest, total = _softmax(
         score, scale, rows, largest, total, weight_tiles, rescales, weight_full, weight_empty, 0, TILE
@@ -172,7 +172,7 @@ def _softmax_and_left(out, lse, M, scale, first_query, rows, steps, tiles, barri
     score = warpgroup_mma_wait(0, deps=[next_score])
     mbarrier.arrive(key_empty.index(1 % TILE.stages), count=1, pred=steps > 1)
     for step in range(1, steps):
-        # and so is the product of the step before
+        # the product of the previous step too is computed during this softmax
         before = (step - 1) % TILE.stages
         mbarrier.wait(value_full.index(before * 2), (step - 1) // TILE.stages & 1)
         accumulator = warpgroup_mma(
@@ -192,7 +192,7 @@ def _softmax_and_left(out, lse, M, scale, first_query, rows, steps, tiles, barri
     _clear_rows(value_tiles.index(last * 2), rows - (steps - 1) * TILE.block_n, TILE)
     accumulator = warpgroup_mma(weight_tiles.index(last), value_tiles.index(last * 2), accumulator)
 
-    # without any row total is 0 and so is the accumulator; lse stays -inf
+    # if there are no rows, total and accumulator are 0, and lse is -inf
     total = gl.where(total == 0, 1.0, total)
     mbarrier.wait(weight_empty.index(steps % TILE.stages), (steps // TILE.stages & 1) ^ 1)
     rescales.index(steps % TILE.stages).store(1 / total)
@@ -239,12 +239,12 @@ def _next_scores(query_tile, key_tiles, key_full, step, steps, no_score, TILE: g
 def _softmax(
     score, scale, rows, largest, total, weight_tiles, rescales, weight_full, weight_empty, step, TILE: gl.constexpr
 ):
-    """Hands the weights of a step to both warp groups; returns the factor of what was summed before, and new sums."""
+    """Passes the weights of a step to both warp groups; returns the factor for earlier sums, new maxima and totals."""
     score_layout: gl.constexpr = score.type.layout
     n = step * TILE.block_n + gl.arange(0, TILE.block_n, gl.SliceLayout(0, score_layout))
     score = gl.where((n < rows)[None, :], score * scale, -float("inf"))
     new_largest = gl.maximum(largest, gl.max(score, 1))
-    # where every score so far is -inf: exp2(-inf - 0) is 0, exp2(-inf + inf) would be NaN
+    # if every score so far is -inf: exp2(-inf - 0) is 0, but exp2(-inf + inf) would be NaN
     shift = gl.where(new_largest == -float("inf"), 0.0, new_largest)
     weight = gl.exp2(score - shift[:, None])
     rescale = gl.exp2(largest - shift)
@@ -259,7 +259,7 @@ def _softmax(
 
 @gluon.jit
 def _clear_rows(tile, valid, TILE: gl.constexpr):
-    """Zeros from row `valid` on: spare rows may hold NaN, and so may the next object."""
+    """Sets rows from `valid` on to 0, because spare rows and the next object may hold NaN."""
     BLOCK_N: gl.constexpr = TILE.block_n
     PART: gl.constexpr = 16
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
@@ -283,7 +283,7 @@ def _store_half(out, accumulator, inverse, first_query, M, first_column, TILE: g
 def _forward_hopper_kernel(
     query, key, value, lengths, out, lse, M, N, splits, scale, query_rows, key_rows, value_rows, TILE: gl.constexpr
 ):
-    """One tile of queries, one part of the memory, all 2 * TILE.half columns of the values. scale has log2(e)."""
+    """One tile of queries, one part of the memory, all 2 * TILE.half columns of values. `scale` includes log2(e)."""
     STAGES: gl.constexpr = TILE.stages
     first_query = gl.program_id(0) * TILE.block_m
     part = gl.program_id(1)
@@ -294,7 +294,7 @@ def _forward_hopper_kernel(
     rows_per_part = gl.cdiv(gl.cdiv(length, TILE.block_n), splits) * TILE.block_n
     start = gl.minimum(part * rows_per_part, length)
     rows = gl.minimum(rows_per_part, length - start)
-    # a part without rows takes one step, none of whose rows counts
+    # a part without rows takes one step, without valid rows
     steps = gl.maximum(gl.cdiv(rows, TILE.block_n), 1)
 
     row = (b.to(gl.int64) * splits + part) * M

@@ -120,15 +120,11 @@ class MemoryBank:
         self._appended += 1
         cap = self._frame_cap(storage, key.shape[0])
         self._add_objects(storage, key.shape[0], cap, number)
-        targets: dict[int, int | None] = {}
-        for index, slots in enumerate(self._slots):
-            if index not in absent:
-                new = Slot(number, index in permanent)
-                targets[index] = len(slots) if temporary else self._place(slots, new, cap)
-                self._temporary[index] = targets[index] == len(slots)
+        shown = [index for index in range(self.objects) if index not in absent]
+        targets = [self._place(index, Slot(number, index in permanent), temporary, cap) for index in shown]
         here = self._shard.count(max(self._counts, default=0))
         storage.reserve(self.objects, here, None if cap is None else self._shard.max_count(cap + self._config.previous))
-        for index, target in targets.items():
+        for index, target in zip(shown, targets, strict=True):
             if target is not None and self._shard.holds(target):
                 rows = key[index].flatten(1).T, value[index].flatten(1).T  # [R, Ck], [R, Cv]
                 storage.write(index, self._shard.local(target), *rows)
@@ -301,13 +297,17 @@ class MemoryBank:
         for name in rows | into:
             shard.copy(source, target, rows.get(name), into.get(name), device)
 
-    def _place(self, slots: list[Slot], new: Slot, cap: int | None) -> int | None:
-        """Records a frame and returns its slot; the slot after the last is that of the temporary frame."""
-        if cap is None or len(slots) < cap:
+    def _place(self, index: int, new: Slot, temporary: bool, cap: int | None) -> int | None:
+        """Records a frame of an object and returns its slot; None if it is not kept, not even temporarily."""
+        slots = self._slots[index]
+        full = cap is not None and len(slots) >= cap
+        if temporary or (full and not new.permanent and all(slot.permanent for slot in slots)):
+            self._temporary[index] = self._config.previous
+            return len(slots) if self._config.previous else None
+        self._temporary[index] = False
+        if not full:
             slots.append(new)
             return len(slots) - 1
-        if not new.permanent and all(slot.permanent for slot in slots):
-            return len(slots) if self._config.previous else None
         target = self._victim(slots, new.frame)
         slots[target] = new
         return target

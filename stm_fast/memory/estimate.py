@@ -34,8 +34,8 @@ def estimate_bank(
     Args:
         layout: of a frame; a read has as many queries as a frame has rows.
         objects: the final number of objects.
-        frames: how many frames will stay if no cap is reached; None if unknown.
-        later_objects: how many of the objects appear later: rows on the device are copied when they do.
+        frames: how many frames are kept if no cap is reached; None if unknown.
+        later_objects: how many of the objects appear later; rows on the device are copied when they do.
         given_frames: frames of one object with given masks, which are never evicted.
         world: how many processes share the bank.
 
@@ -52,13 +52,7 @@ def estimate_bank(
         here = -(-slots // world)
         return objects * (here * slot_bytes if on_device else -(-here // page.slots) * page.nbytes)
 
-    least = taken(given_frames + config.previous)
-    if config.max_bytes is not None and config.max_bytes < least:
-        what = "a frame" if given_frames == 1 else f"{given_frames} frames with given masks, which are never evicted,"
-        raise InputError(
-            f"{option('max_bytes')}: found {config.max_bytes}, expected at least {least} for {what} of "
-            f"{objects} objects" + (" and the previous one" if config.previous else "")
-        )
+    _check_max_bytes(config, taken(given_frames + config.previous), objects, given_frames)
     staying = [number for number in (frames, config.max_frames) if number is not None]
     sizes = [taken(min(staying) + config.previous)] if staying else []
     sizes += [] if config.max_bytes is None else [config.max_bytes]
@@ -67,6 +61,16 @@ def estimate_bank(
         # fields are copied one at a time; the value is the largest
         bank += bank * fields["value"].nbytes // slot_bytes * (objects - later_objects) // objects
     return BankEstimate(bank, objects * slot_bytes, _workspace(config, layout, page, objects, bank))
+
+
+def _check_max_bytes(config: MemoryConfig, least: int, objects: int, given_frames: int) -> None:
+    if config.max_bytes is None or config.max_bytes >= least:
+        return
+    what = "a frame" if given_frames == 1 else f"{given_frames} frames with given masks, which are never evicted,"
+    raise InputError(
+        f"{option('max_bytes')}: found {config.max_bytes}, expected at least {least} for {what} of {objects} objects"
+        + (" and the previous one" if config.previous else "")
+    )
 
 
 def _workspace(config: MemoryConfig, layout: FrameLayout, page: PageLayout, objects: int, bank: int | None) -> int:

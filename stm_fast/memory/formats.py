@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stm_fast.ops.quantised import PADDED_ROWS, QuantisedMemory, scaled
+from stm_fast.ops.quantised import PADDED_ROWS, QuantisedMemory, centered_and_scaled
 
 Fields = dict[str, Tensor]
 
@@ -100,19 +100,11 @@ class ScaledFormat:
         return not self._decoded
 
     def encode(self, key: Tensor, value: Tensor) -> Fields:
-        key, value = key.float(), value.float()
-        key_mean = key.mean(0, keepdim=True)  # [1, Ck]
-        key, key_scale = scaled(key - key_mean, 1, self._dtype)  # [R, Ck], [R, 1]
-        value, value_scale = scaled(value, 0, self._dtype)  # [R, Cv], [1, Cv]
+        memory = centered_and_scaled(key, value, self._dtype)
         if self._by_channel:
-            value = torch.nn.functional.pad(value.mT, (0, -len(value) % PADDED_ROWS))  # [Cv, R and padding]
-        return {
-            "key": key,
-            "key_scale": key_scale,
-            "key_mean": key_mean,
-            "value": value,
-            "value_scale": value_scale,
-        }
+            padding = 0, -len(value) % PADDED_ROWS
+            memory = memory._replace(value=torch.nn.functional.pad(memory.value.mT, padding))  # [Cv, R and padding]
+        return memory._asdict()
 
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         key = fields["key"].float().mul_(fields["key_scale"]).add_(fields["key_mean"])  # [O, slots, R, Ck]
@@ -122,8 +114,7 @@ class ScaledFormat:
     def as_kept(self, fields: Fields) -> QuantisedMemory | None:
         if self._decoded:
             return None
-        scales = fields["key_scale"], fields["key_mean"], self._value(fields), fields["value_scale"]
-        return QuantisedMemory(fields["key"], *scales)
+        return QuantisedMemory(**fields | {"value": self._value(fields)})
 
     def _value(self, fields: Fields) -> Tensor:
         """A view [O, slots, R, Cv]."""

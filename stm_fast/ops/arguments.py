@@ -1,4 +1,4 @@
-"""What memory_read() and its relatives are called with: tensors that kernels can look into, numbers, flags."""
+"""Checks of the arguments of memory_read() and related functions."""
 
 import math
 from collections.abc import Collection
@@ -13,11 +13,11 @@ from stm_fast.torch_private import FakeTensor
 
 
 def check_tensors(optional: Collection[str] = (), **arguments: Tensor | None) -> None:
-    """Raises TypeError where an argument is no tensor, or one that no kernel can look into.
+    """Raises TypeError for an argument that is not a strided tensor, or for a mix of real and fake tensors.
 
     Args:
-        optional: the names of those that may be None.
-        arguments: by their names: strided tensors, all of them real, or all of them fake.
+        optional: names of the arguments that may be None.
+        arguments: the arguments by name.
     """
     for name, tensor in arguments.items():
         if tensor is None and name in optional:
@@ -34,7 +34,7 @@ def check_tensors(optional: Collection[str] = (), **arguments: Tensor | None) ->
 
 
 def _check_same_kind(tensors: dict[str, Tensor]) -> None:
-    """Raises TypeError for fake tensors of several modes, or beside real ones where their mode does not allow it."""
+    """Raises TypeError for fake tensors of different modes, or real ones that their mode does not allow."""
     modes = {name: tensor.fake_mode for name, tensor in tensors.items() if isinstance(tensor, FakeTensor)}
     if not modes:
         return
@@ -47,20 +47,20 @@ def _check_same_kind(tensors: dict[str, Tensor]) -> None:
 
 
 def as_scale(scale: Any) -> float | None:
-    """The factor of the scores as a float. Raises TypeError for what is no number at hand."""
-    return None if scale is None else number(_at_hand(scale, "scale"), "scale", "a number or None")
+    """The factor of the scores as a float. Raises TypeError for anything but a number or None."""
+    return None if scale is None else number(_host_number(scale, "scale"), "scale", "a number or None")
 
 
 def as_top_k(top_k: Any) -> int | None:
-    """The number of rows as an int. Raises TypeError for what is no integer at hand."""
-    return None if top_k is None else integer(_at_hand(top_k, "top_k"), "top_k", "an integer or None")
+    """The number of rows as an int. Raises TypeError for anything but an integer or None."""
+    return None if top_k is None else integer(_host_number(top_k, "top_k"), "top_k", "an integer or None")
 
 
-def _at_hand(found: Any, name: str) -> Any:
-    """The argument; raises TypeError for a tensor that a number cannot stand for without a stall or a lost gradient."""
+def _host_number(found: Any, name: str) -> Any:
+    """Returns the argument; raises TypeError for a tensor whose conversion would stall a device or lose a gradient."""
     if isinstance(found, Tensor):
         if found.device.type != "cpu":
-            raise TypeError(f"{name}: found a tensor on {found.device}, expected a number: to read it would wait")
+            raise TypeError(f"{name}: found a tensor on {found.device}, expected a number: reading it would stall")
         if requires_grad((found,)):
             raise TypeError(
                 f"{name}: found a tensor that requires a gradient, expected a number; multiply query by it instead"
@@ -69,20 +69,20 @@ def _at_hand(found: Any, name: str) -> Any:
 
 
 def check_scale(scale: float | None, dtype: torch.dtype) -> None:
-    """Raises ValueError for a factor that is NaN or infinite in the dtype in which scores of `dtype` are summed."""
-    # graphs may have made it a symbol, which is not to be looked at
+    """Raises ValueError for a factor that is NaN or infinite in the accumulation dtype of inputs of `dtype`."""
+    # while a graph is traced it may be a symbol, whose value must not be used
     if scale is None or torch.compiler.is_compiling():
         return
-    summed = accumulation_dtype(dtype)
-    if not math.fabs(scale) <= torch.finfo(summed).max:
-        raise ValueError(f"scale: found {scale}, expected a finite number of {summed}")
+    accumulation = accumulation_dtype(dtype)
+    if not math.fabs(scale) <= torch.finfo(accumulation).max:
+        raise ValueError(f"scale: found {scale}, expected a finite number of {accumulation}")
 
 
 def check_flags(**flags: Any) -> None:
-    """Raises TypeError for what is neither True nor False."""
+    """Raises TypeError for anything but True or False."""
     for name, found in flags.items():
         if found is not True and found is not False:
-            # a known call is told by it, and a tensor may change
+            # known calls are looked up by it, and the value of a tensor may change
             if isinstance(found, Tensor):
                 raise TypeError(f"{name}: found {type(found).__name__}, expected True or False")
             flag(found, name)

@@ -20,9 +20,9 @@ Result = TypeVar("Result")
 class Backend(NamedTuple, Generic[Inputs, Result]):
     """One way to run a read.
 
-    absent_reasons:      why it cannot run on this machine at all; empty where it can
-    unsupported_reasons: why it cannot run these inputs; empty where it can
-    reader:              what later calls like this one may go straight to, without gradients; None for nothing
+    absent_reasons:      why it cannot run on this machine at all; empty if it can
+    unsupported_reasons: why it cannot run these inputs; empty if it can
+    reader:              what later calls with equal layouts and options may call directly, without gradients; or None
     """
 
     name: Engine
@@ -33,11 +33,11 @@ class Backend(NamedTuple, Generic[Inputs, Result]):
 
 
 def no_reasons(*_inputs: object) -> list[str]:
-    """Of a backend that runs everywhere, and of one that takes everything."""
+    """For a backend that runs on every machine, or supports all inputs."""
     return []
 
 
-# the order of preference of backend="auto"; the reference, last, takes everything
+# in the order of preference of backend="auto"; the reference, last, supports all inputs
 BACKENDS: tuple[Backend[ReadInputs, ReadResult], ...] = (
     Backend("triton", triton_ops.absent_reasons, triton_ops.unsupported_reasons, triton_ops.read, triton_ops.reader),
     Backend("cpp", cpp_ops.absent_reasons, cpp_ops.unsupported_reasons, cpp_ops.read, cpp_ops.reader),
@@ -65,10 +65,10 @@ def choose(
         if name != "auto":
             raise NotImplementedError(f"backend {name!r} cannot run this {what}: {'; '.join(reasons)}")
         _log(what, f"not {backend.name}: {'; '.join(reasons)}")
-    raise AssertionError("the last backend takes everything")
+    raise AssertionError("the last backend supports all inputs")
 
 
 def _log(what: str, choice: str) -> None:
-    # a compiled graph has made its choice already, and logging would break it
+    # logging would break the graph that torch.compile is tracing
     if not torch.compiler.is_compiling():
         logger.debug("%s: %s", what.replace(" ", "_"), choice)

@@ -1,4 +1,4 @@
-"""The C++ engine: loads stm_fast._C, keeps the reason if it cannot, and says what it does not cover."""
+"""The C++ engine: loads stm_fast._C, and gives the reasons if it cannot be loaded or cannot run some inputs."""
 
 from importlib.resources import files
 
@@ -15,7 +15,7 @@ register_engine("cpp")
 
 
 def _load() -> str | None:
-    """Loads the extension; returns why it is absent, None where it is there."""
+    """Loads the extension; returns the reason if it cannot be loaded."""
     try:
         import stm_fast._C  # noqa: F401  (its static initializers register the kernels)
     except ImportError as error:
@@ -28,7 +28,7 @@ _ABSENT = _load()
 
 
 def absent_reasons() -> list[str]:
-    """Why the extension is absent. Raises InputError where STM_FAST_CPU names instructions that this machine lacks."""
+    """Why the extension is absent. Raises InputError if STM_FAST_CPU names an instruction set that the CPU lacks."""
     if _ABSENT is not None:
         return [_ABSENT]
     # torch.compile cannot trace the call
@@ -38,8 +38,8 @@ def absent_reasons() -> list[str]:
 
 
 def operator_absent_reasons(name: str) -> list[str]:
-    """Why one of the extension's other operators is absent, such as "stm_fast::winograd_input"."""
-    # an extension may be built from older sources
+    """Why another operator of the extension, such as "stm_fast::winograd_input", is absent; empty if it is not."""
+    # the extension may have been built from older sources
     no_kernel = [] if has_cpu_kernel(name) else ["the extension was built without it; build it again"]
     return absent_reasons() or no_kernel
 

@@ -1,4 +1,4 @@
-"""memory_read() and merge_reads(): the one door to every kernel of the package."""
+"""memory_read() and merge_reads(): the entry points to all engines."""
 
 import math
 import operator
@@ -20,7 +20,7 @@ COUNTS = (torch.int32, torch.int64)
 
 
 class ReadOptions(TypedDict, total=False):
-    """The options of memory_read() that its result has the same form with."""
+    """The options of memory_read() that do not change the form of its result."""
 
     scale: SupportsFloat | None
     similarity: Similarity
@@ -84,43 +84,43 @@ def memory_read(
     return_usage: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    """Reads a space-time memory: ``out_i = sum_j softmax_j(S_ij) value_j``, the affinity never materialized.
+    """Reads a space-time memory: ``out_i = sum_j softmax_j(S_ij) value_j``, without materializing the affinity.
 
-    The read of STM (Oh et al., ICCV 2019, equations 1 and 2) with the options of its family. The batch is the object.
-    The sums are accumulated in float32 whatever the dtype (float64 in float64). Differentiable in `query`, `key`,
+    The read of STM (Oh et al., ICCV 2019, equations 1 and 2) with the options of the models derived from it. The batch
+    index is the object. Sums are accumulated in float32 (float64 for float64 inputs). Differentiable in `query`, `key`,
     `value`, `shrinkage` and `selection`.
 
     Args:
-        query: ``[B, M, Ck]``, M = H*W pixels of the current frame. The batch may be 1: one query for every object.
-        key: ``[B, N, Ck]``, N = T*H*W memory rows. The batch may be 1: one affinity for all objects (STCN, XMem).
+        query: ``[B, M, Ck]``, M = H*W pixels of the current frame. A batch of 1 is one query for all objects.
+        key: ``[B, N, Ck]``, N = T*H*W memory rows. A batch of 1 is one affinity for all objects (STCN, XMem).
         value: ``[B, N, Cv]``. All three share dtype and device; any strides. "triton" copies a long memory whose rows
-            are not contiguous and aligned, for the time of the call.
-        scale: factor of the scores, a finite number of Python or NumPy or a tensor of one on the CPU without
-            dimensions or a gradient; default ``1 / sqrt(Ck)``.
+            are not contiguous and aligned, for the duration of the call.
+        scale: factor of the scores: a finite number of Python, NumPy or a CPU tensor without dimensions and gradient;
+            default ``1 / sqrt(Ck)``.
         similarity: ``"dot"``: ``S_ij = scale * <q_i, k_j>`` (STM, MiVOS, AOT, SAM 2).
             ``"l2"``: ``S_ij = -scale * shrinkage_j * sum_c selection_ic (q_ic - k_jc)^2`` (STCN; XMem equation 2).
         shrinkage: ``[B or 1, N]``, for "l2" only; 1 when None.
         selection: ``[B or 1, M, Ck]``, for "l2" only, batch as `query`; 1 when None.
         query_norm: False leaves the ``q^2`` term out of "l2". Without shrinkage it cancels in the softmax; XMem
             without selection leaves it out although it has shrinkage.
-        lengths: ``[B]`` integers: only the first ``lengths[b]`` memory rows of object b count; what the others hold
-            does not matter. Negative values raise on the CPU; on a GPU values are clamped to 0..N, because
-            looking at them would stall the stream. Length 0 gives out 0 and lse -inf.
-        top_k: softmax over the k largest scores of each query alone, exact, ties by lower index; k >= N is dense. An
-            integer, as `scale` a number.
+        lengths: ``[B]`` integers: only the first ``lengths[b]`` memory rows of object b count; the others may hold
+            anything. Values outside 0..N raise on the CPU; on a GPU they are clamped, because checking them would
+            stall the stream. Length 0 gives out 0 and lse -inf.
+        top_k: softmax over only the k largest scores of each query, exact; of equal scores the lower index is taken;
+            k >= N is the dense read. An integer of the same sources as `scale`.
         return_lse: also return lse ``[B, M]``, the natural log of the softmax normalizer, for merge_reads().
         return_usage: also return usage ``[B, N]``, the softmax weights summed over the queries (not differentiable).
-        backend: "auto" picks the fastest that can; "triton", "cpp" or "reference" insist on one. On Hopper "triton" has
-            an experimental kernel for "dot" in 16 bits with Ck up to 128 and Cv 512; other reads take the portable one.
+        backend: "auto" picks the fastest that supports the inputs; "triton", "cpp" or "reference" requires that one. On
+            Hopper "triton" has an experimental kernel for 16-bit "dot" reads with Ck up to 128 and Cv 512.
 
     Returns:
-        out ``[B, M, Cv]`` in the dtype of value, followed by lse and usage where asked for (float32, or float64).
+        out ``[B, M, Cv]`` in the dtype of value, followed by lse and usage if requested (float32, or float64).
 
     Raises:
-        TypeError, ValueError: arguments whose dtypes, devices or shapes do not fit, before any kernel runs.
+        TypeError, ValueError: arguments whose dtypes, devices or shapes do not match, before any kernel runs.
         NotImplementedError: a named backend that cannot run these inputs, with its reasons.
     """
-    # what is no plain number is made one, which known calls are told by
+    # known calls are looked up by plain numbers
     if scale is not None and type(scale) is not float:
         scale = as_scale(scale)
     if top_k is not None and type(top_k) is not int:
@@ -131,18 +131,18 @@ def memory_read(
     if reader is not None:
         if lengths is not None:
             _check_counts(lengths, key.shape[1])
-        return _asked_for(*reader(*tensors), return_lse)
+        return _requested(*reader(*tensors), return_lse)
     inputs = _checked(tensors, *options[:-1])
     chosen = backends.choose(backend, inputs, backends.BACKENDS)
     with without_autocast(query.device):
         result = chosen.read(inputs)
-    # where no tensor had to be converted
+    # a reader gets the tensors unconverted
     if call is not None and all(map(operator.is_, inputs.tensors, tensors)):
         known_calls.remember(call, inputs, chosen)
-    return _asked_for(*result, return_lse)
+    return _requested(*result, return_lse)
 
 
-def _asked_for(out: Tensor, lse: Tensor | None, usage: Tensor | None, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
+def _requested(out: Tensor, lse: Tensor | None, usage: Tensor | None, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
     if not return_lse:
         return out if usage is None else (out, usage)
     assert lse is not None
@@ -158,7 +158,7 @@ def _checked(
     return_lse: bool,
     return_usage: bool,
 ) -> ReadInputs:
-    """The arguments of memory_read() as backends take them; raises what memory_read() does."""
+    """The arguments of memory_read(), checked and converted for the backends; raises what memory_read() does."""
     query, key, value, shrinkage, selection, lengths = tensors
     optional = {"shrinkage": shrinkage, "selection": selection, "lengths": lengths}
     check_tensors(optional, query=query, key=key, value=value, **optional)
@@ -174,7 +174,7 @@ def _checked(
         value,
         None if shrinkage is None else shrinkage.to(dtype),
         None if selection is None else selection.to(dtype),
-        counted_rows(lengths, rows),
+        int32_lengths(lengths, rows),
         1 / math.sqrt(query.shape[2]) if scale is None else scale,
         SIMILARITIES.index(similarity),
         bool(query_norm),
@@ -185,7 +185,7 @@ def _checked(
 
 
 def merge_reads(outs: Iterable[Tensor], lses: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Joins reads of disjoint parts of one memory into the read of the whole, exactly. Differentiable.
+    """Merges reads of disjoint parts of a memory exactly into the read of the whole. Differentiable.
 
     Args:
         outs: each ``[B, M, Cv]``, from ``memory_read(..., return_lse=True)`` over one part.
@@ -195,19 +195,19 @@ def merge_reads(outs: Iterable[Tensor], lses: Iterable[Tensor]) -> tuple[Tensor,
         out ``[B, M, Cv]`` in the dtype of the outs, and lse ``[B, M]``.
 
     Raises:
-        TypeError, ValueError: parts whose number, shapes, dtypes or devices do not fit.
+        TypeError, ValueError: parts whose number, shapes, dtypes or devices do not match.
     """
     outs, lses = _parts(outs, "outs"), _parts(lses, "lses")
     if not outs or len(outs) != len(lses):
-        raise ValueError(f"outs, lses: found {len(outs)} and {len(lses)}, expected as many of each, at least one")
+        raise ValueError(f"outs, lses: found {len(outs)} and {len(lses)}, expected the same number, at least one")
     for out, lse in zip(outs, lses, strict=True):
         check_tensors(outs=out, lses=lse)
         if out.ndim != 3 or out.shape != outs[0].shape or lse.shape != out.shape[:2]:
             found = f"{tuple(out.shape)} and {tuple(lse.shape)}"
-            raise ValueError(f"outs, lses: found {found}, expected [B, M, Cv] and [B, M] alike in every part")
+            raise ValueError(f"outs, lses: found {found}, expected [B, M, Cv] and [B, M], the same for all parts")
         if out.dtype not in FLOATS or out.dtype != outs[0].dtype or lse.dtype != accumulation_dtype(out.dtype):
             found = f"{out.dtype} and {lse.dtype}"
-            raise TypeError(f"outs, lses: found {found}, expected one dtype of outs, and lses as memory_read gives")
+            raise TypeError(f"outs, lses: found {found}, expected one dtype for outs, and lses as from memory_read")
         if out.device != outs[0].device or lse.device != out.device:
             raise ValueError(f"outs, lses: found on {out.device} and {lse.device}, expected one device for all")
     stacked = torch.stack(lses)  # [parts, B, M]
@@ -229,7 +229,7 @@ def _parts(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast a read takes the lower precision, as PyTorch's own attention does; float64 stays."""
+    """Under autocast, the tensors in its dtype, as for PyTorch's own attention; float64 is not changed."""
     device = tensors[0].device.type
     if not is_autocast(device):
         return tensors
@@ -237,8 +237,8 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.dtype in (torch.float16, torch.bfloat16, torch.float32) else t for t in tensors)
 
 
-def counted_rows(lengths: Tensor | None, rows: int) -> Tensor | None:
-    """Lengths as the backends take them, int32; a length that int32 cannot hold is more than all rows."""
+def int32_lengths(lengths: Tensor | None, rows: int) -> Tensor | None:
+    """Lengths as int32, which the backends take; any number above `rows` means all rows."""
     if lengths is None or lengths.dtype == torch.int32:
         return lengths
     return lengths.clamp(0, rows).to(torch.int32)

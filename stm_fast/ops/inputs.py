@@ -1,4 +1,4 @@
-"""What travels between memory_read() and its backends."""
+"""The inputs and results of the backends of memory_read()."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,8 +16,8 @@ Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | N
 class ReadInputs(NamedTuple):
     """One checked call of memory_read(): shapes, dtypes and devices agree, defaults are filled in.
 
-    Bq and Bk are B or 1. `shrinkage` and `selection` have the accumulation dtype. All but the last are the arguments
-    of the operators, in their order.
+    Bq and Bk are B or 1. `shrinkage` and `selection` have the accumulation dtype. All fields but the last are the
+    arguments of the operators, in that order.
     """
 
     query: Tensor  # [Bq, M, Ck]
@@ -31,7 +31,7 @@ class ReadInputs(NamedTuple):
     query_norm: bool
     top_k: int  # 0: dense
     return_usage: bool = False
-    return_lse: bool = True  # False lets a reader, which is made for calls like this one, leave it out
+    return_lse: bool = True  # False: a reader made for such calls may leave it out
 
     @property
     def tensors(self) -> Tensors:
@@ -48,17 +48,17 @@ class ReadResult(NamedTuple):
     usage: Tensor | None  # [B, N], accumulation dtype
 
 
-# reads tensors like those that it was made for, by the same options; without gradients; out, lse and usage
+# takes tensors with the same layouts as those it was made for, and uses the same options; returns out, lse and usage
 Reader = Callable[[Unpack[Tensors]], tuple[Tensor, Tensor | None, Tensor | None]]
 
 
 def requires_grad(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a read of these is part of a graph."""
+    """Whether autograd records a read of these tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def in_transform() -> bool:
-    """Whether a torch.func transform (vmap, grad, jvp) is at work."""
+    """Whether a torch.func transform (vmap, grad, jvp) is active."""
     return not torch.compiler.is_compiling() and in_functional_transform()
 
 
@@ -72,5 +72,5 @@ def is_autocast(device: str) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """For inputs that have their dtype by now: autocast would cast a backend's own float32 products once more."""
+    """Turns autocast off for a backend: it would cast the backend's own float32 products again."""
     return torch.autocast(device.type, enabled=False) if is_autocast(device.type) else nullcontext()

@@ -8,7 +8,7 @@ from stm_fast.ops.functional import memory_read
 
 
 class MemoryRead(nn.Module):
-    """The memory read of STM as a layer. It holds no weights: assigned to ``Memory`` it changes a network's cost alone.
+    """The memory read of STM as a layer without weights. Assigned to ``Memory``, it changes only a network's cost.
 
     .. code-block:: python
 
@@ -35,11 +35,11 @@ class MemoryRead(nn.Module):
             query_value: ``[B, Cv, H, W]``.
 
         Returns:
-            ``[B, 2 * Cv, H, W]``, the read followed by `query_value`, and None where the published layer returns its
-            affinity, which is never made here.
+            ``[B, 2 * Cv, H, W]``, the read followed by `query_value`; and None in place of the affinity that the
+            published layer returns, which is never materialized.
 
         Raises:
-            TypeError, ValueError: tensors that do not fit together.
+            TypeError, ValueError: tensors whose shapes, dtypes or devices do not match.
         """
         check_tensors(query_value=query_value)
         key, value = rows(memory_key, "memory_key"), rows(memory_value, "memory_value")
@@ -48,9 +48,9 @@ class MemoryRead(nn.Module):
 
 
 def rows(feature: Tensor, name: str) -> Tensor:
-    """[B, C, ...] -> [B, rows, C], a view wherever the strides allow.
+    """[B, C, ...] -> [B, rows, C], a view if the strides allow it.
 
-    Raises TypeError, ValueError, which begin with `name`, for what is no such tensor.
+    Raises TypeError or ValueError, with a message that begins with `name`, for anything else.
     """
     check_tensors(**{name: feature})
     if feature.ndim < 3:

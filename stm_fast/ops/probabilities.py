@@ -1,6 +1,6 @@
-"""From the decoder's logits to probabilities, and from these to labels, each in one pass on a CPU.
+"""Probabilities from the decoder's logits, and labels from probabilities, each in one pass on a CPU.
 
-csrc/include/stm_fast/probabilities.h explains them. The same in PyTorch is `STM.probabilities` of
+The C++ code is documented in csrc/include/stm_fast/probabilities.h. The same in PyTorch is `STM.probabilities` of
 :mod:`stm_fast.network.stm` and `label` of :mod:`stm_fast.inference.objects`.
 """
 
@@ -39,14 +39,13 @@ def absent_reasons() -> list[str]:
 def object_probabilities(logits: Tensor, pads: tuple[int, int, int, int], epsilon: float) -> Tensor:
     """The softmax of the soft aggregation of logits, resized by bilinear interpolation and cropped; without gradients.
 
-    Everything is in float32, for logits in half precision too. A NaN makes every channel NaN of the pixels that it
-    contributes to, and so may an infinite logit: it has no difference from an equal one, and no mean with an opposite
-    one.
+    All arithmetic is in float32. A NaN logit makes every channel NaN in the pixels that it contributes to. So may an
+    infinite logit, because the difference of equal infinities and the mean of opposite ones are NaN.
 
     Args:
-        logits: ``[O, C, h, w]`` in any layout, of one of DTYPES on a CPU. Of two channels, background and object, the
-            difference counts; one is that difference.
-        pads: left, right, top and bottom, cropped off the resized ``[4 h, 4 w]``.
+        logits: ``[O, C, h, w]`` in any layout, on a CPU, with one of DTYPES. Two channels are background and object, of
+            which only the difference matters; a single channel is that difference.
+        pads: left, right, top and bottom, cropped from the resized ``[4 h, 4 w]``.
         epsilon: probabilities of objects and background are clamped to epsilon..1 - epsilon.
 
     Returns:
@@ -59,6 +58,6 @@ def object_probabilities(logits: Tensor, pads: tuple[int, int, int, int], epsilo
 
 
 def most_likely(prob: Tensor, ids: Tensor) -> Tensor:
-    """``ids[prob.argmax(0)]`` of float32 ``[C, H, W]`` and uint8 ``[C]`` on a CPU: ``[H, W]``; of equals the first."""
+    """``ids[prob.argmax(0)]``, ``[H, W]``, of float32 ``[C, H, W]`` and uint8 ``[C]`` on a CPU; the first of equals."""
     found: Tensor = torch.ops.stm_fast.most_likely(prob.contiguous(), ids)
     return found

@@ -1,4 +1,4 @@
-"""The memory read of a memory of int8 or fp8 numbers: the contract, quantise_memory(), and memory_read_quantised().
+"""Reads of int8 and fp8 memories: QuantisedMemory, quantise_memory() and memory_read_quantised().
 
 Shapes: B objects, M queries, T slots (frames) of R rows each, Ck key width, Cv value width; Bk is B or 1 (shared).
 """
@@ -14,11 +14,11 @@ from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
 from stm_fast.ops import cpp_ops, triton_ops
 from stm_fast.ops.arguments import as_scale, check_flags, check_scale, check_tensors
 from stm_fast.ops.backends import Backend, choose, no_reasons
-from stm_fast.ops.functional import COUNTS, FLOATS, counted_rows, memory_read, merge_reads
+from stm_fast.ops.functional import COUNTS, FLOATS, int32_lengths, memory_read, merge_reads
 from stm_fast.ops.inputs import accumulation_dtype, requires_grad, without_autocast
 from stm_fast.ops.registration import forward_mode_reasons
 
-# slots are turned into floats in parts of about this many bytes
+# slots are dequantized in parts of about this many bytes
 SCRATCH_BYTES = 2**25
 # fp8 is multiplied sixteen rows at a time
 PADDED_ROWS = 16
@@ -26,13 +26,13 @@ _CPP = "stm_fast::memory_read_quantised_cpp"
 
 
 class QuantisedMemory(NamedTuple):
-    """A memory of one byte a number; keys are `key * key_scale + key_mean`, values `value * value_scale`.
+    """A memory with one byte per element: keys are `key * key_scale + key_mean`, values `value * value_scale`.
 
-    A mean that all keys share adds the same to every score of a query, which cancels in the softmax: centered keys have
-    smaller steps at no cost. fp8 values are multiplied as they lie where they are a view of [B, T, Cv, R] with room for
-    a multiple of 16 rows (`quantise_memory` makes them so); other strides are right and slower.
+    Centering makes the quantization steps of keys smaller at no cost: a mean shared by all keys adds the same amount to
+    every score of a query and cancels in the softmax. fp8 values are read in place if they are a view of [B, T, Cv, R]
+    with R padded to a multiple of 16, as `quantise_memory` returns them; other strides work, but are slower.
 
-    Rows beyond `lengths` do not matter, but all numbers of a slot of which some count are finite, its padding too.
+    Slots without rows within `lengths` may hold anything. In all others every element must be finite, padding included.
     """
 
     key: Tensor  # [Bk, T, R, Ck] int8 or float8_e4m3fn
@@ -48,16 +48,15 @@ class QuantisedMemory(NamedTuple):
         return key.to(dtype).flatten(1, 2), value.to(dtype).flatten(1, 2)
 
     def slots(self, first: int, last: int) -> "QuantisedMemory":
-        """A view of some neighbouring slots."""
+        """A view of slots `first` to `last` - 1."""
         return QuantisedMemory(*(tensor[:, first:last] for tensor in self))
 
 
 def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8) -> QuantisedMemory:
-    """Keys [Bk, T, R, Ck] and values [B, T, R, Cv], floats, as int8 or float8_e4m3fn.
+    """Quantizes keys [Bk, T, R, Ck] and values [B, T, R, Cv], of any float dtype, to int8 or float8_e4m3fn.
 
-    Keys are centered on the mean of their slot and scaled by row, values by channel of a slot.
-
-    Raises TypeError, ValueError: arguments that do not fit together.
+    Keys are centered on the mean of their slot and scaled per row; values are scaled per channel and slot. Raises
+    TypeError or ValueError for other dtypes, and for shapes that do not match.
     """
     check_tensors(key=key, value=value)
     if dtype not in DTYPES:
@@ -70,29 +69,33 @@ def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8)
         raise ValueError(f"key, value: found {found}, expected [Bk, T, R, Ck] and [B, T, R, Cv]")
     if key.shape[2] == 0:
         raise ValueError(f"key: found shape {tuple(key.shape)}, expected at least one row in a slot")
+    memory = centered_and_scaled(key, value, dtype)
+    return memory._replace(value=with_padded_rows(memory.value)) if dtype.is_floating_point else memory
+
+
+def centered_and_scaled(key: Tensor, value: Tensor, dtype: torch.dtype) -> QuantisedMemory:
+    """Quantizes keys [..., R, Ck] and values [..., R, Cv] of slots, without padding."""
     key, value = key.float(), value.float()
-    key_mean = key.mean(2, keepdim=True)
-    key, key_scale = scaled(key - key_mean, 3, dtype)
-    value, value_scale = scaled(value, 2, dtype)
-    if dtype.is_floating_point:
-        value = with_padded_rows(value)
+    key_mean = key.mean(-2, keepdim=True)
+    key, key_scale = _scaled(key - key_mean, -1, dtype)
+    value, value_scale = _scaled(value, -2, dtype)
     return QuantisedMemory(key, key_scale, key_mean, value, value_scale)
 
 
-def scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The numbers in `dtype`, int8 or float8_e4m3fn, and the scale of all along `dim`."""
+def _scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Quantizes numbers to `dtype`, int8 or float8_e4m3fn, and returns the result and its scale along `dim`."""
     integer = not dtype.is_floating_point
     largest = float(torch.iinfo(dtype).max if integer else torch.finfo(dtype).max)
     scale = numbers.abs().amax(dim, keepdim=True) / largest
-    # numbers that a normal scale would not be enough for become zeros
+    # a scale below the smallest normal number would be imprecise: such numbers become zeros
     scale = scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1)
-    # e4m3 has no infinity: what a rounded scale leaves just outside would be NaN
+    # e4m3 has no infinity: a quotient just outside its range, from a rounded scale, would become NaN
     quotient = (numbers / scale).clamp(-largest, largest)
     return (quotient.round() if integer else quotient).to(dtype), scale
 
 
 def with_padded_rows(value: Tensor) -> Tensor:
-    """The same [..., R, Cv], a view of [..., Cv, R], zeros behind its rows up to a multiple of PADDED_ROWS."""
+    """A copy of [..., R, Cv] as a view of [..., Cv, R], with R zero-padded to a multiple of PADDED_ROWS."""
     *batch, rows, width = value.shape
     padded = value.new_zeros(*batch, width, rows + -rows % PADDED_ROWS)
     padded[..., :rows] = value.mT
@@ -108,34 +111,35 @@ def memory_read_quantised(
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """``memory_read`` of a quantised memory: dot similarity, dense, one byte a number read from the device's memory.
+    """``memory_read`` of a quantized memory: dot similarity, dense; one byte per element is read from device memory.
 
-    "triton" multiplies bytes: it quantises queries too (by row, to the dtype of the memory), and the weights of an fp8
-    memory. "cpp" makes bytes numbers as it packs them, "reference" some slots at a time. The errors against float64 are
-    in kernels/README.md. "reference" alone is differentiable, in `query` and the scales and means of `memory`.
+    "triton" multiplies bytes: it also quantizes the queries, per row to the dtype of the memory, and for an fp8 memory
+    the softmax weights. "cpp" dequantizes rows when it packs them, "reference" some slots at a time. The errors against
+    float64 are in kernels/README.md. Only "reference" is differentiable, in `query` and the scales and means of
+    `memory`.
 
     Args:
         query: ``[B, M, Ck]`` or ``[1, M, Ck]``, any float dtype.
         memory: T slots of R rows.
         scale: factor of the scores, as in memory_read(), default ``1 / sqrt(Ck)``.
         lengths: ``[B]`` integers: only the first ``lengths[b]`` of the T*R rows count; clamped to 0..T*R.
-        return_lse: also return lse ``[B, M]``, as memory_read() does: such reads merge with any others.
-        backend: "auto" takes the first that can of "triton", "cpp" and "reference".
+        return_lse: also return lse ``[B, M]``, as memory_read() does, for merge_reads().
+        backend: "auto" takes the first of "triton", "cpp" and "reference" that supports the inputs.
 
     Returns:
-        out ``[B, M, Cv]`` in the dtype of query, and lse where asked for.
+        out ``[B, M, Cv]`` in the dtype of query, and lse if requested.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit together.
-        NotImplementedError: a named backend that cannot, with its reasons.
+        TypeError, ValueError: arguments whose dtypes, devices or shapes do not match.
+        NotImplementedError: a named backend that cannot run these inputs, with its reasons.
     """
     _check(query, memory, lengths)
     check_flags(return_lse=return_lse)
     scale = as_scale(scale)
     check_scale(scale, query.dtype)
     scale = 1 / math.sqrt(query.shape[2]) if scale is None else scale
-    query = query.resolve_neg()  # kernels are launched without the dispatcher, which would do it
-    lengths = counted_rows(lengths, memory.key.shape[1] * memory.key.shape[2])
+    query = query.resolve_neg()  # Triton kernels are launched without the dispatcher, which would do this
+    lengths = int32_lengths(lengths, memory.key.shape[1] * memory.key.shape[2])
     inputs = _Inputs(query, memory, scale, lengths)
     chosen = choose(backend, inputs, _BACKENDS, "quantised memory read")
     with without_autocast(query.device):
@@ -144,7 +148,7 @@ def memory_read_quantised(
 
 
 class _Inputs(NamedTuple):
-    """One checked call."""
+    """The checked arguments of one call."""
 
     query: Tensor
     memory: QuantisedMemory
@@ -152,12 +156,12 @@ class _Inputs(NamedTuple):
     lengths: Tensor | None  # [B] int32
 
     def derivative_reasons(self) -> list[str]:
-        """Why a kernel that has no derivatives cannot run; empty where none are asked for."""
+        """Why a kernel without derivatives cannot run; empty if none are needed."""
         no_backward = ["it has no backward"] if requires_grad((self.query, *self.memory)) else []
         return [*forward_mode_reasons(), *no_backward]
 
     def dense_scales(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The memory, its scales and means without their dimensions of 1: [Bk, T, R], [Bk, T, Ck] and [B, T, Cv]."""
+        """The memory, with scales and means squeezed to [Bk, T, R], [Bk, T, Ck] and [B, T, Cv]."""
         key, key_scale, key_mean, value, value_scale = self.memory
         return key, key_scale.squeeze(3), key_mean.squeeze(2), value, value_scale.squeeze(2)
 
@@ -175,7 +179,7 @@ def _triton_reasons(inputs: _Inputs) -> list[str]:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
     reasons += inputs.derivative_reasons()
     if query.numel() == 0 or memory.key.numel() == 0 or memory.value.numel() == 0:
-        reasons.append("something is empty")
+        reasons.append("it takes no empty tensors")
     return reasons
 
 
@@ -239,14 +243,14 @@ def _read_in_parts(inputs: _Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _parts(memory: QuantisedMemory, dtype: torch.dtype) -> Iterator[tuple[int, QuantisedMemory]]:
-    """As many slots at a time as fit SCRATCH_BYTES as floats, with the number of the first."""
+    """Parts of as many slots as fit SCRATCH_BYTES in `dtype`, each with the index of its first slot."""
     numbers = max(1, memory.key[:, :1].numel() + memory.value[:, :1].numel())
     step = max(1, SCRATCH_BYTES // (numbers * dtype.itemsize))
     for first in range(0, memory.key.shape[1], step):
         yield first, memory.slots(first, first + step)
 
 
-# in the order of preference
+# in the order of preference of backend="auto"
 _BACKENDS: tuple[Backend[_Inputs, tuple[Tensor, Tensor]], ...] = (
     Backend("triton", triton_ops.absent_reasons, _triton_reasons, _read_by_triton),
     Backend("cpp", _cpp_absent_reasons, _cpp_reasons, _read_by_cpp),
@@ -268,7 +272,7 @@ def _check(query: Tensor, memory: QuantisedMemory, lengths: Tensor | None) -> No
         expected = " or ".join(map(str, DTYPES))
         raise TypeError(f"memory: found keys of {key.dtype} and values of {value.dtype}, expected both {expected}")
     if query.shape[2] != key.shape[3] or query.shape[2] == 0 or key.shape[1:3] != value.shape[1:3]:
-        raise ValueError(f"query, memory: found {shapes}, which do not fit together")
+        raise ValueError(f"query, memory: found {shapes}, whose widths or slots do not match")
     if key.shape[2] == 0:
         raise ValueError(f"memory: found keys of shape {tuple(key.shape)}, expected at least one row in a slot")
     if query.shape[0] not in (1, value.shape[0]) or key.shape[0] not in (1, value.shape[0]):

@@ -1,4 +1,4 @@
-"""The memory read in plain PyTorch: every option, every dtype: the definition every kernel is held to.
+"""The memory read in plain PyTorch, with every option and dtype: the definition that every engine is tested against.
 
 Shapes: B batch (objects), M queries, N memory rows, Ck key width, Cv value width; Bq and Bk are B or 1 (shared).
 """
@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from stm_fast.choices import SIMILARITIES, Similarity
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors, accumulation_dtype, in_transform
 
-# affinities of more elements than this are made one block of queries at a time: 16 M float32 elements are 64 MiB
+# larger affinities are computed one block of queries at a time: 16 M float32 elements are 64 MiB
 EAGER_AFFINITY_LIMIT = 2**24
 
 
 def read(inputs: ReadInputs) -> ReadResult:
-    """The memory read, eager where the affinity is small and chunked where it is not."""
+    """The memory read, in chunks if the affinity is large."""
     batch, queries, rows = inputs.value.shape[0], inputs.query.shape[1], inputs.key.shape[1]
     if batch * queries * rows <= EAGER_AFFINITY_LIMIT:
         return read_eager(inputs)
@@ -39,8 +39,8 @@ def reader(inputs: ReadInputs) -> Reader:
 def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> ReadResult:
     """The memory read with the whole affinity in memory (STM section 3.2, equations 1 and 2).
 
-    `compute_dtype` is float32 (float64 for float64 inputs) by default; the inputs' own dtype gives what eager PyTorch
-    code does with them, the yardstick of stm_fast.testing.
+    `compute_dtype` is float32 (float64 for float64 inputs) by default. With the inputs' own dtype this is what eager
+    PyTorch code computes, to which stm_fast.testing compares errors.
     """
     dtype = compute_dtype or accumulation_dtype(inputs.value.dtype)
     value = valid_rows(inputs.value, inputs).to(dtype)  # [B, N, Cv]
@@ -53,8 +53,8 @@ def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> 
 
 
 def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
-    """The memory read, one block of queries at a time: memory O(queries_per_chunk * N), recomputed in the backward."""
-    # torch.func has no checkpoints; without them autograd keeps every block's affinity, the whole affinity again
+    """The memory read by blocks of queries: O(queries_per_chunk * N) memory, recomputed in the backward pass."""
+    # torch.func has no checkpoints; without them autograd saves the affinity of every block
     recomputed = torch.is_grad_enabled() and not in_transform()
     read_block = partial(checkpoint, _read_block, use_reentrant=False) if recomputed else _read_block
     query, key, value, shrinkage, selection, lengths = inputs.tensors
@@ -62,8 +62,8 @@ def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
     for start in range(0, query.shape[1], queries_per_chunk):
         block = slice(start, start + queries_per_chunk)
         chosen = None if selection is None else selection[:, block]
-        # one by one: tensors inside another argument would be kept as they are, past the hooks of saved tensors, and
-        # nobody would notice that they were overwritten
+        # separate arguments: tensors inside a tuple would bypass the hooks of saved tensors, and with them the check
+        # that they were not overwritten
         parts.append(read_block(inputs.options, query[:, block], key, value, shrinkage, chosen, lengths))
     usages = [part.usage for part in parts if part.usage is not None]
     return ReadResult(
@@ -129,7 +129,7 @@ def softmax_and_lse(score: Tensor) -> tuple[Tensor, Tensor]:
 def largest_scores(score: Tensor, count: int) -> Tensor:
     """True at the `count` largest scores of each row; among equal scores the lower index wins [B, M, N]."""
     threshold = score.detach().topk(count, dim=-1).values[..., -1:]
-    above, equal = ~(score <= threshold), score == threshold  # NaN is above all
+    above, equal = ~(score <= threshold), score == threshold  # NaN counts as the largest
     return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 
@@ -140,7 +140,7 @@ def _valid(inputs: ReadInputs) -> Tensor:
 
 
 def valid_rows(rows: Tensor, inputs: ReadInputs) -> Tensor:
-    """The rows with zeros beyond `lengths`: spare capacity may hold anything, NaN included."""
+    """The rows, with zeros beyond `lengths`, where spare capacity may hold anything, even NaN."""
     if inputs.lengths is None:
         return rows
     valid = _valid(inputs)  # [B, N]

@@ -1,7 +1,7 @@
 """The operators of the compiled engines: one schema, one fake kernel and one autograd rule for all of them.
 
 Each engine <name> is a pair of operators, stm_fast::memory_read_<name> and stm_fast::memory_read_<name>_backward.
-The schemas are defined here alone; csrc/bindings.cpp and triton_ops.py only add implementations.
+Schemas are defined only here; csrc/bindings.cpp and triton_ops.py only add implementations.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def register_engine(engine: str) -> None:
 
     def backward_rule(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _grad_usage: Tensor | None) -> tuple[Any, ...]:
         operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}_backward")
-        # read once: each access unpacks them again, which a checkpoint rejects and save_on_cpu() copies for
+        # a second access would unpack them again, which a checkpoint rejects and save_on_cpu() turns into a second copy
         out, lse, *tensors = ctx.saved_tensors
         gradients = operator(grad_out, grad_lse, out, lse, *tensors, *ctx.options)
         given = [None if tensor is None else found for tensor, found in zip(tensors, gradients, strict=False)]
@@ -65,7 +65,7 @@ def call_engine(engine: str, inputs: ReadInputs) -> ReadResult:
 
 
 def engine_reader(engine: str, inputs: ReadInputs) -> Reader:
-    """Runs one engine's forward operator beneath autograd, which would only pass it on."""
+    """A reader that calls one engine's forward operator below autograd, which has nothing to record."""
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}").default
     options, return_usage = inputs.options, inputs.return_usage
 
@@ -91,7 +91,7 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _fake_backward(
     _grad_out: Tensor, _grad_lse: Tensor, _out: Tensor, _lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    # contiguous whatever the strides of the inputs: that is what the engines allocate
+    # contiguous for any strides of the inputs, as the engines allocate them
     query = arguments[0]
     return tuple(query.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in arguments[:5])
 

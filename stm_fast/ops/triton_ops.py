@@ -1,4 +1,4 @@
-"""The Triton engine: custom operators around stm_fast.kernels, and what they do not cover.
+"""The Triton engine: custom operators around stm_fast.kernels, and the inputs that they do not support.
 
 Triton is imported when the first read runs, so that importing stm_fast stays quick and works without it.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm_fast.choices import SIMILARITIES, Similarity
+from stm_fast.choices import SIMILARITIES
 from stm_fast.errors import InputError
 from stm_fast.kernels.configs import WIDEST_KEY
 from stm_fast.kernels.targets import ARCHITECTURES
@@ -19,11 +19,10 @@ from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors
 from stm_fast.ops.registration import call_engine, engine_reader, register_engine, transform_reasons
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KERNELS_FOR: tuple[Similarity, ...] = ("dot", "l2")
-MOST_OBJECTS = 65535  # a launch grid has no more in its third dimension
+MOST_OBJECTS = 65535  # the limit of the third dimension of a launch grid
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
-# Triton's interpreter, for tests: its kernels then run on the CPU, in NumPy
+# for tests: Triton's interpreter runs kernels on the CPU, in NumPy
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DEVICE = "cpu" if _INTERPRETED else "cuda"
 
@@ -45,15 +44,19 @@ def unsupported_reasons(inputs: ReadInputs) -> list[str]:
         reasons.append(f"it has no kernel for {query.dtype}")
     if query.dtype == torch.bfloat16 and _INTERPRETED:
         reasons.append("Triton's interpreter cannot multiply torch.bfloat16")
-    if (name := SIMILARITIES[inputs.similarity]) not in KERNELS_FOR:
-        reasons.append(f"it has no kernel for similarity {name!r}")
     if query.shape[2] > WIDEST_KEY:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
     if inputs.value.shape[0] > MOST_OBJECTS:
         reasons.append(f"it takes a batch of at most {MOST_OBJECTS}, found {inputs.value.shape[0]}")
     if inputs.top_k and _capturing(query):
         reasons.append("its top_k waits for the device, which a CUDA graph cannot record")
-    return reasons
+    return reasons or _similarity_reasons(inputs.similarity)
+
+
+def _similarity_reasons(similarity: int) -> list[str]:
+    from stm_fast.kernels.similarity import KINDS
+
+    return [] if similarity in KINDS else [f"it has no kernel for similarity {SIMILARITIES[similarity]!r}"]
 
 
 def device_reasons(device: torch.device) -> list[str]:
@@ -68,7 +71,7 @@ def device_reasons(device: torch.device) -> list[str]:
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device, wherever its arguments are."""
+    """Makes a device current, because Triton launches on the current one and not on that of its arguments."""
     if device.type != "cuda" or torch.cuda.current_device() == device.index:
         return nullcontext()
     return torch.cuda.device(device)

@@ -1,4 +1,4 @@
-"""Cases, inputs and the float64 criterion of the memory read: shared by the tests and the benchmarks."""
+"""Test cases, random inputs and the float64 criterion of the memory read, for tests and benchmarks."""
 
 from stm_fast.testing.cases import CASES, ReadCase, Tensors, make_tensors, options
 from stm_fast.testing.criterion import assert_no_worse_than_eager

@@ -1,4 +1,4 @@
-"""The cases every backend of the memory read is held to, and their numbers."""
+"""The test cases of the memory read, which every backend must pass, and their random inputs."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -13,7 +13,7 @@ from stm_fast.ops.inputs import ReadInputs
 
 @dataclass(frozen=True)
 class ReadCase:
-    """The shape and the options of one memory read, without its numbers."""
+    """The shapes and options of one memory read."""
 
     batch: int = 2
     queries: int = 33
@@ -22,17 +22,17 @@ class ReadCase:
     value_dim: int = 32
     shared_query: bool = False
     shared_key: bool = False
-    shared_shrinkage: bool | None = None  # None: as the key
+    shared_shrinkage: bool | None = None  # None: as shared_key
     lengths: tuple[int, ...] | None = None
-    poison: float = math.nan  # what the rows beyond lengths hold
+    poison: float = math.nan  # the content of rows beyond lengths
     similarity: Similarity = "dot"
     shrinkage: bool = False
     selection: bool = False
     query_norm: bool = True
     top_k: int | None = None
     return_usage: bool = False
-    spread: float = 1.0  # factor on the keys: 1 is a soft read, 100 a nearly hard one, 0 one of equal scores
-    channels_first: bool = False  # views of [B, C, rows], as networks hold them
+    spread: float = 1.0  # factor of the keys: 1 gives a soft read, 100 an almost hard one, 0 equal scores
+    channels_first: bool = False  # views of [B, C, rows], the layout of networks
 
     def __str__(self) -> str:
         chosen = {field: getattr(self, field.name) for field in fields(self)}
@@ -85,7 +85,7 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
     {"similarity": "l2", "shrinkage": True, "selection": True, "top_k": 30, "return_usage": True},
 )
 
-# every shape with the plain read and with the two richest sets of options; every other set with the default shape
+# every shape without options and with each of the last two sets of options; the other sets with the default shape
 CASES: tuple[ReadCase, ...] = (
     *_SHAPES,
     *(replace(_SHAPES[0], **chosen) for chosen in _OPTIONS),
@@ -100,7 +100,7 @@ CASES: tuple[ReadCase, ...] = (
 
 
 def make_tensors(case: ReadCase, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Tensors:
-    """Random inputs of a case; its poison is in every row beyond its lengths, where it must not matter."""
+    """Random inputs of a case, with its poison in every row beyond its lengths, where it must not matter."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(batch: int, rows: int, width: int) -> Tensor:
@@ -125,8 +125,14 @@ def make_tensors(case: ReadCase, dtype: torch.dtype, device: str = "cpu", seed: 
     return Tensors(*moved)  # type: ignore[arg-type]
 
 
+def leaves(tensors: Tensors, dtype: torch.dtype, requires_grad: bool) -> Tensors:
+    """The same numbers and strides in `dtype`, as leaves of a new autograd graph."""
+    new = [None if t is None else t.detach().to(dtype).requires_grad_(requires_grad) for t in tensors]
+    return Tensors(*new)  # type: ignore[arg-type]
+
+
 def options(case: ReadCase, device: str = "cpu") -> dict[str, Any]:
-    """The keyword arguments of memory_read() that are not tensors to differentiate, all but what is returned."""
+    """The keyword arguments of memory_read(), without differentiable tensors and return_..."""
     lengths = None if case.lengths is None else torch.tensor(case.lengths, dtype=torch.int32, device=device)
     return {
         "similarity": case.similarity,
@@ -137,7 +143,7 @@ def options(case: ReadCase, device: str = "cpu") -> dict[str, Any]:
 
 
 def read_inputs(case: ReadCase, tensors: Tensors) -> ReadInputs:
-    """What memory_read() would hand to a backend, in the dtype of the tensors throughout."""
+    """What memory_read() would pass to a backend, with all tensors in their own dtype."""
     query, key, value, shrinkage, selection = tensors
     return ReadInputs(
         query,

@@ -1,12 +1,12 @@
 """The float64 criterion: how far from the exact result a fused one may be.
 
-After FlashAttention's: a result is judged against float64, relative to the error of eager PyTorch in the same dtype.
-It says what the dtype can give, so no tolerance is chosen by hand.
+As in the tests of FlashAttention, the error against float64 is compared with that of eager PyTorch in the same dtype.
+That error shows what the dtype allows, so no tolerance is chosen by hand.
 
-Eager's error alone is not a fair measure where eager is exact by luck or by construction: the gradients of a read of
-one row are differences of equal numbers, a float64 eager read is the exact result itself. Any other order of the same
-sums is off by their rounding. So the measure is the larger of eager's error and that of the exact computation with
-every sum rounded once (stm_fast.testing.rounding), which is a computed quantity too.
+It is not a fair measure if eager happens to be exact: the gradients of a read of one row are differences of equal
+numbers, and a float64 eager read is the exact result itself. Any other order of summation differs by rounding. So the
+measure is the larger of eager's error and that of the exact computation with every sum rounded once
+(stm_fast.testing.rounding).
 """
 
 import math
@@ -20,13 +20,13 @@ FACTOR = 2.0
 
 
 def assert_no_worse_than_eager(fused: Results, eager: Results, rounded: Results, exact: Results) -> None:
-    """Every fused tensor is no further from `exact` than FACTOR times the further of `eager` and `rounded`.
+    """Asserts that no fused tensor has more than FACTOR times the larger error of `eager` and `rounded`.
 
-    Two roundings, eps, of the largest value are allowed on top. -inf must be -inf in the exact result too; anything
-    else that is not finite fails. A tensor of `rounded` may be several, one after the other in a first dimension.
+    Two roundings of the largest value (eps times it) are allowed in addition. -inf must be -inf in the exact result
+    too; other values that are not finite fail. Tensors of `rounded` may have several results along a first dimension.
 
     Raises:
-        AssertionError: names the tensor, its error and what was allowed.
+        AssertionError: with the name of the tensor, its error and the allowed error.
     """
     for name, found in fused.items():
         assert found.shape == exact[name].shape, f"{name}: shape {found.shape}, expected {exact[name].shape}"
@@ -40,13 +40,13 @@ def allowance(dtype: torch.dtype, eager: Tensor, rounded: Tensor, exact: Tensor)
         return 0.0
     largest = float(exact.masked_fill(exact == -math.inf, 0).abs().max())
     by_eager, by_rounding = distance(eager, exact), distance(rounded, exact)
-    # an eager result that overflowed measures nothing
+    # the error of an eager result that overflowed is no measure
     measure = max(by_eager, by_rounding) if math.isfinite(by_eager) else by_rounding
     return FACTOR * measure + torch.finfo(dtype).eps * largest
 
 
 def distance(approximate: Tensor, exact: Tensor) -> float:
-    """The largest absolute difference from float64: inf where a value is not finite and not -inf in both."""
+    """The largest absolute difference from float64; inf if any value is not finite, unless both are -inf."""
     if exact.numel() == 0:
         return 0.0
     equal_infinities = (approximate == -math.inf) & (exact == -math.inf)

@@ -1,4 +1,4 @@
-"""Memories to measure the error of quantised reads with, and the exact read."""
+"""Memories with which to measure the error of quantized reads, and the exact read."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from stm_fast.ops.functional import memory_read
 def soft_memory(
     queries: int, slots: int, rows: int, key_dim: int, value_dim: int, batch: int = 2, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normal numbers throughout: query [B, M, Ck], key [B, T, R, Ck], value [B, T, R, Cv], float32."""
+    """Normally distributed numbers: query [B, M, Ck], key [B, T, R, Ck], value [B, T, R, Cv], float32."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((batch, queries, key_dim), (batch, slots, rows, key_dim), (batch, slots, rows, value_dim))
     query, key, value = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
@@ -19,8 +19,10 @@ def soft_memory(
 def stm_like_memory(
     queries: int, slots: int, rows: int, key_dim: int, value_dim: int, batch: int = 2, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As a network makes them of a video: every slot repeats the queries with noise, keys share a mean, values do not
-    change much from slot to slot. Same shapes as of soft_memory()."""
+    """Like a network's of a video, with the shapes of soft_memory().
+
+    Every slot repeats the queries with noise, keys share a mean, and values change little from slot to slot.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -31,12 +33,12 @@ def stm_like_memory(
     query = scene[:, torch.arange(queries) % rows] + 0.3 * normal(batch, queries, key_dim)
     key = scene[:, None] + 0.3 * normal(batch, slots, rows, key_dim)
     value = content[:, None] + 0.3 * normal(batch, slots, rows, value_dim)
-    # as strong as in a trained network: a few rows have most of the weight
+    # the factor gives a few rows most of the weight, as in a trained network
     return ((query + mean) * 2).to(device), (key + mean).to(device), value.to(device)
 
 
 def exact_read(query: Tensor, key: Tensor, value: Tensor, lengths: list[int] | None = None) -> tuple[Tensor, Tensor]:
-    """out and lse in float64 of a memory [B, T, R, C] before it is quantised."""
+    """out and lse in float64 of a memory [B, T, R, C] that is not quantized."""
     there = None if lengths is None else torch.tensor(lengths, device=query.device)
     flat = (tensor.double().flatten(1, 2) for tensor in (key, value))
     out, lse = memory_read(query.double(), *flat, lengths=there, return_lse=True, backend="reference")

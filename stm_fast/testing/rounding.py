@@ -1,4 +1,4 @@
-"""The exact memory read with every sum rounded once: what the order of summation alone does to a result."""
+"""The exact memory read with every sum rounded once: the error that the order of summation alone can cause."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 from stm_fast.ops import reference
 from stm_fast.ops.inputs import accumulation_dtype
-from stm_fast.testing.cases import ReadCase, Tensors, read_inputs
+from stm_fast.testing.cases import ReadCase, Tensors, leaves, read_inputs
 from stm_fast.testing.criterion import Results
 
-DRAWS = 4  # of one draw the roundings of a small read may cancel by luck
+DRAWS = 4  # in a single draw, the roundings of a small read may happen to cancel
 
 
 def rounded_once(case: ReadCase, doubles: Tensors, dtype: torch.dtype, upstream: Results, seed: int = 2) -> Results:
-    """The read and its gradients in float64, as a fused engine forms them, each sum off by one rounding.
+    """The read and its gradients in float64, computed like a fused engine does, with one rounding per sum.
 
-    A sum ``sum_c a_c b_c`` rounded once is off by eps * sum_c |a_c b_c|, with a random sign: eps of the accumulation
-    dtype, and the terms all of one sign, since it is the terms that are rounded and not what they cancel to. The sums
-    are the scores, ``O = P V``, ``dP = dO V^T``, ``delta = rowsum(dO * O)`` with `O` as stored, in `dtype`, and the
-    gradients: of the values ``P^T dO``, of the others sums over ``dS = P * (dP - delta + dlse)``.
+    Rounding ``sum_c a_c b_c`` once adds eps * sum_c |a_c b_c| with a random sign, eps that of the accumulation dtype:
+    terms do not cancel in the error, because each is rounded. The sums are the scores, ``O = P V``, ``dP = dO V^T``,
+    ``delta = rowsum(dO * O)`` with `O` as stored, in `dtype`, and the gradients: ``P^T dO`` of the values, sums over
+    ``dS = P * (dP - delta + dlse)`` of the others.
 
     Args:
         doubles: the inputs in float64.
@@ -27,7 +27,7 @@ def rounded_once(case: ReadCase, doubles: Tensors, dtype: torch.dtype, upstream:
         upstream: the gradients of out and lse, float64; empty for a read without gradients.
 
     Returns:
-        By name, DRAWS results one after the other: ``[DRAWS, ...]``.
+        The results by name, each ``[DRAWS, ...]``.
     """
     scores = _Scores.of(case, doubles)
     eps = torch.finfo(accumulation_dtype(dtype)).eps
@@ -39,7 +39,7 @@ def rounded_once(case: ReadCase, doubles: Tensors, dtype: torch.dtype, upstream:
 
 
 class _Rounding(NamedTuple):
-    """Rounds sums once, by eps of the size of their terms, up or down."""
+    """Rounds sums once, up or down by eps times the size of their terms."""
 
     eps: float
     generator: torch.Generator
@@ -50,7 +50,7 @@ class _Rounding(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """The exact scores, and the same sums with terms of one sign; both at the end of a graph of their own."""
+    """The exact scores, and the same sums with terms of one sign; each with its own autograd graph."""
 
     inputs: Tensors
     score: Tensor  # [B, M, N]
@@ -60,9 +60,10 @@ class _Scores(NamedTuple):
 
     @classmethod
     def of(cls, case: ReadCase, doubles: Tensors) -> "_Scores":
-        inputs = _leaves(doubles)
-        # (q - k)^2 and q k alike have terms of one sign where q and k have none in common
-        one_sign = _leaves(doubles._replace(query=doubles.query.abs(), key=-doubles.key.abs()))
+        inputs = leaves(doubles, torch.float64, True)
+        # the terms of both (q - k)^2 and q k have one sign if q and k have opposite signs
+        opposite = doubles._replace(query=doubles.query.abs(), key=-doubles.key.abs())
+        one_sign = leaves(opposite, torch.float64, True)
         read = read_inputs(case, inputs)
         score, one_sign_score = (
             reference.affinity_scores(read_inputs(case, tensors), torch.float64) for tensors in (inputs, one_sign)
@@ -101,11 +102,6 @@ def _draw(
     grad_score = affinity * (grad_affinity - (delta - upstream["lse"])[..., None])  # [B, M, N]
     results |= scores.gradients(grad_score, rounding)
     return results | {"grad_value": rounding.of(affinity.mT @ grad_out, affinity.mT @ grad_out.abs())}
-
-
-def _leaves(tensors: Tensors) -> Tensors:
-    leaves = [None if tensor is None else tensor.detach().clone().requires_grad_() for tensor in tensors]
-    return Tensors(*leaves)  # type: ignore[arg-type]
 
 
 def _gradients(score: Tensor, inputs: Tensors, grad_score: Tensor) -> Results:

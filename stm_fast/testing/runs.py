@@ -1,4 +1,4 @@
-"""One case, run by a backend, by eager PyTorch and in float64, and held to the criterion."""
+"""Runs a case with a backend, with eager PyTorch and in float64, and compares them by the criterion."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.ops import functional, reference
-from stm_fast.testing.cases import ReadCase, Tensors, make_tensors, options, read_inputs
+from stm_fast.testing.cases import ReadCase, Tensors, leaves, make_tensors, options, read_inputs
 from stm_fast.testing.criterion import Results, assert_no_worse_than_eager
 from stm_fast.testing.rounding import rounded_once
 
@@ -15,13 +15,13 @@ from stm_fast.testing.rounding import rounded_once
 def check_case(
     case: ReadCase, dtype: torch.dtype, backend: str, device: str = "cpu", gradients: bool = True, seed: int = 0
 ) -> None:
-    """Runs one case on one backend and holds out, lse, usage where asked for, and every gradient to the criterion.
+    """Checks out, lse, usage (if the case returns it) and every gradient of one backend by the criterion.
 
     Args:
-        seed: of the numbers.
+        seed: of the random inputs.
 
     Raises:
-        AssertionError: a result that is too far from float64.
+        AssertionError: a result is too far from float64.
         NotImplementedError: a backend that cannot run the case.
     """
     measure = _measure(case, dtype, device, gradients, seed)
@@ -35,7 +35,7 @@ def check_case(
 
 
 class _Measure(NamedTuple):
-    """What a result of one case is held to."""
+    """What the results of one case are compared with."""
 
     upstream: Results
     eager: Results
@@ -43,7 +43,7 @@ class _Measure(NamedTuple):
     exact: Results
 
 
-# most of a check's time, and the same for every backend and any number of threads
+# takes most of the time of a check, and is the same for every backend and number of threads
 @lru_cache(maxsize=64)
 def _measure(case: ReadCase, dtype: torch.dtype, device: str, gradients: bool, seed: int) -> _Measure:
     tensors = make_tensors(case, dtype, device, seed)
@@ -73,7 +73,7 @@ def read_outputs(case: ReadCase, tensors: Tensors, backend: str) -> Results:
 
 
 def eager_outputs(case: ReadCase, tensors: Tensors) -> Results:
-    """What eager PyTorch gives in the dtype of the inputs: the published matrix product, softmax, matrix product."""
+    """The results of eager PyTorch in the dtype of the inputs: the published product, softmax and product."""
     result = reference.read_eager(read_inputs(case, tensors), tensors.query.dtype)
     return {name: tensor for name, tensor in result._asdict().items() if tensor is not None}
 
@@ -89,7 +89,7 @@ def random_upstream(outputs: Results, seed: int = 1) -> Results:
 
 
 def with_gradients(outputs: Results, tensors: Tensors, upstream: Results) -> Results:
-    """The outputs, and the gradient of every input as grad_<name>; the outputs alone where `upstream` is empty."""
+    """The outputs, and unless `upstream` is empty, the gradient of every input as grad_<name>."""
     results = {name: output.detach() for name, output in outputs.items()}
     if not upstream:
         return results
@@ -100,9 +100,3 @@ def with_gradients(outputs: Results, tensors: Tensors, upstream: Results) -> Res
         [gradient.to(outputs[name].dtype) for name, gradient in upstream.items()],
     )
     return results | {f"grad_{name}": gradient for name, gradient in zip(named, gradients, strict=True)}
-
-
-def leaves(tensors: Tensors, dtype: torch.dtype, requires_grad: bool) -> Tensors:
-    """The same numbers and strides in `dtype`, at the start of a new graph."""
-    new = [None if t is None else t.detach().to(dtype).requires_grad_(requires_grad) for t in tensors]
-    return Tensors(*new)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reason_of
 
 # detected by content, not by name; for some other formats Pillow starts an external program
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
@@ -56,16 +56,8 @@ def _decoding(file: Path, what: str) -> Iterator[None]:
         raise InputError(f"{file}: no such {what}") from error
     # damaged and hostile files make Pillow raise exceptions of any type
     except Exception as error:
-        raise InputError(f"{file}: not a readable {what} ({_reason(error)})") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Why an image cannot be read, in one line and without its name."""
-    if isinstance(error, UnidentifiedImageError):
-        return "unknown image format"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        why = "unknown image format" if isinstance(error, UnidentifiedImageError) else reason_of(error)
+        raise InputError(f"{file}: not a readable {what} ({why})") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from stm_fast.errors import InputError, reading
-from stm_fast.listing import list_images
+from stm_fast.listing import by_stem, list_images
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.image_file import open_image, orientation, to_rgb, upright, upright_size
 
@@ -77,11 +77,7 @@ def _list_frames(folder: Path, masks: Iterable[Path]) -> tuple[list[Path], list[
 
 
 def _check_names(frames: list[Path], masks: list[Path]) -> None:
-    named: dict[str, Path] = {}
-    for file in frames:
-        twin = named.setdefault(file.stem, file)
-        if twin is not file:
-            raise InputError(f"{file}: same name as {twin.name}, so the masks of both would be one file")
+    named = by_stem(frames)
     numberings = {_numbering(name) for name in named}
     for mask in masks:
         if mask.stem not in named and _numbering(mask.stem) in numberings:

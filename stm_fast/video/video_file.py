@@ -18,7 +18,7 @@ from av.stream import Discard
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reason_of
 from stm_fast.video import containers
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.packet_count import PacketCount, VideoPacket
@@ -258,10 +258,4 @@ def _as_input_error(message: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{message} ({_reason(error)})") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The system's message for an error, in one line and without the file name that FFmpeg adds."""
-    words = getattr(error, "strerror", None) or str(error)
-    return " ".join(words.split()) or type(error).__name__
+        raise InputError(f"{message} ({reason_of(error)})") from error

@@ -1,4 +1,4 @@
-"""Changes inside of formats, whose lengths and checksums stay right so that readers go on to what was changed."""
+"""Mutations inside formats that keep lengths and checksums valid, so that readers reach the mutated part."""
 
 import io
 import json
@@ -268,7 +268,7 @@ def zipped(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
 
 
 def mat(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
-    """A MATLAB file with other tags (type and size) or dimensions, also inside of what is compressed."""
+    """A MATLAB file with other tags (type and size) or dimensions, also inside compressed elements."""
     head, at, elements = data[:128], 128, []
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<II", data, at)

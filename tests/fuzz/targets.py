@@ -1,4 +1,4 @@
-"""What is fuzzed: for every reader its samples, how they are changed, and how it is called and checked."""
+"""The fuzz targets: for every reader its samples, their mutations, and how it is called and checked."""
 
 import json
 import struct

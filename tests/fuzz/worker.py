@@ -182,7 +182,7 @@ def _limit_memory() -> None:
 
 
 def outcome(read: Callable[[Path], None], folder: Path) -> tuple[str, str] | None:
-    """What is wrong with how a reader takes a folder, in one line and in full; None where nothing is."""
+    """The bug found by reading a folder, in one line and in full; None if there is none."""
     _forget_peak()
     before = _bytes("VmHWM")
     try:

@@ -258,7 +258,7 @@ def _type(
 
 
 def _gluon_source(launch: Any) -> ASTSource:
-    """As source(), of a Gluon kernel, whose tensor descriptors have types of their own."""
+    """Like source(), for a Gluon kernel, whose tensor descriptors have their own types."""
     from triton.experimental.gluon._runtime import GluonASTSource
 
     descriptors = {

@@ -86,7 +86,7 @@ class _CountCopies(TorchDispatchMode):
 
 
 class _PassesForCuda(TorchFunctionMode):
-    """Tensors say that they are on DEVICE; whatever is to be put there stays on the CPU."""
+    """Tensors claim to be on DEVICE; whatever is moved there remains on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _ANSWERS:
@@ -128,7 +128,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_options: Any, **_nam
 
 
 def _zeros(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function that makes a tensor, with zeros in it, as all kernels are to leave behind."""
+    """A tensor factory that fills with zeros, the expected result of every kernel."""
 
     def filled(*arguments: Any, **named: Any) -> Tensor:
         made = function(*map(_on_cpu, arguments), **{name: _on_cpu(argument) for name, argument in named.items()})
@@ -154,7 +154,7 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 
 
 class _Launcher:
-    """Stands for the function that launches one compiled kernel."""
+    """A stand-in for the function that launches one compiled kernel."""
 
     def __init__(self, source: Any, options: dict[str, Any]) -> None:
         self._source, self._options = source, options
@@ -173,7 +173,7 @@ class _Launcher:
 
 
 class _Specialised:
-    """Stands for a kernel that was not compiled."""
+    """A stand-in for a kernel that was not compiled."""
 
     function, packed_metadata = 0, ()
 
@@ -281,7 +281,7 @@ class _Stream:
 
 
 class _Graph:
-    """Records nothing: what is launched while it records counts once, and a replay is not a launch."""
+    """A CUDA graph that records nothing: launches during capture count once, and replays are not launches."""
 
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
         self.replays = 0
@@ -360,7 +360,7 @@ def _answer(answer: Any, *_arguments: Any, **_options: Any) -> Any:
 
 
 def _registered_on_cpu(impl: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.library.impl, with what is for CUDA registered for the CPU."""
+    """torch.library.impl, but CUDA implementations are registered for the CPU."""
 
     def registered(name: str, types: Any, func: Callable[..., Any] | None = None, **options: Any) -> Any:
         if types != "cuda":

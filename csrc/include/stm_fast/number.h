@@ -28,20 +28,33 @@ struct Float8 {
 };
 
 inline float widen(BFloat16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+
+// How the bits of a narrower float become those of a float32.
+struct SmallFloat {
+  std::uint32_t sign;           // its sign bit
+  std::uint32_t shift;          // of exponent and mantissa
+  std::uint32_t sign_shift;     // of the sign
+  float rebias;                 // 2 to the difference of the exponent biases
+  std::uint32_t first_special;  // the first shifted magnitude that is infinite or NaN
+};
+template <class Small>
+inline constexpr SmallFloat small_float = {0x8000, 13, 16, 0x1p112f, 0x0f800000};
+template <>
+inline constexpr SmallFloat small_float<Float8> = {0x80, 20, 24, 0x1p120f, 0x07f00000};
+
 // The exponent is rebiased by an exact product, which also converts denormal numbers; infinity and NaN get the largest
 // exponent instead.
-inline float widen(Half x) {
-  const std::uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
-  const float value = std::bit_cast<float>(magnitude) * 0x1p112f;
-  const std::uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
+template <class Small>
+inline float widen_small(Small x) {
+  constexpr SmallFloat format = small_float<Small>;
+  const std::uint32_t magnitude = (x.bits & (format.sign - 1)) << format.shift;
+  const float value = std::bit_cast<float>(magnitude) * format.rebias;
+  const std::uint32_t special = magnitude >= format.first_special ? 0x7f800000u : 0u;
+  const std::uint32_t sign = (x.bits & format.sign) << format.sign_shift;
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) | special | sign);
 }
-inline float widen(Float8 x) {
-  const std::uint32_t magnitude = (x.bits & 0x7fu) << 20, sign = (x.bits & 0x80u) << 24;
-  const float value = std::bit_cast<float>(magnitude) * 0x1p120f;
-  const std::uint32_t special = magnitude == 0x07f00000u ? 0x7f800000u : 0u;
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) | special | sign);
-}
+inline float widen(Half x) { return widen_small(x); }
+inline float widen(Float8 x) { return widen_small(x); }
 inline float widen(Int8 x) { return static_cast<float>(x.bits); }
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }

@@ -34,32 +34,25 @@ inline __attribute__((always_inline)) void load(const BFloat16* from, Quad<float
   const Quad<std::uint32_t> upper = __builtin_convertvector(bits, Quad<std::uint32_t>) << 16;
   std::memcpy(&to, &upper, sizeof(to));
 }
-// Like widen(Half), four at a time.
-inline __attribute__((always_inline)) void load(const Half* from, Quad<float>& to) {
+// Like widen(), four at a time.
+template <class Small>
+inline __attribute__((always_inline)) Quad<float> widen_quad(const Small* from) {
   using Bits = Quad<std::uint32_t>;
-  Quad<std::uint16_t> bits;
+  Quad<decltype(from->bits)> bits;
   std::memcpy(&bits, from, sizeof(bits));
   const Bits wide = __builtin_convertvector(bits, Bits);
-  const Bits magnitude = (wide & 0x7fffu) << 13, sign = (wide & 0x8000u) << 16;
-  const Quad<float> value = reinterpret_cast<Quad<float>>(magnitude) * 0x1p112f;
-  const Bits special = reinterpret_cast<Bits>(magnitude >= 0x0f800000u) & 0x7f800000u;
-  to = reinterpret_cast<Quad<float>>(reinterpret_cast<Bits>(value) | special | sign);
+  constexpr SmallFloat format = small_float<Small>;
+  const Bits magnitude = (wide & (format.sign - 1)) << format.shift, sign = (wide & format.sign) << format.sign_shift;
+  const Quad<float> value = reinterpret_cast<Quad<float>>(magnitude) * format.rebias;
+  const Bits special = reinterpret_cast<Bits>(magnitude >= format.first_special) & 0x7f800000u;
+  return reinterpret_cast<Quad<float>>(reinterpret_cast<Bits>(value) | special | sign);
 }
+inline __attribute__((always_inline)) void load(const Half* from, Quad<float>& to) { to = widen_quad(from); }
+inline __attribute__((always_inline)) void load(const Float8* from, Quad<float>& to) { to = widen_quad(from); }
 inline __attribute__((always_inline)) void load(const Int8* from, Quad<float>& to) {
   Quad<std::int8_t> bits;
   std::memcpy(&bits, from, sizeof(bits));
   to = __builtin_convertvector(bits, Quad<float>);
-}
-// Like widen(Float8), four at a time.
-inline __attribute__((always_inline)) void load(const Float8* from, Quad<float>& to) {
-  using Bits = Quad<std::uint32_t>;
-  Quad<std::uint8_t> bits;
-  std::memcpy(&bits, from, sizeof(bits));
-  const Bits wide = __builtin_convertvector(bits, Bits);
-  const Bits magnitude = (wide & 0x7fu) << 20, sign = (wide & 0x80u) << 24;
-  const Quad<float> value = reinterpret_cast<Quad<float>>(magnitude) * 0x1p120f;
-  const Bits special = reinterpret_cast<Bits>(magnitude == 0x07f00000u) & 0x7f800000u;
-  to = reinterpret_cast<Quad<float>>(reinterpret_cast<Bits>(value) | special | sign);
 }
 // Four pairs of neighbors.
 inline __attribute__((always_inline)) void load(const BFloat16* from, Quad<std::uint32_t>& to) {

@@ -24,13 +24,13 @@ struct Crop {
 };
 
 // The number of floats of scratch that `object_probabilities` needs.
-inline Index probabilities_room(Index objects, Index width) { return 1 + (objects + 3) * logits_stride * width; }
+inline Index probabilities_buffer(Index objects, Index width) { return 1 + (objects + 3) * logits_stride * width; }
 
 // One row of the crop: probabilities [1 + O, H, W] in float. Equivalent to bilinear interpolation, a sigmoid per
 // object, soft aggregation with probabilities clamped to epsilon .. 1 - epsilon, and a softmax over background and
 // objects.
 template <class Stored>
-void object_probabilities(const ObjectLogits<Stored>& logits, const Crop& crop, float epsilon, Index row, float* room,
+void object_probabilities(const ObjectLogits<Stored>& logits, const Crop& crop, float epsilon, Index row, float* buffer,
                           float* probabilities);
 
 // The id of the largest of [channels, pixels], planes `stride` apart, for pixels [first, last): the first of

@@ -1,4 +1,4 @@
-"""The memory reads of the STM family, with the tensors, names and quirks of each published code."""
+"""Drop-in memory reads for published models of the STM family, with their tensor layouts, names and quirks."""
 
 from stm_fast.ops.adapters.affinity import Affinity
 from stm_fast.ops.adapters.aot import AOTLongTermAttention

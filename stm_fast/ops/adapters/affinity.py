@@ -1,4 +1,4 @@
-"""An affinity that is never made: what code written as get_affinity() and readout() passes between the two."""
+"""An affinity that is never materialized: what get_affinity() returns and readout() takes."""
 
 from typing import NamedTuple, SupportsIndex
 
@@ -9,10 +9,10 @@ from stm_fast.ops.functional import ReadOptions, memory_read
 
 
 class Affinity(NamedTuple):
-    """The keys whose affinity a read needs. One may be read with any number of values.
+    """The inputs of an affinity, with which any number of values can be read.
 
-    A function that is given one may be checkpointed with ``use_reentrant=False``: a reentrant checkpoint looks for
-    tensors among its arguments, not inside them.
+    Checkpointing a function that takes one requires ``use_reentrant=False``: reentrant checkpoints do not look for
+    tensors inside arguments.
     """
 
     query: Tensor  # [B or 1, M, Ck]
@@ -29,7 +29,7 @@ class Affinity(NamedTuple):
         return memory_read(self.query, self.key, value, **self._options())
 
     def read_with_usage(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The read, and ``[B, N]``: how much all the queries together made of each memory row."""
+        """The read, and ``[B, N]``, the weight of each memory row summed over the queries."""
         return memory_read(self.query, self.key, value, return_usage=True, **self._options())
 
     def _options(self) -> ReadOptions:

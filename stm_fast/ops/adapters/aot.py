@@ -15,28 +15,28 @@ class AOTLongTermAttention(nn.Module):
     .. code-block:: python
 
         # networks/layers/transformer.py of aot-benchmark
-        from stm_fast.ops.adapters import AOTLongTermAttention    # beside the other imports
+        from stm_fast.ops.adapters import AOTLongTermAttention    # with the other imports
         self.long_term_attn = AOTLongTermAttention(...)           # was: MultiheadAttention(...), the same arguments
 
-    The heads become the batch. The read returns None in place of the attention, which is never made.
+    The heads become the batch. `forward` returns None in place of the attention, which is never materialized.
 
     Args:
         d_model: width of the features.
         num_head: heads; `d_model` is divided among them.
-        dropout: 0: dropout of attention weights is not part of the memory read.
+        dropout: only 0: the memory read has no dropout of attention weights.
         use_linear: project query, key and value first.
         d_att: key width of a head, ``d_model / num_head`` when None.
-        use_dis: scores ``2 <q, k> / sqrt(d_att) - |k|^2``: as published, the second term is not divided.
-        qk_chunks: as published; there is nothing left to split.
-        max_mem_len_ratio: outside training, the scores of a memory of r > this times as many rows as queries are
-            multiplied by ``log(r) / log(max_mem_len_ratio)``; not positive: never. With `use_dis` the factor is on
-            the first term alone, as published.
-        top_k: outside training, rows read per query: a count from 1 up, between 0 and 1 a share of the memory rows,
-            below 0 minus a share of the number of queries; -1 reads all.
+        use_dis: scores ``2 <q, k> / sqrt(d_att) - |k|^2``; as published, the second term is not divided.
+        qk_chunks: ignored; the memory read needs no chunks.
+        max_mem_len_ratio: outside training, if the memory has r times as many rows as there are queries, and r is
+            larger than this, scores are multiplied by ``log(r) / log(max_mem_len_ratio)``; never if it is not positive.
+            With `use_dis` only the first term is multiplied, as published.
+        top_k: outside training, the number of rows read per query: a count if at least 1, a share of the memory rows
+            between 0 and 1, minus a share of the number of queries below 0; -1 reads all.
 
     Raises:
         ValueError: `dropout` is not 0, or `top_k` is 0, below -1 or NaN.
-        TypeError: a `top_k` or a `max_mem_len_ratio` that is no number.
+        TypeError: `top_k` or `max_mem_len_ratio` is not a number.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class AOTLongTermAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dropout:
-            raise ValueError(f"dropout: found {dropout}, expected 0: the memory read drops no attention weights")
+            raise ValueError(f"dropout: found {dropout}, expected 0: the memory read has no dropout")
         top_k, max_mem_len_ratio = number(top_k, "top_k"), number(max_mem_len_ratio, "max_mem_len_ratio")
         if not (top_k > 0 or -1 <= top_k < 0):
             raise ValueError(f"top_k: found {top_k:g}, expected above 0, or from -1 to below 0")
@@ -77,7 +77,7 @@ class AOTLongTermAttention(nn.Module):
     def forward(self, Q: Tensor, K: Tensor, V: Tensor) -> tuple[Tensor, None]:
         """Query ``[M, batch, C]``, key and value ``[N, batch, C]`` to ``[M, batch, d_model]``, and None.
 
-        Raises TypeError, ValueError: tensors that do not fit together.
+        Raises TypeError or ValueError for tensors whose shapes, dtypes or devices do not match.
         """
         check_tensors(Q=Q, K=K, V=V)
         for name, tensor in (("Q", Q), ("K", K), ("V", V)):
@@ -89,7 +89,7 @@ class AOTLongTermAttention(nn.Module):
         query, key, value = (self._heads_to_batch(tensor) for tensor in (Q, K, V))
         temperature = self._score_factor(key.shape[1] / query.shape[1]) / math.sqrt(self.d_att)
         read = memory_read(
-            # of "l2" the scale is 1, since |k|^2 has no factor; the query carries that of <q, k>
+            # |k|^2 has no factor, so the scale of "l2" is 1, and the query carries the factor of <q, k>
             query * temperature if self.use_dis else query,
             key,
             value,

@@ -13,15 +13,15 @@ class MiVOSMemoryReader(nn.Module):
 
     .. code-block:: python
 
-        from stm_fast.ops.adapters import MiVOSMemoryReader       # beside the other imports
+        from stm_fast.ops.adapters import MiVOSMemoryReader       # with the other imports
         self.memory = MiVOSMemoryReader(top_k, km=None)           # was: EvalMemoryReader(top_k, km=None)
 
-    ``segment_with_query`` may keep its loop over objects or hand over all keys and values at once.
+    ``segment_with_query`` may keep its loop over objects, or pass all keys and values at once.
 
     Args:
         top_k: rows read per query; None reads all.
-        km: the width of KMN's Gaussian kernel around each row's best query. It needs that query before the read, so
-            it is not part of the operator: None is the only value.
+        km: only None. Elsewhere, the width of KMN's Gaussian kernel around each row's best query, which would have to
+            be known before the read.
 
     Raises:
         ValueError: `km` is not None.

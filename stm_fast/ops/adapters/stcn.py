@@ -14,10 +14,10 @@ class STCNMemoryReader(nn.Module):
 
     .. code-block:: python
 
-        from stm_fast.ops.adapters import STCNMemoryReader   # beside the other imports
+        from stm_fast.ops.adapters import STCNMemoryReader   # with the other imports
         self.memory = STCNMemoryReader()                     # was: MemoryReader()
 
-    What `get_affinity` returns is only handed on to `readout`, so nothing else changes.
+    What `get_affinity` returns is only passed to `readout`, so nothing else changes.
     """
 
     def __init__(self, backend: str = "auto") -> None:
@@ -38,7 +38,7 @@ def stcn_read(mk: Tensor, qk: Tensor, mv: Tensor, *, top_k: SupportsIndex | None
 
     .. code-block:: python
 
-        from stm_fast.ops.adapters import stcn_read              # beside the other imports
+        from stm_fast.ops.adapters import stcn_read              # with the other imports
         readout_mem = stcn_read(mk, qk, mv, top_k=self.top_k)    # was: affinity = ..., readout_mem = ...
 
     The published code exponentiates scores without subtracting the largest, and needs ``top_k <= N``; this read does

@@ -1,6 +1,6 @@
 """The memory read of XMem (Cheng and Schwing, ECCV 2022, equation 2), which Cutie and DEVA share."""
 
-from typing import Literal, SupportsIndex, overload
+from typing import Literal, SupportsIndex, TypedDict, Unpack, overload
 
 from torch import Tensor
 
@@ -19,24 +19,22 @@ def get_affinity(
     top_k: SupportsIndex | None = None,
     backend: str = "auto",
 ) -> Affinity:
-    """What `readout` needs: a drop-in for the function of that name, as training calls it.
+    """The input of `readout`: a drop-in replacement for the function of that name, as it is called in training.
 
     .. code-block:: python
 
         # XMem: model/network.py, was: from model.memory_util import ...
-        from stm_fast.ops.adapters import get_affinity, readout
         # Cutie: cutie/model/cutie.py, was: from cutie.model.utils.memory_utils import ...
-        from stm_fast.ops.adapters import get_affinity, readout
         # DEVA: deva/model/network.py, was: from deva.model.memory_utils import ...
         from stm_fast.ops.adapters import get_affinity, readout
 
     Args:
         mk: memory keys ``[B, Ck, ...]``.
-        ms: shrinkage ``[B, 1, ...]``, dimensions as those of `mk`; 1 when None.
+        ms: shrinkage ``[B, 1, ...]``, with the dimensions of `mk`; 1 when None.
         qk: query keys ``[B, Ck, ...]``.
-        qe: selection, shape of `qk`; 1 when None.
-        query_norm: whether the scores have their ``q^2`` term. None is as published: only where there is a selection,
-            although the term does not cancel where there is a shrinkage. True is equation 2.
+        qe: selection, with the shape of `qk`; 1 when None.
+        query_norm: whether the scores have their ``q^2`` term. None is as published: only with a selection, although
+            the term does not cancel if there is shrinkage. True is equation 2.
     """
     check_tensors(("ms",), ms=ms)
     return Affinity(
@@ -56,6 +54,12 @@ def readout(affinity: Affinity, mv: Tensor) -> Tensor:
     return feature(affinity.read(rows(mv, "mv")), mv.shape[3:])
 
 
+class _Options(TypedDict, total=False):
+    top_k: SupportsIndex | None
+    query_norm: bool | None
+    backend: str
+
+
 @overload
 def xmem_read(
     mk: Tensor,
@@ -64,11 +68,11 @@ def xmem_read(
     qe: Tensor | None,
     mv: Tensor,
     *,
-    top_k: SupportsIndex | None = ...,
     return_usage: Literal[False] = ...,
-    query_norm: bool | None = ...,
-    backend: str = ...,
+    **options: Unpack[_Options],
 ) -> Tensor: ...
+
+
 @overload
 def xmem_read(
     mk: Tensor,
@@ -77,11 +81,11 @@ def xmem_read(
     qe: Tensor | None,
     mv: Tensor,
     *,
-    top_k: SupportsIndex | None = ...,
     return_usage: Literal[True],
-    query_norm: bool | None = ...,
-    backend: str = ...,
+    **options: Unpack[_Options],
 ) -> tuple[Tensor, Tensor]: ...
+
+
 def xmem_read(
     mk: Tensor,
     ms: Tensor | None,
@@ -98,11 +102,11 @@ def xmem_read(
 
     .. code-block:: python
 
-        from stm_fast.ops.adapters import xmem_read   # beside the other imports
+        from stm_fast.ops.adapters import xmem_read   # with the other imports
         # was: similarity = get_similarity(...); affinity, usage = do_softmax(similarity, ...); v @ affinity
         memory, usage = xmem_read(mk, ms, qk, qe, v, top_k=self.top_k, return_usage=True)
 
-    A later group of objects, which has the last n rows alone, is a read of ``mk[..., -n:]`` and ``ms[..., -n:]``.
+    A later group of objects, which has only the last n rows, is a read of ``mk[..., -n:]`` and ``ms[..., -n:]``.
     The published code exponentiates the `top_k` scores without subtracting the largest, and needs ``top_k <= N``;
     this read does not underflow to 0 / 0, and reads all rows where there are fewer than `top_k`.
 
@@ -113,11 +117,11 @@ def xmem_read(
         query_norm: as in :func:`get_affinity`.
 
     Returns:
-        ``[O, Cv, M]``, and the usage where asked for.
+        ``[O, Cv, M]``, and the usage if requested.
     """
     check_flags(return_usage=return_usage)
     affinity = get_affinity(mk, ms, qk, qe, query_norm=query_norm, top_k=top_k, backend=backend)
     if not return_usage:
         return affinity.read(rows(mv, "mv")).mT
     out, usage = affinity.read_with_usage(rows(mv, "mv"))
-    return out.mT, usage[: mk.shape[0]]  # the objects share one affinity, and so its usage
+    return out.mT, usage[: mk.shape[0]]  # all objects share one affinity
