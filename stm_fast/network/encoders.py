@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from stm_fast.network.backbone import RESNETS, Backbone
 from stm_fast.network.efficientnet import LITE, EfficientNetLite
 
-# what `STM` can be built on
+# by the names of `STM`'s argument `backbone`
 BACKBONES = RESNETS | LITE
 
 
@@ -24,7 +24,7 @@ class MemoryEncoder(Backbone):
         Args:
             frame: [B, 3, H, W] in [0, 1].
             mask: [O, 1, H, W], soft mask of each object.
-            others: [O, 1, H, W], soft mask of the other objects together.
+            others: [O, 1, H, W], soft mask of the union of the other objects.
             batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
 
         Returns:
@@ -46,5 +46,5 @@ class QueryEncoder(Backbone):
 
 
 def query_trunk(backbone: str) -> QueryEncoder | EfficientNetLite:
-    """What encodes frames alone, by a key of `BACKBONES`."""
+    """The encoder of frames without masks, by a key of `BACKBONES`."""
     return EfficientNetLite(backbone) if backbone in LITE else QueryEncoder(backbone)

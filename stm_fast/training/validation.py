@@ -1,4 +1,4 @@
-"""J&F of whole sequences during a training run, by the loop and the scorer that `stm-fast evaluate` uses."""
+"""J&F of whole sequences during training, computed as in `stm-fast evaluate`."""
 
 import shutil
 import tempfile
@@ -24,7 +24,7 @@ from stm_fast.training.config import SyntheticValidation, Validation
 
 
 class Validator:
-    """Segments and scores the sequences of a split; processes share them out.
+    """Segments and scores the sequences of a split, which processes divide among themselves.
 
     Attributes:
         every: epochs between two validations.
@@ -44,7 +44,7 @@ class Validator:
         self._options = RunOptions(memory, validation.max_size, validation.min_size, backend)
 
     def __call__(self, model: STM) -> dict[str, float]:
-        """The toolkit's global measures, in [0, 1]."""
+        """Scores a network: the global measures of the DAVIS toolkit, in [0, 1]."""
         copy = for_inference(model)
         share = launched().share(self._sequences)
         with tempfile.TemporaryDirectory(prefix="stm_fast_validation_") as name:
