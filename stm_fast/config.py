@@ -28,7 +28,7 @@ class MemoryConfig:
         frames: how many frames will be kept, if known: the bank is allocated for them at once.
         max_frames: keep at most this many frames per object, not counting the previous one.
         max_bytes: keep at most this many bytes of rows of all objects, including the previous frame.
-        evict: which frame is evicted at a limit: the "oldest"; the one "least_used" by reads since it was memorized; or,
+        evict: which frame is evicted when full: the "oldest"; the "least_used" by reads since it was memorized; or,
             with "even", the one whose removal leaves the others spread most evenly over time.
         storage: format of the rows: the "model"'s dtype, another float dtype, or scaled "int8" or "fp8" (e4m3).
         place: where the rows are stored: on the model's "device", in pages in "host" memory (pinned if the device is a

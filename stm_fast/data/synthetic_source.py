@@ -7,11 +7,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from stm_fast.data.source import Frame
-from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip, SyntheticFrame
+from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.data.videos import draw_times
 from stm_fast.errors import InputError
 
-_OPEN_CLIPS = 32
+# a clip takes longer to set up than to render
+_open_clip = lru_cache(maxsize=32)(SyntheticClip)
 # frames between two masks of a clip that are searched for occlusions
 _STRIDE = 3
 # occlusions and views of at least this quality, relative to the best, are drawn too
@@ -50,9 +51,8 @@ class SyntheticSource:
         object_size: tuple[float, float] = (0.16, 0.24),
         hidden: float = 0.0,
     ) -> None:
-        self._length, self._height, self._width = length, height, width
-        self._frames, self._objects = frames, objects
-        self._object_size, self._hidden = object_size, hidden
+        self._length, self._frames, self._objects, self._hidden = length, frames, objects, hidden
+        self._settings = {"frames": frames, "height": height, "width": width, "object_size": object_size}
 
     def __len__(self) -> int:
         return self._length
@@ -67,7 +67,7 @@ class SyntheticSource:
         seed = FIRST_TRAINING_SEED + index
         objects = self._objects[seed % len(self._objects)]
         try:
-            return _open_clip(seed, self._frames, self._height, self._width, objects, self._object_size)
+            return _open_clip(seed, objects=objects, **self._settings)
         except ValueError as error:
             raise InputError(f"synthetic clip {index}: {error}") from error
 
@@ -85,19 +85,8 @@ class SyntheticSource:
 
     def frame(self, index: int, time: int) -> Frame:
         """A frame of clip `index`, named by its seed."""
-        return _frame(self.clip(index)[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}")
-
-
-# a clip takes longer to set up than to render
-@lru_cache(maxsize=_OPEN_CLIPS)
-def _open_clip(
-    seed: int, frames: int, height: int, width: int, objects: int, object_size: tuple[float, float]
-) -> SyntheticClip:
-    return SyntheticClip(seed, frames=frames, height=height, width=width, objects=objects, object_size=object_size)
-
-
-def _frame(frame: SyntheticFrame, name: str) -> Frame:
-    return Frame(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))
+        name, frame = f"synthetic:{FIRST_TRAINING_SEED + index}:{time}", self.clip(index)[time]
+        return Frame(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))
 
 
 def draw_occlusion(clip: SyntheticClip, frames: int, reach: int, generator: np.random.Generator) -> list[int] | None:

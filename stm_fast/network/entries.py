@@ -54,7 +54,7 @@ def read_entries(path: Path) -> Entries:
     require_file(path, "a checkpoint")
     entries = _named_tensors(_content(path), path)
     for name, tensor in entries.tensors.items():
-        unusual = _unusual(tensor)
+        unusual = unusual_kind(tensor)
         if unusual:
             raise InputError(f"{path}: entry {entries.in_file[name]!r} is {unusual}, expected a plain tensor")
     _check_bytes(entries, path)
@@ -137,19 +137,17 @@ def _without_wrappers(name: str) -> str:
     return ".".join(parts)
 
 
-def _unusual(tensor: Tensor) -> str | None:
+def unusual_kind(tensor: Tensor) -> str | None:
     """The kind of a tensor that is not plain, dense and real; None for others."""
-    if type(tensor) not in (Tensor, nn.Parameter):
-        return type(tensor).__name__
-    if tensor.is_nested:
-        return "nested"
-    if tensor.is_quantized:
-        return "quantized"
-    if tensor.layout is not torch.strided:
-        return "sparse"
-    if tensor.is_meta:
-        return "on the meta device, without numbers"
-    return "complex" if tensor.is_complex() else None
+    kinds = {
+        type(tensor).__name__: type(tensor) not in (Tensor, nn.Parameter),
+        "nested": tensor.is_nested,
+        "quantized": tensor.is_quantized,
+        "sparse": tensor.layout is not torch.strided,
+        "on the meta device, without numbers": tensor.is_meta,
+        "complex": tensor.is_complex(),
+    }
+    return next((kind for kind, found in kinds.items() if found), None)
 
 
 def _check_bytes(entries: Entries, path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.errors import InputError
+from stm_fast.network.entries import unusual_kind
 from stm_fast.network.torch_file import InvalidFileError, load_torch_file
 from stm_fast.training.compact import State, pack, unpack
 from stm_fast.whole_file import whole_file
@@ -64,7 +65,7 @@ def _check_bytes(state: State, path: Path) -> None:
     """Raises InputError if tensors are not plain, or their total size is far more than that of the file."""
     total = 0
     for tensor in _tensors(state, set()):
-        if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
+        if unusual_kind(tensor):
             raise InputError(f"{path}: holds a tensor that is not plain, which no training run writes; {WHAT_TO_DO}")
         total += tensor.numel() * tensor.itemsize
     file_size = path.stat().st_size

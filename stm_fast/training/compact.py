@@ -34,7 +34,8 @@ def pack(state: State) -> State:
     weights, average = state["model"], state["average"]
     if average is None:
         return packed
-    model = {name: _narrowed(average[_PREFIX + name]) for name in weights}
+    averages = {name: average[_PREFIX + name] for name in weights}
+    model = {name: tensor.half() if _is_kernel(tensor) else tensor for name, tensor in averages.items()}
     difference = {
         name: (tensor - model[name].float()).half() if _is_kernel(tensor) else tensor
         for name, tensor in weights.items()
@@ -55,10 +56,6 @@ def unpack(state: State) -> State:
     }
     average = {_PREFIX + name: tensor for name, tensor in model.items()}
     return unpacked | {"model": weights, "average": average | state["average"]}
-
-
-def _narrowed(tensor: Tensor) -> Tensor:
-    return tensor.half() if _is_kernel(tensor) else tensor
 
 
 def _is_kernel(tensor: Tensor) -> bool:

@@ -41,8 +41,7 @@ def load_steps(
     )
     batches = iter(loader)
     try:
-        for step in zip(*[batches] * parts, strict=True):
-            yield list(step)
+        yield from map(list, zip(*[batches] * parts, strict=True))
     except InputError as error:
         # the message of a worker's exception is its traceback
         message = str(error).strip().splitlines()[-1]
@@ -59,9 +58,7 @@ def draw_steps(clips: DeviceClips, sampler: StepSampler, *, parts: int) -> Gener
     Raises:
         InputError: no clip of a batch has an object.
     """
-    batches = map(clips.batch, sampler)
-    for step in zip(*[batches] * parts, strict=True):
-        yield list(step)
+    yield from map(list, zip(*[map(clips.batch, sampler)] * parts, strict=True))
 
 
 def _ignore_signals(_: int) -> None:

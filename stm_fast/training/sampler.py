@@ -13,8 +13,8 @@ class StepSampler:
     """Yields the keys of the clips that this process loads, for each part of each step from `first` to the end.
 
     The clips of a run are numbered consecutively; step s has the ``batch`` clips from ``s * batch`` on. So an epoch
-    need not be a whole number of steps, and a run may resume within an epoch. Processes divide the clips of a step, which do
-    not depend on the number of processes.
+    need not be a whole number of steps, and a run may resume within an epoch. Processes divide the clips of a step,
+    which do not depend on the number of processes.
 
     Attributes:
         config: of the run.

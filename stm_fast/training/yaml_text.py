@@ -1,6 +1,6 @@
 """Reads YAML with limits on size and depth, and without duplicate keys."""
 
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -107,21 +107,15 @@ def _count(node: Node, known: dict[int, int]) -> int:
         raise _TooMuchError(
             f"found {shown(node.value)} of {len(node.value)} characters, expected {_MAX_VALUE_LENGTH} at most"
         )
+    inner = node.value if isinstance(node, SequenceNode) else []
     if isinstance(node, MappingNode):
         _check_keys(node)
-    total = 1 + sum(_count(inner, known) for inner in _inside(node))
+        inner = chain(*node.value)  # keys and values
+    total = 1 + sum(_count(child, known) for child in inner)
     if total > _MAX_VALUES:
         raise _TooMuchError(_TOO_MANY)
     known[id(node)] = total
     return total
-
-
-def _inside(node: Node) -> Iterator[Node]:
-    if isinstance(node, MappingNode):
-        for pair in node.value:
-            yield from pair
-    elif isinstance(node, SequenceNode):
-        yield from node.value
 
 
 def _check_keys(node: MappingNode) -> None:
