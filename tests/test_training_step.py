@@ -11,11 +11,10 @@ from stm_fast.data.clips import ClipBatch
 from stm_fast.errors import InputError
 from stm_fast.network import STM, Architecture, stm_lite0
 from stm_fast.network.backbone import batch_norm_mode
-from stm_fast.training.affinity import affinity_loss, shares
 from stm_fast.training.building import build_clip_loss
 from stm_fast.training.config import Optimizer, SyntheticData, TrainingConfig
 from stm_fast.training.learner import Learner
-from stm_fast.training.losses import soft_iou_loss
+from stm_fast.training.losses import affinity_loss, shares, soft_iou_loss
 from stm_fast.training.step import ClipLoss
 
 

@@ -158,15 +158,12 @@ def _paste(
     shrink = affordable_shrink(views)
     grid = sampling_grid(views, size, box, shrink=shrink)
     cut = np.s_[top:bottom, left:right]
-    image, cover = (_shrunk(_bytes(array[cut])[None], shrink) for array in (still.read(1), shape))
+    image, cover = (
+        F.avg_pool2d(_bytes(array[cut])[None].float(), shrink, ceil_mode=True) for array in (still.read(1), shape)
+    )
     alpha = resample(cover, grid, padding="zeros")  # [T, 1, h, w]
     frames.lerp_(resample(image, grid), alpha)
     ids[alpha[:, 0] >= 0.5] = int(unused[0])
-
-
-def _shrunk(image: Tensor, shrink: int) -> Tensor:
-    """Downscales [N, C, H, W] to [N, C, ceil(H / shrink), ceil(W / shrink)]."""
-    return F.avg_pool2d(image.float(), shrink, ceil_mode=True)
 
 
 def _draw_pasted_views(

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from stm_fast.network.backbone import RESNETS, Backbone
-from stm_fast.network.efficientnet import LITE, EfficientNetLite
+from stm_fast.network.efficientnet import LITE
 
 # by the names of `STM`'s argument `backbone`
 BACKBONES = RESNETS | LITE
@@ -43,8 +43,3 @@ class QueryEncoder(Backbone):
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [B, 3, H, W] in [0, 1] to r4 [B, C4, H/16, W/16], r3 [B, C3, H/8, W/8] and r2 [B, C2, H/4, W/4]."""
         return self.stages(self.conv1(self.normalize(frame)))
-
-
-def query_trunk(backbone: str) -> QueryEncoder | EfficientNetLite:
-    """The encoder of frames without masks, by a key of `BACKBONES`."""
-    return EfficientNetLite(backbone) if backbone in LITE else QueryEncoder(backbone)

@@ -9,7 +9,7 @@ from stm_fast.network.aggregation import soft_aggregation
 from stm_fast.network.architecture import RANGES, STRIDE, Architecture
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.efficientnet import LITE, EfficientNetLite
-from stm_fast.network.encoders import BACKBONES, MemoryEncoder, QueryEncoder, query_trunk
+from stm_fast.network.encoders import BACKBONES, MemoryEncoder, QueryEncoder
 from stm_fast.network.key_value import KeyValue
 from stm_fast.network.object_batch import ObjectBatch
 from stm_fast.network.padding import Pads, pad_to_multiple, unpad
@@ -104,7 +104,8 @@ class STM(nn.Module):
         r2_channels, r3_channels, _ = layout.channels
         frame_dim = arch.value_dim - CELLS
         self.memory_encoder = None
-        self.query_encoder = query_trunk(arch.backbone)
+        trunk = EfficientNetLite if arch.backbone in LITE else QueryEncoder
+        self.query_encoder = trunk(arch.backbone)
         self.query_key_value = SharedKeyValue(layout.maps, arch.key_dim, frame_dim)
         self.memory_key_value = MaskValue(frame_dim, arch.value_dim)
         self.decoder = LightDecoder(arch.value_dim, frame_dim, r3_channels, r2_channels, arch.decoder_dim)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from stm_fast.network import STM, ObjectBatch, QueryFeatures
 from stm_fast.ops import MemoryRead
-from stm_fast.training.affinity import affinity_loss, shares
-from stm_fast.training.losses import soft_iou_loss
+from stm_fast.training.losses import affinity_loss, shares, soft_iou_loss
 
 
 class _Memory(NamedTuple):

@@ -109,7 +109,8 @@ def _fold_stem(encoder: Backbone) -> None:
     """Folds the BatchNorm after the sum of the stem's convolutions: all are scaled, one gets the shift."""
     norm = encoder.bn1
     if isinstance(encoder, MemoryEncoder):
-        scale = _scale(norm)
+        assert norm.running_var is not None
+        scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).view(-1, 1, 1, 1)
         encoder.conv1_mask.weight.mul_(scale)
         encoder.conv1_others.weight.mul_(scale)
     encoder.conv1 = fuse_conv_bn_eval(encoder.conv1, norm)
@@ -125,9 +126,3 @@ def _fold_blocks(encoder: Backbone) -> None:
                 setattr(block, f"bn{index}", nn.Identity())
         if block.downsample is not None:
             block.downsample = fuse_conv_bn_eval(block.downsample[0], block.downsample[1])
-
-
-def _scale(norm: nn.BatchNorm2d) -> Tensor:
-    """The scale of BatchNorm, ``[C, 1, 1, 1]``."""
-    assert norm.running_var is not None
-    return (norm.weight / torch.sqrt(norm.running_var + norm.eps)).view(-1, 1, 1, 1)
