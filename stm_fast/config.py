@@ -1,4 +1,4 @@
-"""The options of the memory."""
+"""The configuration of the memory."""
 
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
@@ -27,20 +27,21 @@ class MemoryConfig:
             and without it, every frame is memorized, as published.
         frames: how many frames will be kept, if known: the bank is allocated for them at once.
         max_frames: keep at most this many frames per object, not counting the previous one.
-        max_bytes: keep at most this many bytes of rows of all objects, those of the previous frame included.
-        evict: which frame is evicted at a cap: the "oldest", the one "least_used" by reads since it was memorized, or
-            the one without which the others are spread most evenly over time ("even").
-        storage: format of the rows: the "model"'s dtype, another float, or scaled "int8" or "fp8" (e4m3).
-        place: where the rows are: the model's "device", pages in "host" memory (pinned, for a GPU), or on "disk".
-        folder: of the file of a bank on disk. The file is unlinked when it is created: nothing is left of it.
-        page_bytes: size of a page on the host or on disk, of one object, in bytes of the model's dtype; two pages per
-            object are on the device at a time.
-        graph: replay repeated reads (of a full memory) from CUDA graphs, which keep the buffers of two reads. For
-            floats on a GPU, without gradients.
+        max_bytes: keep at most this many bytes of rows of all objects, including the previous frame.
+        evict: which frame is evicted when full: the "oldest"; the "least_used" by reads since it was memorized; or,
+            with "even", the one whose removal leaves the others spread most evenly over time.
+        storage: format of the rows: the "model"'s dtype, another float dtype, or scaled "int8" or "fp8" (e4m3).
+        place: where the rows are stored: on the model's "device", in pages in "host" memory (pinned if the device is a
+            GPU), or on "disk".
+        folder: for the file of a bank on disk. The file is unlinked when it is created, so nothing is left behind.
+        page_bytes: size of a page on the host or on disk, in bytes of the model's dtype. A page belongs to one object;
+            two pages per object are on the device at a time.
+        graph: replay reads of a full memory from CUDA graphs, which keep the buffers of two reads. Only for
+            floating-point rows on a GPU, without gradients.
 
     Raises:
         ValueError: numbers below 1 or beyond int64, unknown names, a `folder` without "disk" or the other way round.
-        TypeError: numbers that are not integers, flags that are neither True nor False, a folder that is not a path.
+        TypeError: numbers that are not integers, flags that are not booleans, a folder that is not a path.
     """
 
     every: int | None = 5
@@ -57,14 +58,14 @@ class MemoryConfig:
     graph: bool = False
 
     def described(self) -> dict[str, Any]:
-        """What the masks depend on, as plain values: neither the folder of a bank nor how its reads are launched."""
+        """The options that masks depend on, as plain values: without the folder, and without `graph`."""
         plain = asdict(self) | {"folder": None}
         del plain["graph"]
         return plain
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            # arguments in their plain form take the place of those given
+            # normalizes the types of arguments
             object.__setattr__(self, field.name, _checked(field.type, getattr(self, field.name), field.name))
         if (self.place == "disk") != (self.folder is not None):
             raise ValueError(
@@ -73,12 +74,12 @@ class MemoryConfig:
 
     @property
     def capped(self) -> bool:
-        """Whether anything is ever evicted."""
+        """Whether the memory is limited, so that frames are evicted."""
         return self.max_frames is not None or self.max_bytes is not None
 
 
 def _checked(kind: Any, found: Any, field: str) -> Any:
-    """A value of a field of this type in its plain form. Raises as `MemoryConfig` does."""
+    """The value of a field, converted to its type. Raises as `MemoryConfig` does."""
     name = f"MemoryConfig.{field}"
     if kind is bool:
         return flag(found, name)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from stm_fast.__main__ import app
 from stm_fast.data.clips import ClipDataset, SampleKey
 from stm_fast.data.coco import CocoSource
-from stm_fast.data.coco_shapes import MOST_PIXELS, check_shape, rasterize
+from stm_fast.data.coco_shapes import MAX_PIXELS, check_shape, rasterize
 from stm_fast.data.images import image_source
 from stm_fast.data.sbd import read_mat
 from stm_fast.errors import InputError
@@ -221,7 +221,7 @@ BAD_IMAGES = {
     "height 0": (image(height=0), "found height 0"),
     "width negative": (image(width=-48), "found width -48"),
     "width huge": (image(width=10**30), "found width 1000"),
-    "pixels": (image(height=2**15, width=2**15), f"found 32768x32768 pixels, expected at most {MOST_PIXELS}"),
+    "pixels": (image(height=2**15, width=2**15), f"found 32768x32768 pixels, expected at most {MAX_PIXELS}"),
     "no name": (without(image(), "file_name"), "found file_name None"),
     "name of two lines": (image(file_name="a\nb.png"), r"found file_name 'a\\nb.png'"),
     "no text": (image(file_name="\ud800.png"), r"found file_name '\\ud800.png'"),
@@ -486,7 +486,7 @@ def test_a_matlab_file_takes_no_more_memory_than_it_states(mat):
 
 
 def test_all_that_is_compressed_in_a_file_is_bounded(mat, monkeypatch):
-    monkeypatch.setattr("stm_fast.data.sbd._MOST_BYTES", 3000)
+    monkeypatch.setattr("stm_fast.data.sbd._MAX_BYTES", 3000)
     other = M.compressed(M.matrix(np.zeros((1, 1200)), name=b"x"))
     assert np.array_equal(mat(M.file(other, M.compressed(GOOD))), IDS)
     with pytest.raises(InputError, match=r"1\d{3} compressed bytes, expected at most \d{3}\)"):

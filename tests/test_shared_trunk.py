@@ -15,7 +15,7 @@ from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM, architecture_of, load_checkpoint, save_checkpoint, stm_lite0, stm_lite2
 from stm_fast.network.efficientnet import LITE, EfficientNetLite, from_published
 from stm_fast.network.pretrained import PRETRAINED, pretrained_file
-from stm_fast.network.shared_trunk import CELLS, PLACE_CHANNELS
+from stm_fast.network.shared_trunk import CELLS, POSITION_CHANNELS
 
 SMALL = {"key_dim": 19, "value_dim": 24, "decoder_dim": 16, "shared_trunk": True}
 
@@ -128,7 +128,7 @@ def test_a_score_is_likeness_less_distance():
         memory, _ = model.memorize(frame, torch.rand(1, 64, 80))
     assert query.shape[1] == memory.shape[1] == model.key_dim == SMALL["key_dim"]
     scores = query.flatten(2).mT[0] @ memory.flatten(2)[0] / math.sqrt(model.key_dim)  # [queries, memory]
-    looks = query[0, :-PLACE_CHANNELS].flatten(1)
+    looks = query[0, :-POSITION_CHANNELS].flatten(1)
     likeness = looks.T @ looks / math.sqrt(model.key_dim)
     torch.testing.assert_close(likeness.diagonal(), torch.full_like(likeness[0], 25))
     places = torch.cartesian_prod(torch.arange(4.0), torch.arange(5.0)).double()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from stm_fast.data.augmentation import Augmentation
 from stm_fast.data.clips import ClipDataset, SampleKey, collate, renumbered
-from stm_fast.data.geometry import Motion, crop_view, draw_bends, draw_path, mirrored, resample, sampling_grid
+from stm_fast.data.geometry import Motion, crop_view, draw_path, draw_warps, mirrored, resample, sampling_grid
 from stm_fast.data.images import image_source
 from stm_fast.data.sequences import Objects, Sequence, davis16, folder
 from stm_fast.data.source import draw_frames, read_image
@@ -201,11 +201,11 @@ def test_each_frame_moves_on_from_the_one_before():
 
 
 def test_a_thin_plate_goes_through_its_control_points_and_bends():
-    bends = draw_bends(0.1, 2, (65, 65), np.random.default_rng(0))  # [T, h, w, 2]
+    warps = draw_warps(0.1, 2, (65, 65), np.random.default_rng(0))  # [T, h, w, 2]
     points = np.random.default_rng(0).uniform(-6.5, 6.5, (2, 4, 4, 2)).cumsum(0)  # [T, x, y, 2]
     for x, y in ((0, 0), (0, 3), (3, 0), (3, 3)):
-        assert abs(bends[:, y // 3 * 64, x // 3 * 64].numpy() - points[:, x, y]).max() < 0.4
-    assert bends.diff(n=2, dim=1).abs().max() > 0.01, "no more than an affine map"
+        assert abs(warps[:, y // 3 * 64, x // 3 * 64].numpy() - points[:, x, y]).max() < 0.4
+    assert warps.diff(n=2, dim=1).abs().max() > 0.01, "no more than an affine map"
 
 
 # --- objects
@@ -421,9 +421,9 @@ def test_sizes_that_differ_are_named(stills, video):
 def test_missing_folders_empty_splits_and_short_videos_are_named(tmp_path, video):
     with pytest.raises(InputError, match=r"nowhere/JPEGImages: no such folder"):
         image_source(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="nowhere: no such folder of stills"):
+    with pytest.raises(InputError, match="nowhere: no such folder of images"):
         image_source(tmp_path / "nowhere", "*.jpg", "*.png")
-    with pytest.raises(InputError, match="no pictures found"):
+    with pytest.raises(InputError, match="no images found"):
         image_source(tmp_path, "*.jpg", "*.png")
     with pytest.raises(InputError, match="none given"):
         VideoSource([])
@@ -460,11 +460,11 @@ def test_stills_and_masks_that_cannot_be_told_apart_are_refused(stills):
     for patterns in (("*/tall.png", "Annotations/*.png"), ("JPEGImages/*.png", "[Am]*/*.png")):
         with pytest.raises(InputError, match=r"tall\.png: same name as .*tall\.png"):
             image_source(stills, *patterns)
-    with pytest.raises(InputError, match=r"\.png: found as picture and as mask, expected two files"):
+    with pytest.raises(InputError, match=r"\.png: found as image and as mask, expected two files"):
         image_source(stills, "Annotations/*.png", "Annotations/*.png")
     (stills / "Annotations").rename(stills / "masks")
     (stills / "Annotations").symlink_to("JPEGImages")
-    with pytest.raises(InputError, match=r"\.png: found as picture and as mask, expected two files"):
+    with pytest.raises(InputError, match=r"\.png: found as image and as mask, expected two files"):
         image_source(stills)
 
 

@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.nn import functional as F
 
 from stm_fast.data.clips import ClipBatch
 from stm_fast.errors import InputError
 from stm_fast.network import STM, Architecture, stm_lite0
 from stm_fast.network.backbone import batch_norm_mode
-from stm_fast.training.affinity import affinity_loss, shares
 from stm_fast.training.building import build_clip_loss
 from stm_fast.training.config import Optimizer, SyntheticData, TrainingConfig
 from stm_fast.training.learner import Learner
-from stm_fast.training.losses import cross_entropy, soft_iou_loss
+from stm_fast.training.losses import affinity_loss, shares, soft_iou_loss
 from stm_fast.training.step import ClipLoss
 
 
@@ -74,7 +74,11 @@ def test_the_loss_is_that_of_both_predictions_and_the_mean_of_the_clips(model, c
     frames, ids, objects = clips
     predicted = ClipLoss(model).predict(frames, ids[:, 0], objects)
     expected = (
-        sum(cross_entropy(predicted[clip][time, None], ids[clip, time + 1, None]) for clip in (0, 1) for time in (0, 1))
+        sum(
+            F.cross_entropy(predicted[clip][time, None], ids[clip, time + 1, None])
+            for clip in (0, 1)
+            for time in (0, 1)
+        )
         / 2
     )
     torch.testing.assert_close(ClipLoss(model)(frames, ids, objects), expected)

@@ -1,4 +1,4 @@
-"""What is changed at random in a training clip: plain numbers that a YAML file can set."""
+"""Settings of the random augmentation of training clips; a YAML file can set each of them."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,34 +12,35 @@ Amount = Annotated[float, Limits(ge=0, le=1000)]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges and probabilities, whose limits hold where a file is read. A range r of a motion is from -r to r.
+    """Ranges and probabilities. Limits are checked when a file is read. A range r of a motion is from -r to r.
 
-    Motions: the first frame is moved by one draw and every further frame, relative to the one before, by another, so
-    that the last frame differs most from the first, as in a video. Colors: one draw for the clip, and for every frame
-    another that is `frame_colour` times as strong.
+    Motion accumulates: each frame is moved at random relative to the one before, so that the last frame differs most
+    from the first, as in a video. Colors change once for the whole clip, and again for each frame, `frame_colour` times
+    as much.
 
     Attributes:
         crop_area: smallest and largest share of the image's area that the crop covers.
         crop_stretch: largest factor by which the crop's aspect ratio changes.
         flip: probability of mirroring the clip left to right.
         reverse: probability of playing a video backwards.
-        min_area: share of the first frame below which an object is left out.
+        min_area: objects that cover less than this share of the first frame are left out.
         still_rotation, still_shear: degrees per frame, of a still image.
         still_zoom: natural logarithm of the zoom per frame, of a still image.
         still_translation: share of the crop's shorter side per frame, of a still image.
         warp: probability that the frames of a still image are bent by a thin-plate spline.
-        warp_strength: motion of its 4 x 4 control points per frame, as a share of the crop's shorter side.
+        warp_strength: motion of the spline's 4 x 4 control points per frame, as a share of the crop's shorter side.
         video_rotation, video_shear, video_zoom, video_translation: the same, on top of a video's own motion.
-        paste, video_paste: probability that objects of other still images are pasted over a still image, over a video.
+        paste, video_paste: probability that objects of still images are pasted over a still image, or over a video.
         paste_most: the most objects that are pasted.
         paste_size: smallest and largest longer side of a pasted object as a share of the crop's shorter side.
-        paste_translation: share of the crop's shorter side per frame; rotation, shear and zoom are those of stills.
+        paste_translation: share of the crop's shorter side per frame; rotation, shear and zoom are as for still images.
         brightness, contrast, saturation: largest difference of these factors from 1.
         hue: degrees of rotation about the gray axis.
         grey: probability of a clip without colors.
         frame_colour: how strongly the colors of single frames change, relative to those of the clip.
 
-    Raises ValueError for ranges whose ends are in the wrong order.
+    Raises:
+        ValueError: a range whose first number is larger than its second.
     """
 
     crop_area: Shares = (0.36, 1.0)

@@ -1,8 +1,9 @@
-"""Training clips: drawn from a mixture of sources, augmented, and joined to batches."""
+"""Training clips: drawn from a mixture of sources, augmented, and collated to batches."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,8 @@ class TrainingClip(NamedTuple):
         frames: uint8 [T, 3, H, W], RGB.
         ids: uint8 [T, H, W], 0 is background, 1..O the objects; all of them are in the first frame.
         objects: O, at least 1.
-        name: where it came from: the file of the first frame, or what a synthetic clip was drawn from.
-        faults: what was wrong with the corrupt items skipped before this clip.
+        name: the file of the first frame, or the seed and time of a synthetic one.
+        faults: messages about the corrupt items that were skipped before this clip.
     """
 
     frames: Tensor
@@ -46,7 +47,7 @@ class ClipBatch(NamedTuple):
         ids: uint8 [B, T, H, W], 0 is background, 1..objects[b] the objects.
         objects: of each clip.
         names: of each clip.
-        faults: one line about each corrupt item that was skipped.
+        faults: a message about each corrupt item that was skipped.
     """
 
     frames: Tensor
@@ -58,11 +59,11 @@ class ClipBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What one item of a `ClipDataset` depends on, besides the data set's seed.
+    """Selects an item of a `ClipDataset`; together with the data set's seed, it determines the item.
 
     Attributes:
-        epoch, index: which item.
-        max_skip: most frames skipped between two frames of a video.
+        epoch, index: which item, both from 0.
+        max_skip: the most frames skipped between two frames of a video.
     """
 
     epoch: int
@@ -74,18 +75,19 @@ class ClipDataset(Dataset[TrainingClip]):
     """A mixture of sources. `dataset[SampleKey(epoch, index, max_skip)]` depends on the seed and the key alone.
 
     Args:
-        sources: sources and how often each is drawn from, relative to the others.
-        length: clips of an epoch.
-        frames: of a clip, T.
+        sources: pairs of a source and its weight: how often it is drawn from, relative to the others.
+        length: clips per epoch.
+        frames: frames per clip, T.
         size: H, W of a clip.
-        max_objects: most objects of a clip; of more, this many are drawn and the others are background.
-        augmentation: what is changed at random. Objects to paste are drawn from the sources of still images.
-        seed: of everything random.
-        skip_corrupt: whether to skip files that cannot be used, and videos that are too short; each is logged as a
-            warning and counted.
+        max_objects: the most objects in a clip; if there are more, this many are drawn and the rest is background.
+        augmentation: random changes. Objects to paste are drawn from the sources of still images.
+        seed: of all random numbers.
+        skip_corrupt: whether to skip unusable files and videos that are too short; each one is logged as a warning
+            and counted.
 
-    Raises InputError: no source with a positive weight, a video that is too short; when an item is drawn: a corrupt
-    file, no object anywhere.
+    Raises:
+        InputError: no source with a positive weight, or a video that is too short; when an item is drawn, a corrupt
+            file, or no clip with an object.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class ClipDataset(Dataset[TrainingClip]):
         self._sources = [source for source, _ in sources]
         for source in () if skip_corrupt else self._sources:
             source.check_length(frames)
-        self._stills = [number for number, source in enumerate(self._sources) if not source.moving]
+        self._image_sources = [number for number, source in enumerate(self._sources) if not source.moving]
         self._shares = weights / weights.sum()
         self._length, self._frames, self._size, self._max_objects = length, frames, size, max_objects
         self._augmentation, self._seed, self._skip_corrupt = augmentation, seed, skip_corrupt
@@ -138,8 +140,8 @@ class ClipDataset(Dataset[TrainingClip]):
         drawn = draw_frames(source, int(generator.integers(len(source))), self._frames, max_skip, generator)
         if source.moving and generator.random() < augmentation.reverse:
             drawn.reverse()
-        stills = [self._sources[number] for number in self._draw_stills(source.moving, generator)]
-        pasted = [draw_frames(still, int(generator.integers(len(still))), 1, 0, generator)[0] for still in stills]
+        images = [self._sources[number] for number in self._draw_pasted_sources(source.moving, generator)]
+        pasted = [draw_frames(image, int(generator.integers(len(image))), 1, 0, generator)[0] for image in images]
         frames, ids = compose(drawn, source.moving, pasted, self._size, augmentation, generator)
         found = objects_of(ids[0], augmentation.min_area)
         if not found:
@@ -147,17 +149,17 @@ class ClipDataset(Dataset[TrainingClip]):
         chosen: list[int] = generator.permutation(found)[: self._max_objects].tolist()
         return TrainingClip(frames, renumbered(ids, chosen), len(chosen), drawn[0].name)
 
-    def _draw_stills(self, moving: bool, generator: np.random.Generator) -> list[int]:
-        """The source numbers of the still images of which one object each is pasted over a clip."""
+    def _draw_pasted_sources(self, moving: bool, generator: np.random.Generator) -> list[int]:
+        """Source numbers, one for each still image of which an object is pasted over a clip."""
         chance = self._augmentation.video_paste if moving else self._augmentation.paste
-        if not self._stills or generator.random() >= chance:
+        if not self._image_sources or generator.random() >= chance:
             return []
         count = generator.integers(1, self._augmentation.paste_most + 1)
-        return [self._stills[generator.integers(len(self._stills))] for _ in range(count)]
+        return [self._image_sources[generator.integers(len(self._image_sources))] for _ in range(count)]
 
 
 def renumbered(ids: Tensor, chosen: Sequence[int]) -> Tensor:
-    """Ids with the chosen objects as 1, 2, ... in their order, and everything else as background."""
+    """Ids with the chosen objects renumbered 1, 2, ... in their order, and everything else as background."""
     table = torch.zeros(256, dtype=torch.uint8)
     table[chosen] = torch.arange(1, len(chosen) + 1, dtype=torch.uint8)
     return table[ids.long()]
@@ -166,5 +168,4 @@ def renumbered(ids: Tensor, chosen: Sequence[int]) -> Tensor:
 def collate(clips: list[TrainingClip]) -> ClipBatch:
     """Clips of one size and length as a batch, for a `DataLoader`."""
     frames, ids, objects, names, faults = zip(*clips, strict=True)
-    every = [fault for of_clip in faults for fault in of_clip]
-    return ClipBatch(torch.stack(frames), torch.stack(ids), list(objects), list(names), every)
+    return ClipBatch(torch.stack(frames), torch.stack(ids), list(objects), list(names), list(chain(*faults)))

@@ -1,4 +1,4 @@
-"""Still images with the instances of COCO."""
+"""COCO: still images with instances."""
 
 import re
 from collections.abc import Iterator
@@ -10,34 +10,36 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from stm_fast.data.coco_shapes import MOST_PIXELS, check_shape, rasterize
-from stm_fast.data.source import Bytes, Frame, StillSource, file_frame
+from stm_fast.data.coco_shapes import MAX_PIXELS, check_shape, rasterize
+from stm_fast.data.source import Bytes, Frame, SingleFrameSource, file_frame
 from stm_fast.errors import InputError, check_name, require_folder, shown
 from stm_fast.text_file import read_json
 
 HOW_TO_GET_COCO = "COCO needs pycocotools: pip install 'stm_fast[coco]'"
-_MOST = 254  # ids of a mask
-_LONGEST_PATH = 4096  # of a file: what Linux takes
-_NO_NAME = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")  # what would break a line, or is no character
+_MAX_OBJECTS = 254  # of a mask, whose ids are 8 bits
+_MAX_PATH_LENGTH = 4096  # of Linux
+# line breaks, control characters, and lone surrogates
+_INVALID_CHARACTERS = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
-class CocoSource(StillSource):
-    """Images of COCO with their instances as objects; the largest is painted first. Crowds are background.
+class CocoSource(SingleFrameSource):
+    """Images of COCO with their instances as objects, painted from the largest to the smallest. Crowds are background.
 
-    An invalid image or annotation raises when that image is drawn, so that a run that skips corrupt files skips it. An
-    entry that names no image counts as an image that cannot be used.
+    An invalid image or annotation raises only when that image is used, so that a run with `skip_corrupt` can skip it.
+    An invalid entry that belongs to no image counts as an unusable image.
 
     Args:
         images: the folder of images.
-        annotations: the JSON of the instances, as `instances_train2017.json`.
+        annotations: the JSON of the instances, such as `instances_train2017.json`.
 
-    Raises InputError: pycocotools is not installed, a missing file or folder, no JSON of instances, no instance in it.
+    Raises:
+        InputError: pycocotools is not installed, a file or folder is missing, or the file contains no instances.
     """
 
     def __init__(self, images: Path, annotations: Path) -> None:
         if find_spec("pycocotools") is None:
             raise InputError(HOW_TO_GET_COCO)
-        require_folder(images, "of pictures")
+        require_folder(images, "of images")
         self._images, self._annotations = images, annotations
         self._items = _read_items(annotations)
         if not self._items:
@@ -58,7 +60,7 @@ class CocoSource(StillSource):
         return file_frame(self._images / item.image["file_name"], self._paint(item), self._annotations)
 
     def _check(self, item: "_Item") -> None:
-        """Raises InputError, with the place of the fault, where an item cannot be painted."""
+        """Raises InputError that names the invalid entry if an item cannot be painted."""
         if item.fault:
             raise InputError(f"{self._annotations}: {item.fault}")
         kind, entry = "image", item.image
@@ -71,10 +73,10 @@ class CocoSource(StillSource):
             raise InputError(f"{self._annotations}: {kind} {shown(entry['id'])}: {error}") from None
 
     def _paint(self, item: "_Item") -> Bytes:
-        """Object ids [H, W] of an image whose instances are checked."""
+        """Object ids [H, W] of an image whose instances were checked."""
         height, width = item.image["height"], item.image["width"]
         ids = np.zeros(width * height, np.uint8)  # column by column, as shapes are
-        largest = sorted(item.instances, key=lambda one: -one["area"])[:_MOST]
+        largest = sorted(item.instances, key=lambda one: -one["area"])[:_MAX_OBJECTS]
         for label, instance in enumerate(largest, start=1):
             ids[rasterize(instance["segmentation"], (height, width))] = label
         return np.ascontiguousarray(ids.reshape(width, height).T)
@@ -82,7 +84,7 @@ class CocoSource(StillSource):
 
 @dataclass
 class _Item:
-    """An image and its instances as in the file, or what is wrong with an entry that belongs to no image."""
+    """An image and its instances as in the file, or the fault of an entry that belongs to no image."""
 
     image: dict[str, Any] = field(default_factory=dict)
     instances: list[dict[str, Any]] = field(default_factory=list)
@@ -90,20 +92,20 @@ class _Item:
 
 
 def _read_items(file: Path) -> list[_Item]:
-    """The images with instances in the order of their ids, then the invalid entries. Raises InputError."""
+    """The images with instances, ordered by id, then the invalid entries. Raises InputError."""
     content = read_json(file, "instances of COCO")
     found = content if isinstance(content, dict) else {"images": None}
     images, annotations = found.get("images", []), found.get("annotations", [])
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise InputError(f"{file}: no instances of COCO, expected a list of images and one of annotations")
     items: dict[int | str, _Item] = {}
-    strays = [*_sort_images(images, items), *_sort_instances(annotations, items)]
+    invalid = [*_add_images(images, items), *_add_instances(annotations, items)]
     ordered = sorted(items.items(), key=lambda entry: (isinstance(entry[0], str), entry[0]))
-    return [item for _, item in ordered if item.instances or item.fault] + strays
+    return [item for _, item in ordered if item.instances or item.fault] + invalid
 
 
-def _sort_images(images: list[Any], items: dict[int | str, _Item]) -> Iterator[_Item]:
-    """Makes an item of each image. Yields the invalid ones that have no id."""
+def _add_images(images: list[Any], items: dict[int | str, _Item]) -> Iterator[_Item]:
+    """Adds an item for each image. Yields those without an id, as faults."""
     for place, image in enumerate(images):
         if not isinstance(image, dict) or not _is_id(image.get("id")):
             yield _Item(fault=f"images[{place}]: found {shown(image)}, expected an image with an id")
@@ -113,8 +115,8 @@ def _sort_images(images: list[Any], items: dict[int | str, _Item]) -> Iterator[_
             items[image["id"]] = _Item(image)
 
 
-def _sort_instances(annotations: list[Any], items: dict[int | str, _Item]) -> Iterator[_Item]:
-    """Puts each instance into the item of its image, if any. Yields the invalid ones that name no image."""
+def _add_instances(annotations: list[Any], items: dict[int | str, _Item]) -> Iterator[_Item]:
+    """Adds each instance to the item of its image, if any. Yields those without an image id, as faults."""
     known: dict[int | str, _Item] = {}
     for place, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
@@ -138,33 +140,33 @@ def _is_id(value: Any) -> TypeGuard[int | str]:
 
 
 def _is_instance(annotation: dict[str, Any]) -> bool:
-    """Whether it is an object, valid or not: neither a crowd nor just a box."""
+    """Whether an annotation is meant as an object, valid or not: neither a crowd nor only a box."""
     crowd = annotation.get("iscrowd") == 1
     return not crowd and annotation.get("segmentation") not in (None, [])
 
 
 def _check_image(image: dict[str, Any]) -> tuple[int, int]:
-    """The size H, W of an image. Raises InputError for an invalid one, or a name that leads out of its folder."""
+    """The size H, W of an image. Raises InputError for an invalid entry, or a name that leads out of the folder."""
     name = image.get("file_name")
-    if not isinstance(name, str) or len(name) > _LONGEST_PATH or _NO_NAME.search(name):
-        raise InputError(f"found file_name {shown(name)}, expected the name of a picture")
+    if not isinstance(name, str) or len(name) > _MAX_PATH_LENGTH or _INVALID_CHARACTERS.search(name):
+        raise InputError(f"found file_name {shown(name)}, expected the name of an image")
     for part in PurePath(name).parts or ("",):
         check_name(part, "file_name")
     height, width = (_side(image, key) for key in ("height", "width"))
-    if height * width > MOST_PIXELS:
-        raise InputError(f"found {width}x{height} pixels, expected at most {MOST_PIXELS} in all")
+    if height * width > MAX_PIXELS:
+        raise InputError(f"found {width}x{height} pixels, expected at most {MAX_PIXELS} in all")
     return height, width
 
 
 def _side(image: dict[str, Any], key: str) -> int:
     side = image.get(key)
-    if type(side) is not int or not 1 <= side <= MOST_PIXELS:
-        raise InputError(f"found {key} {shown(side)}, expected 1 to {MOST_PIXELS} pixels")
+    if type(side) is not int or not 1 <= side <= MAX_PIXELS:
+        raise InputError(f"found {key} {shown(side)}, expected 1 to {MAX_PIXELS} pixels")
     return side
 
 
 def _check_instance(instance: dict[str, Any], size: tuple[int, int]) -> None:
-    """Raises InputError where an instance cannot be painted."""
+    """Raises InputError if an instance cannot be painted."""
     if instance.get("iscrowd") not in (None, 0):
         raise InputError(f"found iscrowd {shown(instance['iscrowd'])}, expected 0 or 1")
     area: Any = instance.get("area")

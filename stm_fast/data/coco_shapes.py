@@ -1,10 +1,11 @@
-"""Shapes of COCO instances as masks. They are checked here, since pycocotools trusts its input.
+"""Shapes of COCO instances as masks. They are validated here, because pycocotools trusts its input.
 
 A shape, called ``segmentation`` in the file, is one of
 
 * polygons, each a list x, y, x, y, ... in pixels, closed from its last point to its first;
-* run lengths, ``{"size": [H, W], "counts": [...]}``: pixels of background and of the object in turn, down each column;
-* the same with the counts packed into text, in which a character holds 5 bits, as pycocotools packs them.
+* run lengths, ``{"size": [H, W], "counts": [...]}``: numbers of background and object pixels, alternating, in
+  column-major order;
+* the same with the counts as text, 5 bits per character, as pycocotools packs them.
 """
 
 import re
@@ -19,22 +20,22 @@ from stm_fast.errors import InputError, shown
 
 Counts = npt.NDArray[np.int64]
 
-# of an image: three counts of more than 2^24 pixels could make pycocotools write past its buffer
-MOST_PIXELS = 50_000_000
-# how far a point may lie outside the image: a share of its side, or at least this many pixels
+# per image: with three counts of more than 2^24 pixels, pycocotools could write past its buffer
+MAX_PIXELS = 50_000_000
+# how far a point may be outside the image: a share of the side, or this many pixels if that is more
 _BEYOND = 0.1
-_LEAST_BEYOND = 8
-_FEWEST_NUMBERS = 6  # of a polygon: three points
-# pycocotools walks along an outline in steps of a fifth of a pixel; this many take it 64 MiB
+_MIN_BEYOND = 8
+_MIN_NUMBERS = 6  # per polygon: three points
+# pycocotools samples an outline every fifth of a pixel; this many samples take 64 MiB
 _STEPS = 5
-_MOST_STEPS = 2**22
-# run lengths as text: 5 bits a character, at most 30 bits a number, which continues after "P" to "o"
+_MAX_STEPS = 2**22
+# run lengths as text: characters "P" to "o" are followed by more of the same number, which has at most 30 bits
 _PACKED = re.compile("(?:[P-o]{0,5}[0-O])+")
-_MOST_CHARACTERS = 6  # of a number
+_MAX_CHARACTERS = 6  # per number
 
 
 def check_shape(shape: Any, size: tuple[int, int]) -> None:
-    """Raises InputError, without the place, where `shape` is not a shape in an image of `size` H, W."""
+    """Raises InputError, which does not name the entry, if `shape` is not valid in an image of `size` H, W."""
     if isinstance(shape, list):
         _check_polygons(shape, size)
     elif isinstance(shape, dict):
@@ -44,7 +45,7 @@ def check_shape(shape: Any, size: tuple[int, int]) -> None:
 
 
 def rasterize(shape: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Where the object is, [W H], column by column: pycocotools' raster of a shape that `check_shape` accepts."""
+    """The mask bool [W * H], column-major, as pycocotools draws a shape that `check_shape` accepts."""
     from pycocotools import mask
 
     parts = [shape] if isinstance(shape, dict) else mask.frPyObjects(shape, *size)
@@ -52,10 +53,10 @@ def rasterize(shape: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 
 def _filled(parts: Sequence[Counts]) -> npt.NDArray[np.bool_]:
-    """The union of some run lengths."""
+    """The mask of the union of several run lengths."""
     if len(parts) == 1:
         return np.repeat(np.arange(len(parts[0])) % 2 == 1, parts[0])
-    # where runs begin and end, in the order of pixels: between two such places, the parts that have begun overlap
+    # a sweep over the ends of all runs: +1 where an object begins, -1 where it ends
     places = np.concatenate([np.cumsum(counts) for counts in parts])
     begun = np.concatenate([1 - 2 * (np.arange(len(counts)) % 2) for counts in parts])
     order = np.argsort(places, kind="stable")
@@ -70,9 +71,9 @@ def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
     for polygon in polygons:
         _check_numbers(polygon)
         steps += len(polygon) + _STEPS * len(polygon) / 2 * _check_points(polygon, size)
-    # an upper bound; only where it is too long, the length is measured
-    if steps > _MOST_STEPS and sum(map(_steps, polygons)) > _MOST_STEPS:
-        most = _MOST_STEPS // _STEPS
+    # the sum is an upper bound; the exact length is computed only if the bound is too large
+    if steps > _MAX_STEPS and sum(map(_steps, polygons)) > _MAX_STEPS:
+        most = _MAX_STEPS // _STEPS
         raise InputError(f"found an outline that is too long, expected at most {most} pixels")
 
 
@@ -82,7 +83,7 @@ def _check_numbers(polygon: Any) -> None:
     if not set(map(type, polygon)) <= {int, float}:
         wrong = next(number for number in polygon if type(number) not in (int, float))
         raise InputError(f"found {shown(wrong)} in a polygon, expected numbers")
-    if len(polygon) < _FEWEST_NUMBERS or len(polygon) % 2:
+    if len(polygon) < _MIN_NUMBERS or len(polygon) % 2:
         raise InputError(f"found a polygon of {len(polygon)} numbers, expected x and y of three points or more")
 
 
@@ -90,9 +91,9 @@ def _check_points(polygon: list[float], size: tuple[int, int]) -> float:
     """Raises InputError for a point outside the image. Returns the longer side of the bounding box."""
     extent = 0.0
     for name, numbers, side in (("x", polygon[::2], size[1]), ("y", polygon[1::2], size[0])):
-        beyond = max(_BEYOND * side, _LEAST_BEYOND)
+        beyond = max(_BEYOND * side, _MIN_BEYOND)
         low, high = min(numbers), max(numbers)
-        # a NaN is neither the lowest nor the highest unless it is the first
+        # min() and max() miss a NaN that is not first
         if not (-beyond <= low and high <= side + beyond) or isnan(sum(numbers)):
             wrong = next(number for number in numbers if not -beyond <= number <= side + beyond)
             found = f"found {name} {shown(wrong)} of a point"
@@ -102,7 +103,7 @@ def _check_points(polygon: list[float], size: tuple[int, int]) -> float:
 
 
 def _steps(polygon: list[float]) -> float:
-    """About how many steps the outline of a polygon has."""
+    """About how many samples pycocotools takes of the outline of a polygon."""
     points = np.array(polygon, np.float64).reshape(-1, 2)
     return float((_STEPS * abs(points - np.roll(points, 1, 0)).max(1) + 2).sum())
 
@@ -123,16 +124,16 @@ def _check_run_lengths(shape: dict[str, Any], size: tuple[int, int]) -> None:
 
 
 def _has_form(counts: Any, pixels: int) -> bool:
-    """Whether these look like run lengths, before they are unpacked."""
+    """Whether counts look like run lengths; they are not unpacked."""
     if isinstance(counts, list):
         return set(map(type, counts)) == {int} and max(map(abs, counts)) <= pixels
     # text that is longer would hold runs of no pixels
-    short = isinstance(counts, str) and len(counts) <= _MOST_CHARACTERS * (pixels + 1)
+    short = isinstance(counts, str) and len(counts) <= _MAX_CHARACTERS * (pixels + 1)
     return short and _PACKED.fullmatch(counts) is not None
 
 
 def _lengths(counts: list[int] | str | bytes) -> Counts:
-    """Run lengths, unpacked from text of `_PACKED`. There each from the fourth on has the last but one subtracted."""
+    """Run lengths, unpacked from text; there, each from the fourth on is stored as its difference from two before."""
     if isinstance(counts, list):
         return np.array(counts, np.int64)
     packed = counts.encode("ascii") if isinstance(counts, str) else counts

@@ -1,4 +1,4 @@
-"""Color changes of a clip, all linear about middle gray: one matrix and one offset per frame."""
+"""Color augmentation of a clip, all linear about middle gray: one matrix and one offset per frame."""
 
 import math
 
@@ -17,7 +17,7 @@ _CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # cross 
 
 
 def recolor(images: Tensor, augmentation: Augmentation, generator: np.random.Generator) -> Tensor:
-    """Images [T, 3, H, W] in 0..255 with other colors, as uint8."""
+    """Changes the colors of images [T, 3, H, W] in 0..255 at random; returns uint8."""
     clip, light = generator.uniform(-1, 1, 3), generator.uniform(-1, 1)
     gray = generator.random() < augmentation.grey
     frames, lights = generator.uniform(-1, 1, (len(images), 3)), generator.uniform(-1, 1, len(images))
@@ -28,13 +28,13 @@ def recolor(images: Tensor, augmentation: Augmentation, generator: np.random.Gen
 def color_transforms(
     augmentation: Augmentation, clip: Matrix, light: Matrix, gray: npt.NDArray[np.bool_], frames: Matrix, lights: Matrix
 ) -> tuple[Matrix, Matrix]:
-    """What `recolored` applies to the frames of a clip, or of several at once.
+    """Color transforms of the frames of a clip, or of several clips at once, for `recolored`.
 
     Args:
-        clip: [..., 3], changes of contrast, saturation and hue as shares in [-1, 1] of their ranges.
-        light: [...], the same of the brightness.
-        gray: [...], clips without colors.
-        frames: [..., T, 3], and lights: [..., T], the same of each frame on top of that.
+        clip: [..., 3], changes of contrast, saturation and hue, in [-1, 1] relative to their ranges.
+        light: [...], change of brightness, likewise.
+        gray: [...], whether a clip has no colors.
+        frames, lights: [..., T, 3] and [..., T], further changes for each frame.
 
     Returns:
         Matrices [..., T, 3, 3] and offsets [..., T, 3].
@@ -48,13 +48,13 @@ def color_transforms(
 
 
 def recolored(images: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
-    """Images [N, 3, H, W] in 0..255 as uint8, each by its matrix [N, 3, 3] and offset [N, 3]."""
-    changed = torch.baddbmm(offsets[..., None] + 0.5, matrices, images.flatten(2))  # the half rounds
+    """Applies a matrix [N, 3, 3] and an offset [N, 3] to images [N, 3, H, W] in 0..255; returns uint8."""
+    changed = torch.baddbmm(offsets[..., None] + 0.5, matrices, images.flatten(2))  # + 0.5 rounds
     return changed.clamp_(0, 255).to(torch.uint8).view(images.shape)
 
 
 def _matrix(augmentation: Augmentation, changes: Matrix) -> Matrix:
-    """Saturation, then a rotation about the gray axis (Rodrigues' formula), then contrast: [..., 3, 3] of [..., 3]."""
+    """Saturation, rotation about the gray axis (Rodrigues' formula), then contrast: [..., 3] to [..., 3, 3]."""
     contrast, saturation, hue = np.moveaxis(changes, -1, 0)[..., None, None]
     angle = np.radians(hue * augmentation.hue)
     turn = np.eye(3) + np.sin(angle) * _CROSS + (1 - np.cos(angle)) * (_CROSS @ _CROSS)

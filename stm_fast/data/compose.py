@@ -1,4 +1,4 @@
-"""One augmented clip of some frames: crop, motion, pasted objects, colors."""
+"""Augments a clip: crop, motion, pasted objects, colors."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from stm_fast.data.geometry import (
     affordable_shrink,
     bounding_box,
     crop_view,
-    draw_bends,
     draw_path,
+    draw_warps,
     mirrored,
     pasted_views,
     resample,
@@ -28,7 +28,7 @@ from stm_fast.data.geometry import (
 from stm_fast.data.source import Bytes, Frame
 from stm_fast.errors import InputError
 
-AIMS = 4  # crops tried before one is centered on an object
+CROP_TRIES = 4  # crops tried before one is centered on an object
 PASTED_PLACE = (0.15, 0.85)  # range of a pasted object's center, as a share of the crop's sides
 
 
@@ -43,31 +43,32 @@ def compose(
     """Frames uint8 [T, 3, h, w] and ids uint8 [T, h, w] of a clip.
 
     Args:
-        clip: of equal sizes; the same one T times over if it is a still image.
-        moving: whether the clip is a video, which has motion of its own.
+        clip: T frames of one size; for a still image, the same frame T times.
+        moving: whether the clip is a video.
         pasted: still images; one object of each is pasted over the clip, with an id that the clip does not use.
-        size: h, w.
+        size: h, w of the result.
 
-    Raises InputError where an image cannot be read, or frames differ in size.
+    Raises:
+        InputError: an image cannot be read, or frames differ in size.
     """
     _check_sizes(clip)
     image = clip[0].ids.shape
-    bends = _draw_bends(moving, len(clip), size, augmentation, generator)
+    warps = _draw_warps(moving, len(clip), size, augmentation, generator)
     path = draw_path(motion_of(moving, augmentation), len(clip), min(size), generator)
     view = _draw_view(clip[0].ids, path[0], size, augmentation, generator)
     views = view @ path  # [T, 2, 3]
     masks = tv_tensors.Mask(_stack([frame.ids for frame in clip]))
-    ids = resample(masks, sampling_grid(views, size, image, bends))[:, 0].to(torch.uint8)  # [T, h, w]
+    ids = resample(masks, sampling_grid(views, size, image, warps))[:, 0].to(torch.uint8)  # [T, h, w]
     shrink = affordable_shrink(views)
     images = tv_tensors.Video(_read(clip, shrink))
-    frames = resample(images, sampling_grid(views, size, image, bends, shrink))  # [T, 3, h, w]
+    frames = resample(images, sampling_grid(views, size, image, warps, shrink))  # [T, 3, h, w]
     for still in pasted:
         _paste(still, frames, ids, augmentation, generator)
     return recolor(frames, augmentation, generator), ids
 
 
 def objects_of(ids: Tensor, share: float) -> list[int]:
-    """The objects of ids [h, w] that cover at least this share of it, and one pixel."""
+    """The objects in ids [h, w] that cover at least this share of the pixels, and at least one."""
     counts = torch.bincount(ids.flatten(), minlength=256)[1:]
     return (torch.nonzero(counts >= max(1.0, share * ids.numel()))[:, 0] + 1).tolist()
 
@@ -94,22 +95,22 @@ def pasted_motion(augmentation: Augmentation) -> Motion:
     return Motion(a.still_rotation, a.still_shear, a.still_zoom, a.paste_translation)
 
 
-def _draw_bends(
+def _draw_warps(
     moving: bool, frames: int, size: tuple[int, int], augmentation: Augmentation, generator: np.random.Generator
 ) -> Tensor | None:
     if moving or generator.random() >= augmentation.warp:
         return None
-    return draw_bends(augmentation.warp_strength, frames, size, generator)
+    return draw_warps(augmentation.warp_strength, frames, size, generator)
 
 
 def _draw_view(
     ids: Bytes, motion: Matrix, size: tuple[int, int], augmentation: Augmentation, generator: np.random.Generator
 ) -> Matrix:
-    """A view that, with the motion of the first frame, shows some of an object of ids [H, W] if there is one."""
+    """A view that, with the motion of the first frame, shows an object of ids [H, W] if there is one."""
     flip = generator.random() < augmentation.flip
     view = _draw_crop(ids, None, size, augmentation, generator)
     mask = tv_tensors.Mask(torch.from_numpy(ids)[None, None])
-    for _ in range(AIMS):
+    for _ in range(CROP_TRIES):
         grid = sampling_grid((view @ motion)[None], size, ids.shape)
         if objects_of(resample(mask, grid).to(torch.uint8), augmentation.min_area):
             break
@@ -144,7 +145,7 @@ def _some_object_point(ids: Bytes, generator: np.random.Generator) -> tuple[floa
 def _paste(
     still: Frame, frames: Tensor, ids: Tensor, augmentation: Augmentation, generator: np.random.Generator
 ) -> None:
-    """Pastes one object of a still image over frames [T, 3, h, w] and ids [T, h, w], in place, with its own motion."""
+    """Pastes an object of a still image over frames [T, 3, h, w] and ids [T, h, w], in place, with its own motion."""
     found = objects_of(torch.from_numpy(still.ids), augmentation.min_area)
     unused = 1 + torch.nonzero(torch.bincount(ids.flatten(), minlength=256)[1:] == 0)
     if not found or not len(unused):
@@ -157,15 +158,12 @@ def _paste(
     shrink = affordable_shrink(views)
     grid = sampling_grid(views, size, box, shrink=shrink)
     cut = np.s_[top:bottom, left:right]
-    image, cover = (_shrunk(_bytes(array[cut])[None], shrink) for array in (still.read(1), shape))
+    image, cover = (
+        F.avg_pool2d(_bytes(array[cut])[None].float(), shrink, ceil_mode=True) for array in (still.read(1), shape)
+    )
     alpha = resample(cover, grid, padding="zeros")  # [T, 1, h, w]
     frames.lerp_(resample(image, grid), alpha)
     ids[alpha[:, 0] >= 0.5] = int(unused[0])
-
-
-def _shrunk(image: Tensor, shrink: int) -> Tensor:
-    """Means of blocks [N, C, H, W] -> [N, C, ceil(H / shrink), ceil(W / shrink)]."""
-    return F.avg_pool2d(image.float(), shrink, ceil_mode=True)
 
 
 def _draw_pasted_views(
@@ -175,7 +173,7 @@ def _draw_pasted_views(
     augmentation: Augmentation,
     generator: np.random.Generator,
 ) -> Matrix:
-    """Views [T, 2, 3] of a box of pixels at a random place in the crop."""
+    """Views [T, 2, 3] that show a box of pixels at a random position in the crop."""
     scale = max(box) / (generator.uniform(*augmentation.paste_size) * min(size))
     target = (generator.uniform(*PASTED_PLACE, 2) - 0.5) * size[::-1]  # x, y in pixels of the crop
     path = draw_path(pasted_motion(augmentation), frames, min(size), generator)
@@ -184,17 +182,17 @@ def _draw_pasted_views(
 
 
 def _bytes(array: Bytes | npt.NDArray[np.bool_]) -> Tensor:
-    """An image [H, W, 3] or a mask [H, W] as uint8 [C, H, W]."""
+    """An image [H, W, 3] or mask [H, W] as uint8 [C, H, W]."""
     return torch.from_numpy(array.astype(np.uint8, copy=False)).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 
 
 def _stack(arrays: Sequence[Bytes]) -> Tensor:
-    """Images or masks as uint8 [T, C, H, W]; of a still image, one instead of T."""
+    """Images or masks as uint8 [T, C, H, W]; [1, C, H, W] for a still image."""
     distinct = {id(array): array for array in arrays}
     return torch.stack([_bytes(array) for array in (distinct.values() if len(distinct) == 1 else arrays)])
 
 
 def _read(clip: Sequence[Frame], shrink: int) -> Tensor:
-    """The images uint8 [T, 3, H / shrink, W / shrink], rounded up; of a still image, one instead of T."""
+    """The images uint8 [T, 3, ceil(H / shrink), ceil(W / shrink)]; one instead of T for a still image."""
     read = {id(frame): frame.read(shrink) for frame in clip}
     return _stack([read[id(frame)] for frame in clip])

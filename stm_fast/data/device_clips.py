@@ -1,6 +1,6 @@
-"""Training clips drawn a batch at a time from images on the device: no workers, copies or decoding.
+"""Training clips drawn in batches from images on the device, without workers, copies or decoding.
 
-B clips of T frames, h x w pixels each; A + 1 crops tried for each clip; L labels of the store.
+B clips of T frames, h x w pixels each; A + 1 crops are tried for each clip; the store has L labels.
 """
 
 import math
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from stm_fast.data.clips import ClipBatch, ClipDataset, SampleKey
 from stm_fast.data.color import color_transforms, recolored
-from stm_fast.data.compose import AIMS, PASTED_PLACE, motion_of, pasted_motion
+from stm_fast.data.compose import CROP_TRIES, PASTED_PLACE, motion_of, pasted_motion
 from stm_fast.data.geometry import (
     CONTROL_POINTS,
     MAX_SHRINK,
     Matrix,
-    bends_of,
     crop_view,
     mirrored,
+    motion_path,
+    motion_range,
     offsets,
     pasted_views,
-    path_of,
-    reach_of,
+    warps_of,
 )
 from stm_fast.data.store import ImageStore
 from stm_fast.errors import InputError
@@ -33,36 +33,37 @@ from stm_fast.errors import InputError
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-# a batch is made in parts of this many clips: intermediates take about 100 bytes per pixel
-_AT_ONCE = 64
-# points per side at which a crop is searched for objects
-_LOOKS = 32
+# intermediate results take about 100 bytes per pixel
+_CHUNK = 64
+# points per side at which a crop is tested for objects
+_TEST_POINTS = 32
 
 
 class DeviceClips(ClipDataset):
-    """A `ClipDataset` that keeps its images on a device and draws whole batches there, by batched sampling.
+    """A `ClipDataset` that keeps its images on a device and draws whole batches there.
 
-    Mixture, ranges and probabilities are those of `ClipDataset`, the numbers drawn are others. Other differences:
+    Mixture, ranges and probabilities are those of `ClipDataset`, but its random numbers are not. Other differences:
 
     * whether a crop shows an object is tested at a grid of points;
-    * a clip without an object is replaced by the first one of its batch that has some;
+    * a clip without an object is replaced by the first one of its batch that has objects;
     * there is no `skip_corrupt`: every image is decoded when `to` is called.
     """
 
     store: ImageStore
 
     def to(self, device: torch.device) -> "DeviceClips":
-        """Decodes all images and keeps them on a device. Raises InputError where one cannot be read."""
+        """Decodes all images and keeps them on a device. Raises InputError if one cannot be read."""
         self.store = ImageStore(self._sources, device)
         self._device = device
         return self
 
     def batch(self, keys: Sequence[SampleKey]) -> ClipBatch:
-        """The clips of some keys, on the device; depends on the seed and the keys alone.
+        """The clips of the keys, on the device; they depend on the seed and the keys alone.
 
-        Raises InputError where no clip has an object.
+        Raises:
+            InputError: no clip has an object.
         """
-        parts = [self._draw_part(keys[first : first + _AT_ONCE]) for first in range(0, len(keys), _AT_ONCE)]
+        parts = [self._draw_part(keys[first : first + _CHUNK]) for first in range(0, len(keys), _CHUNK)]
         frames, ids, objects = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:3])
         names = [name for part in parts for name in part.names]
         counts: list[int] = objects.tolist()
@@ -77,32 +78,32 @@ class DeviceClips(ClipDataset):
         return ClipBatch(frames, ids, counts, names, [])
 
     def _draw_part(self, keys: Sequence[SampleKey]) -> "_Part":
-        dice = _Dice([np.random.default_rng((self._seed, key.epoch, key.index)) for key in keys])
-        drawn = [self._choose(key, generator) for key, generator in zip(keys, dice.generators, strict=True)]
+        random = _BatchRandom([np.random.default_rng((self._seed, key.epoch, key.index)) for key in keys])
+        drawn = [self._choose(key, generator) for key, generator in zip(keys, random.generators, strict=True)]
         images = np.array([of_clip.images for of_clip in drawn])  # [B, T]
         moving = np.array([of_clip.moving for of_clip in drawn])
-        frames, ids = self._look(images, moving, dice)  # [B, T, h w, 3], [B, T, h w]
+        frames, ids = self._sample_crops(images, moving, random)  # [B, T, h w, 3], [B, T, h w]
         for slot in range(max(len(of_clip.pasted) for of_clip in drawn)):
             rows = np.array([row for row, of_clip in enumerate(drawn) if slot < len(of_clip.pasted)])
             stills = np.array([drawn[row].pasted[slot] for row in rows])
-            self._paste(frames, ids, rows, stills, self.store.labels + 1 + slot, dice.of(rows))
-        ids, objects = self._choose_objects(ids, dice)
+            self._paste(frames, ids, rows, stills, self.store.labels + 1 + slot, random.subset(rows))
+        ids, objects = self._choose_objects(ids, random)
         shape = (len(drawn), self._frames)
         return _Part(
-            self._recolor(frames, dice).view(*shape, 3, *self._size),
+            self._recolor(frames, random).view(*shape, 3, *self._size),
             ids.view(*shape, *self._size),
             objects,
             [self.store.tables.names[of_clip.images[0]] for of_clip in drawn],
         )
 
     def _choose(self, key: SampleKey, generator: np.random.Generator) -> "_Chosen":
-        """The images that a clip is made of."""
+        """Draws the images that a clip is made of."""
         source = int(generator.choice(len(self._sources), p=self._shares))
         moving = self._sources[source].moving
         images = self._draw_images(source, self._frames, key.max_skip, generator)
         if moving and generator.random() < self._augmentation.reverse:
             images.reverse()
-        stills = self._draw_stills(moving, generator)
+        stills = self._draw_pasted_sources(moving, generator)
         return _Chosen(images, moving, [self._draw_images(still, 1, 0, generator)[0] for still in stills])
 
     def _draw_images(self, source: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
@@ -110,42 +111,42 @@ class DeviceClips(ClipDataset):
         times = self._sources[source].times(index, frames, max_skip, generator)
         return [self.store.number(source, index, time) for time in times]
 
-    def _look(self, images: Ints, moving: Bools, dice: "_Dice") -> tuple[Tensor, Tensor]:
-        """Moving crops of images [B, T]: colors float32 [B, T, h w, 3] and labels uint8 [B, T, h w]."""
+    def _sample_crops(self, images: Ints, moving: Bools, random: "_BatchRandom") -> tuple[Tensor, Tensor]:
+        """Samples moving crops of images [B, T]: colors float32 [B, T, h w, 3] and labels uint8 [B, T, h w]."""
         side = min(self._size)
         reach = np.where(
             moving[:, None],
-            reach_of(motion_of(True, self._augmentation), side),
-            reach_of(motion_of(False, self._augmentation), side),
+            motion_range(motion_of(True, self._augmentation), side),
+            motion_range(motion_of(False, self._augmentation), side),
         )  # [B, 5]
-        path = self._on_device(path_of(dice.between(-1, 1, self._frames, 5) * reach[:, None]))  # [B, T, 3, 3]
-        crops = self._on_device(self._draw_crops(images[:, 0], dice))  # [B, A + 1, 2, 3]
+        path = self._on_device(motion_path(random.uniform(-1, 1, self._frames, 5) * reach[:, None]))  # [B, T, 3, 3]
+        crops = self._on_device(self._draw_crops(images[:, 0], random))  # [B, A + 1, 2, 3]
         numbers = torch.from_numpy(images).to(self._device)
-        views = self._aimed(numbers[:, 0], crops, path[:, 0])[:, None] @ path  # [B, T, 2, 3]
-        bends = self._draw_bends(moving, dice)  # [B, T, h w, 2]
-        x, y = _points(views.flatten(0, 1), self._size, bends.flatten(0, 1))  # [B T, h w]
+        views = self._first_crop_with_object(numbers[:, 0], crops, path[:, 0])[:, None] @ path  # [B, T, 2, 3]
+        warps = self._draw_warps(moving, random)  # [B, T, h w, 2]
+        x, y = _points(views.flatten(0, 1), self._size, warps.flatten(0, 1))  # [B T, h w]
         level = _levels(views).repeat_interleave(self._frames)
         shape = images.shape
         frames = self.store.colors(numbers.flatten(), level, x, y).view(*shape, -1, 3)
         return frames, self.store.ids(numbers.flatten(), x, y).view(*shape, -1)
 
-    def _draw_crops(self, images: Ints, dice: "_Dice") -> Matrix:
-        """Views [B, A + 1, 2, 3] of the first frames; the last one is centered on an object if there is one."""
+    def _draw_crops(self, images: Ints, random: "_BatchRandom") -> Matrix:
+        """Candidate views [B, A + 1, 2, 3] of the first frames; the last is centered on an object if there is one."""
         augmentation, tables = self._augmentation, self.store.tables
         sizes = tables.sizes[images].astype(np.float64)  # [B, 2]
-        area = dice.between(*augmentation.crop_area, AIMS + 1)  # [B, A + 1]
-        stretch = np.exp(math.log(augmentation.crop_stretch) * dice.between(-1, 1, AIMS + 1))
-        places = dice.between(0, 1, AIMS + 1, 2) * sizes[:, None]
-        aims = tables.aims[images, dice.below(tables.aims.shape[1])]  # [B, 2]
-        places[:, -1] = np.where(np.isnan(aims), places[:, -1], aims)
+        area = random.uniform(*augmentation.crop_area, CROP_TRIES + 1)  # [B, A + 1]
+        stretch = np.exp(math.log(augmentation.crop_stretch) * random.uniform(-1, 1, CROP_TRIES + 1))
+        places = random.uniform(0, 1, CROP_TRIES + 1, 2) * sizes[:, None]
+        points = tables.object_points[images, random.integers(tables.object_points.shape[1])]  # [B, 2]
+        places[:, -1] = np.where(np.isnan(points), places[:, -1], points)
         views = crop_view((sizes[:, :1], sizes[:, 1:]), self._size, area, stretch, (places[..., 0], places[..., 1]))
-        flip = dice.between(0, 1) < augmentation.flip
+        flip = random.uniform(0, 1) < augmentation.flip
         return np.where(flip[:, None, None, None], mirrored(views), views)
 
-    def _aimed(self, images: Tensor, crops: Tensor, motion: Tensor) -> Tensor:
-        """Each clip's first crop of [B, A + 1, 2, 3] that, with the first frame's motion, shows an object."""
+    def _first_crop_with_object(self, images: Tensor, crops: Tensor, motion: Tensor) -> Tensor:
+        """Each clip's first crop of [B, A + 1, 2, 3] that shows an object, with the first frame's motion: [B, 2, 3]."""
         tried = crops.shape[1]
-        x, y = _points((crops @ motion[:, None]).flatten(0, 1), self._size, looks=_LOOKS)
+        x, y = _points((crops @ motion[:, None]).flatten(0, 1), self._size, points_per_side=_TEST_POINTS)
         found = self.store.ids(images.repeat_interleave(tried), x, y) > 0
         enough = max(self._augmentation.min_area * x.shape[1], 1)
         shows = (found.sum(1) >= enough).view(-1, tried)  # [B, A + 1]
@@ -153,23 +154,23 @@ class DeviceClips(ClipDataset):
         first = (shows * torch.arange(tried, 0, -1, device=self._device)).argmax(1)
         return crops[torch.arange(len(crops), device=self._device), first]
 
-    def _draw_bends(self, moving: Bools, dice: "_Dice") -> Tensor:
-        """Displacements of each pixel [B, T, h w, 2], which some still images have."""
+    def _draw_warps(self, moving: Bools, random: "_BatchRandom") -> Tensor:
+        """Displacements of each pixel [B, T, h w, 2]; zeros for videos and unwarped still images."""
         augmentation = self._augmentation
-        bent = ~moving & (dice.between(0, 1) < augmentation.warp)
-        reach = augmentation.warp_strength * min(self._size) * bent[:, None, None, None]
-        steps = reach * dice.between(-1, 1, self._frames, CONTROL_POINTS**2, 2)
-        return bends_of(self._on_device(steps.cumsum(1)), self._size).flatten(2, 3)
+        warped = ~moving & (random.uniform(0, 1) < augmentation.warp)
+        reach = augmentation.warp_strength * min(self._size) * warped[:, None, None, None]
+        steps = reach * random.uniform(-1, 1, self._frames, CONTROL_POINTS**2, 2)
+        return warps_of(self._on_device(steps.cumsum(1)), self._size).flatten(2, 3)
 
-    def _paste(self, frames: Tensor, ids: Tensor, rows: Ints, stills: Ints, label: int, dice: "_Dice") -> None:
-        """Pastes one object of a still image [R] over each of the clips `rows` [R], in place, as `label`."""
+    def _paste(self, frames: Tensor, ids: Tensor, rows: Ints, stills: Ints, label: int, random: "_BatchRandom") -> None:
+        """Pastes one object of each still image [R] over the clips with indices `rows` [R], in place, as `label`."""
         tables = self.store.tables
         fits = tables.areas[stills] >= np.maximum(
             self._augmentation.min_area, 1 / tables.sizes[stills].prod(1, keepdims=True)
         )  # [R, L]
         counts = fits.sum(1)
-        chosen = (fits.cumsum(1) > dice.below(np.maximum(counts, 1))[:, None]).argmax(1)  # [R]
-        views = self._on_device(self._draw_pasted_views(tables.boxes[stills, chosen], dice))  # [R, T, 2, 3]
+        chosen = (fits.cumsum(1) > random.integers(np.maximum(counts, 1))[:, None]).argmax(1)  # [R]
+        views = self._on_device(self._draw_pasted_views(tables.boxes[stills, chosen], random))  # [R, T, 2, 3]
         kept = np.flatnonzero(counts)
         if not len(kept):
             return
@@ -187,38 +188,38 @@ class DeviceClips(ClipDataset):
         frames[place] = torch.lerp(frames[place], image, cover[..., None])
         ids[place] = ids[place].masked_fill(cover >= 0.5, label)
 
-    def _draw_pasted_views(self, boxes: Matrix, dice: "_Dice") -> Matrix:
-        """Views [R, T, 2, 3] that show boxes [R, 4] somewhere in the crop, as `compose` draws them."""
+    def _draw_pasted_views(self, boxes: Matrix, random: "_BatchRandom") -> Matrix:
+        """Views [R, T, 2, 3] that show boxes [R, 4] at random positions in the crop, as in `compose`."""
         augmentation, side = self._augmentation, min(self._size)
         top, left, bottom, right = boxes.T
-        scale = np.maximum(bottom - top, right - left) / (dice.between(*augmentation.paste_size) * side)  # [R]
-        target = (dice.between(*PASTED_PLACE, 2) - 0.5) * self._size[::-1]  # x, y
-        path = path_of(dice.between(-1, 1, self._frames, 5) * reach_of(pasted_motion(augmentation), side))
-        flip = dice.between(0, 1) < augmentation.flip
+        scale = np.maximum(bottom - top, right - left) / (random.uniform(*augmentation.paste_size) * side)  # [R]
+        target = (random.uniform(*PASTED_PLACE, 2) - 0.5) * self._size[::-1]  # x, y
+        path = motion_path(random.uniform(-1, 1, self._frames, 5) * motion_range(pasted_motion(augmentation), side))
+        flip = random.uniform(0, 1) < augmentation.flip
         return pasted_views(scale, ((top + bottom) / 2, (left + right) / 2), target, path, flip)
 
-    def _choose_objects(self, ids: Tensor, dice: "_Dice") -> tuple[Tensor, Tensor]:
-        """Labels [B, T, h w] renumbered 1, 2, ... in random order, the rest background; the number of objects [B]."""
+    def _choose_objects(self, ids: Tensor, random: "_BatchRandom") -> tuple[Tensor, Tensor]:
+        """Labels [B, T, h w] renumbered 1, 2, ... in random order, the rest 0; and the number of objects [B]."""
         labels = self.store.labels + self._augmentation.paste_most
         pixels = ids.shape[2]
         counts = torch.stack([(ids[:, 0] == label).sum(1) for label in range(1, labels + 1)], 1)  # [B, labels]
         found = counts >= max(1.0, self._augmentation.min_area * pixels)
-        priority = self._on_device(dice.between(0, 1, labels)).masked_fill(~found, 2)
+        priority = self._on_device(random.uniform(0, 1, labels)).masked_fill(~found, 2)
         rank = priority.argsort(1).argsort(1)  # [B, labels]
         new = torch.where(found & (rank < self._max_objects), rank + 1, 0).to(torch.uint8)
-        table = torch.cat([new.new_zeros(len(new), 1), new], 1)  # [B, 1 + labels], of the background too
+        table = torch.cat([new.new_zeros(len(new), 1), new], 1)  # [B, 1 + labels], background first
         renumbered = table.gather(1, ids.flatten(1).long()).view(ids.shape)
         return renumbered, found.sum(1).clamp_max(self._max_objects)
 
-    def _recolor(self, frames: Tensor, dice: "_Dice") -> Tensor:
-        """Colors float32 [B, T, h w, 3] in 0..255 as frames uint8 [B T, 3, h, w] with other colors."""
+    def _recolor(self, frames: Tensor, random: "_BatchRandom") -> Tensor:
+        """Changes colors: float32 [B, T, h w, 3] in 0..255 to frames uint8 [B T, 3, h, w]."""
         matrices, shifts = color_transforms(
             self._augmentation,
-            dice.between(-1, 1, 3),
-            dice.between(-1, 1),
-            dice.between(0, 1) < self._augmentation.grey,
-            dice.between(-1, 1, self._frames, 3),
-            dice.between(-1, 1, self._frames),
+            random.uniform(-1, 1, 3),
+            random.uniform(-1, 1),
+            random.uniform(0, 1) < self._augmentation.grey,
+            random.uniform(-1, 1, self._frames, 3),
+            random.uniform(-1, 1, self._frames),
         )
         images = frames.flatten(0, 1).mT.reshape(-1, 3, *self._size)  # [B T, 3, h, w]
         return recolored(images, self._on_device(matrices).flatten(0, 1), self._on_device(shifts).flatten(0, 1))
@@ -228,7 +229,7 @@ class DeviceClips(ClipDataset):
 
 
 class _Chosen(NamedTuple):
-    """Numbers of the images that a clip is made of."""
+    """Image numbers for one clip."""
 
     images: list[int]  # T
     moving: bool
@@ -236,7 +237,7 @@ class _Chosen(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some clips of a batch."""
+    """A part of a batch."""
 
     frames: Tensor  # uint8 [B, T, 3, h, w]
     ids: Tensor  # uint8 [B, T, h, w]
@@ -244,51 +245,51 @@ class _Part(NamedTuple):
     names: list[str]
 
 
-class _Dice:
-    """Random numbers of several clips at once, each clip's from a generator of its own."""
+class _BatchRandom:
+    """Random numbers for several clips at once; each clip has its own generator."""
 
     def __init__(self, generators: Sequence[np.random.Generator]) -> None:
         self.generators = generators
 
-    def of(self, rows: Ints) -> "_Dice":
-        """Those of some of the clips."""
-        return _Dice([self.generators[row] for row in rows])
+    def subset(self, rows: Ints) -> "_BatchRandom":
+        """The same for some of the clips."""
+        return _BatchRandom([self.generators[row] for row in rows])
 
-    def between(self, low: float, high: float, *shape: int) -> Matrix:
+    def uniform(self, low: float, high: float, *shape: int) -> Matrix:
         """Uniform numbers [B, *shape]."""
         return np.stack([generator.uniform(low, high, shape) for generator in self.generators])
 
-    def below(self, most: int | Ints) -> Ints:
-        """Integers [B] from 0 to `most` - 1; `most` may be one per clip."""
-        return np.floor(self.between(0, 1) * most).astype(np.int64)
+    def integers(self, most: int | Ints) -> Ints:
+        """Integers [B] from 0 to `most` - 1; `most` may be an array [B]."""
+        return np.floor(self.uniform(0, 1) * most).astype(np.int64)
 
 
 def _points(
-    views: Tensor, size: tuple[int, int], bends: Tensor | None = None, looks: int | None = None
+    views: Tensor, size: tuple[int, int], warps: Tensor | None = None, points_per_side: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Where the pixels of views [N, 2, 3] lie in their images: x and y float32 [N, h w].
+    """Positions of the pixels of views [N, 2, 3] in their images: x and y float32 [N, h w].
 
     Args:
-        bends: [N, h w, 2] of `bends_of`.
-        looks: this many points per side instead of all pixels.
+        warps: [N, h w, 2] of `warps_of`.
+        points_per_side: of a coarser grid, in place of all pixels.
     """
-    grid = size if looks is None else (looks, looks)
+    grid = size if points_per_side is None else (points_per_side, points_per_side)
     x, y = (side.to(views.device) for side in offsets(grid))
     x, y = (part.expand(grid).flatten() for part in (x * (size[1] / grid[1]), y * (size[0] / grid[0])))  # [h w]
-    if bends is not None:
-        x, y = x + bends[..., 0], y + bends[..., 1]
+    if warps is not None:
+        x, y = x + warps[..., 0], y + warps[..., 1]
     across, down = views.unbind(1)  # [N, 3]
     return _affine(across, x, y), _affine(down, x, y)
 
 
 def _affine(row: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """A row [N, 3] of views at offsets [h w] or [N, h w]."""
+    """Applies one row [N, 3] of views to offsets [h w] or [N, h w]."""
     a, b, c = row[..., None].unbind(1)  # [N, 1] each
     return a * x + (b * y + c)
 
 
 def _levels(views: Tensor) -> Tensor:
-    """The level of their images that clips of views [B, T, 2, 3] are sampled from, as `affordable_shrink`: [B]."""
+    """The pyramid level [B] to sample for views [B, T, 2, 3]: the base-2 logarithm of `affordable_shrink`."""
     a, b, c, d = views[..., :2].flatten(2).unbind(-1)
     least = (a * d - b * c).abs().sqrt().amin(1)
     return least.clamp(1, MAX_SHRINK).log2().floor().long()

@@ -1,7 +1,7 @@
-"""Where the pixels of a crop come from: crop, motion and thin-plate warp composed into one map, sampled once.
+"""Geometry of training clips: crop, motion and thin-plate warp are composed into one map, and sampled once.
 
-A view is a matrix [2, 3] that takes an offset from the crop's center, in pixels of the crop (x, y, 1), to a point of
-the image in pixels, whose first pixel covers [0, 1).
+A view is a matrix [2, 3] that maps an offset from the crop's center, in pixels of the crop (x, y, 1), to a point of the
+image, in pixels; the first pixel covers [0, 1).
 """
 
 import math
@@ -20,17 +20,17 @@ Matrix = npt.NDArray[np.float64]
 Numbers = float | Matrix  # one, or one for each of several clips
 Flags = bool | npt.NDArray[np.bool_]
 
-CONTROL_POINTS = 4  # a side
-MAX_SHRINK = 8  # what a JPEG can be decoded at
+CONTROL_POINTS = 4  # per side
+MAX_SHRINK = 8  # of a JPEG decoder
 
 
 class Motion(NamedTuple):
-    """Ranges of the motion per frame: degrees, degrees, logarithm, share of the crop's shorter side."""
+    """Ranges of the motion per frame."""
 
-    rotation: float
-    shear: float
-    zoom: float
-    translation: float
+    rotation: float  # degrees
+    shear: float  # degrees
+    zoom: float  # natural logarithm
+    translation: float  # share of the crop's shorter side
 
 
 def crop_view(
@@ -40,14 +40,14 @@ def crop_view(
     stretch: Numbers,
     place: tuple[Numbers, Numbers],
 ) -> Matrix:
-    """The view of an upright crop inside the image; of several clips at once, [..., 2, 3].
+    """The view [..., 2, 3] of an upright crop, of one clip or several at once.
 
     Args:
         image: H, W of the image.
         size: h, w of the crop in its own pixels.
-        area: share of the image's area that it covers; less where it would not fit otherwise.
+        area: share of the image's area that the crop covers; reduced if the crop would not fit.
         stretch: factor on the crop's aspect ratio.
-        place: y, x of its center in the image, moved inwards where the crop would cross an edge.
+        place: y, x of the crop's center in the image; moved so that the crop does not cross an edge.
     """
     height, width = image
     aspect = size[1] / size[0] * stretch
@@ -60,22 +60,22 @@ def crop_view(
 
 
 def mirrored(view: Matrix) -> Matrix:
-    """The view seen left to right."""
+    """The view, mirrored left to right."""
     other: Matrix = view * np.array([-1.0, 1.0, 1.0])
     return other
 
 
 def pasted_views(scale: Numbers, source: tuple[Numbers, Numbers], target: Matrix, path: Matrix, flip: Flags) -> Matrix:
-    """Views [..., T, 2, 3] that show a point of an image at a place in the crop and rotate about it.
+    """Views [..., T, 2, 3] that show a point of an image at a position in the crop and rotate about it.
 
     Args:
         scale: pixels of the image per pixel of the crop, [...].
         source: y, x of the point in the image, [...] each.
-        target: x, y of the place as an offset from the crop's center, [..., 2].
+        target: x, y of the position as an offset from the crop's center, [..., 2].
         path: motions [..., T, 3, 3].
         flip: whether to mirror the image left to right, [...].
     """
-    # moved to the place first, and then along the path
+    # first translate to the target, then along the path
     path = path.copy()
     path[..., :2, 2] = -(path[..., :2, :2] @ (target[..., None, :] + path[..., :2, 2])[..., None])[..., 0]
     zero = np.zeros_like(scale)
@@ -84,7 +84,7 @@ def pasted_views(scale: Numbers, source: tuple[Numbers, Numbers], target: Matrix
 
 
 def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right of what is set in a mask [H, W], the last two exclusive; zeros for an empty one."""
+    """Top, left, bottom and right of a mask [H, W], the last two exclusive; zeros if the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return 0, 0, 0, 0
@@ -92,18 +92,18 @@ def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def draw_path(motion: Motion, frames: int, side: int, generator: np.random.Generator) -> Matrix:
-    """A random walk of motions: matrices [T, 3, 3] of offsets in the crop, in pixels of a crop of this side."""
-    reach = reach_of(motion, side)
-    return path_of(generator.uniform(-reach, reach, (frames, 5)))
+    """A random walk of motions: matrices [T, 3, 3] of offsets, in pixels, in a crop whose shorter side is `side`."""
+    largest = motion_range(motion, side)
+    return motion_path(generator.uniform(-largest, largest, (frames, 5)))
 
 
-def reach_of(motion: Motion, side: int) -> Matrix:
-    """The largest motion of one frame: [5]."""
+def motion_range(motion: Motion, side: int) -> Matrix:
+    """The largest motion per frame, [5]: rotation and shear in radians, log zoom, translation x and y in pixels."""
     return np.array([*np.radians(motion[:2]), motion.zoom, motion.translation * side, motion.translation * side])
 
 
-def path_of(steps: Matrix) -> Matrix:
-    """Steps [..., T, 5] of `reach_of`, each on top of those before it, as matrices [..., T, 3, 3]."""
+def motion_path(steps: Matrix) -> Matrix:
+    """The cumulative sums of motions [..., T, 5], in the units of `motion_range`, as matrices [..., T, 3, 3]."""
     angle, shear, zoom, x, y = np.moveaxis(np.cumsum(steps, axis=-2), -1, 0)
     cos, sin, slant, grow = np.cos(angle), np.sin(angle), np.tan(shear), np.exp(-zoom)
     zero, one = np.zeros_like(x), np.ones_like(x)
@@ -116,43 +116,42 @@ def path_of(steps: Matrix) -> Matrix:
     )
 
 
-def draw_bends(strength: float, frames: int, size: tuple[int, int], generator: np.random.Generator) -> Tensor:
+def draw_warps(strength: float, frames: int, size: tuple[int, int], generator: np.random.Generator) -> Tensor:
     """A random walk of thin-plate warps: displacements of the crop's pixels, in pixels, [T, h, w, 2]."""
-    reach = strength * min(size)
-    steps = generator.uniform(-reach, reach, (frames, CONTROL_POINTS**2, 2)).cumsum(axis=0)
-    return bends_of(torch.from_numpy(steps).float(), size)
+    largest = strength * min(size)
+    steps = generator.uniform(-largest, largest, (frames, CONTROL_POINTS**2, 2)).cumsum(axis=0)
+    return warps_of(torch.from_numpy(steps).float(), size)
 
 
-def bends_of(moved: Tensor, size: tuple[int, int]) -> Tensor:
-    """Displacements of the crop's pixels [..., h, w, 2], given those of the control points [..., K, 2]."""
-    bends: Tensor = _thin_plates(size).to(moved.device) @ moved  # [..., h w, 2]
-    return bends.view(*moved.shape[:-2], *size, 2)
+def warps_of(moved: Tensor, size: tuple[int, int]) -> Tensor:
+    """Displacements of the crop's pixels [..., h, w, 2] from those of the control points [..., K, 2]."""
+    warps: Tensor = _thin_plates(size).to(moved.device) @ moved  # [..., h w, 2]
+    return warps.view(*moved.shape[:-2], *size, 2)
 
 
 def sampling_grid(
-    views: Matrix, size: tuple[int, int], image: tuple[int, int], bends: Tensor | None = None, shrink: int = 1
+    views: Matrix, size: tuple[int, int], image: tuple[int, int], warps: Tensor | None = None, shrink: int = 1
 ) -> Tensor:
-    """Points of `grid_sample` for views [T, 2, 3] of an image: float32 [T, h, w, 2].
+    """The grid of `grid_sample` for views [T, 2, 3] of an image: float32 [T, h, w, 2].
 
     Args:
         size: h, w of the crop.
         image: H, W of the image.
-        bends: [T, h, w, 2] of `draw_bends`.
-        shrink: each pixel of the image to be sampled is the mean of a block of this side; blocks at an edge may be
-            partial.
+        warps: [T, h, w, 2] of `draw_warps`.
+        shrink: the image is sampled after downscaling by this factor; blocks at an edge may be partial.
     """
     height, width = (math.ceil(side / shrink) * shrink for side in image)
     unit = torch.from_numpy(views * 2 / np.array([[width], [height]])).float()[..., None, None]  # [T, 2, 3, 1, 1]
     x, y = offsets(size)
-    if bends is not None:
-        x, y = x + bends[..., 0], y + bends[..., 1]  # [T, h, w]
+    if warps is not None:
+        x, y = x + warps[..., 0], y + warps[..., 1]  # [T, h, w]
     return torch.stack([a * x + (b * y + (c - 1)) for a, b, c in (row.unbind(1) for row in unit.unbind(1))], -1)
 
 
 def resample(data: Tensor, grid: Tensor, padding: str = "reflection") -> Tensor:
-    """Values of data [T or 1, C, H, W] at a grid [T, h, w, 2]: float32 [T, C, h, w].
+    """Samples data [T or 1, C, H, W] at a grid [T, h, w, 2]: float32 [T, C, h, w].
 
-    A `tv_tensors.Mask` is sampled at the nearest pixel, so that its ids stay ids; anything else bilinearly.
+    A `tv_tensors.Mask` is sampled at the nearest pixel, because ids cannot be interpolated; anything else bilinearly.
     """
     mode = "nearest" if isinstance(data, tv_tensors.Mask) else "bilinear"
     plain = data.as_subclass(Tensor).float().expand(len(grid), -1, -1, -1)
@@ -160,26 +159,26 @@ def resample(data: Tensor, grid: Tensor, padding: str = "reflection") -> Tensor:
 
 
 def affordable_shrink(views: Matrix) -> int:
-    """The largest of 1, 2, 4 and 8 such that blocks of this side are no larger than a pixel of any view [T, 2, 3]."""
+    """The largest of 1, 2, 4 and 8 by which an image can be downscaled without blurring any view [T, 2, 3]."""
     least = np.sqrt(np.abs(np.linalg.det(views[:, :, :2]))).min()
     return 1 << int(np.log2(np.clip(least, 1, MAX_SHRINK)))
 
 
 def offsets(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Offsets of the pixels' centers from the center of the crop: x [1, w] and y [h, 1]."""
+    """Offsets of pixel centers from the center of the crop: x [1, w] and y [h, 1]."""
     height, width = size
     x, y = torch.arange(width) + (1 - width) / 2, torch.arange(height) + (1 - height) / 2
     return x[None], y[:, None]
 
 
 def _matrices(rows: Sequence[Sequence[Numbers]]) -> Matrix:
-    """Rows of numbers, each [...], as matrices [..., rows, columns]."""
+    """Stacks rows of numbers, each [...], to matrices [..., rows, columns]."""
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
 @lru_cache(maxsize=8)
 def _thin_plates(size: tuple[int, int]) -> Tensor:
-    """The share of each control point's displacement in that of each pixel: [h w, K], float32.
+    """The weight of each control point's displacement in that of each pixel: [h w, K], float32.
 
     The thin-plate spline through K points is linear in their displacements (Bookstein, 1989, equation 5), so its
     weights are computed once.
@@ -191,17 +190,17 @@ def _thin_plates(size: tuple[int, int]) -> Tensor:
     count = len(points)
     affine = torch.cat([torch.ones(count, 1, dtype=torch.float64), points], 1)  # [K, 3]
     system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
-    system[:count, :count] = _bending(points, points)
+    system[:count, :count] = _radial_basis(points, points)
     system[:count, count:] = affine
     system[count:, :count] = affine.T
     weights = torch.linalg.inv(system)[:, :count]  # [K + 3, K]
-    basis = torch.cat([_bending(pixels, points), torch.ones(len(pixels), 1, dtype=torch.float64), pixels], 1)
+    basis = torch.cat([_radial_basis(pixels, points), torch.ones(len(pixels), 1, dtype=torch.float64), pixels], 1)
     plates: Tensor = basis @ weights
     return plates.float()
 
 
-def _bending(first: Tensor, second: Tensor) -> Tensor:
-    """r^2 log r^2 of the distances between two sets of points: [n, m]."""
+def _radial_basis(first: Tensor, second: Tensor) -> Tensor:
+    """r^2 log r^2 for all distances r between two sets of points: [n, m]."""
     squared = (first[:, None] - second).square().sum(-1)
-    bending: Tensor = torch.special.xlogy(squared, squared)
-    return bending
+    basis: Tensor = torch.special.xlogy(squared, squared)
+    return basis

@@ -1,4 +1,4 @@
-"""Still images with masks: folders as `JPEGImages` and `Annotations`, and pairs of globs."""
+"""Still images with masks, from `JPEGImages` and `Annotations` or found by glob patterns."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stm_fast.data.sbd import read_mat
-from stm_fast.data.source import Bytes, Frame, StillSource, file_frame
+from stm_fast.data.source import Bytes, Frame, SingleFrameSource, file_frame
 from stm_fast.errors import InputError, require_folder
 from stm_fast.listing import by_stem, list_images, list_masks, natural_key
 from stm_fast.video import has_void, object_ids, read_mask, without_void
@@ -26,13 +26,13 @@ class Pair(NamedTuple):
     mask: Path
 
 
-class ImageSource(StillSource):
-    """Still images to be set in motion.
+class ImageSource(SingleFrameSource):
+    """Still images with masks.
 
     Args:
-        pairs: images and their masks. A PNG with a palette, or a dark gray one, holds object ids; 255 beside others
-            is void (VOC). A .mat file is one of SBD. Any other mask is a saliency map of one object: the pixels that
-            are at least half white.
+        pairs: images and their masks. A PNG with a palette, or a gray one without values of 128 and more, contains
+            object ids; 255 next to other ids is void (VOC). A .mat file is a mask of SBD. Any other mask is a saliency
+            map of one object: the pixels of at least 128.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -50,25 +50,26 @@ class ImageSource(StillSource):
 def image_source(root: Path, images: str | None = None, masks: str | None = None) -> ImageSource:
     """Pairs of images and masks of the same stem below a folder.
 
-    Without patterns they are in `JPEGImages` and, as PNGs, in `Annotations`. DUTS: ``image_source(root,
+    Without patterns, images are in `JPEGImages` and masks, PNGs, in `Annotations`. DUTS: ``image_source(root,
     "DUTS-TR-Image/*.jpg", "DUTS-TR-Mask/*.png")``; MSRA10K, whose masks are beside its images: ``image_source(root,
     "Imgs/*.jpg", "Imgs/*.png")``; SBD: ``image_source(root, "img/*.jpg", "inst/*.mat")``.
 
     Args:
         images, masks: glob patterns, both or neither.
 
-    Raises InputError: a missing folder, an invalid pattern, no image found, an image without mask, two images or two
-    masks of one name, a file that is both.
+    Raises:
+        InputError: a missing folder, an invalid pattern, no images, an image without a mask, two images or two masks of
+            the same stem, or a file that is both.
     """
     if (images is None) != (masks is None):
         raise InputError(f"{root}: found a pattern of pictures or of masks alone, expected both or none")
     if images is not None and masks is not None:
-        require_folder(root, "of stills")
+        require_folder(root, "of images")
         return ImageSource(_paired(_found(root, images), _found(root, masks), images))
     folder, annotations = root / "JPEGImages", root / "Annotations"
     for place in (folder, annotations):
         if not place.is_dir():
-            raise InputError(f"{place}: no such folder, expected pictures in JPEGImages and masks in Annotations")
+            raise InputError(f"{place}: no such folder, expected images in JPEGImages and masks in Annotations")
     return ImageSource(_paired(list_images(folder), list_masks(annotations), str(folder)))
 
 
@@ -82,12 +83,12 @@ def _found(root: Path, pattern: str) -> list[Path]:
 def _paired(images: Iterable[Path], masks: Iterable[Path], place: str) -> list[Pair]:
     images_by_name, masks_by_name = by_stem(list(images)), by_stem(list(masks))
     if not images_by_name:
-        raise InputError(f"{place}: no pictures found, expected jpg, png or webp files")
+        raise InputError(f"{place}: no images found, expected jpg, png or webp files")
     for name, file in images_by_name.items():
         if name not in masks_by_name:
             raise InputError(f"{file}: no mask of this name")
         if same_file(file, masks_by_name[name]):
-            raise InputError(f"{file}: found as picture and as mask, expected two files")
+            raise InputError(f"{file}: found as image and as mask, expected two files")
     files = sorted(images_by_name.values(), key=lambda file: natural_key(file.name))
     return [Pair(file, masks_by_name[file.stem]) for file in files]
 

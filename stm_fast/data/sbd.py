@@ -1,7 +1,7 @@
 """Masks of the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), which are MATLAB files.
 
-Files of level 5, which MATLAB's versions 5 to 7 write, are read as MathWorks' "MAT-File Format" describes them. Every
-size that a file states is checked before it is used.
+Reads level 5 files, which MATLAB versions 5 to 7 write, as MathWorks' "MAT-File Format" specifies them. Every size in a
+file is checked before it is used.
 """
 
 import struct
@@ -17,16 +17,16 @@ from stm_fast.errors import InputError, reading, require_file
 # instances of `inst/*.mat`, classes of `cls/*.mat`
 _NAMES = ("GTinst", "GTcls")
 _FIELD = b"Segmentation"
-# of a file, and of all that is compressed in it: a mask of 8192x8192 with a byte for each pixel. SBD's have 500x500
-_MOST_BYTES = 2**26
-_MOST_NAMES = 2**16  # bytes of the names of all fields
+# of a file, and of its contents decompressed: a mask of 8192x8192 at a byte per pixel. SBD's masks are 500x500
+_MAX_BYTES = 2**26
+_MAX_NAMES = 2**16  # bytes of all field names
 
 _HEADER, _TAG = 128, 8  # bytes
-_ORDERS = {b"IM": "<", b"MI": ">"}  # of bytes: the lowest or the highest first
+_ORDERS = {b"IM": "<", b"MI": ">"}  # byte orders, little and big endian
 _VERSION, _VERSION_7_3 = 0x100, 0x200
 # types of elements
 _INT32, _UINT32, _MATRIX, _COMPRESSED = 5, 6, 14, 15
-_TEXT = (1, 2, 16)  # names: of signed or unsigned bytes, or of UTF-8
+_TEXT = (1, 2, 16)  # of names: int8, uint8, UTF-8
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 # classes of variables, and a flag
 _STRUCT, _NUMERIC = 2, range(6, 16)
@@ -36,15 +36,16 @@ _Elements = Iterator[tuple[int, memoryview]]
 
 
 def read_mat(file: Path) -> Bytes:
-    """Object ids uint8 [H, W] of a file of `inst`, or class ids of one of `cls`.
+    """Object ids uint8 [H, W] of a file of `inst`, or class ids of a file of `cls`.
 
-    Raises InputError: no such file, no MATLAB file of level 5, a damaged or a huge one, none with a segmentation.
+    Raises:
+        InputError: no such file, not a MATLAB file of level 5, or one that is damaged, too large or without a mask.
     """
     require_file(file, "a mask of SBD")
     with reading(file):
         size = file.stat().st_size
-        if size > _MOST_BYTES:
-            raise InputError(f"{file}: {size} bytes, expected at most {_MOST_BYTES}")
+        if size > _MAX_BYTES:
+            raise InputError(f"{file}: {size} bytes, expected at most {_MAX_BYTES}")
         content = memoryview(file.read_bytes())
     try:
         masks = dict(_masks(content))
@@ -57,9 +58,9 @@ def read_mat(file: Path) -> Bytes:
 
 
 def _masks(content: memoryview) -> Iterator[tuple[str, Bytes]]:
-    """The masks in a file by the names of their variables; other variables are skipped. Raises InputError."""
+    """The masks in a file with the names of their variables; other variables are skipped. Raises InputError."""
     order = _order(bytes(content[:_HEADER]))
-    most = _MOST_BYTES
+    most = _MAX_BYTES
     for kind, data in _elements(content[_HEADER:], order):
         variable = data
         if kind == _COMPRESSED:
@@ -71,7 +72,7 @@ def _masks(content: memoryview) -> Iterator[tuple[str, Bytes]]:
 
 
 def _order(header: bytes) -> str:
-    """The order of bytes in a file, "<" or ">". Raises InputError for other formats."""
+    """The byte order of a file, "<" or ">". Raises InputError for other formats."""
     order = _ORDERS.get(header[_HEADER - 2 :])
     if order is None:
         raise InputError("no header of MATLAB's format, level 5")
@@ -84,14 +85,14 @@ def _order(header: bytes) -> str:
 
 
 def _elements(data: memoryview, order: str) -> _Elements:
-    """Type and content of elements that follow one another. Raises InputError."""
+    """Type and content of consecutive elements. Raises InputError."""
     at = 0
     while at < len(data):
         if len(data) - at < _TAG:
             raise InputError("it ends within a tag")
         kind, size = struct.unpack_from(f"{order}II", data, at)
         begin, following = at + _TAG, at + _TAG + size
-        if kind >> 16:  # so short that it is stored in its tag
+        if kind >> 16:  # a short element is stored in its tag
             kind, size = kind & 0xFFFF, kind >> 16
             begin, following = at + _TAG // 2, at + _TAG
             if size > _TAG // 2:
@@ -105,7 +106,7 @@ def _elements(data: memoryview, order: str) -> _Elements:
 
 
 def _inflated(data: memoryview, order: str, most: int) -> tuple[int, memoryview]:
-    """Type and content of the element that is compressed in `data`. Raises InputError for more bytes than `most`."""
+    """Type and content of a compressed element. Raises InputError for more bytes than `most`."""
     inflater = zlib.decompressobj()
     try:
         tag = inflater.decompress(data, _TAG)
@@ -123,7 +124,7 @@ def _inflated(data: memoryview, order: str, most: int) -> tuple[int, memoryview]
 
 
 def _masks_of(variable: memoryview, order: str) -> Iterator[tuple[str, Bytes]]:
-    """The mask of a variable, with its name, where it has one. Raises InputError."""
+    """Yields the name and mask of a variable, if it has a mask. Raises InputError."""
     parts = _elements(variable, order)
     if _flags(parts, order) % 256 != _STRUCT:
         return
@@ -137,7 +138,7 @@ def _masks_of(variable: memoryview, order: str) -> Iterator[tuple[str, Bytes]]:
 
 
 def _ids(matrix: memoryview, order: str) -> Bytes:
-    """A matrix of numbers, uint8 [H, W], whatever type they are stored as. Raises InputError for another variable."""
+    """A matrix of numbers of any stored type, as uint8 [H, W]. Raises InputError for anything else."""
     parts = _elements(matrix, order)
     flags, shape = _flags(parts, order), _shape(parts, order)
     if flags % 256 not in _NUMERIC or flags & _COMPLEX or not shape or 0 in shape:
@@ -158,7 +159,7 @@ def _ids(matrix: memoryview, order: str) -> Bytes:
 
 
 def _flags(parts: _Elements, order: str) -> int:
-    """Class, in the lowest byte, and flags of a variable."""
+    """The class of a variable, in the lowest byte, and its flags."""
     content = _next(parts, _UINT32)
     if len(content) != 8:
         raise InputError(f"{len(content)} bytes of flags, expected 8")
@@ -167,7 +168,7 @@ def _flags(parts: _Elements, order: str) -> int:
 
 
 def _shape(parts: _Elements, order: str) -> tuple[int, int] | None:
-    """Rows and columns of a variable, None where it has more dimensions."""
+    """Rows and columns of a variable; None if it has more dimensions."""
     shape = _next(parts, _INT32)
     return struct.unpack(f"{order}2I", shape) if len(shape) == 8 else None
 
@@ -177,13 +178,13 @@ def _fields(parts: _Elements, order: str) -> list[bytes]:
     size = _next(parts, _INT32)
     names = bytes(_next(parts, *_TEXT))
     length = struct.unpack(f"{order}I", size)[0] if len(size) == 4 else 0
-    if not 0 < length <= len(names) <= _MOST_NAMES:
+    if not 0 < length <= len(names) <= _MAX_NAMES:
         raise InputError(f"{len(names)} bytes of names, {length} for each field")
     return [names[at : at + length].split(b"\0")[0] for at in range(0, len(names), length)]
 
 
 def _next(parts: _Elements, *kinds: int) -> memoryview:
-    """The content of the next element. Raises InputError where there is none, or one of another type."""
+    """The content of the next element. Raises InputError if there is none, or it has another type."""
     expected = " or ".join(map(str, kinds))
     for kind, content in parts:
         if kind not in kinds:

@@ -1,6 +1,6 @@
-"""Benchmark sets on disk: the sequences of a split, where their images and annotations are, and how these are read.
+"""Benchmark sets on disk: the sequences of a split, their images and annotations, and the meaning of their ids.
 
-Layouts are those published. Only `synthetic` writes: it draws its clips on first use.
+Layouts are as published. Only `synthetic` writes: it renders its clips on first use.
 """
 
 import os
@@ -23,13 +23,13 @@ from stm_fast.text_file import read_json, read_lines
 from stm_fast.video import VOID, VOID_NOTE, MaskImage, has_void, object_ids, read_mask, without_void
 from stm_fast.whole_file import same_file
 
-RESOLUTION = "480p"  # what DAVIS is evaluated at
+RESOLUTION = "480p"  # of DAVIS, for evaluation
 
 Ids = npt.NDArray[np.uint8]
 
 
 class Objects(Enum):
-    """What the annotations of a set mean, and which of them a method receives."""
+    """The meaning of a set's annotations, and which of them a method is given."""
 
     ONE = "everything annotated is one object, given in the first frame"  # DAVIS-2016
     FIRST = "the objects of the first annotation, given there; 255 is void"  # DAVIS-2017
@@ -42,10 +42,10 @@ class Sequence:
 
     Attributes:
         name: of the sequence, and of the folder of its results.
-        frames: folder of images; None where only annotations are known.
-        annotations: folder of masks named as their frames.
-        objects: what the annotations mean.
-        required: names of the frames that are to be submitted; None for all.
+        frames: folder of images; None if only annotations are available.
+        annotations: folder of masks with the names of their frames.
+        objects: the meaning of the annotations.
+        required: names of the frames to submit; None for all.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Sequence:
 
     @cached_property
     def fully_annotated(self) -> bool:
-        """Whether every required frame has its annotation, so that results can be scored here."""
+        """Whether every required frame has an annotation, so that results can be scored."""
         if self.frames is None:
             return True
         names = self.required or {file.stem for file in list_images(self.frames)}
@@ -69,7 +69,7 @@ class Sequence:
 
     @cached_property
     def note(self) -> str | None:
-        """How values of the first annotation were interpreted, if not as they are. Raises InputError."""
+        """How the values of the first annotation were interpreted, if not as ids. Raises InputError."""
         if not self.annotated:
             return None
         found = self._mask(self.annotated[0])
@@ -78,7 +78,7 @@ class Sequence:
         return found.note
 
     def annotation(self, name: str) -> Path:
-        """The file of the mask of a frame that is annotated."""
+        """The mask file of an annotated frame."""
         return self._masks[name]
 
     def read_annotation(self, name: str) -> Ids:
@@ -86,12 +86,17 @@ class Sequence:
         return self.normalized(self._mask(name).ids)
 
     def normalized(self, ids: Ids) -> Ids:
-        """Ids ``[H, W]`` of a file with the meaning that the set gives them."""
+        """Ids ``[H, W]`` of a mask file as the set defines them."""
         kept = without_void(ids) if self._void_in(ids) else ids
         return (kept > 0).astype(np.uint8) if self.objects is Objects.ONE else kept
 
     def given(self, name: str, known: list[int]) -> tuple[Ids, list[int]] | None:
-        """What a method that knows some objects receives in a frame: ids ``[H, W]``, and those that are new."""
+        """The annotation that a method is given in a frame: ids ``[H, W]``, and which are new. None if there is none.
+
+        Args:
+            name: of the frame.
+            known: ids that the method was given before.
+        """
         if name not in self.annotated or (known and self.objects is not Objects.ALL):
             return None
         ids = self.read_annotation(name)
@@ -111,9 +116,9 @@ class Sequence:
 
     @cached_property
     def _has_void(self) -> bool:
-        """Whether 255 is void in every mask, even in one that shows only the border of an object.
+        """Whether 255 is void in all masks, including those with no other id: any mask has 255 next to other ids.
 
-        Masks of DAVIS-2016 are 0 and 255; as part of DAVIS-2017 they have ids.
+        Masks of DAVIS-2016 are 0 and 255; in DAVIS-2017, they have ids.
         """
         return has_void({found for name in self.annotated for found in object_ids(self._mask(name).ids)})
 
@@ -125,7 +130,7 @@ _Opener = TypeVar("_Opener", bound=Callable[[Path, str], list[Sequence]])
 
 
 def _benchmark_set(name: SetName, objects: Objects) -> Callable[[_Opener], _Opener]:
-    """Registers a function that lists the sequences of a split, under the name that a user chooses it by."""
+    """Registers a function that lists the sequences of a split under the name of its set."""
 
     def register(opener: _Opener) -> _Opener:
         SETS[name], MEANINGS[name] = opener, objects
@@ -136,7 +141,7 @@ def _benchmark_set(name: SetName, objects: Objects) -> Callable[[_Opener], _Open
 
 @_benchmark_set("davis16", Objects.ONE)
 def davis16(root: Path, split: str) -> list[Sequence]:
-    """DAVIS-2016: one object. Lists of names, as in the 2017 release, or of path pairs, as in the one of 2016."""
+    """DAVIS-2016: one object. Lists contain names, as in the 2017 release, or pairs of paths, as in that of 2016."""
     lists = [root / "ImageSets" / folder / f"{split}.txt" for folder in ("2016", RESOLUTION)]
     return _davis(root, lists, Objects.ONE)
 
@@ -151,8 +156,8 @@ def davis17(root: Path, split: str) -> list[Sequence]:
 def youtube_vos(root: Path, split: str) -> list[Sequence]:
     """YouTube-VOS 2018 or 2019: ``<split>/{JPEGImages,Annotations,meta.json}``.
 
-    All frames are segmented if they are available, in ``all_frames/<split>_all_frames`` or ``<split>_all_frames``;
-    those that ``meta.json`` lists are submitted.
+    All frames are segmented if ``all_frames/<split>_all_frames`` or ``<split>_all_frames`` exists; the frames that
+    ``meta.json`` lists are submitted.
     """
     folder = root / split
     videos = _read_meta(folder / "meta.json")
@@ -168,10 +173,10 @@ def youtube_vos(root: Path, split: str) -> list[Sequence]:
 
 @_benchmark_set("folder", Objects.ALL)
 def folder(root: Path, split: str) -> list[Sequence]:
-    """Any data: ``JPEGImages/<sequence>`` and ``Annotations/<sequence>``, perhaps with ``480p`` between.
+    """Any data: ``JPEGImages/<sequence>`` and ``Annotations/<sequence>``, or ``JPEGImages/480p/<sequence>`` etc.
 
     Args:
-        split: "all", or a split that ``ImageSets/<split>.txt`` lists.
+        split: "all", or the name of a list ``ImageSets/<split>.txt``.
     """
     frames, annotations = (_with_resolution(root / kind) for kind in ("JPEGImages", "Annotations"))
     names = _folders(annotations) if split == "all" else _read_names([root / "ImageSets" / f"{split}.txt"])
@@ -180,7 +185,7 @@ def folder(root: Path, split: str) -> list[Sequence]:
 
 @_benchmark_set("synthetic", Objects.FIRST)
 def synthetic(root: Path, split: str) -> list[Sequence]:
-    """Synthetic clips of three objects, drawn into `root` on first use.
+    """Synthetic clips of three objects, rendered into `root` on first use.
 
     Args:
         split: the seed of the first clip.
@@ -194,9 +199,10 @@ def synthetic(root: Path, split: str) -> list[Sequence]:
 
 
 def annotated_sequences(annotations: Path, objects: Objects) -> list[Sequence]:
-    """Sequences of which only the annotations are known: a folder for each, or one folder of PNGs.
+    """Sequences of which only annotations are available: a folder for each, or one folder of PNGs.
 
-    Raises InputError where there is no annotation.
+    Raises:
+        InputError: no annotation.
     """
     require_folder(annotations, "of annotations")
     if list_masks(annotations):
@@ -211,7 +217,7 @@ def _davis(root: Path, lists: list[Path], objects: Objects) -> list[Sequence]:
 
 
 def _checked(sequence: Sequence) -> Sequence:
-    # a list may come from anywhere, and results are written under these names
+    # lists are untrusted, and results are written under these names
     check_name(sequence.name, "name of a sequence")
     if sequence.frames is None or not sequence.frames.is_dir():
         raise InputError(f"{sequence.frames}: no such folder of frames, expected sequence {sequence.name}")
@@ -224,7 +230,7 @@ def _checked(sequence: Sequence) -> Sequence:
 
 
 def _read_names(lists: list[Path]) -> list[str]:
-    """Sequence names of the first list that exists: a name a line, or pairs of paths of its frames."""
+    """Sequence names from the first list that exists: a name per line, or the paths of a frame and its mask."""
     file = next((file for file in lists if os.path.lexists(file)), None)
     if file is None:
         raise InputError(f"{lists[0]}: no such list of sequences" + "".join(f", nor {other}" for other in lists[1:]))
@@ -235,13 +241,13 @@ def _read_names(lists: list[Path]) -> list[str]:
 
 
 def _listed_name(line: str) -> str:
-    """The whole line, or the sequence of "/JPEGImages/480p/bike/00000.jpg /Annotations/480p/bike/00000.png"."""
+    """The whole line; "bike" for "/JPEGImages/480p/bike/00000.jpg /Annotations/480p/bike/00000.png"."""
     frame = re.split(r"\s+/?Annotations/", line, maxsplit=1)[0]
     return PurePosixPath(frame).parent.name if re.match("/?JPEGImages/.+/", frame) else line
 
 
 def _read_meta(file: Path) -> dict[str, frozenset[str]]:
-    """The frames that are required of each video."""
+    """The required frames of each video."""
     content = read_json(file, "the meta.json of a split of YouTube-VOS")
     required: dict[str, frozenset[str]] = {}
     for name, video in sorted(_entries(content, "videos", file, "").items()):
@@ -260,7 +266,7 @@ def _entries(content: Any, key: str, file: Path, video: str) -> dict[str, Any]:
 
 
 def _frames(thing: Any, file: Path, video: str) -> list[str]:
-    """The frames of an object, whose names become parts of paths."""
+    """The frame names of an object, checked because they become parts of paths."""
     found = thing.get("frames") if isinstance(thing, dict) else None
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise InputError(f"{file}: found an object without a list of frames{_of(video)}, expected names such as 00000")

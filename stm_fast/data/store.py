@@ -1,6 +1,6 @@
-"""Images and masks of any size, decoded once and kept on a device as bytes, from which clips are sampled.
+"""Images and masks of any size, decoded once and kept on a device as bytes, to sample clips from.
 
-N rows of P points each are sampled at once, row n in one image.
+N rows of P points each are sampled at once; the points of a row are in one image.
 """
 
 import os
@@ -19,43 +19,44 @@ from stm_fast.data.geometry import MAX_SHRINK, bounding_box
 from stm_fast.data.source import Bytes, ClipSource, Frame
 from stm_fast.video import object_ids
 
-# the image itself, and means of blocks of 2, 4 and 8 pixels a side
+# the image itself, and downscaled by 2, 4 and 8
 LEVELS = MAX_SHRINK.bit_length()
-# how many points on the objects of an image are kept, to center crops on
-_AIMS = 64
-_AIMS_SEED = 0
+# random points on the objects of an image, to center crops on
+_OBJECT_POINTS = 64
+_OBJECT_POINTS_SEED = 0
 
 
 class Tables(NamedTuple):
-    """Facts about each of K images, on the host.
+    """Properties of K images, on the host.
 
     Attributes:
-        names: of their files, or what they were drawn from.
+        names: as in `Frame`.
         sizes: int64 [K, 2], H and W.
-        aims: float64 [K, A, 2], y and x of pixels of objects; NaN where there is no object.
+        object_points: float64 [K, A, 2], y and x of pixels of objects; NaN where there is no object.
         areas: float64 [K, L], the share of the image that labels 1 to L cover.
         boxes: float64 [K, L, 4], top, left, bottom and right of each label.
     """
 
     names: list[str]
     sizes: npt.NDArray[np.int64]
-    aims: npt.NDArray[np.float64]
+    object_points: npt.NDArray[np.float64]
     areas: npt.NDArray[np.float64]
     boxes: npt.NDArray[np.float64]
 
 
 class ImageStore:
-    """The images of some sources and their masks, in which the ids of a clip are labels 1, 2, ... in their order.
+    """The images of several sources and their masks, in which the ids of a clip are renumbered 1, 2, ... in order.
 
     Args:
-        sources: all of their frames are decoded, by one thread per core.
+        sources: all frames are decoded, by one thread per core.
         device: where the bytes are kept.
 
     Attributes:
-        tables: of the images, by number.
-        labels: the largest number of labels of a clip, L.
+        tables: properties of the images, by number.
+        labels: the largest number of labels in a clip, L.
 
-    Raises InputError: an image or a mask that cannot be read.
+    Raises:
+        InputError: an image or a mask cannot be read.
     """
 
     def __init__(self, sources: Sequence[ClipSource], device: torch.device) -> None:
@@ -78,15 +79,15 @@ class ImageStore:
         self._sides = torch.from_numpy(sides).to(device)  # [K, LEVELS, 2]
 
     def number(self, source: int, index: int, time: int) -> int:
-        """The number of the image at a time of a source's clip."""
+        """The number of the image at `time` in clip `index` of a source."""
         return int(self._first[source][index]) + time
 
     def colors(self, image: Tensor, level: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Bilinear colors float32 [N, P, 3]; the image continues mirrored beyond its edges.
+        """Bilinear colors float32 [N, P, 3]; the image is mirrored beyond its edges.
 
         Args:
             image, level: int64 [N].
-            x, y: float32 [N, P], in pixels of level 0, the first of which covers [0, 1).
+            x, y: float32 [N, P], in pixels of level 0; the first pixel covers [0, 1).
         """
         height, width = self._sides[image, level].unbind(-1)
         full_height, full_width = self._sides[image, 0].unbind(-1)
@@ -128,18 +129,18 @@ class ImageStore:
 
 
 class _Decoded(NamedTuple):
-    """A decoded image, its mask and its rows of the tables."""
+    """A decoded image, its mask and its row in the tables."""
 
     name: str
     levels: list[Bytes]  # [H / 2^l, W / 2^l, 3], rounded up
     ids: Bytes  # [H, W], labels
-    aims: npt.NDArray[np.float64]
+    object_points: npt.NDArray[np.float64]
     areas: npt.NDArray[np.float64]
     boxes: npt.NDArray[np.float64]
 
 
 def _decode(source: ClipSource, index: int) -> list[_Decoded]:
-    """The images of a clip in order of time."""
+    """Decodes the images of a clip, in order of time."""
     frames = [source.frame(index, time) for time in range(source.length(index))]
     known = sorted({label for frame in frames for label in object_ids(frame.ids)})
     table = np.zeros(256, np.uint8)
@@ -152,15 +153,15 @@ def _decoded(frame: Frame, ids: Bytes, labels: int) -> _Decoded:
     levels = [np.array(image.reduce(1 << level)) for level in range(LEVELS)]
     areas = np.bincount(ids.ravel(), minlength=labels + 1)[1:] / ids.size
     boxes = np.array([bounding_box(ids == label) for label in range(1, labels + 1)]).reshape(labels, 4)
-    return _Decoded(frame.name, levels, ids, _draw_aims(ids), areas, boxes)
+    return _Decoded(frame.name, levels, ids, _draw_object_points(ids), areas, boxes)
 
 
-def _draw_aims(ids: Bytes) -> npt.NDArray[np.float64]:
-    """Some pixels of objects [A, 2], which depend on the mask alone."""
+def _draw_object_points(ids: Bytes) -> npt.NDArray[np.float64]:
+    """Random pixels of objects [A, 2], which depend on the mask alone."""
     places = np.flatnonzero(ids)
     if not len(places):
-        return np.full((_AIMS, 2), np.nan)
-    drawn = places[np.random.default_rng(_AIMS_SEED).integers(len(places), size=_AIMS)]
+        return np.full((_OBJECT_POINTS, 2), np.nan)
+    drawn = places[np.random.default_rng(_OBJECT_POINTS_SEED).integers(len(places), size=_OBJECT_POINTS)]
     return np.stack(np.divmod(drawn, ids.shape[1]), -1).astype(np.float64)
 
 
@@ -170,8 +171,8 @@ def _tables(images: Sequence[_Decoded], labels: int) -> Tables:
         areas[number, : len(image.areas)] = image.areas
         boxes[number, : len(image.boxes)] = image.boxes
     sizes = np.array([image.ids.shape for image in images], np.int64)
-    aims = np.stack([image.aims for image in images])
-    return Tables([image.name for image in images], sizes, aims, areas, boxes)
+    object_points = np.stack([image.object_points for image in images])
+    return Tables([image.name for image in images], sizes, object_points, areas, boxes)
 
 
 def _joined(arrays: Sequence[Bytes], device: torch.device) -> Tensor:
@@ -179,12 +180,12 @@ def _joined(arrays: Sequence[Bytes], device: torch.device) -> Tensor:
 
 
 def _mirrored(x: Tensor, side: Tensor) -> Tensor:
-    """Points of an image continued by its mirror images, folded into [0, side]."""
+    """Reflects points outside an image into [0, side]."""
     return side - (torch.remainder(x, 2 * side) - side).abs()
 
 
 def _neighbors(x: Tensor, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels left and right of a point in [0, side], and the weight of the right one."""
+    """The pixels on both sides of a point in [0, side], and the weight of the second."""
     place = torch.minimum((x - 0.5).clamp_min(0), side - 1)
     left = place.long()
     return left, torch.minimum(left + 1, side - 1), place - left

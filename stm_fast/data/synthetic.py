@@ -1,8 +1,8 @@
 """Synthetic clips with exact masks: textured objects that move, rotate, scale and cross over a panning background.
 
-Everything is drawn from one seed, and the same seed gives the same bytes: pixels are computed with additions,
-multiplications, divisions and square roots only, which every machine rounds the same way; sines and cosines are
-computed for single numbers in double precision and rounded to float32.
+A seed gives the same bytes on every machine: pixels are computed with additions, multiplications, divisions and square
+roots only, which IEEE 754 rounds exactly; sines and cosines are computed for single numbers, in double precision, and
+rounded to float32.
 """
 
 import math
@@ -16,20 +16,20 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 MAX_OBJECTS = 20
-# training draws seeds from here on; smaller ones are for demonstrations, tests and evaluation
+# training uses seeds from here on; smaller ones are for demos, tests and evaluation
 FIRST_TRAINING_SEED = 1_000_000
-# a drawing is accepted when this share of every object is uncovered in frame 0
+# a placement is accepted if this share of every object is visible in frame 0
 VISIBLE_SHARE = 0.6
 ATTEMPTS = 20
 
 _SHAPES = ("blob", "superellipse", "polygon", "star")
 _PATTERNS = ("marble", "stripes", "checks", "dots")
-# texels of an object's texture, which covers [-REACH, REACH] in units of its radius
+# texels per side of an object's texture, which covers [-_REACH, _REACH] in units of the radius
 _TEXTURE = 128
 _REACH = 1.5
-# the background pans by up to this share of the frame's shorter side, either way
+# the background pans by up to this share of the frame's shorter side, in each direction
 _PAN = 0.15
-_CLUTTER = 14
+_CLUTTER = 14  # shapes in the background
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class SyntheticFrame:
 
     Attributes:
         image: uint8 [H, W, 3] RGB.
-        ids: uint8 [H, W], the front-most object that covers the pixel's center, 0 where there is none.
+        ids: uint8 [H, W], the front-most object at the pixel's center, 0 for background.
     """
 
     image: Bytes
@@ -46,20 +46,21 @@ class SyntheticFrame:
 
 
 class SyntheticClip:
-    """A clip whose frames are rendered on access, in any order, so that a long one takes no more memory.
+    """A clip whose frames are rendered on access, in any order, so that memory does not grow with its length.
 
     Speeds are in pixels per frame and do not depend on the length. Ids are 1 to `objects`; their depth order is random
-    and constant. In frame 0 every object is visible (see VISIBLE_SHARE).
+    and constant. In frame 0, every object is visible (see `VISIBLE_SHARE`).
 
     Args:
         seed: determines the whole clip.
         frames: number of frames T.
         height, width: size in pixels.
         objects: number of objects, at most 20.
-        speed: 1 lets an object cross the frame in about 50 frames; 0 stands still.
-        object_size: radius of the objects as a share of the shorter side, smallest and largest.
+        speed: at 1, an object crosses the frame in about 50 frames; at 0, nothing moves.
+        object_size: smallest and largest radius of the objects, as a share of the frame's shorter side.
 
-    Raises ValueError for numbers outside these limits, or where the objects do not fit side by side.
+    Raises:
+        ValueError: a number is outside these limits, or the objects do not fit side by side.
     """
 
     def __init__(
@@ -92,14 +93,14 @@ class SyntheticClip:
         return self.frames
 
     def __getitem__(self, index: int) -> SyntheticFrame:
-        """Frame `index` (from the end where negative). Raises IndexError outside the clip."""
+        """Frame `index`; negative indices count from the end. Raises IndexError outside the clip."""
         time = self._time(index)
         image = self._background.render(time)  # [H, W, 3]
         ids = self._paint(time, image)
         return SyntheticFrame((image + np.float32(0.5)).astype(np.uint8), ids)
 
     def ids(self, index: int) -> Bytes:
-        """The mask of frame `index` alone, which is much less work. Raises IndexError outside the clip."""
+        """The mask of frame `index` alone, which is much faster. Raises IndexError outside the clip."""
         return self._paint(self._time(index), None)
 
     def __iter__(self) -> Iterator[SyntheticFrame]:
@@ -119,7 +120,7 @@ class SyntheticClip:
         return index % self.frames
 
     def _paint(self, time: int, image: Floats | None) -> Bytes:
-        """Draws the objects over the image, where one is given; their ids uint8 [H, W]."""
+        """Draws the objects over the image, if given. Returns their ids, uint8 [H, W]."""
         ids = np.zeros((self.height, self.width), np.uint8)
         for sprite in self._sprites:
             sprite.paint(time, image, ids)
@@ -138,8 +139,8 @@ class SyntheticClip:
 
 
 @dataclass(frozen=True)
-class _Swing:
-    """A number that swings smoothly for ever: center + reach * sin(phase + rate * time)."""
+class _Oscillation:
+    """center + reach * sin(phase + rate * time)."""
 
     center: float
     reach: float
@@ -151,7 +152,7 @@ class _Swing:
 
 
 class _Shape:
-    """An outline of radius about 1, given by how far a point lies outside it (negative inside)."""
+    """An outline of radius about 1, as a signed distance function (negative inside)."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._kind = _SHAPES[generator.integers(len(_SHAPES))]
@@ -164,19 +165,19 @@ class _Shape:
     def outside(self, x: Floats, y: Floats) -> Floats:
         """Approximate signed distance in radii."""
         if self._kind == "polygon":
-            return self._outside_sides(x, y)
+            return self._outside_polygon(x, y)
         if self._kind == "superellipse":
-            return self._outside_fourth_power(x, y)
+            return self._outside_superellipse(x, y)
         return self._outside_waves(x, y)
 
-    def _outside_sides(self, x: Floats, y: Floats) -> Floats:
-        """Distance to the farthest side; a circle rounds the corners that reach too far."""
+    def _outside_polygon(self, x: Floats, y: Floats) -> Floats:
+        """Distance to the farthest side; a circle cuts off long corners."""
         sides = [x * np.float32(math.cos(a)) + y * np.float32(math.sin(a)) for a in self._sides]
         circle = np.sqrt(x * x + y * y) - np.float32(1.25)
         distance: Floats = np.maximum(np.maximum.reduce(sides) - np.float32(0.75), circle)
         return distance
 
-    def _outside_fourth_power(self, x: Floats, y: Floats) -> Floats:
+    def _outside_superellipse(self, x: Floats, y: Floats) -> Floats:
         """Distance to x^4 + (y / aspect)^4 = 1."""
         u, v = x * x, (y / self._aspect) * (y / self._aspect)
         distance: Floats = (np.sqrt(np.sqrt(u * u + v * v)) - 1) * self._aspect
@@ -202,15 +203,15 @@ class _Shape:
 
 
 class _Sprite:
-    """One object: outline, texture and the way it goes."""
+    """One object: outline, texture and motion."""
 
     def __init__(
         self,
         generator: np.random.Generator,
         label: int,
         size: float,
-        across: _Swing,
-        down: _Swing,
+        across: _Oscillation,
+        down: _Oscillation,
         speed: float,
         texture: Floats,
     ) -> None:
@@ -221,10 +222,10 @@ class _Sprite:
         self._texture = texture  # [texels, texels, 3]
         self._turn = (generator.uniform(0, 2 * math.pi), generator.uniform(-0.05, 0.05) * speed)
         phase, rate = generator.uniform(0, 2 * math.pi), generator.uniform(0.04, 0.09) * speed
-        self._scale = _Swing(1.0, 0.18, phase, rate)
+        self._scale = _Oscillation(1.0, 0.18, phase, rate)
 
     def paint(self, time: int, image: Floats | None, ids: Bytes) -> None:
-        """Draw over image float32 [H, W, 3] (where given) and ids uint8 [H, W]; soft edges in the image only."""
+        """Draws over image float32 [H, W, 3], if given, and ids uint8 [H, W]; only the image has soft edges."""
         height, width = ids.shape
         radius = self._size * self._scale(time)
         center_x, center_y = self._across(time), self._down(time)
@@ -247,7 +248,7 @@ class _Sprite:
             under[near] += cover * (self._color(x[near], y[near]) - under[near])
 
     def _color(self, x: Floats, y: Floats) -> Floats:
-        """Texture at points in radii, darker towards the rim: [pixels, 3]."""
+        """The texture at points, in radii, darker towards the outline: [pixels, 3]."""
         texel = np.float32((_TEXTURE - 2) / (2 * _REACH))
         color = _sample(self._texture, (x + np.float32(_REACH)) * texel, (y + np.float32(_REACH)) * texel)
         shade = np.float32(1.1) - np.float32(0.3) * (x * x + y * y)
@@ -255,23 +256,23 @@ class _Sprite:
 
 
 class _Background:
-    """A cluttered canvas larger than the frame, seen through a window that pans slowly."""
+    """A cluttered canvas larger than the frame; the visible window pans slowly."""
 
     def __init__(self, generator: np.random.Generator, height: int, width: int, speed: float) -> None:
         self._height, self._width = height, width
         margin = max(2, round(_PAN * min(height, width)))
         rows, columns = height + 2 * margin + 2, width + 2 * margin + 2
         tint, other = generator.uniform(50, 190, (2, 3)).astype(np.float32)
-        share = _cloud(generator, rows, columns, cells=5, octaves=6, roughness=0.65)[..., None]
+        share = _value_noise(generator, rows, columns, cells=5, octaves=6, roughness=0.65)[..., None]
         self._canvas: Floats = tint + share * (other - tint)  # [rows, columns, 3]
         self._add_clutter(generator, (tint + other) / 2)
         rates = generator.uniform(0.015, 0.035, 2) * speed
         phases = generator.uniform(0, 2 * math.pi, 2)
-        self._across = _Swing(margin, margin, phases[0], rates[0])
-        self._down = _Swing(margin, margin, phases[1], rates[1])
+        self._across = _Oscillation(margin, margin, phases[0], rates[0])
+        self._down = _Oscillation(margin, margin, phases[1], rates[1])
 
     def render(self, time: int) -> Floats:
-        """The window at this time, float32 [H, W, 3] in 0..255, between the canvas's pixels where it stands there."""
+        """The window at this time, bilinearly interpolated: float32 [H, W, 3] in 0..255."""
         x, y = self._across(time), self._down(time)
         column, row = int(x), int(y)
         part_x, part_y = np.float32(x - column), np.float32(y - row)
@@ -285,8 +286,8 @@ class _Background:
         ignored = np.zeros((rows, columns), np.uint8)
         for _ in range(_CLUTTER):
             size = generator.uniform(0.04, 0.13) * min(rows, columns)
-            across = _Swing(generator.uniform(0, columns), 0, 0, 0)
-            down = _Swing(generator.uniform(0, rows), 0, 0, 0)
+            across = _Oscillation(generator.uniform(0, columns), 0, 0, 0)
+            down = _Oscillation(generator.uniform(0, rows), 0, 0, 0)
             texture = tint + np.float32(0.35) * (_paint_texture(generator) - tint)
             _Sprite(generator, 1, size, across, down, 0, texture).paint(0, self._canvas, ignored)
 
@@ -299,16 +300,16 @@ def _draw_sprites(
     speed: float,
     object_size: tuple[float, float],
 ) -> list[_Sprite]:
-    """Objects from back to front. They start side by side and run through one another's ways."""
+    """Objects from back to front. They start side by side and cross one another."""
     places = generator.permutation(objects)
     sprites = []
     for label, place in enumerate(places, start=1):
         size = generator.uniform(*object_size) * min(height, width)
         start = 0.0 if objects == 1 else 1.8 * place / (objects - 1) - 0.9
-        # asin is where on its swing an object at this place is; those on the right start leftwards
+        # the phase at which the oscillation is at this position; objects on the right move left first
         phase = math.asin(start) if start < 0 else math.pi - math.asin(start)
-        across = _Swing(width / 2, 0.36 * width, phase, generator.uniform(0.04, 0.07) * speed)
-        down = _Swing(
+        across = _Oscillation(width / 2, 0.36 * width, phase, generator.uniform(0.04, 0.07) * speed)
+        down = _Oscillation(
             height * generator.uniform(0.38, 0.62),
             height * generator.uniform(0.06, 0.2),
             generator.uniform(0, 2 * math.pi),
@@ -321,41 +322,41 @@ def _draw_sprites(
 def _paint_texture(generator: np.random.Generator) -> Floats:
     """A two-color pattern under uneven light: float32 [texels, texels, 3] in 0..255."""
     first, second = generator.uniform(20, 245, (2, 3)).astype(np.float32)
-    cloud = _cloud(generator, _TEXTURE, _TEXTURE, cells=4, octaves=4)
+    cloud = _value_noise(generator, _TEXTURE, _TEXTURE, cells=4, octaves=4)
     grid = np.linspace(0, 1, _TEXTURE, dtype=np.float32)
     x, y = grid[None, :], grid[:, None]
     count = np.float32(generator.integers(4, 9))
     pattern = _PATTERNS[generator.integers(len(_PATTERNS))]
     if pattern == "stripes":
-        share = _edge(_wave(x * count + cloud * np.float32(0.6)))
+        share = _soft_step(_triangle_wave(x * count + cloud * np.float32(0.6)))
     elif pattern == "checks":
-        share = np.abs(_edge(_wave(x * count)) - _edge(_wave(y * count)))
+        share = np.abs(_soft_step(_triangle_wave(x * count)) - _soft_step(_triangle_wave(y * count)))
     elif pattern == "dots":
-        u, v = _wave(x * count) - 1, _wave(y * count) - 1
-        share = _edge(np.float32(1.1) - u * u - v * v)
+        u, v = _triangle_wave(x * count) - 1, _triangle_wave(y * count) - 1
+        share = _soft_step(np.float32(1.1) - u * u - v * v)
     else:
-        share = _edge(_wave(cloud * np.float32(4)))
+        share = _soft_step(_triangle_wave(cloud * np.float32(4)))
     light = np.float32(0.75) + np.float32(0.5) * cloud[..., None]
     texture: Floats = np.clip((first + share[..., None] * (second - first)) * light, 0, 255)
     return texture
 
 
-def _wave(x: Floats) -> Floats:
-    """Triangle wave of period 1 between 0 and 1: the exact stand-in for a cosine."""
+def _triangle_wave(x: Floats) -> Floats:
+    """Triangle wave of period 1 between 0 and 1, which rounds exactly, unlike a cosine."""
     wave: Floats = np.abs(x - np.floor(x + np.float32(0.5))) * 2
     return wave
 
 
-def _edge(x: Floats) -> Floats:
+def _soft_step(x: Floats) -> Floats:
     """0 to 1 over a soft step at one half."""
     step: Floats = np.clip((x - np.float32(0.5)) * 6 + np.float32(0.5), 0, 1)
     return step
 
 
-def _cloud(
+def _value_noise(
     generator: np.random.Generator, rows: int, columns: int, *, cells: int, octaves: int, roughness: float = 0.5
 ) -> Floats:
-    """Value noise in 0..1, float32 [rows, columns]: random numbers on ever finer grids, each `roughness` as strong."""
+    """Noise in 0..1, float32 [rows, columns]: a sum over grids of twice the resolution and `roughness` the strength."""
     total = np.zeros((rows, columns), np.float32)
     for octave in range(octaves):
         across = cells << octave
@@ -368,7 +369,7 @@ def _cloud(
 
 
 def _enlarge(grid: Floats, cells: int, size: int) -> Floats:
-    """The first `cells` rows of grid [> cells, n] spread linearly over `size` rows: [size, n]."""
+    """Interpolates the first `cells` rows of grid [> cells, n] linearly to `size` rows: [size, n]."""
     at = np.linspace(0, cells, size, dtype=np.float32)
     row = at.astype(np.intp)
     part = (at - row.astype(np.float32))[:, None]
@@ -376,7 +377,7 @@ def _enlarge(grid: Floats, cells: int, size: int) -> Floats:
 
 
 def _sample(grid: Floats, x: Floats, y: Floats) -> Floats:
-    """Bilinear values of grid [rows, columns, 3] at columns x and rows y, [points], all inside it: [points, 3]."""
+    """Bilinear values of grid [rows, columns, 3] at columns x and rows y [points], all inside: [points, 3]."""
     column, row = x.astype(np.intp), y.astype(np.intp)
     part_x, part_y = (x - column.astype(np.float32))[:, None], (y - row.astype(np.float32))[:, None]
     upper = grid[row, column] + part_x * (grid[row, column + 1] - grid[row, column])
@@ -385,5 +386,5 @@ def _sample(grid: Floats, x: Floats, y: Floats) -> Floats:
 
 
 def _clip_range(center: float, reach: float, size: int) -> tuple[int, int]:
-    """The range of pixels within reach of the center, clipped to the image."""
+    """The range of pixels within `reach` of the center, clipped to the image."""
     return max(0, math.floor(center - reach)), min(size, math.ceil(center + reach) + 1)

@@ -1,4 +1,4 @@
-"""A benchmark set of synthetic clips with exact masks, drawn on first use: nothing to download."""
+"""A benchmark set of synthetic clips with exact masks, rendered on first use."""
 
 import shutil
 from pathlib import Path
@@ -16,17 +16,17 @@ _OBJECTS = 3
 
 
 def draw_set(root: Path, first_seed: int) -> list[str]:
-    """Draws the missing clips of a split, as ``JPEGImages/<name>`` (PNGs) and ``Annotations/<name>``.
+    """Renders the missing clips of a split, as ``JPEGImages/<name>`` (PNGs) and ``Annotations/<name>``.
 
     Args:
-        root: a folder of its own.
-        first_seed: of the first clip; the others follow. Training never draws these seeds.
+        root: a folder for nothing else.
+        first_seed: seed of the first clip; those of the others follow. Training never uses these seeds.
 
     Returns:
         The names of the sequences.
 
     Raises:
-        InputError: a seed reserved for training, or a folder that cannot be written.
+        InputError: a seed that is reserved for training, or a folder that cannot be written.
     """
     if not 0 <= first_seed <= FIRST_TRAINING_SEED - SEQUENCES:
         raise InputError(f"{option('split')}: found seed {first_seed}, expected 0 to {FIRST_TRAINING_SEED - SEQUENCES}")
@@ -39,10 +39,13 @@ def draw_set(root: Path, first_seed: int) -> list[str]:
 
 
 def draw_sequence(root: Path, name: str, clip: SyntheticClip) -> None:
-    """Draws a clip as ``JPEGImages/<name>`` and ``Annotations/<name>``.
+    """Renders a clip as ``JPEGImages/<name>`` and ``Annotations/<name>``.
 
-    The annotations get their name last: a sequence that has them is complete, and images without them are replaced.
-    Raises InputError where that is not possible, or would write behind a link.
+    The annotations are renamed into place last, so a sequence that has them is complete; images without annotations are
+    replaced.
+
+    Raises:
+        InputError: a folder that cannot be written, or is a link.
     """
     images, annotations = root / "JPEGImages" / name, root / "Annotations" / name
     refuse_links(images.parent, images, annotations.parent, annotations)
@@ -50,6 +53,6 @@ def draw_sequence(root: Path, name: str, clip: SyntheticClip) -> None:
     with whole_folder(annotations) as masks, whole_folder(images) as frames:
         for time, frame in enumerate(clip):
             with writing(frames):
-                # the default level takes longer than the drawing
+                # the default level takes longer than rendering
                 Image.fromarray(frame.image).save(frames / f"{time:05}.png", compress_level=1)
             write_mask(masks / f"{time:05}.png", frame.ids)

@@ -1,4 +1,4 @@
-"""Clips of `SyntheticClip`, for training."""
+"""A source of synthetic training clips."""
 
 from functools import lru_cache
 
@@ -7,34 +7,36 @@ import numpy.typing as npt
 from PIL import Image
 
 from stm_fast.data.source import Frame
-from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip, SyntheticFrame
+from stm_fast.data.synthetic import FIRST_TRAINING_SEED, SyntheticClip
 from stm_fast.data.videos import draw_times
 from stm_fast.errors import InputError
 
-_OPEN_CLIPS = 32
-# frames between two masks of a clip that are examined
+# a clip takes longer to set up than to render
+_open_clip = lru_cache(maxsize=32)(SyntheticClip)
+# frames between two masks of a clip that are searched for occlusions
 _STRIDE = 3
-# objects hidden at least this well, relative to the best hidden one, are drawn too
-_NEARLY = 0.8
-# share of its largest area from which an object counts as visible
+# occlusions and views of at least this quality, relative to the best, are drawn too
+_NEAR_BEST = 0.8
+# an object counts as visible from this share of its largest area
 _VISIBLE = 0.3
 
 Areas = npt.NDArray[np.float64]
 
 
 class SyntheticSource:
-    """Synthetic clips.
+    """Clips of `SyntheticClip`.
 
     Args:
-        length: how many different clips there are.
-        height, width: their size in pixels.
-        frames: how long they are.
-        objects: how many objects they have; clips take these numbers in turn.
+        length: number of clips.
+        height, width: size in pixels.
+        frames: frames per clip.
+        objects: numbers of objects, which clips use in turn.
         object_size: as in `SyntheticClip`.
-        hidden: share of the draws of 3 frames and more in which an object is hidden between the first and the last.
-            They span about as much time as the longest others; `max_skip` does not limit single gaps.
+        hidden: share of the draws of 3 or more frames in which an object is hidden between the first and the last.
+            They span at most about as much time as other draws; `max_skip` does not limit single gaps.
 
-    Raises InputError for numbers that `SyntheticClip` refuses.
+    Raises:
+        InputError: `SyntheticClip` refuses the numbers; raised when a clip is drawn.
     """
 
     moving = True
@@ -49,33 +51,32 @@ class SyntheticSource:
         object_size: tuple[float, float] = (0.16, 0.24),
         hidden: float = 0.0,
     ) -> None:
-        self._length, self._height, self._width = length, height, width
-        self._frames, self._objects = frames, objects
-        self._object_size, self._hidden = object_size, hidden
+        self._length, self._frames, self._objects, self._hidden = length, frames, objects, hidden
+        self._settings = {"frames": frames, "height": height, "width": width, "object_size": object_size}
 
     def __len__(self) -> int:
         return self._length
 
     def check_length(self, frames: int) -> None:
-        """Raises InputError where clips are shorter than that."""
+        """Raises InputError if clips are shorter."""
         if self._frames < frames:
             raise InputError(f"frames: synthetic clips of {self._frames}, expected at least {frames}")
 
     def clip(self, index: int) -> SyntheticClip:
-        """Clip `index`; those from `length` on are never trained on."""
+        """Clip `index`. From `length` on, clips are never used for training. Raises InputError."""
         seed = FIRST_TRAINING_SEED + index
         objects = self._objects[seed % len(self._objects)]
         try:
-            return _open_clip(seed, self._frames, self._height, self._width, objects, self._object_size)
+            return _open_clip(seed, objects=objects, **self._settings)
         except ValueError as error:
             raise InputError(f"synthetic clip {index}: {error}") from error
 
     def length(self, index: int) -> int:
-        """Frames of every clip."""
+        """Frames per clip."""
         return self._frames
 
     def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
-        """Times as in a video, or such that an object is hidden in between."""
+        """Times as in a video, or times between which an object is hidden."""
         self.check_length(frames)
         times = None
         if frames >= 3 and self._hidden and generator.random() < self._hidden:
@@ -84,59 +85,46 @@ class SyntheticSource:
 
     def frame(self, index: int, time: int) -> Frame:
         """A frame of clip `index`, named by its seed."""
-        return _frame(self.clip(index)[time], f"synthetic:{FIRST_TRAINING_SEED + index}:{time}")
-
-
-# a clip takes longer to set up than to render
-@lru_cache(maxsize=_OPEN_CLIPS)
-def _open_clip(
-    seed: int, frames: int, height: int, width: int, objects: int, object_size: tuple[float, float]
-) -> SyntheticClip:
-    return SyntheticClip(seed, frames=frames, height=height, width=width, objects=objects, object_size=object_size)
-
-
-def _frame(frame: SyntheticFrame, name: str) -> Frame:
-    return Frame(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))
+        name, frame = f"synthetic:{FIRST_TRAINING_SEED + index}:{time}", self.clip(index)[time]
+        return Frame(name, frame.ids, lambda shrink: np.array(Image.fromarray(frame.image).reduce(shrink)))
 
 
 def draw_occlusion(clip: SyntheticClip, frames: int, reach: int, generator: np.random.Generator) -> list[int] | None:
     """Increasing times of `frames` frames: an object is visible in the first and the last, and hidden in between.
 
     Args:
-        clip: of some objects.
-        frames: how many, at least 3.
-        reach: most frames between the first or the last and the one that hides the object best.
-        generator: of everything random.
+        frames: number of times, at least 3.
+        reach: the most frames from the first or the last to the one in which the object is hidden best.
 
     Returns:
-        The times, or None where nothing is ever hidden, or where the clip is too short.
+        The times; None if no object is ever hidden, or the clip is too short.
     """
-    looks = np.arange(0, clip.frames, _STRIDE)
-    areas = np.array([_areas(clip, int(time)) for time in looks])  # [looks, O]
+    sampled = np.arange(0, clip.frames, _STRIDE)
+    areas = np.array([_areas(clip, int(time)) for time in sampled])  # [sampled, O]
     areas /= np.maximum(areas.max(0, initial=0), 1)
     window = max(reach // _STRIDE, 1)
-    best = [_best_hidden(areas[:, index], window) for index in range(clip.objects)]
+    best = [_best_occlusion(areas[:, index], window) for index in range(clip.objects)]
     losses = np.array([loss for loss, _ in best])
     if not losses.size or losses.max() <= 0:
         return None
-    index = generator.choice(np.flatnonzero(losses >= _NEARLY * losses.max()))
+    index = generator.choice(np.flatnonzero(losses >= _NEAR_BEST * losses.max()))
     area, hidden = areas[:, index], best[index][1]
-    first = _draw_seen(area, range(max(hidden - window, 0), hidden), generator)
-    last = _draw_seen(area, range(hidden + 1, min(hidden + window + 1, len(looks))), generator)
-    between = np.setdiff1d(np.arange(looks[first] + 1, looks[last]), looks[hidden])
+    first = _draw_visible(area, range(max(hidden - window, 0), hidden), generator)
+    last = _draw_visible(area, range(hidden + 1, min(hidden + window + 1, len(sampled))), generator)
+    between = np.setdiff1d(np.arange(sampled[first] + 1, sampled[last]), sampled[hidden])
     if len(between) < frames - 3:
         return None
     rest = generator.choice(between, frames - 3, replace=False)
-    return sorted([int(looks[first]), int(looks[hidden]), int(looks[last]), *rest.tolist()])
+    return sorted([int(sampled[first]), int(sampled[hidden]), int(sampled[last]), *rest.tolist()])
 
 
 def _areas(clip: SyntheticClip, time: int) -> Areas:
-    """Pixels of every object [O]."""
+    """Pixels of each object, [O]."""
     return np.bincount(clip.ids(time).ravel(), minlength=clip.objects + 1)[1:].astype(np.float64)
 
 
-def _best_hidden(area: Areas, window: int) -> tuple[float, int]:
-    """The share of its area [looks] that an object loses and regains within a window, and when it has lost most."""
+def _best_occlusion(area: Areas, window: int) -> tuple[float, int]:
+    """The largest share of its area [S] that an object loses and regains within a window, and when; S sampled times."""
     losses = [0.0]
     for time in range(1, len(area) - 1):
         seen = min(area[max(time - window, 0) : time].max(), area[time + 1 : time + window + 1].max())
@@ -144,7 +132,7 @@ def _best_hidden(area: Areas, window: int) -> tuple[float, int]:
     return max(losses), int(np.argmax(losses))
 
 
-def _draw_seen(area: Areas, looks: range, generator: np.random.Generator) -> int:
-    """A look that shows nearly as much of the object as any."""
-    seen = area[looks]
-    return looks[int(generator.choice(np.flatnonzero(seen >= _NEARLY * seen.max())))]
+def _draw_visible(area: Areas, sampled: range, generator: np.random.Generator) -> int:
+    """A sampled time that shows nearly as much of the object as the best one."""
+    seen = area[sampled]
+    return sampled[int(generator.choice(np.flatnonzero(seen >= _NEAR_BEST * seen.max())))]

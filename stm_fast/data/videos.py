@@ -1,4 +1,4 @@
-"""Annotated videos: clips of frames in order of time, with gaps."""
+"""Clips of annotated videos, whose frames are in order, with random gaps."""
 
 from collections.abc import Sequence as Listing
 from pathlib import Path
@@ -15,10 +15,11 @@ class VideoSource:
     """Clips of the sequences of a set (`stm_fast.data.sequences`).
 
     Args:
-        sequences: every frame of which needs a mask; of YouTube-VOS, every frame that its `meta.json` lists.
-        skip_divisor: divides the largest skip, for sets that have only every n-th frame of their videos.
+        sequences: all of their frames need masks; for YouTube-VOS, all frames that its `meta.json` lists.
+        skip_divisor: divides the largest skip, for sets that only have every n-th frame of their videos.
 
-    Raises InputError: no sequence, a frame without mask.
+    Raises:
+        InputError: no sequence, or a frame without a mask.
     """
 
     moving = True
@@ -34,7 +35,7 @@ class VideoSource:
         return len(self._sequences)
 
     def check_length(self, frames: int) -> None:
-        """Raises InputError that names a sequence with fewer frames."""
+        """Raises InputError that names a sequence with fewer frames, if there is one."""
         for index in range(len(self)):
             self._check_length(index, frames)
 
@@ -43,7 +44,7 @@ class VideoSource:
         return len(self._files[index])
 
     def times(self, index: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
-        """Every gap is drawn from 0 to `max_skip`, smaller where the sequence is short."""
+        """Each gap is drawn from 0 to `max_skip`, or less if the sequence is short."""
         self._check_length(index, frames)
         return draw_times(self.length(index), frames, max_skip // self._skip_divisor, generator)
 
@@ -59,7 +60,7 @@ class VideoSource:
 
 
 def draw_times(length: int, frames: int, max_skip: int, generator: np.random.Generator) -> list[int]:
-    """Times of `frames` frames out of `length`, increasing, with 0 to `max_skip` skipped between two."""
+    """Increasing times of `frames` frames out of `length`, with 0 to `max_skip` frames skipped between two."""
     widest = min(max_skip + 1, (length - 1) // max(frames - 1, 1))
     steps = generator.integers(1, widest + 1, frames - 1)
     start = generator.integers(length - int(steps.sum()))
@@ -73,7 +74,7 @@ def _list_frames(sequence: Sequence) -> list[Path]:
     if sequence.required is not None:
         files = [file for file in files if file.stem in sequence.required]
     if not files:
-        raise InputError(f"{sequence.frames}: no frames in it, expected jpg, png or webp pictures")
+        raise InputError(f"{sequence.frames}: no frames in it, expected jpg, png or webp images")
     masks = set(sequence.annotated)
     for file in files:
         if file.stem not in masks:

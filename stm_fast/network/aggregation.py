@@ -1,4 +1,4 @@
-"""Soft aggregation: one distribution over background and objects out of one probability per object."""
+"""Soft aggregation of per-object probabilities into one distribution over background and objects."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ EPSILON = 1e-7
 
 
 def soft_aggregation(probability: Tensor, dim: int = 0) -> Tensor:
-    """Joins the objects' independent probabilities (STM, "Multi-object Segmentation").
+    """Combines the objects' independent probabilities (STM, "Multi-object Segmentation").
 
-    The background is where no object is: `p_0 = prod_o (1 - p_o)`. Each channel's logit is `log(p / (1 - p))`, so the
-    softmax over the channels divides every pixel in proportion to the odds. The published code carries absent
-    objects, up to ten, as channels of probability 1e-7; their odds are below float32's resolution, so none are here.
+    The background's probability is `p_0 = prod_o (1 - p_o)`. Each channel's logit is `log(p / (1 - p))`, so the softmax
+    over channels is proportional to the odds. The published code also has channels of probability 1e-7 for absent
+    objects, up to ten; their odds are below the resolution of float32, so they are omitted here.
 
     Args:
         probability: [O, ...] in [0, 1], any float dtype.
-        dim: that of the objects, where it is not the first.
+        dim: the dimension of the objects.
 
     Returns:
         Logits [1 + O, ...], float32, finite: background first.

@@ -1,15 +1,16 @@
-"""The arguments that describe a network, without importing it."""
+"""The arguments that describe a network, in a module that does not import the network."""
 
 from dataclasses import dataclass
 
 STRIDE = 16  # pixels of a frame per pixel of a key, in each direction
-# least and most: eight times the published width, and where a wave is shorter than the pixels of any frame
+# smallest and largest; the largest width is eight times the published one, and with more than 32 waves the shortest
+# would be shorter than a pixel of any frame
 RANGES = {"key_dim": (1, 4096), "value_dim": (1, 4096), "decoder_dim": (1, 4096), "position_waves": (0, 32)}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The arguments of `STM`: equal architectures have interchangeable checkpoints."""
+    """The arguments of `STM`. Networks of equal architectures can load one another's checkpoints."""
 
     backbone: str = "resnet50"
     key_dim: int = 128
@@ -29,7 +30,7 @@ class Architecture:
         )
 
 
-# what the builders `stm_<name>` make, and --arch of the command line
+# the networks of the builders `stm_<name>` and of --arch
 NETWORKS = {
     "resnet50": Architecture("resnet50"),
     "resnet18": Architecture("resnet18"),

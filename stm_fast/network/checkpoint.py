@@ -1,4 +1,4 @@
-"""Weights in and out of files: the published checkpoint, our own safetensors, torchvision's trunks."""
+"""Reads and writes weights: the published checkpoint, our own safetensors, and pretrained trunks."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from stm_fast.network.entries import read_entries
 from stm_fast.network.key_value import KeyValue
 from stm_fast.network.outline import outline
 from stm_fast.network.pretrained import PRETRAINED, pretrained_file
-from stm_fast.network.shared_trunk import CELLS, PLACE_CHANNELS
+from stm_fast.network.shared_trunk import CELLS, POSITION_CHANNELS
 from stm_fast.network.stm import STM
 from stm_fast.tensor_file import write_tensors
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 FORMAT = "stm_fast"
-MOST_PROBLEMS = 10  # of a checkpoint that a message names; further ones are counted
+MAX_PROBLEMS = 10  # listed in a message; further ones are counted
 _COUNTER = "num_batches_tracked"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
-# parts of published names that are different here; all others are the same
+# parts of the published names that differ from ours
 PUBLISHED_TO_OURS = {
     "Encoder_M": "memory_encoder",
     "Encoder_Q": "query_encoder",
@@ -55,19 +55,19 @@ OURS_TO_PUBLISHED = {ours: published for published, ours in PUBLISHED_TO_OURS.it
 
 
 def our_name(name: str) -> str:
-    """The state-dict entry of `STM` for a published entry; our own names stay."""
+    """The name in `STM`'s state dict of a published entry; our own names are unchanged."""
     return ".".join(PUBLISHED_TO_OURS.get(part, part) for part in name.split("."))
 
 
 def published_name(name: str) -> str:
-    """The entry of the published checkpoint that holds a state-dict entry of `STM`."""
+    """The name in the published checkpoint of an entry of `STM`'s state dict."""
     return ".".join(OURS_TO_PUBLISHED.get(part, part) for part in name.split("."))
 
 
 def load_network(path: str | Path) -> STM:
-    """The network whose weights a checkpoint holds, in float32 on the CPU.
+    """Builds the network of a checkpoint, in float32 on the CPU, and loads its weights.
 
-    It is built only after the names and shapes of all entries were checked.
+    Names and shapes of all entries are checked before the network is built.
 
     Args:
         path: as for `load_checkpoint`.
@@ -79,7 +79,7 @@ def load_network(path: str | Path) -> STM:
     model = _outline_of(file)
     # the tensors become the parameters, without a copy
     model.load_state_dict(
-        {name: tensor.contiguous().clone() for name, tensor in _fitting(file, model).items()}, assign=True
+        {name: tensor.contiguous().clone() for name, tensor in _converted(file, model).items()}, assign=True
     )
     return model
 
@@ -88,22 +88,22 @@ def load_checkpoint(model: STM, path: str | Path) -> None:
     """Loads all weights of a network, in place.
 
     Args:
-        model: the network; its device and dtype stay.
-        path: `.safetensors` as `save_checkpoint` writes it, or a PyTorch checkpoint with the names of the published STM
-            or ours, on its own or inside a trainer's checkpoint, see :mod:`stm_fast.network.entries`. Weights have any
-            floating-point dtype; counters of BatchNorm's batches, which are unused, may be missing.
+        model: the network; its device and dtype do not change.
+        path: `.safetensors` as `save_checkpoint` writes it, or a PyTorch checkpoint with the published names or ours,
+            alone or inside a trainer's checkpoint, see :mod:`stm_fast.network.entries`. Weights may have any
+            floating-point dtype; BatchNorm's `num_batches_tracked`, which is unused, may be missing.
 
     Raises:
         InputError: no such file, not a checkpoint of tensors, another architecture, or entries that are missing,
-            unexpected, of another shape or not finite; the model is then unchanged.
+            unexpected, of the wrong shape or not finite; then the model is unchanged.
     """
     _load(model, _read(path))
 
 
 def load_start(model: STM, path: str | Path) -> None:
-    """Loads weights to train on, in place: those of the same network, or of the same one without position waves.
+    """Loads initial weights for training, in place: of the same architecture, or of the same without position waves.
 
-    Position waves that the file does not have keep their strength and add to otherwise unchanged scores.
+    Position waves that the file does not have keep their initial strength.
 
     Raises:
         InputError: as `load_checkpoint` does.
@@ -122,7 +122,7 @@ def load_start(model: STM, path: str | Path) -> None:
     ):
         assert isinstance(ours, KeyValue)
         assert isinstance(theirs, KeyValue)
-        ours.take_over(theirs)
+        ours.load_without_waves(theirs)
 
 
 def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None:
@@ -131,7 +131,7 @@ def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None
     The file's metadata name the format and the architecture.
 
     Args:
-        half: convolutions as float16; statistics, scales and shifts stay as they are.
+        half: stores convolutions as float16; statistics, scales and shifts keep their dtype.
 
     Raises:
         InputError: the file cannot be written.
@@ -148,7 +148,7 @@ def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None
 
 
 def architecture_of(path: str | Path) -> Architecture:
-    """The arguments of the `STM` whose weights a checkpoint contains, from the shapes of its entries.
+    """The arguments of the `STM` in a checkpoint, from the shapes of its entries.
 
     Works for every file that `load_checkpoint` accepts: `STM(**dataclasses.asdict(architecture_of(path)))` fits it.
 
@@ -159,16 +159,15 @@ def architecture_of(path: str | Path) -> Architecture:
 
 
 def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | str | Path") -> None:
-    """Loads the trunk of all encoders, in place; convolutions that see masks stay as they are.
+    """Loads pretrained weights into the trunks of all encoders, in place; convolutions of masks are unchanged.
 
     Args:
         model: the network.
-        weights: torchvision's weights of the same ResNet (may be downloaded); a key of `PRETRAINED` for a network on
-            that trunk; or a file with the state dict of either.
+        weights: torchvision's weights of the same ResNet (may be downloaded); a key of `PRETRAINED`; or a file with the
+            state dict of either.
 
     Raises:
-        InputError: the file is missing or no checkpoint, the download failed, or the weights are those of another
-            network.
+        InputError: no such file, not a checkpoint, the download failed, or the weights are of another network.
     """
     if isinstance(weights, str) and weights in PRETRAINED:
         found = read_state_dict(pretrained_file(weights))
@@ -190,10 +189,10 @@ def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | st
 
 
 def load_imagenet(model: STM) -> None:
-    """Loads the ImageNet weights of the trunk of all encoders, in place (may be downloaded).
+    """Loads ImageNet weights into the trunks of all encoders, in place (may be downloaded).
 
     Raises:
-        InputError: there are none for this backbone, or as `load_backbone` does.
+        InputError: there are none for this backbone, or as in `load_backbone`.
     """
     name = model.architecture.backbone
     weights = BACKBONES[name].imagenet
@@ -202,14 +201,14 @@ def load_imagenet(model: STM) -> None:
     if weights in PRETRAINED:
         load_backbone(model, weights)
     else:
-        # imported only here, because it takes as long as all of torch
+        # imported here, because it takes as long as importing torch
         from torchvision.models import get_weight
 
         load_backbone(model, get_weight(weights))
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of `read_entries`. Raises InputError as it does."""
+    """The tensors of `read_entries`. Raises InputError as `read_entries` does."""
     return read_entries(Path(path)).tensors
 
 
@@ -218,9 +217,9 @@ class _File(NamedTuple):
 
     path: Path
     state: dict[str, Tensor]
-    in_file: dict[str, str]  # by our names
-    others: set[str]  # entries that are not tensors, by our names
-    name_there: Callable[[str], str]  # the file's name for an entry that it lacks
+    in_file: dict[str, str]  # names in the file, by our names
+    others: set[str]  # our names of entries that are not tensors
+    missing_name: Callable[[str], str]  # the name in the file, by our name, of an entry that is missing
 
 
 def _read(path: str | Path) -> _File:
@@ -240,7 +239,7 @@ def _load(model: STM, file: _File) -> None:
     architecture = _recognize(file.state)
     if architecture is not None and architecture != model.architecture:
         raise InputError(f"{file.path}: found the weights of {architecture}, expected {model.architecture}")
-    model.load_state_dict(_fitting(file, model))
+    model.load_state_dict(_converted(file, model))
 
 
 def _architecture(file: _File) -> Architecture:
@@ -254,7 +253,7 @@ def _architecture(file: _File) -> Architecture:
 
 
 def _outline_of(file: _File) -> STM:
-    """The network of a file, without numbers, on the meta device. Raises InputError if it does not fit the file."""
+    """The network of a file, on the meta device. Raises InputError if names or shapes do not match."""
     architecture = _architecture(file)
     try:
         model = outline(architecture)
@@ -264,8 +263,8 @@ def _outline_of(file: _File) -> STM:
     return model
 
 
-def _fitting(file: _File, model: STM) -> dict[str, Tensor]:
-    """A model's new state, in its dtypes. Raises InputError if a name, a shape or a number is wrong."""
+def _converted(file: _File, model: STM) -> dict[str, Tensor]:
+    """The state dict of a file in the model's dtypes. Raises InputError for a wrong name, shape or number."""
     expected = model.state_dict()
     _check_shapes(file, expected)
     missing = {
@@ -277,31 +276,31 @@ def _fitting(file: _File, model: STM) -> dict[str, Tensor]:
 
 
 def _check_shapes(file: _File, expected: Mapping[str, Tensor]) -> None:
-    def there(name: str) -> str:
-        return file.in_file.get(name, file.name_there(name))
+    def in_file(name: str) -> str:
+        return file.in_file.get(name, file.missing_name(name))
 
-    problems = [f"{there(name)} is no tensor" for name in expected if name in file.others]
+    problems = [f"{in_file(name)} is no tensor" for name in expected if name in file.others]
     if problems:
-        raise InputError(f"{file.path}: does not fit the network: {_first(problems)}")
+        raise InputError(f"{file.path}: does not fit the network: {_shortened(problems)}")
     _check_fit(
-        {there(name): tensor for name, tensor in file.state.items()},
-        {there(name): tensor for name, tensor in expected.items()},
+        {in_file(name): tensor for name, tensor in file.state.items()},
+        {in_file(name): tensor for name, tensor in expected.items()},
         file.path,
     )
 
 
 def _recognize(state: Mapping[str, Tensor]) -> Architecture | None:
     """The architecture of a state dict with our names; None if it is not an STM with a known backbone."""
-    telling = ["query_key_value.key.weight", "decoder.compress.weight"]
-    if any(name not in state or state[name].ndim != 4 for name in telling):
+    required = ["query_key_value.key.weight", "decoder.compress.weight"]
+    if any(name not in state or state[name].ndim != 4 for name in required):
         return None
     backbone = next((name for name, layout in BACKBONES.items() if layout.fits(state)), None)
     if backbone is None:
         return None
-    key, compress = (state[name] for name in telling)
+    key, compress = (state[name] for name in required)
     if not any(name.startswith("memory_encoder.") for name in state):
         frame_dim = _length(state, "query_key_value.frame.weight")
-        key_dim = key.shape[0] + PLACE_CHANNELS
+        key_dim = key.shape[0] + POSITION_CHANNELS
         return Architecture(backbone, key_dim, frame_dim + CELLS, compress.shape[0], shared_trunk=True)
     unit_keys = "memory_key_value.key_length" in state
     waves = _length(state, "memory_key_value.position_strength")
@@ -323,7 +322,7 @@ def _trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _folded(found: Mapping[str, Tensor], encoder: EfficientNetLite, source: object) -> dict[str, Tensor]:
-    """A trunk's entries from the published ones, whose shapes are compared first, on the meta device."""
+    """A trunk's entries from published ones; shapes are first checked on the meta device."""
     expected = dict(encoder.named_parameters())
     try:
         shapes = from_published({name: tensor.to("meta") for name, tensor in found.items()}, encoder)
@@ -336,9 +335,9 @@ def _folded(found: Mapping[str, Tensor], encoder: EfficientNetLite, source: obje
 
 
 def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
-    """Raises InputError that names the differences of names, shapes and dtypes, up to `MOST_PROBLEMS`.
+    """Raises InputError that lists differences of names, shapes and dtypes, up to `MAX_PROBLEMS`.
 
-    BatchNorm's counters, which old and converted files lack, are unused with fixed statistics.
+    BatchNorm's counters, which old and converted files lack, may be missing: fixed statistics do not use them.
     """
     both = [name for name in expected if name in found]
     missing = [name for name in expected if name not in found]
@@ -356,7 +355,7 @@ def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         if expected[name].is_floating_point() and found[name].dtype not in _FLOATS
     ]
     if problems:
-        raise InputError(f"{source}: does not fit the network: {_first(problems)}")
+        raise InputError(f"{source}: does not fit the network: {_shortened(problems)}")
 
 
 def _check_numbers(state: Mapping[str, Tensor], source: object) -> None:
@@ -370,11 +369,11 @@ def _check_numbers(state: Mapping[str, Tensor], source: object) -> None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    # a sum is one pass and finite only if all parts are; it may also overflow though they are
+    # the sum takes one pass, and is finite only if all numbers are; it may overflow though they are
     total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
     return math.isfinite(total) or bool(tensor.isfinite().all())
 
 
-def _first(problems: Sequence[str]) -> str:
-    rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-    return "; ".join(problems[:MOST_PROBLEMS]) + rest
+def _shortened(problems: Sequence[str]) -> str:
+    rest = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+    return "; ".join(problems[:MAX_PROBLEMS]) + rest

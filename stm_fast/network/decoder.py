@@ -1,12 +1,17 @@
-"""From what was read to a mask: residual blocks and two refinement stages (STM, "Decoder")."""
+"""The decoder: residual blocks and two refinement stages (STM, "Decoder")."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def upsampled(x: Tensor, factor: int) -> Tensor:
+    """[B, C, H, W] to [B, C, factor * H, factor * W], bilinear."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
 class ResidualBlock(nn.Module):
-    """Two pre-activated 3x3 convolutions around an identity."""
+    """Two pre-activated 3x3 convolutions with a skip connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -20,7 +25,7 @@ class ResidualBlock(nn.Module):
 
 
 class Refine(nn.Module):
-    """Joins a coarse map with skip features of twice its resolution."""
+    """Merges a coarse map with skip features of twice its resolution."""
 
     def __init__(self, skip_channels: int, channels: int) -> None:
         super().__init__()
@@ -33,8 +38,7 @@ class Refine(nn.Module):
         detail: Tensor = self.skip_block(self.skip_conv(skip))  # [B, C, 2H, 2W]
         if batch_index is not None:
             detail = detail[batch_index]  # [O, C, 2H, 2W]
-        upsampled = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)  # [O, C, 2H, 2W]
-        merged: Tensor = self.merged_block(detail + upsampled)
+        merged: Tensor = self.merged_block(detail + upsampled(coarse, 2))
         return merged
 
 
@@ -54,13 +58,13 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Logits of background and object.
 
-        What depends on a frame alone is computed once for all of its objects.
+        Features that only depend on the frame are computed once for all of its objects.
 
         Args:
             read: [O, Cv, h, w], what each object read.
             query_value: [B, Cv, h, w], of B frames.
-            r3: [B, C3, 2h, 2w] skip features of the query, likewise.
-            r2: [B, C2, 4h, 4w] likewise.
+            r3: [B, C3, 2h, 2w], skip features of the B frames.
+            r2: [B, C2, 4h, 4w], likewise.
             batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
 
         Returns:
@@ -72,4 +76,4 @@ class Decoder(nn.Module):
         m3 = self.refine3(r3, m4, batch_index)  # [O, D, 2h, 2w]
         m2 = self.refine2(r2, m3, batch_index)  # [O, D, 4h, 4w]
         logits = self.predict(F.relu(m2))  # [O, 2, 4h, 4w]
-        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        return upsampled(logits, 4)

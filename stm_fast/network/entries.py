@@ -1,4 +1,4 @@
-"""Named tensors of an untrusted file, before their numbers are read."""
+"""Named tensors of untrusted files."""
 
 import logging
 import math
@@ -11,27 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from stm_fast.errors import InputError, reading, require_file
-from stm_fast.network.torch_file import RefusedFileError, load_torch_file
+from stm_fast.network.torch_file import InvalidFileError, load_torch_file
 
 _log = logging.getLogger(__name__)
 
-# keys under which training scripts keep the weights in a checkpoint; the first one found is used
+# keys under which training scripts store the weights in a checkpoint; the first one found is used
 WRAPPERS = ("state_dict", "network", "model", "net", "module", "model_state_dict", "weights", "ema")
-_DEEPEST_WRAPPER = 3
-# parts that PyTorch's wrappers of modules add to a name, anywhere in it
+_MAX_WRAPPER_DEPTH = 3
+# parts that PyTorch's module wrappers add anywhere in a name
 _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# prefixes of all names that come from a script's own class around the network
-_FIRST = ("model", "network", "net")
-# bytes of all tensors over those of their file: tensors may share memory, but not all of it
-_MOST_SHARED = 2
+# prefixes of all names if a script has the network inside another module
+_PREFIXES = ("model", "network", "net")
+# largest ratio of the size of all tensors to that of their file; more than 1 because tensors may share memory
+_MAX_SHARING = 2
 
 
 class Entries(NamedTuple):
     """Tensors with the names of a network, and their names in the file.
 
     Attributes:
-        tensors: strided and real, on the CPU; views of the file, where its format allows that.
-        in_file: the name in the file, by the name without wrappers.
+        tensors: strided and real, on the CPU; memory-mapped if the format allows that.
+        in_file: names in the file, by names without wrappers.
         others: names, without wrappers, of entries that are not tensors.
     """
 
@@ -43,18 +43,18 @@ class Entries(NamedTuple):
 def read_entries(path: Path) -> Entries:
     """Named tensors from a safetensors or PyTorch file, distinguished by their first bytes.
 
-    The weights may be on their own or under a key of `WRAPPERS`, next to whatever trainers store: numbers, lists,
-    dictionaries, NumPy's numbers, and scalar tensors whose name has no dot. What `torch.nn.DataParallel`,
-    `torch.compile` and the like add to names is removed. Pickled code is never run, and no weights are read.
+    The weights may be at the top level or under a key of `WRAPPERS`, next to other data of trainers: numbers, lists,
+    dictionaries, NumPy numbers, and scalar tensors whose name has no dot. Prefixes of `torch.nn.DataParallel`,
+    `torch.compile` etc. are removed from names. Pickled code is never run.
 
     Raises:
-        InputError: no such file, not a checkpoint of named tensors, one that announces more than it has, or an entry
-            that is not a plain tensor, which is named.
+        InputError: no such file, not a checkpoint of named tensors, tensors larger than the file, or an entry that is
+            not a plain tensor.
     """
     require_file(path, "a checkpoint")
     entries = _named_tensors(_content(path), path)
     for name, tensor in entries.tensors.items():
-        unusual = _unusual(tensor)
+        unusual = unusual_kind(tensor)
         if unusual:
             raise InputError(f"{path}: entry {entries.in_file[name]!r} is {unusual}, expected a plain tensor")
     _check_bytes(entries, path)
@@ -65,13 +65,13 @@ def _content(path: Path) -> Any:
     with reading(path), path.open("rb") as file:
         start = file.read(9)
     try:
-        # eight bytes give the length of the JSON after them
+        # safetensors: eight bytes for the length of the JSON that follows
         if start[8:] == b"{":
             return safetensors.torch.load_file(path)
         return load_torch_file(path, mapped=True)
-    except RefusedFileError as error:
+    except InvalidFileError as error:
         why: object = error
-    # a damaged or hostile file can make the reader raise anything
+    # damaged or hostile files can raise any exception
     except Exception as error:
         why = type(error).__name__
     raise InputError(
@@ -99,7 +99,7 @@ def _named_tensors(content: object, path: Path) -> Entries:
             )
         name = _without_wrappers(in_file)
         if "." not in name and tensor.ndim == 0:
-            continue  # a counter: of epochs, or of what `AveragedModel` has averaged
+            continue  # a counter, such as that of `AveragedModel`
         if name in entries.tensors:
             raise InputError(f"{path}: found {name!r} both as {entries.in_file[name]!r} and as {in_file!r}")
         entries.tensors[name] = tensor.detach() if type(tensor) is nn.Parameter else tensor
@@ -108,7 +108,7 @@ def _named_tensors(content: object, path: Path) -> Entries:
 
 
 def _unwrapped(content: object, path: Path) -> object:
-    for _ in range(_DEEPEST_WRAPPER):
+    for _ in range(_MAX_WRAPPER_DEPTH):
         found = _wrapped(content)
         if not found:
             break
@@ -119,8 +119,8 @@ def _unwrapped(content: object, path: Path) -> object:
     return content
 
 
-def _wrapped(content: object, depth: int = _DEEPEST_WRAPPER) -> list[str]:
-    """The keys of `WRAPPERS` with tensors under them."""
+def _wrapped(content: object, depth: int = _MAX_WRAPPER_DEPTH) -> list[str]:
+    """The keys of `WRAPPERS` that have tensors under them."""
     if not isinstance(content, Mapping) or depth == 0:
         return []
     return [key for key in WRAPPERS if _has_tensors(content.get(key)) or _wrapped(content.get(key), depth - 1)]
@@ -132,32 +132,30 @@ def _has_tensors(content: object) -> bool:
 
 def _without_wrappers(name: str) -> str:
     parts = [part for part in name.split(".") if part not in _WRAPPED]
-    while len(parts) > 1 and parts[0] in _FIRST:
+    while len(parts) > 1 and parts[0] in _PREFIXES:
         del parts[0]
     return ".".join(parts)
 
 
-def _unusual(tensor: Tensor) -> str | None:
-    """The kind of a tensor that is not dense numbers in memory; None for a plain tensor."""
-    if type(tensor) not in (Tensor, nn.Parameter):
-        return type(tensor).__name__
-    if tensor.is_nested:
-        return "nested"
-    if tensor.is_quantized:
-        return "quantized"
-    if tensor.layout is not torch.strided:
-        return "sparse"
-    if tensor.is_meta:
-        return "on the meta device, without numbers"
-    return "complex" if tensor.is_complex() else None
+def unusual_kind(tensor: Tensor) -> str | None:
+    """The kind of a tensor that is not plain, dense and real; None for others."""
+    kinds = {
+        type(tensor).__name__: type(tensor) not in (Tensor, nn.Parameter),
+        "nested": tensor.is_nested,
+        "quantized": tensor.is_quantized,
+        "sparse": tensor.layout is not torch.strided,
+        "on the meta device, without numbers": tensor.is_meta,
+        "complex": tensor.is_complex(),
+    }
+    return next((kind for kind, found in kinds.items() if found), None)
 
 
 def _check_bytes(entries: Entries, path: Path) -> None:
     sizes = {name: math.prod(tensor.shape) * tensor.itemsize for name, tensor in entries.tensors.items()}
-    total, there = sum(sizes.values()), path.stat().st_size
-    if total > _MOST_SHARED * there:
+    total, file_size = sum(sizes.values()), path.stat().st_size
+    if total > _MAX_SHARING * file_size:
         largest = max(sizes, key=lambda name: sizes[name])
         raise InputError(
-            f"{path}: found tensors of {total} bytes in a file of {there}, such as {entries.in_file[largest]!r} of "
+            f"{path}: found tensors of {total} bytes in a file of {file_size}, such as {entries.in_file[largest]!r} of "
             f"shape {list(entries.tensors[largest].shape)}, expected numbers for each"
         )

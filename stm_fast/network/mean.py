@@ -10,9 +10,10 @@ from stm_fast.network.stm import STM
 
 @torch.no_grad()
 def into_mean(models: Sequence[STM]) -> STM:
-    """The first model, with the mean of all models' weights and statistics.
+    """Replaces the weights and statistics of the first model by the mean over all models, and returns it.
 
-    The mean of runs from one start often scores better than each of them ("Model soups", Wortsman et al., ICML 2022).
+    The mean of several runs from the same initial weights often scores better than each of them ("Model soups",
+    Wortsman et al., ICML 2022).
 
     Raises:
         InputError: models of different architectures.

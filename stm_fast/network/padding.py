@@ -1,4 +1,4 @@
-"""Frames of any size for a network of stride 16."""
+"""Padding of frames to a multiple of the stride."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,14 +7,14 @@ Pads = tuple[int, int, int, int]  # left, right, top, bottom, in pixels
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, Pads]:
-    """Pads the last two dimensions with zeros on both sides, the odd pixel at the right and at the bottom.
+    """Pads the last two dimensions with zeros on both sides; an odd pixel is added at the right or bottom.
 
     Args:
         x: [..., H, W].
         multiple: height and width become multiples of this, in pixels.
 
     Returns:
-        The padded tensor, or `x` where nothing is missing, and the pads that `unpad` takes off again.
+        The padded tensor, or `x` itself if no padding is needed, and the pads for `unpad`.
     """
     height, width = x.shape[-2:]
     pads = (*_split(-width % multiple), *_split(-height % multiple))
@@ -22,7 +22,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, Pads]:
 
 
 def unpad(x: Tensor, pads: Pads) -> Tensor:
-    """Takes the pads off [..., H, W]: a view."""
+    """Removes the pads from [..., H, W]; returns a view."""
     left, right, top, bottom = pads
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 

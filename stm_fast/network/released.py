@@ -1,4 +1,4 @@
-"""The weights that come with the package; `weights/README.md` there is their model card."""
+"""The weights that come with the package; their model card is `weights/README.md`."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from stm_fast.network.architecture import NETWORKS
 
 DEFAULT, OPEN = "default", "open"
 ARCHITECTURE = NETWORKS["lite2"]
-# frames whose shorter side has fewer pixels are upscaled to it: see the scores in the model card
+# frames whose shorter side is below this are upscaled; the model card has scores
 MIN_SIZE = 480
 _FOLDER = Path(__file__).resolve().parents[1] / "weights"
 FILES = {DEFAULT: _FOLDER / "stm_lite2.safetensors", OPEN: _FOLDER / "stm_lite2_open.safetensors"}
@@ -14,5 +14,5 @@ FILE = FILES[DEFAULT]
 
 
 def weights_file(weights: str | Path) -> Path:
-    """The file that `weights` names: "default" and "open" (trained without DAVIS) are those of the package."""
+    """The file of `weights`: "default", "open" (trained without DAVIS), or a path."""
     return FILES.get(str(weights), Path(weights))

@@ -1,8 +1,9 @@
-"""Light heads of a network whose memory and query share one trunk: from features to keys, values and masks.
+"""Light heads of a network with one trunk for memory and query: key, value and decoder.
 
-A frame is encoded once; a memory row adds its mask. The value contains the mask itself, as the 4 x 4 cells of 4 x 4
-pixels in a place of stride 16, so that a read copies masks even before training; the distance between two places is
-part of the score.
+A frame is encoded once; masks only enter the value head. A value contains the mask itself, as 4 x 4 cells of 4 x 4
+pixels, so that a read copies masks even before training. Scores depend on the distance between two positions.
+
+A position is a row or column at stride 16.
 """
 
 import math
@@ -12,77 +13,77 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stm_fast.network.decoder import ResidualBlock
+from stm_fast.network.decoder import ResidualBlock, upsampled
+from stm_fast.network.key_value import with_position
 
-CELL = 4  # pixels a side
-CELLS_A_SIDE = 4  # of a place of stride 16
-CELLS = CELLS_A_SIDE**2
-PLACE_CHANNELS = 3  # of a key
+CELL = 4  # pixels per side
+CELLS_PER_SIDE = 4  # of a position
+CELLS = CELLS_PER_SIDE**2
+POSITION_CHANNELS = 3  # of a key
 
 # score of two equal unit keys, before training
-_FIRST_SCORE = 25.0
-# by how much a score falls, before training, from the same place to the next one
-_FIRST_FALL = 0.01
-# scales of the three place channels in query and memory: no entry of a memory key is far larger than the others, which
-# rows stored in 8 bits need
-_QUERY_SHARE, _REACH = 4.0, 32.0
-# scale unit features of about 100 channels, and linear ones, to about 1
+_INITIAL_SCORE = 25.0
+# difference of scores, before training, between the same position and its neighbor
+_INITIAL_PENALTY = 0.01
+# scales of the position channels, which keep all channels of memory keys at a similar magnitude, for storage in 8 bits
+_QUERY_SCALE, _SQUARE_SCALE = 4.0, 32.0
+# scale normalized features of about 100 channels, and features of linear layers, to about 1
 _UNIT_GAIN, SKIP_GAIN = 4.0, 0.25
 
 
 class SharedKeyValue(nn.Module):
-    """Keys of one length from the unit features of each map, and the frame's features for value and decoder.
+    """Normalized keys, and the frame's features for value and decoder.
 
-    A score is ``length^2 cos(q, k) - fall |place_q - place_k|^2``, in units of tokens; the square is the dot product of
-    three further channels, up to a term of the query alone, which cancels in the softmax. So every backend can read it,
-    forward and backward, and rows of the memory need no indices.
+    A score is ``length^2 cos(q, k) - penalty |position_q - position_k|^2``. The squared distance is the dot product of
+    three further channels, up to a term that depends on the query alone and cancels in the softmax. So all backends of
+    the memory read support it, and memory rows need no coordinates.
 
     Args:
-        maps: channels of each map that the features are made of.
-        key_dim: channels of a key, Ck, with those of its place.
-        frame_dim: channels of the frame's features.
+        maps: channels of each feature map in the input.
+        key_dim: channels of a key, Ck, including position channels.
+        frame_dim: channels of the frame's features, F.
     """
 
     def __init__(self, maps: Sequence[int], key_dim: int, frame_dim: int) -> None:
         super().__init__()
         self._maps = list(maps)
         self.key_dim = key_dim
-        self.key = nn.Conv2d(sum(maps), key_dim - PLACE_CHANNELS, kernel_size=1)
+        self.key = nn.Conv2d(sum(maps), key_dim - POSITION_CHANNELS, kernel_size=1)
         self.frame = nn.Conv2d(sum(maps), frame_dim, kernel_size=1)
         # a score is the product of two lengths over sqrt(Ck)
-        self.key_length = nn.Parameter(torch.tensor(math.sqrt(_FIRST_SCORE * math.sqrt(key_dim))))
-        self.distance = nn.Parameter(torch.tensor(math.log(_FIRST_FALL)))  # logarithm of the fall
+        self.key_length = nn.Parameter(torch.tensor(math.sqrt(_INITIAL_SCORE * math.sqrt(key_dim))))
+        self.distance = nn.Parameter(torch.tensor(math.log(_INITIAL_PENALTY)))  # logarithm of the penalty
         nn.init.orthogonal_(self.key.weight)
         assert self.key.bias is not None
         nn.init.zeros_(self.key.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, C, h, w] to the query's key [B, Ck, h, w] and the frame's features [B, F, h, w]."""
+        """Features [B, C, h, w] to query key [B, Ck, h, w] and frame features [B, F, h, w]."""
         unit = torch.cat([F.normalize(part, dim=1) for part in torch.split(features, self._maps, dim=1)], dim=1)
         key = F.normalize(self.key(unit), dim=1) * self.key_length
-        x, y = _places(key)
-        place = torch.stack([x, y, torch.full_like(x, _REACH)]) * _QUERY_SHARE
-        return _with_place(key, place), self.frame(unit * _UNIT_GAIN)
+        x, y = _coordinates(key)
+        position = torch.stack([x, y, torch.full_like(x, _SQUARE_SCALE)]) * _QUERY_SCALE
+        return with_position(key, position), self.frame(unit * _UNIT_GAIN)
 
-    def anywhere(self, query_key: Tensor, wanted: Sequence[int], count: int) -> Tensor:
-        """The query key for each of `count` objects, [O, Ck, h, w], from the one [1, Ck, h, w].
+    def anywhere(self, query_key: Tensor, lost: Sequence[int], count: int) -> Tensor:
+        """The query key [1, Ck, h, w] for each of `count` objects, [O, Ck, h, w].
 
-        For those that are `wanted`, by index, it contains no place: no row is farther than another.
+        The key of objects that are `lost`, by index, has no position, so that they are searched in the whole frame.
         """
-        holds = query_key.new_ones(count, self.key_dim, 1, 1)
-        holds[list(wanted), -PLACE_CHANNELS:] = 0
-        return query_key * holds
+        keep = query_key.new_ones(count, self.key_dim, 1, 1)
+        keep[list(lost), -POSITION_CHANNELS:] = 0
+        return query_key * keep
 
     def memory_key(self, query_key: Tensor) -> Tensor:
-        """The memory key of a frame, [B, Ck, h, w], from its query key."""
-        x, y = _places(query_key)
-        place = torch.stack([2 * x, 2 * y, -(x.square() + y.square()) / _REACH])
-        fall = self.distance.to(place.dtype).exp() * math.sqrt(self.key_dim) / _QUERY_SHARE
-        return _with_place(query_key[:, : self.key_dim - PLACE_CHANNELS], place * fall)
+        """The memory key [B, Ck, h, w] of a frame from its query key."""
+        x, y = _coordinates(query_key)
+        position = torch.stack([2 * x, 2 * y, -(x.square() + y.square()) / _SQUARE_SCALE])
+        penalty = self.distance.to(position.dtype).exp() * math.sqrt(self.key_dim) / _QUERY_SCALE
+        return with_position(query_key[:, : self.key_dim - POSITION_CHANNELS], position * penalty)
 
 
 class MaskValue(nn.Module):
-    """The value of an object in a frame: the cells of its mask, and learned channels."""
+    """The value of an object in a frame: the cells of its mask, followed by learned channels."""
 
     def __init__(self, frame_dim: int, value_dim: int) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class MaskValue(nn.Module):
         Args:
             frame: [O, F, h, w], features of each object's frame.
             mask: [O, 1, H, W], soft mask of each object.
-            others: [O, 1, H, W], soft mask of the other objects together.
+            others: [O, 1, H, W], soft mask of the union of the other objects.
         """
         cells, other_cells = _cells(mask), _cells(others)
         h = F.relu(self.conv1(torch.cat([frame, cells, other_cells], dim=1)))
@@ -104,7 +105,7 @@ class MaskValue(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Corrects the mask that was copied, at strides 16, 8 and 4, with fewer channels at each."""
+    """Refines the mask that was read, at strides 16, 8 and 4, with fewer channels at each."""
 
     def __init__(self, value_dim: int, frame_dim: int, r3_channels: int, r2_channels: int, decoder_dim: int) -> None:
         super().__init__()
@@ -121,13 +122,13 @@ class LightDecoder(nn.Module):
         self.predict = nn.Conv2d(width2, 1, kernel_size=3, padding=1)
 
     def forward(self, read: Tensor, frame: Tensor, r3: Tensor, r2: Tensor, batch_index: Tensor | None = None) -> Tensor:
-        """The logit of each object.
+        """The logits of each object.
 
         Args:
             read: [O, Cv, h, w], what each object read.
             frame: [B, F, h, w], features of B frames.
-            r3: [B, C3, 2h, 2w] skip features of the query.
-            r2: [B, C2, 4h, 4w] likewise.
+            r3: [B, C3, 2h, 2w], skip features of the frames.
+            r2: [B, C2, 4h, 4w], likewise.
             batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
 
         Returns:
@@ -136,40 +137,27 @@ class LightDecoder(nn.Module):
         details = [self.skip3(r3 * SKIP_GAIN), self.skip2(r2 * SKIP_GAIN)]
         if batch_index is not None:
             frame, details = frame[batch_index], [detail[batch_index] for detail in details]
-        logits = self.logits(read, frame, *details)
-        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        return upsampled(self.logits(read, frame, *details), 4)
 
     def logits(self, read: Tensor, frame: Tensor, detail3: Tensor, detail2: Tensor) -> Tensor:
-        """At stride 4, from the convolved skip features: [O, 1, 4h, 4w]."""
-        copied = F.pixel_shuffle(read[:, :CELLS], CELLS_A_SIDE)  # [O, 1, 4h, 4w] in [0, 1]
+        """Logits at stride 4, [O, 1, 4h, 4w], from convolved skip features."""
+        copied = F.pixel_shuffle(read[:, :CELLS], CELLS_PER_SIDE)  # [O, 1, 4h, 4w] in [0, 1]
         frame = frame.expand(len(read), -1, -1, -1)
         m = self.merged_block(self.compress(torch.cat([read, frame], dim=1)))  # [O, D, h, w]
-        m = self.block3(_twice_as_large(self.narrow3(m)) + detail3)  # [O, D3, 2h, 2w]
-        m = _twice_as_large(self.narrow2(m)) + detail2 + self.copied2(2 * copied - 1)  # [O, D2, 4h, 4w]
+        m = self.block3(upsampled(self.narrow3(m), 2) + detail3)  # [O, D3, 2h, 2w]
+        m = upsampled(self.narrow2(m), 2) + detail2 + self.copied2(2 * copied - 1)  # [O, D2, 4h, 4w]
         correction: Tensor = self.predict(F.relu(self.block2(m)))
         return correction + (4 * copied - 2)
 
 
-def _places(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates ``[h, w]`` of every place, in tokens from the middle, across and down; in float32 or wider."""
+def _coordinates(like: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y of every position relative to the center, ``[h, w]`` each; in float32 or wider."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     height, width = like.shape[-2:]
     x, y = (torch.arange(side, device=like.device, dtype=dtype) - (side - 1) / 2 for side in (width, height))
     return x.expand(height, -1), y[:, None].expand(-1, width)
 
 
-def _with_place(key: Tensor, place: Tensor) -> Tensor:
-    """``[B, C, h, w]`` followed by ``[3, h, w]``, in the key's layout: cat() of two layouts is channels first."""
-    last = key.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    places = place.to(key.dtype).expand(len(key), -1, -1, -1).contiguous(memory_format=layout)
-    return torch.cat([key, places], dim=1)
-
-
 def _cells(mask: Tensor) -> Tensor:
-    """``[O, 1, H, W]`` to the means of its cells, ``[O, 16, H / 16, W / 16]``."""
-    return F.pixel_unshuffle(F.avg_pool2d(mask, CELL), CELLS_A_SIDE)
-
-
-def _twice_as_large(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    """The means of a mask ``[O, 1, H, W]`` over its cells, ``[O, 16, H / 16, W / 16]``."""
+    return F.pixel_unshuffle(F.avg_pool2d(mask, CELL), CELLS_PER_SIDE)

@@ -9,15 +9,15 @@ from stm_fast.network.aggregation import soft_aggregation
 from stm_fast.network.architecture import RANGES, STRIDE, Architecture
 from stm_fast.network.decoder import Decoder
 from stm_fast.network.efficientnet import LITE, EfficientNetLite
-from stm_fast.network.encoders import BACKBONES, MemoryEncoder, QueryEncoder, query_trunk
+from stm_fast.network.encoders import BACKBONES, MemoryEncoder, QueryEncoder
 from stm_fast.network.key_value import KeyValue
 from stm_fast.network.object_batch import ObjectBatch
 from stm_fast.network.padding import Pads, pad_to_multiple, unpad
-from stm_fast.network.shared_trunk import CELLS, PLACE_CHANNELS, LightDecoder, MaskValue, SharedKeyValue
+from stm_fast.network.shared_trunk import CELLS, POSITION_CHANNELS, LightDecoder, MaskValue, SharedKeyValue
 from stm_fast.ops import MemoryRead
 
-# gain of the masks in an untrained memory encoder of unit keys: more would separate its keys from the query's
-_FIRST_MASK_GAIN = 0.3
+# initial gain of the mask convolutions with unit keys: with more, memory keys would differ from query keys
+_INITIAL_MASK_GAIN = 0.3
 
 
 class QueryFeatures(NamedTuple):
@@ -25,38 +25,38 @@ class QueryFeatures(NamedTuple):
 
     key: Tensor  # [B, Ck, h, w]
     value: Tensor  # [B, Cv, h, w]; of a shared trunk [B, Cv - 16, h, w]
-    r3: Tensor  # [B, C3, 2h, 2w]; of a network prepared for inference [B, D, 2h, 2w]
+    r3: Tensor  # [B, C3, 2h, 2w]; after `for_inference`, it may be [B, D, 2h, 2w]
     r2: Tensor  # [B, C2, 4h, 4w]; likewise [B, D, 4h, 4w]
-    pads: Pads = (0, 0, 0, 0)  # what was added around the frame
+    pads: Pads = (0, 0, 0, 0)  # around the frame
 
 
 class STM(nn.Module):
     """Segments the objects of a frame by reading a memory of earlier frames and their masks.
 
-    The network keeps no state between calls: `memorize` makes memory, the caller keeps it, and either `segment` reads
-    all of it or the caller reads it and passes the result to `decode`. Frames of any size are padded with zeros to a
-    multiple of 16 and predictions cropped back. BatchNorm stays in eval mode, in training too.
+    The network keeps no state between calls: `memorize` returns keys and values, which the caller stores. Either
+    `segment` reads all of them, or the caller reads them and passes the result to `decode`. Frames of any size are
+    padded with zeros to a multiple of 16, and predictions are cropped. BatchNorm always uses stored statistics.
 
-    Weights are drawn from PyTorch's global generator: seed it first. Frames are converted to the weights' dtype.
+    Weights are initialized from PyTorch's global generator. Frames are converted to the weights' dtype.
 
     Attributes:
-        key_dim: channels of a key, Ck, with those of its position.
+        key_dim: channels of a key, Ck, including position channels.
         value_dim: channels of a value, Cv.
         stride: pixels of a frame per pixel of a key, in each direction.
         architecture: the constructor's arguments.
-        compiled: whether parts are compiled; what they return is then valid until the next frame.
+        compiled: whether parts are compiled; their results are then only valid until the next frame.
 
-    With `shared_trunk` a frame is encoded once, for query and memory, and light heads do the rest
-    (:mod:`stm_fast.network.shared_trunk`): keys have one length and contain their place, so `unit_keys` and
+    With `shared_trunk`, one trunk encodes a frame for query and memory, followed by light heads
+    (:mod:`stm_fast.network.shared_trunk`). Their keys are normalized and contain positions, so `unit_keys` and
     `position_waves` do not apply.
 
     Raises:
-        ValueError: `backbone` is not one of `BACKBONES`, a width or number out of range, or incompatible options.
+        ValueError: `backbone` is not in `BACKBONES`, a number is out of range, or options are incompatible.
     """
 
     stride = STRIDE
     compiled = False
-    # None with a shared trunk: frames are memorized as the query encoder sees them
+    # None with a shared trunk, where the query encoder also encodes frames for the memory
     memory_encoder: MemoryEncoder | None
     query_encoder: QueryEncoder | EfficientNetLite
     memory_key_value: KeyValue | MaskValue
@@ -104,7 +104,8 @@ class STM(nn.Module):
         r2_channels, r3_channels, _ = layout.channels
         frame_dim = arch.value_dim - CELLS
         self.memory_encoder = None
-        self.query_encoder = query_trunk(arch.backbone)
+        trunk = EfficientNetLite if arch.backbone in LITE else QueryEncoder
+        self.query_encoder = trunk(arch.backbone)
         self.query_key_value = SharedKeyValue(layout.maps, arch.key_dim, frame_dim)
         self.memory_key_value = MaskValue(frame_dim, arch.value_dim)
         self.decoder = LightDecoder(arch.value_dim, frame_dim, r3_channels, r2_channels, arch.decoder_dim)
@@ -116,20 +117,20 @@ class STM(nn.Module):
         known: tuple[Tensor, Tensor] | None = None,
         objects: ObjectBatch | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Makes the memory of a frame, for each object its own.
+        """Computes the memory of a frame, separately for each object.
 
         Args:
             frame: [3, H, W] or [1, 3, H, W] in [0, 1]; with `objects` [B, 3, H, W].
             masks: [O, H, W] soft masks of the objects in [0, 1], without background.
-            known: key and value from `encode_query` of the same frame, if available: a shared trunk does not run again.
-            objects: which objects are in which frame; None: all in the one frame.
+            known: key and value from `encode_query` of the same frame, if available, for a shared trunk to reuse.
+            objects: assigns objects to frames; None: all are in the one frame.
 
         Returns:
             key [O, Ck, h, w] and value [O, Cv, h, w] with h = ceil(H / 16), w = ceil(W / 16).
 
         Raises:
-            ValueError: a shape other than these.
-            TypeError: a frame that is not floating point.
+            ValueError: other shapes.
+            TypeError: `frame` is not floating point.
         """
         frame, _ = self._padded(frame)
         if masks.ndim != 3:
@@ -153,8 +154,8 @@ class STM(nn.Module):
             frame: [3, H, W] or [B, 3, H, W] in [0, 1].
 
         Raises:
-            ValueError: a shape other than these.
-            TypeError: a frame that is not floating point.
+            ValueError: other shapes.
+            TypeError: `frame` is not floating point.
         """
         frame, pads = self._padded(frame)
         r4, r3, r2 = self.query_encoder(frame)
@@ -162,19 +163,20 @@ class STM(nn.Module):
         return QueryFeatures(key, value, r3, r2, pads)
 
     def decode(self, read: Tensor, features: QueryFeatures, objects: ObjectBatch | None = None) -> Tensor:
-        """Turns what each object read from its memory into logits.
+        """Decodes what each object read from its memory.
 
         Args:
             read: [O, Cv, h, w].
-            features: of one frame, from `encode_query`; with `objects` of B frames.
-            objects: which objects are in which frame; None: all in the one frame.
+            features: of one frame, from `encode_query`; with `objects`, of B frames.
+            objects: assigns objects to frames; None: all are in the one frame.
 
         Returns:
             Logits [1 + O, H, W], float32, background first; softmax over the first dimension gives probabilities. With
-            `objects` [B, 1 + O, H, W], O the most of any frame, -inf where a frame has fewer.
+            `objects`, [B, 1 + O, H, W], where O is the largest number of objects in a frame; frames with fewer are
+            filled with -inf.
 
         Raises:
-            ValueError: a `read` that does not fit the features, or features of another number of frames.
+            ValueError: shapes that do not match, or features of another number of frames.
         """
         self._check_read(read, features, objects)
         if objects is None:
@@ -184,11 +186,11 @@ class STM(nn.Module):
         return logits.masked_fill(objects.absent()[..., None, None], -torch.inf)
 
     def probabilities(self, read: Tensor, features: QueryFeatures) -> Tensor:
-        """The softmax of what `decode` returns: [1 + O, H, W], float32, background first. It raises what that does."""
+        """The softmax of `decode`'s logits: [1 + O, H, W], float32, background first. Raises as `decode` does."""
         return self.decode(read, features).softmax(0)
 
     def segment(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Segments a frame with all of the given memory, as published.
+        """Segments a frame, reading all of the given memory, as published.
 
         Args:
             frame: [3, H, W] or [1, 3, H, W] in [0, 1].
@@ -199,7 +201,7 @@ class STM(nn.Module):
             Logits [1 + O, H, W], float32, background first.
 
         Raises:
-            ValueError: shapes other than these.
+            ValueError: other shapes.
             TypeError: a frame that is not floating point.
         """
         if keys.ndim != 5 or values.ndim != 5 or keys.shape[:1] + keys.shape[2:] != values.shape[:1] + values.shape[2:]:
@@ -218,11 +220,11 @@ class STM(nn.Module):
         return self.segment(frame, keys, values)
 
     def encoders(self) -> list[MemoryEncoder | QueryEncoder | EfficientNetLite]:
-        """The trunks: two, or the one that is shared."""
+        """The two encoders, or the shared one."""
         return [self.query_encoder] if self.memory_encoder is None else [self.memory_encoder, self.query_encoder]
 
     def freeze(self, stages: int) -> None:
-        """Excludes the stem and the first stages of every trunk from training; 0 excludes nothing."""
+        """Freezes the stem and the first `stages` stages of every encoder; 0 freezes nothing."""
         for encoder in self.encoders():
             for part in encoder.parts()[: stages + 1 if stages else 0]:
                 part.requires_grad_(False)
@@ -235,14 +237,14 @@ class STM(nn.Module):
         batch_index: Tensor | None = None,
         known: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `memorize`, for frames whose sides are multiples of the stride and given masks of the other objects.
+        """`memorize` for frames whose sides are multiples of the stride, given the masks of the other objects.
 
         Args:
             frames: [B, 3, H, W].
             masks: [O, 1, H, W], soft mask of each object.
-            others: [O, 1, H, W], soft mask of the other objects together.
+            others: [O, 1, H, W], soft mask of the union of the other objects.
             batch_index: [O] int64, the frame of each object; None: one frame for all objects, or one for each object.
-            known: key and value of these frames' features, if available.
+            known: key and value from `encode_query` of these frames, if available.
 
         Returns:
             key [O, Ck, h, w] and value [O, Cv, h, w].
@@ -259,13 +261,16 @@ class STM(nn.Module):
         return key, self.memory_key_value(frame, masks, others)
 
     def probability_of(self, read: Tensor, features: QueryFeatures, batch_index: Tensor | None = None) -> Tensor:
-        """Each object's probability [O, H', W'] on its own, float32, of what it read [O, Cv, h, w]."""
+        """Each object's probability [O, H', W'], float32, independent of the others, from `read` [O, Cv, h, w].
+
+        H' and W' are the padded sizes.
+        """
         logits: Tensor = self.decoder(read, features.value, features.r3, features.r2, batch_index).float()
         # the light decoder has no channel for the background
         return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)[:, 1]
 
     def _align_encoders(self) -> None:
-        """Both encoders start alike, so that similar pixels have similar keys before training."""
+        """Initializes both encoders alike, so that similar pixels have similar keys before training."""
         assert self.memory_encoder is not None
         assert isinstance(self.memory_key_value, KeyValue)
         self.memory_encoder.load_state_dict(self.query_encoder.state_dict(), strict=False)
@@ -273,7 +278,7 @@ class STM(nn.Module):
         for conv in (self.memory_encoder.conv1_mask, self.memory_encoder.conv1_others):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             with torch.no_grad():
-                conv.weight.mul_(_FIRST_MASK_GAIN)
+                conv.weight.mul_(_INITIAL_MASK_GAIN)
 
     def _check_read(self, read: Tensor, features: QueryFeatures, objects: ObjectBatch | None = None) -> None:
         expected = [self.value_dim, *features.value.shape[2:]]
@@ -303,7 +308,7 @@ def _check(arch: Architecture) -> None:
         return
     if arch.unit_keys or arch.position_waves:
         raise ValueError(f"shared_trunk: found it in {arch}, expected neither unit_keys nor position_waves with it")
-    for name, width, least in (("key_dim", arch.key_dim, PLACE_CHANNELS), ("value_dim", arch.value_dim, CELLS)):
+    for name, width, least in (("key_dim", arch.key_dim, POSITION_CHANNELS), ("value_dim", arch.value_dim, CELLS)):
         if width <= least:
             raise ValueError(f"{name}: found {width} with shared_trunk, expected more than {least}")
 

@@ -1,4 +1,4 @@
-"""The network and the clips of a configuration."""
+"""Builds the network and the clips of a configuration."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,11 @@ from stm_fast.training.step import ClipLoss
 
 
 def build_clip_loss(config: TrainingConfig) -> ClipLoss:
-    """The initial network, drawn from the seed or loaded, inside its loss. Raises InputError."""
+    """The initial network, from the seed or from files, inside its loss.
+
+    Raises:
+        InputError: weights that are missing, damaged or do not match, or incompatible options.
+    """
     torch.manual_seed(config.seed)
     try:
         model = STM(**asdict(config.network))
@@ -43,7 +47,11 @@ def build_clip_loss(config: TrainingConfig) -> ClipLoss:
 
 
 def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
-    """The mixture of sources that clips are drawn from. Raises InputError where data are missing."""
+    """The mixture of sources that clips are drawn from.
+
+    Raises:
+        InputError: data that are missing or invalid, or incompatible options.
+    """
     if config.loading == "device" and skip_corrupt:
         raise InputError(
             f"loading: found device, which decodes every image at the start, expected {option('skip_corrupt', False)}"
@@ -62,7 +70,7 @@ def build_clips(config: TrainingConfig, skip_corrupt: bool) -> ClipDataset:
 
 
 def _source(entry: Data) -> ClipSource:
-    """Opens an entry of `data`. Raises InputError where files are missing."""
+    """Opens an entry of `data`. Raises InputError if files are missing."""
     if isinstance(entry, SyntheticData):
         arguments = asdict(entry)
         del arguments["kind"], arguments["weight"]

@@ -1,4 +1,4 @@
-"""A run's state on disk: a plain dictionary, written atomically and read without executing code."""
+"""The checkpoint of a training run: a plain dictionary, written atomically and read without executing code."""
 
 import io
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stm_fast.errors import InputError, option
-from stm_fast.network.torch_file import RefusedFileError, load_torch_file
+from stm_fast.network.entries import unusual_kind
+from stm_fast.network.torch_file import InvalidFileError, load_torch_file
 from stm_fast.training.compact import State, pack, unpack
 from stm_fast.whole_file import whole_file
 
@@ -19,15 +20,17 @@ WHAT_TO_DO = f"restore a copy of it, or start again in another {option('output')
 
 
 def write_state(path: Path, state: State, *, compact: bool = False) -> None:
-    """Writes tensors, numbers, text, lists and dictionaries.
+    """Writes a state of tensors, numbers, strings, lists and dictionaries.
 
     Args:
-        compact: as :mod:`stm_fast.training.compact` says.
+        path: of the file.
+        state: with a `Learner.state`, if `compact`.
+        compact: see :mod:`stm_fast.training.compact`.
 
     Raises:
-        InputError: the file cannot be written, as on a full disk; the previous file is intact.
+        InputError: the file cannot be written, for example on a full disk; the previous file is intact.
     """
-    # in memory first: torch's own writer does not report why writing failed
+    # serialized in memory, because torch's file writer does not report why writing failed
     buffer = io.BytesIO()
     torch.save({"format": COMPACT} | pack(state) if compact else {"format": FORMAT} | state, buffer)
     with whole_file(path, durable=True) as partial:
@@ -35,14 +38,14 @@ def write_state(path: Path, state: State, *, compact: bool = False) -> None:
 
 
 def read_state(path: Path) -> State:
-    """What `write_state` wrote, on the CPU.
+    """Reads a state, on the CPU.
 
     Raises:
-        InputError: not such a file, or a damaged one: checksums cover all of it.
+        InputError: not a checkpoint of `write_state`, or one that is damaged, which checksums detect.
     """
     try:
         state = load_torch_file(path, mapped=False)
-    except RefusedFileError as error:
+    except InvalidFileError as error:
         raise InputError(f"{path}: not a checkpoint of a training run ({error}); {WHAT_TO_DO}") from error
     if not isinstance(state, dict) or state.get("format") not in (FORMAT, COMPACT):
         raise InputError(f"{path}: not a checkpoint of a training run, expected one that stm-fast train wrote")
@@ -51,7 +54,7 @@ def read_state(path: Path) -> State:
         return state
     try:
         return unpack(state)
-    # invalid entries can raise anything
+    # invalid entries can raise any exception
     except Exception as error:
         raise InputError(
             f"{path}: its entries are not those of a compact checkpoint ({type(error).__name__}); {WHAT_TO_DO}"
@@ -59,15 +62,15 @@ def read_state(path: Path) -> State:
 
 
 def _check_bytes(state: State, path: Path) -> None:
-    """Raises InputError where tensors are not plain, or are views of fewer bytes than their shapes take."""
+    """Raises InputError if tensors are not plain, or their total size is far more than that of the file."""
     total = 0
     for tensor in _tensors(state, set()):
-        if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta:
+        if unusual_kind(tensor):
             raise InputError(f"{path}: holds a tensor that is not plain, which no training run writes; {WHAT_TO_DO}")
         total += tensor.numel() * tensor.itemsize
-    there = path.stat().st_size
-    if total > 2 * there:
-        raise InputError(f"{path}: found tensors of {total} bytes in a file of {there}; {WHAT_TO_DO}")
+    file_size = path.stat().st_size
+    if total > 2 * file_size:
+        raise InputError(f"{path}: found tensors of {total} bytes in a file of {file_size}; {WHAT_TO_DO}")
 
 
 def _tensors(content: Any, seen: set[int]) -> Iterator[Tensor]:

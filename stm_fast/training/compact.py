@@ -1,14 +1,15 @@
-"""A run's state in six bytes per weight instead of sixteen, for checkpoints that are copied between machines.
+"""Compresses a run's state to six bytes per weight instead of sixteen, for checkpoints that are copied often.
 
-Exact: the number of steps, norms, scales and every other vector. Of each kernel and its moments in Adam:
+The number of steps, norms, scales and all other vectors are exact. For each convolution kernel and its moments in Adam,
+the compact state has
 
-* the average of the weights in float16, as `stm-fast convert --half` stores weights. It is the entry "model", from
-  which the weights of a checkpoint are loaded;
-* the weights as their difference from that, in float16: an error of at most 2^-11 of the difference;
-* the root of Adam's second moment as one of 255 steps on a logarithmic scale, an error of at most 4 %;
-* its first moment over that root, which is the length of a step, in 255 steps from the smallest to the largest.
+* the moving average of the weights in float16, as `stm-fast convert --half` stores weights. It is the entry "model",
+  from which the weights of a checkpoint are loaded;
+* the difference of the weights from that average, in float16: an error of at most 2^-11 of the difference;
+* the square root of Adam's second moment, in 8 bits on a logarithmic scale: an error of at most 4 %;
+* the first moment divided by that root, in 8 bits on a linear scale.
 
-Without an average the weights stay in float32, which takes as much.
+Without a moving average, the weights are float32, which takes the same space.
 """
 
 from typing import Any
@@ -16,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# with which torch's `AveragedModel` prefixes the names of the weights
+# of the names of weights in torch's `AveragedModel`
 _PREFIX = "module."
 # codes on the logarithmic scale; code 0 means 0
 _CODES = 254
-# powers of two from the largest to the smallest root; smaller roots are raised to it, which makes steps smaller
+# range of the logarithmic scale; smaller roots are rounded up, which makes steps smaller
 _OCTAVES = 24.0
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -28,12 +29,13 @@ State = dict[str, Any]
 
 
 def pack(state: State) -> State:
-    """The compact form of a `Learner.state` and whatever else is in the state."""
+    """The compact form of a state that contains a `Learner.state`."""
     packed = state | {"optimizer": _each_weight(state["optimizer"], _pack_moments)}
     weights, average = state["model"], state["average"]
     if average is None:
         return packed
-    model = {name: _narrowed(average[_PREFIX + name]) for name in weights}
+    averages = {name: average[_PREFIX + name] for name in weights}
+    model = {name: tensor.half() if _is_kernel(tensor) else tensor for name, tensor in averages.items()}
     difference = {
         name: (tensor - model[name].float()).half() if _is_kernel(tensor) else tensor
         for name, tensor in weights.items()
@@ -54,10 +56,6 @@ def unpack(state: State) -> State:
     }
     average = {_PREFIX + name: tensor for name, tensor in model.items()}
     return unpacked | {"model": weights, "average": average | state["average"]}
-
-
-def _narrowed(tensor: Tensor) -> Tensor:
-    return tensor.half() if _is_kernel(tensor) else tensor
 
 
 def _is_kernel(tensor: Tensor) -> bool:
@@ -97,6 +95,6 @@ def _unpack_moments(of_weight: State) -> State:
 
 
 def _root(codes: Tensor, largest: Tensor) -> Tensor:
-    """The root of a second moment from its codes."""
+    """Decodes the square root of a second moment."""
     place = (codes.to(largest.dtype) - 1) / _CODES
     return torch.where(codes > 0, (largest + _OCTAVES * (place - 1)).exp2(), 0)

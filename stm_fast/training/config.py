@@ -1,7 +1,7 @@
-"""The configuration of a training run: frozen dataclasses that a YAML file fills.
+"""The configuration of a training run: frozen dataclasses, to be filled from a YAML file.
 
-:mod:`stm_fast.training.config_file` validates types and limits. The numbers of both stages of the paper (STM,
-"Two-stage Training" and "Training Details") are in `configs/`.
+:mod:`stm_fast.training.config_file` validates types and limits. `configs/` has the numbers of both stages of the paper
+(STM, "Two-stage Training" and "Training Details").
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from stm_fast.data.augmentation import Augmentation
 from stm_fast.network import Architecture
 from stm_fast.network.architecture import STRIDE
 
-# values beyond these are mistakes, or would exhaust the memory long after the run began
+# values beyond these limits are mistakes, or would run out of memory long after the start
 Count = Annotated[int, Limits(ge=1, le=10**9)]
 CountFrom0 = Annotated[int, Limits(ge=0, le=10**9)]
 ClipCount = Annotated[int, Limits(ge=1, le=2**16)]
@@ -30,22 +30,21 @@ SourceWeight = Annotated[float, Limits(ge=0, le=1e9)]  # how often clips come fr
 
 @dataclass(frozen=True)
 class VideoData:
-    """Videos with a mask for every frame that is drawn."""
+    """Videos with a mask for every frame."""
 
     kind: VideoSetName
     path: str
     split: str = "train"
     weight: SourceWeight = 1.0
-    skip_divisor: Count = (
-        1  # YouTube-VOS is annotated every fifth frame: most recipes divide the skip by 5, STM does not
-    )
+    # YouTube-VOS is annotated every fifth frame: most recipes divide the skip by 5, STM does not
+    skip_divisor: Count = 1
 
 
 @dataclass(frozen=True)
 class ImageData:
     """Still images with masks, which random motion turns into clips (stage 1).
 
-    The folder has `JPEGImages` and `Annotations`, unless the globs `pictures` and `masks` say where they are.
+    The folder contains `JPEGImages` and `Annotations`, unless glob patterns `pictures` and `masks` are given.
     """
 
     kind: Literal["stills"]
@@ -67,7 +66,7 @@ class CocoData:
 
 @dataclass(frozen=True)
 class SyntheticData:
-    """As in :class:`stm_fast.data.synthetic_source.SyntheticSource`."""
+    """Arguments of :class:`stm_fast.data.synthetic_source.SyntheticSource`."""
 
     kind: Literal["synthetic"]
     length: Count = 10_000
@@ -87,18 +86,18 @@ Data = VideoData | ImageData | CocoData | SyntheticData
 
 @dataclass(frozen=True)
 class Clips:
-    """What a training sample is."""
+    """The shape of a training sample."""
 
-    frames: Annotated[int, Limits(ge=2, le=1000)] = 3  # one with its mask, the others to segment
+    frames: Annotated[int, Limits(ge=2, le=1000)] = 3  # one with its mask, and the others to segment
     size: tuple[CropSide, CropSide] = (384, 384)  # height, width
     max_objects: ObjectCount = 3
 
 
 @dataclass(frozen=True)
 class Skip:
-    """The most frames skipped between two of a clip: `first`, then `step` more every `every` epochs, up to `most`.
+    """The most frames skipped between two frames of a clip: `first`, plus `step` every `every` epochs, up to `most`.
 
-    The author's curriculum: 0 to 25, 5 more every 20 epochs.
+    The defaults are the curriculum of STM's author.
     """
 
     first: CountFrom0 = 0
@@ -109,8 +108,8 @@ class Skip:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer step takes `batch` clips over all processes; each process takes its share in `accumulate` parts, one
-    after the other, which saves memory and, with `batch_norm: fixed`, changes nothing else."""
+    """A step uses `batch` clips over all processes. Each process accumulates gradients over `accumulate` parts of its
+    share, which saves memory and, with `batch_norm: fixed`, does not change the result."""
 
     name: Literal["adam", "adamw"] = "adam"
     lr: Rate = 1e-5
@@ -118,12 +117,12 @@ class Optimizer:
     clip_norm: Annotated[float, Limits(gt=0)] | None = None
     batch: ClipCount = 4
     accumulate: ClipCount = 1
-    trunk_lr: Rate | None = None  # of the encoders' trunks, if it differs
+    trunk_lr: Rate | None = None  # of the trunks, if it is not `lr`
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate goes over the steps; see :mod:`stm_fast.training.schedule`."""
+    """The learning rate as a function of the step, see :mod:`stm_fast.training.schedule`."""
 
     name: Literal["constant", "poly", "cosine"] = "constant"
     warmup: CountFrom0 = 0  # steps
@@ -132,34 +131,40 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Loss:
-    """Arguments of :class:`stm_fast.training.step.ClipLoss`, by name."""
+    """Arguments of :class:`stm_fast.training.step.ClipLoss`."""
 
     iou_weight: Weight = 0.0
     affinity_weight: Weight = 0.0
     detach_memory: bool = False
 
 
-@dataclass(frozen=True)
-class Validation:
-    """J&F of whole sequences, every `every` epochs."""
+@dataclass(frozen=True, kw_only=True)
+class _Validation:
+    """J&F of whole sequences."""
 
-    kind: VideoSetName
-    path: str
-    split: str = "val"
-    every: Count = 1
+    every: Count = 1  # epochs
     max_size: MaxSize | None = None  # downscale so that the shorter side is at most this
     min_size: Side = 1  # upscale frames whose shorter side is below this
     memory_every: Count = 5  # frames
 
 
 @dataclass(frozen=True)
-class SyntheticValidation:
-    """The same on synthetic clips.
+class Validation(_Validation):
+    """Validation on a benchmark set."""
+
+    kind: VideoSetName
+    path: str
+    split: str = "val"
+
+
+@dataclass(frozen=True)
+class SyntheticValidation(_Validation):
+    """Validation on synthetic clips.
 
     Attributes:
-        first: number of the first clip; training uses those from 0 up to its `length`: larger numbers are unseen.
-        clips: how many.
-        frames, objects: of each, as for training.
+        first: number of the first clip. Training uses clips 0 to `length` - 1; larger numbers are unseen.
+        clips: number of clips.
+        frames, objects, height, width: as in `SyntheticData`.
     """
 
     kind: Literal["synthetic"]
@@ -169,38 +174,34 @@ class SyntheticValidation:
     objects: ObjectCounts = (1, 2, 3)
     height: Side = 144
     width: Side = 192
-    every: Count = 1
-    max_size: MaxSize | None = None
-    min_size: Side = 1
-    memory_every: Count = 5
 
 
 @dataclass(frozen=True)
 class Log:
-    """How often, in steps, something is written."""
+    """Numbers of steps between two outputs."""
 
-    every: Count = 20  # a line with the mean loss since the last one
-    pictures: Count | None = 1000  # a clip, its annotation and the prediction
+    every: Count = 20  # log lines, with the mean loss since the last line
+    pictures: Count | None = 1000  # images of a clip, its annotation and the prediction
     checkpoint: Count = 1000
-    compact: bool = False  # checkpoints of a third of the size, nearly exact: :mod:`stm_fast.training.compact`
+    compact: bool = False  # checkpoints of a third of the size, with rounding: :mod:`stm_fast.training.compact`
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A whole run.
+    """A training run.
 
     Attributes:
-        weights: a checkpoint to start from, such as that of stage 1, or "default", the package's own.
+        weights: initial weights: a checkpoint, such as that of stage 1, or "default", the package's weights.
         backbone_weights: "imagenet" or a file, for all encoders; ignored if `weights` is given.
-        frozen_stages: how many stages of the trunks, after their stem, keep their initial weights; 0 trains all.
-        batch_norm: "fixed" uses stored statistics as the paper does, "batch" those of the batch, for runs from scratch;
-            each process and each part of a batch then has its own.
+        frozen_stages: freezes the stem and this many stages of the trunks; 0 trains everything.
+        batch_norm: "fixed" uses stored statistics, as the paper does; "batch" uses those of the batch, in each process
+            and each part of a batch separately, to train from scratch.
         backend: of the memory read.
-        epochs, clips_per_epoch: how long; an epoch is only a unit that the curriculum and validation count in.
-        ema: decay of the average of the weights that is validated and kept; None keeps the weights themselves.
-        loading: "workers" decode and augment on the CPU; "device" keeps all images on the device and augments whole
-            batches there, for a GPU that its CPU cannot keep busy.
-        workers: processes that load clips; 0 loads them between the steps.
+        epochs, clips_per_epoch: length of the run; an epoch is only a unit for the curriculum and validation.
+        ema: decay of the moving average of the weights, which is then validated and saved in their place.
+        loading: "workers" decodes and augments on the CPU; "device" keeps all images on the device and augments whole
+            batches there, if the CPU is too slow for the GPU.
+        workers: processes that load clips; 0 loads them between steps.
     """
 
     data: Annotated[tuple[Annotated[Data, BY_KIND], ...], Limits(min_length=1)]
@@ -228,7 +229,7 @@ class TrainingConfig:
 
     @property
     def starts(self) -> list[Path]:
-        """Files that the initial weights may be read from."""
+        """Files of initial weights."""
         return [Path(start) for start in (self.weights, self.backbone_weights) if start is not None]
 
     @property

@@ -1,4 +1,4 @@
-"""A YAML file and changes from the command line to a `TrainingConfig`; messages name the key at fault."""
+"""Reads a `TrainingConfig` from a YAML file and changes on the command line; messages name the key at fault."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ from stm_fast.training.yaml_text import parsed_yaml, read_yaml
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails, SchemaValidator
 
-_MOST_DIGITS = 9  # of an index into a list
-_LONGEST_KEY = 99
-_DEEPEST = 9  # dots of a key
-_MOST_PIXELS = 2**34  # of all frames of a step: 48 GiB of them in 8 bits
+_MAX_DIGITS = 9  # of a list index
+_MAX_KEY_LENGTH = 99
+_MAX_DEPTH = 9  # dots in a key
+_MAX_PIXELS = 2**34  # of all frames of a step: 48 GiB at 8 bits per channel
 
-# what was expected, by pydantic's type of the error; its context fills the braces
+# what is expected, by the type of pydantic's error, whose context fills the braces
 _EXPECTED = {
     "bool_type": "true or false",
     "dataclass_type": "keys and values",
@@ -41,7 +41,7 @@ _EXPECTED = {
     "tuple_type": "a list",
     "union_tag_invalid": "{expected_tags}",
 }
-# keys whose sections are of several classes, and where in pydantic's path the name of the class stands
+# keys whose sections are of several classes, with the position of the class name in the path of pydantic's error
 _UNIONS = {"data": 2, "validation": 1}
 
 
@@ -49,9 +49,9 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
     """Reads a training run's configuration.
 
     Args:
-        path: a YAML file with the names of `TrainingConfig`.
-        changes: ``key=value``, with dots between nested keys and indices from 0 in lists, as in ``optimizer.lr=1e-4``
-            or ``data.0.path=DAVIS``; values are written as in YAML.
+        path: a YAML file with the keys of `TrainingConfig`.
+        changes: ``key=value``, where dots separate nested keys and list indices, such as ``optimizer.lr=1e-4`` or
+            ``data.0.path=DAVIS``; values are YAML.
 
     Raises:
         InputError: no such file, not YAML, an unknown or missing key, a value of the wrong type or out of range.
@@ -62,7 +62,7 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
     for change in changes:
         key, equals, value = change.partition("=")
         option = f"-o {shown_text(change)}"
-        if not key or not equals or key.count(".") > _DEEPEST:
+        if not key or not equals or key.count(".") > _MAX_DEPTH:
             raise InputError(f"{option}: expected key=value")
         content = _changed(content, key, parsed_yaml(value, option), option)
     config = from_plain(content, str(path))
@@ -71,7 +71,11 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
 
 
 def from_plain(content: Mapping[str, Any], source: str) -> TrainingConfig:
-    """A configuration from what YAML or `dataclasses.asdict` gives. Raises InputError that begins with `source`."""
+    """A configuration from the content of a YAML file, or from `dataclasses.asdict`.
+
+    Raises:
+        InputError: an invalid value; the message begins with `source`.
+    """
     from pydantic import ValidationError
 
     try:
@@ -90,9 +94,8 @@ def _validator() -> "SchemaValidator":
 
 
 def _strict(schema: Any) -> Any:
-    """Pydantic's schema with no conversions but from lists, dictionaries and text of numbers, and no unknown keys.
-
-    Its own strict mode would refuse dictionaries as well.
+    """A strict version of pydantic's schema: it refuses unknown keys, and only converts lists, dictionaries and numbers
+    as text. Pydantic's strict mode would also refuse dictionaries.
     """
     from pydantic_core.core_schema import no_info_before_validator_function as preceded
 
@@ -117,7 +120,7 @@ def _no_flag(value: Any) -> Any:
 
     if not isinstance(value, int | float | str) or isinstance(value, bool):
         raise PydanticKnownError("float_type")
-    # YAML takes 1e-5, without a point, for text
+    # in YAML, 1e-5 without a point is text
     return value
 
 
@@ -125,8 +128,8 @@ def _check_keys(names: Sequence[str], section: Any) -> Any:
     """Raises ValueError for an unknown key of a section."""
     for key in section if isinstance(section, Mapping) else ():
         if key not in names:
-            # takes long for long words
-            short = isinstance(key, str) and len(key) <= _LONGEST_KEY
+            # get_close_matches is slow for long words
+            short = isinstance(key, str) and len(key) <= _MAX_KEY_LENGTH
             near = get_close_matches(key, names, n=1) if short else []
             hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
             raise ValueError(f"{shown_text(key) if isinstance(key, str) else shown(key)}: unknown key, {hint}")
@@ -134,12 +137,12 @@ def _check_keys(names: Sequence[str], section: Any) -> Any:
 
 
 def _fault(error: "ErrorDetails") -> str:
-    """An error of pydantic as one line that begins with the key."""
+    """One line about an error of pydantic; it begins with the key."""
     path = [str(part) for part in error["loc"]]
     if path and path[0] in _UNIONS:
         del path[_UNIONS[path[0]] : _UNIONS[path[0]] + 1]
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
-    if kind == "value_error":  # of a section, which names the key inside it
+    if kind == "value_error":  # raised by a section, whose message begins with a key
         return ".".join([*path, str(context["error"])])
     if kind.startswith("union_tag"):
         path, found = [*path, "kind"], found.get("kind")
@@ -152,15 +155,15 @@ def _fault(error: "ErrorDetails") -> str:
 
 
 def _check_together(config: TrainingConfig, source: str) -> None:
-    """Raises InputError for values that do not fit one another."""
+    """Raises InputError for values that contradict one another."""
     clips, batch, validation = config.clips, config.optimizer.batch, config.validation
     size = list(clips.size)
     checks: list[tuple[str, object, bool, str]] = [
         (
             "optimizer.batch",
             batch,
-            batch * clips.frames * math.prod(size) <= _MOST_PIXELS,
-            f"at most {_MOST_PIXELS} pixels a step, where clips have {clips.frames} frames of {size}",
+            batch * clips.frames * math.prod(size) <= _MAX_PIXELS,
+            f"at most {_MAX_PIXELS} pixels a step, where clips have {clips.frames} frames of {size}",
         ),
         ("epochs", config.epochs, config.steps >= 1, f"clips for one batch of {batch} at least"),
     ]
@@ -176,11 +179,11 @@ def _check_together(config: TrainingConfig, source: str) -> None:
 
 
 def _changed(content: Any, key: str, value: Any, option: str) -> Any:
-    """Nested dictionaries and lists with another value at a dotted key."""
+    """A copy of nested dictionaries and lists with another value at a dotted key."""
     first, _, rest = key.partition(".")
     if isinstance(content, list):
-        # int() refuses thousands of digits
-        if not first.isdecimal() or len(first) > _MOST_DIGITS or int(first) >= len(content):
+        # int() raises for thousands of digits
+        if not first.isdecimal() or len(first) > _MAX_DIGITS or int(first) >= len(content):
             expected = f"0 to {len(content) - 1}" if content else "no number: the list is empty"
             raise InputError(f"{option}: found {shown(first)}, expected {expected}")
         at = int(first)

@@ -1,4 +1,4 @@
-"""One optimizer step over all processes: everything that training changes, and how."""
+"""The optimizer step, and all state that it changes."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,11 +17,11 @@ from stm_fast.training.config import Optimizer, TrainingConfig
 from stm_fast.training.schedule import rate_factor
 from stm_fast.training.step import ClipLoss
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # of both
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of both optimizers
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-class Learned(NamedTuple):
+class StepResult(NamedTuple):
     """The result of a step."""
 
     loss: Tensor  # mean over this process's clips, a scalar
@@ -30,12 +30,12 @@ class Learned(NamedTuple):
 
 
 class Learner:
-    """The network, its optimizer and the average of its weights.
+    """The network, its optimizer and the moving average of its weights.
 
     Args:
         config: of the run.
         clip_loss: the network inside its loss, on the CPU; it is moved to the accelerator's device.
-        accelerator: knows the other processes, the device and the precision.
+        accelerator: of the other processes, the device and the precision.
 
     Raises:
         InputError: a batch that cannot be divided among the processes.
@@ -44,7 +44,7 @@ class Learner:
     def __init__(self, config: TrainingConfig, clip_loss: ClipLoss, accelerator: Accelerator) -> None:
         _check_batch(config, accelerator.num_processes)
         self._config, self._accelerator = config, accelerator
-        # faster convolutions; the values of the weights do not change
+        # channels last, for faster convolutions
         self.clip_loss = clip_loss.to(accelerator.device).to(memory_format=torch.channels_last).train()
         self._average = None if config.ema is None else weight_average(clip_loss.model, config.ema)
         groups, self._rates = _groups(clip_loss.model, config.optimizer)
@@ -55,14 +55,20 @@ class Learner:
 
     @property
     def model(self) -> STM:
-        """The result of the run: the network, or the average of its weights."""
+        """The result of the run: the network, with the moving average of its weights if there is one."""
         if self._average is None:
             return self.clip_loss.model
         return cast(STM, self._average.module)
 
-    def step(self, batches: Sequence[ClipBatch], number: int, steps: int) -> Learned:
-        """Learns from this process's clips of one of `steps`; `number` counts from 0, `batches` are accumulated."""
-        # random numbers of a step depend on its number alone, as its clips do
+    def step(self, batches: Sequence[ClipBatch], number: int, steps: int) -> StepResult:
+        """Takes one optimizer step.
+
+        Args:
+            batches: this process's clips; gradients are accumulated over the batches.
+            number: of the step, from 0.
+            steps: total number of steps.
+        """
+        # random numbers of a step depend on its number alone, so that a run can resume anywhere
         torch.manual_seed(hash((self._config.seed, number, self._accelerator.process_index)))
         factor = rate_factor(self._config.schedule, number, steps)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -75,16 +81,16 @@ class Learner:
         self._optimizer.zero_grad()
         if self._average is not None:
             self._average.update_parameters(self.clip_loss.model)
-        return Learned(torch.stack(losses).sum(), norm, self._config.optimizer.lr * factor)
+        return StepResult(torch.stack(losses).sum(), norm, self._config.optimizer.lr * factor)
 
-    def place(self, batch: ClipBatch) -> tuple[Tensor, Tensor, list[int]]:
-        """Frames ``[B, T, 3, H, W]`` in [0, 1], ids ``[B, T, H, W]`` int64, objects: what a `ClipLoss` takes."""
+    def on_device(self, batch: ClipBatch) -> tuple[Tensor, Tensor, list[int]]:
+        """The arguments of `ClipLoss`: frames ``[B, T, 3, H, W]`` in [0, 1], ids ``[B, T, H, W]`` int64, objects."""
         device = self._accelerator.device
         frames = batch.frames.to(device, non_blocking=True).float() / 255
         return frames, batch.ids.to(device, non_blocking=True).long(), batch.objects
 
     def state(self) -> State:
-        """Everything that a step changes, as tensors, numbers and dictionaries of them."""
+        """All state that a step changes, as nested dictionaries of tensors and numbers."""
         scaler, average = self._accelerator.scaler, self._average
         return {
             "model": self.clip_loss.model.state_dict(),
@@ -94,12 +100,16 @@ class Learner:
         }
 
     def restore(self, state: State) -> None:
-        """Loads what `state` returned. Raises RuntimeError, ValueError or LookupError where it does not fit."""
+        """Loads a `state`.
+
+        Raises:
+            RuntimeError, ValueError, LookupError: it does not match the network or the optimizer.
+        """
         own = self.state()
         for name in ("model", "average"):
             _check_alike(state[name], own[name], name)
         self.clip_loss.model.load_state_dict(state["model"])
-        # each step sets the rates; the rest of the groups comes from the configuration
+        # learning rates are set in each step, and other settings come from the configuration
         groups = own["optimizer"]["param_groups"]
         self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         for weight, moments in self._optimizer.state.items():
@@ -111,22 +121,22 @@ class Learner:
             self._accelerator.scaler.load_state_dict(state["scaler"])
 
     def _backward(self, batch: ClipBatch, last: bool) -> Tensor:
-        """Accumulates the gradient of one batch; with the last one, it is summed over the processes."""
+        """Accumulates the gradient of a batch; after the last one, gradients are summed over the processes."""
         with nullcontext() if last else self._accelerator.no_sync(self._parallel):
-            loss: Tensor = self._parallel(*self.place(batch))
+            loss: Tensor = self._parallel(*self.on_device(batch))
             self._accelerator.backward(loss / self._config.optimizer.accumulate)
         return loss.detach()
 
 
 def _check_alike(found: State | None, own: State | None, name: str) -> None:
-    """Raises ValueError where names, shapes or dtypes differ."""
+    """Raises ValueError if names, shapes or dtypes differ."""
     kinds = [state and {key: (tensor.shape, tensor.dtype) for key, tensor in state.items()} for state in (found, own)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"{name}: other names, shapes or dtypes")
 
 
 def _groups(model: STM, optimizer: Optimizer) -> tuple[list[dict[str, Any]], list[float]]:
-    """The trained parameters and their rates: all in one group, or first the heads and then the trunks."""
+    """Groups of trainable parameters and their learning rates: one group, or one for heads and one for trunks."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     if optimizer.trunk_lr is None:
         return [{"params": trained}], [optimizer.lr]

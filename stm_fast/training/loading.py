@@ -1,4 +1,4 @@
-"""Loads the clips of the remaining steps: in worker processes, inline, or from the device."""
+"""Loads the clips of the remaining steps: in worker processes, in this process, or on the device."""
 
 import signal
 from collections.abc import Generator
@@ -15,52 +15,50 @@ from stm_fast.training.sampler import StepSampler
 def load_steps(
     clips: Dataset[TrainingClip], sampler: StepSampler, *, parts: int, workers: int, pin_memory: bool
 ) -> Generator[list[ClipBatch], None, None]:
-    """Yields the parts of this process's share of each step.
+    """Yields the batches of this process for each step.
 
     Args:
         clips: indexed by the sampler's keys.
-        parts: how many batches of the sampler make a step.
-        workers: processes that load; 0 loads inline.
+        sampler: of the remaining steps.
+        parts: batches of the sampler per step.
+        workers: number of worker processes; 0 loads in this process.
         pin_memory: for a GPU.
 
     Raises:
-        InputError: a clip that cannot be loaded.
+        InputError: a clip cannot be loaded.
     """
     loader = DataLoader(
         clips,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
-        # spawned, not forked: a forked copy of a process whose threads hold locks can hang
+        # spawned, because a forked process can deadlock on locks that other threads held
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_ignore_signals,
         pin_memory=pin_memory,
-        # not to draw from torch's global generator
+        # so that it does not draw from torch's global generator
         generator=torch.Generator(),
     )
     batches = iter(loader)
     try:
-        for step in zip(*[batches] * parts, strict=True):
-            yield list(step)
+        yield from map(list, zip(*[batches] * parts, strict=True))
     except InputError as error:
-        # a worker's error carries its traceback, the message last
+        # the message of a worker's exception is its traceback
         message = str(error).strip().splitlines()[-1]
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")) from error
     finally:
-        # an error's traceback keeps the loader alive; Python would wait at exit for its processes, which ignore SIGTERM
+        # a traceback can keep the loader alive; at exit, Python would wait for its processes, which ignore SIGTERM
         if workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def draw_steps(clips: DeviceClips, sampler: StepSampler, *, parts: int) -> Generator[list[ClipBatch], None, None]:
-    """The same, drawn on the device, inline.
+    """`load_steps` for clips that are drawn on the device.
 
     Raises:
-        InputError: clips without an object.
+        InputError: no clip of a batch has an object.
     """
-    batches = map(clips.batch, sampler)
-    for step in zip(*[batches] * parts, strict=True):
-        yield list(step)
+    yield from map(list, zip(*[map(clips.batch, sampler)] * parts, strict=True))
 
 
 def _ignore_signals(_: int) -> None:

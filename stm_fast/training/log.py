@@ -1,4 +1,4 @@
-"""The log of a run: lines of JSON, and the same numbers for TensorBoard if it is installed."""
+"""The log of a training run: JSON lines, and TensorBoard events if TensorBoard is installed."""
 
 import json
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ Line = Mapping[str, Any]
 
 @dataclass
 class Window:
-    """The steps since the last line."""
+    """Statistics of the steps since the last line of the log."""
 
     losses: list[float] = field(default_factory=list)  # of each step, over all processes
     seconds: float = 0.0
     skipped: int = 0  # corrupt items, since the run began
 
     def line(self, batch: int) -> dict[str, Any]:
-        """The entries of a line about them; a step has `batch` clips."""
+        """The entries of a log line; a step has `batch` clips."""
         steps = len(self.losses)
         return {
             "loss": sum(self.losses) / steps,
@@ -32,24 +32,25 @@ class Window:
 
 
 class TrainingLog:
-    """Appends to ``log.jsonl`` in a run's folder; each line has the number of steps done, `step`.
+    """Appends to ``log.jsonl`` in a run's folder; each line has the number of completed steps, `step`.
 
     Args:
         folder: of the run.
-        step: how many steps are done; lines of later ones, from before an interruption, are deleted.
+        step: number of completed steps; lines of later steps, from before an interruption, are deleted.
 
-    Raises InputError where it cannot be written, then and later, or what was written before is damaged.
+    Raises:
+        InputError: the log cannot be written (also in `write`), or existing lines are damaged.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self._file = folder / "log.jsonl"
-        _cut(self._file, step)
+        _truncate(self._file, step)
         self._folder = folder / "tensorboard"
         with writing(self._folder):
             self._board = _tensorboard(self._folder, step)
 
     def write(self, line: Line) -> None:
-        """Adds a line."""
+        """Appends a line."""
         with writing(self._file), self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._board is None:
@@ -62,9 +63,10 @@ class TrainingLog:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log; a truncated last one is left out.
+    """The lines of a log, without a last line that is incomplete.
 
-    Raises InputError where the file cannot be read, or a line is not as `TrainingLog` writes it.
+    Raises:
+        InputError: the file cannot be read, or a line is not as `TrainingLog` writes it.
     """
     *whole, _ = read_text(file, "the log of a training run").split("\n")
     return [_parsed(line, number, file) for number, line in enumerate(whole, 1)]
@@ -80,7 +82,7 @@ def _parsed(line: str, number: int, file: Path) -> dict[str, Any]:
     return found
 
 
-def _cut(file: Path, step: int) -> None:
+def _truncate(file: Path, step: int) -> None:
     kept = [line for line in read_log(file) if line["step"] <= step] if file.is_file() else []
     with whole_file(file) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))

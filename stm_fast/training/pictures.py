@@ -1,4 +1,4 @@
-"""A clip with its annotation and prediction, in one picture."""
+"""An image of a clip with its annotation and prediction, for the log."""
 
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from stm_fast.whole_file import make_folder, whole_file
 
 @torch.no_grad()
 def draw_clip(clip_loss: ClipLoss, frames: Tensor, ids: Tensor, objects: int) -> Image.Image:
-    """Annotation above, prediction below, a column per frame; the first frame's prediction is its given mask.
+    """Draws annotations above predictions, one column per frame; the first frame's prediction is its given mask.
 
     Args:
+        clip_loss: the network inside its loss.
         frames: ``[T, 3, H, W]`` in [0, 1].
         ids: ``[T, H, W]`` int64.
+        objects: number of objects.
     """
     training = clip_loss.training
     clip_loss.eval()
@@ -27,19 +29,17 @@ def draw_clip(clip_loss: ClipLoss, frames: Tensor, ids: Tensor, objects: int) ->
     predicted = torch.cat([ids[:1], logits.argmax(1)])  # [T, H, W]
     images = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # [T, H, W, 3]
     rows = [
-        np.concatenate([draw_overlay(image, mask) for image, mask in zip(images, _bytes(masks), strict=True)], axis=1)
-        for masks in (ids, predicted)
+        np.concatenate(
+            [draw_overlay(image, mask) for image, mask in zip(images, masks, strict=True)],
+            axis=1,
+        )
+        for masks in (labels.to(torch.uint8).cpu().numpy() for labels in (ids, predicted))
     ]
     return Image.fromarray(np.concatenate(rows))
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all, and makes its folder. Raises InputError where that is not possible."""
+    """Writes a PNG atomically, and creates its folder. Raises InputError if that fails."""
     make_folder(path.parent)
     with whole_file(path) as partial:
         picture.save(partial, "png")
-
-
-def _bytes(masks: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = masks.to(torch.uint8).cpu().numpy()
-    return array

@@ -1,4 +1,4 @@
-"""Whether a training run may resume from a checkpoint."""
+"""Validates a checkpoint before a training run resumes from it."""
 
 import dataclasses
 import math
@@ -17,19 +17,19 @@ from stm_fast.training.config import TrainingConfig
 from stm_fast.training.config_file import from_plain
 from stm_fast.training.log import Window
 
-# keys that may change while a run is interrupted, since they do not affect the steps that are done; so may paths, and,
-# like the number of processes, the parts of a batch: a machine with less memory needs more of them
-_FREE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights", "optimizer.accumulate")
-_PLACES = ("path", "pictures", "annotations")
+# keys that may change when a run resumes, because they do not affect completed steps; so may paths. accumulate may,
+# like the number of processes, because another machine may have less memory
+_CHANGEABLE = ("epochs", "workers", "validation", "log", "weights", "backbone_weights", "optimizer.accumulate")
+_PATH_KEYS = ("path", "pictures", "annotations")
 
 
 def state_of(file: Path, config: TrainingConfig) -> State | None:
-    """The state of an interrupted run; None where there is no checkpoint.
+    """The state of an interrupted run; None if there is no checkpoint.
 
-    Its best score is reset if the validation has changed.
+    The best score is reset if the validation set has changed.
 
     Raises:
-        InputError: not a checkpoint, a damaged one, or one of a run with another configuration.
+        InputError: not a checkpoint, a damaged one, or a checkpoint of a run with another configuration.
     """
     if not file.exists():
         return None
@@ -38,17 +38,17 @@ def state_of(file: Path, config: TrainingConfig) -> State | None:
         if name not in state or not fits(state[name]):
             found = shown(state[name]) if name in state else "none"
             raise InputError(f"{file}: its {name}: found {found}, expected {expected}; {WHAT_TO_DO}")
-    # an earlier version may have written fewer keys, which take their defaults
+    # keys that an earlier version did not write take their defaults
     began = from_plain(state["config"], str(file))
-    before, now = (dict(_flat(dataclasses.asdict(content))) for content in (began, config))
+    before, now = (dict(_flattened(dataclasses.asdict(content))) for content in (began, config))
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)
         parts = key.split(".")
-        if old == new or parts[-1] in _PLACES:
+        if old == new or parts[-1] in _PATH_KEYS:
             continue
         if parts[0] == "validation":
             state["best"] = -math.inf  # scores of different sets are not comparable
-        if parts[0] not in _FREE and key not in _FREE:
+        if parts[0] not in _CHANGEABLE and key not in _CHANGEABLE:
             raise InputError(
                 f"{file}: the run began with {key} {shown(old)}, found {shown(new)} now, expected the same"
             )
@@ -57,12 +57,12 @@ def state_of(file: Path, config: TrainingConfig) -> State | None:
 
 @contextmanager
 def restoring(file: Path) -> Iterator[None]:
-    """Turns errors from mismatched entries inside the block into an InputError that names the checkpoint."""
+    """Converts errors from mismatched entries in the block to an InputError that names the checkpoint."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    # each loader of a state has errors of its own
+    # the exceptions of the different loaders
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = shown_text(" ".join(str(error).split()))
         raise InputError(f"{file}: does not fit the network of its configuration ({why}); {WHAT_TO_DO}") from error
@@ -96,7 +96,7 @@ def _of_optimizer(value: Any) -> bool:
     return _is_state(value) and isinstance(value.get("state"), dict) and all(map(_is_state, value["state"].values()))
 
 
-# whether the entry of a checkpoint will do, and what it should be
+# for each entry of a checkpoint: whether a value is valid, and what is expected
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (_is_state, "a configuration"),
     "step": (_is_count, "a number of steps"),
@@ -109,11 +109,11 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _flat(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Each leaf value with its dotted key."""
+def _flattened(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields each leaf value with its dotted key."""
     if isinstance(content, dict | list | tuple):
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
         for name, inner in pairs:
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+            yield from _flattened(inner, f"{key}.{name}" if key else str(name))
     else:
         yield key, content

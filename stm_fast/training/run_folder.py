@@ -1,4 +1,4 @@
-"""The files of a training run."""
+"""The output folder of a training run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ from stm_fast.whole_file import make_folder, refuse_input, refuse_links, remove_
 
 
 class RunFolder:
-    """Names of a run's files.
+    """The files of a run.
 
-    ``checkpoint.pt`` all that a run needs to resume, ``model.safetensors`` its weights (their average if the run has
-    one), ``best.safetensors`` those with the highest J&F, ``log.jsonl``, ``tensorboard/``, ``pictures/``.
+    ``checkpoint.pt`` is the state to resume from, ``model.safetensors`` the weights (their moving average if there is
+    one), ``best.safetensors`` those with the highest J&F; also ``log.jsonl``, ``tensorboard/`` and ``pictures/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -22,10 +22,11 @@ class RunFolder:
         self.pictures = path / "pictures"
 
     def picture(self, step: int) -> Path:
+        """The image of a step."""
         return self.pictures / f"step-{step:07}.png"
 
     def check(self, resume: bool) -> None:
-        """Raises InputError where another run is there, or the folder of pictures is a link."""
+        """Raises InputError if the folder contains another run, or its folder of pictures is a link."""
         for file in (self.checkpoint, self.model, self.best):
             if file.exists() and not resume:
                 other = f"give another {option('output')}, or {option('resume', True)}"
@@ -33,12 +34,12 @@ class RunFolder:
         refuse_links(self.pictures)
 
     def check_inputs(self, inputs: Sequence[Path]) -> None:
-        """Raises InputError where weights of this run would overwrite `inputs`, the initial ones."""
+        """Raises InputError if the run would overwrite `inputs`, the initial weights."""
         for file in (self.model, self.best):
             refuse_input(file, inputs)
 
     def claim(self, resume: bool, inputs: Sequence[Path] = ()) -> None:
-        """Makes the folder. Raises InputError as `check` and `check_inputs` do."""
+        """Creates the folder. Raises InputError as `check` and `check_inputs` do."""
         self.check(resume)
         self.check_inputs(inputs)
         make_folder(self.path)

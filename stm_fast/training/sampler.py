@@ -1,4 +1,4 @@
-"""The clips that a process loads, from any step on."""
+"""The clips of each step and process."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +10,16 @@ from stm_fast.training.schedule import max_skip
 
 @dataclass(frozen=True)
 class StepSampler:
-    """The keys of the clips in each part of a batch that this process loads, from step `first` to the end of the run.
+    """Yields the keys of the clips that this process loads, for each part of each step from `first` to the end.
 
-    The clips of a run are numbered consecutively; step s takes ``batch`` numbers from ``s * batch`` on. So an epoch
-    need not be a whole number of steps, and a run may resume in the middle of one. Processes share the clips of a step:
-    which clips it has does not depend on the number of processes.
+    The clips of a run are numbered consecutively; step s has the ``batch`` clips from ``s * batch`` on. So an epoch
+    need not be a whole number of steps, and a run may resume within an epoch. Processes divide the clips of a step,
+    which do not depend on the number of processes.
+
+    Attributes:
+        config: of the run.
+        first: the first step, counted from 0.
+        rank, world_size: number of this process, and of all processes.
     """
 
     config: TrainingConfig

@@ -1,4 +1,4 @@
-"""What changes during a run, as functions of the step, the epoch or the time: there is no state to save."""
+"""Schedules as functions of the step, the epoch or the time, without state."""
 
 import math
 import time
@@ -7,17 +7,17 @@ from stm_fast.training.config import Schedule, Skip
 
 # the first steps compile kernels and allocate memory
 _WARMUP_STEPS = 5
-# steps from there to the first estimate; each further one comes after twice as many
+# steps from there to the first estimate; the number doubles for each further estimate
 _MEASURED_STEPS = 15
-# share of the remaining time, for steps that are slower than the mean
+# share of the remaining time that is held back, for steps that are slower than the mean
 _MARGIN = 0.02
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
     """The factor on the learning rate at a step, counted from 0, of a run of `steps`.
 
-    The paper's rate is constant, though its author reduces it; re-implementations use the polynomial of DeepLab,
-    ``(1 - step / steps) ** power``. During the first `warmup` steps the factor also rises linearly.
+    The paper's rate is constant, but its author's is not; reimplementations use the polynomial schedule of DeepLab,
+    ``(1 - step / steps) ** power``. During the first `warmup` steps, the factor also rises linearly.
     """
     done = min(step / steps, 1.0)
     factor = 1.0
@@ -34,11 +34,11 @@ def max_skip(skip: Skip, epoch: int) -> int:
 
 
 class TimeBudget:
-    """Estimates, with increasing precision, how many steps will be done at a given time.
+    """Estimates the number of steps that fit in the given time; estimates become more precise.
 
     Args:
-        step: how many are done now.
-        end: when the last one has to be done, on the monotonic clock.
+        step: number of completed steps.
+        end: when the last step has to be completed, by `time.monotonic`.
     """
 
     def __init__(self, step: int, end: float) -> None:
@@ -53,7 +53,7 @@ class TimeBudget:
         return time.monotonic() > self.end
 
     def steps(self, step: int) -> int | None:
-        """After step `step`: an estimate of all steps, or None between two estimates."""
+        """After step `step`: an estimate of the total number of steps; None between estimates."""
         now = time.monotonic()
         if step <= self._steady:
             self._since = now

@@ -1,4 +1,4 @@
-"""One training step: a batch of short clips through the network, as a video goes through it.
+"""The loss of a batch of short clips, which pass through the network like videos.
 
 B clips of T frames, H x W pixels each, with at most O objects; P objects of all clips; h = H / 16, w = W / 16.
 """
@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm_fast.network import STM, ObjectBatch, QueryFeatures
 from stm_fast.ops import MemoryRead
-from stm_fast.training.affinity import affinity_loss, shares
-from stm_fast.training.losses import cross_entropy, soft_iou_loss
+from stm_fast.training.losses import affinity_loss, shares, soft_iou_loss
 
 
 class _Memory(NamedTuple):
-    """Of the frames so far, for every object."""
+    """Memory of the frames so far, of every object."""
 
     key: Tensor  # [P, Ck, t, h, w]
     value: Tensor  # [P, Cv, t, h, w]
 
 
 class _Step(NamedTuple):
-    """A segmented frame, and the keys that were compared."""
+    """A segmented frame, with query and memory keys."""
 
     logits: Tensor  # [B, 1 + O, H, W], -inf where there is no object
     query_key: Tensor  # [P, Ck, h, w]
@@ -33,15 +33,15 @@ class _Step(NamedTuple):
 class ClipLoss(nn.Module):
     """The loss of a batch of clips; its parameters are the network's.
 
-    Frame 1 is memorized with its mask and frame 2 segmented; frame 2 is memorized with its soft prediction, frame 3
-    segmented with both in memory, and so on. The loss is taken on all predictions, and its gradient goes through
-    the memory (STM, "Two-stage Training"; details that the paper omits are as its author explained them).
+    Frame 1 is memorized with its mask, and frame 2 is segmented; frame 2 is memorized with its soft prediction, and
+    frame 3 is segmented with both in memory, and so on. The loss is the sum of the cross-entropies of all predictions,
+    and gradients flow through the memory (STM, "Two-stage Training"; details that the paper omits follow its author).
 
     Args:
-        model: the network; sides of frames are multiples of its stride.
-        iou_weight: of `soft_iou_loss` beside the cross-entropy.
-        affinity_weight: of `affinity_loss` beside it.
-        detach_memory: predictions are memorized without gradient, as one published training does in its second stage.
+        model: the network; height and width of frames must be multiples of its stride.
+        iou_weight: weight of `soft_iou_loss`; that of the cross-entropy is 1.
+        affinity_weight: weight of `affinity_loss`.
+        detach_memory: memorizes predictions without gradient, as one published recipe does in its second stage.
         backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
     """
 
@@ -63,12 +63,15 @@ class ClipLoss(nn.Module):
         self._read = MemoryRead(backend=backend)
 
     def forward(self, frames: Tensor, ids: Tensor, objects: list[int]) -> Tensor:
-        """Mean loss of the clips, a scalar.
+        """The mean loss of the clips, a scalar.
 
         Args:
             frames: ``[B, T, 3, H, W]`` in [0, 1], T at least 2.
             ids: ``[B, T, H, W]`` int64, 0 the background, 1..O the objects of each clip.
-            objects: O of each clip, at least 1.
+            objects: number of objects of each clip, at least 1.
+
+        Raises:
+            ValueError: other shapes or numbers.
         """
         _check(frames, ids[:, 0], objects, self.model.stride)
         losses = []
@@ -87,10 +90,13 @@ class ClipLoss(nn.Module):
         Args:
             frames: ``[B, T, 3, H, W]`` in [0, 1].
             first_ids: ``[B, H, W]`` int64, ids in each clip's first frame.
-            objects: how many of each clip.
+            objects: number of objects of each clip, at least 1.
 
         Returns:
-            For each clip the logits ``[T - 1, 1 + O, H, W]``, float32, of its other frames; background first.
+            For each clip, the logits ``[T - 1, 1 + O, H, W]`` of the other frames, float32, background first.
+
+        Raises:
+            ValueError: other shapes or numbers.
         """
         _check(frames, first_ids, objects, self.model.stride)
         steps = self._steps(frames, first_ids, ObjectBatch.of(objects, frames.device))
@@ -98,7 +104,7 @@ class ClipLoss(nn.Module):
         return [of_clip[:, : 1 + count] for of_clip, count in zip(logits, objects, strict=True)]
 
     def _steps(self, frames: Tensor, first_ids: Tensor, objects: ObjectBatch) -> Iterator[_Step]:
-        """The frames after the first, in order."""
+        """Segments the frames after the first, in order."""
         masks = (first_ids[objects.batch_index] == objects.labels[:, None, None]).to(frames.dtype)  # [P, H, W]
         memory, known = None, None
         for time in range(1, frames.shape[1]):
@@ -112,23 +118,23 @@ class ClipLoss(nn.Module):
                 masks = masks.detach()
 
     def _segmented(self, features: QueryFeatures, memory: _Memory, objects: ObjectBatch) -> _Step:
-        """A frame of each clip, from its features, segmented."""
+        """Segments a frame of each clip, given its features."""
         query_key, query_value = (x[objects.batch_index] for x in (features.key, features.value))  # [P, C, h, w]
         merged, _ = self._read(memory.key, memory.value, query_key, query_value)  # [P, Cv + .., h, w]
         logits = self.model.decode(merged[:, : self.model.value_dim], features, objects)
         return _Step(logits, query_key, memory.key)
 
     def _affinity_loss(self, step: _Step, seen: Tensor) -> Tensor:
-        """`affinity_loss` [P] of a step, from the shares [P, 3, t + 1, h, w] in the memory frames and its own."""
+        """`affinity_loss` [P] of a step, given the shares [P, 3, t + 1, h, w] of the memory frames and its frame."""
         return affinity_loss(step.query_key, step.memory_key, seen[:, :, :-1], seen[:, :, -1:], self._backend)
 
     def _loss(self, logits: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
-        loss = cross_entropy(logits, ids)
+        loss = F.cross_entropy(logits, ids)
         return loss + self._iou_weight * soft_iou_loss(logits, ids, counts) if self._iou_weight else loss
 
 
 def _extended(memory: _Memory | None, key: Tensor, value: Tensor) -> _Memory:
-    """The memory with one more frame, [P, C, 1, h, w]."""
+    """Appends a frame [P, C, 1, h, w] to the memory."""
     if memory is None:
         return _Memory(key, value)
     return _Memory(torch.cat([memory.key, key], 2), torch.cat([memory.value, value], 2))

@@ -1,4 +1,4 @@
-"""A training run; interrupted and resumed anywhere, it ends with the same weights."""
+"""A training run, which may be interrupted and resumed at any step without changing the result."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from stm_fast.network import save_checkpoint
 from stm_fast.runs.ranks import launched
 from stm_fast.training.checkpoint import write_state
 from stm_fast.training.config import TrainingConfig
-from stm_fast.training.learner import Learned, Learner
+from stm_fast.training.learner import Learner, StepResult
 from stm_fast.training.loading import draw_steps, load_steps
 from stm_fast.training.log import TrainingLog, Window
 from stm_fast.training.pictures import draw_clip, write_picture
@@ -30,29 +30,28 @@ from stm_fast.training.schedule import TimeBudget
 from stm_fast.training.step import ClipLoss
 from stm_fast.training.validation import Validator
 
-# the last validation may take this much longer than the first; then the checkpoint is written
+# factor by which the last validation may be slower than the first, and time to write the checkpoint
 _VALIDATION_MARGIN = 1.2
 _SAVING_SECONDS = 2.0
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Trainer:
-    """A training run (STM, "Two-stage Training"); under torchrun, each process does its share.
+    """A training run (STM, "Two-stage Training"); under torchrun, processes divide each batch.
 
-    A step depends on the configuration, the weights and the step's number alone. A run that is interrupted anywhere and
-    resumed ends with the same weights, on a CPU with the same number of threads bit for bit. With fixed BatchNorm,
-    another number of processes gives the same weights up to rounding; otherwise each process and each part of a batch
-    has its own statistics.
+    A step depends on the configuration, the weights and the step's number alone, so an interruption does not change the
+    final weights: not a single bit on a CPU with the same number of threads. With fixed BatchNorm, the number of
+    processes only changes rounding; otherwise, each process and each part of a batch has its own statistics.
 
     Args:
         config: of the run.
         clip_loss: the network inside its loss, on the CPU.
         clips: indexed by `SampleKey`.
         output: folder of the run.
-        resume: continue from the checkpoint in `output`, or begin if there is none.
+        resume: continues from the checkpoint in `output`, if there is one.
 
     Attributes:
-        step: how many steps are done.
+        step: number of completed steps.
 
     Raises:
         InputError: a folder that holds another run, a precision or backend that the device does not support, a batch
@@ -64,7 +63,7 @@ class Trainer:
         self, config: TrainingConfig, clip_loss: ClipLoss, clips: Dataset[TrainingClip], output: Path, *, resume: bool
     ) -> None:
         self._config, self._clips = config, clips
-        self._most_epochs = config.epochs
+        self._max_epochs = config.epochs
         self._accelerator = _accelerator(config)
         self._folder = RunFolder(output)
         if self._accelerator.is_main_process:
@@ -88,26 +87,27 @@ class Trainer:
         *,
         end: float | None = None,
     ) -> bool:
-        """Trains to the end, or until `stop` is true in any process; either way the last step is saved.
+        """Trains to the end, or until `stop` returns True in any process; in both cases, the last step is saved.
 
         Args:
-            progress: called with the number of steps done and of all steps.
-            end: when to be done, on the monotonic clock. Epochs, and with them the schedule, are cut to what fits in
-                the time. The run validates before the first step and after the last one.
+            stop: called after each step.
+            progress: called with the number of completed steps and the total.
+            end: when to finish, by `time.monotonic`. The number of epochs, and with it the schedule, is reduced to what
+                fits in the time. The run validates before the first step and after the last one.
 
         Returns:
-            Whether this was the end.
+            Whether all steps are completed.
 
         Raises:
-            InputError: bad data, a full disk, a loss that is not finite; the last checkpoint stays valid.
+            InputError: invalid data, a full disk, or a loss that is not finite; the last checkpoint is still valid.
         """
         log = TrainingLog(self._folder.path, self.step) if self._accelerator.is_main_process else None
         budget = None if end is None else self._budget(end, log)
-        # the loaders end with the run, however it ends
+        # closing() ends the worker processes even after an error
         with closing(self._batches()) as steps:
             validated = self._train(steps, log, stop, progress, budget)
         if budget is not None and not validated and not stop():
-            self._validated(log)
+            self._run_validation(log)
             self._save()
         return self.step >= self._config.steps
 
@@ -123,21 +123,21 @@ class Trainer:
         progress: Callable[[int, int | None], None] | None,
         budget: TimeBudget | None,
     ) -> bool:
-        """Takes the remaining steps, or some of them. Returns whether it validated after the last one."""
+        """Takes steps until the end or a stop. Returns whether it validated after the last one."""
         validated = stopping = False
         before = time.perf_counter()
-        # the next batch is queued on the GPU before this step's loss is waited for
+        # queues the next batch on the GPU before waiting for this step's loss
         prefetch = isinstance(self._clips, DeviceClips)
         batches = next(steps, None)
         while batches is not None and not stopping:
-            learned = self._learner.step(batches, self.step, self._config.steps)
+            result = self._learner.step(batches, self.step, self._config.steps)
             self.step += 1
             following = next(steps, None) if prefetch else None
-            stopping = self._count(learned, batches, stop() or (budget is not None and budget.over))
-            self._fit(budget)
+            stopping = self._record(result, batches, stop() or (budget is not None and budget.over))
+            self._update_epochs(budget)
             stopping |= self.step >= self._config.steps
             self._window.seconds += time.perf_counter() - before
-            self._report(log, learned, batches[0])
+            self._report(log, result, batches[0])
             validated = self._end_of_epoch(log)
             if stopping or validated or self.step % self._config.log.checkpoint == 0:
                 self._save()
@@ -157,7 +157,7 @@ class Trainer:
             )
 
     def _batches(self) -> Generator[list[ClipBatch], None, None]:
-        """Yields the parts of this process's share of each remaining step."""
+        """Yields the batches of this process for each remaining step."""
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
         sampler, parts = StepSampler(self._config, self.step, rank, processes), self._config.optimizer.accumulate
         if isinstance(self._clips, DeviceClips):
@@ -171,24 +171,24 @@ class Trainer:
         )
 
     def _budget(self, end: float, log: TrainingLog | None) -> TimeBudget:
-        """The time until `end`, less that of a validation, which is measured by validating."""
+        """The time until `end`, minus the time of a validation, which is measured by validating now."""
         before = time.monotonic()
-        self._validated(log)
+        self._run_validation(log)
         return TimeBudget(self.step, end - _VALIDATION_MARGIN * (time.monotonic() - before) - _SAVING_SECONDS)
 
-    def _fit(self, budget: TimeBudget | None) -> None:
-        """Sets the number of epochs to what fits in the time, when there is a new estimate."""
+    def _update_epochs(self, budget: TimeBudget | None) -> None:
+        """Sets the number of epochs to what fits in the time, if there is a new estimate."""
         steps = None if budget is None else budget.steps(self.step)
         if steps is None:
             return
         least = self._accelerator.gather(torch.tensor([steps], device=self._accelerator.device)).min()
         epochs = int(least) * self._config.optimizer.batch // self._config.clips_per_epoch
-        self._config = replace(self._config, epochs=max(1, min(epochs, self._most_epochs)))
+        self._config = replace(self._config, epochs=max(1, min(epochs, self._max_epochs)))
 
-    def _count(self, learned: Learned, batches: list[ClipBatch], asked: bool) -> bool:
-        """Adds a step to the window. Returns whether any process was asked to stop."""
+    def _record(self, result: StepResult, batches: list[ClipBatch], asked: bool) -> bool:
+        """Adds a step to the window. Returns whether any process was asked to stop. Raises InputError."""
         skipped = sum(len(batch.faults) for batch in batches)
-        own = torch.stack([learned.loss.double(), *learned.loss.new_tensor([asked, skipped], dtype=torch.float64)])
+        own = torch.stack([result.loss.double(), *result.loss.new_tensor([asked, skipped], dtype=torch.float64)])
         total = self._accelerator.reduce(own, "sum").tolist()
         loss = total[0] / self._accelerator.num_processes
         if not math.isfinite(loss):
@@ -200,37 +200,37 @@ class Trainer:
         self._window.skipped += int(total[2])
         return bool(total[1])
 
-    def _report(self, log: TrainingLog | None, learned: Learned, batch: ClipBatch) -> None:
-        """Writes a line and a picture when they are due."""
+    def _report(self, log: TrainingLog | None, result: StepResult, batch: ClipBatch) -> None:
+        """Writes a log line and a picture if they are due."""
         every = self._config.log
         last = self.step >= self._config.steps
         if self.step % every.every == 0 or last:
             line = self._window.line(self._config.optimizer.batch) | {
                 "step": self.step,
                 "epoch": self.step * self._config.optimizer.batch / self._config.clips_per_epoch,
-                "learning_rate": learned.learning_rate,
-                "gradient_norm": learned.gradient_norm.item(),
+                "learning_rate": result.learning_rate,
+                "gradient_norm": result.gradient_norm.item(),
             }
             self._window = Window(skipped=self._window.skipped)
             if log is not None:
                 log.write(line)
         if log is not None and every.pictures is not None and (self.step % every.pictures == 0 or last):
-            frames, ids, objects = self._learner.place(batch)
+            frames, ids, objects = self._learner.on_device(batch)
             picture = draw_clip(self._learner.clip_loss, frames[0], ids[0], objects[0])
             write_picture(picture, self._folder.picture(self.step))
 
     def _end_of_epoch(self, log: TrainingLog | None) -> bool:
-        """Validates after an epoch if that is due. Returns whether it did."""
+        """Validates if an epoch has ended and validation is due. Returns whether it did."""
         batch, clips = self._config.optimizer.batch, self._config.clips_per_epoch
         epoch = self.step * batch // clips
         if self._validate is None or epoch == (self.step - 1) * batch // clips:
             return False
         if epoch % self._validate.every and self.step < self._config.steps:
             return False
-        return self._validated(log)
+        return self._run_validation(log)
 
-    def _validated(self, log: TrainingLog | None) -> bool:
-        """Validates and keeps the best weights. Returns whether the run validates at all."""
+    def _run_validation(self, log: TrainingLog | None) -> bool:
+        """Validates, and saves the weights if they are the best. Returns whether the run has a validation set."""
         if self._validate is None:
             return False
         scores = self._validate(self._learner.model)
@@ -242,7 +242,7 @@ class Trainer:
         return True
 
     def _save(self) -> None:
-        """Writes all that the run needs to continue from here."""
+        """Writes the weights and the checkpoint."""
         if self._accelerator.is_main_process:
             save_checkpoint(self._learner.model, self._folder.model)
             progress = {"step": self.step, "best": self._best, "window": asdict(self._window)}
@@ -255,13 +255,13 @@ class Trainer:
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
     on_cpu = not torch.accelerator.is_available()
-    # accelerate would fail too late, and its first settings are those of the whole process
+    # checked here because accelerate would fail later, after its settings are fixed for the whole process
     if config.precision == "fp16" and on_cpu:
         raise InputError("precision: found fp16, which needs a GPU, and this machine has none")
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise InputError("precision: found bf16, which this GPU does not support")
     try:
-        # on a machine without a GPU, accelerate sees torchrun's processes only if told to use the CPU
+        # without a GPU, accelerate only uses torchrun's processes if `cpu` is set
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=_PRECISIONS[config.precision])
     except ValueError as error:
         raise InputError(f"precision: found {config.precision} in a process that began with another one") from error

@@ -46,7 +46,7 @@ class Validator:
         self._options = RunOptions(memory, validation.max_size, validation.min_size, backend)
 
     def __call__(self, model: STM) -> dict[str, float]:
-        """The toolkit's global measures, in [0, 1]."""
+        """Scores a network: the global measures of the DAVIS toolkit, in [0, 1]."""
         copy = for_inference(model)
         share = launched().share(self._sequences)
         with tempfile.TemporaryDirectory(prefix="stm_fast_validation_") as name:

@@ -1,4 +1,4 @@
-"""How a trained network runs: prepared for inference, in which dtype, compiled, and in how much memory."""
+"""Deployment of a trained network: inference modules, dtype, compilation and memory footprint."""
 
 from stm_fast.network.deploy.deployment import for_inference
 

@@ -2,9 +2,8 @@
 
     y = project(relu6(depthwise(relu6(expand(x))))) [+ x]
 
-Only a few rows of some channels of the expanded map exist at a time, in a core's own cache, where PyTorch writes and
-reads the whole map four times. The loops are in the C++ extension; csrc/include/stm_fast/inverted_bottleneck.h explains
-them.
+PyTorch writes and reads the whole expanded map four times. Here, only a few rows of some channels exist at a time, in a
+core's private cache. The loops are in the C++ extension; csrc/include/stm_fast/inverted_bottleneck.h explains them.
 """
 
 import torch
@@ -18,7 +17,7 @@ from stm_fast.ops import cpp_ops
 DTYPES = (torch.float32, torch.bfloat16)
 KERNELS = (3, 5)
 STRIDES = (1, 2)
-_PANEL = 16  # adjacent columns of a packed weight
+_PANEL = 16  # columns per panel of a packed weight
 
 torch.library.define(
     "stm_fast::inverted_bottleneck",
@@ -42,19 +41,19 @@ def absent_reasons() -> list[str]:
 class FusedBottleneck(nn.Module):
     """Replaces an `InvertedBottleneck` from Cin channels, expanded to M, to Cout; without gradients.
 
-    Everything between input and result is float32; where a CPU multiplies bfloat16, the input of the last product is
-    rounded to it.
+    Intermediate results are float32. With bfloat16 on a CPU that has instructions for it, the input of the last product
+    is rounded to bfloat16.
 
     Raises:
-        InputError: a block that `fits` refuses.
+        InputError: the operators do not support the block, see `fits`.
     """
 
     expand: Tensor | None  # [ceil(M / 16), Cin, 16], or in pairs of bfloat16 [ceil(M / 16), ceil(Cin / 2), 16, 2]
-    expand_bias: Tensor | None  # [M up to 16], float32, as the next two
-    depthwise: Tensor  # [k * k, M up to 16]
-    depthwise_bias: Tensor  # [M up to 16]
-    project: Tensor  # as expand, [ceil(Cout / 16), M, 16]
-    project_bias: Tensor  # [Cout up to 16], float32
+    expand_bias: Tensor | None  # [M'], float32, where M' is M rounded up to a multiple of 16
+    depthwise: Tensor  # [k * k, M'], float32
+    depthwise_bias: Tensor  # [M'], float32
+    project: Tensor  # [ceil(Cout / 16), M, 16], or in pairs like `expand`
+    project_bias: Tensor  # [Cout'], float32
 
     def __init__(self, block: InvertedBottleneck) -> None:
         super().__init__()
@@ -78,8 +77,8 @@ class FusedBottleneck(nn.Module):
             Channels last.
 
         Raises:
-            InputError: another dtype than that of the weights.
-            RuntimeError: another number of channels.
+            InputError: `x` and the weights have different dtypes.
+            RuntimeError: a wrong number of channels.
         """
         if x.dtype != self.project.dtype:
             raise InputError(f"x: found {x.dtype}, expected that of the weights, {self.project.dtype}")
@@ -94,14 +93,14 @@ class FusedBottleneck(nn.Module):
 class FusedStem(nn.Module):
     """Replaces a `Stem`, a convolution of few channels and its ReLU6; without gradients.
 
-    All products are in float32, and a window is a few long rows of a matrix.
+    All products are in float32.
 
     Raises:
-        InputError: a convolution that `fits` refuses.
+        InputError: the operator does not support the convolution, see `fits`.
     """
 
     weight: Tensor  # [ceil(K / 16), k * k * C, 16], float32
-    bias: Tensor  # [K up to 16], float32
+    bias: Tensor  # [K rounded up to a multiple of 16], float32
 
     def __init__(self, conv: Stem) -> None:
         super().__init__()
@@ -118,7 +117,7 @@ class FusedStem(nn.Module):
             Channels last.
 
         Raises:
-            RuntimeError: another dtype than float32 and bfloat16, or another number of channels.
+            RuntimeError: a dtype other than float32 and bfloat16, or a wrong number of channels.
         """
         images, out = _images(x, self._stride, self._channels)
         torch.ops.stm_fast.convolution_relu6(out, images, self.weight, self.bias, self._kernel, self._stride)
@@ -126,7 +125,7 @@ class FusedStem(nn.Module):
 
 
 def replace_bottlenecks(module: nn.Module) -> None:
-    """Replaces every inverted bottleneck and stem inside `module` that `fits`."""
+    """Replaces every inverted bottleneck and stem in `module` that the operators support."""
     for name, child in module.named_children():
         if isinstance(child, Stem) and fits(child):
             setattr(module, name, FusedStem(child))
@@ -140,14 +139,14 @@ _COVERED = "a kernel of 3 x 3 or 5 x 5, stride 1 or 2, and float32 or bfloat16"
 
 
 def fits(conv: nn.Conv2d) -> bool:
-    """Whether the operators cover a stem, or a bottleneck by its depthwise convolution: sizes, strides and dtype."""
+    """Whether the operators support a stem, or a bottleneck with this depthwise convolution."""
     square = conv.kernel_size[0] == conv.kernel_size[1] and conv.stride[0] == conv.stride[1]
     covered = conv.kernel_size[0] in KERNELS and conv.stride[0] in STRIDES
     return square and covered and conv.weight.dtype in DTYPES
 
 
 def _images(x: Tensor, stride: int, channels: int) -> tuple[Tensor, Tensor]:
-    """The input as ``[B, H, W, C]``, and an empty output."""
+    """The input as ``[B, H, W, C]``, and an uninitialized output."""
     images = x.detach().permute(0, 2, 3, 1).contiguous()
     batch, height, width, _ = images.shape
     return images, images.new_empty(batch, -(-height // stride), -(-width // stride), channels)
@@ -158,12 +157,12 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 def _padded(rows: Tensor) -> Tensor:
-    """Zeros after the last dimension, up to a whole panel."""
+    """Pads the last dimension with zeros to a multiple of `_PANEL`."""
     return F.pad(rows.detach(), (0, -rows.shape[-1] % _PANEL)).contiguous()
 
 
 def _panels(weight: Tensor) -> Tensor:
-    """A weight ``[K, depth]`` as ``[ceil(K / 16), depth, 16]``; in bfloat16, adjacent numbers of the depth in pairs."""
+    """Packs a weight ``[K, depth]`` as ``[ceil(K / 16), depth, 16]``; in bfloat16, adjacent depths are interleaved."""
     columns = _padded(weight.T)  # [depth, K up to 16]
     panels = columns.shape[1] // _PANEL
     if weight.dtype == torch.bfloat16:

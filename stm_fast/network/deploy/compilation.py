@@ -1,4 +1,4 @@
-"""torch.compile for the parts of a network whose number of objects changes."""
+"""torch.compile for parts of a network with a varying number of objects."""
 
 import logging
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from stm_fast.torch_private import compile_failure, mark_dynamic
 _log = logging.getLogger(__name__)
 
 
-class _Switch:
-    """Shared by the parts of a network: the first that fails to compile disables compilation for all."""
+class _CompilationSwitch:
+    """Shared by all parts of a network: if one fails to compile, compilation is disabled for all."""
 
     on = True
 
 
 class CompiledCall:
-    """A method of a module, compiled: once for one object, once for any larger number.
+    """A compiled method of a module: compiled once for one object, and once for all larger numbers.
 
-    The first call compiles. If that fails, the log says why and the method runs uncompiled.
+    The first call compiles. If that fails, a warning is logged and the method runs uncompiled.
     """
 
-    def __init__(self, method: Callable[..., Any], mode: str, switch: _Switch) -> None:
+    def __init__(self, method: Callable[..., Any], mode: str, switch: _CompilationSwitch) -> None:
         self._method, self._switch = method, switch
         self._compiled = torch.compile(method, mode=mode)
         self._failure = compile_failure()
@@ -45,13 +45,13 @@ class CompiledCall:
 
 
 def compile_calls(calls: list[tuple[nn.Module, str]], mode: str) -> None:
-    """Compiles methods of modules, each named with its module, in place.
+    """Compiles methods, given as modules and names, in place.
 
     Raises:
         InputError: not a `CompileMode`.
     """
     if mode not in get_args(CompileMode):
         raise InputError(f"compile: found {mode!r}, expected one of {', '.join(get_args(CompileMode))}")
-    switch = _Switch()
+    switch = _CompilationSwitch()
     for module, name in calls:
         setattr(module, name, CompiledCall(getattr(module, name), mode, switch))

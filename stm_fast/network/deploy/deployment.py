@@ -1,4 +1,4 @@
-"""A network prepared for inference: the same function with less to compute."""
+"""Prepares a network for inference: the same function in fewer operations."""
 
 from copy import deepcopy
 
@@ -24,10 +24,10 @@ from stm_fast.ops import probabilities
 
 
 class OnePassSTM(STM):
-    """An STM whose probabilities are one operator from the decoder's logits on."""
+    """An STM that computes probabilities from the decoder's logits in one operator."""
 
     def probabilities(self, read: Tensor, features: QueryFeatures) -> Tensor:
-        """As in `STM`, but for rounding."""
+        """As in `STM`, up to rounding."""
         self._check_read(read, features)
         logits = self.decoder(read, features.value, features.r3, features.r2, resized=False)  # [O, 1 or 2, H'/4, W'/4]
         return probabilities.object_probabilities(logits, features.pads, EPSILON)
@@ -40,22 +40,19 @@ def for_inference(
     objects_at_a_time: int | None = None,
     compile: str | None = None,
 ) -> STM:
-    """A copy that only infers, one frame at a time; results differ by rounding alone.
+    """A copy for inference, one frame at a time; results differ by rounding alone.
 
-    BatchNorm with fixed statistics is a scale and a shift: the convolution before it takes them over. What objects
-    share is computed once (:mod:`stm_fast.network.deploy.shared_work`). On a CPU with the extension, in float32,
-    convolutions of 3 x 3 take a quarter of the multiplications (:mod:`stm_fast.network.deploy.winograd`); in half
-    precision too, what follows the decoder is one pass over the frame (:mod:`stm_fast.ops.probabilities`); and
-    EfficientNet-Lite's bottlenecks are one operator each, in float32 and bfloat16
-    (:mod:`stm_fast.network.deploy.bottlenecks`).
+    BatchNorm is folded into convolutions, and what objects share is computed once
+    (:mod:`stm_fast.network.deploy.shared_work`). On a CPU, the operators of the C++ extension replace parts of it.
 
-    The copy has no gradients, stays on its device and in its dtype, and has other entries in its state dict: keep the
-    original to train, load, save or move. It can be copied, pickled and sent to other processes unless it is compiled.
+    The copy has no gradients and another state dict, and cannot be moved to another device or dtype: keep the original
+    to train, load, save or move. It can be copied and pickled unless it is compiled.
 
     Args:
+        model: on the device that the copy is for.
         dtype: of the copy, by default the model's.
-        objects_at_a_time: how many objects are encoded and decoded together: more keep a GPU busy, fewer take less
-            memory. By default all on a GPU, and one on a CPU, where together they would be no faster.
+        objects_at_a_time: number of objects to encode and decode together: more keep a GPU busy, fewer take less
+            memory. By default all on a GPU, and one on a CPU, where more would be no faster.
         compile: a mode of torch.compile for the copy's parts (:mod:`stm_fast.network.deploy.compilation`).
 
     Raises:
@@ -66,15 +63,10 @@ def for_inference(
     dtype = dtype or weight.dtype
     on_cpu = weight.device.type == "cpu"
     per_object = _share_work(copy, 1 if objects_at_a_time is None and on_cpu else objects_at_a_time)
-    # channels last on a GPU, too: it gives keys and values the rows that the memory read needs
+    # channels last on a GPU, too: then keys and values have the row layout of the memory read
     copy.to(dtype).to(memory_format=torch.channels_last)
     if on_cpu:
-        if not bottlenecks.absent_reasons():
-            bottlenecks.replace_bottlenecks(copy)
-        if dtype == torch.float32 and not winograd.absent_reasons():
-            winograd.replace_convolutions(copy)
-        if dtype in probabilities.DTYPES and not probabilities.absent_reasons():
-            copy.__class__ = OnePassSTM
+        _use_cpu_operators(copy, dtype)
     if compile is not None:
         parts = [copy.query_encoder, copy.query_key_value, copy.memory_key_value]
         compile_calls([*((part, "forward") for part in parts), *per_object], compile)
@@ -82,8 +74,18 @@ def for_inference(
     return copy
 
 
+def _use_cpu_operators(model: STM, dtype: torch.dtype) -> None:
+    """Replaces parts by operators of the C++ extension, in place, if it is available."""
+    if not bottlenecks.absent_reasons():
+        bottlenecks.replace_bottlenecks(model)
+    if dtype == torch.float32 and not winograd.absent_reasons():
+        winograd.replace_convolutions(model)
+    if dtype in probabilities.DTYPES and not probabilities.absent_reasons():
+        model.__class__ = OnePassSTM
+
+
 def _share_work(model: STM, objects_at_a_time: int | None) -> list[tuple[nn.Module, str]]:
-    """In place. Returns the methods, with their modules, that run for some objects at a time."""
+    """Replaces encoders and decoder, in place. Returns modules and methods that run on some objects at a time."""
     for encoder in model.encoders():
         if isinstance(encoder, Backbone):
             _fold_stem(encoder)
@@ -91,7 +93,7 @@ def _share_work(model: STM, objects_at_a_time: int | None) -> list[tuple[nn.Modu
     if isinstance(model.decoder, LightDecoder):
         light = SharingLightDecoder(model.decoder, objects_at_a_time)
         model.add_module("decoder", light)
-        return [(light.light, "logits")]
+        return [(light, "logits")]
     assert isinstance(model.memory_encoder, MemoryEncoder)
     assert isinstance(model.query_encoder, QueryEncoder)
     assert isinstance(model.decoder, Decoder)
@@ -104,10 +106,11 @@ def _share_work(model: STM, objects_at_a_time: int | None) -> list[tuple[nn.Modu
 
 
 def _fold_stem(encoder: Backbone) -> None:
-    """The stem's convolutions are added up before their BatchNorm: each is scaled, one takes the shift."""
+    """Folds the BatchNorm after the sum of the stem's convolutions: all are scaled, one gets the shift."""
     norm = encoder.bn1
     if isinstance(encoder, MemoryEncoder):
-        scale = _scale(norm)
+        assert norm.running_var is not None
+        scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).view(-1, 1, 1, 1)
         encoder.conv1_mask.weight.mul_(scale)
         encoder.conv1_others.weight.mul_(scale)
     encoder.conv1 = fuse_conv_bn_eval(encoder.conv1, norm)
@@ -123,9 +126,3 @@ def _fold_blocks(encoder: Backbone) -> None:
                 setattr(block, f"bn{index}", nn.Identity())
         if block.downsample is not None:
             block.downsample = fuse_conv_bn_eval(block.downsample[0], block.downsample[1])
-
-
-def _scale(norm: nn.BatchNorm2d) -> Tensor:
-    """What BatchNorm multiplies with, for a weight ``[C, 1, k, k]``."""
-    assert norm.running_var is not None
-    return (norm.weight / torch.sqrt(norm.running_var + norm.eps)).view(-1, 1, 1, 1)

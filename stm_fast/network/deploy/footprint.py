@@ -1,4 +1,4 @@
-"""How much memory the network will take, before it exists: a dry run on tensors without data."""
+"""Estimates the network's memory by a dry run on tensors without data."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,14 @@ from stm_fast.torch_private import TorchDispatchMode, tree_leaves
 def activation_bytes(
     architecture: Architecture, size: tuple[int, int], full_size: tuple[int, int], objects: int, dtype: torch.dtype
 ) -> int:
-    """Peak memory of one step of an engine, without the parameters.
+    """Peak memory of one step of an engine in bytes, without the parameters.
 
-    The step memorizes a frame, encodes and decodes the next one, and makes its masks at full size. The memory bank and
-    its read are not included. Every convolution is assumed to hold a copy of its input and output while it runs, in
-    the layout that its library prefers.
+    The step memorizes a frame, encodes and decodes the next one, and computes its masks at full size. The memory bank
+    and its read are not included. Each convolution is assumed to copy its input and output to another layout.
 
     Args:
-        size: height and width of frames as the network sees them.
-        full_size: height and width of frames as they come.
+        size: height and width of the network's input.
+        full_size: height and width of the video.
     """
     with torch.device("meta"):
         model = STM(**vars(architecture)).to(dtype)
@@ -43,12 +42,12 @@ def activation_bytes(
     return peak
 
 
-# the names of a convolution with and without inference mode
+# convolution with and without inference mode
 _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.convolution.default)
 
 
 class _PeakOfTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums the bytes of the tensors that operators create while they are alive."""
+    """Tracks the total size of live tensors that operators have created."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""In which dtype a network runs."""
+"""The dtype that a network runs in."""
 
 from typing import get_args
 
@@ -12,7 +12,7 @@ _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name; "auto" is the fastest one: 16 bits where the device has instructions for them, else float32.
+    """The dtype of that name. "auto" is the fastest: 16 bits if the device has instructions for them, else float32.
 
     Raises:
         InputError: not a `Precision`.
@@ -28,7 +28,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; others are slower in it than in float32."""
+    """Whether a device has instructions for bfloat16; without them, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()

@@ -1,7 +1,7 @@
-"""Convolutions of 3 x 3 on a CPU with a quarter of the multiplications: Winograd filtering F(4 x 4, 3 x 3).
+"""3x3 convolutions on a CPU with a quarter of the multiplications: Winograd filtering F(4x4, 3x3).
 
-After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. The input's tiles of 6 x 6 are
-transformed, multiplied with transformed weights as 36 matrix products over the channels, and transformed back. The
+After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. 6x6 tiles of the input are
+transformed, multiplied by transformed weights in 36 matrix products over the channels, and transformed back. The
 transforms are in the C++ extension; csrc/include/stm_fast/winograd.h explains them.
 """
 
@@ -13,10 +13,10 @@ from stm_fast.ops import cpp_ops
 
 TILE = 4
 POINTS = 36
-LANES = 8  # numbers of channels are multiples of it
-# so few tiles that their points stay in a core's share of the last-level cache between transforms and products
+LANES = 8  # numbers of channels must be multiples of this
+# few enough tiles that their points stay in a core's share of the last-level cache between transforms and products
 TILES_AT_A_TIME = 216
-# at most this many bytes of points, but at least one row of tiles
+# largest number of bytes of points, unless one row of tiles has more
 STRIP_BYTES = 2**23
 _THREADS_TRACED = 8
 
@@ -54,20 +54,20 @@ def absent_reasons() -> list[str]:
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """The weight ``[K, C, 3, 3]`` of a convolution as `conv3x3` takes it: ``[36, C, K]``, rounded once."""
+    """Transforms the weight ``[K, C, 3, 3]`` of a convolution to ``[36, C, K]``, in float64, for `conv3x3`."""
     transform = _WEIGHT_TRANSFORM.to(weight.device)
     points = torch.einsum("ai,kcij,bj->abck", transform, weight.double(), transform)  # [6, 6, C, K]
     return points.reshape(POINTS, *points.shape[2:]).to(weight.dtype).contiguous()
 
 
 def conv3x3(x: Tensor, points: Tensor, bias: Tensor) -> Tensor:
-    """A convolution of 3 x 3 with stride 1 and zero padding, in float32 on a CPU; without gradients.
+    """A 3x3 convolution with stride 1 and zero padding, in float32 on a CPU; without gradients.
 
     Rounding errors are about four times those of the direct convolution.
 
     Args:
         x: ``[B, C, H, W]``, preferably channels last; C a multiple of 8.
-        points: ``[36, C, K]`` of `transform_weight`; K a multiple of 8.
+        points: ``[36, C, K]`` from `transform_weight`; K a multiple of 8.
         bias: ``[K]``.
 
     Returns:
@@ -87,7 +87,7 @@ def conv3x3(x: Tensor, points: Tensor, bias: Tensor) -> Tensor:
 
 
 class WinogradConv(nn.Module):
-    """Replaces a convolution of 3 x 3."""
+    """Replaces a 3x3 convolution."""
 
     points: Tensor  # [36, C, K]
     bias: Tensor  # [K]
@@ -104,11 +104,11 @@ class WinogradConv(nn.Module):
 
 
 class WinogradResidualBlock(nn.Module):
-    """Replaces a `ResidualBlock`. It overwrites its input where that is channels last.
+    """Replaces a `ResidualBlock`. Overwrites its input if that is channels last.
 
-    Activations and the sum are part of the convolutions. The second convolution follows the first strip by strip, so
-    that at most three strips of the intermediate map exist. A strip of the result replaces that of the input, of which
-    only the residual is still needed.
+    Activations and the sum are fused into the convolutions. The two convolutions alternate strip by strip, so that at
+    most three strips of the intermediate map exist. A strip of the result overwrites the same strip of the input, which
+    is then only needed as the residual.
     """
 
     def __init__(self, block: ResidualBlock) -> None:
@@ -120,7 +120,7 @@ class WinogradResidualBlock(nn.Module):
         images = _channels_last(x)
         rows, step = -(-images.shape[1] // TILE), _tile_rows_at_a_time(images)
         for image in images:
-            near: list[Tensor] = []  # strips of the first convolution: the previous, the current and the next one
+            near: list[Tensor] = []  # previous, current and next strip of the first convolution
             for start in range(0, rows + step, step):
                 if start < rows:
                     near.append(self._first(image, start, min(step, rows - start)))
@@ -131,7 +131,7 @@ class WinogradResidualBlock(nn.Module):
         return images.permute(0, 3, 1, 2)
 
     def _first(self, image: Tensor, first: int, count: int) -> Tensor:
-        """The first convolution, ``[rows, W, C]``, for `count` rows of tiles."""
+        """The first convolution of `count` rows of tiles: ``[rows, W, C]``."""
         products = _products(image, self.conv1.points, first, count, relu=True)
         height = min((first + count) * TILE, image.shape[0]) - first * TILE
         out = image.new_empty(height, *image.shape[1:])
@@ -139,14 +139,14 @@ class WinogradResidualBlock(nn.Module):
         return out
 
     def _second(self, strips: Tensor, first: int, rest: Tensor, count: int) -> None:
-        """Adds the second convolution of `count` rows of tiles of `strips`, from `first` on, to the top of `rest`."""
+        """Adds the second convolution of `count` rows of tiles, from row `first` of `strips`, to the top of `rest`."""
         products = _products(strips, self.conv2.points, first, count, relu=True)
         rest = rest[: count * TILE]
         torch.ops.stm_fast.winograd_output(rest, products, self.conv2.bias, rest, 0, count)
 
 
 def replace_convolutions(module: nn.Module) -> None:
-    """Replaces every convolution of 3 x 3 inside `module` that has stride 1 and multiples of 8 channels."""
+    """Replaces every 3x3 convolution in `module` that has stride 1 and multiples of 8 channels."""
     for name, child in module.named_children():
         if isinstance(child, ResidualBlock) and _fits(child.conv1):
             setattr(module, name, WinogradResidualBlock(child))
@@ -163,14 +163,14 @@ def _fits(conv: nn.Conv2d) -> bool:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """``[B, C, H, W]`` as contiguous ``[B, H, W, C]``, a view where it is channels last."""
+    """``[B, C, H, W]`` as contiguous ``[B, H, W, C]``, a view if `x` is channels last."""
     return x.detach().permute(0, 2, 3, 1).contiguous()
 
 
 def _tile_rows_at_a_time(images: Tensor) -> int:
     """Rows of tiles in a strip of ``[B, H, W, C]``."""
     _, _, width, channels = images.shape
-    # at least one row of tiles for every thread; their number cannot be traced
+    # at least one row of tiles per thread; torch.compile cannot trace the number of threads
     threads = _THREADS_TRACED if torch.compiler.is_compiling() else torch.get_num_threads()
     tiles = min(TILES_AT_A_TIME, STRIP_BYTES // (POINTS * channels * images.itemsize))
     return max(-(-tiles // -(-width // TILE)), threads)
