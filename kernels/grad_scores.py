@@ -13,9 +13,9 @@ from torch import Tensor
 from stm_fast.kernels.configs import backward_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.layout import LARGEST_TILE
-from stm_fast.kernels.operands import length_of, row_at
+from stm_fast.kernels.operands import length_of, load_numbers, row_at
 from stm_fast.kernels.problem import Problem
-from stm_fast.kernels.scores import factor_of_rows, grad_weights, raw_scores, softmax_weights
+from stm_fast.kernels.scores import factor_of_rows, grad_weights, norms_of_queries, raw_scores, softmax_weights
 
 MOST_PAIRS = 2**26  # of a query and a memory row in a block: 128 MiB of weights in 16 bits, and as much of gradients
 
@@ -124,9 +124,12 @@ def _grad_scores_kernel(
     m, n = tl.arange(0, TILE.block_m), tl.arange(0, TILE.block_n)
     valid_m, valid_n = m < M - first_query, n < length_of(operands.lengths, b, N) - start
     row = b * M + first_query
-    raw = raw_scores(operands, strides, b, first_query, valid_m, start, valid_n, FORM, TILE)
+    lse_tile, total_tile = load_numbers(lse, row + m, valid_m), load_numbers(totals, row + m, valid_m, 1.0)
+    key = row_at(operands.key, strides.key, b, start)
+    norms = norms_of_queries(operands, strides, b, first_query, valid_m, TILE)
+    raw = raw_scores(operands, strides, b, first_query, key, norms, valid_m, valid_n, FORM, TILE)
     factor = factor_of_rows(operands, strides, score_factor, b, start, valid_n, TILE)
-    weight_tile = softmax_weights(raw, factor, lse, totals, row + m, valid_m, valid_n, FORM.base_2)
+    weight_tile = softmax_weights(raw, factor, lse_tile, total_tile, valid_m, valid_n, FORM.base_2)
     width = width.to(tl.int64)
     offsets = ((b * tl.num_programs(0) * TILE.block_m + first_query + m) * width)[:, None] + (column + n)[None, :]
     tl.store(weight + offsets, weight_tile.to(weight.dtype.element_ty))

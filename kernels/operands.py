@@ -68,6 +68,13 @@ def row_at(tensor, strides, b, row):
 
 
 @triton.jit
+def load_numbers(tensor, position, mask, other: tl.constexpr = 0.0):
+    """The numbers at positions from the pointer on; nothing for an absent tensor."""
+    if tensor is not None:
+        return tl.load(tensor + position, mask=mask, other=other)
+
+
+@triton.jit
 def load_tile(tensor, strides, row, column, mask):
     """The tile at rows and columns, one of them [:, None] and the other [None, :], counted from the pointer's row."""
     return tl.load(tensor + (row * strides[1] + column * strides[2]), mask=mask, other=0.0)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from stm_fast.kernels.configs import topk_config
 from stm_fast.kernels.launch import Launch
-from stm_fast.kernels.operands import length_of
+from stm_fast.kernels.operands import length_of, row_at
 from stm_fast.kernels.problem import Problem
-from stm_fast.kernels.scores import factor_of_rows, raw_scores, softmax_weights
+from stm_fast.kernels.scores import factor_of_rows, norms_of_queries, raw_scores, softmax_weights
 
 
 def row_totals(problem: Problem, lse: Tensor) -> Tensor | None:
@@ -41,12 +41,16 @@ def _row_totals_kernel(operands, lse, totals, strides, M, N, score_factor, FORM:
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, TILE.block_n)
     valid_m = m < M - first_query
     row = b * M + first_query + m
+    lse_tile = tl.load(lse + row, mask=valid_m, other=0.0)
+    norms = norms_of_queries(operands, strides, b, first_query, valid_m, TILE)
     length = length_of(operands.lengths, b, N)
+    key = row_at(operands.key, strides.key, b, 0)
     total = tl.zeros((BLOCK_M,), tl.float32)
     for first in range(0, length, TILE.block_n):
         valid_n = n < length - first
-        raw = raw_scores(operands, strides, b, first_query, valid_m, first, valid_n, FORM, TILE)
+        raw = raw_scores(operands, strides, b, first_query, key, norms, valid_m, valid_n, FORM, TILE)
         factor = factor_of_rows(operands, strides, score_factor, b, first, valid_n, TILE)
-        total += tl.sum(softmax_weights(raw, factor, lse, None, row, valid_m, valid_n, FORM.base_2), 1)
+        total += tl.sum(softmax_weights(raw, factor, lse_tile, None, valid_m, valid_n, FORM.base_2), 1)
+        key += TILE.block_n * strides.key[1]
     # a query without any row has no weights to divide
     tl.store(totals + row, tl.where(total == 0, 1.0, total), mask=valid_m)

@@ -6,7 +6,7 @@ The kinds of raw score, and what depends on them, are in similarity.py.
 import triton
 import triton.language as tl
 
-from stm_fast.kernels.operands import load_tile, row_at
+from stm_fast.kernels.operands import load_numbers, load_tile, row_at
 from stm_fast.kernels.similarity import key_term
 
 
@@ -72,45 +72,48 @@ def raw_scores(
     strides,
     b,
     first_query,
+    key,
+    norms,
     valid_m,
-    first_row,
     valid_n,
     FORM: tl.constexpr,
     TILE: tl.constexpr,
     FINE: tl.constexpr = False,
 ):
-    """The raw scores [block_m, block_n] of queries and memory rows of object b, from the first of each on.
+    """The raw scores [block_m, block_n] of the queries of object b from first_query on, and the memory rows from `key`.
 
+    key, norms: a pointer to the first memory row, and norms_of_queries() of the queries; a caller's loop keeps them.
     FINE: whether products with a selection are made with twice the digits; for 16-bit numbers.
     """
-    BLOCK_M: tl.constexpr = TILE.block_m
-    BLOCK_N: tl.constexpr = TILE.block_n
-    m, n, c = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, TILE.block_k)
-    query = row_at(operands.query, strides.query, b, first_query)
+    m, n = tl.arange(0, TILE.block_m), tl.arange(0, TILE.block_n)
+    query = row_at(operands.query, strides.query, b, first_query) + m[:, None] * strides.query[1]
     selection = row_at(operands.selection, strides.selection, b, first_query)
-    norms = row_at(operands.norms, strides.norms, b, first_query)
-    key = row_at(operands.key, strides.key, b, first_row)
-    raw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    key += n[None, :] * strides.key[1]
+    raw = tl.zeros((TILE.block_m, TILE.block_n), tl.float32)
     for first in range(0, FORM.key_dim, TILE.block_k):
-        valid_c = c < FORM.key_dim - first
-        mask = valid_m[:, None] & valid_c[None, :]
-        query_tile = load_tile(query + first * strides.query[2], strides.query, m[:, None], c[None, :], mask)
-        mask_n = valid_n[None, :] & valid_c[:, None]
-        key_tile = load_tile(key + first * strides.key[2], strides.key, n[None, :], c[:, None], mask_n)
+        c = first + tl.arange(0, TILE.block_k)
+        mask = valid_m[:, None] & (c < FORM.key_dim)[None, :]
+        query_tile = tl.load(query + c[None, :] * strides.query[2], mask=mask, other=0.0)
+        key_mask = valid_n[None, :] & (c < FORM.key_dim)[:, None]
+        key_tile = tl.load(key + c[:, None] * strides.key[2], mask=key_mask, other=0.0)
         if selection is None:
             raw = add_products(raw, query_tile, None, key_tile, FORM)
         else:
-            first_weight = selection + first * strides.selection[2]
-            weights = load_tile(first_weight, strides.selection, m[:, None], c[None, :], mask)
+            weights = load_tile(selection, strides.selection, m[:, None], c[None, :], mask)
             weighted = query_tile * weights
             if FINE:
                 raw = add_fine_products(raw, weighted, weights, key_tile, FORM.similarity)
             else:
                 dtype: tl.constexpr = key_tile.dtype
                 raw = add_products(raw, weighted.to(dtype), weights.to(dtype), key_tile, FORM)
-    if norms is not None:
-        raw -= tl.load(norms + m, mask=valid_m, other=0.0)[:, None]
-    return raw
+    return raw if norms is None else raw - norms[:, None]
+
+
+@triton.jit
+def norms_of_queries(operands, strides, b, first_query, valid_m, TILE: tl.constexpr):
+    """The query terms [block_m] of the raw scores; None where these have none."""
+    norms = row_at(operands.norms, strides.norms, b, first_query)
+    return load_numbers(norms, tl.arange(0, TILE.block_m), valid_m)
 
 
 @triton.jit
@@ -125,23 +128,22 @@ def factor_of_rows(operands, strides, score_factor, b, first_row, valid_n, TILE:
 
 
 @triton.jit
-def softmax_weights(raw, factor, lse, totals, row, valid_m, valid_n, BASE_2: tl.constexpr):
+def softmax_weights(raw, factor, lse, totals, valid_m, valid_n, BASE_2: tl.constexpr):
     """The affinity P [M, N] of raw scores; 0 where a query or a memory row is not valid.
 
     factor: that of factor_of_rows().
-    lse, totals: of all queries [B, M]; `row` [M] says where those of this tile are. A query without any row has lse
-        -inf; totals is None, or sum_j exp(S_ij - lse_i), which is 1 but for the rounding of lse (row_totals.py).
+    lse [M]: -inf for a query without any row.
+    totals [M]: None, or sum_j exp(S_ij - lse_i), which is 1 but for the rounding of lse (row_totals.py).
     BASE_2: whether to make them as powers of 2 (problem.py).
     """
-    lse_tile = tl.load(lse + row, mask=valid_m, other=0.0)
-    lse_tile = tl.where(lse_tile == -float("inf"), float("inf"), lse_tile)
+    lse = tl.where(lse == -float("inf"), float("inf"), lse)
     if BASE_2:
         LOG2E: tl.constexpr = 1.4426950408889634
-        factor, lse_tile = factor * LOG2E, lse_tile * LOG2E
+        factor, lse = factor * LOG2E, lse * LOG2E
     valid = valid_m[:, None] & valid_n[None, :]
-    weight = tl.where(valid, exponential(raw * factor - lse_tile[:, None], BASE_2), 0.0)
+    weight = tl.where(valid, exponential(raw * factor - lse[:, None], BASE_2), 0.0)
     if totals is not None:
-        weight /= tl.load(totals + row, mask=valid_m, other=1.0)[:, None]
+        weight /= totals[:, None]
     return weight
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from stm_fast.kernels.configs import choose_splits, topk_config
 from stm_fast.kernels.launch import Launch
-from stm_fast.kernels.operands import length_of, rows_of_part
+from stm_fast.kernels.operands import length_of, row_at, rows_of_part
 from stm_fast.kernels.problem import Problem
-from stm_fast.kernels.scores import factor_of_rows, raw_scores
+from stm_fast.kernels.scores import factor_of_rows, norms_of_queries, raw_scores
 
 BUCKETS = 4  # at least so many for each of the k rows: then few rows but the k best reach the threshold
 ROOM = 4  # for the candidates of a query, in multiples of k
@@ -149,6 +149,8 @@ def _topk_kernel(
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     valid_m = m < M - first_query
     row_of_query = b * M + first_query + m
+    norms = norms_of_queries(operands, strides, b, first_query, valid_m, TILE)
+    key = row_at(operands.key, strides.key, b, start)
     if threshold is None:
         largest = tl.full((BLOCK_M, BLOCK_N), -float("inf"), tl.float32)
     else:
@@ -156,7 +158,7 @@ def _topk_kernel(
 
     for first in range(start, end, BLOCK_N):
         valid_n = n < end - first
-        raw = raw_scores(operands, strides, b, first_query, valid_m, first, valid_n, FORM, TILE, FINE)
+        raw = raw_scores(operands, strides, b, first_query, key, norms, valid_m, valid_n, FORM, TILE, FINE)
         factor = factor_of_rows(operands, strides, score_factor, b, first, valid_n, TILE)
         score = tl.where(valid_n[None, :], raw * factor, -float("inf"))
         if threshold is None:
@@ -172,6 +174,7 @@ def _topk_kernel(
                 stored = hit & (place < capacity)
                 tl.store(scores + offsets, score, mask=stored)
                 tl.store(rows + offsets, tl.broadcast_to((first + n)[None, :], (BLOCK_M, BLOCK_N)), mask=stored)
+        key += BLOCK_N * strides.key[1]
 
     if threshold is None:
         offsets = (row_of_query * splits + part)[:, None] * BLOCK_N + n[None, :]

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from stm_fast.kernels.configs import topk_config
 from stm_fast.kernels.launch import Launch
-from stm_fast.kernels.operands import length_of
+from stm_fast.kernels.operands import length_of, load_numbers, row_at
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.row_totals import row_totals
-from stm_fast.kernels.scores import factor_of_rows, raw_scores, softmax_weights
+from stm_fast.kernels.scores import factor_of_rows, norms_of_queries, raw_scores, softmax_weights
 
 
 def usage(problem: Problem, lse: Tensor) -> Tensor:
@@ -38,11 +38,15 @@ def _usage_kernel(operands, lse, totals, usage, strides, M, N, score_factor, FOR
     m, n = tl.arange(0, TILE.block_m), tl.arange(0, BLOCK_N)
     valid_n = n < length - start
     factor = factor_of_rows(operands, strides, score_factor, b, start, valid_n, TILE)
+    key = row_at(operands.key, strides.key, b, start)
     total = tl.zeros((BLOCK_N,), tl.float32)
     queries = tl.where(start < length, M, 0)
     for first in range(0, queries, TILE.block_m):
         valid_m = m < M - first
-        raw = raw_scores(operands, strides, b, first, valid_m, start, valid_n, FORM, TILE)
-        weight = softmax_weights(raw, factor, lse, totals, b * M + first + m, valid_m, valid_n, FORM.base_2)
+        norms = norms_of_queries(operands, strides, b, first, valid_m, TILE)
+        raw = raw_scores(operands, strides, b, first, key, norms, valid_m, valid_n, FORM, TILE)
+        row = b * M + first + m
+        lse_tile, total_tile = load_numbers(lse, row, valid_m), load_numbers(totals, row, valid_m, 1.0)
+        weight = softmax_weights(raw, factor, lse_tile, total_tile, valid_m, valid_n, FORM.base_2)
         total += tl.sum(weight, 0)
     tl.store(usage + b * N + start + n, total, mask=start + n < N)
