@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stm_fast.benchmarking.peak_memory import CLEAR, PeakMemory
+from stm_fast.benchmarking.measuring import CLEAR, PeakMemory
 from stm_fast.choices import SIMILARITIES
 from stm_fast.ops import cpp_ops, memory_read
 from stm_fast.testing import ReadCase, Tensors, check_case, make_tensors, options

@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from stm_fast.benchmarking.peak_memory import PeakMemory
+from stm_fast.benchmarking.measuring import PeakMemory
 from stm_fast.benchmarking.published_loop import SLOTS, PublishedLoop
 from stm_fast.benchmarking.records import PUBLISHED, FrameRow
 from stm_fast.benchmarking.shapes import SIZES, FrameWorkload
