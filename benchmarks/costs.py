@@ -6,9 +6,9 @@ python benchmarks/costs.py masks --frames 40 --size 240p --video clip.mp4=first.
 python benchmarks/costs.py training                    counts tensors: the same on every machine
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -67,9 +67,7 @@ def networks(
     output = (output or RESULTS / f"networks-{device}.json").resolve()
     record = Record[FrameRow](describe_machine(device), {"rounds": rounds})
     reduced = has_bfloat16(torch.device(device))
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # records name the weights without their folder
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # records name the weights without their folder
         for name, build in (LITE | RESNETS).items():
             torch.manual_seed(0)
             save_checkpoint(build(), f"{name}.safetensors")
@@ -80,7 +78,6 @@ def networks(
                 record.rows += rows
                 record.write(output)
                 print("", *stage_table(rows).lines(), sep="\n", flush=True)
-        os.chdir(before)
 
 
 @dataclass(frozen=True)

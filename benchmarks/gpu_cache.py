@@ -18,7 +18,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from shutil import rmtree
-from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -27,8 +26,7 @@ ARCHIVE = ROOT / "build" / "gpu-cache.tar.xz"
 
 _MANIFEST = "manifest.json"
 _GROUP = "__grp__"  # the file that lists the files of a kernel, with their paths
-# the files that launching a kernel needs; its intermediate code is not packed
-_PACKED = (".cubin", ".json")
+_PACKED = (".cubin", ".json")  # what launching a kernel needs, without its intermediate code
 
 
 def main() -> int:
@@ -50,13 +48,6 @@ def main() -> int:
     return 0 if count else 1
 
 
-class Unpacked(NamedTuple):
-    """How many kernels an archive had, and a remark: why none, or whether they are of these sources."""
-
-    kernels: int
-    remark: str
-
-
 def pack(folder: Path, archive: Path) -> int:
     """Writes the archive of a Triton cache, and returns how many kernels are in it."""
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -71,17 +62,17 @@ def pack(folder: Path, archive: Path) -> int:
     return kernels_in(folder)
 
 
-def unpack(archive: Path, folder: Path) -> Unpacked:
-    """Adds an archive to a Triton cache, where Triton and Python are those that made it."""
+def unpack(archive: Path, folder: Path) -> str:
+    """Adds an archive to a Triton cache, if Triton and Python are those that made it. Returns a line about that."""
     if not archive.exists():
-        return Unpacked(0, "there is no archive of kernels (make gpu-cache makes it): all are compiled now")
+        return "there is no archive of kernels (make gpu-cache makes it): all are compiled now"
     with tarfile.open(archive) as packed:
         manifest = packed.extractfile(_MANIFEST)
         assert manifest is not None
         made_by, here = json.load(manifest), _made_by()
         for name in ("triton", "python", "machine"):
             if made_by[name] != here[name]:
-                return Unpacked(0, f"its {name} is {made_by[name]}, here it is {here[name]}: all are compiled now")
+                return f"the archive's {name} is {made_by[name]}, here it is {here[name]}: all are compiled now"
         names = packed.getnames()
         packed.extractall(folder, filter="data")
     for name in names:
@@ -90,7 +81,7 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
     (folder / _MANIFEST).unlink()
     same = made_by["sources"] == here["sources"]
     remark = "of these sources" if same else "of other sources: what has changed since is compiled now"
-    return Unpacked(sum(name.endswith(".cubin") for name in names), remark)
+    return f"{sum(name.endswith('.cubin') for name in names)} kernels unpacked, {remark}"
 
 
 def kernels_in(folder: Path) -> int:

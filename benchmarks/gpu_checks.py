@@ -32,11 +32,11 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -156,21 +156,14 @@ class Session:
         self.log.write_bytes(text + f"\n{table}\n".encode())
 
 
-class Share(NamedTuple):
-    """The function of a module that is a stage, and the stage's share of the minutes."""
-
-    module: str
-    function: str  # of a session, a stage, and the end on the monotonic clock
-    share: float
-
-
+# the function of a session, a stage, and its end on the monotonic clock; the stage's share of the minutes
 STAGES = {
-    "smoke": Share("gpu_suite", "run_smoke", 1.0),
-    "tests": Share("gpu_suite", "run_tests", 4.0),
-    "reads": Share("gpu_times", "run_reads", 5.0),
-    "profile": Share("gpu_checks", "run_profile", 1.0),
-    "frames": Share("gpu_times", "run_frames", 2.0),
-    "train": Share("gpu_checks", "run_train", 8.0),
+    "smoke": ("gpu_suite:run_smoke", 1.0),
+    "tests": ("gpu_suite:run_tests", 4.0),
+    "reads": ("gpu_times:run_reads", 5.0),
+    "profile": ("gpu_checks:run_profile", 1.0),
+    "frames": ("gpu_times:run_frames", 2.0),
+    "train": ("gpu_checks:run_train", 8.0),
 }
 _USUAL = tuple(name for name in STAGES if name != "train")
 
@@ -195,8 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     kernels = Path(knobs.cache.dir)
     try:
         if not chosen.compile_only:  # what is compiled then goes into an archive of its own
-            unpacked = unpack(ARCHIVE, kernels)
-            session.say(f"{unpacked.kernels} kernels unpacked, {unpacked.remark}")
+            session.say(unpack(ARCHIVE, kernels))
         before = kernels_in(kernels)
         run_stages(session, chosen.minutes)
         session.say(f"{kernels_in(kernels) - before} kernels were compiled")
@@ -222,14 +214,14 @@ def missing() -> str | None:
 def run_stages(session: Session, minutes: float) -> None:
     """One after the other; the time that one does not use goes to those after it."""
     end = time.monotonic() + 60 * minutes
-    shares = [STAGES[name].share for name in session.stages]
+    shares = [STAGES[name][1] for name in session.stages]
     for place, (name, stage) in enumerate(session.stages.items(), start=1):
         begin = time.monotonic()
         stage_end = end - 60 * minutes * sum(shares[place:]) / sum(shares)
         session.say(f"{name}: {max(0.0, stage_end - begin):.0f} s")
         stage.state = "running"
         try:
-            getattr(import_module(STAGES[name].module), STAGES[name].function)(session, stage, stage_end)
+            resolve_name(STAGES[name][0])(session, stage, stage_end)
         except Exception as error:  # a stage that fails stops no other
             stage.state = f"failed: {type(error).__name__}: {error}"[:200]
             traceback.print_exc()
@@ -295,14 +287,8 @@ def run_train(session: Session, stage: Stage, end: float) -> None:
 # a route, and the case of the stage "smoke" that launches the same kernel
 KERNELS = {"triton": "rows", "portable": "portable"}
 _SECTIONS = (
-    "SpeedOfLight",
-    "ComputeWorkloadAnalysis",
-    "MemoryWorkloadAnalysis",
-    "MemoryWorkloadAnalysis_Tables",
-    "SchedulerStats",
-    "WarpStateStats",
-    "LaunchStats",
-    "Occupancy",
+    *("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "MemoryWorkloadAnalysis_Tables"),
+    *("SchedulerStats", "WarpStateStats", "LaunchStats", "Occupancy"),
 )
 # the first metric of ncu whose name matches is shown; names differ between its versions
 _SHOWN = {

@@ -314,7 +314,7 @@ def run_frames(session: "Session", stage: "Stage", end: float) -> None:
             stage.state = "out of time" if code is None else stage.state
 
 
-def time_frames(arguments: argparse.Namespace) -> int:
+def time_frames(arguments: argparse.Namespace) -> None:
     """The process of some whole frames. It is not the command line, since such a machine may lack typer."""
     tasks.time_frames(
         [parse_workload(name) for name in arguments.shapes.split(",")],
@@ -325,7 +325,6 @@ def time_frames(arguments: argparse.Namespace) -> int:
         memory=False,
         output=arguments.record,
     )
-    return 0
 
 
 def main() -> int:
@@ -343,7 +342,7 @@ def main() -> int:
     for name, kind in (("shapes", str), ("variants", str), ("rounds", int)):
         frames.add_argument(name, type=kind)
     arguments = parser.parse_args()
-    return int(arguments.call(arguments))
+    return arguments.call(arguments) or 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import gpu_suite
 import gpu_times
 from gate.cases import COMBINE
 from gate.compiling import launch_of, source
-from gpu_checks import Session, Share, Stage
+from gpu_checks import Session, Stage
 from gpu_times import LAUNCHING, PARTS, Frames
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
 from stm_fast.benchmarking.routes import ROUTES
@@ -73,7 +73,7 @@ def test_a_stage_that_fails_stops_no_other_and_leaves_its_time(session, monkeypa
         ends[stage.name] = end - time.monotonic()
         stage.lines.append("  all right")
 
-    stages = {"smoke": Share("made", "failing", 1.0), "tests": Share("made", "passing", 4.0)}
+    stages = {"smoke": ("made:failing", 1.0), "tests": ("made:passing", 4.0)}
     monkeypatch.setattr(gpu_checks, "STAGES", stages)
     monkeypatch.setitem(sys.modules, "made", SimpleNamespace(failing=failing, passing=passing))
     gpu_checks.run_stages(session, minutes=1)
@@ -309,20 +309,19 @@ def test_a_packed_kernel_is_not_compiled_again(tmp_path, monkeypatch):
     compile_into(tmp_path / "here")
     assert gpu_cache.pack(tmp_path / "here", tmp_path / "archive") == 1
     shutil.rmtree(tmp_path / "here")
-    assert gpu_cache.unpack(tmp_path / "archive", tmp_path / "there") == (1, "of these sources")
+    assert gpu_cache.unpack(tmp_path / "archive", tmp_path / "there") == "1 kernels unpacked, of these sources"
     compile_into(tmp_path / "there")
     assert found_before == [False, True]
 
 
 def test_kernels_of_another_triton_stay_packed(tmp_path, monkeypatch):
-    assert gpu_cache.unpack(tmp_path / "archive", tmp_path).kernels == 0
+    assert gpu_cache.unpack(tmp_path / "archive", tmp_path).startswith("there is no archive of kernels")
     (tmp_path / "here" / "A").mkdir(parents=True)
     (tmp_path / "here" / "A" / "kernel.cubin").write_bytes(b"code")
     assert gpu_cache.pack(tmp_path / "here", tmp_path / "archive") == 1
     monkeypatch.setattr(gpu_cache, "version", lambda package: "3.5.0")
     found = gpu_cache.unpack(tmp_path / "archive", tmp_path / "there")
-    assert found.kernels == 0
-    assert found.remark.endswith("here it is 3.5.0: all are compiled now")
+    assert found.endswith("here it is 3.5.0: all are compiled now")
     assert not (tmp_path / "there").exists()
 
 

@@ -9,12 +9,13 @@ import re
 import statistics
 import time
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +33,6 @@ _WHERE = re.compile(r"\s*\(Triggered internally at .*?\)")
 _TRACED = re.compile(r"Developer debug context: (?:raised exception )?(.+)")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_MOST_SECONDS = 300.0
 
 
 class Call(NamedTuple):
@@ -205,34 +205,32 @@ def trim_heap() -> None:
         trim(0)
 
 
-class PeakMemory:
+@dataclass
+class Peak:
+    """What was measured of a block, once it has ended."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Peak]:
     """How far a `with` block goes beyond what was allocated before it, on a GPU or, on Linux, in the host's memory."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        self._before = 0
-        self.bytes = 0
-
-    def __enter__(self) -> Self:
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-        else:
-            trim_heap()
-            CLEAR.write_text("5")  # the peak starts anew at what is resident now
-            self._before = resident_bytes("VmRSS")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        peak = torch.cuda.max_memory_allocated() if self._cuda else resident_bytes("VmHWM")
-        self.bytes = max(0, peak - self._before)
+    cuda, found = device.startswith("cuda"), Peak()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        trim_heap()
+        CLEAR.write_text("5")  # the peak starts anew at what is resident now
+        before = resident_bytes("VmRSS")
+    yield found
+    peak = torch.cuda.max_memory_allocated() if cuda else resident_bytes("VmHWM")
+    found.bytes = max(0, peak - before)
 
 
 def extra_bytes(device: str, call: Call, inputs: Inputs) -> int:
     """The most that one call takes beyond its inputs and results; it has had its first call."""
-    with PeakMemory(device) as memory:
+    with peak_memory(device) as memory:
         results = call.timed(call.before(inputs))
     return max(0, memory.bytes - _nbytes(results))
 
@@ -246,22 +244,14 @@ def extra_cpu_bytes(route: str, workload: Workload) -> int | None:
         return None
     processes = get_context("forkserver")
     processes.set_forkserver_preload([__name__])
-    receiver, sender = processes.Pipe(duplex=False)
-    process = processes.Process(target=_send_extra_bytes, args=(sender, route, workload, torch.get_num_threads()))
-    process.start()
-    sender.close()
-    try:
-        found: int | None = receiver.recv() if receiver.poll(_MOST_SECONDS) else None
-    except EOFError:  # it ended without an answer, perhaps out of memory
-        found = None
-    finally:
-        receiver.close()
-        process.kill()
-        process.join()
-    return found
+    with ProcessPoolExecutor(1, processes) as pool:
+        try:
+            return pool.submit(_extra_bytes_here, route, workload, torch.get_num_threads()).result()
+        except Exception:  # whatever a library raises, or the process ended, perhaps out of memory
+            return None
 
 
-def _send_extra_bytes(sender: Connection, name: str, workload: Workload, threads: int) -> None:
+def _extra_bytes_here(name: str, workload: Workload, threads: int) -> int:
     torch.set_num_threads(threads)
     _map_large_blocks()
     route = ROUTES[name]
@@ -270,7 +260,7 @@ def _send_extra_bytes(sender: Connection, name: str, workload: Workload, threads
     call = make_call(workload.pass_name, read)
     inputs = in_layout(make_inputs(workload.shape, workload.dtype, "cpu", seed=0), route.layout)
     call.timed(call.before(inputs))  # compiles, and loads what stays loaded
-    sender.send(extra_bytes("cpu", call, inputs))
+    return extra_bytes("cpu", call, inputs)
 
 
 def _map_large_blocks() -> None:
