@@ -1,7 +1,7 @@
 """Some minutes of training on one GPU, from the package's weights on: make gpu-train MINUTES=4 DATA=folder.
 
-`stm-fast train configs/burst.yaml --fit-minutes`, where the minutes include everything: start, decoding, scores before
-the first step and after the last one. DATA has davis16-train/ and static/. The folder that OUT names in the
+As `stm-fast train configs/burst.yaml --fit-minutes`, where the minutes include everything: start, decoding, scores
+before the first step and after the last one. DATA has davis16-train/ and static/. The folder that OUT names in the
 environment, by default benchmarks/results/gpu-train, gets two files of under 16 MB:
 
     checkpoint.pt      weights, their average and Adam's moments, compact: `stm-fast train --resume` continues from it
@@ -10,23 +10,22 @@ environment, by default benchmarks/results/gpu-train, gets two files of under 16
 --smoke takes a few steps of small clips instead, in a folder smoke/ there, to see that everything works: 20 s after the
 start. Exits 3 where there is no GPU, unless --cpu asks for the CPU. It is also the stage "train" of gpu_checks.py.
 
-Needs PyTorch, accelerate, pydantic, PyYAML and the package: python3 -m pip install --no-deps --no-build-isolation -e .
+Needs PyTorch, accelerate, pydantic, rich, PyYAML and the package, which is installed by
+python3 -m pip install --no-deps --no-build-isolation -e .
 """
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from gpu.session import Session, Stage
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -35,10 +34,7 @@ KEPT = ("checkpoint.pt", "log.jsonl")
 # the checkpoint has the average of the weights; the best ones are the last ones or those of the start
 DROPPED = ("model.safetensors", "best.safetensors", "tensorboard")
 MOST_BYTES = 16_000_000
-# until the command counts by itself, and after its last step
-START_SECONDS = 15
-TO_END_SECONDS = 20.0  # of a stage, to write what it has
-STAGE_LINES = 12  # of the output, in the table of a stage
+END_SECONDS = 15  # after the last step, and to end
 SMOKE_MINUTES = 20 / 60
 SMOKE = (
     "optimizer.batch=4",
@@ -58,7 +54,9 @@ def main() -> int:
     if problem:
         print(f"gpu training: {problem}", file=sys.stderr)
         return 1
-    if not arguments.cpu and not has_gpu():
+    import torch
+
+    if not arguments.cpu and not torch.cuda.is_available():
         print("gpu training: no CUDA device on this machine", file=sys.stderr)
         return 3
     output = Path(os.environ.get("OUT", HERE / "results" / "gpu-train"))
@@ -67,32 +65,29 @@ def main() -> int:
         output, minutes = output / "smoke", SMOKE_MINUTES
         shutil.rmtree(output, ignore_errors=True)
     changes = [*places(arguments.data), *(SMOKE if arguments.smoke else ()), *arguments.option]
-    options = [word for change in changes for word in ("-o", change)]
-    command = [sys.executable, "-m", "stm_fast", "train", str(CONFIG), "--output", str(output), *options]
-    left = 60 * minutes - (time.monotonic() - began) - START_SECONDS
-    again = ["--resume"] if arguments.resume else []
-    code = subprocess.run([*command, "--fit-minutes", str(max(0.0, left) / 60), *again], check=False).returncode
+    code = train(changes, output, began + max(0.0, 60 * minutes - END_SECONDS), resume=arguments.resume)
     if code == 0:
         tidy(output)
         report(output, time.monotonic() - began)
+        options = [word for change in changes for word in ("-o", change)]
+        command = [sys.executable, "-m", "stm_fast", "train", str(CONFIG), "--output", str(output), *options]
         print(f"to continue: {shlex.join([*command, '--resume'])}")
     return code
 
 
-def run(session: "Session", stage: "Stage", end: float) -> None:
-    """The stage: the command, until `end`, on the data that DATA names in the environment, into a folder of its own."""
-    before = session.log.stat().st_size
-    minutes = max(0.0, end - TO_END_SECONDS - time.monotonic()) / 60
-    options = ["--smoke"] if "--tiny" in session.options else []
-    options += ["--data", os.environ["DATA"]] if "DATA" in os.environ else []
-    place = {"OUT": str(session.out / "gpu-train")}
-    code = session.child("gpu_train", "--minutes", f"{minutes:.2f}", *options, environment=place).wait(end)
-    with session.log.open("rb") as log:
-        log.seek(before)
-        output = log.read().decode(errors="replace").splitlines()
-    stage.lines += [f"  {line}" for line in output[-STAGE_LINES:]]
-    if code != 0:
-        stage.state = "out of time" if code is None else f"ended with exit code {code}: see the log"
+def train(changes: Sequence[str], output: Path, end: float, *, resume: bool) -> int:
+    """As stm-fast train does, until `end` on the monotonic clock; not through it, since typer may be absent here."""
+    import stm_fast.tasks as tasks
+    from stm_fast.errors import InputError
+    from stm_fast.training.run_folder import RunFolder
+
+    try:
+        RunFolder(output).check(resume)
+        config = tasks.read_config(CONFIG, changes)
+        return tasks.train_network(config, output, resume=resume, skip_corrupt=False, deadline=math.inf, end=end)
+    except InputError as error:
+        print(f"gpu training: {error}", file=sys.stderr)
+        return 2
 
 
 def parsed() -> argparse.Namespace:
@@ -108,19 +103,13 @@ def parsed() -> argparse.Namespace:
 
 def missing(data: Path) -> str | None:
     """What keeps the training from running, and how to get it."""
-    for package in ("torch", "accelerate", "pydantic", "yaml"):
+    for package in ("torch", "accelerate", "pydantic", "rich", "yaml"):
         if find_spec(package) is None:
             return f"{package} is not installed"
     for name in ("davis16-train", "static"):
         if not (data / name).is_dir():
             return f"{data / name}: no such folder, expected the training data there"
     return None
-
-
-def has_gpu() -> bool:
-    """Checked in a process of its own: this one does not use the GPU."""
-    asked = [sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"]
-    return subprocess.run(asked, check=False).returncode == 0
 
 
 def places(data: Path) -> list[str]:
@@ -130,7 +119,7 @@ def places(data: Path) -> list[str]:
 
 
 def tidy(output: Path) -> None:
-    """Removes what need not travel."""
+    """Removes what is not needed to continue or to report."""
     for path in (output / name for name in DROPPED):
         if path.is_dir():
             shutil.rmtree(path)

@@ -58,7 +58,7 @@ def main() -> None:
         return
     # not in a child, where another tree's package is imported
     from stm_fast.benchmarking.records import Record, describe_machine
-    from stm_fast.benchmarking.tables import pivot
+    from stm_fast.benchmarking.report import pivot
 
     trees = [HERE.parents[1], *given.against]
     record = Record(describe_machine("cpu"), {"rounds": given.rounds}, compare(trees, given.rounds))

@@ -25,10 +25,10 @@ import torch
 import typer
 from torch import Tensor
 
-from stm_fast.benchmarking.peak_memory import resident_bytes
+from stm_fast.benchmarking.measuring import resident_bytes
 from stm_fast.benchmarking.published_loop import PublishedLoop
 from stm_fast.benchmarking.records import Record, describe_machine
-from stm_fast.benchmarking.tables import Table
+from stm_fast.benchmarking.report import Table
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import Ids
 from stm_fast.data.synthetic import SyntheticClip
@@ -38,7 +38,6 @@ from stm_fast.network import STM, stm_resnet18, stm_resnet50
 from stm_fast.network.deploy import for_inference
 from stm_fast.runs.loop import Segmenter, run
 from stm_fast.video import Frame
-from stm_fast.whole_file import whole_file
 
 PUBLISHED = "published loop"
 SIZES = {"96p": (96, 160), "240p": (240, 432), "480p": (480, 864), "1080p": (1080, 1920)}
@@ -99,9 +98,7 @@ def main(
     windows: Annotated[int, typer.Option(help="Points of each curve.")] = 50,
     limit_gb: Annotated[float, typer.Option(help="Memory beyond which a run is ended.")] = 8,
     minutes: Annotated[float, typer.Option(help="Time after which a run is ended.")] = 60,
-    output: Annotated[
-        Path | None, typer.Option(help="JSON, and a plot beside it where matplotlib is installed.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON.")] = None,
 ) -> None:
     """Prints the first and the last window of every run; the last line is one JSON object."""
     unknown = set(run) - set(RUNS)
@@ -114,8 +111,6 @@ def main(
         print(*table(record.rows[-1]).lines(), sep="\n")
         if output is not None:
             record.write(output)
-    if output is not None:
-        write_plot(record.rows, output.with_suffix(".svg"))
     print(record.to_json())
 
 
@@ -233,26 +228,6 @@ def table(row: VideoRow) -> Table:
     ends = {"first": row.windows[:1], "last": row.windows[-1:]}
     lines = [[name, *(f"{value:.5g}" for value in vars(found[0]).values())] for name, found in ends.items() if found]
     return Table(head, lines, f"{row.run}: ended with {row.ended}")
-
-
-def write_plot(rows: list[VideoRow], path: Path) -> None:
-    """Four curves of every run, where matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    quantities = {"p50_ms": "latency, median [ms]", "p95_ms": "latency, 95 % [ms]"}
-    quantities |= {"bank_mb": "bank [MB]", "resident_mb": "resident memory [MB]"}
-    for axes, (quantity, label) in zip(figure.subplots(2, 2).flat, quantities.items(), strict=True):
-        for row in rows:
-            frames = [window.last_frame for window in row.windows]
-            axes.plot(frames, [getattr(window, quantity) for window in row.windows], label=row.run)
-        axes.set(xlabel="frame", ylabel=label, yscale="log")
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="svg")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from costs import StorageRow
 from long_video import VideoRow
-from memory_costs import StorageRow
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
-from stm_fast.benchmarking.tables import (
+from stm_fast.benchmarking.report import (
     Table,
     by_workload,
     bytes_text,
@@ -116,7 +116,7 @@ def whole_frames(records: Sequence[Record[FrameRow]], *, by_stage: bool) -> str:
 
 
 def networks(records: Sequence[Record[FrameRow]]) -> str:
-    """What `networks.py` measured."""
+    """What `costs.py networks` measured."""
     parts: list[str] = []
     for record in records:
         parts.append(f"{_where(record)}, {_load(record)}. Median of a frame, peak memory beyond the loaded network.")
@@ -125,7 +125,7 @@ def networks(records: Sequence[Record[FrameRow]]) -> str:
 
 
 def storages(records: Sequence[Record[StorageRow]]) -> str:
-    """What `memory_costs.py masks` measured."""
+    """What `costs.py masks` measured."""
     parts: list[str] = []
     for record in records:
         cells: dict[str, dict[str, str]] = {}

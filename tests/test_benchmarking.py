@@ -13,14 +13,19 @@ from typer.testing import CliRunner
 import make_tables
 from stm_fast.__main__ import app
 from stm_fast.benchmarking import reads
-from stm_fast.benchmarking.peak_memory import extra_cpu_bytes
-from stm_fast.benchmarking.plots import write_plots
+from stm_fast.benchmarking.measuring import (
+    Reading,
+    extra_cpu_bytes,
+    interleaved,
+    make_call,
+    quantiles,
+    unsupported_reason,
+)
 from stm_fast.benchmarking.reads import Exact, time_routes
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, describe_machine, read_record
+from stm_fast.benchmarking.report import Table, read_table, write_plots
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import FrameWorkload, Selection, grid, parse_shape
-from stm_fast.benchmarking.tables import Table, read_table
-from stm_fast.benchmarking.timing import Reading, interleaved, make_call, quantiles, unsupported_reason
 from stm_fast.benchmarking.workload import PASSES, Workload, in_layout, make_inputs
 from stm_fast.errors import InputError
 from stm_fast.inference.stages import STAGES

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stm_fast.benchmarking.peak_memory import CLEAR, PeakMemory
+from stm_fast.benchmarking.measuring import CLEAR, peak_memory
 from stm_fast.choices import SIMILARITIES
 from stm_fast.ops import cpp_ops, memory_read
 from stm_fast.testing import ReadCase, Tensors, check_case, make_tensors, options
@@ -342,7 +342,7 @@ def test_the_scratch_of_the_backward_is_under_8_megabytes_at_480p(threads):
     query, key, value = (torch.randn(1, *shape, requires_grad=True) for shape in shapes)
     out = memory_read(query, key, value, backend="cpp")
     upstream = torch.ones(1620, 512)[None]
-    with PeakMemory("cpu") as peak:
+    with peak_memory("cpu") as peak:
         gradients = torch.autograd.grad(out, (query, key, value), upstream)
     assert 1e6 < peak.bytes - sum(gradient.nbytes for gradient in gradients) < 8e6
 

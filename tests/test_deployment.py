@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from stm_fast.benchmarking.frames import time_variants
 from stm_fast.benchmarking.published_loop import PublishedLoop
 from stm_fast.benchmarking.records import PUBLISHED
+from stm_fast.benchmarking.report import stage_table
 from stm_fast.benchmarking.shapes import FrameWorkload, parse_workload
-from stm_fast.benchmarking.tables import stage_table
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from memory_costs import kept_bytes
+from costs import kept_bytes
 from stm_fast.benchmarking.routes import published
 from stm_fast.data.clips import collate
 from stm_fast.ops import memory_read

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gate.compiling import Case, launch_of
+from stm_fast.benchmarking.measuring import Reading
 from stm_fast.benchmarking.records import read_record
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import parse_shape
-from stm_fast.benchmarking.timing import Reading
 from stm_fast.benchmarking.tuning import TileRow, climb, neighbors_of, tune
 from stm_fast.errors import InputError
 from stm_fast.kernels import tuned

@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from stm_fast.benchmarking.peak_memory import PeakMemory
+from stm_fast.benchmarking.measuring import peak_memory
 from stm_fast.benchmarking.published_loop import SLOTS, PublishedLoop
 from stm_fast.benchmarking.records import PUBLISHED, FrameRow
 from stm_fast.benchmarking.shapes import SIZES, FrameWorkload
@@ -237,7 +237,7 @@ def _peak(variant: str, workload: FrameWorkload, device: str, threads: int) -> i
     # what libraries load at a first call does not count
     small = replace(workload, size="64p", memory_frames=1)
     make_step(variant, model, small, _Clip(small))(clip.image(0)[:, :64, :112])
-    with PeakMemory(device) as memory:
+    with peak_memory(device) as memory:
         step = make_step(variant, model, workload, clip)
         for index in range(2):
             step(clip.image(index))

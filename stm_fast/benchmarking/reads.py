@@ -11,14 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm_fast.benchmarking.peak_memory import extra_bytes, extra_cpu_bytes
-from stm_fast.benchmarking.records import ReadRow
-from stm_fast.benchmarking.routes import ROUTES
-from stm_fast.benchmarking.shapes import Selection, Shape
-from stm_fast.benchmarking.timing import (
+from stm_fast.benchmarking.measuring import (
     Call,
     Reading,
     Results,
+    extra_bytes,
+    extra_cpu_bytes,
     interleaved,
     make_call,
     make_clock,
@@ -26,6 +24,9 @@ from stm_fast.benchmarking.timing import (
     quantiles,
     unsupported_reason,
 )
+from stm_fast.benchmarking.records import ReadRow
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.shapes import Selection, Shape
 from stm_fast.benchmarking.workload import DTYPES, TOP_K, Inputs, Layout, Workload, dtype_name, in_layout, make_inputs
 from stm_fast.ops import memory_read
 from stm_fast.runs.estimation import available_bytes
@@ -64,7 +65,6 @@ class Exact:
         top_k = TOP_K if workload.pass_name == "top-k" else None
         key, value = (tensor.double() for tensor in inputs.memory)
         out = memory_read(query, key, value, top_k=top_k, backend="reference")
-        assert isinstance(out, Tensor)
         if not self._backward:
             return out
         return torch.autograd.grad(out, query, inputs.upstream[:, self._chosen].double())[0]

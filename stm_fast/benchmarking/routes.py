@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from stm_fast.benchmarking.timing import Read
-from stm_fast.benchmarking.workload import BYTES, KEY_DIM, PASSES, QUANTIZING_BYTES, TOP_K, Layout, Workload
+from stm_fast.benchmarking.workload import BYTES, KEY_DIM, PASSES, QUANTIZING_BYTES, TOP_K, Layout, Read, Workload
 from stm_fast.choices import RouteName
 from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
@@ -167,8 +166,7 @@ def _tf32(workload: Workload) -> Read | str:
 
 
 def _ours(backend: str, workload: Workload) -> Read:
-    read = partial(memory_read, top_k=TOP_K if workload.pass_name == "top-k" else None, backend=backend)
-    return cast(Read, read)
+    return partial(memory_read, top_k=TOP_K if workload.pass_name == "top-k" else None, backend=backend)
 
 
 def _of_bytes(workload: Workload) -> Read:

@@ -13,13 +13,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from stm_fast.benchmarking.measuring import Call, CudaClock, Results, WallClock, make_call, unsupported_reason
 from stm_fast.benchmarking.records import Record, describe_machine
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import Shape
-from stm_fast.benchmarking.timing import Call, CudaClock, Results, WallClock, make_call, unsupported_reason
 from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM, Inputs, Workload, dtype_name, make_inputs
+from stm_fast.kernels.configs import CONFIG_OF
+from stm_fast.kernels.launch import arithmetic_of
+from stm_fast.kernels.targets import target_of
+from stm_fast.kernels.tiles import BackwardConfig, Choice, ForwardConfig
+from stm_fast.kernels.tuned import Kernel, using
 
 Tile = TypeVar("Tile")
+Config = ForwardConfig | BackwardConfig
 Report = Callable[[str], None]
 
 GAIN = 0.02  # a tile that wins less is noise
@@ -39,13 +45,13 @@ _LIMITS = {
     "num_stages": (1, 4),
 }
 # the kernels of a pass that have a tile of their own
-_KERNELS = {
+_KERNELS: dict[str, tuple[Kernel, ...]] = {
     "forward": ("forward",),
     "backward": ("backward", "grad_value", "grad_key", "grad_query"),
     "top-k": ("top-k",),
 }
 # what the time of a kernel depends on
-_FIELDS = {
+_FIELDS: dict[Kernel, tuple[str, ...]] = {
     "forward": ("block_m", "block_n", "block_v", "accumulators", "num_warps", "num_stages"),
     "backward": ("block_m", "block_n", "block_k", "block_v", "num_warps", "num_stages"),
     "grad_value": ("block_m", "block_n", "block_v", "num_warps", "num_stages"),
@@ -88,21 +94,21 @@ def climb(start: Tile, neighbors: Callable[[Tile], Iterable[Tile]], time_of: Cal
         best = fastest
 
 
-def neighbors_of(kernel: str, tile: Any) -> Iterator[Any]:
+def neighbors_of(kernel: Kernel, tile: Config) -> Iterator[Config]:
     """Tiles that differ in one field, and forward tiles of as many columns in fewer or more accumulators."""
     for name in _FIELDS[kernel]:
         size, (least, most) = getattr(tile, name), _LIMITS[name]
         for other in (size - 1, size + 1) if name == "num_stages" else (size // 2, size * 2):
             if least <= other <= most:
                 yield from _allowed(replace(tile, **{name: other}))
-    if kernel == "forward":
+    if isinstance(tile, ForwardConfig):
         columns = tile.accumulators * tile.block_v
         for accumulators in (1, 2, 4):
             if accumulators < tile.accumulators or (accumulators > tile.accumulators and columns // accumulators >= 64):
                 yield from _allowed(replace(tile, accumulators=accumulators, block_v=columns // accumulators))
 
 
-def _allowed(tile: Any) -> Iterator[Any]:
+def _allowed(tile: Config) -> Iterator[Config]:
     width = getattr(tile, "value_width", 0)
     if width <= VALUE_DIM and tile.block_m * width <= _REGISTERS * 32 * tile.num_warps:
         yield tile
@@ -124,16 +130,14 @@ def tune(
         clock, device: how and where calls are timed.
         report: called with a line about every tile.
     """
-    from stm_fast.kernels.targets import target_of
-
-    architecture = target_of(torch.device(device)).architecture
+    architecture = choice_of(dtypes[0], device).architecture
     settings = {"architecture": architecture, "shapes": [shape.name for shape in shapes], "passes": list(passes)}
     settings["dtypes"] = [dtype_name(dtype) for dtype in dtypes]
     record = Record[TileRow](describe_machine(device), settings)
     kernels = [(pass_name, kernel) for pass_name in passes for kernel in _KERNELS[pass_name]]
     for dtype, (pass_name, kernel) in product(dtypes, kernels):
         workloads = [Workload(shape, dtype, pass_name, device) for shape in shapes]
-        timed = _Timed(kernel, workloads, architecture, clock, report)
+        timed = _Timed(kernel, workloads, choice_of(dtype, device), clock, report)
         found = climb(timed.start, partial(neighbors_of, kernel), timed.relative)
         # the first and the last tile were timed minutes apart: once more, side by side
         time = timed.relative(found.tile) / timed.relative(timed.start)
@@ -144,35 +148,39 @@ def tune(
     return record
 
 
+def choice_of(dtype: torch.dtype, device: str) -> Choice:
+    """What the kernels choose a tile for in the reads of a benchmark."""
+    architecture = target_of(torch.empty(0, device=device).device).architecture
+    return Choice(architecture, arithmetic_of(dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
+
+
+def default_tile(kernel: Kernel, choice: Choice) -> Config:
+    """The tile of configs.py, whatever the user's table has."""
+    with using({}):
+        return CONFIG_OF[kernel](choice)
+
+
 class _Timed:
     """One pass over some shapes in one dtype, one of its kernels with one tile or another."""
 
     def __init__(
         self,
-        kernel: str,
+        kernel: Kernel,
         workloads: Sequence[Workload],
-        architecture: int,
+        choice: Choice,
         clock: CudaClock | WallClock,
         report: Report,
     ) -> None:
-        from stm_fast.kernels.configs import CONFIG_OF
-        from stm_fast.kernels.launch import arithmetic_of
-        from stm_fast.kernels.tiles import Choice
-        from stm_fast.kernels.tuned import using
-
         self._kernel, self._clock, self._report = kernel, clock, report
         dtype = workloads[0].dtype
         self._calls = [(_call_of(work), make_inputs(work.shape, dtype, work.device, seed=0)) for work in workloads]
-        self.choice = Choice(architecture, arithmetic_of(dtype), KEY_DIM, VALUE_DIM, regular=True, weighted=False)
+        self.choice, self.start = choice, default_tile(kernel, choice)
         with using({}):
-            self.start = CONFIG_OF[kernel](self.choice)
             self._expected = [call.timed(call.before(inputs)) for call, inputs in self._calls]
             self._seconds = [self._measure(call, inputs) for call, inputs in self._calls]
 
-    def relative(self, tile: Any) -> float:
+    def relative(self, tile: Config) -> float:
         """Its time relative to `start`, the geometric mean over all shapes; infinite where it fails or is wrong."""
-        from stm_fast.kernels.tuned import using
-
         try:
             with using({(self._kernel, self.choice): tile}):
                 time = math.exp(statistics.fmean(map(self._logarithm, self._calls, self._expected, self._seconds)))

@@ -1,5 +1,6 @@
 """A memory read that is timed: its shape, pass and dtype, the work in it, and random inputs in a route's layout."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -17,6 +18,8 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_arg
 # the storage of [B, rows, C]: row by row, or channel by channel as convolutions leave it, or quantized by row
 Layout = Literal["rows", "channels", "int8", "fp8"]
 BYTES: dict[Layout, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+# of the query and the tensors of the memory: key and value, or those of a QuantisedMemory
+Read = Callable[..., Tensor]
 # a number of the memory, of the float32 copies that exist at once while it is quantized
 QUANTIZING_BYTES = 16
 

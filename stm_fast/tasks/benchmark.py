@@ -1,19 +1,18 @@
 """stm-fast benchmark: times reads, whole frames or tiles; prints tables, and writes records and plots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from stm_fast.benchmarking.frames import time_variants, usual_variants
-from stm_fast.benchmarking.plots import HOW_TO_GET_PLOTS, plots_available, write_plots
+from stm_fast.benchmarking.measuring import make_clock
 from stm_fast.benchmarking.reads import time_routes
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, describe_machine
+from stm_fast.benchmarking.report import HOW_TO_GET_PLOTS, plots_available, read_table, stage_table, write_plots
 from stm_fast.benchmarking.shapes import FrameWorkload, Selection, Shape
-from stm_fast.benchmarking.tables import read_table, stage_table
-from stm_fast.benchmarking.timing import make_clock
 from stm_fast.benchmarking.tuning import tune
 from stm_fast.benchmarking.workload import DTYPES
 from stm_fast.errors import InputError, option
@@ -36,8 +35,8 @@ def time_reads(selection: Selection, *, threads: int | None, output: Path, plots
     record = Record[ReadRow](describe_machine(selection.device), selection.describe())
     record.write(output)  # fails before anything is timed if the file cannot be written
     _introduce(record.machine)
-    with Console(stderr=True).status("starting") as spinner:
-        for rows in time_routes(selection, spinner.update):
+    with _status() as report:
+        for rows in time_routes(selection, report):
             _add(record, rows, output)
             say(*read_table(rows).lines())
     _write_plots(record.rows, output, plots)
@@ -88,12 +87,21 @@ def tune_tiles(
     place = _place(device, threads)
     if place != "cuda":
         raise InputError(f"{option('device')}: found {place}, expected a CUDA device, whose Triton kernels are timed")
-    with Console(stderr=True).status("starting") as spinner:
-        record = tune(shapes, [DTYPES[name] for name in dtypes], passes, make_clock(place), spinner.update)
+    with _status() as report:
+        record = tune(shapes, [DTYPES[name] for name in dtypes], passes, make_clock(place), report)
     record.write(output)
     for row in record.rows:
         say(f"{row.kernel} {row.choice['arithmetic']}: {row.relative_time:.3f} of the time: {row.tile}")
     say(f"{output}: {len(record.rows)} tiles; STM_FAST_CONFIGS={output} uses them")
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """A line on stderr about what is being done."""
+    from rich.console import Console  # here alone: make gpu times whole frames on machines that may lack it
+
+    with Console(stderr=True).status("starting") as spinner:
+        yield spinner.update
 
 
 def _place(device: str, threads: int | None) -> str:

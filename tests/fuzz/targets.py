@@ -271,7 +271,7 @@ def _read_record(folder: Path) -> None:
 
 def _read_frame_record(folder: Path) -> None:
     from stm_fast.benchmarking.records import FrameRow, read_record
-    from stm_fast.benchmarking.tables import by_workload
+    from stm_fast.benchmarking.report import by_workload
 
     by_workload(read_record(folder / "record.json", FrameRow).rows)
 

@@ -1,10 +1,14 @@
-"""What the memory costs: what its storages change in the masks, and what a read keeps for training.
+"""What networks and their memory cost: frames of every network, masks of every storage, tensors kept for training.
 
-python benchmarks/memory_costs.py masks --frames 40 --size 240p --video clip.mp4=first.png --output storage-masks.json
-python benchmarks/memory_costs.py training             counts tensors: the same on every machine
+python benchmarks/costs.py networks                    480p, 1 and 3 objects: results/networks-cpu.json
+python benchmarks/costs.py networks 480p-T10-O1 --rounds 3
+python benchmarks/costs.py masks --frames 40 --size 240p --video clip.mp4=first.png --output storage-masks.json
+python benchmarks/costs.py training                    counts tensors: the same on every machine
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -17,15 +21,18 @@ import typer
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from stm_fast.benchmarking.records import Record, describe_machine
+from stm_fast import STM, save_checkpoint, stm_lite0, stm_lite2, stm_resnet18, stm_resnet18_half
+from stm_fast.benchmarking.frames import time_variants
+from stm_fast.benchmarking.records import FrameRow, Record, describe_machine
+from stm_fast.benchmarking.report import Table, stage_table
 from stm_fast.benchmarking.routes import published
-from stm_fast.benchmarking.tables import Table
+from stm_fast.benchmarking.shapes import parse_workload
 from stm_fast.benchmarking.workload import KEY_DIM, VALUE_DIM
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference.engine import VideoSegmenter
-from stm_fast.network import STM
+from stm_fast.network.deploy.precision import has_bfloat16
 from stm_fast.network.released import DEFAULT
 from stm_fast.ops import memory_read
 from stm_fast.tasks.choice import NetworkChoice
@@ -38,7 +45,39 @@ STRIDE = 16
 # height, width, frames in memory, objects: the last frame of the paper's training clips, then larger and longer ones
 TRAINING_CLIPS = ((384, 384, 2, 3), (480, 864, 2, 3), (480, 864, 7, 3))
 
+RESULTS = Path(__file__).resolve().parent / "results"
+LITE: dict[str, Callable[[], STM]] = {"stm_lite2": stm_lite2, "stm_lite0": stm_lite0}
+RESNETS: dict[str, Callable[[], STM]] = {"stm_resnet18_half": stm_resnet18_half, "stm_resnet18": stm_resnet18}
+
 app = typer.Typer()
+
+
+@app.command()
+def networks(
+    workloads: Annotated[list[str] | None, typer.Argument(metavar="480p-T10-O1")] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    output: Path | None = None,
+) -> None:
+    """Whole frames of the package's networks with random weights, plain, prepared and in bfloat16, with peak memory.
+
+    Where a CPU has no instructions for bfloat16, PyTorch takes minutes for a ResNet's frame: there only networks on
+    EfficientNet-Lite, whose bottlenecks are the package's own, run in it.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    output = (output or RESULTS / f"networks-{device}.json").resolve()
+    record = Record[FrameRow](describe_machine(device), {"rounds": rounds})
+    reduced = has_bfloat16(torch.device(device))
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # records name the weights without their folder
+        for name, build in (LITE | RESNETS).items():
+            torch.manual_seed(0)
+            save_checkpoint(build(), f"{name}.safetensors")
+            variants = ["engine", "prepared", *(["bfloat16"] if reduced or name in LITE else [])]
+            for workload in workloads or ["480p-T10-O1", "480p-T10-O3"]:
+                parsed = parse_workload(workload, f"{name}.safetensors")
+                rows = time_variants(parsed, variants, rounds, device, peaks=True)
+                record.rows += rows
+                record.write(output)
+                print("", *stage_table(rows).lines(), sep="\n", flush=True)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,29 @@
-"""One timed call, interleaved rounds of several, and why a call could not run."""
+"""How a call is measured: its time, in interleaved rounds of several, its memory at the peak, and why it could not run.
 
+Memory is counted on a GPU as the allocator does, on a CPU as Linux does.
+"""
+
+import ctypes
+import gc
 import re
 import statistics
 import time
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stm_fast.benchmarking.workload import Inputs
+from stm_fast.benchmarking.routes import ROUTES
+from stm_fast.benchmarking.workload import Inputs, Read, Workload, in_layout, make_inputs
 
 Results = tuple[Tensor, ...]
-# of the query and the tensors of the memory: key and value, or those of a QuantisedMemory
-Read = Callable[..., Tensor]
-
 # larger than the L2 of any GPU; written several times, it also gives the host time to queue the timed call
 _FLUSH_BYTES, _FLUSHES = 2**28, 4
 _MOST_ROUNDS = 200
@@ -23,6 +31,8 @@ _SMALL = 256  # rows of a matrix that shows quickly how fast a CPU multiplies
 _LONGEST_REASON = 400  # characters
 _WHERE = re.compile(r"\s*\(Triggered internally at .*?\)")
 _TRACED = re.compile(r"Developer debug context: (?:raised exception )?(.+)")
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 class Call(NamedTuple):
@@ -175,3 +185,94 @@ def _gist(message: str) -> str:
     traced = _TRACED.search(message)
     first = next((line.strip() for line in message.splitlines() if line.strip()), "no message")
     return _WHERE.sub("", traced[1] if traced else first)
+
+
+# memory
+
+
+def resident_bytes(name: str) -> int:
+    """VmRSS, what is resident now, or VmHWM, its peak."""
+    found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def trim_heap() -> None:
+    """Returns to the system what the allocator keeps for later."""
+    gc.collect()
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
+
+
+@dataclass
+class Peak:
+    """What was measured of a block, once it has ended."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Peak]:
+    """How far a `with` block goes beyond what was allocated before it, on a GPU or, on Linux, in the host's memory."""
+    cuda, found = device.startswith("cuda"), Peak()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        trim_heap()
+        CLEAR.write_text("5")  # the peak starts anew at what is resident now
+        before = resident_bytes("VmRSS")
+    yield found
+    peak = torch.cuda.max_memory_allocated() if cuda else resident_bytes("VmHWM")
+    found.bytes = max(0, peak - before)
+
+
+def extra_bytes(device: str, call: Call, inputs: Inputs) -> int:
+    """The most that one call takes beyond its inputs and results; it has had its first call."""
+    with peak_memory(device) as memory:
+        results = call.timed(call.before(inputs))
+    return max(0, memory.bytes - _nbytes(results))
+
+
+def extra_cpu_bytes(route: str, workload: Workload) -> int | None:
+    """The same in a fresh process on the CPU; None where the system does not count or the process fails.
+
+    It is forked from a process that has imported PyTorch and computed nothing.
+    """
+    if not CLEAR.exists():
+        return None
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, processes) as pool:
+        try:
+            return pool.submit(_extra_bytes_here, route, workload, torch.get_num_threads()).result()
+        except Exception:  # whatever a library raises, or the process ended, perhaps out of memory
+            return None
+
+
+def _extra_bytes_here(name: str, workload: Workload, threads: int) -> int:
+    torch.set_num_threads(threads)
+    _map_large_blocks()
+    route = ROUTES[name]
+    read = route.build(workload)
+    assert not isinstance(read, str)
+    call = make_call(workload.pass_name, read)
+    inputs = in_layout(make_inputs(workload.shape, workload.dtype, "cpu", seed=0), route.layout)
+    call.timed(call.before(inputs))  # compiles, and loads what stays loaded
+    return extra_bytes("cpu", call, inputs)
+
+
+def _map_large_blocks() -> None:
+    """From now on blocks of 128 KiB and more are mappings of their own, which return to the system when freed.
+
+    By itself glibc puts those of up to 32 MiB into its heap after the first is freed, and it depends on their places
+    there whether the peak counts what is already free.
+    """
+    set_option: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, 128 * 1024)
+
+
+def _nbytes(results: Results) -> int:
+    return sum(result.nbytes for result in results)
