@@ -37,7 +37,7 @@ quick: setup
 # in Triton's interpreter, and records success in tests/golden/gate.json: make test runs a sample until the next change
 gate: setup
 	$(PYTEST) -m "compiles or experimental" --all-cases
-	TRITON_INTERPRET=1 $(PYTEST) -m "not gpu" -k "triton or quantised" tests/*_engine_cases.py tests/test_known_calls.py
+	TRITON_INTERPRET=1 $(PYTEST) -m "not gpu" -k "triton or quantized" tests/*_engine_cases.py tests/test_known_calls.py
 	$(BIN)/python tests/gate_record.py
 
 # runs damaged and hostile files of every kind through the readers; make fuzz MINUTES=10 ARGUMENTS="--seed 7". Findings

@@ -15,7 +15,7 @@ class CompiledLaunch:
     """A launch to be run with any tensors of the layouts that it was made with.
 
     Tensors, descriptors of them, or tuples of tensors are the first parameters of a kernel. Triton reads, types and
-    specialises every argument of every launch, which takes longer than the launch; here that is done once. The device
+    specializes every argument of every launch, which takes longer than the launch; here that is done once. The device
     has to be current.
     """
 

@@ -55,7 +55,7 @@ def _query_side(
 ) -> _QuerySide:
     rows, weight = affinity.rows[:, block], affinity.weight[:, block]  # [B, m, k]
     grad_weight = (_gathered(problem.value, rows) * grad_out[:, block, None]).sum(-1)  # dP [B, m, k]
-    # from the weights themselves, not from the rounded out: that is what the forward normalised
+    # from the weights themselves, not from the rounded out: that is what the forward normalized
     delta = (weight * grad_weight).sum(-1, keepdim=True) - grad_lse[:, block, None]
     grad_score = weight * (grad_weight - delta)  # dS [B, m, k]
     grad_raw = problem.score_factor * grad_score

@@ -6,7 +6,7 @@ shared memory carries a vector clock, so two accesses that no barrier orders are
 only where they happen to go wrong. Found besides: deadlock, accumulators read while a product is under way, writes
 that a product reads without a proxy fence in between, and copies that nobody waited for.
 
-Not modelled: the threads inside a warp group (Triton puts its own barriers there), layouts and registers.
+Not modeled: the threads inside a warp group (Triton puts its own barriers there), layouts and registers.
 """
 
 import ast

@@ -117,7 +117,7 @@ def bank_reads(monkeypatch) -> list[Traced]:
         found.append(trace)
         return result
 
-    for name in ("memory_read", "memory_read_quantised"):
+    for name in ("memory_read", "memory_read_quantized"):
         monkeypatch.setattr(reading, name, partial(tracing, getattr(reading, name)))
     return found
 
@@ -160,7 +160,7 @@ def test_a_bank_of_twenty_frames(last, bank_reads):
 
 @pytest.mark.parametrize("storage", ["int8", "fp8"])
 @pytest.mark.parametrize("widths", [(128, 512), (80, 128)], ids=str)
-def test_a_quantised_bank(storage, widths, bank_reads):
+def test_a_quantized_bank(storage, widths, bank_reads):
     bank = MemoryBank(MemoryConfig(storage=storage))
     key, value = (
         torch.ones(1, width, HEIGHT, WIDTH, dtype=BF16, device=DEVICE).contiguous(memory_format=torch.channels_last)
@@ -170,8 +170,8 @@ def test_a_quantised_bank(storage, widths, bank_reads):
         bank.append(key, value)
     bank.read(key)
     (read,) = bank_reads
-    assert {launch.kernel for launch in read.launches} <= {"_forward_quantised_kernel", "_combine_kernel"}
-    (launch,) = read.of("_forward_quantised_kernel")
+    assert {launch.kernel for launch in read.launches} <= {"_forward_quantized_kernel", "_combine_kernel"}
+    (launch,) = read.of("_forward_quantized_kernel")
     assert launch.constants["TILE"].block_n == 64
     assert not read.copies
 
@@ -278,7 +278,7 @@ def test_nothing_loads_two_bytes_in_a_loop():
         str((launch.kernel, launch.source.signature, launch.constants, launch.options)): launch for launch in _traced
     }
     launches = [launch for launch in distinct.values() if launch.kernel != "_rows_kernel"]
-    assert {HOPPER, "_forward_kernel", "_topk_kernel", "_grad_key_kernel", "_forward_quantised_kernel"} <= {
+    assert {HOPPER, "_forward_kernel", "_topk_kernel", "_grad_key_kernel", "_forward_quantized_kernel"} <= {
         launch.kernel for launch in launches
     }
     with ThreadPoolExecutor(2) as pool:

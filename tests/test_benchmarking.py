@@ -29,7 +29,7 @@ from stm_fast.benchmarking.shapes import FrameWorkload, Selection, grid, parse_s
 from stm_fast.benchmarking.workload import PASSES, Workload, in_layout, make_inputs
 from stm_fast.errors import InputError
 from stm_fast.inference.stages import STAGES
-from stm_fast.ops.quantised import QuantisedMemory
+from stm_fast.ops.quantized import QuantizedMemory
 from stm_fast.record_file import write_record_file
 
 TINY = "2x3-T2-O2"  # 6 queries, 12 memory rows, 2 objects
@@ -126,17 +126,17 @@ def test_layouts_hold_the_same_numbers():
 
 @pytest.mark.parametrize(("shape", "slots"), [(TINY, 2), ("M5-N12-O2", 1)])
 @pytest.mark.parametrize("layout", ["int8", "fp8"])
-def test_a_quantised_layout_has_a_slot_a_frame(layout, shape, slots):
+def test_a_quantized_layout_has_a_slot_a_frame(layout, shape, slots):
     inputs = make_inputs(parse_shape(shape), torch.float32, "cpu", seed=0)
-    memory = QuantisedMemory(*in_layout(inputs, layout).memory)
+    memory = QuantizedMemory(*in_layout(inputs, layout).memory)
     assert memory.key.shape == (2, slots, 12 // slots, 128)
     assert memory.value.dtype.itemsize == 1
-    for found, exact in zip(memory.dequantised(torch.float32), inputs.memory, strict=True):
+    for found, exact in zip(memory.dequantized(torch.float32), inputs.memory, strict=True):
         assert 0 < (found - exact).abs().max() < (0.02 if layout == "int8" else 0.2)
 
 
 @pytest.mark.slow
-def test_quantised_routes_carry_their_error():
+def test_quantized_routes_carry_their_error():
     rows = rows_of(select("int8", "fp8", "published"))
     timed = {row.route: row for row in rows if row.seconds is not None and row.pass_name == "forward"}
     assert timed["published"].error < 1e-5 < timed["int8"].error < timed["fp8"].error < 0.1

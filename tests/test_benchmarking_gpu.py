@@ -28,7 +28,7 @@ def test_routes_on_a_gpu_once():
             assert row.seconds > 0
             assert row.error < 0.05
             assert row.extra_bytes >= 0
-        quantised = timed[dtype, "int8", "forward"]
-        assert 0 < quantised.error < 0.05
+        quantized = timed[dtype, "int8", "forward"]
+        assert 0 < quantized.error < 0.05
     assert ("float32", "published-tf32", "forward") in timed
     assert ("bfloat16", "published-tf32", "forward") not in timed

@@ -190,7 +190,7 @@ def test_the_time_of_a_split_read_by_hand() -> None:
     assert read_time(132, 7, 1, 132, 6 * 2**20) == 7
 
 
-@pytest.mark.parametrize(("queries", "programs"), [(128, 2), (64, 1), (64, 2)], ids=["portable", "hopper", "quantised"])
+@pytest.mark.parametrize(("queries", "programs"), [(128, 2), (64, 1), (64, 2)], ids=["portable", "hopper", "quantized"])
 def test_a_memory_of_five_frames_or_more_keeps_an_h100_busy(queries: int, programs: int) -> None:
     """So an even share of the steps for every processor (stream-K) could win 8 % at the most."""
     for shape in grid():

@@ -245,7 +245,7 @@ def test_every_number_of_16_bits_is_read_and_written(dtype, contiguous):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_rounding_to_16_bits_is_to_nearest_even(dtype):
-    # two rows of equal weight: the mean of neighbours is a tie, with odd and even ones below it
+    # two rows of equal weight: the mean of neighbors is a tie, with odd and even ones below it
     numbers = torch.arange(2**15 - 1).to(torch.int16).view(dtype)
     numbers = numbers[numbers < 1e38]  # the sum of two is taken before it is divided
     numbers = numbers[numbers.isfinite()]
@@ -271,7 +271,7 @@ def test_sums_beyond_the_largest_float16_become_infinite():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("queries", [50, 260])
 def test_values_near_the_largest_number_are_read(queries, dtype):
-    # sums before their division are up to 300 times as large; one channel is so large, its neighbour as small
+    # sums before their division are up to 300 times as large; one channel is so large, its neighbor as small
     query, key, value = make_tensors(ReadCase(batch=1, queries=queries, rows=300), dtype)[:3]
     plain = memory_read(query, key, value, backend="cpp")
     value[..., 7] = value[..., 7].sign() * 3e38

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stm_fast.choices import SIMILARITIES
 from stm_fast.ops import cpp_ops, memory_read
-from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised, quantise_memory
+from stm_fast.ops.quantized import QuantizedMemory, memory_read_quantized, quantize_memory
 from stm_fast.testing import ReadCase, check_case, make_tensors, options
 
 pytestmark = [
@@ -84,13 +84,13 @@ def test_reads_of_bytes(seed):
     query = torch.randn(draw.choice([1, batch]), draw.randint(0, 60), key_dim, generator=generator)
     key = torch.randn(key_batch, slots, rows, key_dim, generator=generator)
     value = torch.randn(batch, slots, rows, value_dim, generator=generator)
-    memory = quantise_memory(key, value, draw.choice([torch.int8, torch.float8_e4m3fn]))
+    memory = quantize_memory(key, value, draw.choice([torch.int8, torch.float8_e4m3fn]))
     lengths = torch.tensor([draw.randint(0, slots * rows) for _ in range(batch)]) if draw.random() < 0.5 else None
-    moved = QuantisedMemory(*(elsewhere(tensor, draw) for tensor in memory))
+    moved = QuantizedMemory(*(elsewhere(tensor, draw) for tensor in memory))
     reads = [
-        memory_read_quantised(query, memory, lengths=lengths, return_lse=True, backend="cpp"),
-        memory_read_quantised(elsewhere(query, draw), moved, lengths=lengths, return_lse=True, backend="cpp"),
-        memory_read_quantised(query, memory, lengths=lengths, return_lse=True, backend="reference"),
+        memory_read_quantized(query, memory, lengths=lengths, return_lse=True, backend="cpp"),
+        memory_read_quantized(elsewhere(query, draw), moved, lengths=lengths, return_lse=True, backend="cpp"),
+        memory_read_quantized(query, memory, lengths=lengths, return_lse=True, backend="reference"),
     ]
     for contiguous, strided, expected in zip(*reads, strict=True):
         assert torch.equal(strided, contiguous)

@@ -18,7 +18,7 @@ from stm_fast.data.store import LEVELS, ImageStore
 from stm_fast.data.synthetic_source import SyntheticSource
 from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
-from training_runs import STILL, WILD, colour_of, inner, painted, write_pair, write_stills, write_video
+from training_runs import STILL, WILD, color_of, inner, painted, write_pair, write_stills, write_video
 
 SIZE = (48, 64)
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def test_without_augmentation_a_clip_repeats_the_image(tmp_path):
     write_pair(tmp_path, "one", ids)
     batch = clips_of(image_source(tmp_path)).batch(keys(2))
     for frame, mask in zip(batch.frames.flatten(0, 1), batch.ids.flatten(0, 1), strict=True):
-        assert np.array_equal(frame.permute(1, 2, 0), colour_of(ids))
+        assert np.array_equal(frame.permute(1, 2, 0), color_of(ids))
         assert np.array_equal(mask, ids)
 
 
@@ -106,10 +106,10 @@ def test_colors_still_identify_objects_after_motion(stills, video, size):
     for frames, ids, objects, name in zip(batch.frames, batch.ids, batch.objects, batch.names, strict=True):
         pixels = frames.permute(0, 2, 3, 1)  # [T, h, w, 3]
         for label in range(1, objects + 1):
-            colours = pixels[(ids == label) & inner(ids)].unique(dim=0).int()
-            assert len(colours) == 0 or (colours - colours[0]).abs().max() <= 1, f"{name}: {label}: {colours.tolist()}"
-            seen.update(map(tuple, colours[:1].tolist()))
-    known = {label: tuple(colour_of(label).tolist()) for label in (1, 3, 7, 9, 4)}
+            colors = pixels[(ids == label) & inner(ids)].unique(dim=0).int()
+            assert len(colors) == 0 or (colors - colors[0]).abs().max() <= 1, f"{name}: {label}: {colors.tolist()}"
+            seen.update(map(tuple, colors[:1].tolist()))
+    known = {label: tuple(color_of(label).tolist()) for label in (1, 3, 7, 9, 4)}
     nearest = {
         min(known, key=lambda label: sum(abs(a - b) for a, b in zip(known[label], one, strict=True))) for one in seen
     }
@@ -121,9 +121,9 @@ def test_pictures_far_larger_than_the_crop_are_sampled_as_means(tmp_path):
     noise = np.random.default_rng(0).integers(0, 2, (400, 600)).astype(np.uint8)
     write_pair(tmp_path, "noise", noise)
     batch = clips_of(image_source(tmp_path), size=(48, 64)).batch(keys(1))
-    expected = colour_of(1).astype(float) / 2
+    expected = color_of(1).astype(float) / 2
     assert abs(batch.frames.float().mean((0, 1, 3, 4)).numpy() - expected).max() < 3
-    assert batch.frames[0, 0, 0].float().std() < 0.25 * colour_of(1)[0]
+    assert batch.frames[0, 0, 0].float().std() < 0.25 * color_of(1)[0]
 
 
 @pytest.mark.parametrize("level", range(LEVELS))

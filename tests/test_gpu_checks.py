@@ -156,7 +156,7 @@ def test_what_starts_a_pytest_is_there_and_its_cases_are_run_instead():
     assert f"def {name}(" in (ROOT / path).read_text()
     assert gpu_suite.STARTER in gpu_suite.command([])
     names = gpu_suite.files_with_gpu_tests()
-    assert names[:2] == ["tests/triton_engine_cases.py", "tests/quantised_engine_cases.py"]
+    assert names[:2] == ["tests/triton_engine_cases.py", "tests/quantized_engine_cases.py"]
     assert "tests/test_benchmarking_gpu.py" in names
     assert "tests/test_cli.py" not in names
     assert gpu_suite.SMOKE not in names

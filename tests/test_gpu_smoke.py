@@ -10,9 +10,9 @@ import torch
 
 from gpu_times import portable_tile
 from stm_fast.kernels.tuned import using
-from stm_fast.ops.quantised import memory_read_quantised, quantise_memory
+from stm_fast.ops.quantized import memory_read_quantized, quantize_memory
 from stm_fast.testing import ReadCase, check_case
-from stm_fast.testing.quantised import exact_read, relative_error, soft_memory
+from stm_fast.testing.quantized import exact_read, relative_error, soft_memory
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,11 +40,11 @@ def test_a_read_is_right(size, name):
         check_case(case, torch.bfloat16, "triton", "cuda", gradients=False)
 
 
-# the largest error, as tests/quantised_engine_cases.py has it for normal numbers
+# the largest error, as tests/quantized_engine_cases.py has it for normal numbers
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.int8, 0.014), (torch.float8_e4m3fn, 0.064)], ids=["int8", "fp8"])
 @pytest.mark.parametrize("size", QUERIES)
-def test_a_quantised_read_is_right(size, dtype, allowed):
+def test_a_quantized_read_is_right(size, dtype, allowed):
     rows = QUERIES[size]
     query, key, value = soft_memory(queries=rows, slots=2, rows=rows, key_dim=128, value_dim=512, device="cuda")
-    out = memory_read_quantised(query.bfloat16(), quantise_memory(key, value, dtype), backend="triton")
+    out = memory_read_quantized(query.bfloat16(), quantize_memory(key, value, dtype), backend="triton")
     assert relative_error(out, exact_read(query, key, value)[0]) <= allowed

@@ -35,10 +35,10 @@ def refuses(path: Path, *words: str) -> None:
 
 def test_davis_palette_has_the_published_colors() -> None:
     assert len(masks.DAVIS_PALETTE) == 768
-    colours = np.frombuffer(masks.DAVIS_PALETTE, np.uint8).reshape(256, 3).tolist()
-    assert colours[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
-    assert colours[8] == [64, 0, 0]
-    assert colours[255] == [224, 224, 192]
+    colors = np.frombuffer(masks.DAVIS_PALETTE, np.uint8).reshape(256, 3).tolist()
+    assert colors[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert colors[8] == [64, 0, 0]
+    assert colors[255] == [224, 224, 192]
 
 
 @pytest.mark.parametrize("palette", [None, PALETTE, PALETTE[:6]], ids=["davis", "own", "short"])

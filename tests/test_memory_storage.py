@@ -13,7 +13,7 @@ from stm_fast.memory import MemoryBank, places
 from stm_fast.memory.formats import format_of
 from stm_fast.memory.pages import DiskPages, HostPages
 from stm_fast.memory.places import row_format_of
-from stm_fast.memory.storage import FrameLayout, QuantisedPart
+from stm_fast.memory.storage import FrameLayout, QuantizedPart
 from stm_fast.memory.stream import PageStream
 from stm_fast.ops import memory_read
 from stm_fast.testing.criterion import assert_no_worse_than_eager
@@ -94,8 +94,8 @@ def test_parts_of_a_scaled_bank_are_joined_with_the_right_lse(storage, tmp_path)
     fill(bank, 10)
     parts = []
     for part in bank._storage.parts([10, 10]):
-        kept = isinstance(part, QuantisedPart)
-        numbers = part.memory.dequantised(torch.float32) if kept else (part.key, part.value)
+        kept = isinstance(part, QuantizedPart)
+        numbers = part.memory.dequantized(torch.float32) if kept else (part.key, part.value)
         parts.append([tensor.clone() for tensor in numbers])
     assert len(parts) == 4
     key, value = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
@@ -113,7 +113,7 @@ def test_rows_read_as_they_are_kept_are_those_that_are_decoded(storage):
     }
     memory = formats[1].as_kept(kept)
     assert formats[0].as_kept(decoded) is None
-    for pair in (formats[1].decode(kept, torch.float32), memory.dequantised(torch.float32)):
+    for pair in (formats[1].decode(kept, torch.float32), memory.dequantized(torch.float32)):
         for found, expected in zip(pair, formats[0].decode(decoded, torch.float32), strict=True):
             assert torch.equal(found, expected)
     # fp8 is multiplied with sixteen contiguous rows of a channel
@@ -133,7 +133,7 @@ def test_a_read_of_bytes_is_that_of_decoded_rows(storage, place, tmp_path, monke
         bank.read(query())
         fill(bank, 5)
         banks.append(bank)
-    assert all(isinstance(part, QuantisedPart) for part in banks[1]._storage.parts([5, 5]))
+    assert all(isinstance(part, QuantizedPart) for part in banks[1]._storage.parts([5, 5]))
     torch.testing.assert_close(banks[1].read(query()), banks[0].read(query()))
     assert banks[1].frames == banks[0].frames
 

@@ -39,7 +39,7 @@ def test_region_similarity_does_not_count_void_pixels():
 
 
 def test_the_boundary_of_one_pixel_is_half_a_pixel_towards_the_origin():
-    # the pixel differs from its right and lower neighbours, and three pixels before it see it there
+    # the pixel differs from its right and lower neighbors, and three pixels before it see it there
     assert np.argwhere(boundary(PIXEL)).tolist() == [[3, 5], [3, 6], [4, 5], [4, 6]]
 
 
@@ -48,7 +48,7 @@ def test_the_boundary_does_not_follow_the_image_border():
     # the lower right quarter: above it, left of it, and the corner that sees it along the diagonal
     quarter = box(5, 6, 2, 5, 3, 6)
     assert np.argwhere(boundary(quarter)).tolist() == [[1, 2], [1, 3], [1, 4], [1, 5], [2, 2], [3, 2], [4, 2]]
-    # the last corner has no neighbours, so a pixel there has three boundary pixels before it
+    # the last corner has no neighbors, so a pixel there has three boundary pixels before it
     assert np.argwhere(boundary(box(5, 6, 4, 5, 5, 6))).tolist() == [[3, 4], [3, 5], [4, 4]]
 
 
@@ -61,7 +61,7 @@ def test_contour_accuracy_within_and_beyond_the_bound():
     assert contour_accuracy(two_right, PIXEL) == 0.5
     assert contour_accuracy(np.roll(PIXEL, 3, 1), PIXEL) == 0
     assert contour_accuracy(np.roll(PIXEL, 3, 1), PIXEL, bound=3) == 1
-    # one step down and right: only 3 of 4 have a neighbour of the other within one pixel, both ways
+    # one step down and right: only 3 of 4 have a neighbor of the other within one pixel, both ways
     assert contour_accuracy(np.roll(one_right, 1, 0), PIXEL) == 0.75
 
 
@@ -157,13 +157,13 @@ def plain_contour(prediction, truth, void, bound):
 
 
 def plain_boundary(mask):
-    """Pixels that differ from a right, lower or lower right neighbour that is in the image."""
+    """Pixels that differ from a right, lower or lower right neighbor that is in the image."""
     height, width = mask.shape
     points = []
     for y, x in itertools.product(range(height), range(width)):
-        neighbours = [(y, x + 1), (y + 1, x)]
+        neighbors = [(y, x + 1), (y + 1, x)]
         if y < height - 1 and x < width - 1:
-            neighbours.append((y + 1, x + 1))
-        if any(a < height and b < width and mask[a, b] != mask[y, x] for a, b in neighbours):
+            neighbors.append((y + 1, x + 1))
+        if any(a < height and b < width and mask[a, b] != mask[y, x] for a, b in neighbors):
             points.append((y, x))
     return points

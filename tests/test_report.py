@@ -138,7 +138,7 @@ def test_a_browser_shows_it(report, tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert picture.is_file(), found.stderr
     pixels = np.array(Image.open(picture).convert("RGB")).astype(int)
-    # the bars of the stages, in their colour, and pictures of many colours below them
+    # the bars of the stages, in their color, and pictures of many colors below them
     bars = (abs(pixels - [0x3B, 0x7D, 0xD8]).max(2) < 4).sum()
     assert bars > 8 * 100
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000

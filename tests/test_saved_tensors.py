@@ -37,9 +37,9 @@ from stm_fast.ops.adapters import (
     xmem_read,
 )
 from stm_fast.ops.backends import BACKENDS
-from stm_fast.ops.quantised import memory_read_quantised, quantise_memory
+from stm_fast.ops.quantized import memory_read_quantized, quantize_memory
 from stm_fast.testing import CASES, ReadCase, Tensors, make_tensors
-from stm_fast.testing.quantised import soft_memory
+from stm_fast.testing.quantized import soft_memory
 from stm_fast.testing.runs import leaves, read_outputs
 from stm_fast.training.building import build_clip_loss
 from stm_fast.training.config import Loss
@@ -250,23 +250,23 @@ def test_an_affinity_may_come_from_outside_a_checkpoint(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
-def test_gradients_of_a_query_of_a_quantised_memory(dtype):
+def test_gradients_of_a_query_of_a_quantized_memory(dtype):
     query, key, value = soft_memory(queries=9, slots=2, rows=7, key_dim=8, value_dim=6)
-    memory, lengths = quantise_memory(key, value, dtype), torch.tensor([14, 5])
-    read = partial(memory_read_quantised, memory=memory, lengths=lengths, return_lse=True)
+    memory, lengths = quantize_memory(key, value, dtype), torch.tensor([14, 5])
+    read = partial(memory_read_quantized, memory=memory, lengths=lengths, return_lse=True)
     assert_every_way_is_the_same(read, query)
-    key, value = memory.dequantised(torch.float32)
+    key, value = memory.dequantized(torch.float32)
     exact = partial(memory_read, key=key, value=value, lengths=lengths, return_lse=True)
     torch.testing.assert_close(gradients(plainly, read, query), gradients(plainly, exact, query))
 
 
-def test_scales_of_a_quantised_memory_have_gradients_whether_or_not_the_query_has():
+def test_scales_of_a_quantized_memory_have_gradients_whether_or_not_the_query_has():
     query, key, value = soft_memory(queries=9, slots=2, rows=7, key_dim=8, value_dim=6)
-    memory = quantise_memory(key, value)
+    memory = quantize_memory(key, value)
 
     def read(query: Tensor, key_scale: Tensor, key_mean: Tensor, value_scale: Tensor) -> tuple[Tensor, ...]:
         scales = {"key_scale": key_scale, "key_mean": key_mean, "value_scale": value_scale}
-        return (memory_read_quantised(query, memory._replace(**scales)),)
+        return (memory_read_quantized(query, memory._replace(**scales)),)
 
     scales = memory.key_scale, memory.key_mean, memory.value_scale
     expected = gradients(plainly, read, query, *scales)[1:]

@@ -48,9 +48,9 @@ LINKS = ("linked/masks", "linked/Annotations", "drawn/result")
 # the arguments, and what the line of the error holds
 MISTAKES = (
     (("sgement",), "No such command 'sgement'"),
-    (("--colour",), "No such option: --colour"),
-    (("--colour", "demo"), "No such option: --colour"),
-    *(((*command.split(), "--colour"), "No such option: --colour") for command in COMMANDS),
+    (("--color",), "No such option: --color"),
+    (("--color", "demo"), "No such option: --color"),
+    *(((*command.split(), "--color"), "No such option: --color") for command in COMMANDS),
     (("segment",), "Missing argument"),
     (("segment", "absent.mp4", *SEGMENT[2:]), "absent.mp4: no such file or folder"),
     ((*SEGMENT, "-m", "absent"), "absent: no such mask file or folder of masks"),

@@ -23,7 +23,7 @@ from stm_fast.data.videos import VideoSource, draw_times
 from stm_fast.errors import InputError
 from stm_fast.training.config_file import from_plain
 from stm_fast.video import write_mask
-from training_runs import SMALL, STILL, WILD, colour_of, inner, painted, write_pair, write_stills, write_video
+from training_runs import SMALL, STILL, WILD, color_of, inner, painted, write_pair, write_stills, write_video
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZE = (48, 64)
@@ -100,7 +100,7 @@ def test_a_batch_is_the_clips_stacked(stills):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 64), (80, 40)])
 def test_colors_still_identify_objects_after_motion(stills, video, size):
-    # all ids are kept as they are, so that the colours tell them
+    # all ids are kept as they are, so that the colors tell them
     clips = dataset(image_source(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=size)
     seen = set()
     for index in range(30):
@@ -108,10 +108,10 @@ def test_colors_still_identify_objects_after_motion(stills, video, size):
         frames = clip.frames.permute(0, 2, 3, 1)  # [T, h, w, 3]
         for label in range(1, clip.objects + 1):
             own = (clip.ids == label) & inner(clip.ids)
-            colours = frames[own].unique(dim=0)
-            assert len(colours) <= 1, f"{clip.name}: object {label} has the colours {colours.tolist()}"
-            seen.update(map(tuple, colours.tolist()))
-    known = {label: tuple(colour_of(label).tolist()) for label in (1, 3, 7, 9, 4)}
+            colors = frames[own].unique(dim=0)
+            assert len(colors) <= 1, f"{clip.name}: object {label} has the colors {colors.tolist()}"
+            seen.update(map(tuple, colors.tolist()))
+    known = {label: tuple(color_of(label).tolist()) for label in (1, 3, 7, 9, 4)}
     assert {known[label] for label in (1, 3, 7, 9)} <= seen <= set(known.values())
 
 
@@ -120,7 +120,7 @@ def test_without_augmentation_a_clip_repeats_the_image(tmp_path):
     write_pair(tmp_path, "one", ids)
     clip = dataset(image_source(tmp_path))[SampleKey(0, 0, 0)]
     for frame, mask in zip(clip.frames, clip.ids, strict=True):
-        assert np.array_equal(frame.permute(1, 2, 0), colour_of(ids))
+        assert np.array_equal(frame.permute(1, 2, 0), color_of(ids))
         assert np.array_equal(mask, ids)
 
 
@@ -130,13 +130,13 @@ def test_pictures_decoded_smaller_fit_their_masks(tmp_path, suffix):
     write_pair(tmp_path, "large", ids, suffix)
     clips = dataset(image_source(tmp_path), size=(48, 60))  # 8 pixels to one
     clip = clips[SampleKey(0, 0, 0)]
-    expected = {tuple(colour_of(label).tolist()) for label in (1, 2)}
+    expected = {tuple(color_of(label).tolist()) for label in (1, 2)}
     frames = clip.frames.permute(0, 2, 3, 1).int()
     for label in (1, 2):
-        colours = frames[(clip.ids == label) & inner(clip.ids)]
-        own = colours[0]
-        assert (colours - own).abs().max() <= 3
-        assert min(int((own - torch.tensor(colour)).abs().max()) for colour in expected) <= 3
+        colors = frames[(clip.ids == label) & inner(clip.ids)]
+        own = colors[0]
+        assert (colors - own).abs().max() <= 3
+        assert min(int((own - torch.tensor(color)).abs().max()) for color in expected) <= 3
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -147,7 +147,7 @@ def test_a_smaller_picture_is_the_mean_of_blocks(tmp_path, suffix, shrink):
     image = read_image(tmp_path / "JPEGImages" / f"a.{suffix}", (61, 45), Path("mask.png"), shrink)
     assert image.shape == (-(-61 // shrink), -(-45 // shrink), 3)
     inside = image[16 // shrink : 48 // shrink, 8 // shrink : 40 // shrink].astype(int)
-    assert abs(inside - colour_of(1).astype(int)).max() <= 3
+    assert abs(inside - color_of(1).astype(int)).max() <= 3
 
 
 @pytest.mark.parametrize("shrink", [1, 2])
@@ -168,11 +168,11 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path):
     ids = painted(20, 40, {1: (0, 0, 20, 10)})
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # turn it clockwise
-    stored = Image.fromarray(colour_of(ids)).transpose(Image.Transpose.ROTATE_90)
+    stored = Image.fromarray(color_of(ids)).transpose(Image.Transpose.ROTATE_90)
     stored.save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
     for shrink in (1, 2):
         image = read_image(tmp_path / "a.jpg", ids.shape, Path("mask.png"), shrink).astype(int)
-        assert abs(image - colour_of(ids[::shrink, ::shrink])).max() <= 6
+        assert abs(image - color_of(ids[::shrink, ::shrink])).max() <= 6
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
@@ -318,7 +318,7 @@ def test_videos_are_played_backwards_at_times(video):
     assert lefts == sorted(lefts, reverse=True) != sorted(lefts)
 
 
-# --- colours
+# --- colors
 
 
 def test_colors_vary_less_within_a_clip_than_between_clips(stills):

@@ -11,7 +11,7 @@ import torch
 import gate_record
 
 TESTS = Path(__file__).parent
-CASES = [str(TESTS / "triton_engine_cases.py"), str(TESTS / "quantised_engine_cases.py")]
+CASES = [str(TESTS / "triton_engine_cases.py"), str(TESTS / "quantized_engine_cases.py")]
 
 
 def run_cases(*arguments: str, **environment: str) -> str:
@@ -26,7 +26,7 @@ def run_cases(*arguments: str, **environment: str) -> str:
 def test_kernels_are_right_under_the_interpreter() -> None:
     """And calls that are known, which have no Triton otherwise where there is no GPU."""
     sample = gate_record.INTERPRETED_AGAIN if gate_record.passed_before("interpreted") else ()
-    selected = ["-m", "not gpu", "-k", "triton or quantised", *sample]
+    selected = ["-m", "not gpu", "-k", "triton or quantized", *sample]
     assert "skipped" not in run_cases(*selected, *CASES, str(TESTS / "test_known_calls.py"), TRITON_INTERPRET="1")
 
 

@@ -31,17 +31,17 @@ def corner_picture(width: int = 64, height: int = 48) -> npt.NDArray[np.uint8]:
     image = np.zeros((height, width, 3), np.uint8)
     top, left = np.s_[: height // 2], np.s_[: width // 2]
     bottom, right = np.s_[height // 2 :], np.s_[width // 2 :]
-    for (rows, columns), colour in zip(
+    for (rows, columns), color in zip(
         ((top, left), (top, right), (bottom, left), (bottom, right)), CORNERS, strict=True
     ):
-        image[rows, columns] = colour
+        image[rows, columns] = color
     return image
 
 
 def corners(image: npt.NDArray[np.uint8]) -> list[int]:
     """Which of CORNERS is at the top left, top right, bottom left and bottom right."""
     found = [image[y, x].astype(int) for y in (4, -5) for x in (4, -5)]
-    return [int(np.argmin([np.abs(colour - known).sum() for known in CORNERS])) for colour in found]
+    return [int(np.argmin([np.abs(color - known).sum() for known in CORNERS])) for color in found]
 
 
 def write_pictures(folder: Path, names: list[str]) -> Path:
@@ -432,8 +432,8 @@ def test_overlay_video_has_the_right_colors(tmp_path: Path) -> None:
     with OverlayVideoWriter(tmp_path / "o.mp4", 64, 48, Fraction(25)) as writer:
         writer.write(corner_picture(), 0.0)
     (frame,) = open_frames(tmp_path / "o.mp4")
-    for (y, x), colour in zip(((8, 8), (8, -9), (-9, 8), (-9, -9)), CORNERS, strict=True):
-        assert np.abs(frame.image[y, x].astype(int) - colour).max() <= 6
+    for (y, x), color in zip(((8, 8), (8, -9), (-9, 8), (-9, -9)), CORNERS, strict=True):
+        assert np.abs(frame.image[y, x].astype(int) - color).max() <= 6
 
 
 @needs_av

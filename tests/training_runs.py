@@ -41,9 +41,9 @@ SMALL_CONFIG = TrainingConfig(
     log=Log(every=2, pictures=None, checkpoint=2),
 )
 _SOFT = 3  # pixels: how far edges are soft where a picture is enlarged
-SAME_COLOURS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0}
+SAME_COLORS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0}
 STILL = Augmentation(
-    **SAME_COLOURS,
+    **SAME_COLORS,
     still_rotation=0,
     still_shear=0,
     still_zoom=0,
@@ -59,7 +59,7 @@ STILL = Augmentation(
     flip=0,
     reverse=0,
 )
-WILD = Augmentation(**SAME_COLOURS, warp=1.0, paste=1.0, video_paste=1.0, still_rotation=40)
+WILD = Augmentation(**SAME_COLORS, warp=1.0, paste=1.0, video_paste=1.0, still_rotation=40)
 
 
 def make_trainer(folder: Path, resume: bool = False, skip_corrupt: bool = False, **changes) -> Trainer:
@@ -105,7 +105,7 @@ def assert_same_up_to_rounding(found: Path, expected: Path) -> None:
             torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
 
 
-def colour_of(ids):
+def color_of(ids):
     """RGB that tells the id, far apart for small ids: [..., 3]."""
     number = np.asarray(ids, int)[..., None]
     return (number * [37, 91, 53] % 256).astype(np.uint8)
@@ -123,7 +123,7 @@ def write_pair(root, name, ids, suffix="png"):
     """An image whose colors identify the ids, and its mask."""
     for kind in ("JPEGImages", "Annotations"):
         (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(colour_of(ids)).save(root / "JPEGImages" / f"{name}.{suffix}", quality=100, subsampling=0)
+    Image.fromarray(color_of(ids)).save(root / "JPEGImages" / f"{name}.{suffix}", quality=100, subsampling=0)
     write_mask(root / "Annotations" / f"{name}.png", ids)
 
 

@@ -9,7 +9,7 @@
 // These maps and their transposed derivatives are all that the engine needs to know about a similarity.
 #pragma once
 
-#include "quantised_rows.h"
+#include "quantized_rows.h"
 #include "stm_fast/memory_read.h"
 #include "stm_fast/pack.h"
 
@@ -134,8 +134,8 @@ class Features {
       }
     }
     pack_both(problem_.key[object].from_row(first), count, width, panels, columns);
-    if constexpr (quantised<Stored>) {
-      dequantise_keys(problem_, object, first, count, width, panels);
+    if constexpr (quantized<Stored>) {
+      dequantize_keys(problem_, object, first, count, width, panels);
     }
   }
 

@@ -166,8 +166,8 @@ class FewQueriesPass {
       }
     } else {
       pack_panels(values.transposed(), problem_.value_dim, rows, lanes, work.values);
-      if constexpr (quantised<Stored>) {
-        dequantise_values(problem_, object, row, rows, problem_.value_dim, lanes, work.values);
+      if constexpr (quantized<Stored>) {
+        dequantize_values(problem_, object, row, rows, problem_.value_dim, lanes, work.values);
       }
     }
     kernels_.rescale_and_add_strips(product);

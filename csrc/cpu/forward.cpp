@@ -156,8 +156,8 @@ class ForwardPass {
   void pack_values(Index object, Index row, Index rows, Element* panels) const {
     const Matrix<const Stored> channels = problem_.value[object].from_row(row).transposed();
     pack_panels(channels, value_dim_, rows, kernels_.group_rows, panels);
-    if constexpr (quantised<Stored>) {
-      dequantise_values(problem_, object, row, rows, value_dim_, kernels_.group_rows, panels);
+    if constexpr (quantized<Stored>) {
+      dequantize_values(problem_, object, row, rows, value_dim_, kernels_.group_rows, panels);
     }
     if constexpr (std::is_same_v<Element, T>) {
       if (results_.value_unit != T(1)) {
@@ -276,7 +276,7 @@ bool has_few_queries(const ReadProblem<Stored>& problem) {
 template <class Stored>
 bool gathers_values(const ReadProblem<Stored>& problem) {
   constexpr Index rows_for_one = 8;
-  return !quantised<Stored> && problem.top_k > 0 && problem.top_k <= problem.rows / rows_for_one;
+  return !quantized<Stored> && problem.top_k > 0 && problem.top_k <= problem.rows / rows_for_one;
 }
 
 template <class Stored>

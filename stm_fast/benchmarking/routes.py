@@ -19,7 +19,7 @@ from stm_fast.benchmarking.workload import BYTES, KEY_DIM, PASSES, QUANTIZING_BY
 from stm_fast.choices import RouteName
 from stm_fast.ops import memory_read
 from stm_fast.ops.backends import BACKENDS
-from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised
+from stm_fast.ops.quantized import QuantizedMemory, memory_read_quantized
 
 _CHUNK = 128  # queries
 
@@ -172,7 +172,7 @@ def _ours(backend: str, workload: Workload) -> Read:
 def _of_bytes(workload: Workload) -> Read:
     """The read of a memory of one byte a number: by its kernel on a GPU, where a fallback would mislead."""
     backend = "triton" if workload.device == "cuda" else "auto"
-    return lambda query, *memory: cast(Tensor, memory_read_quantised(query, QuantisedMemory(*memory), backend=backend))
+    return lambda query, *memory: cast(Tensor, memory_read_quantized(query, QuantizedMemory(*memory), backend=backend))
 
 
 def _affinities(forward: float, backward: float, top_k: float = 0.0) -> Callable[[Workload], float]:

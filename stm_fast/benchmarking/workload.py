@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stm_fast.benchmarking.shapes import Shape
 from stm_fast.choices import Pass, TimedDtype
-from stm_fast.ops.quantised import QuantisedMemory, quantise_memory
+from stm_fast.ops.quantized import QuantizedMemory, quantize_memory
 
 KEY_DIM, VALUE_DIM = 128, 512  # Ck and Cv as published
 TOP_K = 30  # as in XMem and Cutie
@@ -18,7 +18,7 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_arg
 # the storage of [B, rows, C]: row by row, or channel by channel as convolutions leave it, or quantized by row
 Layout = Literal["rows", "channels", "int8", "fp8"]
 BYTES: dict[Layout, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-# of the query and the tensors of the memory: key and value, or those of a QuantisedMemory
+# of the query and the tensors of the memory: key and value, or those of a QuantizedMemory
 Read = Callable[..., Tensor]
 # a number of the memory, of the float32 copies that exist at once while it is quantized
 QUANTIZING_BYTES = 16
@@ -91,7 +91,7 @@ class Inputs(NamedTuple):
     """What a route is given."""
 
     query: Tensor  # [1, M, Ck], one for all objects
-    memory: tuple[Tensor, ...]  # key [O, N, Ck] and value [O, N, Cv], or a QuantisedMemory of them
+    memory: tuple[Tensor, ...]  # key [O, N, Ck] and value [O, N, Cv], or a QuantizedMemory of them
     upstream: Tensor  # [O, M, Cv], the gradient of the read
 
 
@@ -123,9 +123,9 @@ def _by_channel(tensor: Tensor) -> Tensor:
     return tensor.mT.contiguous().mT
 
 
-def _quantized(memory: tuple[Tensor, ...], frame: int, dtype: torch.dtype) -> QuantisedMemory:
+def _quantized(memory: tuple[Tensor, ...], frame: int, dtype: torch.dtype) -> QuantizedMemory:
     """A slot for each frame of `frame` rows; a single slot where the memory is not a whole number of frames."""
     rows = memory[0].shape[1]
     rows_of_slot = frame if rows % frame == 0 else rows
     key, value = (tensor.view(len(tensor), -1, rows_of_slot, tensor.shape[2]) for tensor in memory)
-    return quantise_memory(key, value, dtype)
+    return quantize_memory(key, value, dtype)

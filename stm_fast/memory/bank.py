@@ -19,7 +19,7 @@ from stm_fast.memory.policy import Slot, victim
 from stm_fast.memory.read_parts import ReadResult, empty_read, read_part, usage_of
 from stm_fast.memory.repeated import RepeatedReads
 from stm_fast.memory.sharded import Shard
-from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, Storage
+from stm_fast.memory.storage import FrameLayout, Part, QuantizedPart, Storage
 from stm_fast.ops.arguments import check_tensors
 
 
@@ -325,7 +325,7 @@ class MemoryBank:
         """Reads the slots of this process; also returns lse [O, M] of every slot if usage is measured."""
         counts = [self._shard.count(count) for count in self._counts]
         parts = iter(storage.parts(counts) if max(counts, default=0) else ())
-        pieces: Iterable[Part | QuantisedPart]
+        pieces: Iterable[Part | QuantizedPart]
         pieces = chain.from_iterable(part.slots(layout.rows) for part in parts) if self._measures_usage else parts
         result, lse_by_slot = None, []
         # map, unlike a loop over the parts, holds no part while the next one is decoded

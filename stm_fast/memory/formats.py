@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stm_fast.ops.quantised import PADDED_ROWS, QuantisedMemory, centered_and_scaled
+from stm_fast.ops.quantized import PADDED_ROWS, QuantizedMemory, centered_and_scaled
 
 Fields = dict[str, Tensor]
 
@@ -41,7 +41,7 @@ class Format(Protocol):
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Fields [O, slots, rows, W] to key [O, slots*R, Ck] and value [O, slots*R, Cv]."""
 
-    def as_kept(self, fields: Fields) -> QuantisedMemory | None:
+    def as_kept(self, fields: Fields) -> QuantizedMemory | None:
         """A view of the fields if a read multiplies their bytes; None if it takes the output of `decode`."""
 
 
@@ -63,7 +63,7 @@ class FloatFormat:
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return fields["key"].to(dtype).flatten(1, 2), fields["value"].to(dtype).flatten(1, 2)
 
-    def as_kept(self, fields: Fields) -> QuantisedMemory | None:
+    def as_kept(self, fields: Fields) -> QuantizedMemory | None:
         return None
 
 
@@ -111,10 +111,10 @@ class ScaledFormat:
         value = self._value(fields).float().mul_(fields["value_scale"])  # [O, slots, R, Cv]
         return key.to(dtype).flatten(1, 2), value.to(dtype).flatten(1, 2)
 
-    def as_kept(self, fields: Fields) -> QuantisedMemory | None:
+    def as_kept(self, fields: Fields) -> QuantizedMemory | None:
         if self._decoded:
             return None
-        return QuantisedMemory(**fields | {"value": self._value(fields)})
+        return QuantizedMemory(**fields | {"value": self._value(fields)})
 
     def _value(self, fields: Fields) -> Tensor:
         """A view [O, slots, R, Cv]."""

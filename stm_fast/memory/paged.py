@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stm_fast.memory.formats import Field, Fields, Format
 from stm_fast.memory.pages import Pages
-from stm_fast.memory.storage import FrameLayout, Part, QuantisedPart, check_rows, part_of
+from stm_fast.memory.storage import FrameLayout, Part, QuantizedPart, check_rows, part_of
 from stm_fast.memory.stream import PageStream
 
 _ALIGNMENT = 64  # of every field in a page, in bytes, for vector loads
@@ -87,7 +87,7 @@ class PagedStorage:
         fields = self._layout.fields(self._pages.open(self._tables[index][page]))
         return {name: rows[place] for name, rows in fields.items()}
 
-    def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
+    def parts(self, counts: list[int]) -> Iterator[Part | QuantizedPart]:
         number_of_pages, slots = self._pages_of(max(counts)), self._layout.slots
         steps = [
             [table[page] if page * slots < count else None for table, count in zip(self._tables, counts, strict=True)]

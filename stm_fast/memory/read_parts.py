@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm_fast.memory.storage import Part, QuantisedPart
+from stm_fast.memory.storage import Part, QuantizedPart
 from stm_fast.ops import memory_read, merge_reads
 from stm_fast.ops.inputs import requires_grad
-from stm_fast.ops.quantised import memory_read_quantised
+from stm_fast.ops.quantized import memory_read_quantized
 
 
 class ReadResult(NamedTuple):
@@ -23,11 +23,11 @@ class ReadResult(NamedTuple):
         return ReadResult(*merge_reads([self.out.to(dtype), other.out.to(dtype)], [self.lse, other.lse]))
 
 
-def read_part(query: Tensor, part: Part | QuantisedPart, rows: int, backend: str) -> ReadResult:
+def read_part(query: Tensor, part: Part | QuantizedPart, rows: int, backend: str) -> ReadResult:
     """Reads one part: query ``[1, M, Ck]``, `rows` memory rows per slot; `backend` applies to float rows."""
     lengths = lengths_of(part, rows)
-    if isinstance(part, QuantisedPart):
-        return ReadResult(*memory_read_quantised(query, part.memory, lengths=lengths, return_lse=True))
+    if isinstance(part, QuantizedPart):
+        return ReadResult(*memory_read_quantized(query, part.memory, lengths=lengths, return_lse=True))
     # autograd saves the rows, but by the backward pass a page or a slot may hold others
     if requires_grad((query, part.key, part.value)):
         part = part._replace(key=part.key.clone(), value=part.value.clone())
@@ -39,9 +39,9 @@ def read_rows(query: Tensor, part: Part, lengths: Tensor | None, backend: str) -
     return ReadResult(*memory_read(query, part.key, part.value, lengths=lengths, return_lse=True, backend=backend))
 
 
-def lengths_of(part: Part | QuantisedPart, rows: int) -> Tensor | None:
+def lengths_of(part: Part | QuantizedPart, rows: int) -> Tensor | None:
     """The number of valid rows of each object, int32 [O], at `rows` per slot; None if all are valid."""
-    key = part.memory.key if isinstance(part, QuantisedPart) else part.key  # [O, slots, R, Ck] or [O, slots*R, Ck]
+    key = part.memory.key if isinstance(part, QuantizedPart) else part.key  # [O, slots, R, Ck] or [O, slots*R, Ck]
     if min(part.counts) * rows == key.shape[1:-1].numel():
         return None
     return torch.tensor([count * rows for count in part.counts], dtype=torch.int32, device=key.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.memory.read_parts import ReadResult, lengths_of, read_part, read_rows
-from stm_fast.memory.storage import Part, QuantisedPart
+from stm_fast.memory.storage import Part, QuantizedPart
 
 # a capture takes as long as tens of reads, so a memory that grows every few frames should not trigger one
 CAPTURED_AFTER = 8
@@ -41,9 +41,9 @@ class RepeatedReads:
     def __init__(self) -> None:
         self._reads: dict[Hashable, _Repeated] = {}  # the latest last
 
-    def read(self, query: Tensor, part: Part | QuantisedPart, rows: int, backend: str) -> ReadResult:
+    def read(self, query: Tensor, part: Part | QuantizedPart, rows: int, backend: str) -> ReadResult:
         """Like read_part()."""
-        if isinstance(part, QuantisedPart) or torch.cuda.is_current_stream_capturing():
+        if isinstance(part, QuantizedPart) or torch.cuda.is_current_stream_capturing():
             return read_part(query, part, rows, backend)
         addresses = part.key.data_ptr(), part.value.data_ptr()
         forms = (*map(_form, (query, part.key, part.value)),)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.memory.formats import Field, Fields, Format
-from stm_fast.ops.quantised import QuantisedMemory
+from stm_fast.ops.quantized import QuantizedMemory
 
 # rows that must be decoded are decoded in parts of about this many bytes
 SCRATCH_BYTES = 2**25
@@ -46,24 +46,24 @@ class Part(NamedTuple):
             yield Part(self.key[:, place], self.value[:, place], counts)
 
 
-class QuantisedPart(NamedTuple):
+class QuantizedPart(NamedTuple):
     """Like `Part`, but as stored, with one byte per element."""
 
-    memory: QuantisedMemory
+    memory: QuantizedMemory
     counts: list[int]
 
-    def slots(self, rows: int) -> Iterator["QuantisedPart"]:
+    def slots(self, rows: int) -> Iterator["QuantizedPart"]:
         """Its slots, as parts of one slot each."""
         for slot in range(self.memory.key.shape[1]):
             counts = [int(slot < count) for count in self.counts]
-            yield QuantisedPart(self.memory.slots(slot, slot + 1), counts)
+            yield QuantizedPart(self.memory.slots(slot, slot + 1), counts)
 
 
-def part_of(row_format: Format, dtype: torch.dtype, fields: Fields, counts: list[int]) -> Part | QuantisedPart:
+def part_of(row_format: Format, dtype: torch.dtype, fields: Fields, counts: list[int]) -> Part | QuantizedPart:
     """A part from its fields [O, slots, rows, W]: as stored if it is read that way, otherwise decoded to `dtype`."""
     memory = row_format.as_kept(fields)
     if memory is not None:
-        return QuantisedPart(memory, counts)
+        return QuantizedPart(memory, counts)
     return Part(*row_format.decode(fields, dtype), counts)
 
 
@@ -86,7 +86,7 @@ class Storage(Protocol):
     def slot(self, index: int, slot: int) -> Fields:
         """Writable views [rows, W] of the fields of a slot that was written."""
 
-    def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
+    def parts(self, counts: list[int]) -> Iterator[Part | QuantizedPart]:
         """The first `counts[index]` slots of every object, ready to be read. A part is valid until the next one."""
 
     def keep(self, indices: list[int]) -> None:
@@ -140,7 +140,7 @@ class DeviceStorage:
     def slot(self, index: int, slot: int) -> Fields:
         return {name: tensor[index, slot] for name, tensor in self._tensors.items()}
 
-    def parts(self, counts: list[int]) -> Iterator[Part | QuantisedPart]:
+    def parts(self, counts: list[int]) -> Iterator[Part | QuantizedPart]:
         longest, step = max(counts), self._slots_a_part(len(counts))
         for first in range(0, longest, step):
             fields = {name: tensor[:, first : min(first + step, longest)] for name, tensor in self._tensors.items()}

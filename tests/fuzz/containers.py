@@ -54,9 +54,9 @@ def png(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
             chunks = [chunk for chunk in chunks if chunk[0] != b"IDAT"]
             chunks.insert(max(1, len(chunks) - 1), (b"IDAT", zlib.compress(pixels)))
         case 5 | 6:
-            width, height, depth, colour, *rest = struct.unpack(">IIBBBBB", chunks[0][1])
+            width, height, depth, color, *rest = struct.unpack(">IIBBBBB", chunks[0][1])
             field = draw.randrange(4)
-            fields = [width, height, depth, colour]
+            fields = [width, height, depth, color]
             fields[field] = draw.choice(NUMBERS) if field < 2 else draw.choice((0, 1, 2, 3, 4, 6, 8, 16, 255))
             chunks[0] = (b"IHDR", struct.pack(">IIBBBBB", *fields, *rest))
         case _:

@@ -8,7 +8,7 @@ import torch
 
 from gate.compiling import Case, Layout, Scores
 from stm_fast.kernels.configs import all_configs
-from stm_fast.kernels.configs_quantised import OLDEST_FP8, quantised_config
+from stm_fast.kernels.configs_quantized import OLDEST_FP8, quantized_config
 from stm_fast.kernels.experimental.configs_hopper import ALL_HOPPER_CONFIGS
 from stm_fast.kernels.targets import ARCHITECTURES
 
@@ -110,9 +110,9 @@ def reachable() -> Iterator[tuple[int, str, object]]:
     """Every (architecture, arithmetic, configuration) that is chosen at run time."""
     yield from all_configs()
     for architecture in ARCHITECTURES:
-        yield architecture, "half", quantised_config(architecture, True, 512)
+        yield architecture, "half", quantized_config(architecture, True, 512)
     for architecture in (90, 100):
-        yield architecture, "half", quantised_config(architecture, True, 128)
-    yield 90, "half", quantised_config(90, False, 300)
+        yield architecture, "half", quantized_config(architecture, True, 128)
+    yield 90, "half", quantized_config(90, False, 300)
     for config in ALL_HOPPER_CONFIGS:
         yield 90, "half", config

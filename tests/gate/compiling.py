@@ -16,7 +16,7 @@ from stm_fast.kernels.combine import plan_combine
 from stm_fast.kernels.delta import plan_delta
 from stm_fast.kernels.experimental.forward_hopper import plan_forward_hopper
 from stm_fast.kernels.forward import plan_forward
-from stm_fast.kernels.forward_quantised import QuantisedOperands, plan_forward_quantised
+from stm_fast.kernels.forward_quantized import QuantizedOperands, plan_forward_quantized
 from stm_fast.kernels.grad_key import plan_grad_key
 from stm_fast.kernels.grad_query import new_query_sums, plan_grad_query
 from stm_fast.kernels.grad_scores import plan_grad_scores
@@ -218,8 +218,8 @@ def _quantized_launch(case: Case) -> Launch:
     query = torch.empty(2, case.queries, case.key_dim, dtype=torch.bfloat16, device="meta")
     lengths = torch.empty(2, dtype=torch.int32, device="meta")
     target = Target(case.architecture, _PROCESSORS)
-    operands = QuantisedOperands(query, key, key_scale, key_mean, value, value_scale, lengths)
-    return plan_forward_quantised(operands, 1.0, target)[2]
+    operands = QuantizedOperands(query, key, key_scale, key_mean, value, value_scale, lengths)
+    return plan_forward_quantized(operands, 1.0, target)[2]
 
 
 def source(launch: Launch) -> ASTSource:

@@ -1,6 +1,6 @@
 """A device that compiles and counts but launches nothing: the CPU passes for a GPU of sm_90 with 132 processors.
 
-Tensors lie in the CPU's memory and say that they are on `cuda:0`. Triton specialises every launch as it does on a GPU,
+Tensors lie in the CPU's memory and say that they are on `cuda:0`. Triton specializes every launch as it does on a GPU,
 and compiles it where that is asked for; what would be launched is recorded, and its outputs are whatever the memory
 held, or zeros where that is asked for. Convolutions, torch.mm and PyTorch's own attention give zeros in the layout that
 a GPU's would have.
@@ -302,7 +302,7 @@ _installed = False
 def install(compile: bool = False, zeros: bool = False) -> None:
     """Makes this process, and every Python that it starts, see the device; before stm_fast is imported.
 
-    compile: whether kernels are compiled, too, and not specialised alone.
+    compile: whether kernels are compiled, too, and not specialized alone.
     zeros:   whether new tensors are all zeros, so that what is made of a kernel's outputs is finite.
     """
     global _installed
@@ -392,10 +392,10 @@ def _install_triton(compile: bool) -> None:
     if not compile:
 
         @functools.wraps(triton.compiler.compile)
-        def specialise(source: Any, target: Any = None, options: dict[str, Any] | None = None, **_rest: Any) -> Any:
+        def specialize(source: Any, target: Any = None, options: dict[str, Any] | None = None, **_rest: Any) -> Any:
             return _Specialised(source, dict(options or {}))
 
-        triton.compiler.compile = specialise
+        triton.compiler.compile = specialize
 
 
 def install_as_asked() -> None:

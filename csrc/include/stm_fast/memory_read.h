@@ -23,7 +23,7 @@ struct Parallel {
 
 // The scales of a quantized memory, with slots of `slot_rows` rows, R; row j is in slot t = j / R.
 //   key_j = key_scale_j * byte + key_mean_t      value_j = value_scale_t * byte
-struct Quantisation {
+struct Quantization {
   Index slot_rows = 1;
   Batch<const float> key_scale;    // [Bk, N, 1]
   Batch<const float> key_mean;     // [Bk, N / R, Ck]
@@ -55,7 +55,7 @@ struct ReadProblem {
   const std::int32_t* lengths = nullptr;  // [B], or null: every row is valid
   Index lengths_stride = 0;
   Index top_k = 0;                 // 0: dense
-  Quantisation quantisation = {};  // of a quantized memory, with dot similarity
+  Quantization quantization = {};  // of a quantized memory, with dot similarity
 
   // The number of valid memory rows of an object.
   Index rows_of(Index object) const {

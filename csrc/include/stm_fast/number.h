@@ -63,11 +63,11 @@ template <class Stored>
 using Accumulator = decltype(widen(Stored{}));
 
 template <class Stored>
-inline constexpr bool quantised = std::is_same_v<Stored, Int8> || std::is_same_v<Stored, Float8>;
+inline constexpr bool quantized = std::is_same_v<Stored, Int8> || std::is_same_v<Stored, Float8>;
 
 // The type of queries and results if memory rows are Stored.
 template <class Stored>
-using Dense = std::conditional_t<quantised<Stored>, Accumulator<Stored>, Stored>;
+using Dense = std::conditional_t<quantized<Stored>, Accumulator<Stored>, Stored>;
 
 template <class Stored>
 inline Stored narrow(Accumulator<Stored> x) {

@@ -1,4 +1,4 @@
-"""The read of a quantised memory: what it takes, and the path by floats."""
+"""The read of a quantized memory: what it takes, and the path by floats."""
 
 import os
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from stm_fast.ops import cpp_ops, memory_read, quantised
-from stm_fast.ops.quantised import QuantisedMemory, memory_read_quantised, quantise_memory
+from stm_fast.ops import cpp_ops, memory_read, quantized
+from stm_fast.ops.quantized import QuantizedMemory, memory_read_quantized, quantize_memory
 from stm_fast.testing import ReadCase, Tensors
 from stm_fast.testing.criterion import assert_no_worse_than_eager
-from stm_fast.testing.quantised import exact_read, relative_error, soft_memory, stm_like_memory
+from stm_fast.testing.quantized import exact_read, relative_error, soft_memory, stm_like_memory
 from stm_fast.testing.rounding import rounded_once
 
 torch.set_num_threads(1)
@@ -26,11 +26,11 @@ DTYPES = [torch.int8, torch.float8_e4m3fn]
 @pytest.mark.parametrize("lengths", [None, [0, 150]])
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
 def test_the_paths_by_floats(backend, make, dtype: torch.dtype, lengths: list[int] | None, monkeypatch) -> None:
-    monkeypatch.setattr(quantised, "SCRATCH_BYTES", 1)  # one slot at a time
+    monkeypatch.setattr(quantized, "SCRATCH_BYTES", 1)  # one slot at a time
     query, key, value = make(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
-    memory = quantise_memory(key, value, dtype)
+    memory = quantize_memory(key, value, dtype)
     there = None if lengths is None else torch.tensor(lengths)
-    out, lse = memory_read_quantised(query, memory, lengths=there, return_lse=True, backend=backend)
+    out, lse = memory_read_quantized(query, memory, lengths=there, return_lse=True, backend=backend)
     exact_out, exact_lse = exact_read(query, *floats_of(memory), lengths)
     torch.testing.assert_close(out.double(), exact_out, rtol=0, atol=1e-4)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=0, atol=1e-4)
@@ -54,11 +54,11 @@ def test_the_paths_by_floats(backend, make, dtype: torch.dtype, lengths: list[in
 )
 def test_the_cpp_engine_is_as_right_as_a_read_of_floats(sizes, lengths, shared, query_dtype, dtype) -> None:
     query, key, value = soft_memory(**sizes)
-    query, memory = query.to(query_dtype), quantise_memory(key[:1] if shared else key, value, dtype)
+    query, memory = query.to(query_dtype), quantize_memory(key[:1] if shared else key, value, dtype)
     there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
-    doubles = Tensors(query.double(), *memory.dequantised(torch.float64), None, None)
+    doubles = Tensors(query.double(), *memory.dequantized(torch.float64), None, None)
     exact = named(memory_read(*doubles[:3], lengths=there, return_lse=True, backend="reference"))
-    floats = query.float(), *memory.dequantised(torch.float32)
+    floats = query.float(), *memory.dequantized(torch.float32)
     eager = named(memory_read(*floats, lengths=there, return_lse=True, backend="reference"))
     case = ReadCase(2, key_dim=query.shape[2], lengths=lengths, rows=doubles.key.shape[1])
     rounded = rounded_once(case, doubles, query_dtype, {})
@@ -68,8 +68,8 @@ def test_the_cpp_engine_is_as_right_as_a_read_of_floats(sizes, lengths, shared, 
             if not shared:
                 memory.key_mean[object_, -(-count // sizes["rows"]) :] = torch.nan
                 memory.key_scale[object_].view(-1)[count:] = torch.nan
-    for found in (memory, QuantisedMemory(*(torch.stack([tensor] * 3, -1)[..., 1] for tensor in memory))):
-        results = named(memory_read_quantised(query, found, lengths=there, return_lse=True, backend="cpp"))
+    for found in (memory, QuantizedMemory(*(torch.stack([tensor] * 3, -1)[..., 1] for tensor in memory))):
+        results = named(memory_read_quantized(query, found, lengths=there, return_lse=True, backend="cpp"))
         assert results["out"].dtype == query_dtype
         assert_no_worse_than_eager(results, eager, rounded, exact)
 
@@ -81,10 +81,10 @@ def named(results: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]
 @needs_cpp
 def test_the_cpp_engine_is_a_well_behaved_operator() -> None:
     query, key, value = soft_memory(queries=9, slots=2, rows=20, key_dim=16, value_dim=24)
-    memory = quantise_memory(key, value)
+    memory = quantize_memory(key, value)
     flat = memory.key.flatten(1, 2), memory.key_scale.flatten(1), memory.key_mean.squeeze(2)
     values = memory.value.flatten(1, 2), memory.value_scale.squeeze(2)
-    operator = torch.ops.stm_fast.memory_read_quantised_cpp.default
+    operator = torch.ops.stm_fast.memory_read_quantized_cpp.default
     torch.library.opcheck(operator, (query, *flat, *values, torch.tensor([40, 9], dtype=torch.int32), 0.25))
     for changed in ((query.double(), *flat), (query[:, :, 1:], *flat), (query, flat[0].float(), *flat[1:])):
         with pytest.raises(RuntimeError, match=r"query: |key: |value: "):
@@ -96,18 +96,18 @@ def test_the_cpp_engine_is_taken_where_it_can(caplog) -> None:
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("a faster one is here")
     query, key, value = soft_memory(queries=2, slots=1, rows=3, key_dim=4, value_dim=5)
-    memory = quantise_memory(key, value)
+    memory = quantize_memory(key, value)
     with caplog.at_level("DEBUG", logger="stm_fast.ops.backends"):
-        memory_read_quantised(query, memory)
-        memory_read_quantised(query.double(), memory)
-        memory_read_quantised(query.requires_grad_(), memory)
+        memory_read_quantized(query, memory)
+        memory_read_quantized(query.double(), memory)
+        memory_read_quantized(query.requires_grad_(), memory)
     lines = [record.getMessage() for record in caplog.records]
-    chosen = [line for line in lines if line.startswith("quantised") and " not " not in line]
-    assert chosen == [f"quantised_memory_read: {name}" for name in ("cpp", "reference", "reference")]
+    chosen = [line for line in lines if line.startswith("quantized") and " not " not in line]
+    assert chosen == [f"quantized_memory_read: {name}" for name in ("cpp", "reference", "reference")]
 
 
-def floats_of(memory: QuantisedMemory) -> tuple[torch.Tensor, torch.Tensor]:
-    key, value = memory.dequantised(torch.float64)
+def floats_of(memory: QuantizedMemory) -> tuple[torch.Tensor, torch.Tensor]:
+    key, value = memory.dequantized(torch.float64)
     return key[:, None], value[:, None]
 
 
@@ -115,8 +115,8 @@ def floats_of(memory: QuantisedMemory) -> tuple[torch.Tensor, torch.Tensor]:
 def test_numbers_are_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
     _, key, value = soft_memory(queries=1, slots=2, rows=30, key_dim=16, value_dim=24)
     value[0, 0, :, 2] = 0
-    memory = quantise_memory(key + 5, value, dtype)
-    found = memory.dequantised(torch.float32)
+    memory = quantize_memory(key + 5, value, dtype)
+    found = memory.dequantized(torch.float32)
     half_steps = 0.5 / 127 if dtype == torch.int8 else 2.0**-4
     for rows, exact in zip(found, (key + 5, value), strict=True):
         error = (rows - exact.flatten(1, 2)).abs().amax()
@@ -127,16 +127,16 @@ def test_numbers_are_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
 
 def test_fp8_values_have_the_layout_of_the_kernel() -> None:
     pytest.importorskip("triton")
-    from stm_fast.kernels.forward_quantised import _is_padded
+    from stm_fast.kernels.forward_quantized import _is_padded
 
     _, key, value = soft_memory(queries=1, slots=2, rows=30, key_dim=16, value_dim=24)
-    assert _is_padded(quantise_memory(key, value, torch.float8_e4m3fn).value)
-    assert not _is_padded(quantise_memory(key, value, torch.int8).value)
+    assert _is_padded(quantize_memory(key, value, torch.float8_e4m3fn).value)
+    assert not _is_padded(quantize_memory(key, value, torch.int8).value)
 
 
 def test_no_rows_give_zeros() -> None:
-    memory = quantise_memory(torch.zeros(2, 0, 5, 8), torch.zeros(2, 0, 5, 8))
-    out, lse = memory_read_quantised(torch.zeros(2, 3, 8), memory, return_lse=True)
+    memory = quantize_memory(torch.zeros(2, 0, 5, 8), torch.zeros(2, 0, 5, 8))
+    out, lse = memory_read_quantized(torch.zeros(2, 3, 8), memory, return_lse=True)
     assert not out.any()
     assert (lse == -torch.inf).all()
 
@@ -144,18 +144,18 @@ def test_no_rows_give_zeros() -> None:
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
 def test_autocast_changes_nothing(backend) -> None:
     query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
-    memory = quantise_memory(key, value)
-    expected = memory_read_quantised(query, memory, return_lse=True, backend=backend)
+    memory = quantize_memory(key, value)
+    expected = memory_read_quantized(query, memory, return_lse=True, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
-        found = memory_read_quantised(query, memory, return_lse=True, backend=backend)
+        found = memory_read_quantized(query, memory, return_lse=True, backend=backend)
     assert all(map(torch.equal, found, expected))
 
 
 def test_lengths_beyond_int32_are_all_rows() -> None:
     query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
-    memory = quantise_memory(key, value)
-    found = memory_read_quantised(query, memory, lengths=torch.full((len(value),), 2**40))
-    assert torch.equal(found, memory_read_quantised(query, memory))
+    memory = quantize_memory(key, value)
+    found = memory_read_quantized(query, memory, lengths=torch.full((len(value),), 2**40))
+    assert torch.equal(found, memory_read_quantized(query, memory))
 
 
 # PyTorch's own, at its first forward-mode derivative
@@ -163,40 +163,40 @@ def test_lengths_beyond_int32_are_all_rows() -> None:
 @needs_cpp
 def test_tangents_are_never_dropped() -> None:
     query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
-    memory = quantise_memory(key, value)
+    memory = quantize_memory(key, value)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(query, torch.ones_like(query))
-        assert forward_ad.unpack_dual(memory_read_quantised(dual, memory)).tangent is not None
+        assert forward_ad.unpack_dual(memory_read_quantized(dual, memory)).tangent is not None
         with pytest.raises(NotImplementedError, match="forward-mode"):
-            memory_read_quantised(dual, memory, backend="cpp")
+            memory_read_quantized(dual, memory, backend="cpp")
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
 def test_numbers_of_numpy_and_negated_views_are_taken(backend: str) -> None:
     query, key, value = soft_memory(queries=9, slots=2, rows=7, key_dim=8, value_dim=6)
-    memory = quantise_memory(key, value)
+    memory = quantize_memory(key, value)
     negated = torch.complex(query, -query).conj().imag
-    found = memory_read_quantised(negated, memory, scale=np.float32(0.5), backend=backend)
-    torch.testing.assert_close(found, memory_read_quantised(query, memory, scale=0.5, backend=backend))
+    found = memory_read_quantized(negated, memory, scale=np.float32(0.5), backend=backend)
+    torch.testing.assert_close(found, memory_read_quantized(query, memory, scale=0.5, backend=backend))
 
 
-def test_what_is_no_quantised_memory_is_refused() -> None:
-    memory, query = quantise_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6)), torch.zeros(2, 3, 8)
-    with pytest.raises(TypeError, match="memory: found tuple, expected a QuantisedMemory"):
-        memory_read_quantised(query, tuple(memory))
+def test_what_is_no_quantized_memory_is_refused() -> None:
+    memory, query = quantize_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6)), torch.zeros(2, 3, 8)
+    with pytest.raises(TypeError, match="memory: found tuple, expected a QuantizedMemory"):
+        memory_read_quantized(query, tuple(memory))
     with pytest.raises(TypeError, match="query: found list, expected a tensor"):
-        memory_read_quantised([1.0], memory)
+        memory_read_quantized([1.0], memory)
     with pytest.raises(TypeError, match=r"query: found torch.float8_e4m3fn, expected a float dtype"):
-        memory_read_quantised(query.to(torch.float8_e4m3fn), memory)
+        memory_read_quantized(query.to(torch.float8_e4m3fn), memory)
     with pytest.raises(TypeError, match="key: found ndarray, expected a tensor"):
-        quantise_memory(np.zeros((2, 3, 4, 8)), torch.zeros(2, 3, 4, 6))
+        quantize_memory(np.zeros((2, 3, 4, 8)), torch.zeros(2, 3, 4, 6))
     with pytest.raises(TypeError, match=r"value: found torch.complex64, expected a float dtype"):
-        quantise_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6, dtype=torch.complex64))
+        quantize_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6, dtype=torch.complex64))
 
 
 def test_slots_without_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"key: found shape \(2, 3, 0, 8\), expected at least one row"):
-        quantise_memory(torch.zeros(2, 3, 0, 8), torch.zeros(2, 3, 0, 6))
+        quantize_memory(torch.zeros(2, 3, 0, 8), torch.zeros(2, 3, 0, 6))
 
 
 @pytest.mark.parametrize(
@@ -212,9 +212,9 @@ def test_slots_without_rows_are_refused() -> None:
     ],
 )
 def test_memories_that_do_not_fit_are_refused(change, error: type[Exception], message: str) -> None:
-    memory = quantise_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6))
+    memory = quantize_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6))
     with pytest.raises(error, match=message):
-        memory_read_quantised(torch.zeros(2, 3, 8), memory._replace(**change))
+        memory_read_quantized(torch.zeros(2, 3, 8), memory._replace(**change))
 
 
 @pytest.mark.parametrize(
@@ -228,15 +228,15 @@ def test_memories_that_do_not_fit_are_refused(change, error: type[Exception], me
         ({"return_lse": "no"}, TypeError, "return_lse: found str, expected True or False"),
         ({"backend": ["cpp"]}, ValueError, "backend: found list"),
         ({"backend": "abacus"}, ValueError, "backend: found 'abacus'"),
-        ({"backend": "triton"}, NotImplementedError, "cannot run this quantised memory read: .+"),
+        ({"backend": "triton"}, NotImplementedError, "cannot run this quantized memory read: .+"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, error: type[Exception], message: str) -> None:
-    memory = quantise_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6))
+    memory = quantize_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6))
     with pytest.raises(error, match=message):
-        memory_read_quantised(torch.zeros(2, 3, 8), memory, **options)
+        memory_read_quantized(torch.zeros(2, 3, 8), memory, **options)
 
 
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(TypeError, match=r"dtype: found torch\.uint8"):
-        quantise_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6), torch.uint8)
+        quantize_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6), torch.uint8)

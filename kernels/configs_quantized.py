@@ -1,4 +1,4 @@
-"""The tiles of the read of a quantised memory."""
+"""The tiles of the read of a quantized memory."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ OLDEST_FP8 = 89  # the first architecture that multiplies fp8
 
 
 @dataclass(frozen=True)
-class QuantisedConfig:
-    """Tile of forward_quantised.py: queries, memory rows of a step, and value columns of a program."""
+class QuantizedConfig:
+    """Tile of forward_quantized.py: queries, memory rows of a step, and value columns of a program."""
 
     block_m: int
     block_n: int
@@ -20,10 +20,10 @@ class QuantisedConfig:
     num_stages: int
 
 
-def quantised_config(architecture: int, regular: bool, value_dim: int) -> QuantisedConfig:
+def quantized_config(architecture: int, regular: bool, value_dim: int) -> QuantizedConfig:
     """The tile, that of a wide accumulator which stays in registers; `regular` as for forward_config()."""
     if not regular:
-        return QuantisedConfig(64, 32, 64, 8, 2)
+        return QuantizedConfig(64, 32, 64, 8, 2)
     if architecture in (90, 100):
-        return QuantisedConfig(64, 64, 128 if value_dim <= 128 else 256, 8, 2)
-    return QuantisedConfig(64, 32, 128, 8, 2)
+        return QuantizedConfig(64, 64, 128 if value_dim <= 128 else 256, 8, 2)
+    return QuantizedConfig(64, 32, 128, 8, 2)

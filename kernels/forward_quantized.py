@@ -14,14 +14,14 @@ from torch import Tensor
 
 from stm_fast.kernels.combine import combine
 from stm_fast.kernels.configs import bytes_of_a_part, choose_splits, is_regular
-from stm_fast.kernels.configs_quantised import quantised_config
+from stm_fast.kernels.configs_quantized import quantized_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.operands import Steps, length_of, load_tile, row_at, steps
 from stm_fast.kernels.targets import Target, target_of
 
 
-class QuantisedOperands(NamedTuple):
-    """The tensors of the read, as forward_quantised() takes them."""
+class QuantizedOperands(NamedTuple):
+    """The tensors of the read, as forward_quantized() takes them."""
 
     query: Tensor
     key: Tensor
@@ -32,7 +32,7 @@ class QuantisedOperands(NamedTuple):
     lengths: Tensor | None
 
 
-class QuantisedStrides(NamedTuple):
+class QuantizedStrides(NamedTuple):
     """Their strides by the same names; the first is 0 for a tensor that all objects share."""
 
     query: Steps
@@ -43,7 +43,7 @@ class QuantisedStrides(NamedTuple):
     value_scale: Steps
 
 
-def forward_quantised(
+def forward_quantized(
     query: Tensor,
     key: Tensor,
     key_scale: Tensor,
@@ -65,22 +65,22 @@ def forward_quantised(
         scale: factor of the scores.
         splits: parts of the memory, chosen by the number of processors when None.
     """
-    operands = QuantisedOperands(query, key, key_scale, key_mean, value, value_scale, lengths)
-    part_out, part_lse, launch = plan_forward_quantised(operands, scale, target_of(query.device), splits)
+    operands = QuantizedOperands(query, key, key_scale, key_mean, value, value_scale, lengths)
+    part_out, part_lse, launch = plan_forward_quantized(operands, scale, target_of(query.device), splits)
     launch.run()
     if part_lse.shape[1] == 1:
         return part_out.squeeze(1), part_lse.squeeze(1)
     return combine(part_out, part_lse, query.dtype)
 
 
-def plan_forward_quantised(
-    operands: QuantisedOperands, scale: float, target: Target, splits: int | None = None
+def plan_forward_quantized(
+    operands: QuantizedOperands, scale: float, target: Target, splits: int | None = None
 ) -> tuple[Tensor, Tensor, Launch]:
     """The outputs [B, splits, M, Cv] and [B, splits, M] of the kernel, and the launch that fills them."""
     query, value = operands.query, operands.value
     batch, slots, rows, value_dim = value.shape
     queries, key_dim = query.shape[1:]
-    config = quantised_config(target.architecture, is_regular(key_dim, value_dim), value_dim)
+    config = quantized_config(target.architecture, is_regular(key_dim, value_dim), value_dim)
     value_programs = triton.cdiv(value_dim, config.block_v)
     tiles = triton.cdiv(queries, config.block_m)
     if splits is None:
@@ -93,7 +93,7 @@ def plan_forward_quantised(
         "operands": operands,
         "out": out,
         "lse": lse,
-        "strides": QuantisedStrides(*map(steps, operands[:-1])),
+        "strides": QuantizedStrides(*map(steps, operands[:-1])),
         "M": queries,
         "slots": slots,
         "R": rows,
@@ -106,7 +106,7 @@ def plan_forward_quantised(
         "INTEGER": value.dtype == torch.int8,
         "PADDED": _is_padded(value),
     }
-    return out, lse, Launch.of(_forward_quantised_kernel, (tiles, value_programs * splits, batch), config, **arguments)
+    return out, lse, Launch.of(_forward_quantized_kernel, (tiles, value_programs * splits, batch), config, **arguments)
 
 
 def _is_padded(value: Tensor) -> bool:
@@ -136,7 +136,7 @@ def _whole_halves(tile):
 
 
 @triton.jit
-def _forward_quantised_kernel(
+def _forward_quantized_kernel(
     operands,
     out,
     lse,
@@ -181,7 +181,7 @@ def _forward_quantised_kernel(
     LARGEST: tl.constexpr = 127.0 if INTEGER else 448.0
     query_scale = tl.maximum(tl.max(tl.abs(exact_query), 1) / LARGEST, 1e-30)
     scaled_query = exact_query / query_scale[:, None]
-    quantised_query = tl.floor(scaled_query + 0.5).to(tl.int8) if INTEGER else scaled_query.to(tl.float8e4nv)
+    quantized_query = tl.floor(scaled_query + 0.5).to(tl.int8) if INTEGER else scaled_query.to(tl.float8e4nv)
     query_factor = query_scale * scale
 
     # row_at() of a slot
@@ -220,9 +220,9 @@ def _forward_quantised_kernel(
             key_tile = tl.load(key_rows + key_offsets, mask=(c < CK)[:, None] & valid[None, :], other=0.0)
             factor = tl.load(key_scale_rows + n * strides.key_scale[2], mask=valid, other=0.0)
             if INTEGER:
-                score = tl.dot(quantised_query, key_tile, out_dtype=tl.int32).to(tl.float32)
+                score = tl.dot(quantized_query, key_tile, out_dtype=tl.int32).to(tl.float32)
             else:
-                score = tl.dot(quantised_query, key_tile, out_dtype=tl.float32)
+                score = tl.dot(quantized_query, key_tile, out_dtype=tl.float32)
             score = score * query_factor[:, None] * factor[None, :] + mean_score[:, None]
             score = tl.where(valid[None, :], score, -float("inf"))
 

@@ -11,10 +11,10 @@ namespace stm_fast {
 // Panels [divide_up(count, width)][Ck][width] of the keys from row `first` on: each times its scale, plus the mean of
 // its slot. Lanes without a key get the scale and mean of the last: finite numbers that are not used.
 template <class Stored>
-void dequantise_keys(const ReadProblem<Stored>& problem, Index object, Index first, Index count, Index width,
+void dequantize_keys(const ReadProblem<Stored>& problem, Index object, Index first, Index count, Index width,
                      float* panels) {
   using packing::Quad, packing::quad;
-  const Quantisation& given = problem.quantisation;
+  const Quantization& given = problem.quantization;
   for (Index j = 0; j < count; j += quad) {
     Quad<float> scale;
     Matrix<const float> mean[quad];
@@ -36,10 +36,10 @@ void dequantise_keys(const ReadProblem<Stored>& problem, Index object, Index fir
 // Panels [divide_up(value_dim, width)][count][width] of the values from row `first` on, contiguous channels: each times
 // the scale of its channel in its slot.
 template <class Stored>
-void dequantise_values(const ReadProblem<Stored>& problem, Index object, Index first, Index count, Index value_dim,
+void dequantize_values(const ReadProblem<Stored>& problem, Index object, Index first, Index count, Index value_dim,
                        Index width, float* panels) {
   using packing::Quad, packing::quad;
-  const Quantisation& given = problem.quantisation;
+  const Quantization& given = problem.quantization;
   for (Index begin = 0, end; begin < count; begin = end) {
     const Index slot = (first + begin) / given.slot_rows;
     end = std::min(count, (slot + 1) * given.slot_rows - first);

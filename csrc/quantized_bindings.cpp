@@ -1,4 +1,4 @@
-// The forward read of a quantized memory as an operator; its schema is in stm_fast/ops/quantised.py.
+// The forward read of a quantized memory as an operator; its schema is in stm_fast/ops/quantized.py.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -47,14 +47,14 @@ void check(const Arguments& a) {
 template <class Byte>
 stm_fast::ReadProblem<Byte> problem_of(const Arguments& a) {
   auto problem = stm_fast::read_problem<Byte>(a.query, a.key, a.value, a.lengths, a.scale);
-  problem.quantisation = {.slot_rows = problem.rows / std::max<int64_t>(1, a.key_mean.size(1)),
+  problem.quantization = {.slot_rows = problem.rows / std::max<int64_t>(1, a.key_mean.size(1)),
                           .key_scale = batch_of<float>(a.key_scale),
                           .key_mean = batch_of<float>(a.key_mean),
                           .value_scale = batch_of<float>(a.value_scale)};
   return problem;
 }
 
-std::tuple<Tensor, Tensor> memory_read_quantised(const Tensor& query, const Tensor& key, const Tensor& key_scale,
+std::tuple<Tensor, Tensor> memory_read_quantized(const Tensor& query, const Tensor& key, const Tensor& key_scale,
                                                  const Tensor& key_mean, const Tensor& value, const Tensor& value_scale,
                                                  const std::optional<Tensor>& lengths, double scale) {
   const Arguments arguments{query, key, key_scale, key_mean, value, value_scale, lengths, scale};
@@ -70,4 +70,4 @@ std::tuple<Tensor, Tensor> memory_read_quantised(const Tensor& query, const Tens
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(stm_fast, CPU, m) { m.impl("memory_read_quantised_cpp", TORCH_BOX(&memory_read_quantised)); }
+STABLE_TORCH_LIBRARY_IMPL(stm_fast, CPU, m) { m.impl("memory_read_quantized_cpp", TORCH_BOX(&memory_read_quantized)); }

@@ -1,4 +1,4 @@
-"""Reads of int8 and fp8 memories: QuantisedMemory, quantise_memory() and memory_read_quantised().
+"""Reads of int8 and fp8 memories: QuantizedMemory, quantize_memory() and memory_read_quantized().
 
 Shapes: B objects, M queries, T slots (frames) of R rows each, Ck key width, Cv value width; Bk is B or 1 (shared).
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import torch
 from torch import Tensor
 
-from stm_fast.kernels.configs_quantised import DTYPES, OLDEST_FP8, WIDEST_KEY
+from stm_fast.kernels.configs_quantized import DTYPES, OLDEST_FP8, WIDEST_KEY
 from stm_fast.ops import cpp_ops, triton_ops
 from stm_fast.ops.arguments import as_scale, check_flags, check_scale, check_tensors
 from stm_fast.ops.backends import Backend, choose, no_reasons
@@ -22,15 +22,15 @@ from stm_fast.ops.registration import forward_mode_reasons
 SCRATCH_BYTES = 2**25
 # fp8 is multiplied sixteen rows at a time
 PADDED_ROWS = 16
-_CPP = "stm_fast::memory_read_quantised_cpp"
+_CPP = "stm_fast::memory_read_quantized_cpp"
 
 
-class QuantisedMemory(NamedTuple):
+class QuantizedMemory(NamedTuple):
     """A memory with one byte per element: keys are `key * key_scale + key_mean`, values `value * value_scale`.
 
     Centering makes the quantization steps of keys smaller at no cost: a mean shared by all keys adds the same amount to
     every score of a query and cancels in the softmax. fp8 values are read in place if they are a view of [B, T, Cv, R]
-    with R padded to a multiple of 16, as `quantise_memory` returns them; other strides work, but are slower.
+    with R padded to a multiple of 16, as `quantize_memory` returns them; other strides work, but are slower.
 
     Slots without rows within `lengths` may hold anything. In all others every element must be finite, padding included.
     """
@@ -41,18 +41,18 @@ class QuantisedMemory(NamedTuple):
     value: Tensor  # [B, T, R, Cv], dtype of key
     value_scale: Tensor  # [B, T, 1, Cv] float32
 
-    def dequantised(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def dequantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """key [Bk, T*R, Ck] and value [B, T*R, Cv]."""
         key = self.key.float() * self.key_scale + self.key_mean
         value = self.value.float() * self.value_scale
         return key.to(dtype).flatten(1, 2), value.to(dtype).flatten(1, 2)
 
-    def slots(self, first: int, last: int) -> "QuantisedMemory":
+    def slots(self, first: int, last: int) -> "QuantizedMemory":
         """A view of slots `first` to `last` - 1."""
-        return QuantisedMemory(*(tensor[:, first:last] for tensor in self))
+        return QuantizedMemory(*(tensor[:, first:last] for tensor in self))
 
 
-def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8) -> QuantisedMemory:
+def quantize_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8) -> QuantizedMemory:
     """Quantizes keys [Bk, T, R, Ck] and values [B, T, R, Cv], of any float dtype, to int8 or float8_e4m3fn.
 
     Keys are centered on the mean of their slot and scaled per row; values are scaled per channel and slot. Raises
@@ -73,13 +73,13 @@ def quantise_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8)
     return memory._replace(value=with_padded_rows(memory.value)) if dtype.is_floating_point else memory
 
 
-def centered_and_scaled(key: Tensor, value: Tensor, dtype: torch.dtype) -> QuantisedMemory:
+def centered_and_scaled(key: Tensor, value: Tensor, dtype: torch.dtype) -> QuantizedMemory:
     """Quantizes keys [..., R, Ck] and values [..., R, Cv] of slots, without padding."""
     key, value = key.float(), value.float()
     key_mean = key.mean(-2, keepdim=True)
     key, key_scale = _scaled(key - key_mean, -1, dtype)
     value, value_scale = _scaled(value, -2, dtype)
-    return QuantisedMemory(key, key_scale, key_mean, value, value_scale)
+    return QuantizedMemory(key, key_scale, key_mean, value, value_scale)
 
 
 def _scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -102,9 +102,9 @@ def with_padded_rows(value: Tensor) -> Tensor:
     return padded[..., :rows].mT
 
 
-def memory_read_quantised(
+def memory_read_quantized(
     query: Tensor,
-    memory: QuantisedMemory,
+    memory: QuantizedMemory,
     *,
     scale: SupportsFloat | None = None,
     lengths: Tensor | None = None,
@@ -141,7 +141,7 @@ def memory_read_quantised(
     query = query.resolve_neg()  # Triton kernels are launched without the dispatcher, which would do this
     lengths = int32_lengths(lengths, memory.key.shape[1] * memory.key.shape[2])
     inputs = _Inputs(query, memory, scale, lengths)
-    chosen = choose(backend, inputs, _BACKENDS, "quantised memory read")
+    chosen = choose(backend, inputs, _BACKENDS, "quantized memory read")
     with without_autocast(query.device):
         out, lse = chosen.read(inputs)
     return (out, lse) if return_lse else out
@@ -151,7 +151,7 @@ class _Inputs(NamedTuple):
     """The checked arguments of one call."""
 
     query: Tensor
-    memory: QuantisedMemory
+    memory: QuantizedMemory
     scale: float
     lengths: Tensor | None  # [B] int32
 
@@ -184,10 +184,10 @@ def _triton_reasons(inputs: _Inputs) -> list[str]:
 
 
 def _read_by_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
-    from stm_fast.kernels.forward_quantised import forward_quantised
+    from stm_fast.kernels.forward_quantized import forward_quantized
 
     with triton_ops.current_device(inputs.query.device):
-        out, lse = forward_quantised(inputs.query, *inputs.dense_scales(), inputs.lengths, inputs.scale)
+        out, lse = forward_quantized(inputs.query, *inputs.dense_scales(), inputs.lengths, inputs.scale)
     return out, lse
 
 
@@ -224,7 +224,7 @@ def _cpp_reasons(inputs: _Inputs) -> list[str]:
 def _read_by_cpp(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     key, key_scale, key_mean, value, value_scale = inputs.dense_scales()
     rows = key.flatten(1, 2), key_scale.flatten(1, 2), key_mean, value.flatten(1, 2), value_scale
-    out, lse = torch.ops.stm_fast.memory_read_quantised_cpp(inputs.query.float(), *rows, inputs.lengths, inputs.scale)
+    out, lse = torch.ops.stm_fast.memory_read_quantized_cpp(inputs.query.float(), *rows, inputs.lengths, inputs.scale)
     return out.to(inputs.query.dtype), lse
 
 
@@ -235,14 +235,14 @@ def _read_in_parts(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     out = query.new_zeros(batch, query.shape[1], value_dim, dtype=dtype)
     lse = query.new_full((batch, query.shape[1]), -math.inf, dtype=dtype)
     for first, part in _parts(memory, dtype):
-        key, value = part.dequantised(dtype)
+        key, value = part.dequantized(dtype)
         here = None if lengths is None else (lengths - first * rows).clamp(0, key.shape[1])
         read = memory_read(query.to(dtype), key, value, scale=scale, lengths=here, return_lse=True)
         out, lse = merge_reads([out, read[0]], [lse, read[1]])
     return out.to(query.dtype), lse
 
 
-def _parts(memory: QuantisedMemory, dtype: torch.dtype) -> Iterator[tuple[int, QuantisedMemory]]:
+def _parts(memory: QuantizedMemory, dtype: torch.dtype) -> Iterator[tuple[int, QuantizedMemory]]:
     """Parts of as many slots as fit SCRATCH_BYTES in `dtype`, each with the index of its first slot."""
     numbers = max(1, memory.key[:, :1].numel() + memory.value[:, :1].numel())
     step = max(1, SCRATCH_BYTES // (numbers * dtype.itemsize))
@@ -258,9 +258,9 @@ _BACKENDS: tuple[Backend[_Inputs, tuple[Tensor, Tensor]], ...] = (
 )
 
 
-def _check(query: Tensor, memory: QuantisedMemory, lengths: Tensor | None) -> None:
-    if not isinstance(memory, QuantisedMemory):
-        raise TypeError(f"memory: found {type(memory).__name__}, expected a QuantisedMemory")
+def _check(query: Tensor, memory: QuantizedMemory, lengths: Tensor | None) -> None:
+    if not isinstance(memory, QuantizedMemory):
+        raise TypeError(f"memory: found {type(memory).__name__}, expected a QuantizedMemory")
     check_tensors(("lengths",), query=query, lengths=lengths, **memory._asdict())
     key, value = memory.key, memory.value
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
