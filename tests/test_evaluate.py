@@ -670,7 +670,7 @@ def test_two_processes_share_the_sequences(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_draw_a_procedural_set_once(tmp_path):
+def test_processes_draw_a_synthetic_set_once(tmp_path):
     arguments = ["evaluate", "synthetic", "--sequence", "seed000001", "--max-size", "48", "-o", str(tmp_path / "out")]
     ranks = run_ranks(*arguments, folder=tmp_path)
     assert all(ended.returncode == 0 for ended in ranks), ranks
@@ -732,7 +732,7 @@ def test_annotated_sequences_of_missing_and_empty_folders(tmp_path):
 
 
 @pytest.mark.slow
-def test_procedural_clips_are_a_set_that_is_drawn_once(tmp_path, monkeypatch):
+def test_synthetic_clips_are_a_set_that_is_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr("stm_fast.data.synthetic_set.SEQUENCES", 2)
     names = SETS["synthetic"](tmp_path, "3")
     assert [sequence.name for sequence in names] == [f"seed{seed:06}" for seed in range(3, 3 + len(names))]

@@ -97,7 +97,7 @@ def test_masks_of_other_sizes_are_named(train, data):
     [
         ("data.0.path=nowhere", "nowhere"),
         ("data.0={kind: davis17, path: nowhere}", "nowhere/ImageSets/2017/train.txt: no such list of sequences"),
-        ("data=[]", "data: found [], expected one source at least"),
+        ("data=[]", "data: found a list of 0, expected a list of at least 1"),
         ("optimizer.lrr=1", "optimizer.lrr: unknown key, did you mean lr?"),
         ("network.backbone=vgg", "network.backbone: found 'vgg', expected one of"),
         ("weights=nowhere.pth", "nowhere.pth: no such file"),

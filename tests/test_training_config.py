@@ -104,7 +104,7 @@ def test_overrides_reach_nested_fields(write):
         ("data: [{kind: synthetic, length: 0}]", "data.0.length: found 0, expected at least 1"),
         ("data: [{kind: synthetic, hidden: 1.5}]", "data.0.hidden: found 1.5, expected at most 1"),
         ("data: [{kind: synthetic, objects: []}]", "data.0.objects: found a list, expected a list of at least 1"),
-        ("data: []", "data: found a list, expected a list of at least 1, not 0"),
+        ("data: []", "data: found a list of 0, expected a list of at least 1"),
         ("data: [3]", "data.0: found 3, expected keys and values"),
         ("data: [{path: D}]", "data.0.kind: missing"),
         ("validation: {kind: davis16, path: D, evry: 1}", "validation.evry: unknown key, did you mean every?"),

@@ -36,8 +36,8 @@ _EXPECTED = {
     "model_attributes_type": "keys and values",
     "multiple_of": "a multiple of {multiple_of}",
     "string_type": "text",
-    "too_long": "a list of at most {max_length}, not {actual_length}",
-    "too_short": "a list of at least {min_length}, not {actual_length}",
+    "too_long": "a list of at most {max_length}",
+    "too_short": "a list of at least {min_length}",
     "tuple_type": "a list",
     "union_tag_invalid": "{expected_tags}",
 }
@@ -151,7 +151,8 @@ def _fault(error: "ErrorDetails") -> str:
         return f"{key}: missing"
     limits = {name: f"{limit:.10g}" if isinstance(limit, float) else limit for name, limit in context.items()}
     expected = _EXPECTED[kind].format(**limits).replace("'", "") if kind in _EXPECTED else error["msg"]
-    return f"{key}: found {_described(found)}, expected {expected}"
+    described = f"a list of {limits['actual_length']}" if kind in ("too_long", "too_short") else _described(found)
+    return f"{key}: found {described}, expected {expected}"
 
 
 def _check_together(config: TrainingConfig, source: str) -> None:
