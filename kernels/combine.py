@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stm_fast.kernels.configs import COMBINE
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.tiles import ceil_div
 
 
 def combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -21,7 +22,7 @@ def plan_combine(part_out: Tensor, part_lse: Tensor, dtype: torch.dtype) -> tupl
     batch, parts, queries, value_dim = part_out.shape
     out = part_out.new_empty(batch, queries, value_dim, dtype=dtype)
     lse = part_lse.new_empty(batch, queries)
-    grid = (triton.cdiv(queries, COMBINE.rows), max(1, triton.cdiv(value_dim, COMBINE.columns)), batch)
+    grid = (ceil_div(queries, COMBINE.rows), max(1, ceil_div(value_dim, COMBINE.columns)), batch)
     tensors = {"part_out": part_out, "part_lse": part_lse, "out": out, "lse": lse}
     return out, lse, Launch.of(_combine_kernel, grid, COMBINE, **tensors, M=queries, parts=parts, CV=value_dim)
 

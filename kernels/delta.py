@@ -7,13 +7,14 @@ from torch import Tensor
 
 from stm_fast.kernels.configs import DELTA
 from stm_fast.kernels.launch import Launch
+from stm_fast.kernels.tiles import ceil_div
 
 
 def plan_delta(grad_out: Tensor, grad_lse: Tensor, out: Tensor) -> tuple[Tensor, Launch]:
     """delta [B, M] float32 of grad_out and out [B, M, Cv] and grad_lse [B, M], and the launch; all contiguous."""
     batch, queries, value_dim = out.shape
     delta = out.new_empty(batch, queries, dtype=torch.float32)
-    grid = (triton.cdiv(queries, DELTA.rows), 1, batch)
+    grid = (ceil_div(queries, DELTA.rows), 1, batch)
     tensors = {"grad_out": grad_out, "grad_lse": grad_lse, "out": out, "delta": delta}
     return delta, Launch.of(_delta_kernel, grid, DELTA, **tensors, M=queries, CV=value_dim)
 

@@ -19,7 +19,7 @@ from stm_fast.kernels.plans import Plans
 from stm_fast.kernels.problem import LOG2E, Problem
 from stm_fast.kernels.read_plan import ReadPlan
 from stm_fast.kernels.scores import add_products, exponential, factor_of_rows, logarithm
-from stm_fast.kernels.tiles import ForwardConfig, chunks
+from stm_fast.kernels.tiles import ForwardConfig, ceil_div, chunks
 from stm_fast.kernels.tuned import tuned_tile
 
 # chunks of a query that stay in registers or shared memory through the whole loop
@@ -70,12 +70,12 @@ def plan_forward(problem: Problem, splits: int | None = None) -> tuple[Tensor, T
     batch, rows, value_dim = problem.value.shape
     queries = problem.query.shape[1]
     config = forward_config(problem.choice)
-    value_programs = max(1, triton.cdiv(value_dim, config.value_width))  # without any column there is lse still
+    value_programs = max(1, ceil_div(value_dim, config.value_width))  # without any column there is lse still
     keys = chunks(problem.key.shape[2], config.block_k)
-    values = chunks(triton.cdiv(value_dim, value_programs), config.block_v, config.narrowest_value)
-    tiles = triton.cdiv(queries, config.block_m)
+    values = chunks(ceil_div(value_dim, value_programs), config.block_v, config.narrowest_value)
+    tiles = ceil_div(queries, config.block_m)
     if splits is None:
-        steps = triton.cdiv(rows, config.block_n)
+        steps = ceil_div(rows, config.block_n)
         part_bytes = bytes_of_a_part(batch, queries, value_dim)
         splits = choose_splits(problem.target, tiles * value_programs * batch, steps, part_bytes)
     part_dtype = problem.value.dtype if splits == 1 else torch.float32

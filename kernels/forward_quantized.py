@@ -18,6 +18,7 @@ from stm_fast.kernels.configs_quantized import quantized_config
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.operands import Steps, length_of, load_tile, row_at, steps
 from stm_fast.kernels.targets import Target, target_of
+from stm_fast.kernels.tiles import ceil_div
 
 
 class QuantizedOperands(NamedTuple):
@@ -81,10 +82,10 @@ def plan_forward_quantized(
     batch, slots, rows, value_dim = value.shape
     queries, key_dim = query.shape[1:]
     config = quantized_config(target.architecture, is_regular(key_dim, value_dim), value_dim)
-    value_programs = triton.cdiv(value_dim, config.block_v)
-    tiles = triton.cdiv(queries, config.block_m)
+    value_programs = ceil_div(value_dim, config.block_v)
+    tiles = ceil_div(queries, config.block_m)
     if splits is None:
-        blocks = slots * triton.cdiv(rows, config.block_n)
+        blocks = slots * ceil_div(rows, config.block_n)
         part_bytes = bytes_of_a_part(batch, queries, value_dim)
         splits = choose_splits(target, tiles * value_programs * batch, blocks, part_bytes)
     out = query.new_empty(batch, splits, queries, value_dim, dtype=query.dtype if splits == 1 else torch.float32)

@@ -13,6 +13,7 @@ from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.operands import load_tile, row_at
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.similarity import key_slope
+from stm_fast.kernels.tiles import ceil_div
 
 
 def plan_grad_key(problem: Problem, block: Block, grad_key: Tensor) -> Launch:
@@ -20,7 +21,7 @@ def plan_grad_key(problem: Problem, block: Block, grad_key: Tensor) -> Launch:
     owners, _, key_dim = problem.key.shape
     config = grad_key_config(problem.choice)
     objects = problem.value.shape[0] // max(1, owners)
-    grid = (triton.cdiv(key_dim, config.block_c), triton.cdiv(block.rows, config.block_n), owners)
+    grid = (ceil_div(key_dim, config.block_c), ceil_div(block.rows, config.block_n), owners)
     tensors = {"grad_raw": block.grad_raw, "grad_key": grad_key}
     arguments = {**problem.product_arguments(), **tensors, "place": block.place, "objects": objects}
     return Launch.of(_grad_key_kernel, grid, config, **arguments)

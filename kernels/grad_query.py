@@ -17,6 +17,7 @@ from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.operands import length_of, load_tile, row_at
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.similarity import key_term, query_term_gradients
+from stm_fast.kernels.tiles import ceil_div
 
 
 class QuerySums(NamedTuple):
@@ -45,8 +46,8 @@ def new_query_sums(problem: Problem, rows: int) -> QuerySums:
     config = grad_query_config(problem.choice)
     batch = problem.value.shape[0]
     owners, queries, key_dim = problem.query.shape
-    programs = triton.cdiv(queries, config.block_m) * triton.cdiv(key_dim, config.block_c) * batch
-    splits = choose_splits(problem.target, programs, triton.cdiv(rows, config.block_n))
+    programs = ceil_div(queries, config.block_m) * ceil_div(key_dim, config.block_c) * batch
+    splits = choose_splits(problem.target, programs, ceil_div(rows, config.block_n))
     shape = (owners, batch // max(1, owners) * splits, queries, key_dim)
     grad = problem.query.new_zeros(shape, dtype=torch.float32)
     terms = None if problem.selection is None else torch.zeros_like(grad)
@@ -60,7 +61,7 @@ def plan_grad_query(problem: Problem, block: Block, sums: QuerySums) -> Launch:
     owners, parts, queries, key_dim = sums.grad.shape
     batch = problem.value.shape[0]
     # object after object, part after part: also in the order of the sums
-    grid = (triton.cdiv(queries, config.block_m), triton.cdiv(key_dim, config.block_c), owners * parts)
+    grid = (ceil_div(queries, config.block_m), ceil_div(key_dim, config.block_c), owners * parts)
     arguments = {**problem.product_arguments(), "grad_raw": block.grad_raw, "sums": sums, "place": block.place}
     splits = parts * owners // max(1, batch)
     return Launch.of(_grad_query_kernel, grid, config, **arguments, splits=splits)

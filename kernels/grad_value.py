@@ -8,6 +8,7 @@ from stm_fast.kernels.configs import grad_value_config
 from stm_fast.kernels.grad_scores import Block
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.problem import Problem
+from stm_fast.kernels.tiles import ceil_div
 
 
 def plan_grad_value(problem: Problem, block: Block, grad_out: Tensor, grad_value: Tensor) -> Launch:
@@ -15,7 +16,7 @@ def plan_grad_value(problem: Problem, block: Block, grad_out: Tensor, grad_value
     batch, rows, value_dim = problem.value.shape
     config = grad_value_config(problem.choice)
     # the columns of the values side by side: they read the same weights
-    grid = (triton.cdiv(value_dim, config.block_v), triton.cdiv(block.rows, config.block_n), batch)
+    grid = (ceil_div(value_dim, config.block_v), ceil_div(block.rows, config.block_n), batch)
     tensors = {"weight": block.weight, "grad_out": grad_out, "grad_value": grad_value}
     sizes = {"place": block.place, "M": problem.query.shape[1], "N": rows, "CV": value_dim}
     return Launch.of(_grad_value_kernel, grid, config, **tensors, **sizes, PRECISION=problem.form.precision)

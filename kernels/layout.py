@@ -17,6 +17,7 @@ from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.operands import load_tile, steps
 from stm_fast.kernels.plans import Plans, layout_of
 from stm_fast.kernels.problem import Problem, has_rows
+from stm_fast.kernels.tiles import ceil_div
 
 # a copy is estimated to take the time of 80 queries read in place (README.md), two launches that of 10^5 scores or more
 FEWEST_QUERIES = 96
@@ -105,7 +106,7 @@ def plan_rows(source: Tensor) -> tuple[Tensor, Launch]:
     """The contiguous [B, N, C], and the launch that copies the source to it; PyTorch's own copy is slow (README.md)."""
     batch, rows, width = source.shape
     target = source.new_empty(source.shape)
-    grid = (triton.cdiv(rows, ROWS.rows), triton.cdiv(width, ROWS.columns), batch)
+    grid = (ceil_div(rows, ROWS.rows), ceil_div(width, ROWS.columns), batch)
     arguments = {"source": source, "target": target, "N": rows, "C": width, "strides": steps(source)}
     return target, Launch.of(_rows_kernel, grid, ROWS, **arguments)
 

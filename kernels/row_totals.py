@@ -13,6 +13,7 @@ from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.operands import length_of, row_at
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import factor_of_rows, norms_of_queries, raw_scores, softmax_weights
+from stm_fast.kernels.tiles import ceil_div
 
 
 def row_totals(problem: Problem, lse: Tensor) -> Tensor | None:
@@ -28,7 +29,7 @@ def plan_row_totals(problem: Problem, lse: Tensor) -> tuple[Tensor, Launch]:
     """The sums [B, M], and the launch that fills them; lse [B, M] float32, contiguous."""
     config = topk_config(problem.choice)
     totals = lse.new_empty(lse.shape)
-    grid = (triton.cdiv(lse.shape[1], config.block_m), 1, lse.shape[0])
+    grid = (ceil_div(lse.shape[1], config.block_m), 1, lse.shape[0])
     arguments = {**problem.score_arguments(), "lse": lse, "totals": totals}
     return totals, Launch.of(_row_totals_kernel, grid, config, **arguments)
 

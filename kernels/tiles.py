@@ -36,6 +36,11 @@ class Chunks:
         return (self.count - 1) * self.block + self.last
 
 
+def ceil_div(count: int, size: int) -> int:
+    """How many blocks of `size` hold `count`. On the host triton.cdiv() takes longer than a tensor is made in."""
+    return -(-count // size)
+
+
 def chunks(width: int, widest: int, narrowest: int = 16) -> Chunks:
     """Columns in few products, powers of two from `narrowest` to `widest`: 80 are 64 and 16, 112 are 128.
 
@@ -44,7 +49,7 @@ def chunks(width: int, widest: int, narrowest: int = 16) -> Chunks:
     narrowest = min(narrowest, widest)
     width = max(narrowest, -(-width // 16) * 16)
     block = min(widest, 1 << (width.bit_length() - 1))
-    count = -(-width // block)
+    count = ceil_div(width, block)
     last = max(narrowest, 1 << (width - (count - 1) * block - 1).bit_length())
     if count == 2 and last == block and 2 * block <= widest:
         return Chunks(2 * block, 1, 2 * block)

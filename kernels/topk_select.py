@@ -15,6 +15,7 @@ from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.operands import length_of, row_at, rows_of_part
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import factor_of_rows, norms_of_queries, raw_scores
+from stm_fast.kernels.tiles import ceil_div
 
 BUCKETS = 4  # at least so many for each of the k rows: then few rows but the k best reach the threshold
 ROOM = 4  # for the candidates of a query, in multiples of k
@@ -106,9 +107,9 @@ def _of_queries(problem: Problem, part: slice) -> Problem:
 def _splits(problem: Problem, count: int) -> int:
     """Into how many parts to split the memory: enough for the processors and for the buckets."""
     config = topk_config(problem.choice)
-    tiles = triton.cdiv(problem.query.shape[1], config.block_m) * problem.value.shape[0]
-    blocks = -(-problem.key.shape[1] // config.block_n)
-    return min(blocks, max(choose_splits(problem.target, tiles, blocks), -(-BUCKETS * count // config.block_n)))
+    tiles = ceil_div(problem.query.shape[1], config.block_m) * problem.value.shape[0]
+    blocks = ceil_div(problem.key.shape[1], config.block_n)
+    return min(blocks, max(choose_splits(problem.target, tiles, blocks), ceil_div(BUCKETS * count, config.block_n)))
 
 
 def _launch(problem: Problem, splits: int, capacity: int = 0, **tensors: Tensor) -> Launch:
@@ -116,7 +117,7 @@ def _launch(problem: Problem, splits: int, capacity: int = 0, **tensors: Tensor)
     config = topk_config(problem.choice)
     absent = dict.fromkeys(("maxima", "threshold", "scores", "rows", "found"))
     arguments = {**problem.score_arguments(), **absent, **tensors, "splits": splits, "capacity": capacity}
-    grid = (triton.cdiv(problem.query.shape[1], config.block_m), splits, problem.value.shape[0])
+    grid = (ceil_div(problem.query.shape[1], config.block_m), splits, problem.value.shape[0])
     fine = problem.arithmetic == "half" and problem.selection is not None
     return Launch.of(_topk_kernel, grid, config, **arguments, FINE=fine)
 

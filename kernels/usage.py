@@ -10,6 +10,7 @@ from stm_fast.kernels.operands import length_of, load_numbers, row_at
 from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.row_totals import row_totals
 from stm_fast.kernels.scores import factor_of_rows, norms_of_queries, raw_scores, softmax_weights
+from stm_fast.kernels.tiles import ceil_div
 
 
 def usage(problem: Problem, lse: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def plan_usage(problem: Problem, lse: Tensor, totals: Tensor | None) -> tuple[Te
     batch, rows = problem.value.shape[:2]
     config = topk_config(problem.choice)
     result = lse.new_empty(batch, rows)
-    grid = (triton.cdiv(rows, config.block_n), 1, batch)
+    grid = (ceil_div(rows, config.block_n), 1, batch)
     arguments = {**problem.score_arguments(), "lse": lse, "totals": totals, "usage": result}
     return result, Launch.of(_usage_kernel, grid, config, **arguments)
 

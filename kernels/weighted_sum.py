@@ -13,6 +13,7 @@ from torch import Tensor
 from stm_fast.kernels.configs import GATHER
 from stm_fast.kernels.launch import Launch
 from stm_fast.kernels.operands import load_tile, steps
+from stm_fast.kernels.tiles import ceil_div
 
 
 class Lists(NamedTuple):
@@ -58,7 +59,7 @@ def plan_weighted_sum(lists: Lists, weight: Tensor, source: Tensor, dtype: torch
     """The sums [G, R, C] and the launch that fills them; weight [G, E] float32, contiguous, entry by entry."""
     groups, sums, width = lists.offsets.shape[0], lists.offsets.shape[1] - 1, source.shape[2]
     total = source.new_empty(groups, sums, width, dtype=dtype)
-    grid = (triton.cdiv(sums, GATHER.rows), triton.cdiv(width, GATHER.columns), groups)
+    grid = (ceil_div(sums, GATHER.rows), ceil_div(width, GATHER.columns), groups)
     tensors = {"source": source, "rows": lists.rows, "weight": weight, "offsets": lists.offsets, "total": total}
     sizes = {"entries": lists.rows.shape[1], "sums": sums, "C": width}
     return total, Launch.of(_weighted_sum_kernel, grid, GATHER, **tensors, strides=steps(source), **sizes)
