@@ -18,7 +18,7 @@ from gate import sass
 from launchless import LAUNCHES, Launched, compile_source, counted_copies
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.engine import VideoSegmenter
-from stm_fast.memory import MemoryBank, reading
+from stm_fast.memory import MemoryBank, read_parts
 from stm_fast.network import stm_lite2, stm_resnet50
 from stm_fast.network.deploy import for_inference
 from stm_fast.ops import MemoryRead, memory_read
@@ -118,7 +118,7 @@ def bank_reads(monkeypatch) -> list[Traced]:
         return result
 
     for name in ("memory_read", "memory_read_quantized"):
-        monkeypatch.setattr(reading, name, partial(tracing, getattr(reading, name)))
+        monkeypatch.setattr(read_parts, name, partial(tracing, getattr(read_parts, name)))
     return found
 
 
