@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-import stm_fast.tasks as tasks
 from stm_fast.benchmarking.reads import OUT_OF_TIME, time_routes
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, describe_machine, read_record
 from stm_fast.benchmarking.report import by_workload, route_table, stage_table
@@ -30,6 +29,7 @@ from stm_fast.benchmarking.tuning import choice_of, default_tile
 from stm_fast.benchmarking.workload import Read, Workload
 from stm_fast.kernels.tuned import Tiles, using
 from stm_fast.memory import MemoryBank
+from stm_fast.tasks import benchmark
 
 if TYPE_CHECKING:
     from gpu_checks import Session, Stage
@@ -316,7 +316,7 @@ def run_frames(session: "Session", stage: "Stage", end: float) -> None:
 
 def time_frames(arguments: argparse.Namespace) -> None:
     """The process of some whole frames. It is not the command line, since such a machine may lack typer."""
-    tasks.time_frames(
+    benchmark.time_frames(
         [parse_workload(name) for name in arguments.shapes.split(",")],
         arguments.variants.split(","),
         device="cuda",

@@ -77,14 +77,15 @@ def main() -> int:
 
 def train(changes: Sequence[str], output: Path, end: float, *, resume: bool) -> int:
     """As stm-fast train does, until `end` on the monotonic clock; not through it, since typer may be absent here."""
-    import stm_fast.tasks as tasks
     from stm_fast.errors import InputError
+    from stm_fast.tasks.train import train_network
+    from stm_fast.training.config_file import read_config
     from stm_fast.training.run_folder import RunFolder
 
     try:
         RunFolder(output).check(resume)
-        config = tasks.read_config(CONFIG, changes)
-        return tasks.train_network(config, output, resume=resume, skip_corrupt=False, deadline=math.inf, end=end)
+        config = read_config(CONFIG, changes)
+        return train_network(config, output, resume=resume, skip_corrupt=False, deadline=math.inf, end=end)
     except InputError as error:
         print(f"gpu training: {error}", file=sys.stderr)
         return 2

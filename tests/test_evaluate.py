@@ -623,7 +623,7 @@ def test_youtube_vos_runs_all_frames_and_hands_in_the_required(tmp_path):
     found = read_mask(output / "Annotations/v1/00010.png").ids
     np.testing.assert_array_equal(found == 2, late == 2)  # new objects overwrite
     assert object_ids(read_mask(output / "Annotations/v1/00005.png").ids) in ([], [1])
-    assert "1 of 1 sequences are not scored" in result.stderr
+    assert "1 of 1 sequences are not annotated, and not scored" in result.stderr
 
 
 def test_only_score(tmp_path):
@@ -747,7 +747,7 @@ def test_synthetic_clips_are_a_set_that_is_drawn_once(tmp_path, monkeypatch):
     assert (first.frames / "00007.png").stat().st_mtime_ns == before
     assert names[1].fully_annotated
     for split in ("val", "1000000"):
-        with pytest.raises(InputError, match=f"--split: found .*{split}"):
+        with pytest.raises(InputError, match=f"split: found .*{split}"):
             SETS["synthetic"](tmp_path, split)
 
 
