@@ -59,8 +59,8 @@ check: setup
 # mypy sees the package as it is installed, with kernels/ as stm_fast.kernels
 types:
 	rm -rf build/types && mkdir -p build/types/stm_fast
-	ln -sfn $(CURDIR)/stm_fast/* $(CURDIR)/kernels build/types/stm_fast/
-	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p stm_fast
+	ln -sfn $(abspath $(wildcard stm_fast/*) kernels) build/types/stm_fast/
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p stm_fast
 
 fix: setup
 	$(BIN)/ruff check --fix .
