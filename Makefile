@@ -50,14 +50,13 @@ sanitize: setup
 	.ci/sanitize $(BIN)/python
 
 # rewrites nothing; make fix does
-check: setup
+check: setup types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(MAKE) --no-print-directory types
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 # mypy sees the package as it is installed, with kernels/ as stm_fast.kernels
-types:
+types: setup
 	rm -rf build/types && mkdir -p build/types/stm_fast
 	ln -sfn $(abspath $(wildcard stm_fast/*) kernels) build/types/stm_fast/
 	cd build/types && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p stm_fast
