@@ -1,8 +1,8 @@
-"""Which tile each kernel uses where: a table, so that every choice can be listed and compiled beforehand.
+"""The table of tiles: which one a kernel uses for a problem. A table can be listed and compiled beforehand.
 
 The tiles come from compiling, not from timing: large ones that keep all accumulators in registers (no stack) and fit
-the shared and tensor memory of each architecture, by compile_gate.py. Nothing is tuned while a read waits for it; what
-`stm-fast benchmark tune` timed beforehand goes first (tuned.py).
+the shared and tensor memory of each architecture (tests/gate). Nothing is tuned during a read; a table that
+`stm-fast benchmark tune` wrote takes precedence (tuned.py).
 """
 
 from collections.abc import Callable, Iterator

@@ -57,7 +57,7 @@ def plan_read(problem: Problem, splits: int | None = None) -> tuple[Tensor, Tens
 
 @cache
 def hopper_module() -> Any:
-    """forward_hopper.py; None with a Triton that has moved the names of Gluon, which is experimental."""
+    """experimental/forward_hopper.py; None if this Triton has renamed Gluon's API, which is experimental."""
     try:
         from stm_fast.kernels.experimental import forward_hopper
     except ImportError:

@@ -60,8 +60,8 @@ def forward_quantized(
     Args:
         query: [B or 1, M, Ck] float16, bfloat16 or float32.
         key: [B or 1, T, R, Ck] int8 or float8_e4m3fn, key_scale: [B or 1, T, R], key_mean: [B or 1, T, Ck], float32.
-        value: [B, T, R, Cv] in the dtype of key, value_scale: [B, T, Cv] float32. Any strides; fp8 is multiplied as
-            it lies where rows are contiguous for each channel (a view of [B, T, Cv, R]).
+        value: [B, T, R, Cv] in the dtype of key, value_scale: [B, T, Cv] float32. Any strides; fp8 is not
+            copied if rows are contiguous for each channel (a view of [B, T, Cv, R]).
         lengths: [B] int32 or None, rows that count, slot after slot; clamped to 0..T*R.
         scale: factor of the scores.
         splits: parts of the memory, chosen by the number of processors when None.
@@ -242,7 +242,7 @@ def _forward_quantized_kernel(
             if INTEGER:
                 accumulator = tl.dot(weight.to(tl.float16), _whole_halves(value_tile), accumulator)
             else:
-                # Hopper sums products of fp8 in some 14 bits: each step has sums of its own, added in float32
+                # Hopper sums products of fp8 in some 14 bits: each step has separate sums, added in float32
                 accumulator += tl.dot(weight.to(tl.float8e4nv), value_tile)
             key_rows += BLOCK_N * strides.key[2]
             key_scale_rows += BLOCK_N * strides.key_scale[2]

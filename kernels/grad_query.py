@@ -1,7 +1,7 @@
 """The gradients of queries and selection: sums over memory rows of G k, block after block.
 
-A block is cut into parts, as the memory is in the forward read, and each object is a part of its own. A part has a sum
-in float32 that it adds to; in the end they are summed in one order.
+A block is split into parts, as the memory is in the forward read; each object is at least one part. Each part adds to a
+float32 sum, and the sums are added in a fixed order at the end.
 """
 
 from typing import NamedTuple

@@ -9,7 +9,7 @@ from stm_fast.kernels.tiles import Arithmetic
 
 
 class AnyLaunch(Protocol):
-    """What can be launched: Launch, and GluonLaunch of forward_hopper.py."""
+    """What can be launched: Launch, and GluonLaunch of experimental/forward_hopper.py."""
 
     @property
     def kernel(self) -> Any: ...
@@ -39,12 +39,12 @@ class Launch(NamedTuple):
 
     @classmethod
     def of(cls, kernel: Any, grid: tuple[int, int, int], config: Any, **arguments: Any) -> "Launch":
-        """With the arguments of the kernel by name, but for TILE, which is the config."""
+        """A launch with the kernel's arguments by name; TILE is the config."""
         return cls(kernel, grid, {**arguments, "TILE": config}, config)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the compiler and the launcher are told."""
+        """Options of the compiler and the launcher."""
         return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
 
     def operands(self) -> None:

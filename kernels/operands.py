@@ -41,10 +41,10 @@ class Strides(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """What every score is compiled with.
+    """Compile-time properties of the scores.
 
     key_term:  whether the raw score has a term of the key alone (similarity.py).
-    precision: what tl.dot is told.
+    precision: the input_precision of tl.dot.
     base_2:    whether weights are made as powers of 2 (Problem.base_2).
     """
 
@@ -56,7 +56,7 @@ class Form:
 
 
 def steps(tensor: Tensor) -> Steps:
-    """The strides, 0 where there is no step to take: PyTorch leaves those of dimensions of one element as they come."""
+    """The strides, 0 for dimensions of one element, whose strides in PyTorch are arbitrary."""
     return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 

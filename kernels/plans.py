@@ -41,7 +41,7 @@ _ALL: "WeakSet[Plans[Any]]" = WeakSet()
 
 
 def forget_plans() -> None:
-    """Forgets every plan, for whoever changes what plans are made of (a test does)."""
+    """Forgets every plan; needed after a change of anything that plans are made from, as in a test."""
     for plans in _ALL:
         plans.clear()
 

@@ -68,5 +68,5 @@ def _named(*tensors: Any) -> tuple[Operands]:
 
 
 def _starts(*sizes: int) -> list[int]:
-    """Where tensors of so many floats start behind the first, each aligned, and where the last ends."""
+    """The aligned offsets of tensors of these sizes, in floats, after the first, and the end of the last."""
     return list(accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes))

@@ -17,11 +17,11 @@ from stm_fast.kernels.problem import Problem
 from stm_fast.kernels.scores import factor_of_rows, norms_of_queries, raw_scores
 from stm_fast.kernels.tiles import ceil_div
 
-BUCKETS = 4  # at least so many for each of the k rows: then few rows but the k best reach the threshold
+BUCKETS = 4  # at least this many for each of the k rows, so that few rows beyond the k best reach the threshold
 ROOM = 4  # for the candidates of a query, in multiples of k
 MOST_CANDIDATES = 2**24  # in memory at a time where they do not fit into that room: 64 MiB of scores
 MARGIN = 2.0**-20  # relative, below the threshold: two kernels may round the same score differently
-ABSENT = 2**31 - 1  # the row of a candidate that is none, behind all others
+ABSENT = 2**31 - 1  # row index of an empty candidate, which sorts after all others
 
 
 class Selected(NamedTuple):

@@ -1,4 +1,4 @@
-"""Runs the Gluon kernels of kernels/forward_hopper.py on the CPU: their own source, with this file in place of Gluon.
+"""Runs the Gluon kernels of experimental/forward_hopper.py on the CPU: their source, with this file in place of Gluon.
 
 Each warp group is a thread of which one runs at a time, in an order drawn from a seed; copies by TMA land whenever the
 order says. mbarriers have phases, arrival counts and pending bytes as the PTX manual defines them. Every access to
