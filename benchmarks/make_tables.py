@@ -28,6 +28,7 @@ from stm_fast.whole_file import whole_file
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md")
+_IN_README = ("memory-read-gpu*", "memory-read-cpu-avx512", "memory-read-cpu")
 _NOTHING = "Not measured yet."
 
 
@@ -46,18 +47,20 @@ def main() -> int:
 def as_measured(document: Path) -> str:
     """The text of one of DOCUMENTS with what is in results/ between its marks.
 
-    README.md shows the forward read and summaries of whole frames, benchmarks/README.md everything.
+    README.md shows the forward read of the records in _IN_README, and summaries of whole frames; benchmarks/README.md
+    shows everything.
     """
     everything = document.parent == HERE
+    reads = ("memory-read-*",) if everything else _IN_README
     sections = {
-        "figures": figures(_records("memory-read-*", ReadRow), PASSES if everything else ("forward",)),
-        "whole frames": whole_frames(_records("network-*", FrameRow), by_stage=everything),
+        "figures": figures(_records(*reads, row_type=ReadRow), PASSES if everything else ("forward",)),
+        "whole frames": whole_frames(_records("network-*", row_type=FrameRow), by_stage=everything),
     }
     if everything:
         sections |= {
-            "networks": networks(_records("networks-*", FrameRow)),
-            "storage": storages(_records("storage-masks", StorageRow)),
-            "long videos": long_videos(_records("long-video-*", VideoRow)),
+            "networks": networks(_records("networks-*", row_type=FrameRow)),
+            "storage": storages(_records("storage-masks", row_type=StorageRow)),
+            "long videos": long_videos(_records("long-video-*", row_type=VideoRow)),
         }
     text = document.read_text()
     for name, body in sections.items():
@@ -65,8 +68,9 @@ def as_measured(document: Path) -> str:
     return text
 
 
-def _records(names: str, row_type: type[Any]) -> list[Record[Any]]:
-    return [read_record(path, row_type) for path in sorted((HERE / "results").glob(f"{names}.json"))]
+def _records(*patterns: str, row_type: type[Any]) -> list[Record[Any]]:
+    paths = [path for pattern in patterns for path in sorted((HERE / "results").glob(f"{pattern}.json"))]
+    return [read_record(path, row_type) for path in paths]
 
 
 def replaced(document: Path, text: str, name: str, body: str) -> str:

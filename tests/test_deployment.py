@@ -23,7 +23,7 @@ from stm_fast.network import STM, ObjectBatch
 from stm_fast.network.backbone import RESNETS, BasicBlock, Bottleneck, ResNetLayout
 from stm_fast.network.decoder import ResidualBlock
 from stm_fast.network.deploy import for_inference, winograd
-from stm_fast.network.deploy.precision import choose_dtype
+from stm_fast.network.deploy.precision import choose_dtype, cpu_instructions
 from stm_fast.network.deploy.winograd import WinogradConv, WinogradResidualBlock
 from stm_fast.network.efficientnet import LITE
 from stm_fast.network.encoders import BACKBONES
@@ -289,9 +289,14 @@ def test_workloads_by_name():
 def test_a_dtype_by_name(monkeypatch):
     cpu = torch.device("cpu")
     assert choose_dtype("bfloat16", cpu) == torch.bfloat16
-    for capabilities, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx512_f": True}, torch.float32)):
+    vectors = torch.backends.cpu.get_cpu_capability()
+    for capabilities, expected, instructions in (
+        ({"avx512_bf16": True, "avx512_f": True}, torch.bfloat16, f"{vectors}, AVX512_BF16"),
+        ({"avx512_bf16": False, "avx512_f": True}, torch.float32, vectors),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert choose_dtype("auto", cpu) == expected
+        assert cpu_instructions() == instructions
     with pytest.raises(InputError, match="dtype: found 'int8', expected one of float32, bfloat16, float16, auto"):
         choose_dtype("int8", cpu)
 

@@ -13,6 +13,7 @@ import torch
 
 from stm_fast.benchmarking.shapes import FrameWorkload
 from stm_fast.errors import InputError
+from stm_fast.network.deploy.precision import cpu_instructions
 from stm_fast.record_file import read_record_file, typed, with_checksum, write_record_file
 from stm_fast.versions import version_of
 
@@ -103,7 +104,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "device": device,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "cpu": _cpu_name(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_capability": cpu_instructions(),
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE"),

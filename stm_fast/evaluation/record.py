@@ -13,6 +13,7 @@ import torch
 from stm_fast.csv_file import csv_lines, open_csv
 from stm_fast.evaluation.benchmark_sets import Timing
 from stm_fast.evaluation.scoring import ObjectScore
+from stm_fast.network.deploy.precision import cpu_instructions
 from stm_fast.printing import printable, say
 from stm_fast.versions import version_of
 from stm_fast.whole_file import whole_file
@@ -66,7 +67,7 @@ def environment(device: torch.device | None) -> dict[str, str]:
     packages = ("stm_fast", "torch", "torchvision", "triton", "numpy", "pillow")
     found = {package: version_of(package) or "not installed" for package in packages}
     found["python"] = platform.python_version()
-    found["machine"] = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    found["machine"] = f"{platform.system()} {platform.machine()}, {cpu_instructions()}"
     if device is not None:
         cuda = device.type == "cuda"
         found["device"] = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"

@@ -4,6 +4,7 @@ import platform
 
 import torch
 
+from stm_fast.network.deploy.precision import cpu_instructions
 from stm_fast.network.released import ARCHITECTURE, FILES
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.printing import say
@@ -15,7 +16,7 @@ def print_info() -> None:
     for package in ("stm_fast", "torch", "torchvision", "triton", "numpy", "av"):
         say(f"{package:12} {version_of(package) or 'not installed'}")
     say(f"{'python':12} {platform.python_version()} on {platform.system()} {platform.machine()}")
-    say(f"{'cpu':12} {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    say(f"{'cpu':12} {torch.get_num_threads()} threads, {cpu_instructions()}")
     if not torch.cuda.is_available():
         say(f"{'cuda':12} no device")
     for index in range(torch.cuda.device_count()):

@@ -31,5 +31,14 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16; without them, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(_bfloat16_instructions())
+
+
+def cpu_instructions() -> str:
+    """The vector instructions that PyTorch uses, and those for bfloat16: "AVX512, AVX512_BF16" or "AVX2"."""
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *map(str.upper, _bfloat16_instructions())])
+
+
+def _bfloat16_instructions() -> list[str]:
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in _INSTRUCTIONS)
+    return [name for name in _INSTRUCTIONS if capabilities.get(name, False)]
