@@ -1,4 +1,4 @@
-"""The commands by their words, such as "segment" and "benchmark read", as click and as Python have them."""
+"""The commands by full name, such as "segment" or "benchmark read": click's objects and the Python functions."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,19 +8,19 @@ import typer
 from stm_fast.__main__ import app
 
 
-def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
-            yield from _commands(command, f"{before}{name} ")
+            yield from _commands(command, f"{prefix}{name} ")
         else:
-            yield before + name, command
+            yield prefix + name, command
 
 
-def _callbacks(group: typer.Typer, before: str = "") -> Iterator[tuple[str, Callable[..., None]]]:
+def _callbacks(group: typer.Typer, prefix: str = "") -> Iterator[tuple[str, Callable[..., None]]]:
     for command in group.registered_commands:
-        yield before + (command.name or command.callback.__name__), command.callback
+        yield prefix + (command.name or command.callback.__name__), command.callback
     for inner in group.registered_groups:
-        yield from _callbacks(inner.typer_instance, f"{before}{inner.name} ")
+        yield from _callbacks(inner.typer_instance, f"{prefix}{inner.name} ")
 
 
 COMMANDS: dict[str, Any] = dict(_commands(typer.main.get_command(app)))

@@ -1,4 +1,4 @@
-"""What every test run shares: which backends it has, and uninitialised memory that cannot pass for zeros."""
+"""Hooks and fixtures for all tests: required backends, selection of cases, poisoned memory, the published numbers."""
 
 import importlib.util
 import os
@@ -21,24 +21,24 @@ from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
 
 GOLDEN = Path(__file__).parent / "golden"
-# processes that a test starts find its functions as tests.test_x; last, so that no installed package is shadowed
+# processes started by a test import its functions as tests.test_x; last, so that no installed package is shadowed
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 REQUIRED = [name for name in os.environ.get("STM_FAST_REQUIRE", "").split(",") if name]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-cases", action="store_true", help="run what make gate alone runs too")
+    parser.addoption("--all-cases", action="store_true", help="also run the cases that only make gate runs")
     parser.addoption("--few", type=int, metavar="N", help="run at most N cases of each test")
-    parser.addoption("--one-in", type=int, metavar="N", help="run one in N of what is left")
+    parser.addoption("--one-in", type=int, metavar="N", help="run one in N of the remaining cases")
 
 
 def pytest_report_header() -> list[str]:
     absent = {backend.name: backend.absent_reasons() for backend in BACKENDS}
-    return [f"backend {name}: {'; '.join(reasons) or 'here'}" for name, reasons in absent.items()]
+    return [f"backend {name}: {'; '.join(reasons) or 'available'}" for name, reasons in absent.items()]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests that are not wanted or passed before; slow tests start first, so that no worker waits."""
+    """Deselects tests that are not wanted or have passed before; starts slow tests first, so that no worker waits."""
     kept = items
     if not config.getoption("all_cases"):
         kept = [item for item in kept if item.get_closest_marker("experimental") is None]
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionstart() -> None:
-    """STM_FAST_REQUIRE=cpp,triton: an expected backend that is absent fails the run, it does not thin it out."""
+    """STM_FAST_REQUIRE=cpp,triton: a required backend that is absent fails the run instead of skipping its tests."""
     reasons = {backend.name: backend.absent_reasons() for backend in BACKENDS}
     for name in REQUIRED:
         if name not in reasons:
@@ -65,7 +65,7 @@ def pytest_sessionstart() -> None:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty, in Python and in C++, gives NaN: a kernel that leaves an element unwritten shows."""
+    """Fills torch.empty with NaN, in Python and C++, to detect elements that a kernel does not write."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
@@ -77,18 +77,18 @@ def _seeded() -> None:
     if torch.cuda.is_available():
         torch.manual_seed(0)
     else:
-        torch.default_generator.manual_seed(0)  # the other keeps a stack trace for each kind of device that is absent
+        torch.default_generator.manual_seed(0)  # torch.manual_seed keeps a stack trace for each absent kind of device
 
 
 @pytest.fixture(autouse=True)
-def _nothing_planned() -> None:
-    """A test that changes what plans are made of finds none from before."""
+def _no_plans() -> None:
+    """No test reuses the plans of an earlier one, which may have changed how they are made."""
     forget_plans()
     tuned.file_of_tiles.cache_clear()
 
 
 class Golden(NamedTuple):
-    """The published network's weights by formula, a clip, and the logits that it gave; see golden/formulas.py."""
+    """The published network with weights from a formula, a clip, and its logits; see golden/formulas.py."""
 
     model: STM
     frames: Tensor  # [T, 3, H, W] in [0, 1]
@@ -125,6 +125,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("may not mount a small disk")
+        pytest.skip("no permission to mount a small disk")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

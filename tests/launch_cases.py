@@ -1,6 +1,6 @@
-"""What reads at 480p launch on sm_90: which kernels, with which tiles, over which grid, after how many copied bytes.
+"""The launches of reads at 480p on sm_90: kernels, tiles and grids, and the bytes that are copied beforehand.
 
-Not collected by itself: test_launch.py runs it in a process of its own, on the device of launchless.py.
+Not collected directly: test_launch.py runs it in a separate process, on the launchless device.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ HOPPER, HOPPER_TILE = "_forward_hopper_kernel", (64, 64, 128, 512, 2)
 
 
 class Traced(NamedTuple):
-    """What some code launched, and the bytes that PyTorch's own copies wrote meanwhile, by operator."""
+    """The kernels that some code launched, and the bytes written by PyTorch's own copies, by operator."""
 
     launches: list[Launched]
     copies: Counter[str]
@@ -51,11 +51,11 @@ class Traced(NamedTuple):
 
     @property
     def transposed(self) -> list[tuple[int, ...]]:
-        """The shapes of the tensors that were given rows."""
+        """The shapes of the tensors that were transposed into rows."""
         return [tuple(launch.tensors["target"].shape) for launch in self.of("_rows_kernel")]
 
     def tile(self, kernel: str) -> tuple[int, ...]:
-        """Queries, rows, and columns of keys and of values of a program, and stages, of the only such launch."""
+        """Of the only launch of a kernel: queries, rows, key columns and value columns per program, and stages."""
         (launch,) = {tuple(_tile(launch)) for launch in self.of(kernel)}
         return launch
 
@@ -96,7 +96,7 @@ def programs(launch: Launched) -> int:
 
 
 def assert_covers(launch: Launched, queries: int, columns: int, objects: int) -> None:
-    """Queries and columns in whole tiles, times the parts of the memory."""
+    """The grid covers queries and columns in whole tiles, times the parts of the memory."""
     value_programs = 1
     if launch.kernel == "_forward_kernel":
         value_programs = launch.constants["VALUE_PROGRAMS"]
@@ -108,7 +108,7 @@ def assert_covers(launch: Launched, queries: int, columns: int, objects: int) ->
 
 @pytest.fixture
 def bank_reads(monkeypatch) -> list[Traced]:
-    """Every read of a MemoryBank, traced from its query on."""
+    """A trace of every read of a MemoryBank."""
     found = []
 
     def tracing(read: Callable[..., object], *args: object, **options: object) -> object:
@@ -128,7 +128,7 @@ def bank_reads(monkeypatch) -> list[Traced]:
     ids=["stm_resnet50", "the package's weights"],
 )
 def test_the_engine(network, tile, bank_reads):
-    """At its second frame, which reads one."""
+    """At the second frame, which reads the first."""
     model = for_inference(network(), dtype=BF16)
     segmenter = VideoSegmenter(model)
     segmenter.step(torch.rand(3, 480, 854), torch.ones(480, 854, dtype=torch.uint8))
@@ -142,7 +142,7 @@ def test_the_engine(network, tile, bank_reads):
 
 @pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
 def test_a_bank_of_twenty_frames(last, bank_reads):
-    """Rows of the bank are never copied, whatever its room; a query that is channels first is."""
+    """Rows of the bank are never copied, whatever its capacity; a channels-first query is."""
     bank = MemoryBank(frames=FRAMES + 5)
     layout = torch.channels_last if last else torch.contiguous_format
     key, value = (channels(3, width, HEIGHT, WIDTH).contiguous(memory_format=layout) for width in (128, 512))
@@ -234,7 +234,7 @@ def test_mivos(top_k):
 
 
 def test_aot():
-    """Heads are views with rows; nothing is copied before the read."""
+    """Heads are views that are already rows; nothing is copied before the read."""
     attention = AOTLongTermAttention(256, use_linear=False).to(BF16)
     query, memory = channels(M, 1, 256), channels(N, 1, 256)
     with torch.no_grad(), traced() as read:
@@ -242,13 +242,13 @@ def test_aot():
     assert read.transposed == []
     assert read.tile("_forward_kernel") == (128, 64, 32, 32, 3)
     assert_covers(read.of("_forward_kernel")[0], 128, 128, objects=8)
-    # the heads that come out side by side
+    # the heads of the result, put side by side
     assert read.copies.total() == M * 256 * 2
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["channels first", "rows"])
 def test_training(first):
-    """Both passes copy: kept from one to the other, the copies would be as much memory as keys and values again."""
+    """Both passes copy: keeping the copies between them would take as much memory again as keys and values."""
     frames = 2
     rows = frames * M
     shapes = (M, 128), (rows, 128), (rows, 512)
@@ -273,7 +273,7 @@ def test_training(first):
 
 
 def test_nothing_loads_two_bytes_in_a_loop():
-    """Of all kernels that the tests above launched; runs last, in the order of the file."""
+    """Checks all kernels that the tests above launched, so it must stay the last test of this file."""
     distinct = {
         str((launch.kernel, launch.source.signature, launch.constants, launch.options)): launch for launch in _traced
     }

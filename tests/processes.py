@@ -1,7 +1,7 @@
-"""Commands and other Python modules in processes of their own, forked from one that has imported PyTorch already.
+"""Runs commands and other Python modules in processes forked from one that has already imported PyTorch.
 
-To import it takes seconds each time. What a user starts with `stm-fast` or torchrun is started so in at least one test
-of every command.
+Importing it takes seconds each time. At least one test of every command starts it as users do, with `stm-fast` or
+torchrun.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 PATIENCE = 1200  # seconds, on a busy machine
 CONTEXT = multiprocessing.get_context("forkserver")
-# there is one such process: whoever asked for other modules first would decide for all tests
+# all tests share this one process, so its modules are listed here and not by each test
 CONTEXT.set_forkserver_preload(
     [
         *("stm_fast.__main__", "stm_fast.tasks.segment", "stm_fast.tasks.evaluate", "stm_fast.training.trainer"),
@@ -24,7 +24,7 @@ CONTEXT.set_forkserver_preload(
 
 
 class Ended(NamedTuple):
-    """How a process ended, with a negative number for a signal, and what it printed."""
+    """The exit code of a process, negative for a signal, and its output."""
 
     returncode: int
     stdout: str
@@ -32,10 +32,10 @@ class Ended(NamedTuple):
 
 
 class Running:
-    """A process of `stm-fast ARGUMENTS`, in a session of its own as from another terminal.
+    """A process running `stm-fast ARGUMENTS`, in its own session as if from another terminal.
 
     Args:
-        folder: of what it prints.
+        folder: where its output is kept until `wait`.
         module: runs `python -m MODULE ARGUMENTS` instead.
     """
 
@@ -54,7 +54,7 @@ class Running:
 
     def wait(self) -> Ended:
         self._process.join(PATIENCE)
-        self._process.kill()  # no more than that
+        self._process.kill()  # if it has not ended by then
         self._process.join()
         texts = [path.read_text() if path.exists() else "" for path in self._printed]
         for path in self._printed:
@@ -64,14 +64,14 @@ class Running:
 
 
 def run(*arguments: str, folder: Path, **environment: str) -> Ended:
-    """Runs the command line; it must end well."""
+    """Runs the command line, which must succeed."""
     ended = Running([*arguments], folder, **environment).wait()
     assert ended.returncode == 0, ended.stderr
     return ended
 
 
 def run_ranks(*arguments: str, folder: Path, world: int = 2) -> list[Ended]:
-    """A command in several processes, with the environment of torchrun; "{rank}" in it becomes the rank."""
+    """Runs a command in several processes, with torchrun's environment; "{rank}" in it becomes the rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -85,7 +85,7 @@ def run_ranks(*arguments: str, folder: Path, world: int = 2) -> list[Ended]:
 
 
 def torchrun(*arguments: str, folder: Path, world: int = 2) -> Ended:
-    """torchrun itself, which starts `python -m stm_fast ARGUMENTS` in several processes."""
+    """Runs torchrun itself, which starts `python -m stm_fast ARGUMENTS` in several processes."""
     command = ["--standalone", f"--nproc-per-node={world}", "-m", "stm_fast", *arguments]
     return Running(command, folder, "torch.distributed.run", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore").wait()
 

@@ -1,6 +1,6 @@
-"""Ways to have autograd's saved tensors packed, moved or computed again, and gradients to compare.
+"""Ways to pack, move or recompute autograd's saved tensors, and gradients to compare.
 
-A way calls a function with arguments; WAYS are those of PyTorch.
+A way calls a function with arguments; WAYS lists PyTorch's own.
 """
 
 from collections.abc import Callable
@@ -81,11 +81,11 @@ def gradients(way: Way, function: Function, *inputs: Tensor | None, module: nn.M
 def assert_same(found: list[Tensor], expected: list[Tensor], way: str) -> None:
     assert len(found) == len(expected)
     for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        assert torch.equal(ours, theirs), f"{way}: gradient {index} is {(ours - theirs).abs().max()} off"
+        assert torch.equal(ours, theirs), f"{way}: gradient {index} differs by {(ours - theirs).abs().max()}"
 
 
 def assert_every_way_is_the_same(function: Function, *inputs: Tensor, module: nn.Module | None = None) -> None:
-    """As a plain call, to the bit."""
+    """Every way gives the gradients of a plain call, bit for bit."""
     expected = gradients(plainly, function, *inputs, module=module)
     for name, way in WAYS.items():
         assert_same(gradients(way, function, *inputs, module=module), expected, name)

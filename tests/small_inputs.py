@@ -15,7 +15,7 @@ from stm_fast.video import FrameReader, OverlayVideoWriter, write_mask
 
 SIZE = HEIGHT, WIDTH = 32, 48
 SMALL = {"key_dim": 16, "value_dim": 32, "decoder_dim": 16}
-FRAMES = 5  # of a sequence
+FRAMES = 5  # per sequence
 
 
 def small_network() -> STM:
@@ -56,7 +56,7 @@ def draw(seed=0, objects=2, frames=FRAMES):
 
 
 def write_sequence(pictures_folder, masks_folder, pictures, masks, step=1):
-    """JPEGs of all frames; PNGs of those that `masks`, by frame, holds."""
+    """Writes all frames as JPEGs and `masks`, a dictionary by frame index, as PNGs."""
     pictures_folder.mkdir(parents=True)
     masks_folder.mkdir(parents=True)
     for index, picture in enumerate(pictures):
@@ -78,7 +78,7 @@ def write_davis(
 
 
 def write_youtube(root):
-    """A video with all frames, every fifth annotated or required, whose object 2 appears in frame 10."""
+    """A video with all frames, of which every fifth is required; object 2 appears in frame 10."""
     pictures, ids = draw(3, frames=16)
     late = np.where(ids[10] == 2, 2, 0).astype(np.uint8)
     masks = {0: np.where(ids[0] == 1, 1, 0).astype(np.uint8), 10: late}

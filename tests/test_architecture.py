@@ -1,4 +1,4 @@
-"""The house rule: imports only go down, and kernels know nothing of the package."""
+"""Imports go only to lower floors, and kernels import nothing from the rest of the package."""
 
 import ast
 import subprocess
@@ -49,26 +49,26 @@ def imports(path):
     return names | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
 
 
-def room_of(path):
+def module_of(path):
     return path.relative_to(ROOT / "stm_fast").parts[0].removesuffix(".py")
 
 
-def test_every_room_has_a_floor():
-    rooms = {room_of(path) for path in (ROOT / "stm_fast").rglob("*.py")}
-    assert rooms <= set(FLOORS), f"rooms without a floor: {sorted(rooms - set(FLOORS))}"
+def test_every_module_has_a_floor():
+    modules = {module_of(path) for path in (ROOT / "stm_fast").rglob("*.py")}
+    assert modules <= set(FLOORS), f"modules without a floor: {sorted(modules - set(FLOORS))}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "stm_fast").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_only_go_down(path):
-    room = room_of(path)
+    module = module_of(path)
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "stm_fast":
-            assert len(parts) > 1, f"{path}: imports the package itself, expected one of its rooms"
-            assert parts[1] == room or FLOORS[parts[1]] < FLOORS[room], f"{path}: {room} imports {parts[1]}"
+            assert len(parts) > 1, f"{path}: imports the package itself, expected one of its modules"
+            assert parts[1] == module or FLOORS[parts[1]] < FLOORS[module], f"{path}: {module} imports {parts[1]}"
 
 
-def test_kernels_know_nothing_of_the_package():
+def test_kernels_do_not_import_the_package():
     for path in (ROOT / "kernels").rglob("*.py"):
         known = {name for name in imports(path) if name.split(".")[0] in {"stm_fast", "kernels"}}
         assert all(name.startswith("stm_fast.kernels") for name in known), f"{path}: imports {known}"

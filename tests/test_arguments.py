@@ -1,4 +1,4 @@
-"""Each wrong call of the memory read, with its message: the argument, what was found, what was expected."""
+"""Wrong calls of the memory read and their messages: the argument, what was found, what was expected."""
 
 import decimal
 import math
@@ -28,7 +28,7 @@ def l2(**changed):
 
 
 def made(call):
-    """Sparse tensors are made when they are used: tests elsewhere count the bytes of all tensors that there are."""
+    """Makes sparse tensors only when they are used, because other tests count the bytes of all live tensors."""
     return {name: argument() if callable(argument) else argument for name, argument in call.items()}
 
 
@@ -124,7 +124,7 @@ WRONG_CALLS = [
     (arguments(top_k=True), TypeError, "top_k: found bool, expected an integer or None"),
     (arguments(backend="cuda"), ValueError, f"backend: found 'cuda', expected {BACKENDS}"),
     (arguments(backend=None), ValueError, f"backend: found None, expected {BACKENDS}"),
-    # numbers and names of other kinds
+    # numbers and names of other types
     (arguments(scale=True), TypeError, "scale: found bool, expected a number or None"),
     (arguments(scale=np.True_), TypeError, "scale: found bool, expected a number or None"),
     (arguments(scale=1j), TypeError, "scale: found complex, expected a number or None"),
@@ -160,7 +160,7 @@ WRONG_CALLS = [
     (arguments(query_norm="no"), TypeError, "query_norm: found str, expected True or False"),
     (arguments(return_lse=torch.tensor(True)), TypeError, "return_lse: found Tensor, expected True or False"),
     (arguments(return_usage=2), TypeError, "return_usage: found int, expected True or False"),
-    # tensors that no kernel can look into
+    # tensors that no kernel can read
     (arguments(query=QUERY.numpy()), TypeError, "query: found ndarray, expected a tensor"),
     (arguments(query=JAGGED), TypeError, "query: found a nested tensor, expected one with a shape"),
     (arguments(lengths=JAGGED), TypeError, "lengths: found a nested tensor, expected one with a shape"),
@@ -224,15 +224,15 @@ def random_arguments():
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("scale", SCALES, ids=lambda scale: type(scale).__name__)
-def test_numbers_of_other_libraries_are_taken(scale, grad):
+def test_numbers_of_other_libraries_are_accepted(scale, grad):
     given = random_arguments()
     given["query"].requires_grad_(grad)
-    for _ in range(2):  # the second time it is a known call
+    for _ in range(2):  # the second call is a known one
         assert torch.equal(memory_read(**given, scale=scale), memory_read(**given, scale=0.5))
 
 
 @pytest.mark.parametrize("count", COUNTS, ids=lambda count: f"{type(count).__name__} {getattr(count, 'dtype', '')}")
-def test_counts_of_other_libraries_are_taken(count):
+def test_counts_of_other_libraries_are_accepted(count):
     given = random_arguments()
     for _ in range(2):
         assert torch.equal(memory_read(**given, top_k=count), memory_read(**given, top_k=2))
@@ -243,7 +243,7 @@ def test_a_count_beyond_every_dtype_reads_all_rows():
     assert torch.equal(memory_read(**given, top_k=2**70), memory_read(**given))
 
 
-def test_flags_of_numpy_are_taken():
+def test_flags_of_numpy_are_accepted():
     given = random_arguments()
     for returned, expected in zip(
         memory_read(**given, return_lse=np.True_, return_usage=1, query_norm=np.False_),
@@ -253,21 +253,21 @@ def test_flags_of_numpy_are_taken():
         assert torch.equal(returned, expected)
 
 
-def test_a_number_that_changes_in_its_tensor_is_looked_at_each_time():
+def test_a_scale_tensor_is_read_in_every_call():
     given, scale = random_arguments(), torch.tensor(0.5)
     memory_read(**given, scale=scale)
     scale.fill_(2)
     assert torch.equal(memory_read(**given, scale=scale), memory_read(**given, scale=2.0))
 
 
-def test_a_weight_is_a_number_where_no_gradient_is_wanted():
+def test_a_parameter_is_accepted_as_a_scale_without_gradients():
     given, scale = random_arguments(), torch.nn.Parameter(torch.tensor(0.5))
     with torch.no_grad():
         assert torch.equal(memory_read(**given, scale=scale), memory_read(**given, scale=0.5))
 
 
 @pytest.mark.slow
-def test_numbers_of_numpy_in_a_compiled_program():
+def test_numbers_of_numpy_in_a_compiled_function():
     given = random_arguments()
     compiled = torch.compile(lambda scale, count: memory_read(**given, scale=scale, top_k=count), backend="eager")
     expected = memory_read(**given, scale=0.5, top_k=2)
@@ -275,7 +275,7 @@ def test_numbers_of_numpy_in_a_compiled_program():
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_fake_tensors_of_one_mode_and_empty_ones_are_taken(backend):
+def test_fake_tensors_of_one_mode_and_empty_tensors_are_accepted(backend):
     with FakeTensorMode() as mode:
         fake = {name: mode.from_tensor(tensor) for name, tensor in arguments().items()}
         assert memory_read(**fake, lengths=torch.tensor([7, 7]), backend=backend).shape == (2, 5, 3)
@@ -366,13 +366,13 @@ NUMBERS = ("every", "frames", "max_frames", "max_bytes", "page_bytes")
 @pytest.mark.parametrize(
     "number", [np.int64(3), np.array(3), torch.tensor(3)], ids=lambda number: type(number).__name__
 )
-def test_numbers_of_a_memory_are_plain(name, number):
+def test_numbers_in_a_memory_config_become_plain_integers(name, number):
     config = MemoryConfig(**{name: number})
     assert type(getattr(config, name)) is int
     assert config == MemoryConfig(**{name: 3})
 
 
-def test_flags_and_paths_of_a_memory_are_plain():
+def test_flags_and_paths_in_a_memory_config_become_plain():
     config = MemoryConfig(previous=np.False_, redetect=1, place="disk", folder="somewhere")
     assert (config.previous, config.redetect, config.graph) == (False, True, False)
     assert type(config.previous) is type(config.redetect) is bool
@@ -382,7 +382,7 @@ def test_flags_and_paths_of_a_memory_are_plain():
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("number", [True, 2.0, math.nan, "3", [3], np.float32(3), torch.ones(1, dtype=torch.int64)])
-def test_a_memory_has_integers(name, number):
+def test_a_memory_config_requires_integers(name, number):
     with pytest.raises(TypeError, match=rf"MemoryConfig\.{name}: found \w+( of shape \(1,\))?, expected an integer"):
         MemoryConfig(**{name: number})
 
@@ -400,7 +400,7 @@ def test_a_memory_has_integers(name, number):
     ],
     ids=str,
 )
-def test_arguments_that_a_memory_refuses(wrong, error, message):
+def test_arguments_that_a_memory_config_refuses(wrong, error, message):
     with pytest.raises(error, match=message):
         MemoryConfig(**wrong)
 

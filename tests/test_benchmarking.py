@@ -35,7 +35,7 @@ from stm_fast.record_file import write_record_file
 TINY = "2x3-T2-O2"  # 6 queries, 12 memory rows, 2 objects
 BEGIN, END = "<!-- figures: written by benchmarks/make_tables.py -->", "<!-- end of figures -->"
 COMPILED = ("compile", "compile-dynamic", "flex")
-# what a CPU has, without the routes that are compiled first
+# the routes that run on a CPU, without the compiled ones
 PLAIN = ("published", "last-dim", "chunks", "sdpa", "sdpa-math", "sdpa-flash-split", "cpp", "reference")
 
 
@@ -78,12 +78,12 @@ def test_shapes_by_name(name, queries, rows, objects, frames):
 @pytest.mark.parametrize(
     "text", ["", "480p", "480p-T0-O1", "480p-T1-O0", "0x4-T1-O1", "240p-T1-O1", "M4-N5", "480p-T1-O1 "]
 )
-def test_other_texts_are_no_shapes(text):
+def test_other_texts_are_not_shapes(text):
     with pytest.raises(InputError, match=r"^shape: found .* expected for example"):
         parse_shape(text)
 
 
-def test_the_grid_is_that_of_the_issue():
+def test_the_grid_covers_all_resolutions_lengths_and_objects():
     assert len(grid()) == 3 * 5 * 3
     assert grid()[0].name == "480p-T1-O1"
     assert grid()[-1].name == "1080p-T1000-O10"
@@ -126,7 +126,7 @@ def test_layouts_hold_the_same_numbers():
 
 @pytest.mark.parametrize(("shape", "slots"), [(TINY, 2), ("M5-N12-O2", 1)])
 @pytest.mark.parametrize("layout", ["int8", "fp8"])
-def test_a_quantized_layout_has_a_slot_a_frame(layout, shape, slots):
+def test_a_quantized_layout_has_one_slot_per_frame(layout, shape, slots):
     inputs = make_inputs(parse_shape(shape), torch.float32, "cpu", seed=0)
     memory = QuantizedMemory(*in_layout(inputs, layout).memory)
     assert memory.key.shape == (2, slots, 12 // slots, 128)
@@ -136,7 +136,7 @@ def test_a_quantized_layout_has_a_slot_a_frame(layout, shape, slots):
 
 
 @pytest.mark.slow
-def test_quantized_routes_carry_their_error():
+def test_quantized_routes_record_their_error():
     rows = rows_of(select("int8", "fp8", "published"))
     timed = {row.route: row for row in rows if row.seconds is not None and row.pass_name == "forward"}
     assert timed["published"].error < 1e-5 < timed["int8"].error < timed["fp8"].error < 0.1
@@ -169,7 +169,7 @@ def test_routes_on_a_cpu_once():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.filterwarnings("default")  # the compiler's own warnings
 def test_compiled_routes_on_a_cpu_once():
     rows = {(row.route, row.pass_name): row for row in rows_of(select("compile", "flex", passes=("forward",)))}
     for route in ("compile", "flex"):
@@ -177,7 +177,7 @@ def test_compiled_routes_on_a_cpu_once():
         assert rows[route, "forward"].first_call_seconds > rows[route, "forward"].seconds
 
 
-def test_several_chunks_are_one_read():
+def test_a_read_in_chunks_equals_a_whole_read():
     inputs = make_inputs(parse_shape("M300-N20-O2"), torch.float32, "cpu", seed=0)
     for pass_name in ("forward", "top-k"):
         chunked, whole = (ROUTES[name].build(work(pass_name)) for name in ("chunks", "last-dim"))
@@ -186,7 +186,7 @@ def test_several_chunks_are_one_read():
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_the_error_is_that_of_the_result(pass_name):
+def test_the_error_is_measured_on_the_result(pass_name):
     workload = work(pass_name, "M100-N40-O2")
     inputs = make_inputs(workload.shape, workload.dtype, "cpu", seed=0)
     call = make_call(pass_name, ROUTES["published"].build(workload))
@@ -207,7 +207,7 @@ def test_a_route_with_wrong_results_is_not_timed(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_a_result(monkeypatch):
+def test_a_read_that_does_not_fit_is_recorded(monkeypatch):
     # 1000 x 1000: inputs in two layouts take 6.1 MB, two affinities 8 MB; 10 x 9000: the inputs alone 46 MB
     monkeypatch.setattr(reads, "available_bytes", lambda device: 8_500_000)
     rows = rows_of(select("published", "cpp", passes=("forward",), shapes=("M1000-N1000-O1", "M10-N9000-O1")))
@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_a_result(monkeypatch):
 
 
 @pytest.mark.slow
-def test_out_of_time_is_a_result():
+def test_running_out_of_time_is_recorded():
     rows = rows_of(select("published", "cpp", deadline=0.0))
     assert {row.skipped for row in rows} == {"out of time"}
     assert len(rows) == 2 * len(PASSES)
@@ -239,7 +239,7 @@ def test_variants_are_interleaved():
     assert [len(found) for found in readings] == [2, 2, 2]
 
 
-def test_a_route_that_fails_late_ends_its_own_part_alone():
+def test_a_route_that_fails_late_does_not_stop_the_others():
     def fails(index):
         if index:
             raise torch.OutOfMemoryError("no room")
@@ -250,7 +250,7 @@ def test_a_route_that_fails_late_ends_its_own_part_alone():
     assert bad == "OutOfMemoryError: no room"
 
 
-def test_rounds_end_at_the_deadline_after_one():
+def test_one_round_runs_even_past_the_deadline():
     (readings,) = interleaved([lambda index: Reading(1.0, 1.0)], 100.0, rounds=50, end=time.monotonic() - 1)
     assert len(readings) == 1
 
@@ -310,7 +310,7 @@ def test_json_round_trip(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"schema": 3}', '{"schema": 2, "machine": {}, "settings": {}, "rows": [{}]}']
 )
-def test_other_files_are_no_records(text, tmp_path):
+def test_other_files_are_not_records(text, tmp_path):
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"other\.json: not a benchmark record, schema 3, or damaged"):
@@ -326,7 +326,7 @@ def test_other_files_are_no_records(text, tmp_path):
         ({"machine": []}, r"machine: found \[\]"),
     ],
 )
-def test_records_of_another_kind_are_told_apart(change, words, tmp_path):
+def test_the_difference_of_another_record_is_named(change, words, tmp_path):
     path = tmp_path / "other.json"
     content = {"schema": 3, "machine": {}, "settings": {}, "rows": []}
     write_record_file(path, content)
@@ -400,7 +400,7 @@ def test_the_command_ends_with_one_json_object(tmp_path):
     assert str(path) in done.stdout
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+def test_a_missing_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("read", "--quick", "--output", "no/such/folder/found.json")
     assert done.exit_code == 2
@@ -420,7 +420,7 @@ def test_results_are_not_overwritten_unasked(name, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_weights_are_not_replaced_by_what_is_found(tmp_path):
+def test_the_weights_are_not_overwritten_by_the_results(tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.write_text("weights")
     done = run("frames", "--weights", str(weights), "--output", str(weights), "--overwrite")
@@ -453,12 +453,12 @@ def test_a_document_without_marks_is_refused(tmp_path, text):
         make_tables.replaced(tmp_path / "README.md", text, "figures", "")
 
 
-def test_the_documents_hold_the_figures_of_the_results():
+def test_the_documents_show_the_recorded_figures():
     for document in make_tables.DOCUMENTS:
         assert document.read_text() == make_tables.as_measured(document), "run make_tables.py"
 
 
-def test_whole_frames_are_written_down_and_read_again(tmp_path):
+def test_a_record_of_whole_frames_round_trips(tmp_path):
     workload = FrameWorkload("480p", objects=3, memory_frames=10)
     stages, background = dict.fromkeys(STAGES, 0.1), {"decode": 0.001}
     rows = [

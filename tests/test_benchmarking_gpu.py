@@ -1,4 +1,4 @@
-"""The benchmark on a CUDA device: the clock with events, the allocator's memory, TF32."""
+"""The benchmark on a CUDA device: timing with events, the allocator's memory, TF32."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Many videos, and many processes: shared out by video, or with one memory spread over them."""
+"""Many videos and many processes: videos divided among processes, or one memory sharded over them."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def mask(path, object_id):
 
 @pytest.fixture
 def many(tmp_path):
-    """Three videos: a with a mask, b with a folder of them, c with none."""
+    """Three videos: a with one mask, b with a folder of masks, c without."""
     sources = [write_video(tmp_path / f"many/{name}.mp4", 4) for name in "abc"]
     mask(tmp_path / "masks/a.png", 3)
     mask(tmp_path / "masks/b/00000.png", 4)
@@ -77,12 +77,12 @@ def test_every_video_gets_its_masks_and_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["...mp4", "..mp4", ".hidden.mp4", ".a.7.partial.mp4", "/"])
-def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
+def test_a_video_name_that_cannot_name_a_folder_is_refused(tmp_path, name):
     with pytest.raises(InputError, match=rf"{re.escape(name)}: name of its results: found .*, expected the name"):
         plan([Path("a.mp4"), Path(name)], tmp_path, tmp_path / "out")
 
 
-def test_a_name_of_dots_writes_nothing_and_is_fine_where_it_names_nothing(tmp_path, many, weights):
+def test_a_video_named_with_dots_is_refused_unless_it_is_the_only_one(tmp_path, many, weights):
     dots = many[0].rename(tmp_path / "many/...mp4")
     mask(tmp_path / "masks/...png", 3)
     before = changed(tmp_path)
@@ -95,13 +95,13 @@ def test_a_name_of_dots_writes_nothing_and_is_fine_where_it_names_nothing(tmp_pa
     assert sorted(os.listdir(tmp_path / "out")) == ["masks", "scores.csv"]
 
 
-def test_two_names_of_one_folder_are_refused(tmp_path):
+def test_two_names_for_one_folder_are_refused(tmp_path):
     (tmp_path / "a").symlink_to("b")
     with pytest.raises(InputError, match=r"b\.mp4: same folder as a\.mp4, so the results of both would be in .*/a$"):
         plan([Path("a.mp4"), Path("b.mp4")], tmp_path, tmp_path)
 
 
-def test_masks_that_are_the_results_of_another_video_are_not_overwritten(tmp_path, many, weights):
+def test_results_of_another_video_given_as_masks_are_not_overwritten(tmp_path, many, weights):
     mask(tmp_path / "out/a/masks/00000.png", 3)
     (tmp_path / "masks/c").symlink_to("../out/a/masks")
     before = changed(tmp_path)
@@ -111,21 +111,21 @@ def test_masks_that_are_the_results_of_another_video_are_not_overwritten(tmp_pat
     assert changed(tmp_path) == before
 
 
-def test_a_folder_of_results_with_a_link_in_it_is_left_alone(tmp_path, many, weights):
+def test_an_output_folder_that_contains_a_link_is_refused(tmp_path, many, weights):
     (tmp_path / "out/a").mkdir(parents=True)
     (tmp_path / "out/a/masks").symlink_to("../../masks")
     result = CliRunner().invoke(app, arguments(tmp_path, weights, many[:2], "--overwrite"))
     assert result.exit_code == 2
     assert "out/a/masks: found a symbolic link to ../../masks" in result.stderr
     assert sorted(os.listdir(tmp_path / "masks")) == ["a.png", "b"]
-    assert len(os.listdir(tmp_path / "out/b/masks")) == 4, "the others are done"
+    assert len(os.listdir(tmp_path / "out/b/masks")) == 4, "the other video is done"
 
 
-def test_a_mask_that_is_named_as_its_video_is_of_the_first_frame(tmp_path, many, weights):
+def test_a_mask_named_after_its_video_is_for_the_first_frame(tmp_path, many, weights):
     sources = [many[0].rename(tmp_path / "many/00002.mp4"), many[2]]
     (tmp_path / "masks/a.png").rename(tmp_path / "masks/00002.png")
     result = CliRunner().invoke(app, arguments(tmp_path, weights, sources))
-    assert result.stderr.count("no masks for") == 1, "the other one's"
+    assert result.stderr.count("no masks for") == 1, "for the other video"
     assert 3 in read_mask(tmp_path / "out/00002/masks/00000.png").ids
     assert "00002.png: named as the video, so it is taken for the first frame" in result.stderr
     refused = CliRunner().invoke(app, arguments(tmp_path, weights, sources, "--mask-frame", "2"))
@@ -134,7 +134,7 @@ def test_a_mask_that_is_named_as_its_video_is_of_the_first_frame(tmp_path, many,
 
 
 @pytest.mark.slow
-def test_one_that_fails_does_not_stop_the_others(tmp_path, many, weights):
+def test_a_video_that_fails_does_not_stop_the_others(tmp_path, many, weights):
     (tmp_path / "many/a2.mp4").write_text("not a video")
     mask(tmp_path / "masks/a2.png", 1)
     result = CliRunner().invoke(app, arguments(tmp_path, weights, [many[0], tmp_path / "many/a2.mp4", *many[1:]]))
@@ -151,7 +151,7 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path, many, weights):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_does_what_is_left(tmp_path, many, weights, monkeypatch):
+def test_repeating_a_command_does_the_remaining_videos(tmp_path, many, weights, monkeypatch):
     assert CliRunner().invoke(app, arguments(tmp_path, weights, many)).exit_code == 2
     before = changed(tmp_path / "out")
     mask(tmp_path / "masks/c.png", 6)
@@ -171,7 +171,7 @@ def test_the_same_command_again_does_what_is_left(tmp_path, many, weights, monke
 
 @pytest.mark.slow
 def test_an_interrupted_overwriting_run_is_resumed(tmp_path, many, weights, monkeypatch):
-    """As the command that is printed does: without --overwrite, with records of the options before."""
+    """By the printed command, without --overwrite, although records of the previous options remain."""
     assert CliRunner().invoke(app, arguments(tmp_path, weights, many[:2])).exit_code == 0
     (tmp_path / "out/b/mine.txt").touch()
     monkeypatch.setattr("stm_fast.tasks.interruption.Stop.__call__", lambda stop: True)
@@ -187,7 +187,7 @@ def test_an_interrupted_overwriting_run_is_resumed(tmp_path, many, weights, monk
 
 
 @pytest.mark.slow
-def test_what_is_overwritten_is_not_the_input(tmp_path, many, weights):
+def test_an_input_in_the_output_folder_is_not_overwritten(tmp_path, many, weights):
     (tmp_path / "out").mkdir()
     (tmp_path / "masks").rename(tmp_path / "out/a")
     result = CliRunner().invoke(
@@ -198,7 +198,7 @@ def test_what_is_overwritten_is_not_the_input(tmp_path, many, weights):
 
 
 @pytest.mark.slow
-def test_a_bug_in_one_video_is_not_taken_for_bad_input(tmp_path, many, weights, monkeypatch):
+def test_a_bug_in_one_video_is_not_reported_as_bad_input(tmp_path, many, weights, monkeypatch):
     def broken(job, *options):
         if job.name == "a":
             raise RuntimeError("a bug")
@@ -238,7 +238,7 @@ def test_the_resume_command_can_be_copied(monkeypatch, program, world, line, com
     assert how_to_resume() == (line, command)
 
 
-# a memory spread over processes
+# a memory sharded over processes
 
 
 def segment_together(rank, folder, store, kill_at, stop_at):
@@ -264,7 +264,7 @@ def segment_together(rank, folder, store, kill_at, stop_at):
             resume=True,
             checkpoint_seconds=0,
             group=dist.group.WORLD,
-            # one of them alone is told to stop
+            # only one of them is asked to stop
             should_stop=lambda: rank == 1 and len(done) == stop_at,
             progress=progress,
         )
@@ -274,7 +274,7 @@ def segment_together(rank, folder, store, kill_at, stop_at):
         (folder / "lost.txt").write_text(str(error))
         os._exit(99)
     except InputError as error:
-        (folder / f"told{rank}.txt").write_text(str(error))
+        (folder / f"error{rank}.txt").write_text(str(error))
         os._exit(2)
     dist.destroy_process_group()
 
@@ -298,7 +298,7 @@ def test_processes_that_share_a_memory_stop_fail_and_resume_together(tmp_path):
     mask(folder / "masks/in.png", 3)
     torch.manual_seed(0)
     segment_video(folder / "in.mp4", folder / "masks/in.png", tmp_path / "one", model=small_network(), overlay="none")
-    assert together(folder, stop_at=4) == [4, 4], "both stop at the frame where one is told to"
+    assert together(folder, stop_at=4) == [4, 4], "both stop at the frame where one is asked to"
     assert together(folder, kill_at=6) == [99, -signal.SIGKILL]
     message = (folder / "lost.txt").read_text()
     assert message.startswith("rank 0 of 2: another rank is gone: ")
@@ -308,9 +308,9 @@ def test_processes_that_share_a_memory_stop_fail_and_resume_together(tmp_path):
     (state,) = (folder / "out").glob(".resume-*-1.safetensors")
     whole = state.read_bytes()
     state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert together(folder) == [2, 2], "both end where the state of one of them is damaged"
-    assert (folder / "told0.txt").read_text() == "rank 0 of 2: stopped, rank 1 says why"
-    assert "-1.safetensors: the checkpoint is damaged" in (folder / "told1.txt").read_text()
+    assert together(folder) == [2, 2], "both end if the state of one is damaged"
+    assert (folder / "error0.txt").read_text() == "rank 0 of 2: stopped, rank 1 says why"
+    assert "-1.safetensors: the checkpoint is damaged" in (folder / "error1.txt").read_text()
     state.write_bytes(whole)
     assert together(folder) == [0, 0]
     assert sorted(os.listdir(folder / "out")) == ["masks", "scores.csv"]
@@ -326,12 +326,12 @@ def test_processes_that_share_a_memory_stop_fail_and_resume_together(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_share_out_the_videos(tmp_path, many, weights):
+def test_processes_divide_the_videos(tmp_path, many, weights):
     mask(tmp_path / "masks/c.png", 6)
     ranks = run_ranks(*arguments(tmp_path, weights, many), folder=tmp_path)
     assert all(ended.returncode == 0 for ended in ranks), ranks
-    told = "".join(ended.stdout for ended in ranks)
-    assert sorted(line.rsplit("/", 1)[1] for line in told.splitlines() if "results in" in line) == list("abc")
+    output = "".join(ended.stdout for ended in ranks)
+    assert sorted(line.rsplit("/", 1)[1] for line in output.splitlines() if "results in" in line) == list("abc")
     assert sorted(os.listdir(tmp_path / "out")) == list("abc")
 
 

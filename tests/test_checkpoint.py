@@ -179,7 +179,7 @@ def test_tells_backbones_of_the_same_depth_apart(tmp_path: Path) -> None:
         load_checkpoint(STM("resnet18_half", **SMALL), path)
 
 
-def test_half_keeps_all_but_convolutions_as_it_is(tmp_path: Path) -> None:
+def test_half_precision_changes_only_convolutions(tmp_path: Path) -> None:
     model = small_stm()
     for half in (False, True):
         save_checkpoint(model, tmp_path / f"{half}.safetensors", half=half)
@@ -194,7 +194,7 @@ def test_half_keeps_all_but_convolutions_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("weights", "file"), released.FILES.items(), ids=str)
-def test_the_weights_of_the_package_are_those_of_its_architecture(weights, file) -> None:
+def test_the_weights_of_the_package_fit_its_architecture(weights, file) -> None:
     assert architecture_of(file) == released.ARCHITECTURE == stm_lite2(weights=weights).architecture
     assert file.stat().st_size <= 24_000_000
     loaded, untrained = stm_lite2(weights=weights).state_dict(), stm_lite2(weights=None).state_dict()
@@ -241,7 +241,7 @@ def test_never_runs_code_out_of_a_pickle(tmp_path: Path, zipped: bool | None) ->
     assert mark.exists(), "the bomb is a dud, so its refusal proves nothing"
 
 
-def test_refuses_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     model = small_stm()
     torch.save(published(model), tmp_path / "whole.pth")
     save_checkpoint(model, tmp_path / "whole.safetensors")
@@ -280,7 +280,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_the_trunk_of_torchvision_goes_into_both_encoders(tmp_path: Path, suffix: str) -> None:
+def test_a_trunk_of_torchvision_is_loaded_into_both_encoders(tmp_path: Path, suffix: str) -> None:
     state = {name: tensor for name, tensor in resnet18().state_dict().items() if "num_batches" not in name}
     state["layer2.0.bn1.running_mean"].fill_(0.5)
     path = tmp_path / f"resnet18{suffix}"

@@ -85,13 +85,13 @@ def tree(folder):
     return sorted((path, path.stat().st_size) for path in folder.rglob("*"))
 
 
-# what it does
+# what the commands do
 
 
 def test_segment(place):
     result = place.segment()
     assert result.exit_code == 0, result.output
-    assert re.fullmatch(r"memory: .* for the network, .* for a read, and .* of rows\n", result.stderr), "and no bar"
+    assert re.fullmatch(r"memory: .* for the network, .* for a read, and .* of rows\n", result.stderr), "no bar"
     *_, last = result.stdout.splitlines()
     assert last.startswith("6 frames, objects 3, ")
     assert last.endswith(f"frames/s, results in {place.out}")
@@ -119,7 +119,7 @@ def test_an_untrained_network_warns_the_user(place):
     ]
 
 
-def test_a_mask_that_is_named_as_a_later_frame_is_used_there_and_a_line_says_so(place):
+def test_a_mask_named_after_a_later_frame_is_used_there_with_a_note(place):
     later = place.mask.rename(place.folder / "00004.png")
     result = place.segment("--overlay", "none", masks=later)
     assert result.exit_code == 0, result.output
@@ -177,7 +177,7 @@ def test_convert(tmp_path, prefix):
 
 
 @pytest.mark.slow
-def test_convert_takes_the_mean_of_several(tmp_path):
+def test_convert_averages_several_checkpoints(tmp_path):
     names = [str(tmp_path / f"{name}.safetensors") for name in "abc"]
     models = [stm_resnet18(**SMALL) for _ in range(2)]
     for model, name in zip(models, names, strict=False):
@@ -210,7 +210,7 @@ def test_info():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_an_example_that_is_right(command):
+def test_help_shows_a_valid_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0
     text = " ".join(result.stdout.split())
@@ -274,7 +274,7 @@ def test_a_mask_with_soft_edges(place):
 
 
 @pytest.mark.slow
-def test_a_mask_of_colors(place):
+def test_a_mask_in_colors(place):
     colors = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     colors[:9, :9], colors[9:, 9:] = (200, 0, 0), (0, 200, 0)
     Image.fromarray(colors).save(place.folder / "m.png")
@@ -361,7 +361,7 @@ def test_a_pickle_with_code(place, command):
     ("weights", "arch", "min_size", "max_size", "expected"),
     [
         ("default", None, None, None, released.MIN_SIZE),
-        ("default", None, None, 240, 240),  # what the user asks for comes first
+        ("default", None, None, 240, 240),  # the user's choice has priority
         ("default", None, 1, None, 1),
         (released.FILE, None, None, None, released.MIN_SIZE),
         ("open", None, None, None, released.MIN_SIZE),
@@ -370,7 +370,7 @@ def test_a_pickle_with_code(place, command):
         ("own.pth", None, 300, None, 300),
     ],
 )
-def test_small_frames_are_enlarged_by_default_for_the_weights_that_want_it(
+def test_small_frames_are_enlarged_by_default_for_the_weights_that_need_it(
     weights, arch, min_size, max_size, expected, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -397,7 +397,7 @@ def test_the_program_ends_with_the_exit_code_and_no_traceback(place):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_whole_files(place):
+def test_ctrl_c_leaves_only_whole_files(place):
     process = program(*place.arguments(source=write_video(place.folder / "long.mp4", 800)))
     deadline = time.monotonic() + 240
     while not list(place.out.glob("masks/*.png")) and time.monotonic() < deadline:
@@ -425,7 +425,7 @@ def test_ctrl_c_ends_with_whole_files(place):
 
 
 @pytest.mark.parametrize(
-    ("message", "plain", "told"),
+    ("message", "plain", "shown"),
     [
         (
             f"{option('min_size')}: found 9, expected 1 to {option('max_size')}, 8",
@@ -438,21 +438,21 @@ def test_ctrl_c_ends_with_whole_files(place):
         (option("every", None), "every=None", "--first-and-previous"),
         (option("overwrite", True), "overwrite=True", "--overwrite"),
         (option("skip_corrupt", False), "skip_corrupt=False", "no --skip-corrupt"),
-        # files that are called as an option
+        # files named like an option
         *[
             (text, text, text)
             for text in ("output: found a file", "max_size: found 3", "a, overwrite=True", "max_size")
         ],
     ],
 )
-def test_the_command_line_says_flags_where_the_library_says_options(message, plain, told):
+def test_the_command_line_names_flags_where_the_library_names_options(message, plain, shown):
     for error in (InputError(message), pickle.loads(pickle.dumps(InputError(message)))):
-        assert (str(error), with_flags(error)) == (plain, told)
-    assert (Message(message), with_flags(Message(message))) == (plain, told)
+        assert (str(error), with_flags(error)) == (plain, shown)
+    assert (Message(message), with_flags(Message(message))) == (plain, shown)
     assert with_flags(plain) == plain
 
 
-def test_a_file_that_is_called_as_an_option_keeps_its_name(place, monkeypatch):
+def test_a_file_named_like_an_option_keeps_its_name(place, monkeypatch):
     monkeypatch.chdir(place.folder)
     Path("output").touch()
     result = run("segment", place.video, "-m", place.mask, "-o", "output")

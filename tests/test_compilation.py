@@ -1,4 +1,4 @@
-"""A compiled network computes the same for every number of objects, and runs uncompiled where it cannot be compiled."""
+"""A compiled network gives the same results for every number of objects, and runs uncompiled if it must."""
 
 import logging
 
@@ -26,7 +26,7 @@ def plane(column, device="cpu"):
 
 
 def probabilities(model, device="cpu"):
-    """Of frames with one object, then two, three, and two again."""
+    """Probabilities of frames with one object, then two, three, and two again."""
     segmenter = VideoSegmenter(model)
     found = []
     for index, frame in enumerate(FRAMES.to(device)):
@@ -52,10 +52,10 @@ def compile_with(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objects_at_a_time", [1, 4])
-def test_two_programs_a_part_are_enough_for_every_number_of_objects(compile_with, objects_at_a_time):
+def test_two_programs_per_part_are_enough_for_every_number_of_objects(compile_with, objects_at_a_time):
     counter = CompileCounter()
     compile_with(counter)
-    # float64 keeps to convolutions that take several objects without a loop over them
+    # float64 uses convolutions that take several objects at once, without a loop
     model = network().double()
     compiled = for_inference(model, objects_at_a_time=objects_at_a_time, compile="default")
     plain = for_inference(model, objects_at_a_time=objects_at_a_time)
@@ -65,7 +65,7 @@ def test_two_programs_a_part_are_enough_for_every_number_of_objects(compile_with
 
 
 @pytest.mark.slow
-def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(compile_with, caplog):
+def test_a_network_that_cannot_be_compiled_runs_uncompiled_and_warns_once(compile_with, caplog):
     def broken(graph, inputs):
         raise RuntimeError("no compiler\nhere")
 
@@ -87,14 +87,14 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(compile_with, ca
 # Inductor recommends TF32
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_on_a_gpu_the_network_computes_the_same(mode, caplog):
+def test_a_network_compiled_on_a_gpu_gives_the_same_results(mode, caplog):
     torch.compiler.reset()
     counters.clear()
     model = network("cuda")
     compiled, plain = for_inference(model, compile=mode), for_inference(model)
-    for _ in range(3):  # CUDA graphs are recorded at the second time and replayed at the third
+    for _ in range(3):  # CUDA graphs are recorded in the second round and replayed in the third
         for found, expected in zip(probabilities(compiled, "cuda"), probabilities(plain, "cuda"), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-    # what cannot be compiled runs as it is, and says so
+    # nothing ran uncompiled, which would be logged
     assert [record.getMessage() for record in caplog.records if record.name.startswith("stm_fast")] == []
     assert counters["inductor"]

@@ -26,7 +26,7 @@ pytestmark = [
 
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, *HALVES)
-# enough work for five threads: smaller reads are given fewer
+# enough work for five threads: smaller reads use fewer
 WIDE = ReadCase(batch=3, queries=50, rows=500, key_dim=64, value_dim=64)
 
 
@@ -52,21 +52,21 @@ def read_and_gradients(case: ReadCase, dtype: torch.dtype = torch.float32, backe
     return [out, lse, usage, *gradients]
 
 
-# around panels of 24 queries, the least blocks of 192 queries and of 192 rows; up to 256 queries there are no panels
+# around panels of 24 queries and the smallest blocks, of 192 queries or rows; up to 256 queries there are no panels
 @pytest.mark.parametrize("queries", [23, 25, 192, 257, 263, 264, 265, 384, 385])
 @pytest.mark.parametrize("rows", [191, 192, 193, 577])
 def test_block_boundaries(queries, rows):
     check_case(ReadCase(batch=1, queries=queries, rows=rows, key_dim=9, value_dim=5), torch.float32, "cpp")
 
 
-# a block of queries for each thread, of 816 at most: one, some and more than there are threads, cut at odd rows
+# blocks of at most 816 queries, one per thread: a single one, several, and more than threads; cut at odd rows
 @pytest.mark.parametrize("queries", [385, 817, 1650])
 def test_blocks_of_threads(queries, threads):
     check_case(ReadCase(batch=1, queries=queries, rows=577, key_dim=9, value_dim=5), torch.float32, "cpp")
 
 
-# values of 64 channels are read as they lie, of 37 they are packed; with one and two threads the memory is shared out,
-# with five the queries are
+# values of 64 channels are read in place, those of 37 are packed; one or two threads divide the memory, five divide the
+# queries
 @pytest.mark.slow
 @pytest.mark.parametrize("value_dim", [64, 37])
 @pytest.mark.parametrize("queries", [1, 3, 16, 17, 48, 63, 64, 65])
@@ -85,8 +85,8 @@ def test_values_are_read_in_place_bit_for_bit(dtype):
         assert torch.equal(memory_read(query, key, moved, backend="cpp"), expected)
 
 
-def test_few_queries_have_a_pass_of_their_own():
-    # within a pass the others do not change a bit of what a query reads; the two passes sum in another order
+def test_few_queries_are_read_in_a_separate_pass():
+    # within a pass, the read of a query does not depend on the others; the two passes sum in different orders
     query, key, value = make_tensors(
         ReadCase(batch=1, queries=300, rows=2000, key_dim=32, value_dim=64), torch.float32
     )[:3]
@@ -128,7 +128,7 @@ def test_any_number_of_threads(case, dtype, threads):
     ],
     ids=str,
 )
-def test_two_runs_are_equal_to_the_bit(case, threads):
+def test_two_runs_are_bit_equal(case, threads):
     for first, second in zip(read_and_gradients(case), read_and_gradients(case), strict=True):
         assert torch.equal(first, second)
 
@@ -187,7 +187,7 @@ def test_gradcheck(case):
 
 @pytest.mark.parametrize("top_k", [1, 5, 129, 200])
 def test_ties_go_to_the_lower_index(top_k):
-    # every row twice or more: the value of a row is its index, so that the wrong one of two equals shows
+    # every row occurs at least twice; its value is its index, so that taking the wrong one of two equal rows shows
     generator = torch.Generator().manual_seed(0)
     key = torch.randint(-1, 2, (1, 300, 3), generator=generator).float()
     value = torch.arange(300.0)[None, :, None]
@@ -201,7 +201,7 @@ def test_ties_go_to_the_lower_index(top_k):
 @settings(deadline=None, max_examples=80)
 @given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_fuzz(data, dtype):
-    """Any shape, with room for rounding (the common cases have none): this one is after wrong indices."""
+    """Any shape, with a tolerance for rounding, unlike the common cases: this test looks for wrong indices."""
     batch, rows = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 300))
     similarity = data.draw(st.sampled_from(SIMILARITIES))
     l2 = similarity == "l2"
@@ -231,12 +231,12 @@ def test_fuzz(data, dtype):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_every_number_of_16_bits_is_read_and_written(dtype, contiguous):
-    """A memory of one row is read as it is: all 65,536 values pass through, widened and rounded again."""
+    """A memory of one row is read unchanged: all 65,536 values pass through, widened and rounded again."""
     numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).reshape(1, 1, -1)
     value = numbers if contiguous else numbers.repeat_interleave(2, dim=2)[..., ::2]
     key = torch.ones(1, 1, 4, dtype=dtype)
     found = memory_read(key, key, value, backend="cpp")
-    if dtype == torch.bfloat16:  # vdpbf16ps takes denormal numbers for 0
+    if dtype == torch.bfloat16:  # vdpbf16ps treats denormal numbers as 0
         denormal = numbers.abs() < torch.finfo(dtype).tiny
         found, numbers = found.masked_fill(denormal, 0), numbers.masked_fill(denormal, 0)
     assert torch.equal(found.isnan(), numbers.isnan())
@@ -245,22 +245,22 @@ def test_every_number_of_16_bits_is_read_and_written(dtype, contiguous):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_rounding_to_16_bits_is_to_nearest_even(dtype):
-    # two rows of equal weight: the mean of neighbors is a tie, with odd and even ones below it
+    # two rows of equal weight: the mean of neighboring numbers is a tie, above an odd or an even one
     numbers = torch.arange(2**15 - 1).to(torch.int16).view(dtype)
-    numbers = numbers[numbers < 1e38]  # the sum of two is taken before it is divided
+    numbers = numbers[numbers < 1e38]  # two are added before the division
     numbers = numbers[numbers.isfinite()]
     value = torch.stack([numbers[:-1], numbers[1:]])[None]  # [1, 2, numbers]
     key = torch.ones(1, 2, 4, dtype=dtype)
     found = memory_read(key[:, :1], key, value, backend="cpp")[0, 0]
     expected = value[0].double().mean(0).to(dtype)
-    # vdpbf16ps takes denormal rows for 0; those of float16 are normal in float32
+    # vdpbf16ps treats denormal rows as 0; those of float16 are normal in float32
     checked = (value[0].abs() >= (torch.finfo(dtype).tiny if dtype == torch.bfloat16 else 0)).all(0)
     assert checked.sum() > 20_000
     assert torch.equal(found[checked], expected[checked])
 
 
 def test_sums_beyond_the_largest_float16_become_infinite():
-    # the row is all that each query reads, so its gradient is the sum of theirs
+    # every query reads this row alone, so its gradient is the sum of theirs
     query, key = (torch.ones(1, rows, 4, dtype=torch.float16) for rows in (4, 1))
     value = torch.ones(1, 1, 5, dtype=torch.float16, requires_grad=True)
     upstream = torch.tensor([16000.0, 16379.0, 16380.0, -16380.0, -20000.0], dtype=torch.float16)
@@ -271,7 +271,7 @@ def test_sums_beyond_the_largest_float16_become_infinite():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("queries", [50, 260])
 def test_values_near_the_largest_number_are_read(queries, dtype):
-    # sums before their division are up to 300 times as large; one channel is so large, its neighbor as small
+    # sums before the division are up to 300 times as large; between two huge channels, one is tiny
     query, key, value = make_tensors(ReadCase(batch=1, queries=queries, rows=300), dtype)[:3]
     plain = memory_read(query, key, value, backend="cpp")
     value[..., 7] = value[..., 7].sign() * 3e38
@@ -289,7 +289,7 @@ def test_values_near_the_largest_number_are_read(queries, dtype):
 
 
 @pytest.mark.parametrize("large", [math.inf, -math.inf, math.nan])
-def test_values_that_are_no_numbers_stay_in_their_channel(large):
+def test_nan_and_infinity_stay_in_their_channel(large):
     query, key, value = make_tensors(ReadCase(batch=1), torch.float32)[:3]
     plain = memory_read(query, key, value, backend="cpp")
     value[0, 5, 3] = large
@@ -299,7 +299,7 @@ def test_values_that_are_no_numbers_stay_in_their_channel(large):
     assert torch.equal(found, plain)
 
 
-# of 400 rows 50 are few enough to be read one by one, 51 are not
+# of 400 rows, 50 are few enough to be read one by one, 51 are not
 @pytest.mark.parametrize("channels_first", [False, True])
 @pytest.mark.parametrize("top_k", [1, 20, 50, 51])
 def test_top_k(top_k, channels_first):
@@ -307,7 +307,7 @@ def test_top_k(top_k, channels_first):
     check_case(replace(case, top_k=top_k), torch.float32, "cpp")
 
 
-# one affinity for up to three objects at a time, and for none where they have rows of their own
+# up to three objects share one affinity at a time; objects with separate rows share none
 @pytest.mark.parametrize("objects", [2, 3, 5])
 @pytest.mark.parametrize(
     "case",
@@ -334,10 +334,10 @@ def test_a_shared_affinity_reads_as_objects_one_by_one(objects, case, queries, t
             torch.testing.assert_close(ours[i], theirs[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not CLEAR.exists(), reason="the system does not tell the peak of resident memory")
+@pytest.mark.skipif(not CLEAR.exists(), reason="the system does not report the peak of resident memory")
 def test_the_scratch_of_the_backward_is_under_8_megabytes_at_480p(threads):
     if threads > 2:
-        pytest.skip("each thread has scratch of its own")
+        pytest.skip("each thread has its own scratch")
     shapes = ((1620, 128), (1000, 128), (1000, 512))
     query, key, value = (torch.randn(1, *shape, requires_grad=True) for shape in shapes)
     out = memory_read(query, key, value, backend="cpp")
@@ -347,13 +347,13 @@ def test_the_scratch_of_the_backward_is_under_8_megabytes_at_480p(threads):
     assert 1e6 < peak.bytes - sum(gradient.nbytes for gradient in gradients) < 8e6
 
 
-def test_nan_that_counts_is_not_hidden_from_a_top_k_read():
+def test_nan_in_a_row_within_the_memory_shows_in_a_top_k_read():
     query, key, value = make_tensors(ReadCase(batch=1), torch.float32)[:3]
     key[0, 90, 0] = math.nan
     assert memory_read(query, key, value, top_k=5, backend="cpp").isnan().all()
 
 
-def test_nan_that_counts_is_not_hidden():
+def test_nan_in_a_row_within_the_memory_shows():
     query, key, value = make_tensors(ReadCase(batch=1), torch.float32)[:3]
     key[0, 5, 0] = math.nan
     assert memory_read(query, key, value, backend="cpp").isnan().all()

@@ -1,6 +1,6 @@
-"""A fuzz of the C++ engine: shapes, options, dtypes and strides from a list of seeds.
+"""Fuzzes the C++ engine: shapes, options, dtypes and strides from a list of seeds.
 
-STM_FAST_FUZZ=40 takes more seeds than a test run does; .ci/sanitize does so under the sanitizers.
+STM_FAST_FUZZ=40 uses more seeds than the default, as .ci/sanitize does under the sanitizers.
 """
 
 import math
@@ -49,12 +49,12 @@ def random_case(draw: random.Random) -> ReadCase:
 
 
 def elsewhere(tensor: Tensor, draw: random.Random) -> Tensor:
-    """The same numbers at the very end of their storage, dimensions in another order and with gaps between."""
+    """The same numbers at the very end of a storage, with dimensions in another order and gaps between them."""
     order = draw.sample(range(tensor.ndim), tensor.ndim)
     steps = [draw.choice([1, 1, 2, 3]) for _ in order]
     moved = tensor.permute(order)
     sizes = [max(0, (size - 1) * step + 1) for size, step in zip(moved.shape, steps, strict=True)]
-    roomy = torch.empty(sizes, dtype=tensor.dtype).fill_(99)  # not NaN: there is none of int8
+    roomy = torch.empty(sizes, dtype=tensor.dtype).fill_(99)  # not NaN, which int8 lacks
     view = roomy[tuple(slice(None, None, step) for step in steps)].copy_(moved)
     view = view.permute([order.index(dimension) for dimension in range(tensor.ndim)])
     # an expanded batch has a stride of 0
@@ -76,7 +76,7 @@ def test_reads(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_reads_of_bytes(seed):
+def test_reads_of_8_bit_memory(seed):
     draw = random.Random(seed)
     batch, slots, rows = draw.randint(1, 3), draw.randint(0, 5), draw.choice([1, 5, 48, 100, 200])
     key_batch, key_dim, value_dim = draw.choice([1, batch]), draw.randint(1, 40), draw.randint(0, 40)

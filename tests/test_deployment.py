@@ -1,4 +1,4 @@
-"""A network prepared for inference computes the same; so do its convolutions, and the published loop the engine."""
+"""A prepared network gives the same results; its convolutions match PyTorch's, and the engine the published loop."""
 
 import io
 import pickle
@@ -34,7 +34,7 @@ needs_winograd = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
 
 
 def trained_looking(model: STM) -> STM:
-    """Statistics, scales and shifts of BatchNorm as no untrained network has them."""
+    """Gives BatchNorm statistics, scales and shifts that an untrained network does not have."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -45,7 +45,7 @@ def trained_looking(model: STM) -> STM:
     return model
 
 
-# with a trunk of its own for query and memory, and with one for both
+# with separate trunks for query and memory, and with a shared one
 NETWORKS = [(name, name in LITE) for name in BACKBONES] + [("resnet18_half", True)]
 
 
@@ -56,7 +56,7 @@ def model(request) -> STM:
     return trained_looking(STM(backbone, key_dim=16, value_dim=32, decoder_dim=16, shared_trunk=shared)).eval()
 
 
-def test_an_extension_that_is_here_has_the_convolutions():
+def test_a_built_extension_has_the_convolutions():
     assert winograd.absent_reasons() == cpp_ops.absent_reasons()
 
 
@@ -71,7 +71,7 @@ def assert_near_direct(out, direct):
 
 @needs_winograd
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (17, 9), (40, 61)], ids=str)
-def test_winograd_is_the_convolution(size, poisoned_memory):
+def test_winograd_matches_the_convolution(size, poisoned_memory):
     x, weight, bias = torch.randn(2, 16, *size), torch.randn(24, 16, 3, 3), torch.randn(24)
     out = winograd.conv3x3(x, winograd.transform_weight(weight), bias)
     assert_near_direct(out, lambda dtype: F.conv2d(x.to(dtype), weight.to(dtype), bias.to(dtype), padding=1))
@@ -89,7 +89,7 @@ def test_winograd_reads_any_layout():
 
 
 @needs_winograd
-def test_winograd_refuses_what_it_cannot():
+def test_winograd_refuses_unsupported_inputs():
     points = winograd.transform_weight(torch.randn(8, 6, 3, 3))
     with pytest.raises(RuntimeError, match="expected a multiple of 8"):
         winograd.conv3x3(torch.randn(1, 6, 8, 8), points, torch.zeros(8))
@@ -102,7 +102,7 @@ def test_winograd_refuses_what_it_cannot():
 
 @pytest.mark.slow
 @needs_winograd
-def test_winograd_operators_are_registered_well():
+def test_winograd_operators_are_registered_correctly():
     picture = torch.randn(9, 10, 8)
     ops = torch.ops.stm_fast
     torch.library.opcheck(ops.winograd_input, (picture, 1, 2, True))
@@ -113,7 +113,7 @@ def test_winograd_operators_are_registered_well():
 @needs_winograd
 @pytest.mark.parametrize("size", [(2, 1, 1), (2, 3, 5), (1, 17, 9), (1, 40, 61), (2, 33, 216)], ids=str)
 @torch.no_grad()
-def test_a_residual_block_is_its_two_convolutions(size, poisoned_memory):
+def test_a_residual_block_matches_its_two_convolutions(size, poisoned_memory):
     batch, height, width = size
     x = torch.randn(batch, 8, height, width).to(memory_format=torch.channels_last)
     block = ResidualBlock(8)
@@ -124,7 +124,7 @@ def test_a_residual_block_is_its_two_convolutions(size, poisoned_memory):
 
 
 @pytest.mark.parametrize("objects_at_a_time", [None, 1, 2, 5])
-def test_a_prepared_network_computes_the_same(model, objects_at_a_time):
+def test_a_prepared_network_gives_the_same_results(model, objects_at_a_time):
     prepared = for_inference(model, objects_at_a_time=objects_at_a_time)
     frame, masks = torch.rand(3, 70, 90), torch.rand(3, 70, 90) / 3
     keys, values = zip(*(each.memorize(frame, masks) for each in (model, prepared)), strict=True)
@@ -134,7 +134,7 @@ def test_a_prepared_network_computes_the_same(model, objects_at_a_time):
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
 
 
-# channels of stem, r2, r3 and r4 that are no multiples of 8, nor those of the heads
+# the channels of the stem, of r2, r3 and r4 and of the heads are not multiples of 8
 ODD_LAYOUTS = [
     ResNetLayout(10, (10, 12, 20), (1, 2, 2), BasicBlock),
     ResNetLayout(12, (20, 36, 44), (2, 1, 2), Bottleneck),
@@ -142,7 +142,7 @@ ODD_LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", ODD_LAYOUTS, ids=["basic", "bottleneck"])
-def test_a_network_of_any_width_computes_the_same(layout, monkeypatch):
+def test_a_prepared_network_of_any_width_gives_the_same_results(layout, monkeypatch):
     monkeypatch.setitem(BACKBONES, "odd", layout)
     monkeypatch.setitem(RESNETS, "odd", layout)
     torch.manual_seed(0)
@@ -162,7 +162,7 @@ def test_a_prepared_network_refuses_several_frames(model):
 
 
 @pytest.mark.slow
-def test_the_original_stays_as_it_was(model):
+def test_the_original_does_not_change(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for_inference(model)
     after = model.state_dict()
@@ -199,10 +199,10 @@ def through_a_copy(prepared: STM) -> tuple[STM, int]:
 
 
 @pytest.mark.parametrize("way", [through_pickle, through_torch_save, through_a_copy])
-def test_a_prepared_network_travels_in_the_size_of_its_weights(model, way):
+def test_a_copy_of_a_prepared_network_takes_the_size_of_its_weights(model, way):
     prepared = for_inference(model)
     again, size = way(prepared)
-    # a tensor's own record takes up to a kilobyte
+    # each tensor adds a record of up to a kilobyte
     assert bytes_of(prepared) <= size < bytes_of(prepared) + 1500 * len(tensors_of(prepared)) + 50_000
     assert not {t.data_ptr() for t in tensors_of(again)} & {t.data_ptr() for t in tensors_of(prepared)}
     frame, masks = torch.rand(3, 48, 64), torch.rand(2, 48, 64)
@@ -215,7 +215,7 @@ def _key_of(model: STM, frame: torch.Tensor, out) -> None:
 
 
 @pytest.mark.slow
-def test_a_prepared_network_is_sent_to_another_process():
+def test_a_prepared_network_can_be_sent_to_another_process():
     prepared = for_inference(STM("resnet18_half", key_dim=8, value_dim=8, decoder_dim=8).eval())
     frame = torch.rand(3, 32, 32)
     expected = prepared.encode_query(frame).key
@@ -230,12 +230,12 @@ def test_a_prepared_network_is_sent_to_another_process():
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_batch_norm(model):
+def test_no_batch_norm_remains(model):
     prepared = for_inference(model)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in prepared.modules())
     assert not any(parameter.requires_grad for parameter in prepared.parameters())
     assert any(isinstance(module, WinogradConv) for module in prepared.modules()) == (not REASONS)
-    # another dtype keeps the convolutions it has
+    # in another dtype the convolutions are kept
     double = for_inference(model.double())
     model.float()
     assert not any(isinstance(module, WinogradConv) for module in double.modules())
@@ -255,7 +255,7 @@ def test_the_published_loop_the_engine_and_the_prepared_engine_agree(model):
         for engine in engines:
             prob = engine.step(frame, ids if index == 0 else None)
             torch.testing.assert_close(prob, expected[:3], rtol=0, atol=2e-3)
-    assert loop.keys.shape[2] == 2  # frames 0 and 3 stay; 5 was there for one step
+    assert loop.keys.shape[2] == 2  # frames 0 and 3 stay; 5 stayed for one step
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_a_clip_does_not_depend_on_its_batch(stills, video):
     together = clips.batch(keys(18))
     for index, key in enumerate(keys(18)):
         alone = clips.batch([key])
-        # sums of products may be rounded otherwise in other batches
+        # sums of products may be rounded differently in other batches
         assert (alone.frames[0].int() - together.frames[index].int()).abs().max() <= 1
         assert (alone.ids[0] != together.ids[index]).float().mean() < 1e-3
         assert alone.names[0] == together.names[index]
@@ -117,7 +117,7 @@ def test_colors_still_identify_objects_after_motion(stills, video, size):
     assert all(any(max(abs(a - b) for a, b in zip(one, of, strict=True)) <= 1 for of in known.values()) for one in seen)
 
 
-def test_pictures_far_larger_than_the_crop_are_sampled_as_means(tmp_path):
+def test_pictures_far_larger_than_the_crop_are_averaged(tmp_path):
     noise = np.random.default_rng(0).integers(0, 2, (400, 600)).astype(np.uint8)
     write_pair(tmp_path, "noise", noise)
     batch = clips_of(image_source(tmp_path), size=(48, 64)).batch(keys(1))
@@ -127,7 +127,7 @@ def test_pictures_far_larger_than_the_crop_are_sampled_as_means(tmp_path):
 
 
 @pytest.mark.parametrize("level", range(LEVELS))
-def test_the_store_is_sampled_as_pictures_alone_are(tmp_path, level):
+def test_sampling_the_store_matches_sampling_single_pictures(tmp_path, level):
     write_pair(tmp_path, "a", painted(61, 45, {2: (16, 8, 48, 40)}))
     write_pair(tmp_path, "b", painted(40, 64, {5: (3, 8, 30, 40), 6: (31, 8, 38, 60)}))
     source = image_source(tmp_path)
@@ -190,7 +190,7 @@ def test_number_of_objects_is_limited_and_their_order_random(tmp_path):
     assert len(places) > 5
 
 
-def test_pasted_objects_get_ids_of_their_own_and_move_against_the_background(stills):
+def test_pasted_objects_get_new_ids_and_move_relative_to_the_background(stills):
     plain = clips_of(image_source(stills), max_objects=9).batch(keys(20))
     changes = {"paste": 1.0, "paste_most": 2, "paste_translation": 0.2}
     pasted = clips_of(image_source(stills), augmentation=replace(STILL, **changes), max_objects=9).batch(keys(20))

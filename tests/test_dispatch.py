@@ -1,4 +1,4 @@
-"""The choice of a backend: by preference, aloud in the log, and with reasons where it is refused."""
+"""The choice of a backend: by preference, logged, and with the reasons of every refusal."""
 
 import logging
 
@@ -25,20 +25,22 @@ def fake(name, absent=(), refused=()):
 
 
 @pytest.fixture
-def three(monkeypatch):
-    def install(*chosen):
+def install(monkeypatch):
+    """Replaces the list of backends."""
+
+    def replace(*chosen):
         monkeypatch.setattr(backends, "BACKENDS", chosen)
 
-    return install
+    return replace
 
 
-def test_auto_takes_the_first_that_can(three):
-    three(fake("absent", absent=["no compiler"]), fake("refuses", refused=["too big"]), fake("works"), fake("later"))
+def test_auto_takes_the_first_backend_that_can_run(install):
+    install(fake("absent", absent=["no compiler"]), fake("refuses", refused=["too big"]), fake("works"), fake("later"))
     assert read() == ord("w")
 
 
-def test_the_log_says_the_choice_and_every_refusal(three, caplog):
-    three(fake("absent", absent=["no compiler"]), fake("refuses", refused=["too big", "too odd"]), fake("works"))
+def test_the_choice_and_every_refusal_are_logged(install, caplog):
+    install(fake("absent", absent=["no compiler"]), fake("refuses", refused=["too big", "too odd"]), fake("works"))
     with caplog.at_level(logging.DEBUG, logger="stm_fast"):
         read()
     assert [record.getMessage() for record in caplog.records] == [
@@ -48,40 +50,40 @@ def test_the_log_says_the_choice_and_every_refusal(three, caplog):
     ]
 
 
-def test_an_absent_backend_is_not_asked_what_it_supports(three):
+def test_an_absent_backend_is_not_asked_what_it_supports(install):
     absent = fake("absent", absent=["no compiler"])
-    three(absent._replace(unsupported_reasons=lambda _: pytest.fail("asked")), fake("works"))
+    install(absent._replace(unsupported_reasons=lambda _: pytest.fail("asked")), fake("works"))
     assert read() == ord("w")
 
 
-def test_a_named_backend_is_in_the_log_too(caplog):
+def test_a_named_backend_is_logged_too(caplog):
     with caplog.at_level(logging.DEBUG, logger="stm_fast"):
         memory_read(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5), backend="reference")
     assert [record.getMessage() for record in caplog.records] == ["memory_read: reference"]
 
 
-def test_the_order_of_preference_ends_with_the_reference_that_takes_everything():
+def test_the_order_of_preference_ends_with_the_reference_which_runs_everything():
     assert [backend.name for backend in backends.BACKENDS] == ["triton", "cpp", "reference"]
     assert backends.BACKENDS[-1].absent_reasons() == []
 
 
-def test_a_named_backend_that_refuses_gives_every_reason(three, monkeypatch):
-    three(fake("odd", refused=["too big", "too odd"]))
+def test_a_named_backend_that_refuses_gives_every_reason(install, monkeypatch):
+    install(fake("odd", refused=["too big", "too odd"]))
     with pytest.raises(NotImplementedError) as raised:
         memory_read(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5), backend="odd")
     assert str(raised.value) == "backend 'odd' cannot run this memory read: too big; too odd"
 
 
-def test_a_named_backend_that_is_absent_says_why(three):
-    three(fake("away", absent=["no compiler"]))
+def test_a_named_backend_that_is_absent_says_why(install):
+    install(fake("away", absent=["no compiler"]))
     with pytest.raises(NotImplementedError, match=r"^backend 'away' cannot run this memory read: no compiler$"):
         memory_read(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5), backend="away")
 
 
-def test_the_cpp_engine_is_chosen_for_every_option_where_it_is_here(caplog):
+def test_the_cpp_engine_is_chosen_for_every_option_if_it_is_built(caplog):
     cpp = next(backend for backend in backends.BACKENDS if backend.name == "cpp")
     if cpp.absent_reasons() or torch.cuda.is_available():
-        pytest.skip("; ".join(cpp.absent_reasons()) or "a faster one is here")
+        pytest.skip("; ".join(cpp.absent_reasons()) or "a faster backend is available")
     query, key, value = torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 5)
     with caplog.at_level(logging.DEBUG, logger="stm_fast"):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -1,4 +1,4 @@
-"""The engine against the published numbers and the plain loop; objects that come and go."""
+"""The engine against the published numbers and the plain loop; objects that are added and deleted."""
 
 import copy
 import math
@@ -45,9 +45,9 @@ def segment(model, video, masks, **options):
 
 @torch.no_grad()
 def plain_loop(model, video, masks, every):
-    """The published loop, with torch.cat and an own memory for each object: probabilities of each frame.
+    """The published loop, with torch.cat and a separate memory for each object: probabilities of each frame.
 
-    masks: frame -> {object id: plane [H, W]}; a given object is right, and what it covers is nobody else's.
+    masks: frame -> {object id: plane [H, W]}; a given object is exact, and no other object covers its pixels.
     """
     ids, kept, temporary, probs = [], {}, {}, []
     for t, frame in enumerate(video):
@@ -110,8 +110,8 @@ def test_the_engine_is_the_published_loop(model):
     assert segmenter.bank.rows == [3 * PIXELS + PIXELS] * 2  # frames 0, 3, 6 stay; 7 is there for one step
 
 
-def test_objects_added_while_it_runs_have_their_own_memory(model):
-    """Frame 4 adds object 9 and corrects object 1; both are in one mask, 7 is predicted on."""
+def test_objects_added_during_a_video_have_their_own_memory(model):
+    """Frame 4 adds object 9 and corrects object 1, in one mask; 7 is still predicted."""
     video, masks = clip(8), {0: two_objects(), 4: square(9, 0, 30) + square(1, 12, 3)}
     expected = plain_loop(model, video, {t: planes_of(mask) for t, mask in masks.items()}, every=3)
     results, segmenter = segment(model, video, masks, memory=MemoryConfig(every=3))
@@ -119,11 +119,11 @@ def test_objects_added_while_it_runs_have_their_own_memory(model):
         assert_close(result.prob, probabilities)
     assert [len(result.object_ids) for result in results] == [2, 2, 2, 2, 3, 3, 3, 3]
     assert segmenter.object_ids == [1, 7, 9]
-    # 0, 3, 4 and 6 stay, the last for object 9 too: it came with 4
+    # 0, 3, 4 and 6 stay; for object 9, which was added in frame 4, the last two
     assert segmenter.bank.rows == [4 * PIXELS, 4 * PIXELS, 2 * PIXELS]
 
 
-def test_an_object_that_comes_later_changes_nothing_before(model):
+def test_an_object_added_later_does_not_change_earlier_frames(model):
     video = clip(6)
     alone, _ = segment(model, video, {0: two_objects()})
     joined, _ = segment(model, video, {0: two_objects(), 4: square(9, 0, 40)})
@@ -132,15 +132,15 @@ def test_an_object_that_comes_later_changes_nothing_before(model):
     assert not torch.equal(alone[5].prob, joined[5].prob[:3])
 
 
-def test_a_given_mask_is_right_where_it_has_an_object(model):
+def test_a_given_mask_is_exact_where_it_has_an_object(model):
     video = clip(4)
     results, _ = segment(model, video, {0: two_objects(), 3: square(1, 2, 2) + square(200, 20, 30)})
     mask = results[3].mask
     assert (mask[2:17, 2:17] == 1).all()
     assert (mask[20:35, 30:45] == 200).all()
     elsewhere = results[3].prob[:, :, 50:]
-    assert (elsewhere[1] == 0).all(), "object 1 was given: it is nowhere else"
-    assert (elsewhere[2] > 0).any(), "object 7 was not spoken of: it is predicted"
+    assert (elsewhere[1] == 0).all(), "object 1 was given, so it is nowhere else"
+    assert (elsewhere[2] > 0).any(), "object 7 was not given, so it is predicted"
 
 
 def test_before_the_first_mask_everything_is_background(model):
@@ -172,7 +172,7 @@ def test_probabilities_sum_to_one(model):
 
 
 @pytest.mark.parametrize("objects", [1, 5])
-def test_the_query_encoder_runs_once_a_frame(model, objects):
+def test_the_query_encoder_runs_once_per_frame(model, objects):
     mask = sum(square(i, 0, 8 * i, side=7) for i in range(1, objects + 1))
     calls = []
     handle = model.query_encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -181,7 +181,7 @@ def test_the_query_encoder_runs_once_a_frame(model, objects):
     finally:
         handle.remove()
     assert results[-1].prob.shape[0] == 1 + objects
-    assert len(calls) == 4, "the first frame is given, there is nothing to ask"
+    assert len(calls) == 4, "the first mask is given, so nothing is read"
 
 
 def test_without_the_previous_frame(model):
@@ -189,11 +189,11 @@ def test_without_the_previous_frame(model):
     assert segmenter.bank.rows == [2 * PIXELS] * 2  # frames 0 and 4
 
 
-# objects that go
+# deleted objects
 
 
 @torch.no_grad()
-def test_a_deleted_object_leaves_the_others_as_they_were(model):
+def test_deleting_an_object_does_not_change_the_others(model):
     video, segmenter = clip(6), VideoSegmenter(model, memory=MemoryConfig(every=2))
     for result in segmenter.propagate(video[:4], {0: two_objects()}):
         before = result
@@ -216,7 +216,7 @@ def test_an_object_of_the_frame_just_seen_can_be_deleted(model):
     segmenter.delete_objects([9, 1])
     assert segmenter.object_ids == [7]
     assert segmenter.step(video[2]).shape[0] == 2
-    # and where it was the only one
+    # and if it was the only one
     without.step(video[0], square(9, 0, 40))
     without.delete_objects([9])
     assert torch.equal(without.step(video[1]), torch.ones(1, *SIZE))
@@ -244,7 +244,7 @@ def test_unknown_ids_cannot_be_deleted(model):
     assert segmenter.object_ids == [1, 7]
 
 
-def test_a_cleared_segmenter_is_a_new_one(model):
+def test_a_cleared_segmenter_is_like_a_new_one(model):
     used, fresh = VideoSegmenter(model), VideoSegmenter(model)
     for _ in used.propagate(clip(4, size=(48, 32), seed=1), {0: square(5, 0, 0, size=(48, 32))}):
         pass
@@ -282,7 +282,7 @@ def test_small_frames_are_not_enlarged_unasked(model):
     assert torch.equal(plain[2].prob, limited[2].prob)
 
 
-def test_small_frames_are_enlarged_for_the_network_alone(model):
+def test_small_frames_are_enlarged_only_for_the_network(model):
     video, mask = clip(3), two_objects()
     double = tuple(2 * side for side in SIZE)
     results, segmenter = segment(model, video, {0: mask}, max_size=2 * min(SIZE), min_size=2 * min(SIZE))
@@ -321,7 +321,7 @@ def test_odd_sizes(model, size):
     assert results[2].prob.shape == (2, *size)
 
 
-# what a long video costs
+# memory use of a long video
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Frames, masks and ids as users have them: what NumPy holds is taken as a tensor is, all else is named in one line."""
+"""Frames, masks and ids as users pass them: NumPy arrays work like tensors, and anything else is a one-line error."""
 
 import re
 
@@ -72,7 +72,7 @@ def test_arrays_are_segmented_as_tensors_are(model, kind):
     assert torch.equal(probabilities(model, arrays, IDS), probabilities(model, tensors, MASK))
 
 
-def test_channels_that_were_transposed_are_segmented_as_a_tensor_of_those_strides(model):
+def test_transposed_arrays_are_segmented_as_tensors_of_those_strides(model):
     arrays = [np.ascontiguousarray(picture.transpose(1, 2, 0)).transpose(2, 0, 1) for picture in PICTURES]
     tensors = [frame.permute(1, 2, 0).contiguous().permute(2, 0, 1) for frame in FRAMES]
     assert torch.equal(probabilities(model, arrays, IDS), probabilities(model, tensors, MASK))
@@ -88,12 +88,12 @@ MASK_KINDS = {
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
-def test_masks_of_every_integer_are_taken(model, kind):
+def test_masks_of_every_integer_dtype_are_accepted(model, kind):
     assert torch.equal(probabilities(model, FRAMES, MASK_KINDS[kind]), probabilities(model, FRAMES, MASK))
 
 
 @pytest.mark.parametrize("found", [IDS == 7, MASK == 7], ids=["array", "tensor"])
-def test_a_mask_of_bool_is_object_1(model, found):
+def test_a_bool_mask_is_object_1(model, found):
     assert torch.equal(probabilities(model, FRAMES, found), probabilities(model, FRAMES, (MASK == 7).byte()))
 
 
@@ -101,7 +101,7 @@ OBJECTS = [[np.int64(1), np.uint8(7)], np.array([1, 7]), torch.tensor([1, 7]), (
 
 
 @pytest.mark.parametrize("objects", OBJECTS, ids=lambda objects: type(objects).__name__)
-def test_ids_in_any_container_are_plain(model, objects):
+def test_ids_in_any_container_become_plain_integers(model, objects):
     segmenter = VideoSegmenter(model)
     segmenter.step(FRAMES[0], np.stack([IDS == 1, IDS == 7]), objects)
     assert segmenter.object_ids == [1, 7]
@@ -110,7 +110,7 @@ def test_ids_in_any_container_are_plain(model, objects):
     assert segmenter.object_ids == [7]
 
 
-def test_a_clip_is_one_array(model):
+def test_a_clip_may_be_one_array(model):
     results = VideoSegmenter(model).propagate(PICTURES, {np.int64(0): IDS})
     found = torch.stack([result.prob for result in results])
     assert torch.equal(found, probabilities(model, FRAMES, MASK))
@@ -119,7 +119,7 @@ def test_a_clip_is_one_array(model):
 @pytest.mark.parametrize(
     "make", [torch.empty_like, lambda frame: torch.empty_like(frame).numpy()], ids=["tensor", "array"]
 )
-def test_a_buffer_may_be_filled_with_the_next_frame(model, make):
+def test_a_buffer_may_be_reused_for_the_next_frame(model, make):
     buffer = make(FLOATS[0])
 
     def filled():
@@ -131,7 +131,7 @@ def test_a_buffer_may_be_filled_with_the_next_frame(model, make):
 
 
 def made(argument):
-    """Sparse tensors are made when they are used: tests elsewhere count the bytes of all tensors that there are."""
+    """Makes sparse tensors only when they are used, because other tests count the bytes of all live tensors."""
     return argument() if callable(argument) else argument
 
 
@@ -177,7 +177,7 @@ WRONG_FRAMES = [
 
 
 @pytest.mark.parametrize(("frame", "error", "message"), WRONG_FRAMES, ids=[str(n) for n in range(len(WRONG_FRAMES))])
-def test_what_is_no_frame_is_named(model, frame, error, message):
+def test_an_invalid_frame_is_reported(model, frame, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:
         VideoSegmenter(model).step(made(frame), MASK)
     assert "\n" not in str(caught.value)
@@ -214,13 +214,13 @@ WRONG_MASKS = [
 @pytest.mark.parametrize(
     ("mask", "objects", "error", "message"), WRONG_MASKS, ids=[str(n) for n in range(len(WRONG_MASKS))]
 )
-def test_what_is_no_mask_is_named(model, mask, objects, error, message):
+def test_an_invalid_mask_is_reported(model, mask, objects, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:
         VideoSegmenter(model).step(FRAMES[0], made(mask), objects)
     assert "\n" not in str(caught.value)
 
 
-def test_other_arguments_of_a_segmenter_are_named(model):
+def test_other_invalid_arguments_of_a_segmenter_are_reported(model):
     for options, message in (
         ({"max_size": 480.5}, "max_size: found float, expected an integer or None"),
         ({"max_size": "480"}, "max_size: found str, expected an integer or None"),
@@ -243,7 +243,7 @@ def test_other_arguments_of_a_segmenter_are_named(model):
 
 
 @pytest.mark.parametrize("options", [{}, {"flip": True}], ids=["plain", "flip"])
-def test_augmented_segmenters_take_the_same(model, options):
+def test_augmented_segmenters_accept_the_same(model, options):
     found, expected = (
         AugmentedSegmenter(model, RunOptions(**options)).step(frame, mask)
         for frame, mask in ((PICTURES[0], IDS.astype(np.uint16)), (FRAMES[0], MASK))

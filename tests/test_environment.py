@@ -1,4 +1,4 @@
-"""The surroundings of the program: environment variables, standard streams, and system errors."""
+"""The environment of the program: its variables, standard streams, and system errors."""
 
 import contextlib
 import errno
@@ -40,7 +40,7 @@ def assert_refused(result, *words):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Sets the environment variables of processes, and removes all others of them."""
+    """Sets the given variables of a distributed run, and removes the others."""
 
     def set_all(given):
         for name in VARIABLES:
@@ -72,13 +72,13 @@ def test_processes_of_a_run(environment, given, found):
 
 
 TWO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **MASTER}
-NO_NUMBERS = ("", " ", "x", "-1", "+1", " 1", "1 ", "1.0", "1e9", "0x1", "1_000", "٣", "nan", "9" * 5000, "1000000000")
+NOT_NUMBERS = ("", " ", "x", "-1", "+1", " 1", "1 ", "1.0", "1e9", "0x1", "1_000", "٣", "nan", "9" * 5000, "1000000000")
 IMPLAUSIBLE = [
-    *(({"RANK": text}, "RANK: found") for text in ("1", *NO_NUMBERS)),
-    *((TWO | {"RANK": text}, "RANK: found") for text in ("2", "3", *NO_NUMBERS)),
-    *((TWO | {"LOCAL_RANK": text}, "LOCAL_RANK: found") for text in ("2", *NO_NUMBERS)),
-    *((TWO | {"WORLD_SIZE": text}, "WORLD_SIZE: found") for text in ("0", *NO_NUMBERS)),
-    *((TWO | {"MASTER_PORT": text}, "MASTER_PORT: found") for text in ("0", "65536", *NO_NUMBERS[1:])),
+    *(({"RANK": text}, "RANK: found") for text in ("1", *NOT_NUMBERS)),
+    *((TWO | {"RANK": text}, "RANK: found") for text in ("2", "3", *NOT_NUMBERS)),
+    *((TWO | {"LOCAL_RANK": text}, "LOCAL_RANK: found") for text in ("2", *NOT_NUMBERS)),
+    *((TWO | {"WORLD_SIZE": text}, "WORLD_SIZE: found") for text in ("0", *NOT_NUMBERS)),
+    *((TWO | {"MASTER_PORT": text}, "MASTER_PORT: found") for text in ("0", "65536", *NOT_NUMBERS[1:])),
     ({"LOCAL_RANK": "0"}, "RANK: missing"),
     ({"LOCAL_RANK": "1"}, "LOCAL_RANK: found"),
     *(
@@ -90,7 +90,7 @@ IMPLAUSIBLE = [
 
 
 @pytest.mark.parametrize(("given", "words"), IMPLAUSIBLE, ids=lambda given: str(given)[:80])
-def test_an_implausible_number_of_a_process_is_refused(environment, given, words):
+def test_an_implausible_process_variable_is_refused(environment, given, words):
     environment(given)
     with pytest.raises(InputError, match="^" + words) as refused:
         launched()
@@ -109,7 +109,7 @@ def test_an_implausible_number_of_a_process_is_refused(environment, given, words
     ids=lambda command: command[0],
 )
 @pytest.mark.parametrize("given", [{"RANK": "1"}, {"RANK": ""}, {"LOCAL_RANK": "x"}, {"WORLD_SIZE": "2"}], ids=str)
-def test_a_command_for_several_processes_looks_at_their_numbers_first(
+def test_a_command_for_several_processes_checks_their_variables_first(
     environment, command, given, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -119,7 +119,7 @@ def test_a_command_for_several_processes_looks_at_their_numbers_first(
 
 
 @pytest.mark.parametrize("given", [{"RANK": "x"}, {"WORLD_SIZE": "0"}], ids=str)
-def test_help_asks_for_no_processes(environment, given):
+def test_help_ignores_the_process_variables(environment, given):
     environment(given)
     assert run("segment", "--help").exit_code == 0
 
@@ -150,7 +150,7 @@ def test_processes_that_cannot_connect_get_a_message(environment, monkeypatch):
         (RuntimeError("Symlink loop from 'a'"), "Symlink loop from 'a'"),
     ],
 )
-def test_what_the_system_refuses_is_one_line(error, line):
+def test_a_system_error_becomes_one_line(error, line):
     assert str(as_input_error(error)) == line
 
 
@@ -159,7 +159,7 @@ def test_bugs_are_not_input_errors(error):
     assert as_input_error(error) is None
 
 
-def test_an_error_of_the_system_ends_any_command(monkeypatch):
+def test_a_system_error_ends_any_command(monkeypatch):
     def full():
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "some\nfile")
 
@@ -168,7 +168,7 @@ def test_an_error_of_the_system_ends_any_command(monkeypatch):
 
 
 LONG = "a" * 300
-# arguments of each command; {} is the path that is not what it should be
+# arguments of each command; {} is the bad path
 PLACES = {
     "source": ("segment", "{}", "--masks", "mask.png", "--output", "out"),
     "masks": ("segment", "clip.mp4", "--masks", "{}", "--output", "out"),
@@ -188,7 +188,7 @@ PLACES = {
     "checkpoint": ("convert", "{}", "out.safetensors"),
     "weights of a benchmark": ("benchmark", "frames", "--weights", "{}"),
 }
-# a pipe must not block, a device not be read without end; "full/file" is not a folder
+# reading must neither block on a pipe nor go on forever on a device; in "mask.png/x", the parent is not a folder
 PATHS = (LONG, f"full/{LONG}", "loop", "loop/x", "mask.png/x", "pipe", "socket", "/dev/zero", "/dev/full", "dangling")
 
 
@@ -209,9 +209,9 @@ def place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path[:20])
 @pytest.mark.parametrize("arguments", PLACES.values(), ids=PLACES)
-def test_what_cannot_be_read_is_refused_in_one_line(place, environment, arguments, path):
+def test_an_unreadable_path_is_refused_in_one_line(place, environment, arguments, path):
     if "--split" in arguments and "/" in path:
-        pytest.skip("refused for its slash, as test_startup.py says")
+        pytest.skip("refused for its slash, as test_startup.py checks")
     before = sorted(place.rglob("*"))
     assert_refused(run(*(argument.format(path) for argument in arguments)))
     assert sorted(place.rglob("*")) == before
@@ -221,14 +221,14 @@ def test_what_cannot_be_read_is_refused_in_one_line(place, environment, argument
     "command", [("segment", "clip.mp4", "--masks", "mask.png"), ("demo",)], ids=lambda words: words[0]
 )
 @pytest.mark.parametrize("path", [LONG, "loop", "dangling", "other.mp4", "pipe", "/dev/null", "socket"])
-def test_an_output_that_cannot_be_a_folder_is_refused_before_work(place, environment, command, path):
+def test_an_output_that_cannot_be_a_folder_is_refused_before_any_work(place, environment, command, path):
     before = sorted(place.rglob("*"))
     assert_refused(run(*command, "--output", path), path)
     assert sorted(place.rglob("*")) == before
 
 
 @pytest.mark.parametrize("path", ["pipe", "socket", "device"])
-def test_a_file_takes_the_place_of_no_device_or_pipe(place, path):
+def test_a_device_or_pipe_is_not_replaced_by_a_file(place, path):
     Path("device").symlink_to("/dev/null")
     before = Path(path).lstat()
     with (
@@ -254,12 +254,12 @@ def test_a_file_takes_the_place_of_no_device_or_pipe(place, path):
         ("fig\u202egpj.exe\u2066\u2028", r"fig\u202egpj.exe\u2066\u2028"),
     ],
 )
-def test_a_name_does_nothing_to_a_terminal(text, shown):
+def test_control_characters_in_a_name_are_escaped(text, shown):
     assert printable(text) == shown
 
 
 # prints lines, and exits like the command
-SAYING = """
+PRINTING = """
 import sys
 from stm_fast.printing import all_printed, open_streams, say, warn
 open_streams()
@@ -278,7 +278,7 @@ IN_ASCII = {"PYTHONIOENCODING": "ascii"}
 
 
 @pytest.mark.parametrize(
-    ("streams", "environment_of_it", "code", "output", "errors"),
+    ("streams", "variables", "code", "output", "errors"),
     [
         ("", {}, 0, RESULTS, WARNING),
         ("", IN_ASCII, 0, RESULTS.replace("ö", r"\xf6"), WARNING.replace("ö", r"\xf6")),
@@ -292,17 +292,17 @@ IN_ASCII = {"PYTHONIOENCODING": "ascii"}
         ("| head -n 0", {}, 0, "", WARNING),
     ],
 )
-def test_streams_that_take_nothing_stop_no_work(streams, environment_of_it, code, output, errors, tmp_path):
+def test_broken_streams_do_not_stop_the_work(streams, variables, code, output, errors, tmp_path):
     script = f'set -o pipefail; "$0" -c "$1" "$2" {streams}'
-    command = ["bash", "-c", script, sys.executable, SAYING, tmp_path / "file"]
-    given = {**os.environ, "PYTHONPATH": str(ROOT), **environment_of_it}
+    command = ["bash", "-c", script, sys.executable, PRINTING, tmp_path / "file"]
+    given = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     ended = subprocess.run(command, capture_output=True, env=given, check=False, encoding="utf-8")
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, output, errors)
-    assert (tmp_path / "file").read_text() == "whole", "and nothing that was printed"
+    assert (tmp_path / "file").read_text() == "whole", "and none of the printed text"
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["segment", "--help"]], ids=" ".join)
-def test_the_program_whose_output_is_lost_says_so(arguments):
+def test_lost_output_is_reported(arguments):
     command = [sys.executable, "-m", "stm_fast", *arguments]
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
@@ -325,7 +325,7 @@ def progress_on_a_terminal(name, monkeypatch):
 def read_until_closed(reader):
     """All bytes of a terminal whose other side is closed: a single read may return only those that have arrived."""
     received = b""
-    with contextlib.suppress(OSError):  # EIO: Linux ends a terminal so
+    with contextlib.suppress(OSError):  # EIO: Linux reports the end of a terminal so
         while more := reader.read(100_000):
             received += more
     return received
@@ -338,7 +338,7 @@ def test_a_progress_bar_shows_a_name_as_it_is(name, monkeypatch):
     assert "1/2" in shown
 
 
-def test_a_progress_bar_escapes_what_moves_the_cursor(monkeypatch):
+def test_a_progress_bar_escapes_control_characters(monkeypatch):
     assert r"a\x1b[2Jb\n" in progress_on_a_terminal("a\x1b[2Jb\n", monkeypatch)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from small_inputs import draw, write_davis, write_sequence, write_weights, write_youtube
 
-# what no two runs have in common: how long they took, and the checksum of that
+# these differ between runs: times, and checksums of records that hold times
 TIMES = {"speed", "sequences", "network_seconds", "seconds", "stage_seconds", "sha256"}
-# in one process, because to import PyTorch takes longest
+# in one process, because importing PyTorch takes longest
 SCRIPT = """
 import os, sys, torch
 from typer.testing import CliRunner
@@ -36,7 +36,7 @@ for arguments in (
 
 
 def contents(folder):
-    """The bytes of every file, and of JSON the content without times."""
+    """The bytes of every file; for JSON, the content without times."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for name, data in found.items():
         if name.endswith("results.json") or "timings/" in name:

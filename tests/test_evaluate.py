@@ -1,4 +1,4 @@
-"""Benchmark sets in their official layouts: listed, run, scored, handed in. The sets are drawn by the tests."""
+"""Benchmark sets in their official layouts: listed, run, scored, submitted. The tests draw their own sets."""
 
 import json
 import os
@@ -206,7 +206,7 @@ def test_scores_are_the_metrics_of_each_object(tmp_path):
 
 
 def test_objects_are_counted_from_one_to_the_highest_of_the_first_annotation(tmp_path):
-    """As the toolkit does: id 2 is in the count although nothing has it, and id 4, which comes later, is not."""
+    """As in the toolkit: id 2 counts although no pixel has it, and id 4, which appears later, does not."""
     truth = np.zeros((5, *SIZE), np.uint8)
     truth[:, 4:12, 4:12] = 1
     truth[:, 16:24, 4:12] = 3
@@ -217,7 +217,7 @@ def test_objects_are_counted_from_one_to_the_highest_of_the_first_annotation(tmp
 
 
 def test_a_later_object_counts_as_right_before_it_appears(tmp_path):
-    # object 2 is there from frame 3 of 0..5 on; found nowhere: frames 1 and 2 count 1, frames 3 and 4 count 0
+    # object 2 appears in frame 3 of 0..5 and is found nowhere: frames 1 and 2 count 1, frames 3 and 4 count 0
     truth = np.zeros((6, *SIZE), np.uint8)
     truth[:, 4:12, 4:12] = 1
     truth[3:, 4:12, 30:40] = 2
@@ -270,7 +270,7 @@ def test_processes_give_the_same_scores_in_the_same_order(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_set_is_run_scored_and_written_down(tmp_path):
+def test_a_set_is_run_scored_and_recorded(tmp_path):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     result = small_run(root, output)
     assert result.exit_code == 0, result.output
@@ -330,7 +330,7 @@ def test_the_masks_are_those_of_the_engine(tmp_path, model):
     assert 0 < timing.network_seconds < timing.seconds
 
 
-def test_finished_sequences_are_skipped_and_half_ones_done_again(tmp_path, model):
+def test_finished_sequences_are_skipped_and_partial_ones_repeated(tmp_path, model):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     blob, star = davis17(root, "val")
     claim_output(output, describe_run(model, "davis17", "val", RunOptions()))
@@ -364,7 +364,7 @@ def without_a_mask(output):
     (output / "Annotations/blob/00002.png").unlink()
 
 
-def with_a_mask_more(output):
+def with_an_extra_mask(output):
     shutil.copy(output / "Annotations/blob/00002.png", output / "Annotations/blob/00099.png")
 
 
@@ -395,7 +395,7 @@ def flipped(name):
             r"Annotations/blob: found masks, but no .*run\.json that says what made them; give another",
         ),
         (without_a_mask, "Annotations/blob: found 4 masks, expected 5; remove it to run the sequence again"),
-        (with_a_mask_more, "Annotations/blob: found 6 masks, expected 5; remove it to run the sequence again"),
+        (with_an_extra_mask, "Annotations/blob: found 6 masks, expected 5; remove it to run the sequence again"),
         (without_a_timing, r"timings/blob\.json: no such file, .*; remove .*Annotations/blob to run it again"),
         (with_another_timing, r"timings/blob\.json: found the timing of star, expected blob; remove"),
         (flipped("timings/blob.json"), r"timings/blob\.json: not the timing of a sequence, or damaged; remove"),
@@ -405,7 +405,7 @@ def flipped(name):
         ),
     ],
 )
-def test_an_output_folder_that_is_not_as_a_run_left_it_is_refused_at_once(tmp_path, model, spoil, words):
+def test_an_output_folder_changed_since_its_run_is_refused_at_once(tmp_path, model, spoil, words):
     sequences, output, run = finished(tmp_path, model)
     claim_output(output, run, sequences)
     spoil(output)
@@ -443,7 +443,7 @@ def test_timings_with_impossible_values_are_refused(tmp_path, change):
         read_timings([sequence], tmp_path)
 
 
-def test_what_differs_from_another_run_is_named(tmp_path, model):
+def test_the_difference_from_another_run_is_named(tmp_path, model):
     _, output, run = finished(tmp_path, model)
     text = (output / "run.json").read_text()
     with pytest.raises(InputError, match=r"its dtype: found torch\.float32, expected torch\.float16; give another"):
@@ -455,7 +455,7 @@ def test_what_differs_from_another_run_is_named(tmp_path, model):
 
 
 def test_equal_masks_give_equal_archives(tmp_path):
-    """Whatever their dates, of before 1980 too, and their rights; hidden files are no masks."""
+    """Whatever the permissions and dates of the files, even before 1980; hidden files are not masks."""
     (sequence,) = davis17(write_davis(tmp_path / "davis", names=("blob",)), "val")
     archives = []
     for number in range(2):
@@ -476,7 +476,7 @@ def test_equal_masks_give_equal_archives(tmp_path):
         assert archive.infolist()[0].external_attr >> 16 == 0o100644
 
 
-def test_a_name_that_is_no_text_is_named(tmp_path):
+def test_a_name_that_is_not_utf8_is_reported(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     shutil.copytree(write_davis(tmp_path / "davis") / "Annotations/480p/blob", tmp_path / "Annotations" / name)
     sequence = Sequence(name, None, tmp_path / "Annotations" / name, Objects.FIRST)
@@ -495,7 +495,7 @@ def test_a_name_that_is_no_text_is_named(tmp_path):
     assert "caf\\udce9_1" in (tmp_path / "x.html").read_text()
 
 
-def test_a_sequence_that_fails_leaves_nothing(tmp_path, model):
+def test_a_sequence_that_fails_leaves_no_masks(tmp_path, model):
     root, output = write_davis(tmp_path / "davis"), tmp_path / "out"
     blob, star = davis17(root, "val")
     (star.frames / "00003.jpg").write_bytes((star.frames / "00003.jpg").read_bytes()[:-200])
@@ -573,7 +573,7 @@ def test_files_behind_a_link_are_not_taken_for_results(tmp_path, part):
 
 
 def test_pictures_behind_a_link_are_not_replaced_by_drawn_ones(tmp_path):
-    """Pictures without annotations are those of a process that was killed, but not behind a link."""
+    """Pictures without annotations are taken for the work of a killed process, but not behind a link."""
     root, clip = tmp_path / "set", SyntheticClip(0, frames=2, height=SIZE[0], width=SIZE[1], objects=1)
     draw_sequence(tmp_path / "other", "a", clip)
     root.mkdir()
@@ -599,7 +599,7 @@ def test_a_sequence_that_is_too_short_to_score_is_named_before_the_run(tmp_path)
     assert not output.exists()
 
 
-def test_files_that_finder_leaves_are_no_frames(tmp_path):
+def test_files_left_by_finder_are_not_frames(tmp_path):
     pictures, masks = draw(0)
     write_sequence(tmp_path / "JPEGImages/blob", tmp_path / "Annotations/blob", pictures, dict(enumerate(masks)))
     for name in ("JPEGImages/blob/._00000.jpg", "Annotations/blob/._00000.png"):
@@ -612,7 +612,7 @@ def test_files_that_finder_leaves_are_no_frames(tmp_path):
 
 
 @pytest.mark.slow
-def test_youtube_vos_runs_all_frames_and_hands_in_the_required(tmp_path):
+def test_youtube_vos_runs_all_frames_and_submits_the_required_ones(tmp_path):
     root, late = write_youtube(tmp_path / "youtube")
     output = tmp_path / "out"
     result = run_command("youtube-vos", "--data", root, "-o", output, "--arch", "resnet18")
@@ -636,7 +636,7 @@ def test_only_score(tmp_path):
     assert result.stderr == (
         "stm-fast: blob, star: the results are the annotations themselves; their scores are meaningless\n"
     )
-    # with the split, a sequence without results is a fault; without it, what is there is scored
+    # with the split, a sequence without results is an error; without it, only existing results are scored
     results = tmp_path / "results"
     results.mkdir()
     (truth / "blob").rename(results / "blob")
@@ -695,7 +695,7 @@ def test_flipped_and_scaled_views_are_averaged(model):
     assert augmented.object_ids == [1, 2]
 
 
-def test_given_masks_stay_right_at_every_scale(model):
+def test_given_masks_stay_exact_at_every_scale(model):
     pictures, ids = draw(2)
     segmenter = AugmentedSegmenter(model, RunOptions(scales=(0.75, 1.3), flip=True))
     frame = torch.from_numpy(pictures[0]).permute(2, 0, 1)
@@ -719,7 +719,7 @@ def test_small_frames_are_enlarged_for_the_network(model):
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
-def test_scales_are_above_zero(model, scales):
+def test_scales_must_be_positive(model, scales):
     with pytest.raises(InputError, match="scales"):
         AugmentedSegmenter(model, RunOptions(scales=scales))
 
@@ -732,7 +732,7 @@ def test_annotated_sequences_of_missing_and_empty_folders(tmp_path):
 
 
 @pytest.mark.slow
-def test_synthetic_clips_are_a_set_that_is_drawn_once(tmp_path, monkeypatch):
+def test_a_set_of_synthetic_clips_is_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr("stm_fast.data.synthetic_set.SEQUENCES", 2)
     names = SETS["synthetic"](tmp_path, "3")
     assert [sequence.name for sequence in names] == [f"seed{seed:06}" for seed in range(3, 3 + len(names))]
@@ -751,7 +751,7 @@ def test_synthetic_clips_are_a_set_that_is_drawn_once(tmp_path, monkeypatch):
             SETS["synthetic"](tmp_path, split)
 
 
-def test_copied_first_masks_take_objects_up_where_they_are_given(tmp_path):
+def test_copied_first_masks_include_objects_given_later(tmp_path):
     root, late = write_youtube(tmp_path / "data")
     [sequence] = youtube_vos(root, "valid")
     copy_first_masks([sequence], tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Annotations that others wrote, COCO's JSON and SBD's MATLAB files: exact masks, or one line that names the fault."""
+"""Annotations by other programs, COCO's JSON and SBD's MATLAB files: exact masks, or one line that names the fault."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def runs(counts, size=SIZE):
 
 @pytest.fixture
 def coco(tmp_path):
-    """Makes a source of a picture 1.png, a file of the given entries."""
+    """Makes a source of a picture 1.png and a file of the given entries."""
     pytest.importorskip("pycocotools")
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "1.png")
 
@@ -64,7 +64,7 @@ def ids_of(source):
     return source.frame(0, 0).ids
 
 
-# --- COCO: what is right
+# --- COCO: valid entries
 
 
 def by_pycocotools(shape, size):
@@ -76,7 +76,7 @@ def by_pycocotools(shape, size):
 
 
 def drawn_polygons(generator, size):
-    """Some that overlap, cross themselves, lie partly outside, repeat points."""
+    """Random polygons, some of which overlap, cross themselves, lie partly outside or repeat points."""
     polygons = []
     for _ in range(generator.integers(1, 5)):
         points = generator.uniform(-8, 8 + np.array(size[::-1]), (generator.integers(3, 12), 2))
@@ -107,11 +107,11 @@ def test_masks_are_those_of_pycocotools():
         assert np.array_equal(found, noise)
 
 
-def test_run_lengths_may_be_of_no_pixels():
+def test_run_lengths_may_be_zero():
     assert np.flatnonzero(rasterize(runs([0, 0, 3, 0, 0, 2, PIXELS - 5, 0]), SIZE)).tolist() == [3, 4]
 
 
-def test_the_largest_is_painted_first_and_254_at_most(coco):
+def test_the_largest_object_is_painted_first_and_254_at_most(coco):
     boxes = [instance([BOX], id=1, area=9), instance([[0, 0, 48, 0, 48, 32, 0, 32]], id=2, area=1e3)]
     many = [instance([[0, 0, 48, 0, 48, 1, 0, 1]], id=id, area=8) for id in range(3, 300)]
     ids = ids_of(coco([image()], boxes + many))
@@ -142,7 +142,7 @@ def test_unusual_but_valid_input_is_accepted(coco, annotation):
     assert np.array_equal(ids_of(source), expected)
 
 
-def test_polygons_end_at_the_edge_of_the_picture(coco):
+def test_polygons_are_cut_at_the_edge_of_the_picture(coco):
     source = coco(
         [image(file_name="a/1.png", id="1")], [instance([[-7, -7, 55.9, -7, 55.9, 10, -7, 10]], image_id="1")]
     )
@@ -151,14 +151,14 @@ def test_polygons_end_at_the_edge_of_the_picture(coco):
     assert np.array_equal(ids_of(source), expected)
 
 
-# --- COCO: what is wrong
+# --- COCO: invalid entries
 
 LONG = [0, 0, 47, 31] * 40_000 + [0, 31]
 
 BAD_INSTANCES = {
     "area text": (instance(area="x"), "found area 'x'"),
     "area bool": (instance(area=True), "found area True"),
-    "area none": (without(instance(), "area"), "found area None"),
+    "area missing": (without(instance(), "area"), "found area None"),
     "area NaN": (instance(area=nan), "found area nan"),
     "area infinite": (instance(area=inf), "found area inf"),
     "area negative": (instance(area=-1), "found area -1"),
@@ -197,24 +197,24 @@ BAD_INSTANCES = {
     "counts huge": (instance(runs([2**64 - PIXELS, PIXELS])), r"found counts \[18446744073709550080"),
     "counts short": (instance(runs([0, PIXELS - 1])), r"found runs of \[0, 1535\] pixels, expected 1536 in all"),
     "counts long": (instance(runs([2, PIXELS - 1])), r"found runs of \[2, 1535\] pixels"),
-    "packed on and on": (instance(runs("oooooooo")), "found counts 'oooooooo'"),
-    "packed nothing": (instance(runs("")), "found counts ''"),
-    "packed otherwise": (instance(runs("0 1")), "found counts '0 1'"),
+    "packed without end": (instance(runs("oooooooo")), "found counts 'oooooooo'"),
+    "packed empty": (instance(runs("")), "found counts ''"),
+    "packed space": (instance(runs("0 1")), "found counts '0 1'"),
     "packed beyond ASCII": (instance(runs("0é")), "found counts '0é'"),
     "packed beyond 30 bits": (instance(runs("PPPPPP1")), "found counts 'PPPPPP1'"),
     "packed negative": (instance(runs("O0")), r"found runs of \[-1, 0\]"),
     "packed short": (instance(runs("011")), r"found runs of \[0, 1, 1\] pixels"),
-    "packed too much": (instance(runs("0" * 10_000)), "found counts '0000"),
-    "id none": (without(instance(), "id"), r"annotations\[0\]: found id None"),
+    "packed too long": (instance(runs("0" * 10_000)), "found counts '0000"),
+    "id missing": (without(instance(), "id"), r"annotations\[0\]: found id None"),
     "id list": (instance(id=[5]), r"annotations\[0\]: found id \[5\]"),
     "id bool": (instance(id=True), r"annotations\[0\]: found id True"),
-    "of no image": (without(instance(), "image_id"), r"annotations\[0\]: found {.*, expected one with an image_id"),
-    "of a list": (instance(image_id=[1]), r"annotations\[0\]: found {"),
-    "no object": (3, r"annotations\[0\]: found 3"),
+    "image missing": (without(instance(), "image_id"), r"annotations\[0\]: found {.*, expected one with an image_id"),
+    "image list": (instance(image_id=[1]), r"annotations\[0\]: found {"),
+    "not an object": (3, r"annotations\[0\]: found 3"),
 }
 
 BAD_IMAGES = {
-    "height none": (without(image(), "height"), "found height None"),
+    "height missing": (without(image(), "height"), "found height None"),
     "height text": (image(height="32"), "found height '32'"),
     "height bool": (image(height=True), "found height True"),
     "height float": (image(height=32.5), "found height 32.5"),
@@ -222,9 +222,9 @@ BAD_IMAGES = {
     "width negative": (image(width=-48), "found width -48"),
     "width huge": (image(width=10**30), "found width 1000"),
     "pixels": (image(height=2**15, width=2**15), f"found 32768x32768 pixels, expected at most {MAX_PIXELS}"),
-    "no name": (without(image(), "file_name"), "found file_name None"),
+    "name missing": (without(image(), "file_name"), "found file_name None"),
     "name of two lines": (image(file_name="a\nb.png"), r"found file_name 'a\\nb.png'"),
-    "no text": (image(file_name="\ud800.png"), r"found file_name '\\ud800.png'"),
+    "name with a surrogate": (image(file_name="\ud800.png"), r"found file_name '\\ud800.png'"),
     "long name": (image(file_name="a" * 10_000), "found file_name 'aaaa"),
     **{
         f"name {name!r}": (image(file_name=name), ".*file_name")
@@ -239,7 +239,7 @@ def assert_one_line(error):
 
 
 def assert_named(source, message):
-    """Whether a source is read, and a fault of its first item is one short line, before training and when drawn."""
+    """A fault of a source's first item is one short line, both before training and when it is drawn."""
     for use in (lambda: source.check_length(3), lambda: source.frame(0, 0)):
         with pytest.raises(InputError, match=rf"coco\.json: .*{message}") as caught:
             use()
@@ -264,7 +264,7 @@ def test_an_image_without_an_id_is_named(coco, entry):
     assert_named(coco([entry], []), r"images\[0\]: found .*, expected an image with an id")
 
 
-def test_two_of_one_id_are_named(coco):
+def test_a_repeated_id_is_named(coco):
     assert_named(coco([image(), image(file_name="2.png")], [instance()]), "image 1: found two of this id")
     source = coco([image(), image(id=2)], [instance(), instance(image_id=2)])
     assert len(source) == 2
@@ -299,7 +299,7 @@ def test_no_value_in_a_coco_file_crashes_a_run(coco):
     assert refused > 300
 
 
-def test_what_is_refused_takes_no_memory(coco):
+def test_a_refused_outline_takes_no_memory(coco):
     source = coco([image(height=7000, width=7000)], [instance([[0, 0, 7000, 7000, 0, 6999] * 100])])
     tracemalloc.start()
     try:
@@ -310,11 +310,11 @@ def test_what_is_refused_takes_no_memory(coco):
         tracemalloc.stop()
 
 
-# --- SBD: MATLAB files as they are laid out
+# --- SBD: MATLAB files
 
 
 class Mat:
-    """Writes the parts of a file of level 5. The names of types and classes are MATLAB's."""
+    """Writes the parts of a level 5 file. The names of types and classes are MATLAB's."""
 
     INT8, INT32, UINT32, MATRIX, COMPRESSED = 1, 5, 6, 14, 15
     TYPES = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f4": 7, "f8": 9, "i8": 12, "u8": 13}  # noqa: RUF012
@@ -376,7 +376,7 @@ GOOD = M.struct(b"GTinst", Boundaries=M.matrix(np.ones((2, 2))), Segmentation=M.
 @pytest.mark.parametrize("compressed", [False, True])
 def test_every_way_to_store_a_mask(mat, order, dtype, compressed):
     m = Mat(order)
-    kind = m.UINT8 if dtype == "u1" else m.DOUBLE  # of which MATLAB stores whole numbers as smaller ones
+    kind = m.UINT8 if dtype == "u1" else m.DOUBLE  # MATLAB stores whole numbers of this class in smaller types
     variable = m.struct(b"GTcls", Segmentation=m.matrix(IDS, dtype, kind), CategoriesPresent=m.matrix([[5, 7]], "f8"))
     others = [m.matrix([[1, 2, 3]], "f8", m.DOUBLE, b"x"), m.element(m.MATRIX, m.head(m.OPAQUE, (), b"table")[:24])]
     if compressed:
@@ -404,7 +404,7 @@ def test_instances_are_preferred_to_classes(mat):
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("name", ["GTinst", "GTcls"])
-def test_what_scipy_writes_is_read(tmp_path, name, compressed):
+def test_files_written_by_scipy_are_read(tmp_path, name, compressed):
     scipy_io = pytest.importorskip("scipy.io")
     sparse = pytest.importorskip("scipy.sparse")
     boundaries = np.empty((2, 1), object)
@@ -421,14 +421,14 @@ def inst(matrix):
 
 
 def stated(size, content=b""):
-    """A variable that states its size, compressed."""
+    """A compressed variable that states this size."""
     return M.file(M.compressed(M.pack("II", M.MATRIX, size) + content))
 
 
 BAD_MATS = {
-    "nothing": (b"", "no header"),
+    "empty file": (b"", "no header"),
     "text": (b"no MATLAB file" * 20, "no header"),
-    "header alone": (M.file()[:-1], "no header"),
+    "cut header": (M.file()[:-1], "no header"),
     "level 4": (struct.pack("<5I", 0, 5, 7, 0, 13).ljust(200, b"\0"), "no header"),
     "level 7.3": (M.file(version=0x200) + b"\x89HDF", "version 7.3, expected version 7 or before"),
     "level 9": (M.file(version=0x900), "version 0x900"),
@@ -458,9 +458,9 @@ BAD_MATS = {
     "long in a tag": (M.file(M.pack("I", 5 << 16 | 1) + b"1234"), "5 bytes within a tag"),
     "states too much": (M.file(M.pack("II", M.MATRIX, 2**32 - 1)), "ends within an element"),
     "not compressed": (M.file(M.pack("II", M.COMPRESSED, 8) + b"12345678"), "incorrect header check"),
-    "compressed nothing": (M.file(M.compressed(b"")), "end within a tag"),
-    "compressed less": (stated(100, bytes(99)), "other compressed bytes than the 100"),
-    "compressed more": (stated(100, bytes(101)), "other compressed bytes than the 100"),
+    "compressed empty": (M.file(M.compressed(b"")), "end within a tag"),
+    "compressed too little": (stated(100, bytes(99)), "other compressed bytes than the 100"),
+    "compressed too much": (stated(100, bytes(101)), "other compressed bytes than the 100"),
     "compressed 4 GiB": (stated(2**32 - 1, bytes(10**6)), "4294967295 compressed bytes, expected at most 67108864"),
     "compressed twice": (M.file(M.compressed(M.compressed(GOOD))), "element of type 15"),
     "checksum": (M.file(M.compressed(GOOD))[:-1] + b"\0", "incorrect data check"),
@@ -485,7 +485,7 @@ def test_a_matlab_file_takes_no_more_memory_than_it_states(mat):
         tracemalloc.stop()
 
 
-def test_all_that_is_compressed_in_a_file_is_bounded(mat, monkeypatch):
+def test_the_decompressed_bytes_of_a_file_are_bounded(mat, monkeypatch):
     monkeypatch.setattr("stm_fast.data.sbd._MAX_BYTES", 3000)
     other = M.compressed(M.matrix(np.zeros((1, 1200)), name=b"x"))
     assert np.array_equal(mat(M.file(other, M.compressed(GOOD))), IDS)
@@ -525,7 +525,7 @@ def test_mutations_of_a_matlab_file_are_read_or_refused(mat, content):
     assert 50 < refused < 250
 
 
-# --- training passes over what is corrupt, and counts it
+# --- training skips and counts corrupt items
 
 
 def dataset(*sources, skip_corrupt):
@@ -542,7 +542,7 @@ def dataset(*sources, skip_corrupt):
 
 
 def write_mixed_coco(folder):
-    """As many good pictures as there are bad ones: each bad image and instance in a picture of its own, and strays."""
+    """As many good pictures as bad ones: one for each bad image and instance, some of which belong to no image."""
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "1.png")
     images, annotations = [], []
     for entry, annotation in [*((image(), each) for each, _ in BAD_INSTANCES.values())] + [

@@ -1,4 +1,4 @@
-"""Checkpoints of strangers: what trainers and compilers write is taken, bombs and damage are one line."""
+"""Checkpoints by other programs: those of trainers and compilers are accepted; bombs and damage are one-line errors."""
 
 import argparse
 import io
@@ -46,7 +46,7 @@ def assert_same(found: STM, model: STM) -> None:
 
 
 def refusal(content: object, tmp_path: Path, **options: bool) -> str:
-    """What the line says when `content` is loaded from a PyTorch file, after the file's name."""
+    """The error, after the file's name, when `content` is loaded from a PyTorch file."""
     path = tmp_path / "x.pth"
     torch.save(content, path, **options)
     for load in (load_network, lambda path: load_checkpoint(STM(**SMALL), path)):
@@ -63,14 +63,14 @@ def with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-TAKEN = {
+ACCEPTED = {
     "compiled": lambda state: with_prefix("_orig_mod.", state),
     "compiled, parallel": lambda state: with_prefix("module._orig_mod.", state),
     "parallel, compiled": lambda state: with_prefix("_orig_mod.module.", state),
-    "a part compiled": lambda state: {name.replace("decoder.", "decoder._orig_mod."): state[name] for name in state},
+    "one part compiled": lambda state: {name.replace("decoder.", "decoder._orig_mod."): state[name] for name in state},
     "Lightning": lambda state: {"state_dict": with_prefix("model.", state), "epoch": 3, "loops": {"a": [1, (2,)]}},
     "published, compiled": lambda state: with_prefix("_orig_mod.", {published_name(n): state[n] for n in state}),
-    "NumPy beside": lambda state: {
+    "with NumPy values": lambda state: {
         "net": state,
         "best_iou": np.float64(0.5),
         "epoch": np.int64(3),
@@ -78,8 +78,8 @@ TAKEN = {
         "random": np.random.get_state(),
         "args": argparse.Namespace(lr=1e-5, out=Path("out")),
     },
-    "beside the weights": lambda state: state | {"epoch": 3, "best_iou": np.float32(0.5), "optimizer": {"state": {}}},
-    "scalar tensors beside": lambda state: state | {"epoch": torch.tensor(3), "best": torch.tensor(0.5)},
+    "with other entries": lambda state: state | {"epoch": 3, "best_iou": np.float32(0.5), "optimizer": {"state": {}}},
+    "with scalar tensors": lambda state: state | {"epoch": torch.tensor(3), "best": torch.tensor(0.5)},
     "wrapped twice": lambda state: {"model": {"state_dict": state}, "config": {"model": "stm"}},
     "settings under the first key": lambda state: {"network": {"backbone": "resnet18"}, "model": state},
     "no counters": lambda state: {name: state[name] for name in state if "num_batches_tracked" not in name},
@@ -93,10 +93,10 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("kind", TAKEN)
-def test_what_trainers_write_is_taken(model, state, tmp_path, kind, zipped):
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_checkpoints_of_trainers_are_accepted(model, state, tmp_path, kind, zipped):
     path = tmp_path / "x.pth"
-    torch.save(TAKEN[kind](state), path, _use_new_zipfile_serialization=zipped)
+    torch.save(ACCEPTED[kind](state), path, _use_new_zipfile_serialization=zipped)
     found = load_network(path)
     assert_same(found, model)
     assert all(weight.requires_grad and weight.is_contiguous() for weight in found.parameters())
@@ -105,7 +105,7 @@ def test_what_trainers_write_is_taken(model, state, tmp_path, kind, zipped):
     assert_same(again, model)
 
 
-def test_an_average_of_weights_is_taken(model, tmp_path):
+def test_an_average_of_weights_is_accepted(model, tmp_path):
     torch.save({"ema": AveragedModel(model).state_dict()}, tmp_path / "x.pth")
     assert_same(load_network(tmp_path / "x.pth"), model)
 
@@ -126,7 +126,7 @@ def test_file_types_are_recognized_by_content(model, tmp_path):
         assert_same(load_network(tmp_path / name), model)
 
 
-def test_half_precision_is_taken_and_stays_what_it_is_in_a_network_of_it(model, tmp_path):
+def test_half_precision_is_accepted_and_keeps_its_values(model, tmp_path):
     save_checkpoint(model, tmp_path / "x.safetensors", half=True)
     stored = read_state_dict(tmp_path / "x.safetensors")
     found = load_network(tmp_path / "x.safetensors").state_dict()
@@ -134,8 +134,8 @@ def test_half_precision_is_taken_and_stays_what_it_is_in_a_network_of_it(model, 
     assert {tensor.dtype for tensor in found.values()} == {torch.float32, torch.int64}
 
 
-def test_a_network_from_a_file_has_counters_of_zero_where_the_file_has_none(state, tmp_path):
-    torch.save(TAKEN["no counters"](state), tmp_path / "x.pth")
+def test_counters_that_a_file_lacks_are_zero(state, tmp_path):
+    torch.save(ACCEPTED["no counters"](state), tmp_path / "x.pth")
     counters = [
         tensor for name, tensor in load_network(tmp_path / "x.pth").state_dict().items() if "num_batches" in name
     ]
@@ -166,13 +166,13 @@ def test_messages_use_the_entry_names_of_the_file(state, tmp_path):
     assert refusal(content, tmp_path).startswith("entry module.Decoder.pred2.weight holds NaN")
 
 
-def test_numbers_that_are_large_but_finite_are_taken(model, state, tmp_path):
+def test_numbers_that_are_large_but_finite_are_accepted(model, state, tmp_path):
     state[NAME].fill_(3e38)
     torch.save(state, tmp_path / "x.pth")
     assert load_network(tmp_path / "x.pth").state_dict()[NAME].eq(3e38).all()
 
 
-def test_what_the_dtype_of_the_network_cannot_hold_is_named(state, tmp_path):
+def test_a_value_that_the_dtype_of_the_network_cannot_hold_is_named(state, tmp_path):
     state[NAME] = torch.full_like(state[NAME], 1e300, dtype=torch.float64)
     assert f"entry {NAME} holds infinity, or more than torch.float32 can hold" in refusal(state, tmp_path)
 
@@ -213,7 +213,7 @@ UNUSUAL = {
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*prototype")
 @pytest.mark.parametrize("kind", UNUSUAL)
-def test_an_entry_that_is_no_plain_tensor_is_named(state, tmp_path, kind):
+def test_an_entry_that_is_not_a_plain_tensor_is_named(state, tmp_path, kind):
     change, message = UNUSUAL[kind]
     state[NAME] = change(state[NAME])
     assert message in refusal(state, tmp_path)
@@ -225,7 +225,7 @@ def test_a_quantized_entry_is_named(state, tmp_path):
     assert f"entry '{NAME}' is quantized" in refusal(state, tmp_path)
 
 
-def test_a_network_viewed_out_of_one_number_is_refused(state, tmp_path):
+def test_a_network_expanded_from_single_numbers_is_refused(state, tmp_path):
     content = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in state.items()}
     assert "expected numbers for each" in refusal(content, tmp_path)
 
@@ -250,7 +250,7 @@ def test_a_tensor_longer_than_its_storage_is_refused(tmp_path, zipped):
     "content",
     [3, "weights", [], [torch.ones(2)], {}, {"model": {}}, {"a": {"b": {"c": torch.ones(2)}}}, torch.ones(3), None],
 )
-def test_things_that_are_no_state_dict_are_refused(tmp_path, content):
+def test_content_that_is_not_a_state_dict_is_refused(tmp_path, content):
     assert "expected a state dict" in refusal(content, tmp_path)
 
 
@@ -266,7 +266,7 @@ def test_two_entries_for_one_name_are_refused(state, tmp_path):
 
 
 def safetensors_file(path: Path, shapes: dict[str, list[int]], dtype: str = "F32") -> Path:
-    """Entries of any announced shape; those without elements take no bytes."""
+    """Entries of any stated shape; those without elements take no bytes."""
     header, first = {}, 0
     for name, shape in shapes.items():
         count = 4 * int(np.prod([float(side) for side in shape])) if 0 not in shape else 0
@@ -291,7 +291,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_shapes_are_compared_before_a_network_is_made(tmp_path, kind):
+def test_shapes_are_checked_before_a_network_is_made(tmp_path, kind):
     shapes = {name: [0] for name in outline(STM(**SMALL).architecture).state_dict()}
     shapes |= {"query_key_value.key.weight": [8, 128, 0, 0], "decoder.compress.weight": [8, 32, 0, 0]} | BOMBS[kind]
     path = safetensors_file(tmp_path / "x.safetensors", shapes)
@@ -338,7 +338,7 @@ def test_a_bad_file_takes_no_more_memory_than_it_has_bytes(tmp_path, state):
     torch.save({name: torch.zeros(1).expand(10**9) for name in state}, tmp_path / "c.pth")
     torch.save({NAME: torch.zeros(2**20)}, tmp_path / "d.pth", _use_new_zipfile_serialization=False)
     legacy = (tmp_path / "d.pth").read_bytes()
-    # the number of elements that the pickle announces, BININT
+    # the number of elements that the pickle states, BININT
     announced = legacy.replace(b"J" + struct.pack("<i", 2**20), b"J" + struct.pack("<i", 2**30))
     assert announced != legacy
     (tmp_path / "d.pth").write_bytes(announced)
@@ -355,7 +355,7 @@ def test_a_bad_file_takes_no_more_memory_than_it_has_bytes(tmp_path, state):
     assert int(kilobytes) < 40_000
 
 
-def test_a_flipped_bit_is_refused_or_without_effect(tmp_path):
+def test_a_flipped_bit_is_refused_or_has_no_effect(tmp_path):
     path, whole = tmp_path / "x.pth", tmp_path / "whole.pth"
     weights = {"decoder.weight": torch.randn(40), "decoder.bias": torch.randn(3)}
     torch.save(weights, whole)
@@ -367,7 +367,7 @@ def test_a_flipped_bit_is_refused_or_without_effect(tmp_path):
         try:
             found = read_state_dict(path)
         except InputError as error:
-            assert "\n" not in str(error)  # noqa: PT017 (which bytes matter is PyTorch's affair)
+            assert "\n" not in str(error)  # noqa: PT017 (which bytes matter is up to PyTorch)
             refused += 1
         else:
             assert found.keys() == weights.keys()
@@ -375,7 +375,7 @@ def test_a_flipped_bit_is_refused_or_without_effect(tmp_path):
     assert refused > len(content) // 7 // 4
 
 
-def test_files_without_checksums_are_taken(model, tmp_path):
+def test_files_without_checksums_are_accepted(model, tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(model.state_dict(), tmp_path / "x.pth")
@@ -393,7 +393,7 @@ def test_files_without_checksums_are_taken(model, tmp_path):
         ("conv1.weight", lambda weight: weight.to_sparse()),
     ],
 )
-def test_a_trunk_is_looked_at_as_well(tmp_path, name, change):
+def test_a_trunk_is_checked_as_well(tmp_path, name, change):
     state = resnet18().state_dict()
     state[name] = change(state[name])
     torch.save(state, tmp_path / "x.pth")
@@ -402,7 +402,7 @@ def test_a_trunk_is_looked_at_as_well(tmp_path, name, change):
 
 
 @pytest.mark.parametrize("shape", [(10**9,), (5,), (10**9, 1, 1, 1), ()], ids=str)
-def test_the_parts_of_a_trunk_that_are_folded_are_compared_first(tmp_path, shape):
+def test_the_folded_parts_of_a_trunk_are_checked_first(tmp_path, shape):
     norm = {f"_bn0.{part}": torch.ones(32) for part in ("weight", "bias", "running_mean", "running_var")}
     padding = {"rest": torch.zeros(10)}
     state = (
@@ -422,7 +422,7 @@ def test_the_parts_of_a_trunk_that_are_folded_are_compared_first(tmp_path, shape
         ({"position_waves": 10**6}, "position_waves: found 1000000, expected 0 to 32"),
     ],
 )
-def test_a_network_of_absurd_widths_is_not_begun(change, message):
+def test_a_network_of_absurd_widths_is_not_made(change, message):
     with pytest.raises(ValueError, match=message):
         STM(**SMALL | change)
 

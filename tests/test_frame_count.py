@@ -123,14 +123,14 @@ def test_a_video_cut_in_an_open_group_of_pictures(tmp_path: Path, options: dict[
 
     count, found = counted(remux(whole, tmp_path / f"cut.{suffix}", from_the_second_key))
     assert found <= 20
-    # an MP4 file says so itself
+    # an MP4 file states this itself
     assert count == (found if suffix == "mp4" else None)
     count, found = counted(remux(whole, tmp_path / f"late.{suffix}", lambda packets: packets[3:]))
     assert count in (None, found)
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mov", "mkv", "nut"])
-def test_empty_packets_are_no_frames(tmp_path: Path, suffix: str) -> None:
+def test_empty_packets_are_not_frames(tmp_path: Path, suffix: str) -> None:
     whole = make(tmp_path, "whole.avi", codec="mjpeg", pix_fmt="yuvj420p")
 
     def emptied(packets: list[Sent]) -> list[Sent]:
@@ -249,7 +249,7 @@ def test_the_default_stream_is_taken(
 
 @pytest.mark.parametrize("flag", ["attached_pic", "timed_thumbnails", "still_image", "dependent"])
 def test_thumbnails_are_not_taken(caplog: pytest.LogCaptureFixture, flag: str) -> None:
-    """Few containers can be written with them."""
+    """With stand-ins for streams, because few containers can be written with thumbnails."""
     from av.stream import Disposition
 
     def stream(index: int, flags: Disposition) -> SimpleNamespace:
@@ -336,16 +336,16 @@ def test_huge_frames_are_refused_before_they_are_decoded(tmp_path: Path, monkeyp
         list(open_frames(both))
 
 
-def test_metadata_of_another_encoding_do_not_matter(tmp_path: Path) -> None:
+def test_metadata_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
     path = make(tmp_path, "v.mkv", codec="ffv1")
     whole = path.read_bytes()
-    assert b"Lavf" in whole  # what wrote it
+    assert b"Lavf" in whole  # the program that wrote it
     path.write_bytes(whole.replace(b"Lavf", b"\xff\xfe\xfd\xfc"))
     assert counted(path) == (FRAMES, FRAMES)
 
 
 @pytest.mark.parametrize("name", ["fragments.mp4", "plain.mkv", "vp9.webm", "plain.avi", "plain.ts", "plain.gif"])
-def test_damaged_files_raise_nothing_else(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_files_raise_only_input_errors(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     path = make(tmp_path, name, **VIDEOS[name])
     whole = path.read_bytes()
     chance = np.random.default_rng(0)
@@ -366,7 +366,7 @@ def test_damaged_files_raise_nothing_else(tmp_path: Path, name: str, caplog: pyt
     assert not any("\n" in message for message in messages)
 
 
-def test_what_is_damaged_behind_the_first_frame_does_not_stop_the_counting(tmp_path: Path) -> None:
+def test_damage_after_the_first_frame_does_not_stop_the_counting(tmp_path: Path) -> None:
     import av
 
     path = make(tmp_path, "v.mp4", encoder={"bf": "0", "tune": "zerolatency"})
@@ -387,7 +387,7 @@ def test_what_is_damaged_behind_the_first_frame_does_not_stop_the_counting(tmp_p
     [
         (b"\0\0\0\x08moov\0\0\0\x08mdat", False),
         (b"\0\0\0\x08moov\0\0\0\x08moof\0\0\0\x08mdat", True),
-        # long, and to the end of the file
+        # a 64-bit length, and a box that extends to the end of the file
         (b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x12xx\0\0\0\x08moof", True),
         (b"\0\0\0\x08moov\0\0\0\0mdat\0\0\0\x08moof", False),
         (b"\0\0\0\x08moov\0\0", False),
@@ -403,13 +403,13 @@ def test_fragments_of_mp4(tmp_path: Path, boxes: bytes, fragmented: bool) -> Non
 
 
 @pytest.mark.parametrize("length", [2**56 - 2, 2**40, 0])
-def test_a_matroska_file_whose_header_is_longer_than_it_states_no_end(tmp_path: Path, length: int) -> None:
+def test_a_matroska_file_that_ends_with_its_header_states_no_end(tmp_path: Path, length: int) -> None:
     path = tmp_path / "v.mkv"
     path.write_bytes(b"\x1a\x45\xdf\xa3" + (2**56 + length).to_bytes(8, "big"))
     assert containers.stated_end(path) is None
 
 
-def test_notes_name_nothing_where_nothing_was_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_note_without_a_choice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert counted(make(tmp_path, "v.mp4")) == (FRAMES, FRAMES)
     assert caplog.messages == []

@@ -1,6 +1,6 @@
-"""Some hundred cases of the fuzz of every reader, the same ones each time, and of the fuzz itself.
+"""A few hundred fuzz cases for every reader, the same each time, and tests of the fuzzer itself.
 
-`make fuzz` runs new ones for minutes.
+`make fuzz` runs new cases for minutes.
 """
 
 import os
@@ -25,13 +25,13 @@ def findings_of(target: Target, numbers, seconds=20.0) -> list[Finding]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_reader_gives_what_it_says_or_one_line(name):
+def test_a_reader_returns_or_refuses_in_one_line(name):
     target = TARGETS[name]
     if missing(target):
         pytest.skip(f"{', '.join(missing(target))} not installed")
     findings = findings_of(target, range(target.cases))
-    told = (f"--only {name} --seed {SEED} --number {one.number}: {one.what}\n{one.details}" for one in findings[:3])
-    assert not findings, f"{len(findings)} findings\n" + "\n".join(told)
+    reports = (f"--only {name} --seed {SEED} --number {one.number}: {one.what}\n{one.details}" for one in findings[:3])
+    assert not findings, f"{len(findings)} findings\n" + "\n".join(reports)
 
 
 VALID = b"a,b\nc,d\n"
@@ -50,7 +50,7 @@ def refuse(folder: Path) -> None:
         raise InputError("one line")
 
 
-def tell_at_length(folder: Path) -> None:
+def refuse_at_length(folder: Path) -> None:
     if changed(folder):
         raise InputError("a" * 3000)
 
@@ -88,16 +88,16 @@ def test_input_errors_are_not_findings():
 @pytest.mark.parametrize(
     ("read", "what", "details"),
     [
-        (tell_at_length, "a message of 3000 characters, 1 lines", "aaa"),
+        (refuse_at_length, "a message of 3000 characters, 1 lines", "aaa"),
         (fail, "KeyError: 'x'", "in fail"),
         (crash, "the process ended with -6", "in crash"),
-        (hang, "no end within 1 seconds", "in hang"),
+        (hang, "still running after 1 seconds", "in hang"),
         (allocate, "MemoryError: ", "in allocate"),
         (grow, "took 3", ""),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_a_reader_may_not_do_is_found_and_the_next_case_is_run(read, what, details):
+def test_a_fault_of_a_reader_is_found_and_the_next_case_is_run(read, what, details):
     target = Target(read.__name__, read, valid)
     numbers = [number for number in range(20) if case(target, SEED, number) not in valid()][:2]
     findings = findings_of(target, numbers, seconds=1 if read is hang else 20)

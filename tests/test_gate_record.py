@@ -1,4 +1,4 @@
-"""What make test leaves out: never more than what passed before, and never all of it."""
+"""The tests that make test skips: only those that passed before, and never all of them."""
 
 import json
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def test_the_gate_depends_on_kernels_operators_tests_and_triton(tmp_path):
     assert not gate_record.passed_before("compiled", record)
 
 
-def test_a_source_that_changes_in_any_way_is_another(tmp_path):
+def test_any_change_of_a_source_changes_the_state(tmp_path):
     (tmp_path / "kernels").mkdir()
     source = tmp_path / "kernels" / "forward.py"
     source.write_text("one")
@@ -46,7 +46,7 @@ def test_a_sample_of_the_compiling_tests_and_all_others_are_selected():
     assert 5 <= len(kept) - 2 <= 50
 
 
-def test_few_cases_of_every_test_are_left():
+def test_few_cases_of_every_test_are_kept():
     found = items(*COMPILED, "tests/test_a.py::test_b", "tests/test_a.py::test_c[1]", "tests/test_a.py::test_c[2]")
     kept = [item.nodeid for item in gate_record.few(found, 2)]
     assert len(kept) == 5

@@ -47,7 +47,7 @@ def test_without_a_gpu(monkeypatch, capsys):
     assert "no CUDA device" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_named(monkeypatch, capsys):
+def test_a_missing_package_is_named(monkeypatch, capsys):
     monkeypatch.setattr(gpu_checks, "find_spec", lambda name: None)
     assert gpu_checks.main([]) == 1
     assert capsys.readouterr().err == "gpu checks: pytest is not installed\n"
@@ -62,7 +62,7 @@ def test_unknown_stages_are_refused(capsys):
     assert "found lunch, expected some of smoke, tests" in capsys.readouterr().err
 
 
-def test_a_stage_that_fails_stops_no_other_and_leaves_its_time(session, monkeypatch, capsys):
+def test_a_stage_that_fails_leaves_its_time_to_the_others(session, monkeypatch, capsys):
     ends = {}
 
     def failing(session, stage, end):
@@ -97,7 +97,7 @@ def test_the_table_is_short_however_much_was_found(session):
     assert text.splitlines()[-1] == f"all results: {session.out}"
 
 
-def test_nothing_is_left_of_a_process_that_is_out_of_time(session, tmp_path):
+def test_a_process_out_of_time_is_killed_with_its_children(session, tmp_path):
     beat = tmp_path / "beat"
     grandchild = f"while true; do date +%N > {beat}; sleep 0.05; done"
     assert session.run(["bash", "-c", f"({grandchild}) & wait"], time.monotonic() + 0.5) is None
@@ -127,7 +127,7 @@ def test_that_hangs(place):
     time.sleep(60)
 
 @pytest.mark.gpu
-def test_behind_it():
+def test_after_it():
     pass
 """
 
@@ -147,11 +147,11 @@ def test_failed_tests_are_listed_and_a_hung_one_is_ended(session, tmp_path):
         assert "crashed" in failed["test_that_hangs[here]"]
         assert stage.found["outcomes"] == {"passed": 2, "failed": 2}
     else:
-        assert [name.split("::")[1] for name in stage.missed] == ["test_that_hangs[here]", "test_behind_it"]
+        assert [name.split("::")[1] for name in stage.missed] == ["test_that_hangs[here]", "test_after_it"]
         assert stage.found["outcomes"] == {"passed": 1, "failed": 1}
 
 
-def test_what_starts_a_pytest_is_there_and_its_cases_are_run_instead():
+def test_the_test_that_starts_pytest_is_replaced_by_its_cases():
     path, name = gpu_suite.STARTER.split("::")
     assert f"def {name}(" in (ROOT / path).read_text()
     assert gpu_suite.STARTER in gpu_suite.command([])
@@ -182,7 +182,7 @@ def test_a_kernel_that_hung_is_launched_by_no_later_stage(session, tmp_path):
     assert session.stages["smoke"].found["not reached"] == ["read[portable]"]
 
 
-def test_the_cases_of_the_smoke_stage_are_those_that_later_stages_know():
+def test_later_stages_know_the_cases_of_the_smoke_stage():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", gpu_suite.SMOKE]
     done = subprocess.run(command, env=os.environ | PATHS, cwd=ROOT, capture_output=True, text=True, check=True)
     cases = re.findall(r"\[(\w+)-(\w+)\]$", done.stdout, re.MULTILINE)
@@ -210,7 +210,7 @@ for name, route in PACKAGE_ROUTES.items():
 
 
 @pytest.mark.slow
-def test_routes_launch_what_they_are_named_after(tmp_path):
+def test_routes_launch_the_kernels_they_are_named_after(tmp_path):
     script = tmp_path / "launched.py"
     script.write_text(LAUNCHED)
     command = [sys.executable, "-m", "launchless", str(script)]
@@ -245,7 +245,7 @@ def test_times_are_tables_of_routes_by_shapes(monkeypatch):
     ]
 
 
-def test_frames_that_a_run_did_not_reach_are_missed(session, monkeypatch):
+def test_frames_that_a_run_did_not_reach_are_listed_as_missed(session, monkeypatch):
     wanted = Frames(("480p-T1-O1", "480p-T1-O2"), ("published", "prepared"))
     compiled = Frames(("64p-T1-O1",), ("published", "bfloat16"))
     monkeypatch.setattr(gpu_times, "FRAMES", {"network": wanted, "network-compiled": compiled})
@@ -275,8 +275,8 @@ def test_frames_that_a_run_did_not_reach_are_missed(session, monkeypatch):
     assert lines[2:] == ["  network: ended with exit code 1: see the log", "  network-compiled: out of time"]
 
 
-def test_a_part_that_dies_takes_no_other_with_it(session, monkeypatch):
-    """The second process dies in its first part; the third does the rest."""
+def test_a_part_that_crashes_does_not_stop_the_others(session, monkeypatch):
+    """The second process crashes in its first part; the third runs the rest."""
     asked = []
 
     def run(command, end):
@@ -314,7 +314,7 @@ def test_a_packed_kernel_is_not_compiled_again(tmp_path, monkeypatch):
     assert found_before == [False, True]
 
 
-def test_kernels_of_another_triton_stay_packed(tmp_path, monkeypatch):
+def test_kernels_of_another_version_of_triton_stay_packed(tmp_path, monkeypatch):
     assert gpu_cache.unpack(tmp_path / "archive", tmp_path).startswith("there is no archive of kernels")
     (tmp_path / "here" / "A").mkdir(parents=True)
     (tmp_path / "here" / "A" / "kernel.cubin").write_bytes(b"code")
@@ -332,7 +332,7 @@ NCU = """==PROF== Connected to process 1
 """.replace("{stall}", "smsp__average_warps_issue_stalled").replace("{rest}", "_per_issue_active.ratio")
 
 
-def test_counters_of_ncu_become_a_line(tmp_path):
+def test_counters_of_ncu_are_summarized(tmp_path):
     path = tmp_path / "ncu.csv"
     path.write_text(NCU)
     assert list(gpu_checks.metrics_shown(gpu_checks.read_metrics(path))) == [
@@ -346,7 +346,7 @@ def test_counters_of_ncu_become_a_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_stage_is_reached_on_the_device_that_launches_nothing(tmp_path):
+def test_every_stage_is_reached_on_the_launchless_device(tmp_path):
     out, ncu, counted = tmp_path / "out", tmp_path / "ncu", tmp_path / "counted"
     counted.write_text(NCU)
     # the argument after --log-file is where it writes
@@ -361,7 +361,7 @@ def test_every_stage_is_reached_on_the_device_that_launches_nothing(tmp_path):
     }
     command = [sys.executable, "-m", "launchless", str(BENCHMARKS / "gpu_checks.py"), "--tiny", "--minutes", "30"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    # nothing was computed, and that shows
+    # nothing was computed, so the tests fail
     assert done.returncode == 1, done.stderr
     stages = {stage.name: stage for stage in read_record(out / "gpu-checks.json", Stage).rows}
     states = {name: stage.state for name, stage in stages.items()}

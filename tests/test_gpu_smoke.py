@@ -1,6 +1,6 @@
-"""Whether each kernel runs at all, and is right: one shape of the published size, against float64. Stage 1 of make gpu.
+"""A quick check of each kernel against float64, at the published size or a tiny one. Stage 1 of make gpu.
 
-The names of the cases are those of gpu_times.LAUNCHING: a kernel that hangs here is launched by no later stage.
+The cases have the names in gpu_times.LAUNCHING: later stages do not launch a kernel that hangs here.
 """
 
 from contextlib import nullcontext
@@ -40,7 +40,7 @@ def test_a_read_is_right(size, name):
         check_case(case, torch.bfloat16, "triton", "cuda", gradients=False)
 
 
-# the largest error, as tests/quantized_engine_cases.py has it for normal numbers
+# the largest errors, as in tests/quantized_engine_cases.py for normal numbers
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.int8, 0.014), (torch.float8_e4m3fn, 0.064)], ids=["int8", "fp8"])
 @pytest.mark.parametrize("size", QUERIES)
 def test_a_quantized_read_is_right(size, dtype, allowed):

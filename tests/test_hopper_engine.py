@@ -1,4 +1,4 @@
-"""The Hopper kernel on a GPU: no worse than eager, and neither is the portable kernel where it would read."""
+"""The Hopper kernel on a GPU is no worse than eager, nor is the portable kernel in its place."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -47,7 +47,7 @@ def _of_any_size(monkeypatch) -> Iterator[None]:
 
 
 def launched_for(case: ReadCase) -> str:
-    """The kernel that such a read launches."""
+    """The kernel that the read of a case launches."""
     query, key, value = make_tensors(case, torch.bfloat16, "cuda")[:3]
     target = target_of(query.device)
     problem = Problem(query, key, value, None, None, None, 1.0, False, None, target, "half")
@@ -77,7 +77,7 @@ def test_the_portable_kernel_at_the_same_widths(case: ReadCase) -> None:
 
 @pytest.mark.gpu
 @on_hopper
-def test_this_triton_has_its_gluon() -> None:
+def test_this_triton_has_the_required_gluon() -> None:
     assert hopper_module() is not None
 
 

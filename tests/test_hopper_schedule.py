@@ -42,8 +42,8 @@ def make(
 
 def problem_of(tensors: list[Tensor], lengths: list[int] | None = None, scale: float = 0.3) -> Problem:
     query, key, value = tensors
-    there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
-    return Problem(query, key, value, None, None, there, scale, False, None, TARGET, arithmetic_of(query.dtype))
+    counts = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    return Problem(query, key, value, None, None, counts, scale, False, None, TARGET, arithmetic_of(query.dtype))
 
 
 def plan(
@@ -62,9 +62,9 @@ def check(
     config: HopperConfig = SMALL,
     source: str = SOURCE,
 ) -> None:
-    """Every order gives the read that float64 gives, up to roundings of float16."""
-    there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
-    exact = memory_read(*(t.double() for t in tensors), scale=0.3, lengths=there, return_lse=True, backend="reference")
+    """Every order gives the float64 read, up to float16 rounding."""
+    counts = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    exact = memory_read(*(t.double() for t in tensors), scale=0.3, lengths=counts, return_lse=True, backend="reference")
     for seed in range(seeds):
         out, lse, launch = plan(tensors, lengths, splits, config)
         simulate(launch, seed, source)
@@ -82,7 +82,7 @@ def test_any_number_of_steps(rows: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("splits", [2, 3, 5, 8])
 @pytest.mark.parametrize("lengths", [None, [70, 0], [1, 79], [80, 16]])
-def test_parts_of_the_memory_some_empty(splits: int, lengths: list[int] | None) -> None:
+def test_parts_of_the_memory_including_empty_ones(splits: int, lengths: list[int] | None) -> None:
     check(make(80, batch=2), lengths, splits)
 
 
@@ -109,13 +109,13 @@ def check_plan(problem: Problem, out: Tensor, lse: Tensor, launch: GluonLaunch) 
 
 
 def wide(rows: int) -> Problem:
-    """A read that the engine gives to the kernel."""
+    """A read for which the engine uses the kernel."""
     tensors = [torch.randn(1, 20, 64), torch.randn(2, rows, 64), torch.randn(2, rows, 512)]
     return problem_of([tensor.half() for tensor in tensors], [rows, 7], 0.125)
 
 
 @pytest.mark.parametrize(("rows", "parts"), [(60, 1), (600, 2)])
-def test_the_engine_takes_it_and_chooses_parts(rows: int, parts: int) -> None:
+def test_the_engine_uses_the_kernel_and_chooses_parts(rows: int, parts: int) -> None:
     problem = wide(rows)
     assert is_for_hopper(problem)
     out, lse, launch = forward.plan_read(problem)
@@ -124,7 +124,7 @@ def test_the_engine_takes_it_and_chooses_parts(rows: int, parts: int) -> None:
     check_plan(problem, out, lse, launch)
 
 
-def test_a_plan_reads_other_tensors_of_its_layout() -> None:
+def test_a_plan_reads_other_tensors_of_the_same_layout() -> None:
     out, lse, launch = forward.plan_read(wide(60))
     assert isinstance(launch, GluonLaunch)
     other = wide(60)
@@ -162,7 +162,7 @@ def test_a_bank_with_spare_rows_that_hold_nan() -> None:
     torch.testing.assert_close(out.half(), exact, rtol=0, atol=4e-3)
 
 
-# what is taken out of the source or put in its place, and what the simulator must say then
+# code of the source, its replacement, and the error that the simulator must report
 IGNORE = "\n\n@gluon.jit\ndef ignore(*_arguments, **_options):\n    pass\n"
 BROKEN = [
     ("mbarrier.arrive(weight_empty.index(slot), count=1)", "pass", "deadlock"),
@@ -228,7 +228,7 @@ def test_small_reads_are_left_to_the_portable_kernel(monkeypatch) -> None:
     assert is_for_hopper(wide(2**22 // 40 + 1))
 
 
-def test_a_tile_of_the_user_goes_first() -> None:
+def test_a_tile_chosen_by_the_user_has_priority() -> None:
     problem = problem_of(make(30))._replace(value=torch.randn(1, 30, 512).half())
     assert isinstance(forward.plan_read(problem)[2], GluonLaunch)
     with using({("forward", problem.choice): ForwardConfig(64, 32, 32, 128, 1, 8, 1)}):

@@ -30,7 +30,7 @@ def without_gradients():
 
 
 class Case(NamedTuple):
-    """A bottleneck and its image, without their numbers."""
+    """The shapes of a bottleneck and its image."""
 
     size: tuple[int, int]  # H, W
     channels: tuple[int, int, int]  # Cin, M, Cout; M = Cin: nothing is widened
@@ -46,7 +46,7 @@ class Case(NamedTuple):
         return "-".join(str(part) for part in self).replace(" ", "")
 
 
-# whole and broken panels of 16 channels, vectors, pairs and blocks of 48; groups of 4, 6 and 8 pixels and what is left
+# whole and partial panels of 16 channels, vectors, pairs and blocks of 48; groups of 4, 6 and 8 pixels, and remainders
 CASES = (
     Case((9, 13), (8, 48, 24)),
     Case((17, 10), (24, 144, 24)),
@@ -60,14 +60,14 @@ CASES = (
     Case((1, 1), (3, 18, 3)),
     Case((1, 7), (1, 1, 1), kernel=5, stride=2),
     Case((2, 1), (4, 200, 130), stride=2),
-    # several strips a thread, and several blocks of channels
+    # several strips per thread, and several blocks of channels
     Case((150, 40), (40, 288, 48), kernel=5, batch=2),
     Case((31, 54), (88, 528, 88)),
 )
 
 
 def filled(conv: nn.Conv2d) -> nn.Conv2d:
-    """Weights that keep the size of what goes in."""
+    """Sets weights that keep the magnitude of the input."""
     nn.init.normal_(conv.weight, 0, 1 / math.sqrt(conv.weight[0].numel()))
     nn.init.normal_(conv.bias)
     return conv
@@ -91,7 +91,7 @@ def in_float64(module: nn.Module) -> nn.Module:
 
 
 def rounded_once(x, block):
-    """In float64, what lies between two convolutions rounded to the dtype of `x` as a network would store it."""
+    """In float64, with every intermediate result rounded to the dtype of `x`, as a network stores it."""
     doubles, dtype = in_float64(block), x.dtype
     h = x.double()
     if doubles.expand is not None:
@@ -105,7 +105,7 @@ def check(found, x, block):
     assert_no_worse_than_eager({"y": found}, {"y": eager}, {"y": rounded_once(x, block)}, {"y": exact})
 
 
-def test_an_extension_that_is_here_has_the_bottlenecks():
+def test_a_built_extension_has_the_bottlenecks():
     assert bottlenecks.absent_reasons() == cpp_ops.absent_reasons()
 
 
@@ -135,7 +135,7 @@ def test_every_set_of_instructions_is_right(instructions, tmp_path):
     arguments = ["-q", "-p", "no:cacheprovider", "-k", "no_worse_than_eager", str(Path(__file__))]
     ended = Running(arguments, tmp_path, "pytest", STM_FAST_CPU=instructions).wait()
     if "STM_FAST_CPU: found" in ended.stdout + ended.stderr:
-        pytest.skip("this machine does not have it")
+        pytest.skip("this machine lacks these instructions")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "skipped" not in ended.stdout
 
@@ -172,15 +172,15 @@ def test_nothing_around_an_image_is_read_or_written(case, dtype):
 
 @DTYPES
 def test_nan_and_infinity_spread_only_as_far_as_the_convolution_reaches(dtype):
-    """With a number of channels that fills neither a vector nor a pair, so that the next pixel could be read."""
+    """With a number of channels that fills neither a vector nor a pair, so that the next pixel might be read."""
     case = Case((9, 10), (5, 35, 7))
     x, block = image_of(case, dtype), block_of(case, dtype)
     fused = FusedBottleneck(block)
     clean = fused(x)
     for bad in (math.nan, math.inf):
-        spoilt = x.clone()
-        spoilt[0, 0, 4, 5] = bad
-        found, expected = fused(spoilt), in_float64(block)(spoilt.double())
+        spoiled = x.clone()
+        spoiled[0, 0, 4, 5] = bad
+        found, expected = fused(spoiled), in_float64(block)(spoiled.double())
         seen = torch.zeros(9, 10, dtype=torch.bool)
         seen[3:6, 4:7] = True
         assert torch.equal(found[..., ~seen], clean[..., ~seen])
@@ -250,7 +250,7 @@ def test_unsupported_blocks_and_inputs_are_refused():
         stem(torch.randn(1, 4, 6, 6))
 
 
-def test_operators_refuse_what_does_not_fit():
+def test_operators_refuse_tensors_that_do_not_fit():
     x, out = torch.randn(1, 4, 4, 8), torch.empty(1, 4, 4, 24)
     tensors = tensors_of(FusedBottleneck(block_of(Case((4, 4), (8, 48, 24)), torch.float32)))
     run = torch.ops.stm_fast.inverted_bottleneck
@@ -265,7 +265,7 @@ def test_operators_refuse_what_does_not_fit():
 
 
 @pytest.mark.slow
-def test_operators_are_registered_well():
+def test_operators_are_registered_correctly():
     fused = FusedBottleneck(block_of(Case((6, 5), (8, 48, 24), stride=2), torch.float32))
     images, out = torch.randn(1, 6, 5, 8), torch.empty(1, 3, 3, 24)
     arguments = (out, images, *tensors_of(fused), 48, 3, 2, False)
@@ -277,7 +277,7 @@ def test_operators_are_registered_well():
 
 @DTYPES
 @pytest.mark.parametrize("name", LITE)
-def test_a_trunk_of_fused_parts_is_the_trunk(name, dtype):
+def test_a_trunk_of_fused_parts_matches_the_original(name, dtype):
     trunk = EfficientNetLite(name).eval().requires_grad_(False)
     frame = torch.rand(1, 3, 50, 66)
     exact = trunk.double()(frame.double())
@@ -294,7 +294,7 @@ def test_a_trunk_of_fused_parts_is_the_trunk(name, dtype):
     assert_no_worse_than_eager(*results)
 
 
-def test_parts_of_other_modules_are_left():
+def test_parts_of_other_modules_are_not_replaced():
     odd = InvertedBottleneck(8, 8, 7, 1, 6)
     network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Sequential(InvertedBottleneck(8, 16, 3, 2, 6)), odd)
     replace_bottlenecks(network)

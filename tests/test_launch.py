@@ -1,4 +1,4 @@
-"""What a kernel launch is given, and what users' reads launch."""
+"""The arguments of kernel launches, and the kernels that users' reads launch."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def test_float32_is_exact_unless_pytorch_is_allowed_tf32() -> None:
 
 
 @pytest.mark.slow
-def test_reads_at_480p_launch_the_tiles_they_are_to() -> None:
+def test_reads_at_480p_launch_the_expected_tiles() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "launchless", "-p", "no:cacheprovider", str(CASES)]
     environment = {**os.environ, "PYTHONPATH": str(CASES.parent)}
     child = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -71,7 +71,7 @@ class TestSTM:
         network.Memory = MemoryRead()
         assert list(network.state_dict()) == names
 
-    def test_insists_on_its_backend(self):
+    def test_passes_its_backend_on(self):
         tensors = randn(2, CK, T, H, W), randn(2, CV, T, H, W), randn(2, CK, H, W), randn(2, CV, H, W)
         with pytest.raises(ValueError, match="backend: found 'none'"):
             MemoryRead(backend="none")(*tensors)
@@ -212,7 +212,7 @@ class TestMiVOS:
 
 
 class TestAOT:
-    """Yang et al., NeurIPS 2021, section 3.2: attention with heads; distance, length and top-k forms of the code."""
+    """Yang et al., NeurIPS 2021, section 3.2: attention with heads; the code's distance, length and top-k variants."""
 
     width, heads, batch = 16, 4, 2
 
@@ -267,7 +267,7 @@ class TestAOT:
         }
         assert set(self.layer().state_dict()) == names
 
-    def test_refuses_what_it_cannot_do(self):
+    def test_refuses_unsupported_options(self):
         with pytest.raises(ValueError, match=r"dropout: found 0\.1, expected 0"):
             self.layer(dropout=0.1)
         with pytest.raises(ValueError, match="top_k: found 0, expected above 0, or from -1 to below 0"):

@@ -1,4 +1,4 @@
-"""Which tensors of a read are copied before it, and in what chunks their columns are multiplied. No GPU is needed."""
+"""Which tensors are copied before a read, and the chunks in which columns are multiplied. No GPU is needed."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def problem(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Proble
 
 
 def test_rows_are_read_in_place():
-    """Those of a bank with spare slots, of one object for all, and of some slots among others, too."""
+    """Also rows of a bank with spare slots, rows shared by all objects, and a range of slots."""
     bank_key, bank_value = rows_of(3, 25 * 1620, 128), rows_of(3, 25 * 1620, 512)
     read = problem(rows_of(1, 1620, 128), bank_key[:, 1620 : 21 * 1620], bank_value[:, 1620 : 21 * 1620])
     assert read.regular
@@ -38,7 +38,7 @@ def test_rows_are_read_in_place():
     assert copied(shared) == []
 
 
-def test_channels_first_is_copied_where_there_are_queries_enough():
+def test_channels_first_is_copied_if_there_are_enough_queries():
     read = problem(channels_of(1, 1620, 128), channels_of(3, 32400, 128), channels_of(3, 32400, 512))
     assert not read.regular
     assert copied(read) == ["query", "key", "value"]
@@ -49,7 +49,7 @@ def test_channels_first_is_copied_where_there_are_queries_enough():
     assert copied(small) == ["query"]
 
 
-def test_the_selection_goes_with_the_query():
+def test_the_selection_is_copied_like_the_query():
     selection = torch.empty(1, 64, 1620, device="meta").mT
     read = problem(rows_of(1, 1620, 64), rows_of(1, 32400, 64), rows_of(2, 32400, 512), selection=selection)
     assert copied(read) == ["selection"]
@@ -65,19 +65,19 @@ def test_widths_without_a_tile_are_read_in_place(key_dim, value_dim):
     "tensor",
     [
         rows_of(2, 10, 72)[..., :64],  # 144 bytes between rows: a multiple of 16 bytes, not of 16 numbers
-        rows_of(2, 11, 64).flatten(1)[:, 4:644].view(2, 10, 64),  # begins 8 bytes behind such a multiple
+        rows_of(2, 11, 64).flatten(1)[:, 4:644].view(2, 10, 64),  # begins 8 bytes after such a multiple
         rows_of(2, 10, 65)[:, :, 1:],
         channels_of(2, 10, 64),
     ],
     ids=["72", "offset", "65", "channels"],
 )
-def test_what_triton_cannot_know_to_be_aligned_has_no_rows(tensor):
+def test_tensors_that_may_not_be_aligned_have_no_rows(tensor):
     assert not has_rows(tensor)
     read = problem(tensor, rows_of(2, 1620, 64), rows_of(2, 1620, 128))
     assert copied(read) == ["query"]
 
 
-def test_strides_that_no_step_takes_do_not_matter():
+def test_strides_of_dimensions_of_size_one_do_not_matter():
     # PyTorch calls a tensor of one row contiguous whatever its strides are
     assert has_rows(torch.empty(64, dtype=BF16, device="meta").as_strided((1, 1, 64), (7, 5, 1)))
 
@@ -92,7 +92,7 @@ def test_a_view_whose_tiles_span_more_is_copied():
     key = channels_of(1, 2**24, 128)
     assert LARGEST_TILE * key.stride(1) + 128 * key.stride(2) > 2**31
     assert copied(problem(rows_of(1, 1, 128), key, rows_of(1, 2**24, 512))) == ["key"]
-    # of widths without a tile, too
+    # with widths without a tile, too
     assert copied(problem(rows_of(1, 1, 127), channels_of(1, 2**25, 127), rows_of(1, 2**25, 511))) == ["key"]
 
 
@@ -118,7 +118,7 @@ def test_columns_in_chunks_by_hand(width, widest, expected):
     assert chunks(width, widest) == Chunks(*expected)
 
 
-def test_chunks_that_may_not_be_narrow_by_hand():
+def test_chunks_of_a_minimum_width_by_hand():
     assert chunks(176, 128, narrowest=128) == Chunks(128, 2, 128)
     assert chunks(192, 256, narrowest=128) == Chunks(256, 1, 256)
     assert chunks(32, 64, narrowest=128) == Chunks(64, 1, 64)

@@ -86,10 +86,10 @@ def test_lists_of_davis_2016_hold_pairs_of_paths(root, line):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_is_no_list_of_sequences_is_refused_in_one_line(root, content, words):
+def test_an_invalid_list_of_sequences_is_refused_in_one_line(root, content, words):
     add_sequence(root, "bike")
     write_list(root, content)
-    # the command line prints them in the same way
+    # the command line prints both in the same way
     with pytest.raises((InputError, OSError), match=re.escape(words)) as refused:
         folder(root, "val")
     assert "\n" not in str(refused.value)

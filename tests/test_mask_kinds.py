@@ -1,4 +1,4 @@
-"""Masks in the forms in which they occur: every unambiguous form is accepted, with a note; others are refused."""
+"""Masks in all forms that occur: every unambiguous form is accepted, with a note; others are refused."""
 
 import struct
 import zlib
@@ -71,7 +71,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_one_object_is_taken_however_it_was_saved(tmp_path: Path, form: str) -> None:
+def test_one_object_is_read_however_it_was_saved(tmp_path: Path, form: str) -> None:
     picture, name, options = FORMS[form]
     picture.save(tmp_path / name, **options)
     mask = read_mask(tmp_path / name)
@@ -93,7 +93,7 @@ def test_edges_of_an_upscaled_mask_are_not_objects(tmp_path: Path, scale: int) -
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("method", ["LANCZOS", "BICUBIC", "HAMMING", "BILINEAR"])
 @pytest.mark.parametrize("scale", [0.4, 0.5, 2])
-def test_thin_parts_of_a_resized_mask_are_no_objects(tmp_path: Path, scale: float, method: str, mode: str) -> None:
+def test_thin_parts_of_a_resized_mask_are_not_objects(tmp_path: Path, scale: float, method: str, mode: str) -> None:
     large = shapes(255, scale=3)
     drawing = ImageDraw.Draw(large)
     for place in range(20, 500, 23):  # spokes, some of which fall between pixels
@@ -107,17 +107,17 @@ def test_thin_parts_of_a_resized_mask_are_no_objects(tmp_path: Path, scale: floa
 
 
 def test_soft_edges_are_found_with_any_palette(tmp_path: Path) -> None:
-    grey = smooth(255).convert("P")
-    grey.putpalette([level for level in range(256) for _ in range(3)])
-    grey.save(tmp_path / "m.png")
+    gray = smooth(255).convert("P")
+    gray.putpalette([level for level in range(256) for _ in range(3)])
+    gray.save(tmp_path / "m.png")
     assert object_ids(read_mask(tmp_path / "m.png").ids) == [255]
 
 
 REFUSED = {
     "two colors": (Image.merge("RGB", [shapes(200, 0), shapes(0, 200), Image.new("L", (WIDTH, HEIGHT))]), "m.png"),
     "white and red": (Image.merge("RGB", [Image.new("L", (WIDTH, HEIGHT), 255), shapes(255), shapes(255)]), "m.png"),
-    "grey levels in RGB": (shapes(100, 255).convert("RGB"), "m.png"),
-    "grey levels in JPEG": (shapes(100, 255), "m.jpg"),
+    "gray levels in RGB": (shapes(100, 255).convert("RGB"), "m.png"),
+    "gray levels in JPEG": (shapes(100, 255), "m.jpg"),
     "several soft objects": (smooth(60, 255), "m.png"),
     "soft ids": (smooth(3), "m.png"),
     "a gradient": (Image.linear_gradient("L"), "m.png"),
@@ -130,7 +130,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_could_mean_more_than_one_thing_is_refused(tmp_path: Path, kind: str) -> None:
+def test_an_ambiguous_mask_is_refused(tmp_path: Path, kind: str) -> None:
     picture, name = REFUSED[kind]
     picture.save(tmp_path / name)
     with pytest.raises(InputError) as caught:
@@ -181,7 +181,7 @@ def test_ids_of_any_number_and_shape_are_objects(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("side", [4, 6, 9, 40])
 @pytest.mark.parametrize("shades", [(128,), (85, 170), (64, 192)])
-def test_a_smoothed_edge_of_few_shades_is_no_object_however_small_it_is(tmp_path, side, shades) -> None:
+def test_a_smoothed_edge_of_few_shades_is_not_an_object_however_small_the_mask(tmp_path, side, shades) -> None:
     mask = np.zeros((64, 96), np.uint8)
     for ring, shade in enumerate((*shades, 255)):
         mask[10 + ring : 10 + 2 * len(shades) + side - ring, 20 + ring : 20 + 2 * len(shades) + side - ring] = shade
@@ -197,7 +197,7 @@ def test_shades_are_recognized_by_their_position() -> None:
     assert shades.others == {255}
     assert 0 not in shades.edges
     moved = np.array(smooth(255))
-    moved[5:15, 5:15] = 128  # the same value, in a place of its own
+    moved[5:15, 5:15] = 128  # the same value, away from any edge
     assert find_shades(moved) is None or not find_shades(moved).one_object
 
 
@@ -248,7 +248,7 @@ def test_a_mask_with_the_aspect_ratio_of_the_frames_is_resized(tmp_path: Path) -
         ((2, 2), (854, 480), False),
     ],
 )
-def test_sides_that_were_rounded_are_of_one_ratio(tmp_path, found, expected, taken) -> None:
+def test_aspect_ratios_are_compared_up_to_rounding(tmp_path, found, expected, taken) -> None:
     write_mask(tmp_path / "m.png", np.ones(found[::-1], np.uint8))
     if taken:
         assert read_mask(tmp_path / "m.png", expected).ids.shape == expected[::-1]
@@ -269,7 +269,7 @@ def test_a_huge_mask_is_refused_by_its_header(tmp_path: Path, size: tuple[int, i
         read_mask(tmp_path / "m.png", size)
 
 
-def test_a_mask_is_turned_as_its_frames_are(tmp_path: Path) -> None:
+def test_a_mask_is_rotated_like_its_frames(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = Image.fromarray(np.array(shapes(1, 2)))
@@ -310,7 +310,7 @@ def test_a_border_of_255_is_void_and_a_note_says_so(tmp_path: Path) -> None:
     assert given.read(1) is None
     note = "found 255 beside other ids, treated as void, which is background"
     assert given.notes == (f"{tmp_path / 'given/00000.png'} and 1 more: {note}",)
-    alone = voc(1) * (voc(1) == 255)  # the object is gone, its border is left
+    alone = voc(1) * (voc(1) == 255)  # the object is gone, its border remains
     write_mask(tmp_path / "given/00002.png", alone)
     with pytest.raises(InputError, match=r"00002\.png: mask without objects: nothing but 255, which is void"):
         given_masks(tmp_path / "given", reader)
@@ -325,7 +325,7 @@ def test_255_objects_are_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("objects", list(Objects))
-def test_void_is_background_where_a_set_is_scored(tmp_path: Path, objects: Objects) -> None:
+def test_void_is_background_when_a_set_is_scored(tmp_path: Path, objects: Objects) -> None:
     truth, found = tmp_path / "truth/v", tmp_path / "found/v"
     truth.mkdir(parents=True)
     found.mkdir(parents=True)
@@ -345,7 +345,7 @@ def test_void_is_background_where_a_set_is_scored(tmp_path: Path, objects: Objec
 # names
 
 
-def test_names_in_any_case_are_masks_and_frames(tmp_path: Path) -> None:
+def test_suffixes_of_masks_and_frames_may_have_any_case(tmp_path: Path) -> None:
     source = frames(tmp_path / "in")
     (source / "00002.png").rename(source / "00002.PNG")
     (tmp_path / "given").mkdir()
@@ -359,7 +359,7 @@ def test_names_in_any_case_are_masks_and_frames(tmp_path: Path) -> None:
         given_masks(tmp_path / "given", open_frames(source))
 
 
-def test_other_pictures_beside_masks_are_named_and_alone_they_are_masks(tmp_path: Path) -> None:
+def test_other_pictures_are_left_out_beside_pngs_and_are_masks_without_them(tmp_path: Path) -> None:
     reader = open_frames(frames(tmp_path / "in"))
     (tmp_path / "given").mkdir()
     shapes(255).save(tmp_path / "given/00002.jpg")
@@ -392,7 +392,7 @@ def test_hidden_files_and_folders_named_as_pictures_do_not_count(tmp_path: Path)
     assert [file.name for file in listing.list_images(source)] == ["00000.png", "00001.png"]
 
 
-def test_stills_pair_names_in_any_case(tmp_path: Path) -> None:
+def test_stills_are_paired_with_suffixes_in_any_case(tmp_path: Path) -> None:
     for part in ("JPEGImages", "Annotations"):
         (tmp_path / part).mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "JPEGImages/a.JPG", format="JPEG")
@@ -409,7 +409,7 @@ def test_results_of_other_programs_are_found_by_name(tmp_path: Path) -> None:
     assert [score.J.mean for score in score_sequence(sequence, tmp_path / "found")] == [1, 1]
 
 
-def test_results_that_are_a_link_to_nothing_are_named(tmp_path: Path) -> None:
+def test_results_behind_a_broken_link_are_named(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "truth" / name).mkdir(parents=True)
         for index in range(3):

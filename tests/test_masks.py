@@ -53,7 +53,7 @@ def test_ids_and_palette_come_back(tmp_path: Path, palette: bytes | None) -> Non
     assert masks.object_ids(found.ids) == [1, 7, 255]
 
 
-def test_nothing_but_the_mask_is_left(tmp_path: Path) -> None:
+def test_no_temporary_file_is_left(tmp_path: Path) -> None:
     writer = MaskWriter(tmp_path / "new" / "folder")
     writer.write("00003", IDS)
     writer.write("00003", IDS.T)
@@ -91,7 +91,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "values", "expected"),
     [("L", [[0, 255]], [[0, 255]]), ("L", [[0, 3]], [[0, 3]]), ("1", [[0, 1]], [[0, 1]])],
-    ids=["binary 255", "grey ids", "one bit"],
+    ids=["binary 255", "gray ids", "one bit"],
 )
 def test_gray_values_are_ids(tmp_path: Path, mode: str, values: list[list[int]], expected: list[list[int]]) -> None:
     dtype = np.bool_ if mode == "1" else np.uint8
@@ -120,7 +120,7 @@ def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "m.png", "8 bits")
 
 
-def test_missing_text_and_cut_files_are_refused(tmp_path: Path) -> None:
+def test_missing_text_and_truncated_files_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "none.png", "no such mask")
     (tmp_path / "text.png").write_text("not a picture")
     refuses(tmp_path / "text.png", "not a readable mask (unknown image format)")
@@ -131,7 +131,7 @@ def test_missing_text_and_cut_files_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "cut.png", "not a readable mask")
 
 
-def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
+def test_damaged_files_raise_only_input_errors(tmp_path: Path) -> None:
     masks.write_mask(tmp_path / "m.png", np.random.default_rng(0).integers(0, 9, (16, 16), dtype=np.uint8))
     whole = (tmp_path / "m.png").read_bytes()
     chance = random.Random(0)
@@ -158,7 +158,7 @@ def test_a_mask_without_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ids", "error"), [(IDS.astype(np.int64), TypeError), (IDS[None], ValueError)])
-def test_other_arrays_are_a_programmers_mistake(
+def test_invalid_arrays_are_programming_errors(
     tmp_path: Path, ids: npt.NDArray[np.uint8], error: type[Exception]
 ) -> None:
     with pytest.raises(error, match="ids"):
@@ -189,11 +189,11 @@ def test_overlay_uses_the_palette_and_bright_pixels_do_not_wrap() -> None:
     assert (draw_overlay(image, ids, bytes(9), 1.0) == 0).all()
 
 
-def test_the_object_of_a_black_and_white_mask_is_drawn_in_a_color_that_is_seen() -> None:
+def test_the_object_of_a_black_and_white_mask_is_drawn_in_a_visible_color() -> None:
     image, ids = np.full((9, 9, 3), 200, np.uint8), np.full((9, 9), 255, np.uint8)
     inner = draw_overlay(image, ids)[4, 4].astype(int)
     assert inner.max() - inner.min() > 90
-    assert (draw_overlay(image, ids, masks.DAVIS_PALETTE, 1.0)[4, 4] == (224, 224, 192)).all(), "a palette is kept"
+    assert (draw_overlay(image, ids, masks.DAVIS_PALETTE, 1.0)[4, 4] == (224, 224, 192)).all(), "the palette is kept"
 
 
 def test_overlay_checks_its_arguments() -> None:

@@ -59,7 +59,7 @@ def test_the_query_may_have_another_size():
     torch.testing.assert_close(bank.read(query_key)[0], plain_read(query_key, of(1, *frames)[0]))
 
 
-def test_a_temporary_frame_is_there_until_the_next():
+def test_a_temporary_frame_stays_until_the_next():
     bank, (first,) = filled(1, objects=2)
     previous, staying = [frame(2) for _ in range(2)], frame(2)
     for each in previous:
@@ -82,7 +82,7 @@ def test_objects_that_appear_later_have_their_own_rows():
     assert_reads(bank, of(1, first)[0] + of(3, second, third)[0], *of(3, second, third)[1:])
 
 
-def test_a_removed_object_leaves_the_others():
+def test_removing_an_object_leaves_the_others():
     bank, (first,) = filled(1, objects=2)
     second = frame(3)
     bank.append(*second)
@@ -96,7 +96,7 @@ def test_a_removed_object_leaves_the_others():
     assert_reads(bank, *of(2, last))
 
 
-def test_it_grows_by_doubling_and_spare_rows_are_zero(poisoned_memory):
+def test_a_bank_grows_by_doubling_and_spare_rows_are_zero(poisoned_memory):
     bank = MemoryBank()
     capacities = []
     for count in range(1, 10):
@@ -127,7 +127,7 @@ def test_storage_of_known_size_is_allocated_at_once(later):
         bank.append(*frame(1))
     bank.append(*frame(1), temporary=True)
     assert [rows.data_ptr() for rows in rows_of(bank)] == storage
-    for _ in range(later):  # it was wrong: the bank grows on
+    for _ in range(later):  # more frames than expected: the bank grows
         bank.append(*frame(1))
     assert bank.rows == [(10 + max(0, later - 1)) * PIXELS]
 
@@ -150,7 +150,7 @@ def test_a_cleared_bank_is_empty():
     assert (bank.objects, bank.rows, bank.nbytes) == (0, [], 0)
     with pytest.raises(ValueError, match="found an empty bank"):
         bank.read(torch.randn(1, CK, H, W))
-    key, value = torch.randn(1, 2, 1, 1), torch.randn(1, 3, 1, 1)  # other widths are another bank
+    key, value = torch.randn(1, 2, 1, 1), torch.randn(1, 3, 1, 1)  # a cleared bank accepts other widths
     bank.append(key, value)
     torch.testing.assert_close(bank.read(key), value)
 
@@ -181,7 +181,7 @@ def test_the_backend_is_passed_on():
         (torch.zeros(2, CK, H, W), torch.zeros(2, CV, H, W).double(), "value: found 6 and torch.float64"),
     ],
 )
-def test_wrong_frames_are_named(key, value, words):
+def test_invalid_frames_are_reported(key, value, words):
     bank, frames = filled(1, objects=2)
     with pytest.raises(ValueError, match=words):
         bank.append(key, value)
@@ -192,4 +192,4 @@ def test_which_frames_stay():
     config = MemoryConfig(every=5)
     assert [t for t in range(16) if stays(config, t, given=t == 7)] == [0, 5, 7, 10, 15]
     assert frames_that_stay(config, 16, {0, 7}) == 5
-    assert frames_that_stay(config, 16, {7}) == 3, "7, 10 and 15: before it there is no object"
+    assert frames_that_stay(config, 16, {7}) == 3, "7, 10 and 15: before 7 there is no object"

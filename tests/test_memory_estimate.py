@@ -25,7 +25,7 @@ from stm_fast.video import write_mask
 
 LAYOUT = FrameLayout(35, 16, 24, torch.float32, torch.device("cpu"))
 SLOT_BYTES = 35 * 40 * 4
-PAGE_BYTES = 5632  # with what aligns its fields
+PAGE_BYTES = 5632  # including the alignment of its fields
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def test_each_process_takes_its_part_of_a_bank(place, world):
 
 @pytest.mark.parametrize("place", ["device", "host"])
 @pytest.mark.parametrize(("slots", "world", "fits"), [(4, 1, False), (5, 1, True), (2, 2, False), (3, 2, True)])
-def test_given_frames_that_a_cap_in_bytes_does_not_hold(place, slots, world, fits):
-    """Four of them and the previous frame; `slots` of each of two objects fit into one process."""
+def test_given_frames_that_exceed_a_cap_in_bytes(place, slots, world, fits):
+    """Four given frames and the previous one; a process holds `slots` of them for each of two objects."""
     config = MemoryConfig(place=place, page_bytes=SLOT_BYTES, max_bytes=2 * slots * PAGE_BYTES)
     given = {"objects": 2, "frames": None, "given_frames": 4, "world": world}
     if fits:
@@ -133,7 +133,7 @@ if sys.argv[2] == "prepared":
     model = for_inference(model)
 segment(32, 48, MemoryConfig())
 gc.collect()
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 before = kilobytes("VmRSS")
 memory = MemoryConfig(every=1, frames=3, storage=sys.argv[1])
 segment(240, 432, memory)
@@ -143,19 +143,19 @@ print(kilobytes("VmHWM") - before, expected.memory_bytes)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a process")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports the peak of a process")
 @pytest.mark.parametrize(("storage", "network"), [("model", "plain"), ("int8", "prepared")])
 def test_a_run_takes_no_more_than_was_estimated(storage, network):
     command = [sys.executable, "-c", MEASURED, storage, network]
-    # glibc keeps a varying part of freed large blocks, 50 MiB between runs: make it keep none
+    # glibc keeps part of freed large blocks, which differs by 50 MiB between runs: make it keep none
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     measured, expected = map(int, result.stdout.split())
-    # no lower bound: a system that reclaims idle pages meanwhile makes a process look smaller than what it asked for
-    assert measured <= expected, "more was taken"
+    # no lower bound: a system that reclaims idle pages makes a process look smaller than it is
+    assert measured <= expected, "the run took more"
 
 
-def test_what_cannot_fit_is_refused_with_what_would(model, monkeypatch):
+def test_a_run_that_cannot_fit_is_refused_with_options_that_would(model, monkeypatch):
     needed = estimate(run(model)).memory_bytes
     monkeypatch.setattr(estimates, "available_bytes", lambda device: needed)
     assert check_fits(run(model)).memory_bytes == needed
@@ -169,7 +169,7 @@ def test_what_cannot_fit_is_refused_with_what_would(model, monkeypatch):
         check_fits(run(model, max_frames=frames + 1))
 
 
-def test_the_folder_must_be_there(model, tmp_path):
+def test_the_folder_must_exist(model, tmp_path):
     with pytest.raises(InputError, match="missing: no such folder to keep the memory in"):
         check_fits(run(model, place="disk", folder=tmp_path / "missing"))
 
@@ -182,7 +182,7 @@ def test_caps_that_are_too_small_are_found_before_the_first_frame(model):
 
 
 @pytest.mark.slow
-def test_frames_that_are_enlarged_are_estimated_so(model):
+def test_enlarged_frames_are_estimated_at_their_new_size(model):
     small, large, enlarged = (
         estimate(Workload(model, RunOptions(min_size=min_size), size)).bank.frame
         for size, min_size in [((240, 432), 1), ((480, 864), 1), ((240, 432), 480)]
@@ -192,7 +192,7 @@ def test_frames_that_are_enlarged_are_estimated_so(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("more", "option"), [(["--min-size", "1"], "--max-size"), ([], "--min-size")])
-def test_the_command_line_refuses_what_cannot_fit(tmp_path, monkeypatch, more, option):
+def test_the_command_line_refuses_a_run_that_cannot_fit(tmp_path, monkeypatch, more, option):
     (tmp_path / "frames").mkdir()
     ids = np.zeros((32, 48), np.uint8)
     ids[8:20, 8:20] = 1
@@ -209,14 +209,14 @@ def test_the_command_line_refuses_what_cannot_fit(tmp_path, monkeypatch, more, o
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_elsewhere_are_not_on_the_device(model, tmp_path):
+def test_rows_on_disk_take_no_device_memory(model, tmp_path):
     here, elsewhere = (estimate(run(model, **options)) for options in ({}, {"place": "disk", "folder": tmp_path}))
     assert here.bank.bank < here.memory_bytes
     assert elsewhere.memory_bytes < here.memory_bytes
     assert elsewhere.disk_bytes == elsewhere.bank.bank
 
 
-def test_the_memory_of_a_container_is_the_remainder_of_its_cgroup(tmp_path):
+def test_available_memory_respects_the_limit_of_a_cgroup(tmp_path):
     (tmp_path / "memory.current").write_text("300\n")
     assert estimates._group_bytes(tmp_path) > 2**60
     (tmp_path / "memory.max").write_text("max\n")

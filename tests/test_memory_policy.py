@@ -36,7 +36,7 @@ def filled(config, count, objects=1, permanent=(0,), step=5):
     return bank
 
 
-def test_the_default_is_what_was_published():
+def test_the_default_is_the_published_policy():
     config = MemoryConfig()
     assert [t for t in range(12) if stays(config, t, given=t == 0)] == [0, 5, 10]
     assert filled(config, 30).frames == [[5 * index for index in range(30)]]
@@ -70,17 +70,17 @@ def test_even_thinning_leaves_no_large_gap(cap):
         assert max(gaps) <= 2 * math.ceil(newcomer / (cap - 1)), times
 
 
-def test_permanent_frames_and_equals():
+def test_permanent_frames_and_ties():
     slots = [Slot(0, True), Slot(9, False), Slot(3, False), Slot(6, False)]
     assert victim("oldest", slots, 12) == 2
-    assert victim("even", slots, 12) == 2, "the gaps are equal: the older goes"
+    assert victim("even", slots, 12) == 2, "the gaps are equal, so the older frame goes"
     assert victim("least_used", slots, 12) == 2, "none was read yet"
     assert victim("oldest", [Slot(0, True)], 12) is None
 
 
 def test_the_least_used_frame_goes():
     slots = [Slot(0, False, 9.0, 3), Slot(5, False, 2.0, 2), Slot(10, False, 2.0, 1), Slot(15, False)]
-    assert victim("least_used", slots, 20) == 1, "1 a read, the others 3, 2, and one that was never read"
+    assert victim("least_used", slots, 20) == 1, "1 per read; the others have 3 and 2, and one was never read"
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
@@ -104,7 +104,7 @@ def test_usage_is_that_of_the_memory_read(place):
         assert [slot.reads for slot in slots] == [2] * len(expected)
 
 
-def test_what_is_least_used_is_evicted():
+def test_a_bank_evicts_the_least_used_frame():
     bank = MemoryBank(MemoryConfig(max_frames=3, evict="least_used", previous=False))
     keys = [torch.full((1, CK, H, W), float(number)) for number in (1, -1, 0, 2)]
     for number, key in enumerate(keys):
@@ -115,7 +115,7 @@ def test_what_is_least_used_is_evicted():
 
 @pytest.mark.parametrize(("place", "left"), [("device", 2), ("host", 1)])
 def test_a_cap_in_bytes_is_never_exceeded(place, left):
-    """Later objects take their share of it; a page holds two slots, so an object has two or three."""
+    """Later objects take their share of the cap; a page holds two slots, so an object has two or three."""
     config = MemoryConfig(max_bytes=13 * SLOT_BYTES, evict="even", place=place, page_bytes=2 * SLOT_BYTES)
     bank, frames = MemoryBank(config), {}
     for number in range(40):
@@ -129,7 +129,7 @@ def test_a_cap_in_bytes_is_never_exceeded(place, left):
         )
         assert bank.nbytes <= config.max_bytes
         assert_reads(bank, frames, number)
-    assert [len(kept) for kept in bank.frames] == [left] * 4, "one slot more is the previous frame's"
+    assert [len(kept) for kept in bank.frames] == [left] * 4, "one more slot holds the previous frame"
 
 
 def assert_reads(bank, frames, last):
@@ -162,7 +162,7 @@ def test_a_memory_full_of_given_masks():
     bank = filled(config, 2, permanent=(0, 1))
     bank.append(*frame(), frame=20)
     assert bank.frames == [[0, 5]]
-    assert bank.rows == [3 * PIXELS], "what may not stay is there for one step"
+    assert bank.rows == [3 * PIXELS], "a frame that may not stay is kept for one step"
     with pytest.raises(InputError, match="frame 25: the memory is full of 2 frames with given masks"):
         bank.append(*frame(), permanent=[0], frame=25)
 
@@ -183,12 +183,12 @@ def test_a_cap_that_holds_no_frame():
         ({"place": "disk"}, "MemoryConfig.folder: found None with place 'disk'"),
     ],
 )
-def test_wrong_options_are_named(wrong, words):
+def test_invalid_options_are_reported(wrong, words):
     with pytest.raises(ValueError, match=words):
         MemoryConfig(**wrong)
 
 
-def test_a_frame_may_be_read_and_not_memorized(model):
+def test_a_frame_may_be_segmented_but_not_memorized(model):
     video = torch.rand(8, 3, 32, 48)
     mask = torch.zeros(32, 48, dtype=torch.uint8)
     mask[8:20, 8:20] = 1

@@ -14,7 +14,7 @@ from stm_fast.testing.cases import read_inputs
 from stm_fast.testing.runs import leaves, random_upstream, read_outputs, with_gradients
 
 needs_cpp = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
-BACKENDS = ["reference", "auto"]  # auto is the fastest engine that can, whatever is built
+BACKENDS = ["reference", "auto"]  # auto is the fastest engine that is built and supports the read
 SMALL = ReadCase(batch=2, queries=3, rows=5, key_dim=2, value_dim=3)
 L2 = replace(SMALL, similarity="l2", shrinkage=True, selection=True)
 GRADCHECK_CASES = [
@@ -37,7 +37,7 @@ GRADCHECK_CASES = [
 
 @pytest.mark.parametrize("case", GRADCHECK_CASES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_are_those_of_finite_differences(backend, case):
+def test_gradients_match_finite_differences(backend, case):
     # finite differences of NaN are NaN
     unpoisoned = (
         None if tensor is None else tensor.nan_to_num(nan=3.0) for tensor in make_tensors(case, torch.float64)
@@ -55,7 +55,7 @@ def test_gradients_are_those_of_finite_differences(backend, case):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_each_object_of_an_expanded_batch_has_a_gradient_of_its_own(backend):
+def test_each_object_of_an_expanded_batch_has_its_own_gradient(backend):
     tensors = make_tensors(replace(L2, shared_query=True, shared_key=True, shared_shrinkage=True), torch.float64)
     query, key, value, shrinkage, selection = tensors
     results = []
@@ -67,7 +67,7 @@ def test_each_object_of_an_expanded_batch_has_a_gradient_of_its_own(backend):
     torch.testing.assert_close(*results)
 
 
-# PyTorch's own, at its first forward-mode derivative
+# a warning of PyTorch at its first forward-mode derivative
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 @pytest.mark.parametrize("backend", [pytest.param("cpp", marks=needs_cpp), "auto"])
 def test_tangents_are_never_dropped(backend):
@@ -84,7 +84,7 @@ def test_tangents_are_never_dropped(backend):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.queries], ids=str)
-def test_the_chunked_reference_is_the_eager_one(case):
+def test_the_chunked_reference_equals_the_eager_one(case):
     tensors = leaves(make_tensors(case, torch.float64), torch.float64, True)
     inputs = read_inputs(case, tensors)
     results = []
@@ -94,7 +94,7 @@ def test_the_chunked_reference_is_the_eager_one(case):
     torch.testing.assert_close(*results)
 
 
-def test_the_reference_goes_by_chunks_where_the_affinity_is_large(monkeypatch):
+def test_the_reference_reads_in_chunks_if_the_affinity_is_large(monkeypatch):
     tensors = make_tensors(ReadCase(), torch.float64)
     whole = read_outputs(ReadCase(), tensors, "reference")
     shapes, read_eager = [], reference.read_eager
@@ -107,7 +107,7 @@ def test_the_reference_goes_by_chunks_where_the_affinity_is_large(monkeypatch):
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("chosen", [{}, {"similarity": "l2", "shrinkage": True, "selection": True}], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_spare_rows_and_empty_memories_get_and_give_no_gradient(backend, chosen, poison):
+def test_spare_rows_and_empty_memories_neither_get_nor_give_a_gradient(backend, chosen, poison):
     case = ReadCase(lengths=(0, 40), poison=poison, **chosen)
     tensors = leaves(make_tensors(case, torch.float32), torch.float32, True)
     outputs = read_outputs(case, tensors, backend)
@@ -137,7 +137,7 @@ def test_rows_outside_the_top_k_get_no_gradient(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wanted", ["query", "key", "value", "shrinkage", "selection"])
-def test_one_input_alone_may_want_a_gradient(backend, wanted):
+def test_a_single_input_may_require_a_gradient(backend, wanted):
     case = ReadCase(similarity="l2", shrinkage=True, selection=True)
     tensors = make_tensors(case, torch.float64)
     complete = leaves(tensors, torch.float64, True)
@@ -150,7 +150,7 @@ def test_one_input_alone_may_want_a_gradient(backend, wanted):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("used", ["out", "lse"])
-def test_one_output_alone_may_be_used(backend, used):
+def test_a_single_output_may_be_used(backend, used):
     gradients = []
     for name in (backend, "reference"):
         tensors = leaves(make_tensors(ReadCase(), torch.float64), torch.float64, True)
@@ -194,7 +194,7 @@ def test_usage_is_not_differentiable(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_without_gradients_none_are_prepared(backend):
+def test_no_graph_is_built_if_gradients_are_off(backend):
     tensors = leaves(make_tensors(ReadCase(), torch.float32), torch.float32, True)
     with torch.no_grad():
         assert not memory_read(*tensors[:3], backend=backend).requires_grad

@@ -31,7 +31,7 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-# poisoned memory comes with PyTorch's deterministic mode, which warns of some of eager's CUDA kernels
+# poisoned memory comes with PyTorch's deterministic mode, which warns about some of eager's CUDA kernels
 @pytest.mark.filterwarnings("ignore:.*[Dd]eterministic:UserWarning")
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -44,7 +44,7 @@ def test_no_worse_than_eager(backend, device, dtype, gradients, case):
 
 
 @pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
-def test_every_option_at_once_is_taken_on_the_cpu():
+def test_all_options_together_are_supported_on_the_cpu():
     richest = ReadCase(similarity="l2", shrinkage=True, selection=True, top_k=7, return_usage=True, lengths=(97, 3))
     inputs = read_inputs(richest, leaves(make_tensors(richest, torch.float32), torch.float32, True))
     reasons = {backend.name: backend.unsupported_reasons(inputs) for backend in BACKENDS}

@@ -8,7 +8,7 @@ import torch
 from stm_fast import memory_read
 from stm_fast.testing import ReadCase, make_tensors, options
 
-# auto is the fastest engine that can, whatever is built
+# auto is the fastest engine that is built and supports the read
 pytestmark = pytest.mark.parametrize("backend", ["reference", "auto"])
 
 
@@ -21,7 +21,7 @@ def read_all(*tensors, **chosen):
 
 
 def softmax_read(score, value):
-    """Out, lse and usage of a score matrix [M, N], by loops over nothing but the definition."""
+    """Out, lse and usage of a score matrix [M, N], directly from the definition."""
     weight = score.exp()
     affinity = weight / weight.sum(1, keepdim=True)
     return affinity @ value, weight.sum(1).log(), affinity.sum(0)
@@ -79,7 +79,7 @@ def test_equal_l2_reads_with_and_without_the_query_term(backend):
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_top_k_reads_the_largest_scores_alone(backend, top_k):
+def test_top_k_reads_only_the_largest_scores(backend, top_k):
     query, key, value = randn(1, 4, 3), randn(1, 6, 3), randn(1, 6, 2)
     score = query[0] @ key[0].T / math.sqrt(3)
     kept = score.argsort(dim=1, descending=True)[:, :top_k]
@@ -99,7 +99,7 @@ def test_among_equal_scores_the_lower_index_wins(backend, dtype, top_k):
     assert torch.equal(affinity[0] > 0, (torch.arange(rows) < top_k).expand(2, rows))
 
 
-def test_ties_at_the_threshold_leave_the_larger_scores_in(backend):
+def test_ties_at_the_threshold_keep_the_larger_scores(backend):
     # scores 5 at rows 6 and 90, 1 everywhere else: top 4 are those two and the first two of the rest
     key = torch.ones(1, 100, 1)
     key[0, [6, 90]] = 5
@@ -114,7 +114,7 @@ def test_top_k_of_all_rows_is_the_dense_read(backend, top_k):
     assert torch.equal(memory_read(query, key, value, top_k=top_k, backend=backend), dense)
 
 
-def test_top_k_of_more_than_the_length_reads_the_length(backend):
+def test_top_k_of_more_than_the_length_reads_all_rows(backend):
     query, key, value = randn(2, 4, 3), randn(2, 9, 3), randn(2, 9, 2)
     lengths = torch.tensor([3, 9])
     found = read_all(query, key, value, lengths=lengths, top_k=6, backend=backend)
@@ -164,7 +164,7 @@ def test_one_score_far_above_the_others_reads_its_row(backend, dtype):
     assert torch.equal(memory_read(torch.ones(1, 2, 1, dtype=dtype), key, value, backend=backend)[0, 1], value[0, 217])
 
 
-def test_a_memory_of_one_row_is_read_as_it_is(backend):
+def test_a_memory_of_one_row_is_read_unchanged(backend):
     value = torch.randn(2, 1, 5)
     out, _, usage = read_all(torch.randn(2, 3, 4), torch.randn(2, 1, 4), value, backend=backend)
     assert torch.equal(out, value.expand(2, 3, 5))
@@ -207,7 +207,7 @@ def test_only_what_was_asked_for_is_returned(backend):
     torch.testing.assert_close(memory_read(query, key, value, return_usage=True, backend=backend), (out, usage))
 
 
-def test_shared_batches_are_expanded_ones(backend):
+def test_shared_batches_equal_expanded_ones(backend):
     query, key, value = randn(1, 3, 4), randn(1, 5, 4), randn(3, 5, 2)
     selection, shrinkage = torch.rand(1, 3, 4, dtype=torch.float64), 1 + torch.rand(3, 5, dtype=torch.float64)
     chosen = {"similarity": "l2", "shrinkage": shrinkage, "backend": backend}
@@ -216,7 +216,7 @@ def test_shared_batches_are_expanded_ones(backend):
     torch.testing.assert_close(found, read_all(*expanded[:2], value, selection=expanded[2], **chosen))
 
 
-def test_expanded_batches_read_with_what_each_object_has_of_its_own(backend):
+def test_expanded_batches_are_read_with_separate_selections_and_values(backend):
     query, key = randn(1, 3, 4).expand(3, -1, -1), randn(1, 5, 4).expand(3, -1, -1)
     selection, value = torch.rand(3, 3, 4, dtype=torch.float64), randn(3, 5, 2)
     chosen = {"similarity": "l2", "selection": selection, "backend": backend}
@@ -225,7 +225,7 @@ def test_expanded_batches_read_with_what_each_object_has_of_its_own(backend):
 
 
 @pytest.mark.parametrize("top_k", [None, 1])
-def test_a_nan_score_is_not_passed_over(backend, top_k):
+def test_a_nan_score_is_not_ignored(backend, top_k):
     query, key, value = randn(1, 2, 4), randn(1, 300, 4), randn(1, 300, 40)
     key[:, 17] = math.nan
     out, _, usage = read_all(query, key, value, top_k=top_k, backend=backend)

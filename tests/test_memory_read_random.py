@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     bool(next(backend for backend in BACKENDS if backend.name == "cpp").absent_reasons()),
     reason="the C++ engine is absent",
 )
-# derandomised: a run of CI tries what the run before it tried
+# derandomized: every run of CI tries the same cases
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 
 
@@ -73,7 +73,7 @@ def test_no_worse_than_eager(case, dtype):
 )
 def test_any_strides_give_the_same_bits(step, order, offset):
     def strided(tensor):
-        """The same numbers, every dimension with gaps and in another order of memory."""
+        """The same numbers, with gaps in every dimension and in another memory order."""
         moved = tensor.permute(order)
         shape = [size * gap for size, gap in zip(moved.shape, step, strict=True)]
         storage = torch.full((offset + torch.Size(shape).numel(),), torch.nan, dtype=tensor.dtype)

@@ -1,4 +1,4 @@
-"""The memory read as a citizen of PyTorch: opcheck, compile, export, autocast, torch.func, second derivatives."""
+"""The memory read within PyTorch: opcheck, compile, export, autocast, torch.func, second derivatives."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def test_opcheck_of_the_backward_operators(engine, device, case):
 
 
 @pytest.mark.parametrize("engine", ["cpp", "triton"])
-def test_the_operators_are_defined_whether_or_not_their_engine_is_here(engine):
+def test_the_operators_are_defined_whether_or_not_their_engine_is_available(engine):
     schema = getattr(torch.ops.stm_fast, f"memory_read_{engine}").default._schema
     names = [argument.name for argument in schema.arguments]
     assert names[:6] == ["query", "key", "value", "shrinkage", "selection", "lengths"]
@@ -93,7 +93,7 @@ def compiled_results(case, backend, compiler):
         )
         return dict(zip(("out", "lse", "usage"), results, strict=False))
 
-    # counts the graphs it is asked for: a second shape must not make a second one
+    # counts the compiled graphs: a second shape must not add one
     graphs = []
     torch.compiler.reset()
     compiled = torch.compile(read, fullgraph=True, dynamic=True, backend=counting(compiler, graphs))
@@ -196,14 +196,14 @@ def test_autocast_leaves_float64_and_gradients_in_their_dtype(backend):
     assert [gradient.dtype for gradient in torch.autograd.grad(out.sum(), tensors[:3])] == [torch.float32] * 3
 
 
-def test_vmap_goes_to_the_reference():
+def test_vmap_uses_the_reference():
     tensors = [torch.randn(4, 2, rows, 3) for rows in (5, 7, 7)]
     mapped = torch.vmap(memory_read)(*tensors)
     one_by_one = torch.stack([memory_read(*sample) for sample in zip(*tensors, strict=True)])
     torch.testing.assert_close(mapped, one_by_one)
 
 
-def test_functional_gradients_go_to_the_reference():
+def test_functional_gradients_use_the_reference():
     query, key, value = (torch.randn(2, rows, 3) for rows in (5, 7, 7))
     found = torch.func.grad(lambda query: memory_read(query, key, value).square().sum())(query)
     leaf = query.requires_grad_()
@@ -219,7 +219,7 @@ def test_func_grad_of_a_read_in_chunks(monkeypatch):
     torch.testing.assert_close(gradient(query), expected)
 
 
-def test_lengths_may_be_mapped_and_fake():
+def test_lengths_may_be_mapped_or_fake():
     query, key, value, lengths = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.tensor([1, 3])
     found = torch.vmap(lambda lengths: memory_read(query, key, value, lengths=lengths))(lengths.expand(2, 2))
     torch.testing.assert_close(found[1], memory_read(query, key, value, lengths=lengths))
@@ -254,7 +254,7 @@ def test_an_engine_says_that_it_has_no_second_derivative():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_is_captured_in_a_cuda_graph():
+def test_can_be_captured_in_a_cuda_graph():
     case = replace(ReadCase(), lengths=(97, 40), poison=0.0)
     tensors, chosen = make_tensors(case, torch.float16, "cuda"), options(case, "cuda")
 

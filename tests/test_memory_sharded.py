@@ -82,7 +82,7 @@ def run_every_policy(rank, world, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
-def test_shared_by_ranks_as_by_one(world, tmp_path):
+def test_a_sharded_bank_matches_one_of_a_single_process(world, tmp_path):
     assert launch(run_every_policy, world, tmp_path) == [0] * world
     found = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
     for name, config in POLICIES.items():
@@ -94,7 +94,7 @@ def test_shared_by_ranks_as_by_one(world, tmp_path):
             assert nbytes < alone.nbytes
             for shared, same, one in zip(shared_reads, found[0][name][0], reads, strict=True):
                 torch.testing.assert_close(shared, one)
-                assert torch.equal(shared, same), "every rank goes on with the same bits"
+                assert torch.equal(shared, same), "every rank has the same bits"
 
 
 def lose_rank_1(rank, world, folder):

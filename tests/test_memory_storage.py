@@ -62,7 +62,7 @@ def read_whole(query_key, key, value):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("place", PLACES)
-def test_pages_are_joined_by_the_criterion(place, dtype, tmp_path):
+def test_reads_joined_over_pages_meet_the_criterion(place, dtype, tmp_path):
     bank = MemoryBank(config_of(place, tmp_path))
     frames = fill(bank, 11, dtype=dtype)
     key, value = joined(frames)
@@ -103,7 +103,7 @@ def test_parts_of_a_scaled_bank_are_joined_with_the_right_lse(storage, tmp_path)
 
 
 @pytest.mark.parametrize("storage", ["int8", "fp8"])
-def test_rows_read_as_they_are_kept_are_those_that_are_decoded(storage):
+def test_rows_read_in_stored_form_equal_decoded_rows(storage):
     generator = torch.Generator().manual_seed(0)
     key, value = (tensor[0].flatten(1).T for tensor in stm_like(1, generator))
     formats = [format_of(storage, torch.float32, decoded=decoded) for decoded in (True, False)]
@@ -122,7 +122,7 @@ def test_rows_read_as_they_are_kept_are_those_that_are_decoded(storage):
 
 @pytest.mark.parametrize("storage", ["int8", "fp8"])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_read_of_bytes_is_that_of_decoded_rows(storage, place, tmp_path, monkeypatch):
+def test_a_read_of_8_bit_rows_equals_one_of_decoded_rows(storage, place, tmp_path, monkeypatch):
     config = config_of(place, tmp_path, storage=storage, max_frames=5, evict="least_used")
     banks = []
     for decoded in (True, False):
@@ -138,7 +138,7 @@ def test_a_read_of_bytes_is_that_of_decoded_rows(storage, place, tmp_path, monke
     assert banks[1].frames == banks[0].frames
 
 
-def test_bytes_are_read_as_they_are_kept():
+def test_8_bit_rows_are_read_in_stored_form():
     def keeps(device, backend="auto", storage="int8"):
         frame = FrameLayout(PIXELS, CK, CV, torch.float32, torch.device(device))
         return row_format_of(MemoryConfig(storage=storage), frame, backend).keeps(torch.float32)
@@ -157,7 +157,7 @@ def test_bytes_are_read_as_they_are_kept():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize(("storage", "allowed"), [("int8", 2e-2), ("fp8", 8e-2)])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_read_of_bytes_on_the_device(storage, allowed, place, tmp_path):
+def test_a_read_of_8_bit_rows_on_the_device(storage, allowed, place, tmp_path):
     bank = MemoryBank(config_of(place, tmp_path, storage=storage))
     frames = [tuple(tensor.cuda() for tensor in stm_like(2, torch.Generator().manual_seed(seed))) for seed in range(9)]
     for key, value in frames:
@@ -205,7 +205,7 @@ def test_size_of_a_format(storage, share):
 
 
 @pytest.mark.parametrize("place", ["host", "disk"])
-def test_objects_come_and_go_and_pages_are_used_again(place, tmp_path):
+def test_objects_come_and_go_and_pages_are_reused(place, tmp_path):
     bank = MemoryBank(config_of(place, tmp_path))
     early, late = fill(bank, 7, objects=1), None
     pages = bank.nbytes
@@ -217,7 +217,7 @@ def test_objects_come_and_go_and_pages_are_used_again(place, tmp_path):
     taken = bank.nbytes
     assert taken > pages
     fill(bank, 2, objects=3, seed=2)
-    assert bank.nbytes == taken, "the pages of the object that is gone are there for the one that comes"
+    assert bank.nbytes == taken, "the pages of a removed object are reused for a new one"
     assert early
 
 
@@ -343,7 +343,7 @@ def test_the_next_page_is_copied_before_this_one_is_read():
 @pytest.mark.gpu
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_bank_on_a_gpu_reads_as_one_on_the_cpu(storage, place, tmp_path):
+def test_a_bank_on_a_gpu_reads_like_one_on_the_cpu(storage, place, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     config = config_of(place, tmp_path, storage=storage)

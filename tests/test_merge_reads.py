@@ -1,4 +1,4 @@
-"""Reads of the parts of a memory, joined, are the read of the whole."""
+"""Merged reads of the parts of a memory equal the read of the whole."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_no_worse_than_eager(dtype, spread):
     )
 
 
-def test_one_part_stays_as_it_is():
+def test_one_part_is_unchanged():
     tensors = make_tensors(CASE, torch.float32)
     out, lse = memory_read(*tensors[:3], return_lse=True)
     merged_out, merged_lse = merge_reads([out], [lse])
@@ -65,7 +65,7 @@ def test_an_empty_part_adds_nothing():
     torch.testing.assert_close(with_gradients(with_empty, tensors, upstream), with_gradients(whole, tensors, upstream))
 
 
-def test_nothing_but_empty_parts_is_an_empty_read():
+def test_only_empty_parts_are_an_empty_read():
     out = torch.zeros(2, 3, 4, requires_grad=True)
     lse = torch.full((2, 3), -math.inf, requires_grad=True)
     merged_out, merged_lse = merge_reads([out, out], [lse, lse])
@@ -75,8 +75,8 @@ def test_nothing_but_empty_parts_is_an_empty_read():
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
 
 
-def test_empty_for_one_object_alone():
-    # lengths as of a bank whose second object has nothing in the second store
+def test_a_part_may_be_empty_for_one_object():
+    # as in a bank whose second object has no rows in the second part
     tensors = make_tensors(CASE, torch.float64)
     parts = [
         memory_read(tensors.query, tensors.key[:, part], tensors.value[:, part], lengths=lengths, return_lse=True)

@@ -1,4 +1,4 @@
-"""J, F and their statistics: cases counted by hand, and random masks against the definitions written plainly."""
+"""J, F and their statistics: cases counted by hand, and random masks against plain code of the definitions."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ def test_region_similarity_of_two_boxes():
     assert region_similarity(box(10, 12, 2, 6, 2, 6), box(10, 12, 2, 6, 4, 8)) == 8 / 24
 
 
-def test_region_similarity_where_masks_are_empty():
+def test_region_similarity_of_empty_masks():
     assert region_similarity(EMPTY, EMPTY) == 1
     assert region_similarity(PIXEL, EMPTY) == 0
     assert region_similarity(EMPTY, PIXEL) == 0
@@ -72,7 +72,7 @@ def test_contour_accuracy_is_the_harmonic_mean():
     assert contour_accuracy(PIXEL, two) == 2 * 0.5 * 1 / (0.5 + 1)
 
 
-def test_contour_accuracy_where_there_is_no_contour():
+def test_contour_accuracy_without_a_contour():
     full = np.ones_like(EMPTY)
     assert contour_accuracy(EMPTY, EMPTY) == 1
     assert contour_accuracy(full, EMPTY) == 1  # a full mask has no boundary either
@@ -98,14 +98,14 @@ def test_statistics_of_few_frames():
         statistics(np.array([]))
 
 
-def test_the_last_quarter_of_a_long_sequence_is_its_last_quarter():
+def test_decay_of_a_long_sequence_uses_its_last_quarter():
     per_frame = np.ones(1001)
     per_frame[-251:] = 0
     assert statistics(per_frame).decay == 1
 
 
 @pytest.mark.parametrize("measure", [region_similarity, contour_accuracy])
-def test_shapes_that_differ(measure):
+def test_different_shapes_are_refused(measure):
     with pytest.raises(ValueError, match="expected the same"):
         measure(EMPTY, EMPTY[:-1])
 

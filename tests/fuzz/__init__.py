@@ -1,4 +1,4 @@
-"""A fuzz of everything that reads a file: valid samples, changed where their format has its fields, and read.
+"""Fuzzes everything that reads a file: valid samples are mutated in the fields of their format, then read.
 
-A reader passes where it returns or raises `InputError` in one line, within the limits of memory and time of `worker`.
+A reader passes if it returns or raises a one-line `InputError`, within the memory and time limits of `worker`.
 """

@@ -1,4 +1,4 @@
-"""Mutations inside formats that keep lengths and checksums valid, so that readers reach the mutated part."""
+"""Mutations of file formats that keep lengths and checksums valid, so that readers reach the mutated part."""
 
 import io
 import json
@@ -16,7 +16,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def either(structured: Mutation, share: float = 0.7) -> Mutation:
-    """The structured change, or one of any bytes: those of samples that it does not know too."""
+    """The structured mutation, or one of any bytes, which is also used for samples that it cannot parse."""
 
     def mutated(data: bytes, draw: Random, others: Sequence[bytes]) -> bytes:
         if draw.random() < share:
@@ -87,7 +87,7 @@ EXIF = (
 
 
 def tiff(data: bytes, draw: Random, _others: Sequence[bytes] = ()) -> bytes:
-    """The directory of EXIF with a field of one entry changed."""
+    """An EXIF directory with a field of an entry changed."""
     changed = bytearray(data)
     entries = struct.unpack_from("<H", data, 8)[0]
     for _ in range(draw.choice((1, 1, 2))):
@@ -107,7 +107,7 @@ def tiff(data: bytes, draw: Random, _others: Sequence[bytes] = ()) -> bytes:
 
 
 def jpeg(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
-    """A JPEG with a segment changed, removed, repeated or moved, or with other EXIF; lengths are right."""
+    """A JPEG with a segment changed, removed, repeated or moved, or with other EXIF; lengths stay right."""
     segments, at = [], 2
     if data[:2] != b"\xff\xd8":
         raise ValueError("not a JPEG")
@@ -138,12 +138,12 @@ def jpeg(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
     return b"\xff\xd8" + b"".join(written) + scan
 
 
-# what lies inside these is made of boxes or chunks again
+# these contain boxes in turn
 _NESTED_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex", b"dinf")
 
 
 def boxes(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
-    """An MP4 with a box changed, removed, repeated or with another size than it says; the sizes around it are right."""
+    """An MP4 with a box changed, removed, repeated or with a wrong size; the sizes of outer boxes are right."""
     return _changed_boxes(data, draw, top=True)
 
 
@@ -180,7 +180,7 @@ def _changed_boxes(data: bytes, draw: Random, top: bool = False) -> bytes:
 
 
 def riff(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
-    """An AVI or WebP with a chunk changed, removed or repeated, or one that states another size."""
+    """An AVI or WebP with a chunk changed, removed or repeated, or with a wrong size."""
     if data[:4] != b"RIFF":
         raise ValueError("not RIFF")
     body = _changed_chunks(data[12:], draw)
@@ -221,7 +221,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def safetensors(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
-    """Another header, of the right length; or other numbers."""
+    """A safetensors file with a changed header, header length or numbers."""
     length = struct.unpack_from("<Q", data)[0]
     header, numbers = data[8 : 8 + length], data[8 + length :]
     match draw.randrange(8):
@@ -239,7 +239,7 @@ def safetensors(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
 
 
 def zipped(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
-    """A PyTorch file with an entry changed, removed, renamed, repeated, blown up or compressed; checksums are right."""
+    """A PyTorch file with an entry changed, removed, renamed, repeated, enlarged or compressed; checksums are right."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = [(name, archive.read(name)) for name in archive.namelist()]
     pickled = next(n for n, (name, _) in enumerate(entries) if name.endswith("data.pkl"))
@@ -268,7 +268,7 @@ def zipped(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
 
 
 def mat(data: bytes, draw: Random, _others: Sequence[bytes]) -> bytes:
-    """A MATLAB file with other tags (type and size) or dimensions, also inside compressed elements."""
+    """A MATLAB file with changed tags (type and size) or dimensions, also inside compressed elements."""
     head, at, elements = data[:128], 128, []
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<II", data, at)

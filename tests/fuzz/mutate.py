@@ -1,4 +1,4 @@
-"""Changes of bytes, of text and of what JSON and YAML hold. The same draw makes the same change."""
+"""Mutations of bytes, of text, and of JSON and YAML content. The same draw makes the same mutation."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ NUMBERS = (
     2**32 - 1,
 )
 WIDE_NUMBERS = (*NUMBERS, 2**32, 2**40, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
-MOST_BYTES = 2**20  # of what a mutation makes longer
+MOST_BYTES = 2**20  # by which mutations may lengthen a file
 
 
 def mutated_bytes(data: bytes, draw: Random, others: Sequence[bytes] = ()) -> bytes:
@@ -47,7 +47,7 @@ def mutated_bytes(data: bytes, draw: Random, others: Sequence[bytes] = ()) -> by
 
 
 def position(length: int, draw: Random) -> int:
-    """Of a byte; half of them among the first 512."""
+    """The position of a byte; half of them are among the first 512."""
     return draw.randrange(max(1, min(length, 512) if draw.random() < 0.5 else length))
 
 
@@ -94,7 +94,7 @@ _BYTES = (_flip, _flip, _overwrite, _overwrite, _number, _number, _number, _trun
 
 
 def nasty(draw: Random) -> Any:
-    """A value that somebody forgot."""
+    """A value that readers easily forget to handle."""
     return copy.deepcopy(draw.choice(_NASTY))
 
 
@@ -125,7 +125,7 @@ _NASTY: tuple[Any, ...] = (
 
 
 def mutated_tree(tree: Any, draw: Random) -> Any:
-    """What JSON or YAML hold with one to three nodes replaced, removed, repeated, wrapped or moved."""
+    """JSON or YAML content with one to three nodes replaced, removed, repeated, wrapped or moved."""
     root = [copy.deepcopy(tree)]
     for _ in range(draw.choice((1, 1, 2, 3))):
         places = _places(root)
@@ -154,7 +154,7 @@ def _nudge(holder: Any, key: Any, draw: Random, _places: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         holder[key] = str(value) if draw.random() < 0.5 else [value]
     else:
-        with suppress(OverflowError):  # a whole number that is no float
+        with suppress(OverflowError):  # an integer too large for a float
             holder[key] = draw.choice((value + 1, value - 1, -value, value * 1000, value / 3, float(value), str(value)))
 
 
@@ -166,7 +166,7 @@ def _drop(holder: Any, key: Any, _draw: Random, _places: Any) -> None:
 
 
 def _copy(holder: Any, key: Any, draw: Random, places: Any) -> None:
-    """A node in the place of another one, or once more."""
+    """Copies a node over another one, or appends it to its list."""
     value = copy.deepcopy(holder[key])
     if isinstance(holder, list) and draw.random() < 0.5:
         holder.append(value)

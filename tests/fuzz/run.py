@@ -1,7 +1,7 @@
 """Fuzzes every reader for some minutes: `make fuzz MINUTES=10`.
 
-Prints a line for each reader. A case that fails is kept: its files, and in `finding.txt` what happened. Another run of
-one case: `--only mask --seed 7 --number 123`. Exits with 1 where there are findings.
+Prints a line for each reader. For a case that fails it saves the files, and in `finding.txt` what happened. To rerun
+one case: `--only mask --seed 7 --number 123`. Exits with 1 if there are findings.
 """
 
 import argparse
@@ -21,8 +21,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from fuzz.targets import TARGETS, case  # noqa: E402
 from fuzz.worker import Finding, missing, run_cases  # noqa: E402
 
-MOST_OF_A_KIND = 3  # findings that are kept
-MOST = 100  # findings of a reader, after which the next one is fuzzed
+MOST_OF_A_KIND = 3  # this many findings of a kind are saved
+MOST = 100  # after this many findings of a reader, the next one is fuzzed
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def _fuzz(name: str, seconds: float, arguments: argparse.Namespace, kinds: Count
     target = TARGETS[name]
     absent = missing(target)
     if absent:
-        print(f"{name:14} left out: {', '.join(absent)} not installed", flush=True)
+        print(f"{name:14} skipped: {', '.join(absent)} not installed", flush=True)
         return
     counts = Counter[str]()
 
@@ -91,11 +91,11 @@ def _keep(finding: Finding, output: Path) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="for all readers together")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="by default another one each time")
-    parser.add_argument("--number", type=int, help="one case alone")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="a new one each time by default")
+    parser.add_argument("--number", type=int, help="run only this case")
     parser.add_argument("--only", action="append", choices=list(TARGETS), help="one reader; may be given several times")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
-    parser.add_argument("--output", type=Path, default=Path("fuzz-findings"), help="the folder of what is found")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
+    parser.add_argument("--output", type=Path, default=Path("fuzz-findings"), help="the folder for findings")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Small valid files of every kind that is read. A sample is the files of one folder, by their names in it."""
+"""Small valid files of every kind that is read. A sample maps file names in a folder to contents."""
 
 import io
 import json
@@ -25,14 +25,14 @@ def image(number: int = 0) -> np.ndarray:
 
 
 def ids() -> np.ndarray:
-    """uint8 [H, W] of two objects."""
+    """uint8 [H, W] with two objects."""
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[2:8, 2:10], mask[9:14, 12:20] = 1, 2
     return mask
 
 
 def written_by(write: Callable[[Path], object]) -> Files:
-    """What a function leaves in an empty folder."""
+    """The files that a function writes into an empty folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder)
@@ -76,7 +76,7 @@ def videos() -> list[Files]:
 
 
 def picture_files() -> list[tuple[str, bytes]]:
-    """Pictures of one size by the ends of their names; with EXIF of all kinds, some are stored lying down."""
+    """Suffixes and contents of pictures of one size; those with EXIF are stored sideways."""
     whole, turned = Image.fromarray(image()), Image.fromarray(image().transpose(1, 0, 2))
     return [
         (".jpg", saved(turned, "JPEG", exif=b"Exif\0\0" + EXIF)),
@@ -158,7 +158,7 @@ def _mat_element(kind: int, content: bytes) -> bytes:
 
 
 def _mat_array(form: int, shape: tuple[int, ...], name: bytes, *parts: bytes) -> bytes:
-    """A matrix of MATLAB 5 of a class (2: struct, 9: uint8)."""
+    """A MATLAB 5 matrix of a class (2: struct, 9: uint8)."""
     head = _mat_element(6, struct.pack("<II", form, 0)) + _mat_element(5, struct.pack(f"<{len(shape)}i", *shape))
     return _mat_element(14, head + _mat_element(1, name) + b"".join(parts))
 
@@ -273,7 +273,7 @@ def frame_records() -> list[Files]:
 
 
 def small_states() -> dict[str, Any]:
-    """The weights of a small network by our names; every tensor one number that is repeated, as `expand` does."""
+    """The weights of a small network by our names; every tensor is a single number, expanded."""
     import torch
 
     from stm_fast.network import STM

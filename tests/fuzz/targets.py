@@ -38,12 +38,12 @@ class Target:
 
     Attributes:
         name: of the reader.
-        read: reads what lies in a folder and checks what it gives: AssertionError where that cannot be.
-        samples: valid files; changed where their name has one of `changed`.
-        changed: parts of the names of files that are changed; all where it is empty.
-        needs: modules without which it does not run.
-        cases: how many make a second or two of `make test`.
-        sealed: whether half of the changed JSON gets the checksum of what it says, as from somebody who knows it.
+        read: reads the files of a folder and checks the result; raises AssertionError if that cannot be right.
+        samples: valid files.
+        changed: files whose names contain one of these are mutated; all files if it is empty.
+        needs: modules that it requires.
+        cases: how many `make test` runs; they take a second or two.
+        sealed: whether half of the mutated JSON gets a matching checksum, as an attacker would write it.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Target:
 
 
 def case(target: Target, seed: int, number: int) -> Files:
-    """The files of a case: the same for the same three."""
+    """The files of a case: always the same for a target, seed and number."""
     draw = Random(f"{target.name} {seed} {number}")
     known = target.valid()
     files = dict(draw.choice(known))
@@ -96,9 +96,9 @@ def _read_video(folder: Path) -> None:
 
     reader = open_frames(next(folder.iterdir()))
     count = _count(reader)
-    # a decoder leaves out frames of a damaged file without a word, of which the reader tells; it never makes more
+    # a decoder silently drops frames of a damaged file, which the reader reports; it never adds any
     stated = reader.frame_count
-    assert count is None or stated is None or count <= stated, f"{count} frames, stated are {stated}"
+    assert count is None or stated is None or count <= stated, f"{count} frames, but {stated} are stated"
 
 
 def _read_pictures(folder: Path) -> None:
@@ -110,7 +110,7 @@ def _read_pictures(folder: Path) -> None:
 
 
 def _count(reader: object) -> int | None:
-    """How many frames there are; None where there are more than are looked at."""
+    """The number of frames; None if there are more than are read."""
     count = 0
     for frame in islice(reader, _MOST_FRAMES):
         assert frame.image.dtype == np.uint8
@@ -128,7 +128,7 @@ def _read_mask(folder: Path) -> None:
     assert mask.ids.dtype == np.uint8
     assert mask.ids.ndim == 2
     if head[:4] == b"\x89PNG" and head[12:16] == b"IHDR":
-        assert sorted(mask.ids.shape) == sorted(struct.unpack(">II", head[16:24]))  # an orientation may turn it
+        assert sorted(mask.ids.shape) == sorted(struct.unpack(">II", head[16:24]))  # an orientation may rotate it
     assert mask.palette is None or len(mask.palette) <= 768
 
 
@@ -157,7 +157,7 @@ def _read_mat(folder: Path) -> None:
     ids = read_mat(folder / "a.mat")
     assert ids.dtype == np.uint8
     assert ids.ndim == 2
-    assert ids.size <= (folder / "a.mat").stat().st_size * 1100  # zlib packs no better
+    assert ids.size <= (folder / "a.mat").stat().st_size * 1100  # zlib does not compress more
 
 
 def _read_config(folder: Path) -> None:
@@ -200,7 +200,7 @@ def _read_checkpoint(folder: Path) -> None:
     network = _network()
     if architecture == network.architecture:
         load_checkpoint(network, file)
-        assert all(tensor.isfinite().all() for tensor in network.state_dict().values()), "weights that are no numbers"
+        assert all(tensor.isfinite().all() for tensor in network.state_dict().values()), "weights that are not finite"
         assert all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in network.state_dict().values())
 
 

@@ -1,4 +1,4 @@
-"""A process that runs cases, and is watched: what crashes, hangs or fills the memory is a finding."""
+"""Runs cases in a process that is watched: a crash, a hang or excessive memory is a finding."""
 
 import faulthandler
 import gc
@@ -21,15 +21,15 @@ from typing import NamedTuple
 from fuzz.targets import Target, case
 from stm_fast.errors import InputError
 
-SECONDS = 20.0  # a case takes no longer
-MOST_BYTES = 2**30  # that a case may take beyond what the process has; more is a MemoryError
-PLAUSIBLE_BYTES = 2**28  # that the process may grow by: no sample, blown up in any way that is valid, needs as much
-MOST_WORDS = 2000  # characters of a message, its folder included
+SECONDS = 20.0  # the time limit of a case
+MOST_BYTES = 2**30  # that a case may allocate on top of the process; more is a MemoryError
+PLAUSIBLE_BYTES = 2**28  # that the process may grow by: no sample needs as much, however it is validly enlarged
+MOST_WORDS = 2000  # characters of a message, including its folder
 _STARTING_SECONDS = 120.0  # for imports
 
 
 class Finding(NamedTuple):
-    """What a case did that it should not."""
+    """A fault that a case found."""
 
     target: str
     seed: int
@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The same for findings that are one fault, most likely: the error and the line that raised it."""
+        """Equal for findings that are most likely one fault: the error and the line that raised it."""
         places = [line.strip() for line in self.details.splitlines() if line.strip().startswith("File ")]
         return f"{self.target} {self.what.split(':')[0]} {' '.join(places[-2:])}"
 
@@ -52,12 +52,12 @@ def missing(target: Target) -> list[str]:
 def run_cases(
     target: Target, seed: int, numbers: Iterable[int], found: Callable[[Finding], None], seconds: float = SECONDS
 ) -> int:
-    """Runs cases one after the other, in a fresh process after each finding of a new kind; says how many.
+    """Runs cases one after the other, in a fresh process after each finding of a new kind; returns how many.
 
     Args:
-        numbers: of the cases; the first is asked for when the process is there.
-        found: is told of each finding.
-        seconds: a case takes no longer.
+        numbers: of the cases; the first is drawn once the process is ready.
+        found: is called with each finding.
+        seconds: the time limit of a case.
     """
     kinds: set[str] = set()
     done = 0
@@ -86,7 +86,7 @@ class _Worker:
         self._name, self._seed, self._seconds = target.name, seed, seconds
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._folder = Path(tempfile.mkdtemp())  # here, because the process may be killed
+        self._folder = Path(tempfile.mkdtemp())  # made and removed here, because the process may be killed
         self._errors = self._folder / "stderr"
         arguments = target, seed, there, self._folder / "case", self._errors
         self._process = context.Process(target=_work, args=arguments, daemon=True)
@@ -102,7 +102,7 @@ class _Worker:
         return self._process.is_alive()
 
     def run(self, number: int) -> Finding | None:
-        with suppress(OSError):  # the process is gone; what comes says so
+        with suppress(OSError):  # the process is gone, which _wait reports
             self._here.send(number)
         wrong = self._wait(self._seconds)
         return None if wrong is None else Finding(self._name, self._seed, number, *wrong)
@@ -114,7 +114,7 @@ class _Worker:
             time.sleep(0.2)
             self._process.kill()
             self._process.join()
-            return f"no end within {seconds:.0f} seconds", self._written()
+            return f"still running after {seconds:.0f} seconds", self._written()
         try:
             return self._here.recv()
         except EOFError:
@@ -133,31 +133,31 @@ class _Worker:
 
 
 def _work(target: Target, seed: int, pipe: Connection, folder: Path, errors: Path) -> None:
-    """The process: says that it is ready, then what came of each number that it is sent."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # there is a process for each core
+    """Runs in the process: reports that it is ready, then the outcome of each number that it receives."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # there is one process per core
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2):  # what C libraries print
+    for stream in (1, 2):  # including what C libraries print
         os.dup2(descriptor, stream)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     warnings.simplefilter("ignore")
     folder.mkdir()
-    _read_valid(target, folder)  # imports what the reader does
+    _read_valid(target, folder)  # so that the imports of the reader are done
     gc.collect()
     gc.freeze()
     _limit_memory()
     pipe.send(None)
-    with suppress(EOFError):  # nobody asks any more
+    with suppress(EOFError):  # the parent has closed its end
         while True:
             number = pipe.recv()
             shutil.rmtree(folder)
             _write(case(target, seed, number), folder)
             pipe.send(outcome(target.read, folder))
-            gc.collect()  # what PyAV holds, threads too, is part of cycles
+            gc.collect()  # PyAV's objects, with their threads, are in reference cycles
 
 
 def _read_valid(target: Target, folder: Path) -> None:
-    """Reads every sample; raises what the reader does where all are refused."""
+    """Reads every sample; raises the reader's error if all are refused."""
     refusals = []
     for files in target.valid():
         shutil.rmtree(folder)
@@ -198,7 +198,7 @@ def outcome(read: Callable[[Path], None], folder: Path) -> tuple[str, str] | Non
 
 
 def _bytes(field: str) -> int:
-    """Of this process, as the system counts them."""
+    """A field of /proc/self/status, in bytes."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
