@@ -228,7 +228,7 @@ def test_a_mask_with_the_aspect_ratio_of_the_frames_is_resized(tmp_path: Path) -
         size = round(WIDTH * scale), round(HEIGHT * scale)
         write_mask(tmp_path / name, np.array(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST)))
         found = read_mask(tmp_path / name, (WIDTH, HEIGHT))
-        assert found.note == f"found {size[0]}x{size[1]}, resized it to {WIDTH}x{HEIGHT} as the frames"
+        assert found.note == f"found {size[0]}x{size[1]}, resized it to {WIDTH}x{HEIGHT} like the frames"
         assert found.ids.shape == (HEIGHT, WIDTH)
         assert object_ids(found.ids) == [1, 2]
         assert agreement(found.ids, truth) > 0.97
@@ -367,7 +367,7 @@ def test_other_pictures_beside_masks_are_named_and_alone_they_are_masks(tmp_path
     write_mask(tmp_path / "given/00000.png", np.array(shapes(1, 2)))
     given = given_masks(tmp_path / "given", reader)
     assert given.files.keys() == {0}
-    assert given.notes == (f"{tmp_path / 'given/00002.jpg'}: left out, because the masks beside it are PNGs",)
+    assert given.notes == (f"{tmp_path / 'given/00002.jpg'}: ignored, because the masks next to it are PNGs",)
 
 
 @pytest.mark.parametrize("kind", ["picture", "mask", "folder"])

@@ -61,7 +61,7 @@ def object_ids(ids: npt.NDArray[np.uint8]) -> list[int]:
 def has_void(ids: Collection[int]) -> bool:
     """Whether 255, among all ids of a video, is void: there are other ids, and they do not run up to 254.
 
-    By itself it is the object of a black-and-white mask.
+    Alone, it is the object of a black-and-white mask.
     """
     return VOID in ids and len(ids) > 1 and VOID - 1 not in ids
 
