@@ -308,7 +308,7 @@ def test_a_border_of_255_is_void_and_a_note_says_so(tmp_path: Path) -> None:
     assert given.ids == {0: [1, 2], 2: [1]}
     assert object_ids(given.read(0)) == [1, 2]
     assert given.read(1) is None
-    note = "found 255 beside other ids, treated as void, which is background"
+    note = "found 255 next to other ids, treated as void, which is background"
     assert given.notes == (f"{tmp_path / 'given/00000.png'} and 1 more: {note}",)
     alone = voc(1) * (voc(1) == 255)  # the object is gone, its border is left
     write_mask(tmp_path / "given/00002.png", alone)
@@ -338,7 +338,7 @@ def test_void_is_background_where_a_set_is_scored(tmp_path: Path, objects: Objec
     assert [score.object_id for score in scores] == ([1] if objects is Objects.ONE else [1, 2])
     assert {score.J.mean for score in scores} == {1}
     assert {score.J.mean for score in score_sequence(sequence, truth)} == {1}
-    assert sequence.note == "found 255 beside other ids, treated as void, which is background"
+    assert sequence.note == "found 255 next to other ids, treated as void, which is background"
     assert sequence.given("00000", [])[1] == ([1] if objects is Objects.ONE else [1, 2])
 
 

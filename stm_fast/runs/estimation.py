@@ -114,7 +114,7 @@ def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: G
         if most is not None and count > most:
             raise InputError(
                 f"{option('max_frames')}: found {most}, expected at least {count}: object {object_id} has that many "
-                "given masks, and none of them is evicted"
+                "given masks, which are never evicted"
             )
     later, given_frames = len(every - first), max(counts.values())
     return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world)

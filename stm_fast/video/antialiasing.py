@@ -22,7 +22,7 @@ _MIN_BALANCE = 0.25
 _MAX_HARD = 0.5
 # a blurred edge has at least _RAMP values; its first and last _ENDS values may cover wider bands
 _RAMP, _ENDS = 32, 16
-# edge pixels per pixel of a bright object, which may be small; consecutive ids need more evidence to be doubted
+# edge pixels per pixel of a bright object, which may be small; consecutive ids are doubted only on stronger evidence
 _MAX_EDGE_BRIGHT = 4
 # this many thin shades next to one object are not ids, even if they do not enclose it
 _SEVERAL = 3

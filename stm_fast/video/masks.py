@@ -13,7 +13,7 @@ from stm_fast.whole_file import whole_file
 
 # neither object nor background, such as the border around objects in PASCAL VOC
 VOID = 255
-VOID_NOTE = f"found {VOID} beside other ids, treated as void, which is background"
+VOID_NOTE = f"found {VOID} next to other ids, treated as void, which is background"
 
 
 def _davis_palette() -> bytes:
