@@ -62,7 +62,7 @@ class _OneLineErrors(TyperGroup):
         except _UsageError as error:
             raise _usage_error(error) from None
         except KeyboardInterrupt:
-            raise _exit("interrupted; every file that was written is whole", _INTERRUPTED) from None
+            raise _exit("interrupted; all files written so far are complete", _INTERRUPTED) from None
         except Exception as error:
             if as_input_error(error) is None:
                 raise
@@ -77,13 +77,13 @@ class _HelpWithoutArguments(TyperGroup):
 
 
 def _bad_input(error: Exception) -> typer.Exit:
-    if not all_printed():  # the reason was printed then
+    if not all_printed():  # which has printed the reason
         return typer.Exit(_BAD_USAGE)
     return _exit(with_flags(as_input_error(error)), _BAD_USAGE)
 
 
 def _usage_error(error: Any) -> typer.Exit:
-    # newer versions of typer include pydantic's kind of error
+    # with newer versions of typer, the message includes the kind of pydantic's error
     what = error.format_message().removesuffix(".").replace(": Value error, ", ": ")
     return _exit(f"{what}; see {error.ctx.command_path} --help", _BAD_USAGE)
 
@@ -110,7 +110,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: stm-fast demo",
-    help="Segments the objects of a video from masks of some of its frames, with a Space-Time Memory network.",
+    help="Segment the objects of a video from masks of some of its frames, with a Space-Time Memory network.",
 )
 for command, example in _EXAMPLES.items():
     app.command(epilog=f"Example: {example}")(grouped(command))

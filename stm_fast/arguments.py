@@ -1,4 +1,4 @@
-"""Checks of arguments of public functions: numbers of Python, NumPy and PyTorch, as those of Python."""
+"""Argument checks of public functions: accept numbers of Python, NumPy and PyTorch, and return those of Python."""
 
 from numbers import Real
 from operator import index
@@ -21,14 +21,14 @@ class Limits:
 
 
 def integer(found: object, name: str, expected: str = "an integer") -> int:
-    """Converts an integer of Python or NumPy, or an array or tensor without dimensions that holds one, to an int.
+    """Converts an integer of Python or NumPy, or a zero-dimensional integer array or tensor, to an int.
 
     Raises TypeError, with a message that begins with `name`, for anything else, including bool and float.
     """
     if isinstance(found, int) and not isinstance(found, bool):
         return found
     plain = _plain(found)
-    # a tensor or an array of one element with dimensions has __index__() as well
+    # arrays and tensors of one element have __index__() as well, even with dimensions
     if not isinstance(plain, bool) and not getattr(plain, "ndim", 0):
         try:
             return index(plain)
@@ -38,7 +38,7 @@ def integer(found: object, name: str, expected: str = "an integer") -> int:
 
 
 def number(found: object, name: str, expected: str = "a number") -> float:
-    """Converts a real number of Python or NumPy, or an array or tensor without dimensions that holds one, to a float.
+    """Converts a real number of Python or NumPy, or a zero-dimensional real array or tensor, to a float.
 
     Raises TypeError, with a message that begins with `name`, for anything else, including bool, and ValueError for a
     number that float64 cannot represent.
@@ -66,7 +66,7 @@ def shown(found: object) -> str:
 
 
 def _plain(found: object) -> Any:
-    """The element of an array or tensor without dimensions; anything else unchanged."""
+    """The element of a zero-dimensional array or tensor; anything else unchanged."""
     # scalars of NumPy are real numbers, except its bool
     if not isinstance(found, Real) and getattr(found, "ndim", None) == 0 and hasattr(found, "item"):
         try:

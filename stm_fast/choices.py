@@ -1,6 +1,6 @@
-"""Names that a user chooses from.
+"""Names that a user can choose.
 
-They are defined here, and not where they are used, because the command line needs them before it imports torch.
+They are defined here, not where they are used, because the command line needs them before it imports torch.
 """
 
 from typing import Literal, get_args

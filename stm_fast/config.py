@@ -40,7 +40,7 @@ class MemoryConfig:
             floating-point rows on a GPU, without gradients.
 
     Raises:
-        ValueError: numbers below 1 or beyond int64, unknown names, a `folder` without "disk" or the other way round.
+        ValueError: numbers below 1 or beyond int64, unknown names, a `folder` without "disk" or vice versa.
         TypeError: numbers that are not integers, flags that are not booleans, a folder that is not a path.
     """
 
@@ -58,7 +58,7 @@ class MemoryConfig:
     graph: bool = False
 
     def described(self) -> dict[str, Any]:
-        """The options that masks depend on, as plain values: without the folder, and without `graph`."""
+        """The options that affect masks, as plain values: all but the folder and `graph`."""
         plain = asdict(self) | {"folder": None}
         del plain["graph"]
         return plain
@@ -69,7 +69,8 @@ class MemoryConfig:
             object.__setattr__(self, field.name, _checked(field.type, getattr(self, field.name), field.name))
         if (self.place == "disk") != (self.folder is not None):
             raise ValueError(
-                f"MemoryConfig.folder: found {self.folder} with place {self.place!r}, expected one with 'disk' only"
+                f"MemoryConfig.folder: found {self.folder} with place {self.place!r}, expected a folder with 'disk', "
+                "and only then"
             )
 
     @property

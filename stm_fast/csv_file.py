@@ -1,4 +1,4 @@
-"""Tables as CSV: identical bytes everywhere, names restored exactly, and no cell a formula to a spreadsheet."""
+"""Tables as CSV: the same bytes on every system, names restored exactly, no cell that a spreadsheet evaluates."""
 
 import csv
 import re
@@ -11,7 +11,7 @@ _FORMULA = re.compile(r"'*(?:[\t\r\n]|[\s\0-\x1f\ufeff\u200b]*[=+\-@\uff1d\uff0b
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?")
 # a semicolon separates cells in locales with a decimal comma
 _NEEDS_QUOTES = re.compile(r'[",;\t\r\n]|^\s|\s$')
-# longer than any line written here, where names are file names
+# longer than any line written here, because names are file names
 _MAX_CHARACTERS = 4096
 
 

@@ -11,7 +11,7 @@ from typing import Self
 
 # in bytes, in all common file systems
 _MAX_NAME = 255
-# an option in a message, between characters that no path and no argument of a command can have
+# an option in a message, between null characters, which neither a path nor a command's argument can contain
 _OPTION = re.compile("\0([a-z_]+)(?:=([^\0]*))?\0")
 
 
@@ -22,7 +22,7 @@ def option(name: str, *value: object) -> str:
 
 
 class Message(str):
-    """One line for the user, in which each `option` is marked. The marks are no part of the string."""
+    """One line for the user, in which each `option` is marked. The marks are not part of the string."""
 
     marked: str
 
@@ -34,7 +34,7 @@ class Message(str):
         return message
 
     def with_options(self, named: Callable[[str, str | None], str]) -> str:
-        """The line with what `named` makes of the name and value of each option."""
+        """The line with each option replaced by `named(name, value)`."""
         return _OPTION.sub(lambda found: named(found[1], found[2]), self.marked)
 
 
@@ -51,7 +51,7 @@ class InputError(ValueError):
 
 
 def as_input_error(error: Exception) -> InputError | None:
-    """The error as bad input: an InputError, or an error of the operating system; None for anything else, a bug."""
+    """The error as an InputError if it is one or is of the operating system; None for anything else, which is a bug."""
     if isinstance(error, InputError):
         return error
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Output for people. File names come from anywhere, so nothing in them may control the terminal."""
+"""Output for people. File names may come from anyone, so nothing in them may control the terminal."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from typing import TextIO
 # control characters, such as line breaks and escape sequences, and characters that change the writing direction
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
-_lost: list[OSError] = []  # errors of writing to stdout
+_lost: list[OSError] = []  # errors while writing to stdout
 
 
 def printable(text: str) -> str:
@@ -29,7 +29,7 @@ def remark(*lines: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Prints one line about an error or a doubt, on stderr."""
+    """Prints one line with an error or a warning, on stderr."""
     # a library's message may have several lines
     remark(f"stm-fast: {' '.join(message.splitlines())}")
 
@@ -37,7 +37,7 @@ def warn(message: str) -> None:
 def open_streams() -> None:
     """Makes the standard streams accept any text, and reopens closed ones.
 
-    Otherwise the next file opened would get the number of a closed stream, and with it the output of libraries.
+    Otherwise the next file opened would get the descriptor of a closed stream, and libraries would print into it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

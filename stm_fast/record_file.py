@@ -49,7 +49,7 @@ def read_record_file(path: Path, what: str, advice: str) -> dict[str, Any]:
         advice: what to do if it is not.
 
     Raises:
-        InputError: no such file, an unreadable one, or content other than what was written.
+        InputError: no such file, an unreadable one, or content that is not a record or was changed.
     """
     require_file(path, f"{what}; {advice}")
     with reading(path):

@@ -16,8 +16,8 @@ from stm_fast.errors import InputError
 from stm_fast.whole_file import whole_file_in_folder
 
 _METADATA = "__metadata__"
-# the metadata entry with the checksum of the whole file, computed with this entry zero. CRC-32 detects every burst of
-# up to 32 damaged bits, and all but one in four billion other errors; SHA-256 is slower
+# the metadata entry with the checksum of the whole file, computed with zeros in this entry. CRC-32 detects every burst
+# of up to 32 damaged bits, and all but one in four billion other errors; SHA-256 is slower
 _CHECKSUM, _NO_CHECKSUM = "crc32", "00000000"
 _LENGTH_BYTES = 8  # of the header's length, at the start of the file
 _CHUNK_BYTES = 2**22

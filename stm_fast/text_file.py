@@ -26,7 +26,7 @@ def read_text(file: Path, expected: str) -> str:
 
 
 def read_lines(file: Path, expected: str) -> list[str]:
-    """The lines of a list that are not blank, stripped. Raises InputError as `read_text` does."""
+    """The non-blank lines of a list, stripped. Raises InputError as `read_text` does."""
     return [line.strip() for line in read_text(file, expected).splitlines() if line.strip()]
 
 

@@ -59,7 +59,7 @@ def has_cpu_kernel(operator: str) -> bool:
 
 
 def compile_failure() -> type[Exception]:
-    """What torch.compile raises. Importing it takes as long as importing torch does."""
+    """The base class of the errors of torch.compile. Importing it takes as long as importing torch."""
     failure: type[Exception] = import_module("torch._dynamo.exc").TorchDynamoException
     return failure
 

@@ -127,7 +127,7 @@ def test_a_mask_named_after_its_video_is_for_the_first_frame(tmp_path, many, wei
     result = CliRunner().invoke(app, arguments(tmp_path, weights, sources))
     assert result.stderr.count("no masks for") == 1, "for the other video"
     assert 3 in read_mask(tmp_path / "out/00002/masks/00000.png").ids
-    assert "00002.png: named as the video, so it is taken for the first frame" in result.stderr
+    assert "00002.png: named after the video, so used for the first frame" in result.stderr
     refused = CliRunner().invoke(app, arguments(tmp_path, weights, sources, "--mask-frame", "2"))
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr == "stm-fast: --mask-frame: found 2 with 2 videos, expected one\n"
@@ -309,7 +309,7 @@ def test_processes_that_share_a_memory_stop_fail_and_resume_together(tmp_path):
     whole = state.read_bytes()
     state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert together(folder) == [2, 2], "both end if the state of one is damaged"
-    assert (folder / "error0.txt").read_text() == "rank 0 of 2: stopped, rank 1 says why"
+    assert (folder / "error0.txt").read_text() == "rank 0 of 2: stopped; rank 1 reports the reason"
     assert "-1.safetensors: the checkpoint is damaged" in (folder / "error1.txt").read_text()
     state.write_bytes(whole)
     assert together(folder) == [0, 0]

@@ -124,7 +124,7 @@ def test_a_mask_named_after_a_later_frame_is_used_there_with_a_note(place):
     result = place.segment("--overlay", "none", masks=later)
     assert result.exit_code == 0, result.output
     note, estimate = result.stderr.splitlines()
-    assert note == f"stm-fast: {later}: named as frame 00004, so it is taken for that; --mask-frame names another"
+    assert note == f"stm-fast: {later}: named after frame 00004, so used for that frame; --mask-frame selects another"
     assert estimate.startswith("memory: ")
     assert not read_mask(place.out / "masks/00003.png").ids.any()
     assert np.array_equal(read_mask(place.out / "masks/00004.png").ids, one_object())
@@ -263,7 +263,7 @@ def with_index_last(source, target):
 
 def test_a_mask_of_another_size(place):
     write_mask(place.folder / "m.png", np.ones((24, 16), np.uint8))
-    place.refuses("m.png: mask of 16x24, expected 48x32 as the frames", masks=place.folder / "m.png")
+    place.refuses("m.png: mask of 16x24, expected 48x32 like the frames", masks=place.folder / "m.png")
 
 
 def test_a_mask_with_soft_edges(place):
@@ -409,7 +409,7 @@ def test_ctrl_c_leaves_only_whole_files(place):
     assert 0 < len(found) < 800
     assert [path.name for path in found] == [f"{number:05d}.png" for number in range(len(found))]
     *_, interrupted, then, command = errors.splitlines()
-    assert interrupted == (f"stm-fast: interrupted after {len(found)} frames; every file that was written is whole")
+    assert interrupted == (f"stm-fast: interrupted after {len(found)} frames; all files written so far are complete")
     assert then == "To resume:"
     again = shlex.split(command)
     again.remove("--resume")

@@ -373,7 +373,7 @@ def test_no_graph_is_kept(model):
     ("frame", "mask", "words"),
     [
         (torch.rand(1, 40, 56), None, r"frame: found shape \(1, 40, 56\), expected \[3, H, W\]"),
-        (torch.rand(3, 40, 48), None, "frame 1: found 48x40 pixels, expected 56x40 as the first frame has"),
+        (torch.rand(3, 40, 48), None, "frame 1: found 48x40 pixels, expected 56x40 like the first frame"),
         (clip(1)[0], torch.ones(40, 48), "mask of frame 1: found 48x40 pixels, expected 56x40"),
         (clip(1)[0], torch.zeros(SIZE, dtype=torch.uint8), "mask: found no object"),
         (clip(1)[0], torch.ones(SIZE), r"found torch.float32 of shape \(40, 56\), expected integer ids"),

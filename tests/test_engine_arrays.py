@@ -141,9 +141,13 @@ WRONG_FRAMES = [
     (
         PICTURES[0].transpose(1, 2, 0),
         InputError,
-        "frame: found shape (40, 56, 3), expected [3, H, W]; permute(2, 0, 1)",
+        "frame: found shape (40, 56, 3), expected [3, H, W]; use permute(2, 0, 1)",
     ),
-    (FRAMES[0].permute(1, 2, 0), InputError, "frame: found shape (40, 56, 3), expected [3, H, W]; permute(2, 0, 1)"),
+    (
+        FRAMES[0].permute(1, 2, 0),
+        InputError,
+        "frame: found shape (40, 56, 3), expected [3, H, W]; use permute(2, 0, 1)",
+    ),
     (PICTURES[:1], InputError, "frame: found shape (1, 3, 40, 56), expected [3, H, W]"),
     (IDS, InputError, "frame: found shape (40, 56), expected [3, H, W]"),
     (FLOATS[0, :, :0], InputError, "frame: found shape (3, 0, 56), expected [3, H, W]"),

@@ -130,7 +130,7 @@ def test_processes_that_cannot_connect_get_a_message(environment, monkeypatch):
 
     environment(TWO | {"MASTER_ADDR": "no.such.host"})
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(InputError, match=r"MASTER_ADDR, MASTER_PORT: .* meet at no\.such\.host:29500 .*not known"):
+    with pytest.raises(InputError, match=r"MASTER_ADDR, MASTER_PORT: .* connect at no\.such\.host:29500 .*not known"):
         launched().wait()
 
 

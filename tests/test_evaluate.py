@@ -392,7 +392,7 @@ def flipped(name):
     [
         (
             without_run,
-            r"Annotations/blob: found masks, but no .*run\.json that says what made them; give another",
+            r"Annotations/blob: found masks, but no .*run\.json that describes their run; give another",
         ),
         (without_a_mask, "Annotations/blob: found 4 masks, expected 5; remove it to run the sequence again"),
         (with_an_extra_mask, "Annotations/blob: found 6 masks, expected 5; remove it to run the sequence again"),

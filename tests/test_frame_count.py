@@ -197,7 +197,7 @@ def test_frames_that_a_decoder_drops_are_reported(tmp_path: Path, caplog: pytest
     path = remux(whole, tmp_path / "v.mkv", lambda packets: packets[:5] + spoiled(packets[5:]))
     count, found = counted(path)
     assert count == FRAMES > found
-    assert caplog.messages == [f"{path}: damaged: {found} frames could be decoded of {FRAMES}"]
+    assert caplog.messages == [f"{path}: damaged: {found} of {FRAMES} frames could be decoded"]
 
 
 # streams

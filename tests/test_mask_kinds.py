@@ -228,7 +228,7 @@ def test_a_mask_with_the_aspect_ratio_of_the_frames_is_resized(tmp_path: Path) -
         size = round(WIDTH * scale), round(HEIGHT * scale)
         write_mask(tmp_path / name, np.array(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST)))
         found = read_mask(tmp_path / name, (WIDTH, HEIGHT))
-        assert found.note == f"found {size[0]}x{size[1]}, resized it to {WIDTH}x{HEIGHT} as the frames"
+        assert found.note == f"found {size[0]}x{size[1]}, resized it to {WIDTH}x{HEIGHT} like the frames"
         assert found.ids.shape == (HEIGHT, WIDTH)
         assert object_ids(found.ids) == [1, 2]
         assert agreement(found.ids, truth) > 0.97
@@ -308,7 +308,7 @@ def test_a_border_of_255_is_void_and_a_note_says_so(tmp_path: Path) -> None:
     assert given.ids == {0: [1, 2], 2: [1]}
     assert object_ids(given.read(0)) == [1, 2]
     assert given.read(1) is None
-    note = "found 255 beside other ids, treated as void, which is background"
+    note = "found 255 next to other ids, treated as void, which is background"
     assert given.notes == (f"{tmp_path / 'given/00000.png'} and 1 more: {note}",)
     alone = voc(1) * (voc(1) == 255)  # the object is gone, its border remains
     write_mask(tmp_path / "given/00002.png", alone)
@@ -338,7 +338,7 @@ def test_void_is_background_when_a_set_is_scored(tmp_path: Path, objects: Object
     assert [score.object_id for score in scores] == ([1] if objects is Objects.ONE else [1, 2])
     assert {score.J.mean for score in scores} == {1}
     assert {score.J.mean for score in score_sequence(sequence, truth)} == {1}
-    assert sequence.note == "found 255 beside other ids, treated as void, which is background"
+    assert sequence.note == "found 255 next to other ids, treated as void, which is background"
     assert sequence.given("00000", [])[1] == ([1] if objects is Objects.ONE else [1, 2])
 
 
@@ -367,7 +367,7 @@ def test_other_pictures_are_left_out_beside_pngs_and_are_masks_without_them(tmp_
     write_mask(tmp_path / "given/00000.png", np.array(shapes(1, 2)))
     given = given_masks(tmp_path / "given", reader)
     assert given.files.keys() == {0}
-    assert given.notes == (f"{tmp_path / 'given/00002.jpg'}: left out, because the masks beside it are PNGs",)
+    assert given.notes == (f"{tmp_path / 'given/00002.jpg'}: ignored, because the masks next to it are PNGs",)
 
 
 @pytest.mark.parametrize("kind", ["picture", "mask", "folder"])

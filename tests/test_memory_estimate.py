@@ -160,7 +160,7 @@ def test_a_run_that_cannot_fit_is_refused_with_options_that_would(model, monkeyp
     monkeypatch.setattr(estimates, "available_bytes", lambda device: needed)
     assert check_fits(run(model)).memory_bytes == needed
     monkeypatch.setattr(estimates, "available_bytes", lambda device: needed // 2)
-    words = r"memory: the run needs .* of memory, .* are available; what would fit: .*storage='int8'"
+    words = r"memory: the run needs .* of memory, .* is available; options that would fit: .*storage='int8'"
     with pytest.raises(InputError, match=words) as refused:
         check_fits(run(model))
     frames = int(str(refused.value).rpartition("max_frames=")[2])
@@ -204,7 +204,7 @@ def test_the_command_line_refuses_a_run_that_cannot_fit(tmp_path, monkeypatch, m
     result = CliRunner().invoke(app, ["segment", paths[0], "--masks", paths[1], "--output", paths[2], *more])
     assert result.exit_code == 2
     assert result.stderr.startswith("stm-fast: memory: the run needs ")
-    assert result.stderr.endswith(f"what would fit: none; take a smaller {option}\n")
+    assert result.stderr.endswith(f"options that would fit: none; use a smaller {option}\n")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

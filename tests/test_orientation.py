@@ -279,7 +279,7 @@ def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path) -> None:
     reader = open_frames(tmp_path)
     stored_picture(WIDTH + 1).save(file)
     file.write_bytes(file.read_bytes()[:60])  # its pixels cannot be decoded
-    with pytest.raises(InputError, match=r"b\.png: image of 46x31, expected 45x31 as a\.png"):
+    with pytest.raises(InputError, match=r"b\.png: image of 46x31, expected 45x31 like a\.png"):
         list(reader)
     with pytest.raises(InputError, match=r"mask of 45x31, expected 46x31 as b\.png"):
         read_image(file, (HEIGHT, WIDTH), Path("mask.png"), 1)

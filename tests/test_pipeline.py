@@ -436,7 +436,7 @@ def test_the_frame_of_a_mask_can_be_given_by_the_name_of_an_image(tmp_path):
     counted = folder(tmp_path / "counted", ["0001.png", "0002.png", "0003.png"])
     for mask_frame, index in (("0002", 1), (2, 2)):
         assert frame_of(given, counted, mask_frame) == (index, False)
-    with pytest.raises(InputError, match="mask_frame: found 2, but the frame of that index is 0003; expected a name"):
+    with pytest.raises(InputError, match="mask_frame: found 2, but the frame at that index is 0003; expected a name"):
         given_masks(given, open_frames(counted), "2")
 
 
@@ -448,7 +448,7 @@ def test_a_frame_that_is_not_there_is_refused(tmp_path, clip, mask_frame):
 
 def test_mask_frame_cannot_be_given_for_a_folder_of_masks(tmp_path, clip):
     mask(tmp_path / "given/00002.png")
-    with pytest.raises(InputError, match=r"mask_frame: found 3 with the folder .*given, expected it with one mask"):
+    with pytest.raises(InputError, match=r"mask_frame: found 3 with the folder .*given, expected a single mask"):
         given_masks(tmp_path / "given", open_frames(clip), 3)
     with pytest.raises(InputError, match="absent: no such mask file"):
         given_masks(tmp_path / "absent", open_frames(clip), 3)
@@ -463,7 +463,7 @@ def test_one_mask_of_a_later_frame_is_as_a_folder_with_it(tmp_path, model, caplo
     ):
         caplog.clear()
         segment_video(source, masks, tmp_path / name, model=model, overlay="none", **options)
-        notes = [f"{given}: named as frame 00001, so it is taken for that; mask_frame names another"]
+        notes = [f"{given}: named after frame 00001, so used for that frame; mask_frame selects another"]
         assert caplog.messages == (notes if name == "file" else [])
     assert not read_mask(tmp_path / "file/masks/00000.png").ids.any(), "before the mask all is background"
     for name in numbered(3):
@@ -497,7 +497,7 @@ def test_a_mask_among_the_frames_is_not_a_frame(tmp_path, suffix, link):
     mask(given)
     reader = open_frames(source, find_masks(given, source).files)
     assert [frame.name for frame in reader] == [f"img_{number}" for number in range(3)]
-    notes = (f"{source / 'first.png'}: given as mask, and so left out of the frames",)
+    notes = (f"{source / 'first.png'}: given as a mask, so excluded from the frames",)
     found = given_masks(given, reader)
     assert found == GivenMasks({0: given}, (48, 32), {0: [1, 7]}, False, DAVIS_PALETTE, notes, found.digest)
 
@@ -507,7 +507,7 @@ def test_a_run_with_a_mask_among_its_frames(tmp_path, model, caplog):
     given = mask(source / "first.png")
     segment_video(source, given, out, model=model, overlay="none")
     assert files(out) == ["masks/img_0.png", "masks/img_1.png"]
-    assert caplog.messages == [f"{given}: given as mask, and so left out of the frames"]
+    assert caplog.messages == [f"{given}: given as a mask, so excluded from the frames"]
     assert np.array_equal(read_mask(out / "masks/img_0.png").ids, read_mask(given).ids)
 
 
@@ -520,7 +520,7 @@ def test_masks_beside_the_frames_they_are_named_as(tmp_path):
     reader = open_frames(source, find_masks(source, source).files)
     given = given_masks(source, reader)
     assert (reader.frame_count, given.files.keys()) == (3, {1, 2})
-    assert given.notes == (f"{source / '1.png'} and 1 more: given as mask, and so left out of the frames",)
+    assert given.notes == (f"{source / '1.png'} and 1 more: given as a mask, so excluded from the frames",)
     (source / "1.png").unlink()
     reader = open_frames(source, [source / "2.png"])
     assert (reader.frame_count, given_masks(source / "2.png", reader).files.keys()) == (3, {2})

@@ -386,7 +386,7 @@ def test_folders_that_cannot_be_a_clip_are_refused(tmp_path: Path) -> None:
 def test_a_picture_of_another_size_is_refused_before_work_starts(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "clip", ["0.png", "1.png", "2.png"])
     Image.new("RGB", (32, 48)).save(folder / "2.png")
-    refuses(folder, "32x48", "64x48 as 0.png", name=folder / "2.png")
+    refuses(folder, "32x48", "64x48 like 0.png", name=folder / "2.png")
 
 
 def test_a_cut_picture_is_named_when_it_is_reached(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands of stm-fast: their options, and what can be wrong with them before torch is imported.
+"""The commands of stm-fast: their options, which are checked before torch is imported.
 
-What a command does is in `stm_fast.tasks`, which each command imports once it has checked its options.
+The work of a command is in `stm_fast.tasks`, which it imports once its options have been checked.
 """

@@ -68,14 +68,14 @@ def read(
     plots: Annotated[
         bool | None, typer.Option(help="Draw log-log plots; by default if matplotlib is installed.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Finally print the JSON on one line, for scripts.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="At the end, print the JSON on one line, for scripts.")] = False,
     output: Output = Path("benchmark.json"),
     overwrite: Overwrite = False,
 ) -> None:
     """Time the memory read against the alternatives in PyTorch; prints tables, writes JSON and plots.
 
     All are interleaved. Rates count the FLOP of the algorithm; "of mm" is relative to a torch.mm timed in the same
-    rounds; "extra" is memory beyond inputs and results; "error" is relative to float64. Separate lists by commas.
+    rounds; "extra" is memory beyond inputs and results; "error" is relative to float64. Lists are comma-separated.
     """
     if not overwrite:
         plotted = (path for path in output.parent.glob("*.svg") if path.name.startswith(f"{output.stem}."))
@@ -100,7 +100,7 @@ def frames(
 ) -> None:
     """Time whole frames by stage, the engine against the published loop, interleaved; prints tables, writes JSON.
 
-    "J to its masks" compares a variant's masks with those of the first variant. Separate lists by commas.
+    "J to its masks" compares a variant's masks with those of the first variant. Lists are comma-separated.
     """
     if weights is not None:
         require_file(weights, "a checkpoint")
@@ -126,7 +126,7 @@ def tune(
 ) -> None:
     """Time tiles of the Triton kernels on this GPU, which takes minutes, and write the fastest ones as JSON.
 
-    Set STM_FAST_CONFIGS to the file to use them. Separate lists by commas.
+    Set STM_FAST_CONFIGS to the file to use them. Lists are comma-separated.
     """
     tuned_passes = _chosen("--passes", passes, get_args(Pass))
     tuned_dtypes = _chosen("--dtypes", dtypes, get_args(TimedDtype))
@@ -155,7 +155,7 @@ def _names(text: str) -> Iterable[str]:
 
 
 def _chosen(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The distinct names in a comma-separated list, in order; none without a list."""
+    """The distinct names in a comma-separated list, in order; empty without a list."""
     if text is None:
         return ()
     if text == _ALL:

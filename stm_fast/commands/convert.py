@@ -18,7 +18,7 @@ def convert(
         typer.Argument(
             metavar="SOURCE...",
             help="A published .pth, with or without 'module.' in its names, or one of ours. Several are averaged; one "
-            "that is given twice counts twice.",
+            "listed twice counts twice.",
         ),
     ],
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command in which a parameter may stand for several options.
 
-    A parameter ``Annotated[T, function]`` is replaced by the parameters of the function, which makes a T from them.
+    A parameter ``Annotated[T, function]`` is replaced by the parameters of the function, which returns a T.
     """
     signature = inspect.signature(command)
     makers = {name: _maker(parameter) for name, parameter in signature.parameters.items()}

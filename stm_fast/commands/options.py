@@ -42,8 +42,8 @@ def network_choice(
     weights: Annotated[
         Path,
         _network_option(
-            help="A checkpoint, as our .safetensors or the published .pth; 'default' is the package's own, 'open' its "
-            "checkpoint trained without DAVIS."
+            help="A checkpoint: one of our .safetensors files, or the published .pth; 'default' is the package's own, "
+            "'open' the one trained without DAVIS."
         ),
     ] = Path(DEFAULT),
     arch: Annotated[

@@ -24,8 +24,8 @@ def segment(
             "--masks",
             "-m",
             help="A mask of object ids, or in black and white, for the first frame or for the frame that it is named "
-            "after (00066.png); or a folder of masks named after their frames. For several videos: a folder that has "
-            "either for each video, named after it.",
+            "after (00066.png); or a folder of masks named after their frames. For several videos: a folder with "
+            "one or the other for each video, named after it.",
         ),
     ],
     output: Annotated[
@@ -76,7 +76,7 @@ def segment(
     jobs = plan(sources, masks, output)
     if len(jobs) > 1:
         require_folder(masks, "of masks, expected one that has masks for each video")
-    elif world == 1:  # with several processes, another one may be writing there already
+    elif world == 1:  # with several processes, another one may already be writing there
         require_present(sources[0], "file or folder")
         require_present(masks, "mask file or folder of masks")
         check_output(output, overwrite, (sources[0], masks), resume=resume)

@@ -1,7 +1,7 @@
 """Runs the engine over the sequences of a benchmark set and writes masks as servers and toolkits expect them.
 
-Writes the masks ``output/Annotations/<sequence>/<frame>.png``, how long they took ``output/timings/<sequence>.json``,
-and what they depend on ``output/run.json``. The folder of a sequence appears once it is complete.
+Writes masks as ``output/Annotations/<sequence>/<frame>.png``, their timings as ``output/timings/<sequence>.json``, and
+the description of the run as ``output/run.json``. The folder of a sequence appears once it is complete.
 """
 
 import math
@@ -72,8 +72,9 @@ def claim_output(output: Path, run: Mapping[str, Any], sequences: Iterable[Seque
     Args:
         sequences: the sequences of the run, finished or not.
 
-    Raises InputError if the folder contains masks of another or an unknown run, finished sequences that are incomplete,
-    or links to folders.
+    Raises:
+        InputError: the folder contains masks of another or an unknown run, finished sequences that are incomplete, or
+            links to folders.
     """
     refuse_links(output / MASKS, output / TIMINGS)
     # listed before the record is read: another process of this run may be writing both, the record first
@@ -84,7 +85,7 @@ def claim_output(output: Path, run: Mapping[str, Any], sequences: Iterable[Seque
     if not file.exists():
         if earlier:
             masks = output / MASKS / earlier[0]
-            raise InputError(f"{masks}: found masks, but no {file} that says what made them; {_ANOTHER}")
+            raise InputError(f"{masks}: found masks, but no {file} that describes their run; {_ANOTHER}")
         write_record_file(file, run)
     check_same(output, read_record_file(file, "the record of a run of this version", _ANOTHER), run, _ANOTHER)
     for sequence in sequences:

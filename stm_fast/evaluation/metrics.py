@@ -22,7 +22,7 @@ class Statistics(NamedTuple):
 
     mean: float
     recall: float  # share of frames above RECALL_THRESHOLD
-    decay: float  # mean of the first quarter of the frames less that of the last
+    decay: float  # mean of the first quarter of the frames minus that of the last
 
 
 def region_similarity(prediction: Masks, truth: Masks, void: Masks | None = None) -> Floats:
@@ -56,7 +56,7 @@ def contour_accuracy(prediction: Masks, truth: Masks, void: Masks | None = None,
         bound: share of the diagonal; from 1 on, whole pixels.
 
     Returns:
-        ``[...]`` in [0, 1]; 1 if neither mask has a boundary, 0 if only one has.
+        ``[...]`` in [0, 1]; 1 if neither mask has a boundary, 0 if only one does.
 
     Raises:
         ValueError: shapes that differ.

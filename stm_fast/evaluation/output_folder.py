@@ -36,10 +36,10 @@ def fill_unfinished(
     fill: Callable[[Sequence, Path], None],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Makes the folder of each sequence that has none yet. It gets its name once it is complete.
+    """Fills a folder for each sequence that has none yet. It gets its final name once it is complete.
 
     Args:
-        masks: the folder of these folders.
+        masks: the folder that contains them.
         fill: writes the masks of a sequence into a folder.
         progress: called at the start and after each sequence, with the number of finished ones and of all.
     """

@@ -101,7 +101,7 @@ def print_tables(scores: list[ObjectScore], split: str) -> None:
 
 
 def print_comparison(methods: Mapping[str, list[ObjectScore]]) -> None:
-    """Prints the scores of several methods on the same set, a line each."""
+    """Prints the scores of several methods on the same set, one line each."""
     say("", "---------- Baselines ----------")
     measures = ("J&F-Mean", "J-Mean", "F-Mean")
     rows = []

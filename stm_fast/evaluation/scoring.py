@@ -115,7 +115,7 @@ def _read_result(sequence: Sequence, file: Path, shape: tuple[int, ...], ids: li
     found = sequence.normalized(read_written_mask(file).ids)
     if found.shape != shape:
         height, width = found.shape
-        raise InputError(f"{file}: mask of {width}x{height}, expected {shape[1]}x{shape[0]} as the annotation")
+        raise InputError(f"{file}: mask of {width}x{height}, expected {shape[1]}x{shape[0]} like the annotation")
     if sequence.objects is Objects.ONE:
         return found
     # like the toolkit, which ignores lower ids that the annotations do not have

@@ -1,4 +1,4 @@
-"""Converts frames, masks and ids from users, also in NumPy arrays, to what the engine computes with."""
+"""Checks frames, masks and ids from users, and converts NumPy arrays to tensors."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,11 +23,13 @@ def as_frame(found: Any, like: Tensor) -> Tensor:
         found: a tensor, or a NumPy array, with which the frame shares memory if possible.
         like: a weight of the model.
 
-    Raises InputError: a wrong shape. TypeError: a wrong type or dtype.
+    Raises:
+        InputError: a wrong shape.
+        TypeError: a wrong type or dtype.
     """
     frame = _as_tensor(found, "frame", like)
     if frame.ndim != 3 or frame.shape[0] != 3 or not frame.numel():
-        hint = "; permute(2, 0, 1) of a tensor, transpose(2, 0, 1) of an array, makes it so"
+        hint = "; use permute(2, 0, 1) for a tensor, transpose(2, 0, 1) for an array"
         channels_last = frame.ndim == 3 and frame.shape[2] == 3
         raise InputError(f"frame: found shape {tuple(frame.shape)}, expected [3, H, W]{hint if channels_last else ''}")
     if frame.dtype not in (torch.uint8, *_FLOATS):
@@ -54,7 +56,7 @@ def as_ids(found: Any, name: str) -> list[int]:
 
 
 def in_unit_range(frame: Tensor) -> Tensor:
-    """The frame in [0, 1], in a dtype that can be resized."""
+    """The frame in [0, 1], in a dtype that `resized` supports."""
     if frame.dtype == torch.uint8:
         return frame.float().div_(255)
     return frame.float() if frame.dtype in (torch.float16, torch.bfloat16) else frame
@@ -68,7 +70,7 @@ def resized(planes: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def in_pixels(size: tuple[int, ...]) -> str:
-    """H, W for a message: as in 854x480."""
+    """H, W as text for a message, as in 854x480."""
     return "x".join(map(str, reversed(size)))
 
 

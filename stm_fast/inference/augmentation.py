@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean prediction over several scales of a video, also mirrored."""
+"""Test-time augmentation: the mean prediction over several scales of a video, optionally also mirrored."""
 
 import math
 from collections.abc import Iterable
@@ -41,11 +41,11 @@ class _View:
 
 
 class AugmentedSegmenter:
-    """A `VideoSegmenter` for each scale, and for its mirror image; their probabilities are averaged.
+    """One `VideoSegmenter` per scale, and with `flip` another for its mirror image; their probabilities are averaged.
 
-    Each has its own memory. Given masks are kept to the pixel.
+    Each has its own memory. Given masks are kept exactly.
 
-    Raises InputError: no scale, or one that is not above 0; and as :class:`VideoSegmenter` does.
+    Raises InputError if there is no scale or one that is not above 0, and as :class:`VideoSegmenter` does.
     """
 
     def __init__(self, model: STM, options: RunOptions) -> None:

@@ -61,7 +61,7 @@ class VideoSegmenter:
 
     Args:
         model: the network; it determines the device and the dtype.
-        memory: what to remember.
+        memory: which frames to remember, in which format and where.
         max_size: downscale for the network so that the shorter side is at most this many pixels; masks come back at the
             frame's own size.
         min_size: upscale frames whose shorter side is below this.
@@ -138,7 +138,7 @@ class VideoSegmenter:
 
         Raises:
             InputError: a wrong shape or size, a float frame outside [0, 1], a mask without objects or with ids outside
-                1..255, or a mask with ``memorize=False``. Nothing has changed then: the frame may be given again.
+                1..255, or a mask with ``memorize=False``. The state is then unchanged: the frame may be passed again.
             TypeError: neither a tensor nor an array, or a wrong dtype; ids that are not integers.
         """
         memorize = flag(memorize, "memorize")
@@ -155,7 +155,7 @@ class VideoSegmenter:
         self._memorize_seen()
         inner = resized(in_unit_range(taken.to(self._device, non_blocking=True)), inner_size)  # [3, h, w]
         if inner is taken:
-            inner = inner.clone()  # it is memorized with the next frame, when its buffer may hold that one
+            inner = inner.clone()  # it is memorized at the next step, when its buffer may hold the next frame
         prob, known = self._predict(inner, given_ids)  # [1 + O, h, w]
         full = resized(prob, size)  # [1 + O, H, W]
         if planes is not None:
@@ -195,7 +195,7 @@ class VideoSegmenter:
     def delete_objects(self, ids: Iterable[int]) -> None:
         """Forgets objects; the others keep their ids and their memory.
 
-        Raises InputError: unknown ids. TypeError: ids that are not integers.
+        Raises InputError for unknown ids, TypeError for ids that are not integers.
         """
         gone = set(as_ids(ids, "delete_objects"))
         unknown = gone - set(self._ids)
@@ -217,7 +217,7 @@ class VideoSegmenter:
         self._presence = None if self._presence is None else Presence()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything the next step depends on, as tensors. Save them before it: they may share memory with the bank.
+        """Everything that the next step depends on, as tensors. Save them first: they may share memory with the bank.
 
         With a shard, this is this process's part.
         """
@@ -237,7 +237,7 @@ class VideoSegmenter:
         return state | {f"{_BANK}{name}": tensor for name, tensor in self._bank.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores a state; the next steps give the same bits as those of the segmenter that it is from.
+        """Restores a state; the next steps give the same bits as those of the segmenter that saved it.
 
         Args:
             state: from `state_dict` of a segmenter with the same network, options and shard.
@@ -321,7 +321,7 @@ class VideoSegmenter:
     def _check_frame(self, frame: Tensor) -> None:
         found = tuple(frame.shape[1:])
         if self._size is not None and found != self._size:
-            sizes = f"found {in_pixels(found)} pixels, expected {in_pixels(self._size)} as the first frame has"
+            sizes = f"found {in_pixels(found)} pixels, expected {in_pixels(self._size)} like the first frame"
             raise InputError(f"frame {self._frame_count}: {sizes}")
         # only the first frame: on a GPU, each check waits for the device
         if self._frame_count == 0 and frame.is_floating_point():
@@ -340,7 +340,7 @@ class VideoSegmenter:
         if shape[-2:] != size and shape[:2] == size:
             raise InputError(f"mask: found shape {shape}, expected [H, W], or [O, H, W] with the planes first")
         if shape[-2:] != size:
-            sizes = f"found {in_pixels(shape[-2:])} pixels, expected {in_pixels(size)} as the frame has"
+            sizes = f"found {in_pixels(shape[-2:])} pixels, expected {in_pixels(size)} like the frame"
             raise InputError(f"mask of frame {self._frame_count}: {sizes}")
         return split_mask(mask.to(self._device), ids)
 

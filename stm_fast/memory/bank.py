@@ -75,7 +75,7 @@ class MemoryBank:
 
     @property
     def nbytes(self) -> int:
-        """Size of this process's rows in bytes, spare ones included, in any place."""
+        """Size of this process's rows in bytes, spare ones included, wherever they are."""
         return 0 if self._storage is None else self._storage.nbytes
 
     def append(
@@ -252,7 +252,7 @@ class MemoryBank:
             self._layout = FrameLayout(rows, key.shape[1], value.shape[1], key.dtype, key.device)
             self._storage = self._new_storage(self._layout)
         if rows != self._layout.rows:
-            raise ValueError(f"MemoryBank.append: found {found}, expected {self._layout.rows} pixels a frame")
+            raise ValueError(f"MemoryBank.append: found {found}, expected {self._layout.rows} pixels per frame")
         for name, new, width in (("key", key, self._layout.key_dim), ("value", value, self._layout.value_dim)):
             if new.shape[1] != width or new.dtype != self._layout.dtype:
                 expected = f"width {width} and {self._layout.dtype}"

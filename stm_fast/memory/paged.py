@@ -1,4 +1,4 @@
-"""Rows in pages outside the model's device, read page by page: a bank of any length, two pages of it on the device.
+"""Rows in pages outside the model's device, read page by page: at most two pages per object are on the device.
 
 O objects; a slot is one frame of one object. Every object has its own pages, so adding or removing one copies nothing.
 """

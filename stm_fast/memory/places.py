@@ -8,7 +8,7 @@ from stm_fast.memory.storage import DeviceStorage, FrameLayout, Storage
 
 
 def row_format_of(config: MemoryConfig, frame: FrameLayout, backend: str = "auto") -> Format:
-    """The format of rows. Bytes are stored so that a read takes them directly, unless a named backend needs floats.
+    """The format of rows. Bytes are stored in the layout that a read uses, unless the named backend needs floats.
 
     On a CPU only the C++ engine reads bytes directly, and only int8; the fp8 layout is for tensor cores.
     """

@@ -33,9 +33,9 @@ class _Repeated:
 class RepeatedReads:
     """Reads parts on a GPU, without gradients, and captures reads that repeat.
 
-    A full memory has two of them: with the previous frame and, if that one is kept for good, without. Hence two graphs,
-    each of which holds the memory of one read. A graph reads fixed addresses: the contents of the rows and the query
-    may change from one replay to the next, but nothing else.
+    A full memory is read in two forms: with the previous frame and, if that one is kept permanently, without. Hence two
+    graphs, each of which holds the memory of one read. A graph reads fixed addresses: the contents of the rows and the
+    query may change from one replay to the next, but nothing else.
     """
 
     def __init__(self) -> None:

@@ -171,7 +171,7 @@ def describe_network(model: STM) -> Description:
 def describe_video_run(
     source: Path, given: GivenMasks, model: STM, options: RunOptions, overlay: str, ranks: int
 ) -> Description:
-    """Describes a run over one video. The video counts by name, size and modification time; masks count by content.
+    """Describes a run over one video, which is identified by name, size and modification time; masks, by content.
 
     The number of ranks is included, because each keeps its own part of the memory; the folder of a memory on disk is
     not.
@@ -215,7 +215,7 @@ class CheckpointTimer:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Encloses the writing of a checkpoint, and times it."""
+        """Times the writing of a checkpoint inside the block."""
         start = time.monotonic()
         yield
         now = time.monotonic()

@@ -57,7 +57,7 @@ class Workload(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Peak bytes of a run, without what any other program would use as well."""
+    """Peak memory of a run in bytes, beyond that of a process that has only loaded the libraries."""
 
     parameters: int
     activations: int
@@ -68,7 +68,7 @@ class Estimate(NamedTuple):
 
     @property
     def memory_bytes(self) -> int:
-        """On the model's device, without the parameters, which are loaded already."""
+        """On the model's device, without the parameters, which are already loaded."""
         on_cpu = self.device.type == "cpu"
         rows = self._rows_in("device", "host") if on_cpu else self._rows_in("device")
         waiting = self.waiting if on_cpu else 0
@@ -114,7 +114,7 @@ def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: G
         if most is not None and count > most:
             raise InputError(
                 f"{option('max_frames')}: found {most}, expected at least {count}: object {object_id} has that many "
-                "given masks, and none of them is evicted"
+                "given masks, which are never evicted"
             )
     later, given_frames = len(every - first), max(counts.values())
     return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world)
@@ -157,21 +157,21 @@ def check_fits(run: Workload) -> Estimate:
     if lacking is None:
         return needed
     size = option("min_size" if min(run.full_size) < run.options.min_size else "max_size")
-    options = ", ".join(_options_that_fit(run)) or f"none; take a smaller {size}"
-    raise InputError(f"memory: the run needs {lacking}; what would fit: {options}")
+    options = ", ".join(_options_that_fit(run)) or f"none; use a smaller {size}"
+    raise InputError(f"memory: the run needs {lacking}; options that would fit: {options}")
 
 
 def _lacking(needed: Estimate) -> str | None:
-    """The first resource that does not suffice, for a message; None if all do."""
+    """The first resource that is insufficient, for a message; None if all suffice."""
     checks = [("memory" if needed.device.type == "cpu" else "device memory", needed.memory_bytes, needed.device)]
     checks.append(("host memory", needed.host_bytes, torch.device("cpu")))
     for what, nbytes, device in checks:
         if nbytes > (available := available_bytes(device)):
-            return f"{_text(nbytes)} of {what}, {_text(available)} are available"
+            return f"{_text(nbytes)} of {what}, but only {_text(available)} is available"
     if needed.memory.folder is not None:
         free = shutil.disk_usage(needed.memory.folder).free
         if needed.disk_bytes > free:
-            return f"{_text(needed.disk_bytes)} in {needed.memory.folder}, {_text(free)} are free"
+            return f"{_text(needed.disk_bytes)} in {needed.memory.folder}, but only {_text(free)} is free"
     return None
 
 

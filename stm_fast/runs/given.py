@@ -32,8 +32,8 @@ class GivenMasks(NamedTuple):
         size: W, H of the frames.
         ids: the objects of each mask.
         void: whether 255 is void, and not an object.
-        palette: the colors of the first mask; None where it has none.
-        notes: how ambiguous input was interpreted, a line each.
+        palette: the colors of the first mask; None if it has none.
+        notes: how ambiguous input was interpreted, one line each.
         digest: SHA-256 of all masks and their frames.
     """
 
@@ -70,7 +70,7 @@ class MaskFiles(NamedTuple):
     Attributes:
         path: the only mask, or the folder of masks.
         files: the masks.
-        others: images beside them, which are not masks.
+        others: images next to them, which are not masks.
     """
 
     path: Path
@@ -81,7 +81,7 @@ class MaskFiles(NamedTuple):
 def find_masks(path: Path, source: Path) -> MaskFiles:
     """Lists the masks of the video `source`: one file, or those of a folder.
 
-    Raises InputError: no such file or folder, two masks with the same stem, or a mask that is the video itself.
+    Raises InputError if there is no such file or folder, two masks have the same stem, or a mask is the video itself.
     """
     require_present(path, "mask file or folder of masks")
     files, others = ([path], []) if path.is_file() else split_masks(path)
@@ -101,25 +101,26 @@ def match_masks(masks: MaskFiles, reader: FrameReader, mask_frame: int | str | N
         reader: of the video.
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
 
-    Raises InputError: no mask in the folder, a name that no frame has, two masks of one frame, no such `mask_frame`, or
-    one with a folder of masks, and any mask that has no objects or that read_mask refuses.
+    Raises:
+        InputError: no mask in the folder, a name that no frame has, two masks of one frame, no such `mask_frame`, a
+            `mask_frame` with a folder of masks, or a mask that has no objects or that read_mask refuses.
     """
     notes = []
     if reader.left_out:
-        notes.append(f"{_named(reader.left_out)}: given as mask, and so left out of the frames")
+        notes.append(f"{_named(reader.left_out)}: given as a mask, so excluded from the frames")
     if masks.others:
-        notes.append(f"{_named(masks.others)}: left out, because the masks beside it are PNGs")
+        notes.append(f"{_named(masks.others)}: ignored, because the masks next to it are PNGs")
     if masks.files != [masks.path]:
         files = _files_by_frame(masks, reader)
         if mask_frame is not None:
             found = f"{mask_frame!r} with the folder {masks.path}"
-            raise InputError(f"{option('mask_frame')}: found {found}, expected it with one mask")
+            raise InputError(f"{option('mask_frame')}: found {found}, expected a single mask")
     elif mask_frame is not None:
         files = {_index_of(mask_frame, reader): masks.path}
     else:
         index, why = _index_by_name(masks.path, reader)
         files = {index: masks.path}
-        notes += [f"{masks.path}: {why}; {option('mask_frame')} names another"] if why else []
+        notes += [f"{masks.path}: {why}; {option('mask_frame')} selects another"] if why else []
     return _checked(files, (reader.width, reader.height), notes)
 
 
@@ -144,8 +145,8 @@ def _checked(files: dict[int, Path], size: tuple[int, int], notes: list[str]) ->
         ids = {index: [one for one in found if one != VOID] for index, found in ids.items()}
         for index, found in ids.items():
             if not found:
-                file = files[index]
-                raise InputError(f"{file}: mask without objects: nothing but {VOID}, which is void beside others")
+                why = f"nothing but {VOID}, which is void because other masks have other ids"
+                raise InputError(f"{files[index]}: mask without objects: {why}")
     notes = notes + [f"{_named(of_note)}: {note}" for note, of_note in noted.items()]
     return GivenMasks(files, size, ids, void, palette, tuple(map(Message, notes)), digest.hexdigest())
 
@@ -161,14 +162,14 @@ def _index_by_name(file: Path, reader: FrameReader) -> tuple[int, str]:
         return 0, ""
     if index is None or reader.name_of(index) != name:
         surprising = name.isdecimal() and name != reader.name
-        return 0, "no frame has this name, so it is taken for the first one" if surprising else ""
+        return 0, "no frame has this name, so it is used for the first one" if surprising else ""
     if name == reader.name:
-        return 0, "named as the video, so it is taken for the first frame"
-    return index, f"named as frame {name}, so it is taken for that"
+        return 0, "named after the video, so used for the first frame"
+    return index, f"named after frame {name}, so used for that frame"
 
 
 def _index_of(mask_frame: int | str, reader: FrameReader) -> int:
-    """The index of the frame that a user names: text is a name, or else an index."""
+    """The index of the frame that a user selects: text is a name if a frame has it, otherwise an index."""
     index = reader.index_of(mask_frame) if isinstance(mask_frame, str) else mask_frame
     if index is None and re.fullmatch("[0-9]{1,18}", str(mask_frame)):
         index = int(mask_frame)
@@ -180,9 +181,9 @@ def _index_of(mask_frame: int | str, reader: FrameReader) -> int:
             f"or an index from 0{most}"
         )
     name = reader.name_of(index)
-    # the names may count from 1
+    # names may be numbered from 1
     if isinstance(mask_frame, str) and name.isdecimal() and int(name) != int(mask_frame):
-        found = f"{mask_frame}, but the frame of that index is {name}"
+        found = f"{mask_frame}, but the frame at that index is {name}"
         raise InputError(f"{option('mask_frame')}: found {found}; expected a name")
     return index
 
@@ -192,10 +193,10 @@ def _files_by_frame(masks: MaskFiles, reader: FrameReader) -> dict[int, Path]:
     for file in masks.files:
         index = reader.index_of(file.stem)
         if index is None:
-            raise InputError(f"{file}: no frame of {reader.name} has this name, expected masks named as their frames")
+            raise InputError(f"{file}: no frame of {reader.name} has this name, expected masks named after frames")
         if index in files:
             raise InputError(f"{file}: a mask of the same frame as {files[index].name}")
         files[index] = file
     if not files:
-        raise InputError(f"{masks.path}: no mask in this folder, expected PNGs named as their frames")
+        raise InputError(f"{masks.path}: no mask in this folder, expected PNGs named after their frames")
     return files

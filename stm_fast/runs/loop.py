@@ -92,7 +92,7 @@ def _segmented(frame: Frame, prob: Tensor, object_ids: list[int], with_scores: b
 
 
 def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
-    """The same items, produced ahead of time by a thread; an exception is raised in the place of its item.
+    """The same items, produced ahead of time by a thread; an exception is raised in place of its item.
 
     At most `depth` items wait while one more is produced. Close the generator if it is not exhausted.
     """

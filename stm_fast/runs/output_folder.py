@@ -18,7 +18,7 @@ STATES = ".resume-*.safetensors"
 # see `score_table`
 SCORES = "scores.csv"
 START_AGAIN = f"start again with {option('overwrite', True)}"
-# in a chain; Linux refuses longer ones as loops
+# in a chain; Linux treats longer ones as loops
 _MOST_LINKS = 40
 
 
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     """One video with its masks and its output folder."""
 
     source: Path
-    masks: Path  # for one of many videos, the folder of the masks of all
+    masks: Path  # for one of many videos, the folder with the masks of all
     output: Path
     mask_frame: int | str | None = None  # that a single mask belongs to; None to go by its name
 
@@ -102,7 +102,7 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
     """
     with reading(folder):
         if os.path.lexists(folder) and not folder.is_dir():
-            found = "a file" if folder.exists() else "a link that leads nowhere"
+            found = "a file" if folder.exists() else "a broken link"
             raise InputError(f"{folder}: found {found}, expected an output folder")
         refuse_links(*parts_of(folder))
         check_apart([folder], inputs)
@@ -118,7 +118,7 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
 
 
 def check_apart(folders: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raises InputError if an output folder contains an input, or a file of one, directly or through a link.
+    """Raises InputError if an output folder contains an input or one of its files, directly or through a link.
 
     Removing earlier results could remove the input.
     """

@@ -88,7 +88,7 @@ class Ranks:
         return [bool(vote) for vote in votes.tolist()]
 
     def together(self, action: Callable[[], Item]) -> Item:
-        """The result of an action on this process. Raises InputError on all processes if the action does on any."""
+        """The result of an action on this process. Raises InputError on all processes if the action does so on any."""
         problem: InputError | None = None
         result: Item | None = None
         try:
@@ -99,7 +99,7 @@ class Ranks:
         if problem is not None:
             raise problem
         if True in failed:
-            raise InputError(f"rank {self.rank} of {self.world}: stopped, rank {failed.index(True)} says why")
+            raise InputError(f"rank {self.rank} of {self.world}: stopped; rank {failed.index(True)} reports the reason")
         return cast(Item, result)
 
     def lead(self, check: Callable[[], Any]) -> None:
@@ -113,7 +113,7 @@ class Ranks:
 def launched() -> Ranks:
     """The ranks from the environment variables that torchrun sets; a single process without them.
 
-    Raises InputError: an invalid number, or some of the variables without the others.
+    Raises InputError for an invalid number, or if only some of the variables are set.
     """
     world = _number("WORLD_SIZE", 1, _MOST_PROCESSES, 1)
     rank = _number("RANK", 0, world - 1, 0)
@@ -121,7 +121,8 @@ def launched() -> Ranks:
     if world > 1 or "LOCAL_RANK" in os.environ:
         missing = [name for name in _NEEDED if not os.environ.get(name)]
         if missing:
-            raise InputError(f"{missing[0]}: missing in the environment, expected {', '.join(_NEEDED)}, as of torchrun")
+            needed = ", ".join(_NEEDED)
+            raise InputError(f"{missing[0]}: missing in the environment, expected {needed}, as set by torchrun")
         _number("MASTER_PORT", 1, 2**16 - 1, 1)
     return Ranks(rank, world, local_rank)
 
@@ -163,7 +164,7 @@ def _join(backend: str, timeout: timedelta) -> None:
         distributed.init_process_group(backend, timeout=timeout)
     except (OSError, ValueError, distributed.DistError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise InputError(f"MASTER_ADDR, MASTER_PORT: the processes do not meet at {where} ({error})") from error
+        raise InputError(f"MASTER_ADDR, MASTER_PORT: the processes cannot connect at {where} ({error})") from error
 
 
 def _number(name: str, least: int, most: int, default: int) -> int:
@@ -171,6 +172,6 @@ def _number(name: str, least: int, most: int, default: int) -> int:
     if text is None:
         return default
     if re.fullmatch("[0-9]{1,9}", text) is None or not least <= int(text) <= most:
-        alone = ", as WORLD_SIZE is not set" if most == 0 and "WORLD_SIZE" not in os.environ else ""
+        alone = ", because WORLD_SIZE is not set" if most == 0 and "WORLD_SIZE" not in os.environ else ""
         raise InputError(f"{name}: found {text[:40]!r} in the environment, expected {least} to {most}{alone}")
     return int(text)

@@ -38,7 +38,8 @@ class ScoreTable:
     Attributes:
         checksum: of all lines written so far.
 
-    Raises InputError, now or later, if the table cannot be written, or if the kept lines have another checksum.
+    Raises:
+        InputError: the kept lines have another checksum, or, now or later, the table cannot be written.
     """
 
     def __init__(self, folder: Path, frames: int, checksum: int | None = None) -> None:
@@ -113,7 +114,7 @@ class _Line(NamedTuple):
 
 
 def _beginning(path: Path, frames: int) -> Iterator[_Line]:
-    """The lines of the first frames, up to the first line that is invalid, as a killed process may leave it."""
+    """The lines of the first frames, up to the first invalid one, which a killed process may leave."""
     with suppress(InputError):
         for line in _lines(path) if frames else ():
             if line.frame_index >= frames:

@@ -32,7 +32,7 @@ class Summary(NamedTuple):
     """The outcome of segment_video."""
 
     frames: int  # of the video
-    seconds: float  # from the first frame's decoding to the last file's writing
+    seconds: float  # from decoding the first frame to writing the last file
     object_ids: list[int]
     output: Path
     resumed_at: int = 0  # frames that an earlier run had done: all, if it was finished
@@ -46,7 +46,7 @@ class InterruptedRun(Exception):
     """
 
     def __init__(self, frames: int) -> None:
-        super().__init__(f"interrupted after {frames} frames; every file that was written is whole")
+        super().__init__(f"interrupted after {frames} frames; all files written so far are complete")
         self.frames = frames
 
 
@@ -91,7 +91,7 @@ def segment_video(
         source: a video file, or a folder of jpg, png or webp frames.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
             frame 33 of a video), or a folder of masks named after their frames. Objects may first appear in later
-            masks; 255 beside other ids is void. Masks among the frames are not taken for frames.
+            masks; 255 next to other ids is void. Masks among the frames are not treated as frames.
         output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.

@@ -86,7 +86,7 @@ def tune_tiles(
     """Times tiles of the Triton kernels and writes the fastest ones. Raises InputError without a GPU."""
     place = _place(device, threads)
     if place != "cuda":
-        raise InputError(f"{option('device')}: found {place}, expected a CUDA device, whose Triton kernels are timed")
+        raise InputError(f"{option('device')}: found {place}, expected a CUDA device, because Triton kernels are timed")
     with _status() as report:
         record = tune(shapes, [DTYPES[name] for name in dtypes], passes, make_clock(place), report)
     record.write(output)
@@ -97,8 +97,8 @@ def tune_tiles(
 
 @contextmanager
 def _status() -> Iterator[Callable[[str], None]]:
-    """A line on stderr about what is being done."""
-    from rich.console import Console  # here alone: make gpu times whole frames on machines that may lack it
+    """Shows on stderr, in one line, what is being timed."""
+    from rich.console import Console  # only here: make gpu times whole frames on machines that may lack it
 
     with Console(stderr=True).status("starting") as spinner:
         yield spinner.update

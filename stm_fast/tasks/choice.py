@@ -20,7 +20,7 @@ class NetworkChoice:
         weights: a checkpoint; "default" and "open" are those of the package.
         arch: an untrained network instead of the default weights.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dtype: "auto" takes the fastest one of the device.
+        dtype: "auto" selects the fastest one of the device.
         compile: a mode of torch.compile.
 
     Raises:
@@ -53,7 +53,7 @@ class NetworkChoice:
         return self.arch is not None
 
     def smallest_side(self, min_size: int | None, max_size: int | None = None) -> int:
-        """`min_size` of the `VideoSegmenter`: as requested, or else what suits the weights."""
+        """`min_size` of the `VideoSegmenter`: as requested, otherwise the one that suits the weights."""
         if min_size is not None:
             return min_size
         if self.untrained or os.path.realpath(self.file) not in map(str, FILES.values()):

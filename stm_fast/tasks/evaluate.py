@@ -41,7 +41,7 @@ from stm_fast.whole_file import make_folder
 def score_results(
     pairs: list[tuple[Sequence, Path]], facts: Record, output: Path | None, *, workers: int | None, report: bool
 ) -> None:
-    """Scores existing folders of masks; prints tables, and writes them into an output folder if there is one.
+    """Scores existing folders of masks; prints tables, and writes them into an output folder if one is given.
 
     Args:
         facts: the description of the results for the record.

@@ -1,14 +1,14 @@
-"""What the options that the library's messages name are called on the command line."""
+"""Replaces options in the library's messages with the flags of the command line."""
 
 from stm_fast.errors import InputError, Message
 
-# those that are not called as their field
+# flags whose names differ from those of the options
 _FLAGS = {"max_frames": "--max-memory-frames", "max_bytes": "--max-memory-bytes"}
 _FLAGS |= {name: f"--memory-{name}" for name in ("storage", "place", "folder")}
 
 
 def with_flags(message: object) -> str:
-    """An error or a message of the library, with flags in place of options."""
+    """An error or a message of the library, with options replaced by flags."""
     text = message.message if isinstance(message, InputError) else message
     return text.with_options(_flag) if isinstance(text, Message) else str(text)
 

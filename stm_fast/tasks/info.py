@@ -12,7 +12,7 @@ from stm_fast.versions import version_of
 
 
 def print_info() -> None:
-    """Prints a line for each."""
+    """Prints one line for each."""
     for package in ("stm_fast", "torch", "torchvision", "triton", "numpy", "av"):
         say(f"{package:12} {version_of(package) or 'not installed'}")
     say(f"{'python':12} {platform.python_version()} on {platform.system()} {platform.machine()}")

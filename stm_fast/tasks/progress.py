@@ -27,7 +27,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(what: str, unit: str = "frames") -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on stderr, if that is a terminal, which disappears at the end; yields its update function."""
+    """A progress bar on stderr, shown only in a terminal and removed at the end; yields its update function."""
     columns = (_DESCRIPTION, BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     console = Console(stderr=True)
     # in a log, even a bar that disappears leaves an empty line

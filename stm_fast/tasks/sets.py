@@ -52,7 +52,7 @@ def to_score(sequences: Iterable[Sequence]) -> list[Sequence]:
 def open_results(
     results: Path, truth: Path, set_name: SetName, data: Path | None, split: str
 ) -> list[tuple[Sequence, Path]]:
-    """The sequences to score in a folder of results: those of the split in `data`, or without `data` all.
+    """The sequences to score in a folder of results: those of the split in `data`, or all without `data`.
 
     Raises:
         InputError: a missing folder, or one without results.
@@ -67,7 +67,7 @@ def open_results(
     if data is None:
         pairs = [(sequence, folder) for sequence, folder in pairs if os.path.lexists(folder)]
     if not pairs:
-        raise InputError(f"{results}: found no results of the sequences of {truth}, expected a folder for each")
+        raise InputError(f"{results}: found no results for the sequences of {truth}, expected a folder for each")
     same = [sequence.name for sequence, folder in pairs if same_file(folder, sequence.annotations)]
     if same:
         warn(f"{', '.join(same)}: the results are the annotations themselves; their scores are meaningless")
@@ -78,7 +78,7 @@ def open_results(
 
 
 def _tell(sequences: Iterable[Sequence]) -> None:
-    """Warns, with a line for each kind, about annotations that were interpreted."""
+    """Warns about annotations that had to be interpreted, with one line for each kind."""
     noted: dict[str, list[Sequence]] = {}
     for sequence in sequences if launched().leads else ():
         if sequence.note is not None:

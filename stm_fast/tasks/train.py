@@ -19,8 +19,8 @@ def train_network(
 
     Args:
         output: the folder of the run.
-        deadline: a time of `time.monotonic`, when the run ends with a checkpoint.
-        end: of the schedule, likewise; None if the configuration gives the number of epochs.
+        deadline: the `time.monotonic()` at which the run ends with a checkpoint.
+        end: the `time.monotonic()` at which the schedule ends; None if the configuration gives the number of epochs.
 
     Returns:
         The exit code.

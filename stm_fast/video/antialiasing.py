@@ -18,11 +18,11 @@ _SIDE, _SIDE_BLURRED = 1, 3
 _MIN_BETWEEN = 0.9
 # an edge value touches darker and brighter values about equally: smaller contact over larger
 _MIN_BALANCE = 0.25
-# at most this share of an object's outline may border the background directly
+# at most this share of an object's outline may touch the background directly
 _MAX_HARD = 0.5
 # a blurred edge has at least _RAMP values; its first and last _ENDS values may cover wider bands
 _RAMP, _ENDS = 32, 16
-# edge pixels per pixel of a bright object, which may be small; consecutive ids need more evidence to be doubted
+# edge pixels per pixel of a bright object, which may be small; consecutive ids are doubted only on stronger evidence
 _MAX_EDGE_BRIGHT = 4
 # this many thin shades next to one object are not ids, even if they do not enclose it
 _SEVERAL = 3
@@ -68,7 +68,7 @@ def find_shades(gray: Gray) -> Shades | None:
     """The shades of a mask ``[H, W]``; None if its values are ids.
 
     An edge is recognized by its shape, not by its number of values: they occur in a thin band between darker and
-    brighter ones, which runs along most of what it encloses and covers less of the image than that does.
+    brighter ones, which runs along most of the outline of what it encloses and has a smaller area than that.
     """
     counts = count_values(gray)
     values = np.flatnonzero(counts)
@@ -96,9 +96,9 @@ def find_shades(gray: Gray) -> Shades | None:
 
 
 def _is_smoothed(gray: Gray, counts: _Counts, values: _Counts) -> bool:
-    """Whether an image is one white object with smooth edges, parts of which are no wider than an edge.
+    """Whether an image is one white object with smooth edges that has parts no wider than an edge.
 
-    There a shade need not touch anything brighter, and resizing leaves ripples.
+    In such parts a shade may touch nothing brighter, and resizing leaves ripples.
     """
     shades, many = values[1:-1], len(values) >= _RAMP
     if not len(shades) or values[-1] < _WHITISH or shades[-1] < values[-1] // _LEAST_SHADE:

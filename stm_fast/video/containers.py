@@ -8,7 +8,7 @@ _SHORT_HEADER, _LONG_HEADER = 8, 16
 
 
 def is_fragmented(path: Path) -> bool:
-    """Whether an MP4 or MOV file has fragments with their own indexes, or does not consist of boxes to its end.
+    """Whether an MP4 or MOV file has fragments with their own indexes, or does not consist of boxes up to its end.
 
     A box is its length, its name and its content (ISO/IEC 14496-12, section 4.2).
     """

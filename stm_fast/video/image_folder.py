@@ -14,7 +14,7 @@ from stm_fast.listing import by_stem, list_images
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.image_file import open_image, orientation, to_rgb, upright, upright_size
 
-# a folder states no frame rate; this is that of DAVIS
+# a folder has no frame rate; this is that of DAVIS
 FRAME_RATE = Fraction(24)
 
 
@@ -58,7 +58,7 @@ class ImageFolder(FrameReader):
 
     def _check_size(self, file: Path, size: tuple[int, int]) -> None:
         if size != (self.width, self.height):
-            expected = f"{self.width}x{self.height} as {self._files[0].name}"
+            expected = f"{self.width}x{self.height} like {self._files[0].name}"
             raise InputError(f"{file}: image of {size[0]}x{size[1]}, expected {expected}")
 
 
@@ -81,7 +81,7 @@ def _check_names(frames: list[Path], masks: list[Path]) -> None:
     numberings = {_numbering(name) for name in named}
     for mask in masks:
         if mask.stem not in named and _numbering(mask.stem) in numberings:
-            raise InputError(f"{mask}: given as a mask, but named like a frame; expected a folder of frames alone")
+            raise InputError(f"{mask}: given as a mask, but named like a frame; expected a folder with frames only")
 
 
 def _identity(file: Path) -> tuple[int, int]:
@@ -108,6 +108,6 @@ def read_frame(file: Path) -> npt.NDArray[np.uint8]:
 
 
 def _decode(image: Image) -> npt.NDArray[np.uint8]:
-    # read before the pixels, as the size is: metadata after the pixels of a PNG changes neither
+    # read before the pixels, like the size: metadata after the pixels of a PNG affects neither
     turn = orientation(image)
     return upright(to_rgb(image), turn)

@@ -48,7 +48,7 @@ class MaskImage(NamedTuple):
 
 
 def read_written_mask(path: str | Path) -> MaskImage:
-    """A palette or grayscale PNG written by a method: every value is an id. Raises InputError for any other file."""
+    """A palette or grayscale PNG written by a segmentation method: all values are ids. Raises InputError for others."""
     path = Path(path)
     with open_image(path, "mask") as image:
         if image.format != "PNG" or image.mode not in _ID_MODES:
@@ -62,7 +62,7 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> MaskImag
 
     The values of palette and grayscale PNGs are ids and are kept: a 0/255 mask is one object whose id is 255. Other
     images (RGB, RGBA, JPEG, WebP) must be black and one other color, which becomes object 255. Soft edges of one object
-    are accepted: the object is where it is at least half as bright as inside. `note` says how the file was interpreted.
+    are accepted: pixels at least half as bright as its inside belong to it. `note` says how the file was interpreted.
     A mask without any object is read too: see `require_objects`.
 
     Args:
@@ -109,7 +109,7 @@ def _check_size(path: Path, found: tuple[int, int], expected: tuple[int, int] | 
     (least, most), (least_expected, most_expected) = _aspect(found), _aspect(expected)
     alike = least <= most_expected and least_expected <= most
     if not alike or not 1 / _MAX_SCALE <= scale <= _MAX_SCALE:
-        raise InputError(f"{path}: mask of {text}, expected {expected[0]}x{expected[1]} as the frames")
+        raise InputError(f"{path}: mask of {text}, expected {expected[0]}x{expected[1]} like the frames")
 
 
 def _aspect(size: tuple[int, int]) -> tuple[float, float]:
@@ -134,7 +134,7 @@ def _gray_step(image: Image.Image) -> np.uint8:
 
 
 def _check_background(path: Path, ids: Ids, palette: bytes) -> None:
-    """Refuses a black background at another index than 0, as written by programs that choose the palette."""
+    """Refuses a black background at an index other than 0, as written by programs that choose their own palette."""
     colors = np.frombuffer(palette, np.uint8).reshape(-1, 3)
     used = np.flatnonzero(count_values(ids)[: len(colors)])
     brightest = colors[used].max(1)
@@ -153,7 +153,7 @@ def _without_soft_edges(path: Path, mask: MaskImage) -> MaskImage:
     if shades is None:
         return mask
     if not shades.one_object:
-        where = f"{_listed(shades.edges)} occur along edges only, beside {_listed(shades.others)}"
+        where = f"{_listed(shades.edges)} occur only along edges, next to {_listed(shades.others)}"
         raise InputError(f"{path}: mask looks anti-aliased: {where}; save it with hard edges")
     brightest = max(shades.others)
     ids = np.where(mask.ids >= (brightest + 1) // 2, np.uint8(brightest), np.uint8(0))
@@ -220,7 +220,7 @@ def _resized(mask: MaskImage, size: tuple[int, int]) -> MaskImage:
     if (width, height) == size:
         return mask
     ids = np.array(Image.fromarray(mask.ids).resize(size, Image.Resampling.NEAREST))
-    note = f"found {width}x{height}, resized it to {size[0]}x{size[1]} as the frames"
+    note = f"found {width}x{height}, resized it to {size[0]}x{size[1]} like the frames"
     return MaskImage(ids, mask.palette, note if mask.note is None else f"{mask.note}; {note}")
 
 

@@ -13,7 +13,7 @@ from stm_fast.whole_file import whole_file
 
 # neither object nor background, such as the border around objects in PASCAL VOC
 VOID = 255
-VOID_NOTE = f"found {VOID} beside other ids, treated as void, which is background"
+VOID_NOTE = f"found {VOID} next to other ids, treated as void, which is background"
 
 
 def _davis_palette() -> bytes:
@@ -61,7 +61,7 @@ def object_ids(ids: npt.NDArray[np.uint8]) -> list[int]:
 def has_void(ids: Collection[int]) -> bool:
     """Whether 255, among all ids of a video, is void: there are other ids, and they do not run up to 254.
 
-    By itself it is the object of a black-and-white mask.
+    Alone, it is the object of a black-and-white mask.
     """
     return VOID in ids and len(ids) > 1 and VOID - 1 not in ids
 

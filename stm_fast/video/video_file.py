@@ -73,13 +73,13 @@ class VideoFile(FrameReader):
                     height, width = frame.image.shape[:2]
                     raise InputError(
                         f"{self.path}: frame {frame.index} is {width}x{height}, expected {self.width}x{self.height} "
-                        "as frame 0"
+                        "like frame 0"
                     )
                 yield frame
                 decoded += 1
         if self.frame_count not in (None, decoded):
             # decoders silently drop frames of a damaged file
-            logger.warning("%s: damaged: %d frames could be decoded of %d", self.path, decoded, self.frame_count)
+            logger.warning("%s: damaged: %d of %d frames could be decoded", self.path, decoded, self.frame_count)
 
     def index_of(self, name: str) -> int | None:
         if not (name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS):
@@ -120,7 +120,7 @@ class VideoFile(FrameReader):
             yield frame
             index += 1
         if index == 0:
-            raise InputError(f"{self.path}: the video stream holds no frame")
+            raise InputError(f"{self.path}: the video stream contains no frames")
 
 
 def _decode(packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
@@ -198,7 +198,7 @@ def _check_pixels(path: Path, stream: VideoStream) -> None:
 
 
 def _frame_rate(stream: VideoStream) -> Fraction:
-    """The average rate, if plausible; files without one may state anything."""
+    """The average rate, if plausible; a file without a rate may state any number."""
     slowest, fastest = _FRAME_RATES
     for rate in (stream.average_rate, stream.guessed_rate):
         if rate is not None and slowest <= rate <= fastest:
@@ -219,7 +219,7 @@ def _check_complete(path: Path, container: InputContainer, stream: VideoStream) 
         end = containers.stated_end(path) or end
     size = path.stat().st_size
     if end > size:
-        raise InputError(f"{path}: truncated: it should have {end} bytes, and has {size}")
+        raise InputError(f"{path}: truncated: it should have {end} bytes, but has {size}")
 
 
 @dataclass(frozen=True)

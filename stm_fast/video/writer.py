@@ -37,7 +37,7 @@ LIMITED_RANGE = 1
 
 
 class FileWriter:
-    """One file per frame in a folder, written completely or not at all. Raises InputError if it cannot be made."""
+    """One file per frame, written completely or not at all. Raises InputError if the folder cannot be created."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
