@@ -153,7 +153,7 @@ def similarities(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 @app.command()
 def training() -> None:
-    """What a memory read keeps for its backward pass: the fused one beside the published matrix products."""
+    """What a memory read keeps for its backward pass: the fused one and the published matrix products."""
     rows = []
     for height, width, frames, objects in TRAINING_CLIPS:
         pixels = (height // STRIDE) * (width // STRIDE)

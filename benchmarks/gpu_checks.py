@@ -4,9 +4,9 @@ The stages, in this order, each with its share of the minutes and the time that 
 
     smoke    does each kernel run at all, and is it right: one shape against float64
     tests    those marked gpu, and the cases of the kernels; failed ones are listed and stop nothing
-    reads    the memory read beside its peers, both layouts, all routes of a shape in the same rounds
+    reads    the memory read compared with its peers, both layouts, all routes of a shape in the same rounds
     profile  one launch of each forward kernel under ncu
-    frames   whole frames beside the published loop
+    frames   whole frames compared with the published loop
     train    the training burst, only if --only names it
 
 All results are in the folder that OUT names in the environment, by default benchmarks/results, written as they come:

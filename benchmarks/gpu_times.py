@@ -1,4 +1,4 @@
-"""The stages of make gpu that time: memory reads beside their peers, and whole frames, each in processes of its own.
+"""The timed stages of make gpu: memory reads compared with their peers, and whole frames, in separate processes.
 
     python -m gpu_times reads RECORD SECONDS PART [PART ...] [--tiny] [--compile-only] [--without ROUTE,...]
     python -m gpu_times frames RECORD SHAPES VARIANTS ROUNDS
@@ -293,7 +293,7 @@ TINY_FRAMES = {"network": Frames(("64p-T1-O1",), ("published", "prepared", "bflo
 
 
 def run_frames(session: "Session", stage: "Stage", end: float) -> None:
-    """Whole frames by stage, the engine beside the published loop, as far as there is time."""
+    """Whole frames by stage, the engine compared with the published loop, as far as there is time."""
     runs = TINY_FRAMES if session.tiny else FRAMES
     if session.compile_only:  # what launches kernels of the package
         runs = {"network": replace(FRAMES["network"], variants=FRAMES["network"].variants[1:], rounds=1)}

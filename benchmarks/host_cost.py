@@ -1,4 +1,4 @@
-"""What memory_read() costs the processor on a device of stubs, of this source tree beside others.
+"""What memory_read() costs the processor on a device of stubs, of this source tree compared with others.
 
     python benchmarks/host_cost.py [--against TREE] [--rounds 200] [--output FILE]
 

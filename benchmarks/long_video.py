@@ -1,6 +1,6 @@
 """What a long video costs: frames per second, latency, bank and memory over the frames.
 
-Every policy and storage, and the published loop beside them until it reaches a memory limit; each in a process of its
+Every policy and storage, and the published loop until it reaches a memory limit; each in a process of its
 own. Weights are random: figures of speed and memory, not of masks. The time of a frame is from the image in memory to
 its object ids; drawing it is not counted.
 

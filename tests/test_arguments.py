@@ -50,17 +50,17 @@ WRONG_CALLS = [
     (
         arguments(key=torch.zeros(2, 7, 4).half()),
         TypeError,
-        "key: found torch.float16, expected torch.float32 as query has",
+        "key: found torch.float16, expected torch.float32 like query",
     ),
     (
         arguments(value=torch.zeros(2, 7, 3).double()),
         TypeError,
-        "value: found torch.float64, expected torch.float32 as query has",
+        "value: found torch.float64, expected torch.float32 like query",
     ),
     (
         arguments(key=torch.zeros(2, 7, 4, device="meta")),
         ValueError,
-        "key: found on meta, expected on cpu as query is",
+        "key: found on meta, expected on cpu like query",
     ),
     (
         arguments(key=torch.zeros(2, 7, 6)),
@@ -107,14 +107,14 @@ WRONG_CALLS = [
     (
         l2(shrinkage=torch.ones(2, 7, device="meta")),
         ValueError,
-        "shrinkage: found on meta, expected on cpu as query is",
+        "shrinkage: found on meta, expected on cpu like query",
     ),
     (l2(selection=torch.ones(1, 5, 4)), ValueError, "selection: found shape (1, 5, 4), expected (2, 5, 4)"),
     (arguments(lengths=torch.ones(2)), TypeError, "lengths: found torch.float32, expected torch.int32 or torch.int64"),
     (
         arguments(lengths=torch.ones(2, dtype=torch.int64, device="meta")),
         ValueError,
-        "lengths: found on meta, expected on cpu as query is",
+        "lengths: found on meta, expected on cpu like query",
     ),
     (arguments(lengths=torch.tensor([1])), ValueError, "lengths: found shape (1,), expected (2,) for the batch"),
     (arguments(lengths=torch.tensor([7, -1])), ValueError, "lengths: found [7, -1], expected values from 0 to 7"),
@@ -182,17 +182,17 @@ WRONG_CALLS = [
     (
         arguments(key=FAKE.from_tensor(KEY)),
         TypeError,
-        "query: found a real tensor, expected a fake one as key is",
+        "query: found a real tensor, expected a fake one like key",
     ),
     (
         arguments(query=FAKE.from_tensor(QUERY)),
         TypeError,
-        "key: found a real tensor, expected a fake one as query is",
+        "key: found a real tensor, expected a fake one like query",
     ),
     (
         arguments(lengths=FAKE.from_tensor(torch.tensor([7, 7]))),
         TypeError,
-        "query: found a real tensor, expected a fake one as lengths is",
+        "query: found a real tensor, expected a fake one like lengths",
     ),
     (
         arguments(query=FAKE.from_tensor(QUERY), key=OTHER.from_tensor(KEY), value=FAKE.from_tensor(VALUE)),

@@ -33,7 +33,7 @@ EXPERIMENTAL = [pytest.param(case, marks=pytest.mark.experimental) for case in h
 
 @pytest.mark.compiles
 @pytest.mark.parametrize("case", [*CASES, *EXPERIMENTAL], ids=str)
-def test_it_compiles_within_its_limits(case: Case) -> None:
+def test_a_kernel_compiles_within_its_limits(case: Case) -> None:
     assert breaches(compile_case(case)) == []
 
 
@@ -41,7 +41,7 @@ def test_every_configuration_is_compiled() -> None:
     assert unvisited((case, launch_of(case).config) for case in (*CASES, *hopper_cases())) == []
 
 
-def test_a_configuration_that_was_not_visited_is_a_problem() -> None:
+def test_a_configuration_that_was_not_visited_is_reported() -> None:
     assert len(unvisited([])) == len(list(reachable()))
 
 
@@ -60,7 +60,7 @@ EVERY_KERNEL = [
     ({"wgmma": 0}, "0 wgmma, expected at least"),
     ({"narrow": 3}, "3 loads of two bytes"),
 ]
-HOPPER_ALONE = [
+HOPPER_ONLY = [
     ({"local_memory": 2}, "2 uses of local memory"),
     ({"wgmma": 8}, "8 wgmma, expected at least 16"),
     ({"copies": 0}, "no copy by TMA"),
@@ -73,7 +73,7 @@ HOPPER_ALONE = [
     ("case", "change", "breach"),
     [
         *((case, *limit) for case in (FORWARD, QUANTIZED, HOPPER) for limit in EVERY_KERNEL),
-        *((HOPPER, *limit) for limit in HOPPER_ALONE),
+        *((HOPPER, *limit) for limit in HOPPER_ONLY),
     ],
 )
 def test_each_limit_is_enforced(case: Case, change: dict[str, Any], breach: str) -> None:
@@ -117,13 +117,13 @@ def test_the_main_loop_is_that_of_the_products() -> None:
     loop = sass.main_loop(LISTING)
     assert sass.products(loop) == 1
     assert loop[0].startswith("LDGSTS")
-    # code that is seldom run, behind the end, belongs to the loop that it goes back to and makes no loop of its own
+    # rarely executed code after the end belongs to the loop that it returns to, and is not a loop itself
     assert sass.opcodes(loop).total() == 9
     assert sass.waits(loop) == 3
     assert sass.main_loop(LISTING[:4]) == []
 
 
-def test_loads_of_two_bytes_count_in_loops_alone() -> None:
+def test_loads_of_two_bytes_count_only_in_loops() -> None:
     assert sass.narrow_loads(LISTING) == 2
     assert sass.narrow_loads(sass.in_loops(LISTING)) == 1
 
@@ -142,7 +142,7 @@ def test_the_forward_kernel_has_one_kind_of_warps() -> None:
 
 @pytest.mark.compiles
 def test_fp8_products_are_added_in_float32() -> None:
-    """Hopper's tensor cores sum products of fp8 in some 14 bits: every step has sums of its own."""
+    """Hopper's tensor cores sum fp8 products in about 14 bits, so every step starts new sums."""
     compiled = compile_for_sm_90(QUANTIZED._replace(dtype=torch.float8_e4m3fn))
     sums = re.findall(r"warp_group_dot [^,]+, [^,]+, (%\w+)", compiled.asm["ttgir"])
     assert len(sums) == 2
@@ -151,7 +151,7 @@ def test_fp8_products_are_added_in_float32() -> None:
 
 @pytest.mark.compiles
 def test_the_units_of_both_slots_are_loaded_in_the_loop_over_slots() -> None:
-    """Triton's interpreter cannot tell: by a name of its own the old unit stayed the first."""
+    """Compiled code once kept the first slot's unit as the old one; Triton's interpreter does not show this."""
     compiled = compile_for_sm_90(QUANTIZED)
     loop = re.search(r"^( *)[^\n]*scf\.for.*?^\1\}", compiled.asm["ttgir"], re.DOTALL | re.MULTILINE)
     assert loop is not None
@@ -171,9 +171,9 @@ def test_the_memory_is_split_to_fill_the_processors(tiles: int, steps: int, spli
     ("queries", "objects", "rows", "splits"),
     [
         (1620, 1, 1620, 4),
-        (1620, 3, 1620, 1),  # three parts would take less time, but for the bytes
+        (1620, 3, 1620, 1),  # three parts would take less time if bytes did not count
         (1620, 3, 32400, 5),
-        (8160, 1, 163200, 1),  # 33 parts would keep the last wave full, and write 550 MB
+        (8160, 1, 163200, 1),  # 33 parts would keep the last wave full, but write 550 MB
     ],
 )
 def test_the_bytes_of_the_parts_count(queries: int, objects: int, rows: int, splits: int) -> None:
@@ -192,7 +192,7 @@ def test_the_time_of_a_split_read_by_hand() -> None:
 
 @pytest.mark.parametrize(("queries", "programs"), [(128, 2), (64, 1), (64, 2)], ids=["portable", "hopper", "quantized"])
 def test_a_memory_of_five_frames_or_more_keeps_an_h100_busy(queries: int, programs: int) -> None:
-    """So an even share of the steps for every processor (stream-K) could win 8 % at the most."""
+    """An even share of the steps for every processor (stream-K) could gain at most 8 %."""
     for shape in grid():
         tiles, steps = -(-shape.queries // queries) * programs * shape.objects, -(-shape.rows // 64)
         even = -(-tiles * steps // 132)
@@ -200,7 +200,7 @@ def test_a_memory_of_five_frames_or_more_keeps_an_h100_busy(queries: int, progra
         assert even / time > (0.92 if shape.frames >= 5 else 0.88), shape
 
 
-def test_an_unknown_device_takes_the_tiles_of_the_one_before_it() -> None:
+def test_an_unknown_device_uses_the_tiles_of_the_architecture_before_it() -> None:
     assert [nearest_architecture(capability) for capability in (80, 87, 90, 103, 121)] == [80, 86, 90, 100, 120]
     with pytest.raises(ValueError, match=r"compute capability 7\.5: the kernels need 8\.0"):
         nearest_architecture(75)

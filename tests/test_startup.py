@@ -94,7 +94,7 @@ MISTAKES = (
     (("convert", "a.safetensors", "a.safetensors", "--overwrite"), "a.safetensors: found as both input and output"),
     (("train", "absent.yaml", "--output", "new"), "absent.yaml: no such file"),
     (("train", "run.yaml", "--output", "new"), "run.yaml: epohcs: unknown key, did you mean epochs?"),
-    (("train", "run.yaml", "--output", "trained"), "a run is there already; give another --output, or --resume"),
+    (("train", "run.yaml", "--output", "trained"), "already holds a run; give another --output, or --resume"),
     (("train", "again.yaml", "--output", "again", "--resume"), "again/model.safetensors: found as both input and"),
     (EVALUATE, "--data: missing"),
     ((*EVALUATE, "--data", "full"), "--output: missing"),

@@ -159,7 +159,7 @@ def merging(levels):
 
 
 HOSTILE = [
-    (doubling(25), "found more than 10000 values, with what aliases stand for"),
+    (doubling(25), "found more than 10000 values, counting expanded aliases"),
     (merging(25), "found more than 10000 values"),
     ("a: &a [*a]", "found a value inside itself in line 4"),
     ("a: &a {<<: *a}", "found a value inside itself in line 4"),

@@ -134,9 +134,7 @@ def test_sequences_that_cannot_be_scored_are_named_before_training(tmp_path):
 
 
 def test_another_run_is_not_overwritten(whole):
-    with pytest.raises(
-        InputError, match=r"checkpoint\.pt: a run is there already; give another output, or resume=True"
-    ):
+    with pytest.raises(InputError, match=r"checkpoint\.pt: already holds a run; give another output, or resume=True"):
         make_trainer(whole, ema=0.9)
 
 
@@ -145,7 +143,7 @@ def test_weights_of_another_run_are_not_overwritten(tmp_path, name):
     """Its checkpoint, which takes the most room, may be gone."""
     weights = tmp_path / f"{name}.safetensors"
     weights.touch()
-    with pytest.raises(InputError, match=rf"{name}\.safetensors: a run is there already"):
+    with pytest.raises(InputError, match=rf"{name}\.safetensors: already holds a run"):
         RunFolder(tmp_path).claim(resume=False)
     RunFolder(tmp_path).claim(resume=True, inputs=[tmp_path / "other"])
     (tmp_path / "link").symlink_to(tmp_path)

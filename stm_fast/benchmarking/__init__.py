@@ -1,1 +1,1 @@
-"""Times the memory read beside every route a PyTorch user has today, and whole frames beside the published loop."""
+"""Times the memory read and every route a PyTorch user has today, and whole frames compared with the published loop."""

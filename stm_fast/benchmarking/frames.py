@@ -1,4 +1,4 @@
-"""Where the milliseconds of a whole frame go: the engine beside the published loop, by stage, interleaved.
+"""Where the milliseconds of a whole frame go: the engine compared with the published loop, by stage, interleaved.
 
 A round is one frame of each variant, with the same memory; figures are medians over the rounds. Every frame is a usual
 one: the previous frame is memorized for one step, and the memory keeps its length.
@@ -38,7 +38,7 @@ from stm_fast.video import open_frames, write_mask
 from stm_fast.video.writer import OverlayImageWriter
 
 FRAMES = 4  # of the clip, shown in a loop
-_SIMILARITY = "similarity"  # beside the stages, among what is measured of a frame
+_SIMILARITY = "similarity"  # measured with the stages of a frame
 _NEVER = 10**9  # no frame is its multiple, so the memory keeps its length
 # masks of an untrained network mean nothing: objects that it loses are no reason to leave frames out
 _MEMORY = MemoryConfig(every=_NEVER, redetect=False)

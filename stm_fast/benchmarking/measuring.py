@@ -145,7 +145,7 @@ def quantiles(readings: Sequence[Reading]) -> dict[str, Any]:
 
 
 def matrix_product(dtype: torch.dtype, device: str, rows: int | None = None) -> tuple[Call, int]:
-    """A square torch.mm, the ceiling of every rate beside it, and its FLOP; it has had its first call."""
+    """A square torch.mm, the ceiling of every rate, and its FLOP; it has had its first call."""
     size = rows or _product_rows(dtype, device)
     product = _square_product(size, dtype, device)
     product.timed(None)
@@ -264,7 +264,7 @@ def _extra_bytes_here(name: str, workload: Workload, threads: int) -> int:
 
 
 def _map_large_blocks() -> None:
-    """From now on blocks of 128 KiB and more are mappings of their own, which return to the system when freed.
+    """From now on blocks of 128 KiB and more are separate mappings, which return to the system when freed.
 
     By itself glibc puts those of up to 32 MiB into its heap after the first is freed, and it depends on their places
     there whether the peak counts what is already free.

@@ -177,7 +177,7 @@ class _Group:
         return [row, *(_timed_row(route, readings, rate) for route, readings in zip(started, found, strict=True))]
 
     def _with_cpu_memory(self, row: ReadRow) -> ReadRow:
-        """The row with its extra memory, where there is time for a process of its own."""
+        """The row with its extra memory, if time remains for a separate process."""
         wanted = self._selection.memory and self._selection.device == "cpu"
         if not wanted or row.seconds is None or row.route == MATRIX_PRODUCT or self._out_of_time():
             return row

@@ -74,7 +74,7 @@ class Record(Generic[AnyRow]):
         return json.dumps(with_checksum(self._content()))
 
     def write(self, path: Path) -> None:
-        """Writes the JSON file, whole or not at all; replaces what is there. Raises InputError where it cannot."""
+        """Writes the JSON file atomically; replaces an existing file. Raises InputError if that fails."""
         write_record_file(path, self._content())
 
     def _content(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every way in which a user can read a memory today, by name, beside the backends of stm_fast.
+"""Every way in which a user can read a memory today, by name, next to the backends of stm_fast.
 
 A read takes query [1, M, Ck], key [O, N, Ck] and value [O, N, Cv], and gives out [O, M, Cv].
 """
@@ -133,7 +133,7 @@ class Route:
 
     @property
     def quantized(self) -> bool:
-        """Whether the memory is rounded before the read: then its error is shown beside its time."""
+        """Whether the memory is rounded before the read: then its error is shown next to its time."""
         return self.layout in BYTES
 
     def peak_bytes(self, workload: Workload) -> float:

@@ -43,7 +43,7 @@ class CocoSource(SingleFrameSource):
         self._images, self._annotations = images, annotations
         self._items = _read_items(annotations)
         if not self._items:
-            raise InputError(f"{annotations}: no instances in it, expected some that are no crowds")
+            raise InputError(f"{annotations}: no instances, expected some that are not crowds")
 
     def __len__(self) -> int:
         return len(self._items)

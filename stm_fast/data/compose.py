@@ -78,7 +78,7 @@ def _check_sizes(clip: Sequence[Frame]) -> None:
     for frame in clip[1:]:
         if frame.ids.shape != first.ids.shape:
             (height, width), (tall, wide) = frame.ids.shape, first.ids.shape
-            raise InputError(f"{frame.name}: mask of {width}x{height}, expected {wide}x{tall} as {first.name}")
+            raise InputError(f"{frame.name}: mask of {width}x{height}, expected {wide}x{tall} like {first.name}")
 
 
 def motion_of(moving: bool, augmentation: Augmentation) -> Motion:

@@ -51,7 +51,7 @@ def image_source(root: Path, images: str | None = None, masks: str | None = None
     """Pairs of images and masks of the same stem below a folder.
 
     Without patterns, images are in `JPEGImages` and masks, PNGs, in `Annotations`. DUTS: ``image_source(root,
-    "DUTS-TR-Image/*.jpg", "DUTS-TR-Mask/*.png")``; MSRA10K, whose masks are beside its images: ``image_source(root,
+    "DUTS-TR-Image/*.jpg", "DUTS-TR-Mask/*.png")``; MSRA10K, whose masks are next to its images: ``image_source(root,
     "Imgs/*.jpg", "Imgs/*.png")``; SBD: ``image_source(root, "img/*.jpg", "inst/*.mat")``.
 
     Args:

@@ -119,7 +119,7 @@ def _inflated(data: memoryview, order: str, most: int) -> tuple[int, memoryview]
     except zlib.error as error:
         raise InputError(f"{error}") from None
     if len(content) != size or not inflater.eof:
-        raise InputError(f"other compressed bytes than the {size} announced")
+        raise InputError(f"decompressed size differs from the stated {size} bytes")
     return kind, memoryview(content)
 
 
@@ -142,7 +142,7 @@ def _ids(matrix: memoryview, order: str) -> Bytes:
     parts = _elements(matrix, order)
     flags, shape = _flags(parts, order), _shape(parts, order)
     if flags % 256 not in _NUMERIC or flags & _COMPLEX or not shape or 0 in shape:
-        raise InputError("Segmentation is no matrix of numbers")
+        raise InputError("Segmentation is not a matrix of numbers")
     _next(parts, *_TEXT)  # its name, which is empty
     kind, data = next(parts, (0, memoryview(b"")))
     dtype = np.dtype(order + _NUMBERS.get(kind, "V1"))
@@ -151,10 +151,10 @@ def _ids(matrix: memoryview, order: str) -> Bytes:
         raise InputError(f"{len(data)} bytes of type {kind}, expected numbers for {width}x{height} pixels")
     numbers = np.frombuffer(data, dtype)
     if not (numbers.min() >= 0 and numbers.max() <= np.iinfo(np.uint8).max):
-        raise InputError("Segmentation with other numbers than 0 to 255")
+        raise InputError("Segmentation: numbers outside 0 to 255")
     ids = numbers.astype(np.uint8)
     if (ids != numbers).any():
-        raise InputError("Segmentation with other numbers than whole ones")
+        raise InputError("Segmentation: numbers that are not whole")
     return np.ascontiguousarray(ids.reshape(width, height).T)
 
 

@@ -33,7 +33,7 @@ class Objects(Enum):
 
     ONE = "everything annotated is one object, given in the first frame"  # DAVIS-2016
     FIRST = "the objects of the first annotation, given there; 255 is void"  # DAVIS-2017
-    ALL = "every object, given where it first occurs; 255 beside others is void"  # YouTube-VOS
+    ALL = "every object, given where it first occurs; 255 next to other ids is void"  # YouTube-VOS
 
 
 @dataclass(frozen=True)

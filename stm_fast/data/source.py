@@ -109,7 +109,7 @@ def read_image(file: Path, size: tuple[int, int], mask: Path, shrink: int) -> By
     with open_image(file) as image:
         width, height = upright_size(image)
         if (height, width) != size:
-            raise InputError(f"{mask}: mask of {size[1]}x{size[0]}, expected {width}x{height} as {file.name}")
+            raise InputError(f"{mask}: mask of {size[1]}x{size[0]}, expected {width}x{height} like {file.name}")
         turn = orientation(image)
         stored = image.size
         # for a smaller image, Pillow would choose another scale

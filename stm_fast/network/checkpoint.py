@@ -197,7 +197,7 @@ def load_imagenet(model: STM) -> None:
     name = model.architecture.backbone
     weights = BACKBONES[name].imagenet
     if weights is None:
-        raise InputError(f"backbone_weights: there are none of ImageNet for {name}, expected a file")
+        raise InputError(f"backbone_weights: no ImageNet weights for {name}, expected a file")
     if weights in PRETRAINED:
         load_backbone(model, weights)
     else:
@@ -258,7 +258,7 @@ def _outline_of(file: _File) -> STM:
     try:
         model = outline(architecture)
     except ValueError as error:
-        raise InputError(f"{file.path}: found the shapes of {architecture}, which is none: {error}") from None
+        raise InputError(f"{file.path}: found the shapes of {architecture}, which is invalid: {error}") from None
     _check_shapes(file, model.state_dict())
     return model
 
@@ -279,7 +279,7 @@ def _check_shapes(file: _File, expected: Mapping[str, Tensor]) -> None:
     def in_file(name: str) -> str:
         return file.in_file.get(name, file.missing_name(name))
 
-    problems = [f"{in_file(name)} is no tensor" for name in expected if name in file.others]
+    problems = [f"{in_file(name)} is not a tensor" for name in expected if name in file.others]
     if problems:
         raise InputError(f"{file.path}: does not fit the network: {_shortened(problems)}")
     _check_fit(

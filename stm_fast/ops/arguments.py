@@ -43,7 +43,7 @@ def _check_same_kind(tensors: dict[str, Tensor]) -> None:
         if name in modes and modes[name] is not mode:
             raise TypeError(f"{name}: found a fake tensor of another FakeTensorMode than that of {one}")
         if name not in modes and not mode.allow_non_fake_inputs:
-            raise TypeError(f"{name}: found a real tensor, expected a fake one as {one} is")
+            raise TypeError(f"{name}: found a real tensor, expected a fake one like {one}")
 
 
 def as_scale(scale: Any) -> float | None:

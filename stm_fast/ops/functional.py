@@ -251,9 +251,9 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         if tensor.dtype not in FLOATS:
             raise TypeError(f"{name}: found {tensor.dtype}, expected one of {', '.join(map(str, FLOATS))}")
         if tensor.dtype != query.dtype:
-            raise TypeError(f"{name}: found {tensor.dtype}, expected {query.dtype} as query has")
+            raise TypeError(f"{name}: found {tensor.dtype}, expected {query.dtype} like query")
         if tensor.device != query.device:
-            raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} as query is")
+            raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} like query")
     (query_batch, _, width), (key_batch, rows, key_width) = query.shape, key.shape
     batch, value_rows, _ = value.shape
     if width != key_width or width == 0:
@@ -293,7 +293,7 @@ def _check_option(name: str, tensor: Tensor, query: Tensor, shapes: Sequence[tup
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: found {tensor.dtype}, expected a floating point dtype")
     if tensor.device != query.device:
-        raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} as query is")
+        raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} like query")
     if tuple(tensor.shape) not in shapes:
         raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected {' or '.join(map(str, shapes))}")
 
@@ -302,7 +302,7 @@ def _check_lengths(lengths: Tensor, query: Tensor, value: Tensor) -> None:
     if lengths.dtype not in COUNTS:
         raise TypeError(f"lengths: found {lengths.dtype}, expected torch.int32 or torch.int64")
     if lengths.device != query.device:
-        raise ValueError(f"lengths: found on {lengths.device}, expected on {query.device} as query is")
+        raise ValueError(f"lengths: found on {lengths.device}, expected on {query.device} like query")
     if tuple(lengths.shape) != (value.shape[0],):
         raise ValueError(f"lengths: found shape {tuple(lengths.shape)}, expected ({value.shape[0]},) for the batch")
     # graphs, transforms and fake tensors cannot look at values; the kernels clamp them

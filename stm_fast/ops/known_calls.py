@@ -22,8 +22,7 @@ def find(
 ) -> tuple[Hashable, Reader | None]:
     """What a call shares with those that differ in numbers and addresses alone, and a reader for all of them.
 
-    None in place of the first for a call that is to be looked at each time: it is wrong, or something is to see what
-    happens in it.
+    (None, None) for a call that must be checked every time: it is invalid, or it is traced or logged.
     """
     # logging tells how a backend is chosen
     if is_watched() or logger.isEnabledFor(logging.DEBUG):

@@ -288,6 +288,6 @@ def _check(query: Tensor, memory: QuantizedMemory, lengths: Tensor | None) -> No
             raise ValueError(f"{name}: found {tensor.dtype} {tuple(tensor.shape)}, expected torch.float32 {shape}")
     for name, tensor in (*memory._asdict().items(), ("lengths", lengths)):
         if tensor is not None and tensor.device != query.device:
-            raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} as query is")
+            raise ValueError(f"{name}: found on {tensor.device}, expected on {query.device} like query")
     if lengths is not None and (tuple(lengths.shape) != value.shape[:1] or lengths.dtype not in COUNTS):
         raise ValueError(f"lengths: found {lengths.dtype} {tuple(lengths.shape)}, expected integers [{value.shape[0]}]")

@@ -30,7 +30,7 @@ class RunFolder:
         for file in (self.checkpoint, self.model, self.best):
             if file.exists() and not resume:
                 other = f"give another {option('output')}, or {option('resume', True)}"
-                raise InputError(f"{file}: a run is there already; {other}")
+                raise InputError(f"{file}: already holds a run; {other}")
         refuse_links(self.pictures)
 
     def check_inputs(self, inputs: Sequence[Path]) -> None:

@@ -14,7 +14,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 # all limits are far more than a configuration needs
 _MAX_BYTES = 2**20  # bytes
 _MAX_VALUES = 10_000  # with aliases expanded
-_TOO_MANY = f"found more than {_MAX_VALUES} values, with what aliases stand for, expected fewer"
+_TOO_MANY = f"found more than {_MAX_VALUES} values, counting expanded aliases, expected fewer"
 _MAX_DEPTH = 32
 _MAX_VALUE_LENGTH = 4096  # characters, as many as a path may have
 _MAX_PROBLEM_LENGTH = 200
