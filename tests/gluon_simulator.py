@@ -1,10 +1,10 @@
 """Runs the Gluon kernels of experimental/forward_hopper.py on the CPU: their source, with this file in place of Gluon.
 
-Each warp group is a thread of which one runs at a time, in an order drawn from a seed; copies by TMA land whenever the
-order says. mbarriers have phases, arrival counts and pending bytes as the PTX manual defines them. Every access to
-shared memory carries a vector clock, so two accesses that no barrier orders are found in any order (a race), and not
-only where they happen to go wrong. Found besides: deadlock, accumulators read while a product is under way, writes
-that a product reads without a proxy fence in between, and copies that nobody waited for.
+Each warp group is a thread. One runs at a time, in an order drawn from a seed, which also decides when TMA copies land.
+mbarriers have phases, arrival counts and pending bytes as the PTX manual defines them. Every access to shared memory
+carries a vector clock, so a race (two accesses that no barrier orders) is found in every order, not only when it does
+harm. Also found: deadlocks, accumulators read while a product is under way, writes that a product reads without a proxy
+fence in between, and copies that nobody waited for.
 
 Not modeled: the threads inside a warp group (Triton puts its own barriers there), layouts and registers.
 """
@@ -28,7 +28,7 @@ SOURCE = Path(forward_hopper.__file__).read_text()
 
 
 class ScheduleError(AssertionError):
-    """A schedule that a GPU could not run, or not always rightly."""
+    """A schedule that a GPU could not run, or not always correctly."""
 
 
 def simulate(launch: GluonLaunch, seed: int, source: str = SOURCE) -> None:
@@ -191,7 +191,7 @@ class View:
 
 @dataclass
 class Product:
-    """A wgmma and its accumulator, which nobody may look at before it was waited for."""
+    """A wgmma and its accumulator, which may be read only after a wait."""
 
     result: np.ndarray
     clock: Clock
@@ -229,7 +229,7 @@ class Program:
         self.last_number = 0
         self.back = threading.Semaphore(0)
         self.stopped = False
-        # how eager each warp group is, and the copies
+        # how eagerly the warp groups run and the copies land
         self.eagerness = [10 ** order.uniform(-2, 2) for _ in range(4)]
 
     def names(self) -> Iterator[tuple[str, object]]:
@@ -245,7 +245,7 @@ class Program:
         self.last_number += 1
         return self.last_number
 
-    # ------------------------------------------------------------------------------------------ who runs
+    # ------------------------------------------------------------------------------------------ scheduling
 
     def specialize(self, partitions: list[tuple[Callable[..., None], tuple[object, ...]]]) -> None:
         clock = self.current.clock
@@ -365,10 +365,10 @@ class Program:
             if slot.write and slot.write.agent == self.current.number:
                 slot.write.fenced = True
 
-    # ------------------------------------------------------------------------------------------ what runs by itself
+    # ------------------------------------------------------------------------------------------ asynchronous work
 
     def copy(self, source, coordinates, barrier, target, pred=True) -> None:
-        """TMA: what lies outside the matrix comes as 0."""
+        """TMA: elements outside the matrix are read as 0."""
         if not pred:
             return
         number = self.new_number()
@@ -451,7 +451,7 @@ class Mbarrier:
 
     def _update(self, barrier: Barrier, arrivals: int, nbytes: int) -> None:
         barrier.update(self.program.current.clock, arrivals, nbytes)
-        self.program.access()  # what comes later is not ordered by this arrival
+        self.program.access()  # this arrival does not order later accesses
         self.program.pause(lambda: True, "")
 
 

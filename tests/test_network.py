@@ -1,4 +1,4 @@
-"""The network: the published one's numbers, and what each of its parts promises."""
+"""The network: it equals the published one, and each of its parts keeps its contract."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ def small_stm() -> STM:
 
 
 def published_loop(model: STM, frames: Tensor, masks: Tensor, every: int) -> Tensor:
-    """The published inference: every N-th frame stays in memory, the previous one is there for one step."""
+    """The published inference: every N-th frame stays in memory, the previous frame for one step."""
     kept_keys, kept_values, logits = [], [], []
     for t in range(1, len(frames)):
         key, value = model.memorize(frames[t - 1], masks)
@@ -56,7 +56,7 @@ def test_has_the_published_size() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_the_trunk_and_its_gradients_are_those_of_torchvision(name: str) -> None:
+def test_the_trunk_and_its_gradients_match_torchvision(name: str) -> None:
     theirs = torchvision.models.get_model(name).eval()
     state = {key: tensor for key, tensor in theirs.state_dict().items() if not key.startswith(("layer4", "fc"))}
     ours = Backbone(name)
@@ -113,7 +113,7 @@ def test_untrained_weights_are_seeded_and_neither_dead_nor_saturated(build: type
     assert logits.abs().max() < 10
 
 
-def test_unit_keys_have_one_length_and_begin_alike() -> None:
+def test_unit_keys_have_one_length_and_match_at_initialization() -> None:
     torch.manual_seed(0)
     model = STM("resnet18_half", key_dim=16, value_dim=16, decoder_dim=8, unit_keys=True).eval()
     frame = torch.rand(3, 64, 96)
@@ -138,18 +138,18 @@ def test_position_channels_make_scores_fall_with_distance() -> None:
         q, k = (key[0, 16:].double() for key in (query_key, memory_key))  # [12, 4, 6]
         scores = torch.einsum("cij,cuv->ijuv", q, k) / math.sqrt(28)
     for i, j, u, v in itertools.product(range(4), range(6), range(4), range(6)):
-        turns = [(wave * (i - u) / 16, wave * (j - v) / 16) for wave in (1, 2, 4)]  # waves of 16, 8 and 4 places
+        turns = [(wave * (i - u) / 16, wave * (j - v) / 16) for wave in (1, 2, 4)]  # waves of 16, 8 and 4 positions
         expected = sum(0.5 * (math.cos(2 * math.pi * y) + math.cos(2 * math.pi * x)) for y, x in turns)
         assert scores[i, j, u, v] == pytest.approx(expected, abs=1e-5)
 
 
-def test_positions_of_a_wide_frame_are_right_in_16_bits() -> None:
+def test_positions_of_a_wide_frame_are_exact_in_bfloat16() -> None:
     amplitudes = torch.ones(4, dtype=torch.bfloat16)
     assert torch.equal(positions(68, 120, amplitudes), positions(68, 120, amplitudes.float()))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47), (1, 16), (72, 100)])
-def test_sizes(height: int, width: int) -> None:
+def test_shapes_for_different_frame_sizes(height: int, width: int) -> None:
     model = small_stm()
     h, w = math.ceil(height / 16), math.ceil(width / 16)
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_sizes(height: int, width: int) -> None:
     assert logits.dtype == torch.float32
 
 
-def test_the_smallest_numbers_of_objects() -> None:
+def test_no_object_and_one_object() -> None:
     model = small_stm()
     features = model.encode_query(torch.rand(3, 32, 32))
     for objects in (0, 1):
@@ -218,8 +218,8 @@ def test_frames_are_encoded_in_batches() -> None:
 
 
 @torch.no_grad()
-def test_a_batch_of_frames_is_each_frame_alone() -> None:
-    """Of frames with different numbers of objects."""
+def test_a_batch_gives_the_same_as_each_frame_alone() -> None:
+    """With a different number of objects in each frame."""
     model, counts = small_stm(), [2, 0, 1]
     frames, masks, reads = torch.rand(3, 3, 30, 40), torch.rand(3, 30, 40) / 2, torch.randn(3, 16, 2, 3)
     objects = ObjectBatch.of(counts, frames.device)
@@ -239,13 +239,13 @@ def test_a_batch_of_frames_is_each_frame_alone() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_by_name_is_that_of_its_builder(name: str) -> None:
+def test_every_named_network_has_a_builder(name: str) -> None:
     assert outline(NETWORKS[name]).architecture == NETWORKS[name]
     assert set(get_args(Arch)) <= NETWORKS.keys()
     assert callable(getattr(network, f"stm_{name}"))
 
 
-def test_imagenet_weights_of_a_backbone_exist() -> None:
+def test_imagenet_weights_of_the_backbones_exist() -> None:
     named = [layout.imagenet for layout in BACKBONES.values() if layout.imagenet is not None]
     assert len(named) == 4
     for name in named:
@@ -263,7 +263,7 @@ def test_a_bfloat16_network_takes_float32_frames_and_gives_float32_logits() -> N
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 32), (15, 17), (1, 1), (31, 16), (72, 100)])
-def test_padding_comes_off_again(height: int, width: int) -> None:
+def test_unpad_undoes_padding(height: int, width: int) -> None:
     x = torch.rand(2, height, width)
     padded, pads = pad_to_multiple(x, 16)
     assert padded.shape == (2, 16 * math.ceil(height / 16), 16 * math.ceil(width / 16))

@@ -1,4 +1,4 @@
-"""Every numeric option has a range and shows it. The options are taken from the commands themselves."""
+"""Every numeric option has a range and states it. The options are read from the commands."""
 
 import inspect
 import math
@@ -13,7 +13,7 @@ from command_line import CALLBACKS, COMMANDS
 from stm_fast.__main__ import app
 from stm_fast.commands.numbers import nbytes, real, whole
 
-# command lines that are refused, in one line, behind the check of their options: for a number that is in its range
+# arguments that each command refuses after checking its options, so that a number in its range is refused too
 OTHERWISE_REFUSED = {
     "segment": ("absent.mp4", "--masks", "absent.png", "--output", "out"),
     "demo": ("--output", "full"),
@@ -23,8 +23,8 @@ OTHERWISE_REFUSED = {
     "benchmark frames": ("--output", "full/file"),
     "benchmark tune": ("--output", "full/file"),
 }
-NEVER = ("-1", str(2**62), str(10**400), "9" * 5000, "1e400", "9e400", "nan", "inf", "-inf", "1_000", "٣", "", " ", "x")
-PERHAPS = ("0", "0.5", "1e1")
+WRONG = ("-1", str(2**62), str(10**400), "9" * 5000, "1e400", "9e400", "nan", "inf", "-inf", "1_000", "٣", "", " ", "x")
+IN_SOME_RANGES = ("0", "0.5", "1e1")
 
 
 def is_number(annotation: Any) -> bool:
@@ -48,7 +48,7 @@ def test_the_options_are_found():
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch):
-    """The line that refuses a command with a value of an option."""
+    """Runs a command with a value of an option; returns the line that refuses it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
@@ -66,12 +66,12 @@ def refusal(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS, ids=[" ".join(pair) for pair in OPTIONS])
 def test_a_number_out_of_range_is_refused_by_its_option(refusal, command, option):
-    for value in NEVER:
+    for value in WRONG:
         line = refusal(command, option, value)
         assert option in line
         assert "expected" in line or "is not a number of bytes" in line
-        assert len(line) < 250, "and not at its full length"
-    for value in PERHAPS:
+        assert len(line) < 250, "long values are shortened"
+    for value in IN_SOME_RANGES:
         refusal(command, option, value)
 
 
@@ -97,7 +97,7 @@ def test_a_number_out_of_range_is_refused_by_its_option(refusal, command, option
     ],
     ids=lambda value: " ".join(value)[:60],
 )
-def test_a_number_inside_another_value_has_its_range_too(words, expected, tmp_path, monkeypatch):
+def test_a_number_inside_another_value_has_a_range_too(words, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     result = CliRunner().invoke(app, words)
@@ -133,7 +133,7 @@ def test_a_number_inside_another_value_has_its_range_too(words, expected, tmp_pa
         (nbytes(), "٣GB", None),
     ],
 )
-def test_how_a_number_is_written(option, text, value):
+def test_spellings_of_a_number(option, text, value):
     if value is None:
         with pytest.raises(typer.BadParameter):
             option["parser"](text)

@@ -41,7 +41,7 @@ def check(logits: Tensor, pads: tuple[int, int, int, int] = PADS) -> None:
     torch.testing.assert_close(found.sum(0), torch.ones(found.shape[1:]), rtol=0, atol=1e-6)
 
 
-def test_an_extension_that_is_here_has_the_operators():
+def test_an_available_extension_has_the_operators():
     assert probabilities.absent_reasons() == cpp_ops.absent_reasons()
 
 
@@ -50,7 +50,7 @@ def test_an_extension_that_is_here_has_the_operators():
 @pytest.mark.parametrize("dtype", probabilities.DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("objects", [1, 2, 5])
-def test_the_chain(objects, channels, dtype, size, poisoned_memory):
+def test_matches_the_chain_of_operators(objects, channels, dtype, size, poisoned_memory):
     check((torch.randn(objects, channels, *size) * 4).to(dtype))
 
 
@@ -86,7 +86,7 @@ def test_one_channel_is_the_difference_of_two():
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("objects", [1, 2, 5])
 def test_saturated_logits(objects, channels, scale):
-    """Several objects that are sure, none that is, and what lies between: bounds are those of soft aggregation."""
+    """Pixels that several objects claim, that none claims, and in between, within the bounds of soft aggregation."""
     check(scale * torch.randint(-1, 2, (objects, channels, 12, 12)).float())
 
 
@@ -139,7 +139,7 @@ def test_unsupported_inputs_are_refused():
 
 @pytest.mark.slow
 @needs_operators
-def test_operators_are_registered_well():
+def test_operators_are_registered_correctly():
     ops = torch.ops.stm_fast
     torch.library.opcheck(ops.object_probabilities, (torch.randn(2, 2, 5, 6), 1, 2, 17, 19, EPSILON))
     torch.library.opcheck(ops.most_likely, (torch.rand(3, 5, 6), torch.tensor([0, 4, 9], dtype=torch.uint8)))
@@ -154,7 +154,7 @@ def test_labels_are_the_argmax(objects, size, poisoned_memory):
         prob[torch.rand(prob.shape) < 0.05] = torch.nan
         found = label(prob, ids)
         assert found.dtype == torch.uint8
-        assert torch.equal(found, table[prob.argmax(0)])  # of equal ones, and of NaN, the first
+        assert torch.equal(found, table[prob.argmax(0)])  # the first of equal values, or the first NaN
         assert torch.equal(label(prob.permute(1, 2, 0).contiguous().permute(2, 0, 1), ids), found)
 
 
@@ -170,7 +170,7 @@ def test_a_prepared_network_gives_the_probabilities_of_its_logits(dtype, objects
     found = prepared.probabilities(read.to(dtype), features)
     expected = prepared.decode(read.to(dtype), features).softmax(0)
     assert found.shape == (1 + objects, 45, 61)
-    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5  # resized logits were rounded to bfloat16
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5  # resized logits are rounded to bfloat16
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     features = model.encode_query(torch.rand(3, 45, 61))
     assert torch.equal(model.probabilities(read, features), model.decode(read, features).softmax(0))
@@ -181,9 +181,9 @@ def test_a_prepared_network_gives_the_probabilities_of_its_logits(dtype, objects
 
 @needs_operators
 @torch.inference_mode()
-def test_the_engine_takes_one_pass_of_a_prepared_network(monkeypatch):
+def test_the_engine_uses_the_single_pass_of_a_prepared_network(monkeypatch):
     model = for_inference(STM("resnet18", key_dim=16, value_dim=32, decoder_dim=16).eval())
-    monkeypatch.setattr(model, "decode", None)  # it is not called
+    monkeypatch.setattr(model, "decode", None)  # must not be called
     mask = torch.zeros(40, 52, dtype=torch.uint8)
     mask[10:30, 20:40] = 3
     segmenter = VideoSegmenter(model)

@@ -1,7 +1,6 @@
 """Every option of every command, and every field of `MemoryConfig`, runs and has an effect.
 
-What there is to cover is read off the commands themselves; the tables say what each option is given, and what shows
-that it did something.
+The options are read from the commands; the tables give each one values and a check of its effect.
 """
 
 import dataclasses
@@ -43,14 +42,14 @@ from training_runs import SMALL as SMALL_TRAINING
 
 pytest.importorskip("av")
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables are of a machine without a CUDA device")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables are for a machine without a CUDA device")
 
 FRAMES = 7
 SHAPE = "2x3-T2-O1"  # of a memory read
 CLIP, FIRST = Path("davis/JPEGImages/480p/blob"), Path("davis/Annotations/480p/blob/00000.png")
 OUT = Path("out")
 ABSENT = {backend.name: backend.absent_reasons()[0] for backend in BACKENDS if backend.absent_reasons()}
-# what a run is given where it says nothing else
+# the default arguments of a run
 GIVEN: dict[str, dict[str, Any]] = {
     "": {},
     "demo": {"--output": "out", "--frames": 3},
@@ -72,7 +71,7 @@ class Seen:
         self.options: dict[str, Any] = {}  # of the function that runs the network
         self.summary: Summary | None = None
         self.segmenters: list[VideoSegmenter] = []
-        self.checkpoints: list[int] = []  # after how many frames
+        self.checkpoints: list[int] = []  # the number of finished frames at each
         self.modes: set[str] = set()  # of torch.compile
         self.stdout = ""
 
@@ -86,7 +85,7 @@ class Seen:
 
     @property
     def kept(self) -> list[int]:
-        """The frames that the memory has of the first object at the end."""
+        """The first object's frames that are in memory at the end."""
         return sorted(self.segmenters[-1].bank.frames[0])
 
 
@@ -96,11 +95,11 @@ Effect = Callable[[Seen], bool]
 class Run(NamedTuple):
     """A command line.
 
-    options: by name, the value (None for a flag, a list to give it again and again, a tuple for several at once), and
-        what shows that it had an effect
-    without: what is given otherwise, and not here
-    before:  what happens first
-    refused: what the one line says where the command cannot do that here
+    options: by name, the value (None for a flag, a list to repeat the option, a tuple for several arguments) and a
+        check of its effect
+    without: default arguments to leave out
+    before:  called before the command
+    refused: a part of the error line, if the command cannot do that here
     """
 
     options: dict[str, tuple[Any, Effect]]
@@ -177,7 +176,7 @@ def log() -> list[dict[str, Any]]:
     return read_log(OUT / "log.jsonl")
 
 
-# what comes first
+# preparations
 
 
 def earlier_results(folder: str) -> None:
@@ -191,7 +190,7 @@ def interrupted() -> None:
         segment_video(CLIP, FIRST, OUT, model=for_inference(stm_lite2()), should_stop=lambda: True)
 
 
-def spoilt() -> None:
+def corrupted() -> None:
     source = Path("davis").resolve()
     Path("davis").unlink()
     shutil.copytree(source, "davis")
@@ -211,7 +210,7 @@ NETWORK = Run(
     }
     | COMPILED
 )
-IN_BFLOAT16 = ("bfloat16", lambda seen: seen.dtype == torch.bfloat16)  # with less to prepare than in float32
+IN_BFLOAT16 = ("bfloat16", lambda seen: seen.dtype == torch.bfloat16)  # faster to prepare than float32
 UNTRAINED = [
     Run({"--arch": ("resnet18", is_network("resnet18", 128)), "--dtype": IN_BFLOAT16}),
     Run({"--arch": ("lite0", is_network("efficientnet_lite0", 96))}),
@@ -265,7 +264,7 @@ MEMORY = [
     ),
     Run({"--first-and-previous": (None, keeps(0)), "--memory-storage": ("int8", remembers(storage="int8"))}),
     Run({"--no-previous": (None, other_masks), "--memory-storage": ("fp8", remembers(storage="fp8"))}),
-    # what changes no mask
+    # these change no mask
     Run({"--memory-place": ("device", same_masks), "--memory-graph": (None, remembers(graph=True))}),
     Run({"--memory-place": ("host", same_masks), "--no-redetect": (None, remembers(redetect=False))}),
     Run({"--memory-place": ("disk", same_masks), "--memory-folder": ("davis", remembers(folder=Path("davis")))}),
@@ -336,7 +335,7 @@ TRAIN = [
         }
     ),
     Run({"--resume": (None, says("5 steps done"))}, before=lambda: invoke("train", "--stop-after-minutes", 0)),
-    Run({"--skip-corrupt": (None, lambda _: log()[-1]["skipped"] > 0)}, before=spoilt),
+    Run({"--skip-corrupt": (None, lambda _: log()[-1]["skipped"] > 0)}, before=corrupted),
     Run({"--fit-minutes": (0, lambda _: log()[-1]["step"] < 5)}),
 ]
 EVALUATE = [
@@ -482,7 +481,7 @@ def values_of(command: str, name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_tables_hold_every_option_and_every_choice(command):
+def test_the_tables_cover_every_option_and_every_choice(command):
     options = declared(command)
     assert {name for run in RUNS[command] for name in run.options} == set(options)
     assert set(GIVEN[command]) <= set(options)
@@ -495,7 +494,7 @@ def test_the_tables_hold_every_option_and_every_choice(command):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A folder with what the runs are given."""
+    """A folder with the inputs of the runs."""
     root = tmp_path_factory.mktemp("inputs")
     write_weights(root / "small.safetensors")
     write_davis(root / "davis", frames=FRAMES)
@@ -508,7 +507,7 @@ def inputs(tmp_path_factory):
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For functions of a choice of a network: many runs have the same."""
+    """Caches results by the choice of a network, which many runs share; compiled networks are not cached."""
     cached = functools.cache(function)
     return lambda *arguments: cached(*arguments) if arguments[-1].compile is None else function(*arguments)
 
@@ -518,10 +517,10 @@ load_once, load_model_once, prepare_once = map(once, (load_for_inference, load_m
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Commands on small clips, and what they do."""
+    """Makes commands use small clips, and records what they do."""
     seen, compile = Seen(), torch.compile
 
-    def noting(function: Callable[..., Any], options_of: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    def recording(function: Callable[..., Any], options_of: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             seen.options = seen.options or options_of(*arguments, **options)
             seen.summary = function(*arguments, **options)
@@ -529,12 +528,12 @@ def seen(monkeypatch):
 
         return call
 
-    class Noted(VideoSegmenter):
+    class RecordedSegmenter(VideoSegmenter):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             seen.segmenters.append(self)
 
-    class NotedCheckpoint(Checkpoint):
+    class RecordedCheckpoint(Checkpoint):
         def save(self, frames: int, *rest: Any) -> None:
             super().save(frames, *rest)
             seen.checkpoints.append(frames)
@@ -547,7 +546,7 @@ def seen(monkeypatch):
         monkeypatch.setattr(f"stm_fast.tasks.{name}.load_for_inference", load_once)
     monkeypatch.setattr("stm_fast.tasks.evaluate.load_model", load_model_once)
     monkeypatch.setattr("stm_fast.tasks.evaluate.prepare", prepare_once)
-    segment = noting(
+    segment = recording(
         segment_job,
         lambda job, model, options, outputs, *_: {
             **job._asdict(),
@@ -556,12 +555,12 @@ def seen(monkeypatch):
             "model": model,
         },
     )
-    evaluate = noting(run_sequences, lambda _, __, model, options, *___: {"model": model, **vars(options)})
+    evaluate = recording(run_sequences, lambda _, __, model, options, *___: {"model": model, **vars(options)})
     monkeypatch.setattr("stm_fast.runs.video.segment_job", segment)
     monkeypatch.setattr("stm_fast.tasks.segment.segment_job", segment)
     monkeypatch.setattr("stm_fast.tasks.evaluate.run_sequences", evaluate)
-    monkeypatch.setattr("stm_fast.inference.augmentation.VideoSegmenter", Noted)
-    monkeypatch.setattr("stm_fast.runs.video.Checkpoint", NotedCheckpoint)
+    monkeypatch.setattr("stm_fast.inference.augmentation.VideoSegmenter", RecordedSegmenter)
+    monkeypatch.setattr("stm_fast.runs.video.Checkpoint", RecordedCheckpoint)
     monkeypatch.setattr(torch, "compile", compile_quickly)
     monkeypatch.setattr("stm_fast.tasks.choice.MIN_SIZE", 1)
     small_clip = functools.partial(SyntheticClip, height=32, width=48)
@@ -575,7 +574,7 @@ def seen(monkeypatch):
 
 
 def invoke(command: str, *more: Any) -> Result:
-    """The command with what GIVEN says, and more."""
+    """Runs a command with its default arguments and more."""
     words = (*command.split(), *words_of(GIVEN[command]), *more)
     return CliRunner().invoke(app, [str(word) for word in words])
 
@@ -598,7 +597,7 @@ def enter(folder: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def plain_folders(tmp_path_factory):
-    """The folder of a run without options, by command; filled by the first run that is compared with it."""
+    """Holds a folder for each command's run without options, filled by the first run that is compared with it."""
     return tmp_path_factory.mktemp("plain")
 
 
@@ -631,7 +630,7 @@ def test_every_option_runs_and_has_an_effect(command, run, seen, inputs, plain_f
         assert effect(seen), f"{command} {name} {value}: no effect"
 
 
-# the fields of a configuration, and whether masks are those of the default ones; None where either may be
+# for each field, configurations and whether they give the default masks (None: they may or may not)
 FIELDS: dict[str, list[tuple[dict[str, Any], bool | None]]] = {
     "every": [({"every": 1}, False), ({"every": None}, None)],
     "previous": [({"previous": False}, False)],
@@ -656,7 +655,7 @@ FIELDS: dict[str, list[tuple[dict[str, Any], bool | None]]] = {
 CONFIGURATIONS = [pair for pairs in FIELDS.values() for pair in pairs]
 
 
-def test_the_table_holds_every_field_and_every_choice():
+def test_the_table_covers_every_field_and_every_choice():
     types = {field.name: field.type for field in dataclasses.fields(MemoryConfig)}
     assert set(FIELDS) == set(types)
     for name, kind in types.items():

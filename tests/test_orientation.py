@@ -1,4 +1,4 @@
-"""The orientation of images: their size, frames and training images always agree."""
+"""The orientation of images: size, frames and training images always agree."""
 
 import io
 import struct
@@ -47,10 +47,10 @@ def entry(order: str, tag: int, kind: int, count: int, value: bytes) -> bytes:
     return struct.pack(f"{order}HHI", tag, kind, count) + value.ljust(4, b"\0")
 
 
-def directory(order: str, *entries: bytes, behind: bytes = b"") -> bytes:
+def directory(order: str, *entries: bytes, trailing: bytes = b"") -> bytes:
     """EXIF data whose first directory has these entries."""
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(entries))
-    return b"Exif\0\0" + head + b"".join(entries) + bytes(4) + behind
+    return b"Exif\0\0" + head + b"".join(entries) + bytes(4) + trailing
 
 
 def orientation_data(order: str, kind: int, value: bytes, count: int = 1) -> bytes:
@@ -73,7 +73,7 @@ def save(file: Path, **options: Any) -> Pixels:
     """Writes the image; returns the pixels as stored."""
     stored_picture().save(file, **options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged EXIF data
+        warnings.simplefilter("ignore")  # about damaged EXIF data
         with Image.open(file) as stored:
             return np.array(stored.convert("RGB"))
 
@@ -89,7 +89,7 @@ def test_orientation_is_applied(tmp_path: Path, suffix: str, order: str, orienta
 
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", [(45, 31), (17, 8), (5, 3), (9, 1), (16, 16)])
-def test_smaller_training_pictures_are_turned_too(tmp_path: Path, size: tuple[int, int], shrink: int) -> None:
+def test_reduced_training_images_are_turned_too(tmp_path: Path, size: tuple[int, int], shrink: int) -> None:
     stored = stored_picture(*size)
     for orientation, turned in TURNED.items():
         expected = turned(np.array(stored.reduce(shrink)))
@@ -108,20 +108,20 @@ def test_smaller_training_pictures_are_turned_too(tmp_path: Path, size: tuple[in
 NEGATIVE = struct.pack("<i", -5)
 DATA = {
     "LONG": (orientation_data("<", LONG, struct.pack("<I", 6)), 6),
-    "LONG, big end first": (orientation_data(">", LONG, struct.pack(">I", 6)), 6),
+    "LONG, big-endian": (orientation_data(">", LONG, struct.pack(">I", 6)), 6),
     "SSHORT": (orientation_data("<", SSHORT, struct.pack("<h", 6)), 6),
     "SLONG": (orientation_data("<", SLONG, struct.pack("<i", 6)), 6),
     "BYTE": (orientation_data("<", BYTE, b"\6"), 1),
     "SBYTE": (orientation_data("<", SBYTE, b"\6"), 1),
     "text": (orientation_data("<", ASCII, b"6\0", count=2), 1),
-    "RATIONAL": (directory("<", entry("<", 0x0112, RATIONAL, 1, b"\x1a"), behind=struct.pack("<II", 6, 1)), 1),
+    "RATIONAL": (directory("<", entry("<", 0x0112, RATIONAL, 1, b"\x1a"), trailing=struct.pack("<II", 6, 1)), 1),
     "FLOAT": (orientation_data("<", FLOAT, struct.pack("<f", 6)), 1),
     "two numbers": (orientation_data("<", SHORT, struct.pack("<HH", 6, 6), count=2), 1),
     "no number": (orientation_data("<", SHORT, struct.pack("<H", 6), count=0), 1),
     "0": (orientation_data("<", SHORT, b"\0"), 1),
     "9": (orientation_data("<", SHORT, b"\x09"), 1),
     "-2": (orientation_data("<", SSHORT, struct.pack("<h", -2)), 1),
-    "6 of the other byte order": (orientation_data("<", SHORT, b"\0\6"), 1),
+    "6 in the other byte order": (orientation_data("<", SHORT, b"\0\6"), 1),
     "unknown type": (orientation_data("<", 99, b"\6"), 1),
     # Pillow cannot write this
     "negative width": (directory("<", entry("<", 0x0100, SLONG, 1, NEGATIVE), entry("<", 0x0112, SHORT, 1, b"\6")), 6),
@@ -130,7 +130,7 @@ DATA = {
             "<",
             entry("<", 0x0112, SHORT, 1, b"\6"),
             entry("<", 0x011A, 10, 1, struct.pack("<I", 38)),
-            behind=struct.pack("<ii", -1, 0),
+            trailing=struct.pack("<ii", -1, 0),
         ),
         6,
     ),
@@ -147,7 +147,7 @@ DATA = {
 
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_ambiguous_orientation_is_upright(tmp_path: Path, suffix: str, name: str) -> None:
+def test_readers_agree_on_unusual_exif_data(tmp_path: Path, suffix: str, name: str) -> None:
     exif, expected = DATA[name]
     file = tmp_path / f"a.{suffix}"
     check_agreement(file, expected, save(file, exif=exif))
@@ -155,12 +155,12 @@ def test_ambiguous_orientation_is_upright(tmp_path: Path, suffix: str, name: str
 
 def test_readers_agree_on_a_damaged_orientation(tmp_path: Path) -> None:
     exif = DATA["negative resolution"][0]
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     file = tmp_path / "a.png"
     found = set()
     for _ in range(100):
         damaged = np.frombuffer(exif, np.uint8).copy()
-        damaged[chance.integers(6, len(damaged), 2)] = chance.choice(np.array([0, 1, 3, 6, 255], np.uint8), 2)
+        damaged[rng.integers(6, len(damaged), 2)] = rng.choice(np.array([0, 1, 3, 6, 255], np.uint8), 2)
         stored = save(file, exif=damaged.tobytes())
         frame = read_frame(file)
         agreeing = [turn for turn, turned in TURNED.items() if np.array_equal(frame, turned(stored))]
@@ -187,7 +187,7 @@ def test_xmp_is_consulted_if_exif_has_no_orientation(tmp_path: Path, suffix: str
 
 
 def test_exif_after_the_pixels_of_a_png_is_ignored(tmp_path: Path) -> None:
-    """The header decides: only it is read before any work."""
+    """The header decides, because only the header is read before any work."""
     file = tmp_path / "a.png"
     stored = save(file)
     exif = orientation_data("<", SHORT, b"\6")[6:]
@@ -208,7 +208,7 @@ def test_exif_that_imagemagick_wrote_into_a_png(tmp_path: Path, digits: str, exp
 # other properties of images
 
 
-def test_a_file_of_several_pictures_is_its_first(tmp_path: Path) -> None:
+def test_only_the_first_picture_of_a_file_is_read(tmp_path: Path) -> None:
     other = Image.new("RGB", (WIDTH, HEIGHT), "red")
     for name, kind in (("mpo.jpg", "MPO"), ("animated.png", "PNG"), ("animated.webp", "WEBP")):
         folder = tmp_path / name
@@ -248,7 +248,7 @@ def test_a_broken_color_profile_is_named(tmp_path: Path) -> None:
     whole = file.read_bytes()
     at = whole.index(b"iCCP") + 4
     (length,) = struct.unpack(">I", whole[at - 8 : at - 4])
-    # a name without an end
+    # a name without its terminator
     spoiled = b"a" * length
     chunk = spoiled + struct.pack(">I", zlib.crc32(b"iCCP" + spoiled))
     file.write_bytes(whole[:at] + chunk + whole[at + length + 4 :])
@@ -258,7 +258,7 @@ def test_a_broken_color_profile_is_named(tmp_path: Path) -> None:
         read_image(file, (HEIGHT, WIDTH), file, 1)
 
 
-def test_a_large_picture_is_read_without_a_warning_and_a_huge_one_refused(
+def test_a_large_picture_is_read_without_a_warning_and_a_huge_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pillow warns above its limit, and refuses above twice that."""
@@ -287,8 +287,8 @@ def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path) -> None:
         read_frame(file)
 
 
-def test_formats_that_pillow_needs_other_programs_for_are_refused(tmp_path: Path) -> None:
-    """Pillow starts Ghostscript for PostScript, whatever the name of the file is."""
+def test_formats_that_need_other_programs_are_refused(tmp_path: Path) -> None:
+    """Pillow starts Ghostscript for PostScript, whatever the file's name."""
     drawing = io.BytesIO()
     stored_picture().save(drawing, "EPS")
     (tmp_path / "a.png").write_bytes(drawing.getvalue())

@@ -1,4 +1,4 @@
-"""The two threads around the computation: order, bounds, errors, and that they end."""
+"""The two threads around the computation: order, bounds, errors and termination."""
 
 import gc
 import threading
@@ -15,7 +15,7 @@ DEPTH = 3
 
 
 class Item:
-    """Something that can be counted while it is alive."""
+    """An item that is counted while it is alive."""
 
     alive: ClassVar[weakref.WeakSet] = weakref.WeakSet()
 
@@ -27,7 +27,7 @@ class Item:
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_a_test():
     yield
-    # those of PyTorch's compiler, which another test may have started, come and go as they like
+    # only our own: another test may have started threads of PyTorch's compiler
     assert [thread for thread in threading.enumerate() if thread.name.startswith("stm_fast-")] == []
 
 
@@ -41,7 +41,7 @@ def wait_until(condition):
 # prefetch
 
 
-def test_items_come_in_order_out_of_another_thread():
+def test_items_come_in_order_from_another_thread():
     makers = set()
 
     def items():
@@ -65,7 +65,7 @@ def test_no_more_than_depth_items_wait():
 
     with closing(prefetch(items(), DEPTH)) as taken:
         for count, item in enumerate(taken, start=1):
-            # one is in our hands, DEPTH wait, one is in the thread's
+            # this loop holds one, DEPTH wait, the thread holds one
             wait_until(lambda count=count: len(made) == count + DEPTH + 1)
             gc.collect()
             assert len(Item.alive) <= DEPTH + 2
@@ -89,7 +89,7 @@ def test_the_next_item_is_made_while_this_one_is_used():
         assert begun.wait(5)
 
 
-def test_an_exception_of_the_items_comes_after_the_items_before_it():
+def test_an_exception_while_making_items_comes_after_the_earlier_items():
     def items():
         yield from range(2)
         raise OSError("no more")
@@ -100,7 +100,7 @@ def test_an_exception_of_the_items_comes_after_the_items_before_it():
     assert taken == [0, 1]
 
 
-def test_unused_items_are_released():
+def test_closing_early_closes_the_source():
     closed = threading.Event()
 
     def items():
@@ -175,7 +175,7 @@ def test_an_exception_of_the_consumer_reaches_the_producer():
 
     with pytest.raises(OSError, match="disk full"):
         produce()
-    assert consumed == [0, 1], "what was put behind the item that failed is dropped"
+    assert consumed == [0, 1], "items after the failed one are dropped"
     assert len(put) < 1000
 
 
@@ -187,7 +187,7 @@ def test_an_exception_at_the_last_item_is_not_lost():
         writer.put(0)
 
 
-def test_the_producers_exception_wins_and_what_was_put_is_consumed():
+def test_the_producers_exception_is_raised_after_its_items_are_consumed():
     consumed = []
 
     def produce():

@@ -1,4 +1,4 @@
-"""The installed package: public names, the place of the kernels, and a build without a compiler."""
+"""The installed package: public names, the location of the kernels, and a build without a compiler."""
 
 import importlib
 import os
@@ -23,7 +23,7 @@ PUBLIC = {
 }
 
 
-def test_the_public_names_are_there():
+def test_the_public_names_exist():
     assert set(stm_fast.__all__) >= PUBLIC
     for name in stm_fast.__all__:
         assert getattr(stm_fast, name) is not None
@@ -35,13 +35,13 @@ def test_the_command_is_installed():
     assert callable(command.load())
 
 
-def test_the_kernels_are_those_of_the_top_folder():
+def test_the_kernels_come_from_the_top_folder():
     kernels = importlib.import_module("stm_fast.kernels")
     assert Path(kernels.__file__).parent == ROOT / "kernels"
     assert not (ROOT / "stm_fast" / "kernels").exists()
 
 
-def test_ci_runs_the_oldest_versions_that_are_declared():
+def test_ci_runs_the_oldest_declared_versions():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
     oldest = dict(line.split("==") for line in (ROOT / ".ci/oldest.txt").read_text().splitlines() if "==" in line)
@@ -53,12 +53,12 @@ def test_ci_runs_the_oldest_versions_that_are_declared():
 
 
 def build(tree, **environment):
-    """Builds the extension in a copy of what the build reads, with a compiler that is not there."""
+    """Builds the extension in a copy of the sources, with a compiler that does not exist."""
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tree)
     for name in ("csrc", "kernels", "stm_fast"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "_C_absent.txt"))
-    (tree / "stm_fast/_C.abi3.so").touch()  # of an earlier build
+    (tree / "stm_fast/_C.abi3.so").touch()  # from an earlier build
     missing = str(tree / "no-such-compiler")
     return subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
@@ -71,7 +71,7 @@ def build(tree, **environment):
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_build_goes_on_and_the_reason_is_kept(tmp_path, monkeypatch):
+def test_without_a_compiler_the_build_succeeds_and_records_the_reason(tmp_path, monkeypatch):
     done = build(tmp_path)
     assert done.returncode == 0, done.stderr
     reason = tmp_path / "stm_fast" / "_C_absent.txt"
@@ -80,14 +80,14 @@ def test_without_a_compiler_the_build_goes_on_and_the_reason_is_kept(tmp_path, m
     assert "no-such-compiler" in text
     assert text.count("\n") == 1
     assert not list(tmp_path.rglob("*.so"))
-    # what `info` prints where the extension does not load
+    # `info` prints this if the extension does not load
     monkeypatch.setitem(sys.modules, "stm_fast._C", None)
     monkeypatch.setattr(cpp_ops, "files", lambda package: tmp_path / package)
     assert cpp_ops._load() == text.strip()
 
 
 @pytest.mark.slow
-def test_without_a_compiler_a_build_that_wants_the_extension_fails(tmp_path):
+def test_without_a_compiler_a_build_that_requires_the_extension_fails(tmp_path):
     done = build(tmp_path, STM_FAST_EXTENSION="1")
     assert done.returncode != 0
     assert not (tmp_path / "stm_fast" / "_C_absent.txt").exists()

@@ -73,7 +73,7 @@ def mask(path, ids=None, palette=None):
 
 
 def files(folder):
-    """All but the scores, which tests of their own look at."""
+    """All but the scores, which have their own tests."""
     found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     return sorted(name for name in found if not name.endswith("scores.csv"))
 
@@ -106,7 +106,7 @@ def test_a_video_becomes_masks_and_an_overlay(tmp_path, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [{"max_size": 24}, {"min_size": 80}], ids=["smaller", "larger"])
-def test_the_masks_are_the_engines(tmp_path, model, size):
+def test_the_masks_are_those_of_the_engine(tmp_path, model, size):
     source = video(tmp_path / "in.mp4")
     mask(tmp_path / "given/00000.png"), mask(tmp_path / "given/00004.png", square(9, 30))
     memory = MemoryConfig(every=3)
@@ -137,7 +137,7 @@ def test_a_folder_keeps_its_names(tmp_path, model):
         [f"{kind}/f{n}.{suffix}" for n in (1, 2, 10) for kind, suffix in (("masks", "png"), ("overlay", "jpg"))]
     )
     assert summary.object_ids == [255]
-    assert not read_mask(tmp_path / "out/masks/f1.png").ids.any(), "before the first mask all is background"
+    assert not read_mask(tmp_path / "out/masks/f1.png").ids.any(), "everything is background before the first mask"
     assert np.array_equal(read_mask(tmp_path / "out/masks/f2.png").ids, square(255, 8))
 
 
@@ -157,7 +157,7 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path, model):
     assert files(out) == [*numbered(2), "notes.txt"]
 
 
-def test_the_bank_has_its_known_size_at_once(tmp_path, model, monkeypatch):
+def test_the_bank_is_allocated_at_its_final_size(tmp_path, model, monkeypatch):
     made = []
 
     class Watched(VideoSegmenter):
@@ -168,8 +168,8 @@ def test_the_bank_has_its_known_size_at_once(tmp_path, model, monkeypatch):
     monkeypatch.setattr(augmentation, "VideoSegmenter", Watched)
     segment_video(video(tmp_path / "in.mp4", 9), mask(tmp_path / "m.png"), tmp_path / "out", model=model)
     (segmenter,) = made
-    rows = 2 * 3  # of a frame
-    assert segmenter.bank.nbytes == 4 * 2 * (2 + 1) * rows * (16 + 32)  # 0 and 5 stay, one is temporary
+    rows = 2 * 3  # per frame
+    assert segmenter.bank.nbytes == 4 * 2 * (2 + 1) * rows * (16 + 32)  # frames 0 and 5 stay, one is temporary
     assert segmenter.bank.rows == [3 * rows] * 2
 
 
@@ -197,7 +197,7 @@ def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypa
     monkeypatch.setattr(sinks.Results, "write", slow)
     segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, overlay="none")
     assert len(most) == 40
-    # each queue's frames, and one in the hands of each of the three threads
+    # the frames in the queues, and one held by each of the three threads
     assert max(most) <= 2 * FRAMES_WAITING + 3
 
 
@@ -212,7 +212,7 @@ def test_frames_are_written_while_later_ones_are_segmented(tmp_path, model):
     assert all(a <= b for a, b in pairwise(seen))
 
 
-# everything stops, and what is there is whole
+# failures stop the run and leave only whole files
 
 
 def assert_whole(out, expected_masks=None):
@@ -225,7 +225,7 @@ def assert_whole(out, expected_masks=None):
         read_mask(out / name)
 
 
-def test_a_frame_that_cannot_be_decoded_stops_it(tmp_path, model):
+def test_a_frame_that_cannot_be_decoded_stops_the_run(tmp_path, model):
     source = folder(tmp_path / "in", [f"{number}.jpg" for number in range(8)])
     whole = (source / "5.jpg").read_bytes()
     (source / "5.jpg").write_bytes(whole[:-40])
@@ -234,7 +234,7 @@ def test_a_frame_that_cannot_be_decoded_stops_it(tmp_path, model):
     assert files(tmp_path / "out") == [".resume.json", *(f"masks/{number}.png" for number in range(5))]
 
 
-def test_a_write_that_fails_stops_it(tmp_path, model, monkeypatch):
+def test_a_failed_write_stops_the_run(tmp_path, model, monkeypatch):
     def full(self, segmented):
         if segmented.frame.index == 3:
             raise InputError("disk full while writing it")
@@ -256,7 +256,7 @@ def test_a_write_that_fails_stops_it(tmp_path, model, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_stops_it(tmp_path, model, error):
+def test_an_interruption_stops_the_run(tmp_path, model, error):
     def interrupt(done, _):
         if done == 4:
             raise error
@@ -269,7 +269,7 @@ def test_an_interruption_stops_it(tmp_path, model, error):
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_whole_files(tmp_path, small_disk, model):
+def test_a_full_disk_leaves_only_whole_files(tmp_path, small_disk, model):
     with pytest.raises(InputError, match="disk full while writing"):
         segment_video(video(tmp_path / "in.mp4", 80), mask(tmp_path / "m.png"), small_disk / "out", model=model)
     assert files(small_disk / "out")
@@ -302,7 +302,7 @@ def test_masks_that_fit_no_frame_are_refused(tmp_path, model):
     refused(r"00002\.png: mask of 16x16, expected 48x32", source, tmp_path / "small", out, model)
 
 
-def test_a_mask_beyond_an_unknown_end_is_named_at_the_end(tmp_path, model, monkeypatch):
+def test_a_mask_beyond_a_video_of_unknown_length_is_named_at_the_end(tmp_path, model, monkeypatch):
     source = video(tmp_path / "in.mp4", 4)
 
     def without_count(path, masks):
@@ -332,8 +332,8 @@ def test_an_output_that_holds_an_input_is_refused(tmp_path, model):
 
 @pytest.mark.parametrize("part", ["masks", "overlay"])
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}, {}], ids=str)
-def test_nothing_is_removed_or_written_behind_a_link_in_the_output(tmp_path, model, part, options):
-    """The folder that the link leads to is anybody's: here it holds the given masks too."""
+def test_nothing_is_removed_or_written_through_a_link_in_the_output(tmp_path, model, part, options):
+    """The link may point to any folder, here to the one with the given masks."""
     out, others = tmp_path / "out", tmp_path / "others"
     out.mkdir()
     given = mask(others / "00000.png")
@@ -347,7 +347,7 @@ def test_nothing_is_removed_or_written_behind_a_link_in_the_output(tmp_path, mod
 
 
 def test_the_output_folder_may_be_a_link_and_so_may_files_that_are_replaced(tmp_path, model):
-    """An output folder may be a link. A replaced file may be one too: the link is removed, and its target kept."""
+    """If a replaced file is a link, the link is removed and its target is kept."""
     disk, out = tmp_path / "disk", tmp_path / "out"
     mask(disk / "masks/00000.png"), mask(disk / "masks/00007.png")
     out.symlink_to("disk")
@@ -360,8 +360,8 @@ def test_the_output_folder_may_be_a_link_and_so_may_files_that_are_replaced(tmp_
     assert theirs.read_text() == "theirs"
 
 
-@pytest.mark.parametrize("kind", ["a file", "a file of a folder", "the folder", "a chain", "a link there"])
-def test_an_input_that_a_link_leads_into_the_output_is_refused(tmp_path, model, kind):
+@pytest.mark.parametrize("kind", ["a file", "a file of a folder", "the folder", "a chain", "a link in the output"])
+def test_an_input_that_links_into_the_output_is_refused(tmp_path, model, kind):
     source, out, given = video(tmp_path / "in.mp4", 2), tmp_path / "out", tmp_path / "given/00000.png"
     real = mask(tmp_path / "real.png")
     earlier = mask(out / "00000.png").rename(mask(out / "masks/00000.png"))
@@ -370,10 +370,10 @@ def test_an_input_that_a_link_leads_into_the_output_is_refused(tmp_path, model, 
     else:
         given.parent.mkdir()
         given.symlink_to(earlier)
-    if kind in ("a chain", "a link there"):
+    if kind in ("a chain", "a link in the output"):
         earlier.unlink()
         earlier.symlink_to(real)
-    masks = {"a file": given, "the folder": given.parent, "a link there": earlier}.get(kind, given.parent)
+    masks = {"a file": given, "the folder": given.parent, "a link in the output": earlier}.get(kind, given.parent)
     refused("out: the output folder holds the input", source, masks, out, model, overwrite=True)
     assert files(out) == ["masks/00000.png"]
     assert np.array_equal(read_mask(given).ids, read_mask(real).ids)
@@ -396,30 +396,30 @@ def clip(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "index", "told"),
+    ("name", "index", "notified"),
     [
         ("00006", 6, True),
         ("00000", 0, False),
         ("first", 0, False),
         ("frame_00006", 0, False),
-        ("6", 0, True),  # no frame is named so
+        ("6", 0, True),  # no frame has this name
         ("00008", 0, True),  # beyond the end
-        ("00005", 0, True),  # the video is named so too
+        ("00005", 0, True),  # the video has this name too
         ("0", 0, False),
         ("9" * 200, 0, True),
     ],
 )
-def test_a_mask_belongs_to_the_frame_whose_name_it_has(tmp_path, clip, name, index, told):
-    assert frame_of(mask(tmp_path / f"{name}.png"), clip) == (index, told)
+def test_a_mask_belongs_to_the_frame_whose_name_it_has(tmp_path, clip, name, index, notified):
+    assert frame_of(mask(tmp_path / f"{name}.png"), clip) == (index, notified)
 
 
 @pytest.mark.parametrize(
-    ("name", "index", "told"),
+    ("name", "index", "notified"),
     [("f2", 1, True), ("f10", 2, True), ("f1", 0, False), ("f02", 0, False), ("F2", 0, False), ("2", 0, True)],
 )
-def test_a_mask_belongs_to_the_picture_whose_name_it_has(tmp_path, name, index, told):
+def test_a_mask_belongs_to_the_picture_whose_name_it_has(tmp_path, name, index, notified):
     source = folder(tmp_path / "in", ["f1.png", "f2.jpg", "f10.png"])
-    assert frame_of(mask(tmp_path / f"{name}.png"), source) == (index, told)
+    assert frame_of(mask(tmp_path / f"{name}.png"), source) == (index, notified)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_the_frame_of_a_mask_can_be_given_by_the_name_of_an_image(tmp_path):
 
 
 @pytest.mark.parametrize("mask_frame", [8, -1, "8", "-1", "f1", "", "9" * 5000])
-def test_a_frame_that_is_not_there_is_refused(tmp_path, clip, mask_frame):
+def test_a_mask_frame_that_does_not_exist_is_refused(tmp_path, clip, mask_frame):
     with pytest.raises(InputError, match=r"mask_frame: found .*, expected .* of 00005, or an index from 0 to 7"):
         given_masks(mask(tmp_path / "m.png"), open_frames(clip), mask_frame)
 
@@ -454,21 +454,21 @@ def test_mask_frame_cannot_be_given_for_a_folder_of_masks(tmp_path, clip):
         given_masks(tmp_path / "absent", open_frames(clip), 3)
 
 
-def test_one_mask_of_a_later_frame_is_as_a_folder_with_it(tmp_path, model, caplog):
+def test_one_mask_of_a_later_frame_works_like_a_folder_that_holds_it(tmp_path, model, caplog):
     source, given = video(tmp_path / "in.mp4", 3), mask(tmp_path / "given/00001.png")
     for name, masks, options in (
         ("folder", given.parent, {}),
         ("file", given, {}),
-        ("said", mask(tmp_path / "first.png"), {"mask_frame": 1}),
+        ("option", mask(tmp_path / "first.png"), {"mask_frame": 1}),
     ):
         caplog.clear()
         segment_video(source, masks, tmp_path / name, model=model, overlay="none", **options)
         notes = [f"{given}: named after frame 00001, so used for that frame; mask_frame selects another"]
         assert caplog.messages == (notes if name == "file" else [])
-    assert not read_mask(tmp_path / "file/masks/00000.png").ids.any(), "before the mask all is background"
+    assert not read_mask(tmp_path / "file/masks/00000.png").ids.any(), "everything is background before the mask"
     for name in numbered(3):
         expected = (tmp_path / "folder" / name).read_bytes()
-        assert {(tmp_path / other / name).read_bytes() for other in ("file", "said")} == {expected}
+        assert {(tmp_path / other / name).read_bytes() for other in ("file", "option")} == {expected}
 
 
 def test_a_run_is_resumed_only_with_its_mask_at_the_same_frame(tmp_path, model):
@@ -511,7 +511,7 @@ def test_a_run_with_a_mask_among_its_frames(tmp_path, model, caplog):
     assert np.array_equal(read_mask(out / "masks/img_0.png").ids, read_mask(given).ids)
 
 
-def test_masks_beside_the_frames_they_are_named_as(tmp_path):
+def test_masks_beside_the_frames_with_the_same_names(tmp_path):
     source = folder(tmp_path / "in", ["0.jpg", "1.jpg", "2.jpg"])
     for name in ("1", "2"):
         mask(source / f"{name}.png")
@@ -526,7 +526,7 @@ def test_masks_beside_the_frames_they_are_named_as(tmp_path):
     assert (reader.frame_count, given_masks(source / "2.png", reader).files.keys()) == (3, {2})
 
 
-def test_what_could_be_a_mask_or_a_frame_is_refused(tmp_path, model):
+def test_a_file_that_could_be_a_mask_or_a_frame_is_refused(tmp_path, model):
     out = tmp_path / "out"
     frames = folder(tmp_path / "in", ["f1.png", "f3.png"])
     mask(frames / "f2.png")
@@ -538,7 +538,7 @@ def test_what_could_be_a_mask_or_a_frame_is_refused(tmp_path, model):
     refused(r"link\.png: found as video and as mask", picture, tmp_path / "link.png", out, model)
 
 
-def test_folders_of_masks_and_frames_may_lie_in_one_another(tmp_path):
+def test_folders_of_masks_and_frames_may_be_nested(tmp_path):
     frames = folder(tmp_path / "frames", ["0.jpg", "1.jpg"])
     mask(frames / "masks/1.png")
     inner = folder(frames / "masks/frames", ["0.jpg", "1.jpg"])

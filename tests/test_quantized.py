@@ -1,4 +1,4 @@
-"""The read of a quantized memory: what it takes, and the path by floats."""
+"""The read of a quantized memory: its arguments, the reference and the C++ engine."""
 
 import os
 
@@ -25,12 +25,12 @@ DTYPES = [torch.int8, torch.float8_e4m3fn]
 @pytest.mark.parametrize("make", [stm_like_memory, soft_memory])
 @pytest.mark.parametrize("lengths", [None, [0, 150]])
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
-def test_the_paths_by_floats(backend, make, dtype: torch.dtype, lengths: list[int] | None, monkeypatch) -> None:
+def test_reads_are_close_to_exact(backend, make, dtype: torch.dtype, lengths: list[int] | None, monkeypatch) -> None:
     monkeypatch.setattr(quantized, "SCRATCH_BYTES", 1)  # one slot at a time
     query, key, value = make(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
     memory = quantize_memory(key, value, dtype)
-    there = None if lengths is None else torch.tensor(lengths)
-    out, lse = memory_read_quantized(query, memory, lengths=there, return_lse=True, backend=backend)
+    counts = None if lengths is None else torch.tensor(lengths)
+    out, lse = memory_read_quantized(query, memory, lengths=counts, return_lse=True, backend=backend)
     exact_out, exact_lse = exact_read(query, *floats_of(memory), lengths)
     torch.testing.assert_close(out.double(), exact_out, rtol=0, atol=1e-4)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=0, atol=1e-4)
@@ -52,24 +52,24 @@ def test_the_paths_by_floats(backend, make, dtype: torch.dtype, lengths: list[in
     ],
     ids=str,
 )
-def test_the_cpp_engine_is_as_right_as_a_read_of_floats(sizes, lengths, shared, query_dtype, dtype) -> None:
+def test_the_cpp_engine_is_as_accurate_as_a_read_of_floats(sizes, lengths, shared, query_dtype, dtype) -> None:
     query, key, value = soft_memory(**sizes)
     query, memory = query.to(query_dtype), quantize_memory(key[:1] if shared else key, value, dtype)
-    there = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    counts = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
     doubles = Tensors(query.double(), *memory.dequantized(torch.float64), None, None)
-    exact = named(memory_read(*doubles[:3], lengths=there, return_lse=True, backend="reference"))
+    exact = named(memory_read(*doubles[:3], lengths=counts, return_lse=True, backend="reference"))
     floats = query.float(), *memory.dequantized(torch.float32)
-    eager = named(memory_read(*floats, lengths=there, return_lse=True, backend="reference"))
+    eager = named(memory_read(*floats, lengths=counts, return_lse=True, backend="reference"))
     case = ReadCase(2, key_dim=query.shape[2], lengths=lengths, rows=doubles.key.shape[1])
     rounded = rounded_once(case, doubles, query_dtype, {})
-    if lengths is not None:  # what does not count may hold anything
+    if lengths is not None:  # rows beyond the lengths may hold anything
         for object_, count in enumerate(lengths):
             memory.value_scale[object_, -(-count // sizes["rows"]) :] = torch.nan
             if not shared:
                 memory.key_mean[object_, -(-count // sizes["rows"]) :] = torch.nan
                 memory.key_scale[object_].view(-1)[count:] = torch.nan
     for found in (memory, QuantizedMemory(*(torch.stack([tensor] * 3, -1)[..., 1] for tensor in memory))):
-        results = named(memory_read_quantized(query, found, lengths=there, return_lse=True, backend="cpp"))
+        results = named(memory_read_quantized(query, found, lengths=counts, return_lse=True, backend="cpp"))
         assert results["out"].dtype == query_dtype
         assert_no_worse_than_eager(results, eager, rounded, exact)
 
@@ -92,9 +92,9 @@ def test_the_cpp_engine_is_a_well_behaved_operator() -> None:
 
 
 @needs_cpp
-def test_the_cpp_engine_is_taken_where_it_can(caplog) -> None:
+def test_the_cpp_engine_is_chosen_where_it_applies(caplog) -> None:
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("a faster one is here")
+        pytest.skip("a faster engine is available")
     query, key, value = soft_memory(queries=2, slots=1, rows=3, key_dim=4, value_dim=5)
     memory = quantize_memory(key, value)
     with caplog.at_level("DEBUG", logger="stm_fast.ops.backends"):
@@ -112,7 +112,7 @@ def floats_of(memory: QuantizedMemory) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_numbers_are_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
+def test_numbers_are_off_by_at_most_half_a_step(dtype: torch.dtype) -> None:
     _, key, value = soft_memory(queries=1, slots=2, rows=30, key_dim=16, value_dim=24)
     value[0, 0, :, 2] = 0
     memory = quantize_memory(key + 5, value, dtype)
@@ -134,7 +134,7 @@ def test_fp8_values_have_the_layout_of_the_kernel() -> None:
     assert not _is_padded(quantize_memory(key, value, torch.int8).value)
 
 
-def test_no_rows_give_zeros() -> None:
+def test_a_memory_without_rows_gives_zeros() -> None:
     memory = quantize_memory(torch.zeros(2, 0, 5, 8), torch.zeros(2, 0, 5, 8))
     out, lse = memory_read_quantized(torch.zeros(2, 3, 8), memory, return_lse=True)
     assert not out.any()
@@ -151,14 +151,14 @@ def test_autocast_changes_nothing(backend) -> None:
     assert all(map(torch.equal, found, expected))
 
 
-def test_lengths_beyond_int32_are_all_rows() -> None:
+def test_lengths_beyond_int32_mean_all_rows() -> None:
     query, key, value = soft_memory(queries=20, slots=3, rows=50, key_dim=64, value_dim=64)
     memory = quantize_memory(key, value)
     found = memory_read_quantized(query, memory, lengths=torch.full((len(value),), 2**40))
     assert torch.equal(found, memory_read_quantized(query, memory))
 
 
-# PyTorch's own, at its first forward-mode derivative
+# PyTorch's own warning, at its first forward-mode derivative
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 @needs_cpp
 def test_tangents_are_never_dropped() -> None:
@@ -172,7 +172,7 @@ def test_tangents_are_never_dropped() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
-def test_numbers_of_numpy_and_negated_views_are_taken(backend: str) -> None:
+def test_numpy_numbers_and_negated_views_are_accepted(backend: str) -> None:
     query, key, value = soft_memory(queries=9, slots=2, rows=7, key_dim=8, value_dim=6)
     memory = quantize_memory(key, value)
     negated = torch.complex(query, -query).conj().imag
@@ -180,7 +180,7 @@ def test_numbers_of_numpy_and_negated_views_are_taken(backend: str) -> None:
     torch.testing.assert_close(found, memory_read_quantized(query, memory, scale=0.5, backend=backend))
 
 
-def test_what_is_no_quantized_memory_is_refused() -> None:
+def test_arguments_of_other_types_are_refused() -> None:
     memory, query = quantize_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6)), torch.zeros(2, 3, 8)
     with pytest.raises(TypeError, match="memory: found tuple, expected a QuantizedMemory"):
         memory_read_quantized(query, tuple(memory))
@@ -211,7 +211,7 @@ def test_slots_without_rows_are_refused() -> None:
         ({"key_mean": None}, TypeError, "key_mean: found NoneType, expected a tensor"),
     ],
 )
-def test_memories_that_do_not_fit_are_refused(change, error: type[Exception], message: str) -> None:
+def test_inconsistent_memories_are_refused(change, error: type[Exception], message: str) -> None:
     memory = quantize_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6))
     with pytest.raises(error, match=message):
         memory_read_quantized(torch.zeros(2, 3, 8), memory._replace(**change))
@@ -231,7 +231,7 @@ def test_memories_that_do_not_fit_are_refused(change, error: type[Exception], me
         ({"backend": "triton"}, NotImplementedError, "cannot run this quantized memory read: .+"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, error: type[Exception], message: str) -> None:
+def test_invalid_options_are_refused(options, error: type[Exception], message: str) -> None:
     memory = quantize_memory(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4, 6))
     with pytest.raises(error, match=message):
         memory_read_quantized(torch.zeros(2, 3, 8), memory, **options)

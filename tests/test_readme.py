@@ -24,17 +24,19 @@ def test_examples_run_as_written(example, tmp_path, monkeypatch):
     exec(compile(example, "README.md", "exec"), {})
 
 
-def test_the_tree_names_what_exists():
+def test_the_tree_names_existing_files():
     tree = README.split("## Tree")[1].split("```")[1]
     named = re.findall(r"^(?:  )?([\w/]+(?:\.py)?)/? ", tree, re.MULTILINE)
-    rooms = {path.name for path in (ROOT / "stm_fast").iterdir() if path.is_dir() and (path / "__init__.py").is_file()}
-    assert rooms <= {name.rstrip("/") for name in named}
+    packages = {
+        path.name for path in (ROOT / "stm_fast").iterdir() if path.is_dir() and (path / "__init__.py").is_file()
+    }
+    assert packages <= {name.rstrip("/") for name in named}
     for name in named:
         assert (ROOT / name).exists() or (ROOT / "stm_fast" / name).exists(), f"README names {name}"
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "kernels/README.md"])
-def test_maps_name_files_that_exist(name):
+def test_documents_name_existing_files(name):
     folders = [ROOT, (ROOT / name).parent, ROOT / "tests", ROOT / "csrc/cpu", ROOT / "csrc/include/stm_fast"]
     named = re.findall(r"`([\w/.]+\.(?:py|h|cpp|md|json))`", (ROOT / name).read_text())
     assert named
@@ -76,7 +78,7 @@ def python_variables(source: str) -> Iterator[str]:
 
 
 def make_variables(source: str) -> set[str]:
-    """The variables of a Makefile that may come from outside."""
+    """The variables of a Makefile that may come from the environment."""
     assigned = set(re.findall(rf"^({VARIABLE}) [:+]?=", source, re.MULTILINE))
     return set(re.findall(rf"\$\(({VARIABLE})\)", source)) - assigned
 
@@ -99,7 +101,7 @@ def readers() -> dict[str, set[str]]:
     return found
 
 
-def test_every_environment_variable_is_documented_where_it_is_read():
+def test_every_environment_variable_is_documented_with_its_readers():
     rows = re.findall(rf"^\| `({VARIABLE})` \|.*\|([^|]+)\|$", (ROOT / "docs/environment.md").read_text(), re.MULTILINE)
     documented = {name: set(re.findall("`(.+?)`", places)) for name, places in rows}
     read = readers()

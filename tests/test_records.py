@@ -37,7 +37,7 @@ def refused(file):
 # records
 
 
-def test_a_record_comes_back_as_it_was(tmp_path):
+def test_a_record_is_read_back_unchanged(tmp_path):
     file = tmp_path / "record.json"
     write_record_file(file, CONTENT | {"path": tmp_path})
     assert read(file) == CONTENT | {"path": str(tmp_path)}
@@ -55,7 +55,7 @@ def test_any_flipped_bit_of_a_record_is_refused_or_changes_nothing(tmp_path):
     whole = file.read_bytes()
     harmless = 0
     for at in range(len(whole)):
-        for bit in {at % 8, 5}:  # 5: capital letters
+        for bit in {at % 8, 5}:  # 5: changes the case of letters
             damaged = bytearray(whole)
             damaged[at] ^= 1 << bit
             file.write_bytes(damaged)
@@ -73,12 +73,12 @@ def test_any_flipped_bit_of_a_record_is_refused_or_changes_nothing(tmp_path):
     ],
     ids=lambda text: ascii(text[:12]),
 )
-def test_what_is_no_record_is_refused(tmp_path, text):
+def test_a_file_that_is_no_record_is_refused(tmp_path, text):
     (tmp_path / "record.json").write_text(text, errors="surrogatepass")
     refused(tmp_path / "record.json")
 
 
-def test_a_record_that_is_not_there(tmp_path):
+def test_a_missing_record_is_refused(tmp_path):
     refused(tmp_path / "record.json")
     (tmp_path / "folder.json").mkdir()
     refused(tmp_path / "folder.json")
@@ -113,7 +113,7 @@ class _Outer:
 OUTER = {"inner": {"kind": "one", "sizes": [1]}, "share": 1, "seconds": {"a": 0.5}}
 
 
-def test_a_dataclass_of_what_a_record_holds():
+def test_a_record_becomes_a_dataclass():
     assert typed(OUTER, _Outer, "it") == _Outer(_Inner("one", [1]), 1.0, {"a": 0.5})
     more = {"anything": [{}], "perhaps": 3}
     assert typed(OUTER | more, _Outer, "it") == _Outer(_Inner("one", [1]), 1.0, {"a": 0.5}, [{}], 3)
@@ -136,7 +136,7 @@ def test_a_dataclass_of_what_a_record_holds():
         ({"more": 1}, "it: found"),
     ],
 )
-def test_values_of_other_types_are_named(change, name):
+def test_values_of_wrong_types_are_named(change, name):
     with pytest.raises(ValueError, match=name):
         typed(OUTER | change, _Outer, "it")
 
@@ -153,7 +153,7 @@ TENSORS = {
 FACTS = {"rank": "1", "frames": "12", "format": "test", "run": "r", "a": "ö"}
 
 
-def test_tensors_come_back_and_are_the_same_bytes_every_time(tmp_path):
+def test_tensors_are_read_back_and_their_files_are_reproducible(tmp_path):
     files = [tmp_path / f"{number}.safetensors" for number in range(8)]
     for file in files:
         write_tensors(file, TENSORS, FACTS, checksum=True)
@@ -225,10 +225,10 @@ def test_no_cell_is_a_formula(cell, written):
     assert csv_lines([(cell, 1)]) == f"{written},1\n"
 
 
-def test_names_of_any_kind_come_back(tmp_path):
-    chance = random.Random(0)
+def test_any_name_is_read_back_unchanged(tmp_path):
+    rng = random.Random(0)
     parts = [*"=+-@'\",;\t\r\n 1.a\0\ufeff\u2028\uff1d\udc80", "ö", "\x0b"]
-    names = ["".join(chance.choices(parts, k=chance.randrange(7))) for _ in range(3000)]
+    names = ["".join(rng.choices(parts, k=rng.randrange(7))) for _ in range(3000)]
     names += [before + mark for before in ("", "'", "''") for mark in string.printable]
     with open_csv(tmp_path / "x.csv", "w") as file:
         file.write(csv_lines(("1", name, "2") for name in names))
@@ -262,7 +262,7 @@ def test_names_of_any_kind_come_back(tmp_path):
     ],
     ids=lambda text: ascii(text[len(HEADER) : len(HEADER) + 12]),
 )
-def test_a_foreign_table_of_scores_is_refused(tmp_path, text, words):
+def test_a_malformed_table_of_scores_is_refused(tmp_path, text, words):
     (tmp_path / "scores.csv").write_text(text, newline="")
     with pytest.raises(InputError, match=words) as caught:
         sights(tmp_path)
@@ -271,7 +271,7 @@ def test_a_foreign_table_of_scores_is_refused(tmp_path, text, words):
     assert len(str(caught.value)) < 600
 
 
-def test_lines_of_scores_that_stay_are_those_that_were_written(tmp_path):
+def test_kept_lines_of_scores_must_be_as_written(tmp_path):
     file, lines = tmp_path / "scores.csv", "".join(f"{number},a,1,4,0.500\n" for number in range(3))
     file.write_text(HEADER + lines)
     table = ScoreTable(tmp_path, 2)
@@ -301,4 +301,4 @@ def test_a_damaged_line_of_a_log_is_named(tmp_path, line):
             action()
         assert "\n" not in str(caught.value)
     file.write_text('{"step": 1}\n' + line)
-    assert read_log(file) == [{"step": 1}], "what was cut off is left out"
+    assert read_log(file) == [{"step": 1}], "a truncated last line is ignored"

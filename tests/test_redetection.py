@@ -18,7 +18,7 @@ HIDDEN = range(3, 11)
 
 
 def picture(*middles: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A scene with a disc of its own color and texture at each of some columns, and ids 1, 2, ..."""
+    """A scene with a differently colored disc at each of the given columns, and its ids 1, 2, ..."""
     generator = torch.Generator().manual_seed(3)
     coarse = torch.rand(1, 3, 20, 40, generator=generator)
     scene = torch.nn.functional.interpolate(coarse, size=(HEIGHT, WIDTH), mode="bilinear")[0] * 0.5
@@ -34,7 +34,7 @@ def picture(*middles: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def video() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """A disc at the left that is hidden for eight frames and comes back at the right."""
+    """A disc on the left that is hidden for eight frames and reappears on the right."""
     pairs = [picture() if index in HIDDEN else picture(60 if index < 3 else 580) for index in range(16)]
     frames, ids = zip(*pairs, strict=True)
     return list(frames), list(ids)
@@ -42,7 +42,7 @@ def video() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def model() -> STM:
-    """The package's network with a score that falls six times as fast: how far away a match is decides."""
+    """The package's network, but scores fall six times as fast with distance, so that distance decides."""
     network = stm_lite2()
     with torch.no_grad():
         network.query_key_value.distance += math.log(6)
@@ -59,22 +59,22 @@ def similarity(found: torch.Tensor, ids: torch.Tensor, number: int = 1) -> float
     return float((mine & truth).sum() / (mine | truth).sum().clamp(min=1))
 
 
-def test_an_object_is_found_where_it_comes_back(model):
+def test_an_object_is_found_where_it_reappears(model):
     frames, ids = video()
     segmenter = VideoSegmenter(model)
     found = found_in(segmenter, frames, ids[0])
     assert not any(found[index].any() for index in HIDDEN)
     assert all(similarity(found[index], ids[index]) > 0.85 for index in range(HIDDEN.stop, 16))
-    assert segmenter.bank.frames == [[0]], "5 and 10 do not show it; 15 is remembered when the next frame comes"
+    assert segmenter.bank.frames == [[0]], "frames 5 and 10 do not show it; 15 is added with the next frame"
     as_published = VideoSegmenter(model, memory=MemoryConfig(redetect=False))
     lost = found_in(as_published, frames, ids[0])
     assert as_published.bank.frames == [[0, 5, 10]]
     assert not any(lost[index].any() for index in range(HIDDEN.stop, 16)), (
-        "the frames without it keep saying that it is not there"
+        "remembered frames that do not show it keep it from being found"
     )
 
 
-def test_an_object_in_sight_is_remembered_while_another_one_is_lost(model):
+def test_a_visible_object_is_remembered_while_another_one_is_lost(model):
     pairs = [picture(60, 160), picture(60, 160), *[picture(60)] * 6, picture(60, 580)]
     segmenter = VideoSegmenter(model)
     found = found_in(segmenter, [frame for frame, _ in pairs], pairs[0][1])
@@ -114,9 +114,9 @@ def test_objects_with_almost_no_pixels_count_as_lost():
     losses = []
     for frame, given in [
         (masks(200, 40), [0, 1]),
-        (masks(9, 40), []),  # 4.5 % of what it had
+        (masks(9, 40), []),  # 4.5 % of its earlier size
         (masks(11, 3), []),  # found again, and small from now on
-        (masks(1, 0, 500), [1, 2]),  # the user says that there is no second object here
+        (masks(1, 0, 500), [1, 2]),  # the user gave a mask without the second object
         (masks(0, 0, 100), []),
     ]:
         presence.update(frame, given)
@@ -124,7 +124,7 @@ def test_objects_with_almost_no_pixels_count_as_lost():
     assert losses == [[], [0], [], [], [0]]
     presence.keep([0, 2])
     presence.update(masks(1, 4), [])
-    assert presence.lost == [1], "0 had one pixel, and has one; the other one had 100"
+    assert presence.lost == [1], "object 0 had one pixel and still has one; the other one had 100"
     again = Presence()
     again.load_state_dict(presence.state_dict())
     assert (again.lost, again._pixels) == ([1], [1, 100])
@@ -150,7 +150,7 @@ def test_the_memory_of_an_absent_object_is_unchanged(config):
     before = bank.read(query)
     bank.append(*rows[2], absent=[1])
     after = bank.read(query)
-    assert torch.equal(after[1], before[1]), "the temporary frame before it, too"
+    assert torch.equal(after[1], before[1]), "the earlier temporary frame is kept too"
     assert not torch.equal(after[0], before[0])
     assert bank.frames == [[0, 2], [0]]
     assert bank.rows == [24, 24]
@@ -163,7 +163,7 @@ def test_the_memory_of_an_absent_object_is_unchanged(config):
 
 
 def test_an_absent_object_loses_its_temporary_frame_if_a_new_object_needs_memory():
-    """Slots move then, and the temporary frame would be behind another one."""
+    """Slots move then, and the temporary frame would no longer follow the last one."""
     torch.manual_seed(0)
     key, value = torch.randn(3, 16, 3, 4), torch.randn(3, 24, 3, 4)
     slot = 12 * (16 + 24) * 4  # bytes

@@ -1,4 +1,4 @@
-"""What the weights of the package can do, in small; the model card has their scores."""
+"""A small check of what the bundled weights can do; the model card has their scores."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from stm_fast.network.released import MIN_SIZE
 
 
 @pytest.mark.slow
-def test_three_objects_are_followed_far_from_where_they_were() -> None:
+def test_three_objects_are_followed_far_from_where_they_started() -> None:
     clip = list(SyntheticClip(21, frames=12, speed=3))
     segmenter = VideoSegmenter(for_inference(stm_lite2()), min_size=MIN_SIZE)
     for frame in clip:

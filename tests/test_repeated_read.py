@@ -1,4 +1,4 @@
-"""Repeated reads of a bank are replayed from a CUDA graph, and no others."""
+"""Only repeated reads of a bank are replayed from a CUDA graph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,21 +61,21 @@ def part(counts: list[int], slots: int = 2) -> Part:
     return Part(torch.randn(2, slots * ROWS, 4), torch.randn(2, slots * ROWS, 5), counts)
 
 
-def test_a_read_is_captured_where_it_repeats_and_gives_what_an_ordinary_one_gives(graphs: list[Graph]) -> None:
+def test_a_repeated_read_is_captured_and_gives_the_same_as_an_ordinary_one(graphs: list[Graph]) -> None:
     reads, memory = RepeatedReads(), part([2, 1])
     given = []
     for turn in range(CAPTURED_AFTER + 4):
         query = torch.randn(1, 3, 4)
-        memory.key[:, ROWS:] = torch.randn(2, ROWS, 4)  # a temporary frame takes the place of the one before
+        memory.key[:, ROWS:] = torch.randn(2, ROWS, 4)  # a temporary frame replaces the previous one
         expected = repeated.read_part(query, memory, ROWS, "auto")
         given.append((reads.read(query, memory, ROWS, "auto"), expected))
         assert len(graphs) == (turn >= CAPTURED_AFTER)
-    for found, expected in given:  # no replay wrote over what an earlier one gave
+    for found, expected in given:  # no replay overwrote an earlier result
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("change", ["counts", "slots", "place", "query", "backend"])
-def test_a_read_that_changes_begins_anew(change: str, graphs: list[Graph]) -> None:
+def test_a_changed_read_is_counted_from_the_start(change: str, graphs: list[Graph]) -> None:
     reads, memory, query = RepeatedReads(), part([2, 1]), torch.randn(1, 3, 4)
     for _ in range(CAPTURED_AFTER + 1):
         reads.read(query, memory, ROWS, "auto")
@@ -101,7 +101,7 @@ def test_two_reads_that_take_turns_are_both_captured(graphs: list[Graph]) -> Non
 
 
 def test_a_run_may_be_resumed_with_or_without_cuda_graphs(tmp_path: Path) -> None:
-    """So a run may continue with graphs, and so may a run of a version without them."""
+    """A run's record does not mention graphs, so it may even come from a version without them."""
     plain = MemoryConfig(max_frames=2)
     assert replace(plain, graph=True).described() == plain.described()
     disks = [MemoryConfig(place="disk", folder=folder) for folder in (tmp_path, tmp_path / "other")]

@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing else, and that a browser shows."""
+"""The report: one self-contained page that a browser shows."""
 
 import re
 import shutil
@@ -23,12 +23,12 @@ CHROMIUM = shutil.which("chromium")
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and whether every element that opens closes."""
+    """Collects elements with their attributes, and checks that every element is closed."""
 
     def __init__(self, text):
         super().__init__()
         self.open, self.elements, self.text = [], [], ""
-        self.feed(str(text))  # of Markup every piece would be escaped again
+        self.feed(str(text))  # every piece of Markup would be escaped again
         assert not self.open, f"not closed: {self.open}"
 
     def handle_starttag(self, tag, attributes):
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report of two sequences, one with a name that HTML must not read, found too far to the right."""
+    """A report of two sequences; one has HTML in its name, and its masks drift to the right."""
     root = tmp_path_factory.mktemp("report")
     scores, results, timings = [], {}, []
     for seed, name in enumerate(("good", "<b>bad & ugly")):
@@ -73,7 +73,7 @@ def report(tmp_path_factory):
     return file
 
 
-def test_the_page_is_whole_and_needs_nothing_else(report):
+def test_the_page_is_complete_and_self_contained(report):
     text = report.read_text()
     page = Page(text)
     assert not page.all("script")
@@ -82,7 +82,7 @@ def test_the_page_is_whole_and_needs_nothing_else(report):
     assert not re.findall(r"(?:https?:)?//\w", re.sub(r"data:[^\"]*", "", text))
 
 
-def test_what_is_on_the_page(report):
+def test_the_contents_of_the_page(report):
     page = Page(report.read_text())
     assert len(page.all("svg")) == 2
     assert len(page.all("polyline")) == 2 * 2 * 2  # sequences, objects, measures
@@ -131,7 +131,7 @@ def test_a_line_goes_through_its_values():
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_browser_shows_it(report, tmp_path):
+def test_a_browser_shows_the_page(report, tmp_path):
     picture = tmp_path / "page.png"
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,2600"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", report.as_uri()]

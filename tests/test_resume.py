@@ -33,7 +33,7 @@ from stm_fast.whole_file import partial_path
 pytest.importorskip("av")
 
 WIDTH, HEIGHT = 48, 32
-# python -m pytest tests/test_resume.py -k kill with STM_FAST_KILLS=20: as often as that
+# how often a run is killed: STM_FAST_KILLS=20 python -m pytest tests/test_resume.py -k kill
 KILLS = int(os.environ.get("STM_FAST_KILLS", 3))
 MEMORIES = {
     "published": {},
@@ -82,7 +82,7 @@ def square(object_id, left):
 
 
 class Place:
-    """A clip, masks for two of its frames, and what segmenting it gives without an interruption."""
+    """A clip with masks for two of its frames, and a folder for the results."""
 
     def __init__(self, folder, model, count=14):
         self.folder, self.model, self.count = folder, model, count
@@ -141,7 +141,7 @@ def test_a_restored_segmenter_continues_bit_for_bit(name, deployed, model, tmp_p
         assert (other.object_ids, other.bank.frames) == (whole.object_ids, whole.bank.frames)
 
 
-def test_a_segmenter_takes_the_state_of_its_own_kind_only(model):
+def test_a_segmenter_accepts_only_a_state_of_its_own_kind(model):
     one, other = VideoSegmenter(model), VideoSegmenter(model, memory=MemoryConfig(storage="int8"))
     with pytest.raises(ValueError, match="found a bank of model rows on the device"):
         other.load_state_dict(one.state_dict())
@@ -179,7 +179,7 @@ def test_a_stop_while_a_run_is_being_restored_loses_nothing(place):
     assert contents(place.out) == before
 
 
-def test_checkpoints_come_while_the_run_goes_on(place, monkeypatch):
+def test_checkpoints_are_written_during_the_run(place, monkeypatch):
     monkeypatch.setattr(CheckpointTimer, "due", True)  # however long a busy machine takes to save one
     positions = []
 
@@ -199,7 +199,7 @@ def test_checkpoints_come_while_the_run_goes_on(place, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_has_no_interrupted_run_is_started_or_refused(place):
+def test_a_folder_without_an_interrupted_run_is_filled_or_refused(place):
     place.segment(resume=True, overlay="none")
     with pytest.raises(InputError, match="not empty, and holds no interrupted run"):
         place.segment(resume=True, overlay="none")
@@ -257,7 +257,7 @@ def test_another_run_is_not_resumed(place, change, words):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, model):
-    """A run that was interrupted after 3 frames, and the content of its folder."""
+    """A run that was interrupted after 3 frames, and the contents of its folder."""
     place = Place(tmp_path_factory.mktemp("interrupted"), model, count=5)
     (place.masks / "00005.png").unlink()
     with pytest.raises(InterruptedRun):
@@ -267,7 +267,7 @@ def interrupted(tmp_path_factory, model):
 
 @pytest.fixture
 def folder_of(interrupted):
-    """Puts the interrupted run into its folder again, with some files in place of its own."""
+    """Restores the folder of the interrupted run, with the given files replaced."""
     place, files = interrupted
 
     def put(**changes):
@@ -352,11 +352,11 @@ def test_a_flipped_bit_of_a_record_is_refused_or_changes_nothing(interrupted, fo
 
 def test_a_flipped_bit_of_a_state_is_refused(interrupted, folder_of):
     place, files = interrupted
-    whole, chance = files[STATE], random.Random(0)
+    whole, rng = files[STATE], random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
-    for at in [*range(8), 9, header - 1, header, len(whole) - 1, *(chance.randrange(len(whole)) for _ in range(15))]:
+    for at in [*range(8), 9, header - 1, header, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(15))]:
         damaged = bytearray(whole)
-        damaged[at] ^= 1 << chance.randrange(8)
+        damaged[at] ^= 1 << rng.randrange(8)
         folder_of(**{STATE: bytes(damaged)})
         assert_refused(place, r"\.resume-3-0\.safetensors: the checkpoint is damaged")
     for length in (0, 7, 8, 100, header, len(whole) - 1):
@@ -416,7 +416,7 @@ def test_a_state_that_does_not_fit_is_refused(interrupted, folder_of, name, chan
     assert_refused(place, r"the checkpoint is damaged \(VideoSegmenter.load_state_dict: the state does not fit")
 
 
-def test_damaged_scores_of_what_is_done_are_refused(interrupted, folder_of):
+def test_damaged_scores_of_finished_frames_are_refused(interrupted, folder_of):
     place, files = interrupted
     for damaged in (files["scores.csv"].replace(b"0", b"1", 1), files["scores.csv"][:60], b"", b"\xff\n"):
         folder_of(**{"scores.csv": damaged})
@@ -430,7 +430,7 @@ def test_a_missing_mask_of_a_finished_frame_is_named(interrupted, folder_of):
         place.segment(resume=True, overlay="none")
 
 
-def test_checkpoints_take_a_tenth_of_the_time_at_most(monkeypatch):
+def test_checkpoints_take_at_most_a_tenth_of_the_time(monkeypatch):
     timer, clock = CheckpointTimer(0), [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with timer.saving():
@@ -443,11 +443,11 @@ def test_checkpoints_take_a_tenth_of_the_time_at_most(monkeypatch):
     assert not CheckpointTimer(60).due
 
 
-# what ends a run from outside
+# killed runs
 
 
 def resume_in_process(folder):
-    """What a process does that is killed some time."""
+    """Runs in a process that will be killed."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
@@ -464,21 +464,21 @@ def wait_for_masks(process, out, count, delay):
 
 @pytest.mark.slow
 def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
-    """STM_FAST_KILLS=20 kills it as often as that."""
+    """STM_FAST_KILLS says how often."""
     place = Place(tmp_path, model, count=30 + 10 * KILLS)
     place.segment(place.folder / "whole")
     expected = contents(place.folder / "whole")
     seed = random.randrange(10**6)
     print(f"seed {seed}")
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     for _ in range(KILLS):
         before = len(list(place.out.glob("masks/*.png")))
         process = CONTEXT.Process(target=resume_in_process, args=(place.folder,))
         process.start()
-        wait_for_masks(process, place.out, before + chance.randrange(1, 7), chance.random() * 0.02)
+        wait_for_masks(process, place.out, before + rng.randrange(1, 7), rng.random() * 0.02)
         process.kill()
         process.join()
-        assert process.exitcode == -9, "it was killed, and had neither ended nor failed"
+        assert process.exitcode == -9, "the process was killed before it ended or failed"
         found = contents(place.out)
         assert "overlay.mp4" not in found
         for path in place.out.glob("masks/*.png"):
@@ -491,7 +491,7 @@ def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
 
 
 def die_inside_a_write(folder, name):
-    """Killed after the first mask, when the file of that name is written but not yet renamed."""
+    """Kills itself after the first mask, when the named file is written but not yet renamed."""
     replace = os.replace
 
     def replace_or_die(partial, path):
@@ -504,7 +504,7 @@ def die_inside_a_write(folder, name):
 
 
 def die_inside_safetensors(folder, _):
-    """Killed by the first byte of a state that safetensors writes."""
+    """Is killed when safetensors writes the first byte of a state."""
     save = safetensors.torch.save_file
 
     def save_and_die(*arguments):
@@ -533,7 +533,7 @@ def test_partial_files_of_a_killed_write_are_removed_later(tmp_path, model, die,
     process.start()
     process.join(240)
     assert process.exitcode == -end
-    assert list(place.out.rglob(f".{name}.{process.pid}.partial")), "it was in the middle of that write"
+    assert list(place.out.rglob(f".{name}.{process.pid}.partial")), "the process was killed in the middle of that write"
     masks = list(place.out.glob("masks/*.png"))
     assert masks
     for path in masks:
@@ -567,8 +567,8 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, model):
 
 
 @pytest.mark.slow
-def test_an_object_comes_back_after_hundreds_of_frames(model):
-    """It is shown once, other objects are added and deleted, and its given frame still identifies it."""
+def test_an_object_is_recognized_after_hundreds_of_frames(model):
+    """It is shown once, other objects are added and deleted, and its first frame still identifies it."""
     segmenter = VideoSegmenter(model, memory=MemoryConfig(every=5, max_frames=3))
     still = torch.rand(3, 16, 32)
     first, other = (torch.zeros(16, 32, dtype=torch.uint8) for _ in range(2))
@@ -590,11 +590,11 @@ def test_an_object_comes_back_after_hundreds_of_frames(model):
     assert 0 in segmenter.bank.frames[0]
     prob = segmenter.step(still)
     assert prob.shape == (2, 16, 32)
-    # of all that it remembers, the frame that looks the same says most
+    # the remembered frame that looks the same dominates the read
     fresh = VideoSegmenter(model, memory=MemoryConfig(every=None, previous=False))
     fresh.step(still, first)
-    told = fresh.step(still)
-    assert (prob - told).abs().mean() < 0.25
+    expected = fresh.step(still)
+    assert (prob - expected).abs().mean() < 0.25
     again = segmenter.step(still, first)
     assert torch.equal(again[1] > 0.5, first == 7)
 

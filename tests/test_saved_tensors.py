@@ -1,4 +1,4 @@
-"""Gradients while what autograd saves is packed, moved or computed again: the bits of those without."""
+"""Gradients with saved tensors packed, moved or recomputed: the same bits as without."""
 
 import weakref
 from dataclasses import replace
@@ -47,7 +47,7 @@ from training_runs import SMALL_CONFIG
 
 torch.set_num_threads(1)
 
-DEVICE = {"triton": "cuda"}  # of a reader; "cpu" of the others
+DEVICE = {"triton": "cuda"}  # of an engine; "cpu" for the others
 ENGINES = [
     pytest.param(backend.name, marks=[pytest.mark.gpu] if backend.name in DEVICE else [])
     for backend in BACKENDS
@@ -59,7 +59,7 @@ with_every_backend = pytest.mark.parametrize("backend", [*ENGINES, "reference"])
 EVERYTHING = ReadCase(similarity="l2", shrinkage=True, selection=True, lengths=(97, 40), return_usage=True)
 OPTIONS = ("similarity", "shrinkage", "selection", "query_norm", "top_k", "return_usage")
 VARIANTS = [
-    # every set of options in the default shape, and all of them in others
+    # every set of options in the default shape, and all options at once in others
     *(case for case in CASES if case == ReadCase(**{name: getattr(case, name) for name in OPTIONS})),
     EVERYTHING,
     replace(EVERYTHING, lengths=(0, 96), top_k=7, channels_first=True),
@@ -73,7 +73,7 @@ CASES_AND_DTYPES = [
 
 @pytest.fixture(params=[*ENGINES, "reference", BLOCKS])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """For reads of a case: an engine, or the reference with its affinity whole or in two blocks of queries."""
+    """An engine, or the reference with its affinity whole or in two blocks of queries."""
     if request.param != BLOCKS:
         return request.param
     monkeypatch.setattr(reference, "EAGER_AFFINITY_LIMIT", 2 * 97 * 17)
@@ -115,7 +115,7 @@ def test_every_saved_tensor_is_unpacked_once(backend, case):
     assert shelf.asked
     assert set(shelf.asked) == {1}
     if backend != "reference":
-        # what was given, out and lse
+        # the inputs, out and lse
         assert len(shelf.asked) == sum(tensor is not None for tensor in given) + (case.lengths is not None) + 2
 
 
@@ -133,13 +133,13 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("way", "times"), [("keeps reads", 1), ("keeps listed reads", 1), ("repeats reads", 2)])
-def test_a_policy_says_whether_a_read_is_repeated(engine, way, times):
+def test_a_policy_decides_whether_a_read_is_repeated(engine, way, times):
     with Calls() as calls:
         gradients(WAYS[way], read_of(EVERYTHING, engine), *inputs_of(EVERYTHING, torch.float32, engine))
     assert calls.number == times
 
 
-def test_nothing_is_kept_beside_what_is_packed(backend):
+def test_only_packed_tensors_are_kept(backend):
     given = leaves(inputs_of(EVERYTHING, torch.float32, backend), torch.float32, True)
     made = Tensors(*(tensor * 1 for tensor in given))
     with Shelf()():
@@ -151,8 +151,8 @@ def test_nothing_is_kept_beside_what_is_packed(backend):
 
 
 @pytest.mark.parametrize("changed", Tensors._fields)
-def test_it_is_noticed_that_what_was_saved_is_overwritten(backend, changed):
-    case = replace(EVERYTHING, lengths=None)  # where there are lengths, the reference saves copies
+def test_overwriting_a_saved_tensor_is_an_error(backend, changed):
+    case = replace(EVERYTHING, lengths=None)  # with lengths, the reference saves copies
 
     def overwritten(function: Function, *given: Tensor) -> tuple[Tensor, ...]:
         made = Tensors(*(tensor * 1 for tensor in given))
@@ -165,7 +165,7 @@ def test_it_is_noticed_that_what_was_saved_is_overwritten(backend, changed):
 
 
 @pytest.mark.slow
-def test_the_reference_in_blocks_compiles_whole(monkeypatch):
+def test_the_reference_in_blocks_compiles_as_one_graph(monkeypatch):
     monkeypatch.setattr(reference, "EAGER_AFFINITY_LIMIT", 2 * 97 * 17)
     read, given = read_of(ReadCase(), "reference"), inputs_of(ReadCase(), torch.float32, "reference")
     compiled = torch.compile(read, backend="eager", fullgraph=True)
@@ -284,7 +284,7 @@ in_every_bank = pytest.mark.parametrize("config", BANKS.values(), ids=BANKS)
 
 
 def read_bank(config: MemoryConfig, query: Tensor, then_appended: bool = False) -> tuple[Tensor, ...]:
-    """The read of a bank of three frames, to which a fourth one is appended or not."""
+    """The read of a bank of three frames; a fourth one may be appended afterwards."""
     bank, generator = MemoryBank(config), torch.Generator().manual_seed(0)
     frames = [[torch.randn(2, width, H, W, generator=generator) for width in (CK, CV)] for _ in range(4)]
     for frame in frames[:3]:
@@ -318,5 +318,5 @@ def test_gradients_of_a_training_step(backend):
     config = replace(SMALL_CONFIG, backend=backend, loss=Loss(affinity_weight=1.0))
     clip_loss, frames = build_clip_loss(config).to(device), torch.rand(1, 3, 3, 32, 32, device=device)
     ids = torch.randint(3, (1, 3, 32, 32), device=device)
-    # frames are memorised and segmented, and the affinity loss reads masks, which have no gradient
+    # frames are memorized and segmented, and the affinity loss reads masks, which have no gradient
     assert_every_way_is_the_same(lambda frames: (clip_loss(frames, ids, [2]),), frames, module=clip_loss)

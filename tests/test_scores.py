@@ -29,7 +29,7 @@ def rows(folder):
 
 
 def test_a_score_is_the_expected_j_of_a_mask():
-    """Four pixels: two of the object, at 0.9 and 0.6, and a doubt of 0.3 in one of the others."""
+    """Four pixels: two of the object, at 0.9 and 0.6, and one of the others at 0.3."""
     object_3 = torch.tensor([[0.9, 0.6, 0.3, 0.0]])
     lost = torch.tensor([[0.05, 0.0, 0.2, 0.0]])
     found = Segmentation(0, torch.stack([1 - object_3 - lost, object_3, lost]), [3, 9])
@@ -70,7 +70,7 @@ def test_a_run_writes_the_scores_of_every_object_that_exists(tmp_path):
     assert [score for _, name, number, _, score in found if (name, number) in {("1", "4"), ("3", "9")}] == ["1.000"] * 2
 
 
-def test_a_resumed_run_keeps_the_lines_of_what_was_done(tmp_path):
+def test_a_resumed_run_keeps_the_lines_of_finished_frames(tmp_path):
     ids = np.full((3, 3), 2, np.uint8)
     table = ScoreTable(tmp_path, 0)
     for index in range(4):
@@ -92,7 +92,7 @@ def test_a_resumed_run_keeps_the_lines_of_what_was_done(tmp_path):
     assert rows(tmp_path) == [HEADER]
 
 
-def test_the_end_of_a_run_names_what_was_not_found(tmp_path, capsys):
+def test_the_summary_names_objects_that_were_not_found(tmp_path, capsys):
     assert sights(tmp_path) == []
     table = ScoreTable(tmp_path, 0)
     for index, seen in enumerate([True, False, True, False, False]):
@@ -103,6 +103,6 @@ def test_the_end_of_a_run_names_what_was_not_found(tmp_path, capsys):
     table.close()
     assert sights(tmp_path) == [Sight(1, 5, 0, "00004"), Sight(5, 5, 3, "00002")]
     print_summary(Summary(5, 2.0, [1, 5], tmp_path))
-    told, summary = capsys.readouterr().out.splitlines()
-    assert told == f"{tmp_path / 'scores.csv'}: object 5 not found in 3 of 5 frames, last found in 00002"
+    note, summary = capsys.readouterr().out.splitlines()
+    assert note == f"{tmp_path / 'scores.csv'}: object 5 not found in 3 of 5 frames, last found in 00002"
     assert summary == f"5 frames, objects 1, 5, 2.50 frames/s, results in {tmp_path}"

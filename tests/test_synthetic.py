@@ -56,7 +56,7 @@ def test_nothing_moves_at_speed_zero() -> None:
 
 
 def test_masks_are_exact() -> None:
-    """An object may change a pixel of the picture only where it is, or at its soft edge half a pixel outside."""
+    """An object changes the picture only inside its mask and at its soft edge, half a pixel outside."""
     clip = SyntheticClip(4, frames=20, height=120, width=200, objects=3)
     frame = clip[10]
     background = clip._background.render(10)
@@ -88,7 +88,7 @@ def test_any_number_of_objects(objects: int) -> None:
     [{"frames": 0}, {"height": 8}, {"objects": MAX_OBJECTS + 1}, {"object_size": (0.3, 0.2)}, {"object_size": (0, 1)}],
     ids=str,
 )
-def test_numbers_outside_the_limits(options: dict[str, object]) -> None:
+def test_numbers_outside_the_limits_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         SyntheticClip(0, **options)
 

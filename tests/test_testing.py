@@ -1,4 +1,4 @@
-"""The criterion itself: it lets rounding pass and catches every planted fault."""
+"""The criterion itself: it accepts rounding and catches every planted fault."""
 
 import math
 
@@ -39,32 +39,32 @@ def result(change):
     return lambda inputs: change(reference.read(inputs))
 
 
-COARSE_FAULTS = {
-    "one row of 180 is 5 % off": result(lambda r: r._replace(out=scaled(r.out, 1.05, (0, largest_row(r.out))))),
+LARGE_FAULTS = {
+    "one row of 180 is off by 5 %": result(lambda r: r._replace(out=scaled(r.out, 1.05, (0, largest_row(r.out))))),
     "one NaN": result(lambda r: r._replace(out=with_value(r.out, math.nan))),
     "one infinity": result(lambda r: r._replace(out=with_value(r.out, math.inf))),
     "one lse of -inf": result(lambda r: r._replace(lse=with_value(r.lse, -math.inf))),
     "lse in base 2": result(lambda r: r._replace(lse=r.lse / math.log(2))),
     "lse without the largest score": result(lambda r: r._replace(lse=torch.zeros_like(r.lse))),
-    "the last memory row is left out": lambda inputs: reference.read(
+    "the last memory row is missing": lambda inputs: reference.read(
         inputs._replace(lengths=torch.tensor([inputs.key.shape[1] - 1]))
     ),
-    "scale of another width": lambda inputs: reference.read(inputs._replace(scale=inputs.scale * 1.1)),
+    "scale for another width": lambda inputs: reference.read(inputs._replace(scale=inputs.scale * 1.1)),
 }
-FINE_FAULTS = {
-    "usage of one query too few": result(lambda r: r._replace(usage=r.usage * 179 / 180)),
-    "out is a thousandth off": result(lambda r: r._replace(out=r.out * 1.001)),
+SMALL_FAULTS = {
+    "usage lacks one query": result(lambda r: r._replace(usage=r.usage * 179 / 180)),
+    "out is off by a thousandth": result(lambda r: r._replace(out=r.out * 1.001)),
     "scores in bfloat16": lambda inputs: reference.read(
         inputs._replace(query=inputs.query.bfloat16().to(inputs.query.dtype))
     ),
 }
 GRADIENT_FAULTS = {
-    "lse gives no gradient": result(lambda r: r._replace(lse=gradient_scaled(r.lse, 0))),
-    "one row of out gives no gradient": result(lambda r: r._replace(out=gradient_scaled(r.out, 0, (0, 77)))),
-    "key's gradient lacks a twentieth": lambda inputs: reference.read(
+    "lse has no gradient": result(lambda r: r._replace(lse=gradient_scaled(r.lse, 0))),
+    "one row of out has no gradient": result(lambda r: r._replace(out=gradient_scaled(r.out, 0, (0, 77)))),
+    "key's gradient is 5 % too small": lambda inputs: reference.read(
         inputs._replace(key=gradient_scaled(inputs.key, 0.95))
     ),
-    "one row of value gets no gradient": lambda inputs: reference.read(
+    "one row of value has no gradient": lambda inputs: reference.read(
         inputs._replace(value=gradient_scaled(inputs.value, 0, (0, 3)))
     ),
 }
@@ -72,7 +72,7 @@ GRADIENT_FAULTS = {
 
 @pytest.fixture
 def install(monkeypatch):
-    """Makes a backend "planted" out of a function from inputs to results."""
+    """Registers a function from inputs to results as the backend "planted"."""
 
     def install(read):
         planted = Backend("planted", list, lambda _inputs: [], read)
@@ -87,17 +87,17 @@ def test_the_unchanged_reference_passes_as_a_planted_backend(install):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("fault", COARSE_FAULTS)
+@pytest.mark.parametrize("fault", LARGE_FAULTS)
 def test_a_fault_is_caught_in_every_dtype(install, fault, dtype):
-    install(COARSE_FAULTS[fault])
+    install(LARGE_FAULTS[fault])
     with pytest.raises(AssertionError, match=r"error .* allowed"):
         check_case(CASE, dtype, "planted", gradients=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("fault", FINE_FAULTS)
-def test_a_fine_fault_is_caught_where_the_dtype_shows_it(install, fault, dtype):
-    install(FINE_FAULTS[fault])
+@pytest.mark.parametrize("fault", SMALL_FAULTS)
+def test_a_small_fault_is_caught_in_precise_dtypes(install, fault, dtype):
+    install(SMALL_FAULTS[fault])
     with pytest.raises(AssertionError, match=r"error .* allowed"):
         check_case(CASE, dtype, "planted", gradients=False)
 
@@ -124,7 +124,7 @@ def test_a_read_into_spare_rows_is_caught(install):
 
 
 def test_an_exact_gradient_of_zero_may_be_off_by_the_roundings_that_cancel(install):
-    # of one row the softmax is 1 whatever the key: dP - delta is a difference of equal sums
+    # with one row the softmax is 1 for any key: dP - delta is a difference of equal sums
     one_row = ReadCase(batch=1, queries=4, rows=1)
     exact = leaves(make_tensors(one_row, torch.float64), torch.float64, True)
     outputs = read_outputs(one_row, exact, "reference")
@@ -164,7 +164,7 @@ def test_distance_counts_infinities_only_where_they_differ():
     assert distance(torch.zeros(0), torch.zeros(0).double()) == 0
 
 
-def test_the_allowance_is_twice_the_larger_measure_and_two_roundings():
+def test_the_allowance_is_twice_the_larger_measure_plus_two_roundings():
     exact = torch.tensor([4.0, 0.0], dtype=torch.float64)
     eager, rounded = torch.tensor([4.5, 0.0]), torch.tensor([4.0, 0.25])
     two_roundings = torch.finfo(torch.float32).eps * 4
@@ -172,14 +172,14 @@ def test_the_allowance_is_twice_the_larger_measure_and_two_roundings():
     assert allowance(torch.float32, exact, rounded, exact) == 2 * 0.25 + two_roundings
 
 
-def test_cases_have_names_of_their_own():
+def test_cases_have_distinct_names():
     names = [str(case) for case in CASES]
     assert len(set(names)) == len(names)
     assert str(ReadCase()) == "default"
     assert str(ReadCase(rows=3, top_k=2)) == "rows=3-top_k=2"
 
 
-def test_poison_is_in_every_row_that_no_object_counts_and_in_no_other():
+def test_exactly_the_rows_that_do_not_count_are_poisoned():
     case = ReadCase(lengths=(3, 90), shared_key=True, similarity="l2", shrinkage=True)
     query, key, value, shrinkage, _ = make_tensors(case, torch.float32)
     assert query.isfinite().all()

@@ -10,12 +10,12 @@ import pytest
 from stm_fast import torch_private
 
 ROOT = Path(__file__).resolve().parents[1]
-PRIVATE = re.compile(r"torch(\.\w+)*\._[^\W_]\w*(\.\w+)*")  # a dotted name with a part of one leading underscore
+PRIVATE = re.compile(r"torch(\.\w+)*\._[^\W_]\w*(\.\w+)*")  # a dotted name with a part that has one leading underscore
 MODULE = Path(torch_private.__file__)
 
 
 def private_names(path: Path) -> set[str]:
-    """The names of PyTorch with a part that begins with one underscore, in full, that a file imports or uses."""
+    """The full private names of PyTorch that a file imports or uses: a part has one leading underscore."""
     tree = ast.parse(path.read_text())
     full_names = {"torch": "torch"}
     for node in ast.walk(tree):
@@ -32,7 +32,7 @@ def private_names(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(private_names(MODULE)))
-def test_a_private_name_that_the_package_needs_is_there(name):
+def test_a_private_name_that_the_package_needs_exists(name):
     resolve_name(name)
 
 

@@ -48,9 +48,9 @@ ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), r
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "device"), [("cpp", "cpu"), pytest.param("triton", "cuda", marks=ON_A_GPU)])
-def test_the_loss_curve_is_that_of_the_reference(backend, device, monkeypatch):
+def test_the_loss_curve_matches_the_reference(backend, device, monkeypatch):
     """Compared by the float64 criterion: its measure, the error of the reference, grows from step to step."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions would hide what the read does
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions would hide errors of the read
     exact = losses("reference", torch.float64, device)
     errors = {name: (losses(name, torch.float32, device) - exact).abs() for name in ("reference", backend)}
     growth = errors["reference"].cummax(0).values

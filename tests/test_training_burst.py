@@ -1,4 +1,4 @@
-"""Training for minutes: clips from the device, as many steps as time allows, a small checkpoint to resume from."""
+"""Training for a few minutes: clips from the device, as many steps as fit, a small checkpoint to resume from."""
 
 import json
 import os
@@ -27,7 +27,7 @@ VALIDATION = {"kind": "synthetic", "clips": 1, "frames": 4, "height": 48, "width
 
 @pytest.fixture(scope="module")
 def adam():
-    """A network's worth of weights after some steps of AdamW, as a run's state has them, with their average."""
+    """The state of a run after some steps of AdamW, with the average of the weights."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(8, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.Conv2d(32, 16, 3))
     average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
@@ -35,7 +35,7 @@ def adam():
     for scale in (1.0, 1e-3, 1.0, 0.1):
         optimizer.zero_grad()
         (scale * model(torch.randn(2, 8, 8, 8))).square().mean().backward()
-        model[2].weight.grad[0, 0] = 0  # a kernel that nothing reaches
+        model[2].weight.grad[0, 0] = 0  # a kernel without a gradient
         optimizer.step()
         average.update_parameters(model)
     return {
@@ -70,7 +70,7 @@ def test_unpacked_values_are_close_to_the_packed_ones(adam):
         assert (moved - found_moved).abs().max() <= (0.08 if root.ndim > 1 else 0) * moved.abs().max()
 
 
-def test_vectors_and_counts_come_back_to_the_bit(adam):
+def test_vectors_and_counts_are_packed_exactly(adam):
     again = unpack(pack(adam))
     for name, weight in adam["model"].items():
         if weight.ndim < 2:
@@ -78,7 +78,7 @@ def test_vectors_and_counts_come_back_to_the_bit(adam):
     assert again["optimizer"]["param_groups"] == adam["optimizer"]["param_groups"]
 
 
-def test_without_an_average_the_weights_come_back_to_the_bit(adam):
+def test_without_an_average_the_weights_are_packed_exactly(adam):
     again = unpack(pack(adam | {"average": None}))
     assert all(torch.equal(again["model"][name], weight) for name, weight in adam["model"].items())
 
@@ -96,7 +96,7 @@ def test_second_moments_too_small_for_the_codes_make_steps_smaller():
     torch.testing.assert_close(found["exp_avg"], second.sqrt(), rtol=0.05, atol=1e-6)
 
 
-def test_a_compact_checkpoint_is_a_third_and_no_other_file_is_one(adam, tmp_path):
+def test_a_compact_checkpoint_is_much_smaller(adam, tmp_path):
     for compact in (False, True):
         write_state(tmp_path / str(compact), adam, compact=compact)
     kernels = sum(weight.numel() for weight in adam["model"].values() if weight.ndim > 1)
@@ -123,16 +123,16 @@ def test_resuming_from_a_compact_checkpoint_is_close_to_an_exact_one(tmp_path):
         assert not make_trainer(folder, **changes).run(stop_after(3))
         assert make_trainer(folder, True, **changes).run()
         ends[compact] = read_state(folder / "checkpoint.pt")["model"]
-    begun = read_state(tmp_path / "False" / "checkpoint.pt")["step"]
-    assert begun == STEPS
+    finished = read_state(tmp_path / "False" / "checkpoint.pt")["step"]
+    assert finished == STEPS
     for name, weight in ends[False].items():
-        # two steps of the rate 1e-3 were made since; they differ by a part of them
+        # the two steps since then, at rate 1e-3, differ by a fraction of their size
         assert (ends[True][name] - weight).float().abs().max() < 4e-4, name
     assert any(not torch.equal(ends[True][name], weight) for name, weight in ends[False].items())
 
 
 @pytest.mark.slow
-def test_a_run_with_clips_from_the_device_in_pieces_is_the_run_in_one(tmp_path):
+def test_a_resumed_run_with_clips_from_the_device_equals_an_uninterrupted_one(tmp_path):
     changes = {"loading": "device", "ema": 0.9, "data": [SMALL["data"][0] | {"frames": 8}]}
     assert make_trainer(tmp_path / "whole", **changes).run()
     assert not make_trainer(tmp_path / "pieces", **changes).run(stop_after(2))
@@ -144,7 +144,7 @@ def test_a_run_with_clips_from_the_device_in_pieces_is_the_run_in_one(tmp_path):
         make_trainer(tmp_path / "whole", True, **(changes | {"loading": "workers"}))
 
 
-def test_corrupt_pictures_cannot_be_passed_over_on_the_device(tmp_path):
+def test_corrupt_pictures_cannot_be_skipped_on_the_device(tmp_path):
     with pytest.raises(InputError, match=r"loading: found device, .* expected skip_corrupt=False"):
         make_trainer(tmp_path, skip_corrupt=True, loading="device")
 
@@ -157,10 +157,10 @@ def clock(monkeypatch):
     return now
 
 
-def test_the_pace_leaves_out_the_first_steps_and_gets_better(clock):
+def test_the_estimated_pace_ignores_the_first_steps_and_improves(clock):
     budget, estimates = TimeBudget(7, 1100.0), {}
     for step in range(8, 200):
-        # the first steps compile; later ones grow slower
+        # the first steps compile; later ones get slower
         clock[0] += 30 if step <= 12 else 1 if step <= 27 else 2
         steps = budget.steps(step)
         if steps is not None:
@@ -173,7 +173,7 @@ def test_the_pace_leaves_out_the_first_steps_and_gets_better(clock):
     assert budget.over
 
 
-def test_without_time_left_no_step_is_made(clock):
+def test_without_time_left_the_first_estimate_adds_no_step(clock):
     budget = TimeBudget(0, 90.0)
     for step in range(1, 20):
         clock[0] += 1
@@ -182,7 +182,7 @@ def test_without_time_left_no_step_is_made(clock):
 
 
 @pytest.mark.slow
-def test_the_schedule_ends_with_the_minutes_and_scores_stand_at_both_ends(tmp_path, monkeypatch):
+def test_the_schedule_ends_with_the_minutes_and_both_ends_are_scored(tmp_path, monkeypatch):
     class Known(TimeBudget):
         def steps(self, step):
             return 8 if step == 3 else None
@@ -198,13 +198,13 @@ def test_the_schedule_ends_with_the_minutes_and_scores_stand_at_both_ends(tmp_pa
     assert rates == [pytest.approx(1e-3 * rate_factor(schedule, step, 8 if step >= 3 else 1000)) for step in range(8)]
     state = read_state(tmp_path / "checkpoint.pt")
     assert (state["step"], state["config"]["epochs"]) == (8, 8)
-    # the configuration's own end counts where it comes first, and a run that is done may go on
+    # the configured end counts if it comes first, and a finished run may continue
     assert make_trainer(tmp_path, True, log=log, **(changes | {"epochs": 9})).run()
     assert read_state(tmp_path / "checkpoint.pt")["step"] == 9
 
 
 @pytest.mark.slow
-def test_a_run_without_time_makes_a_step_and_says_its_scores(tmp_path):
+def test_a_run_without_time_makes_one_step_and_is_scored(tmp_path):
     changes = {"validation": VALIDATION, "epochs": 1000}
     assert not make_trainer(tmp_path, **changes).run(end=0.0)
     assert [line["step"] for line in curve(tmp_path) if "J&F-Mean" in line] == [0, 1]
@@ -217,7 +217,7 @@ def test_a_run_without_time_makes_a_step_and_says_its_scores(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    """Arguments of the command for DAVIS and stills: two videos, one of them for validation, and two stills."""
+    """A data folder: two videos of DAVIS, one of them for validation, and two stills."""
     root = tmp_path / "data"
     davis = root / "davis16-train"
     for name in ("train", "minival"):
@@ -243,7 +243,7 @@ def environment(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_wants_a_gpu(data, environment):
+def test_the_command_needs_a_gpu(data, environment):
     script = [sys.executable, SCRIPT, "--minutes", "0", "--data", str(data)]
     refused = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stderr) == (3, "gpu training: no CUDA device on this machine\n")
@@ -253,7 +253,7 @@ def test_the_command_wants_a_gpu(data, environment):
 @pytest.mark.parametrize(
     "start", [[SCRIPT, "--cpu"], ["-m", "launchless", "--zeros", SCRIPT]], ids=["cpu", "launchless"]
 )
-def test_the_command_leaves_two_small_files_that_a_run_on_a_cpu_goes_on_from(start, data, environment, tmp_path):
+def test_the_command_writes_two_small_files_from_which_a_cpu_continues(start, data, environment, tmp_path):
     out = tmp_path / "out"
     options = [word for change in TINY for word in ("-o", change)]
     command = [sys.executable, *start, "--minutes", "0", "--data", str(data), *options]

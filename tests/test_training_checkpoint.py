@@ -1,4 +1,4 @@
-"""Checkpoints of runs: damaged, incomplete and hostile ones give one line."""
+"""Checkpoints of runs: damaged, incomplete and hostile ones are reported in one line."""
 
 import io
 import math
@@ -23,23 +23,23 @@ CHANGES = {
     "a huge step": (lambda state: state.update(step=2**900), "its step: found an integer of 901 bits"),
     "a tensor as score": (lambda state: state.update(best=torch.ones(2)), "its best: found tensor([1., 1.])"),
     "NaN as score": (lambda state: state.update(best=math.nan), "its best: found nan, expected a score"),
-    "a window of others": (lambda state: state.update(window={"losses": []}), "its window: found {'losses': []}"),
-    "losses that are none": (lambda state: state["window"].update(losses=["1"]), "its window: found {"),
-    "weights that are none": (lambda state: state["model"].update(a=3), "its model: found {"),
+    "a window with other keys": (lambda state: state.update(window={"losses": []}), "its window: found {'losses': []}"),
+    "losses that are no numbers": (lambda state: state["window"].update(losses=["1"]), "its window: found {"),
+    "weights that are no tensors": (lambda state: state["model"].update(a=3), "its model: found {"),
     "no optimizer": (lambda state: state.update(optimizer={}), "its optimizer: found {}, expected the state of an"),
-    "views of one number": (
+    "a view of one number": (
         lambda state: state["model"].update(a=torch.zeros(1).expand(10**9)),
         "found tensors of 4",
     ),
     "a sparse weight": (lambda state: state["model"].update(a=torch.eye(2).to_sparse()), "holds a tensor that is not"),
-    "a weight without numbers": (lambda state: state["model"].update(a=torch.ones(2, device="meta")), "holds a tensor"),
+    "a weight without data": (lambda state: state["model"].update(a=torch.ones(2, device="meta")), "holds a tensor"),
 }
 
 
-# what only the network can tell
+# faults that only the network reveals
 MISFITS = {
     "another network": (lambda state: state["model"].update(a=torch.ones(2)), "does not fit the network"),
-    "a weight less": (lambda state: state["model"].popitem(), "does not fit the network"),
+    "one weight missing": (lambda state: state["model"].popitem(), "does not fit the network"),
     "whole numbers": (
         lambda state: state.update(model={name: tensor.int() for name, tensor in state["model"].items()}),
         "does not fit the network of its configuration (model: other names, shapes or dtypes)",
@@ -50,13 +50,13 @@ MISFITS = {
         lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
         "does not fit the network of its configuration (optimizer: moments of another shape",
     ),
-    "moments of a weight more": (lambda state: state["optimizer"]["state"].update({9999: {}}), "does not fit"),
+    "moments of one more weight": (lambda state: state["optimizer"]["state"].update({9999: {}}), "does not fit"),
 }
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """The content of a checkpoint of two steps, exact and compact."""
+    """The bytes of a checkpoint after two steps, exact and compact."""
     contents = {}
     for compact in (False, True):
         folder = tmp_path_factory.mktemp("stopped")
@@ -77,7 +77,7 @@ def read(folder):
     ("changes", "load", "change"),
     [*((CHANGES, read, change) for change in CHANGES), *((MISFITS, resume, change) for change in MISFITS)],
 )
-def test_a_checkpoint_with_an_entry_that_does_not_fit_is_one_line(stopped, tmp_path, changes, load, change):
+def test_a_checkpoint_with_a_wrong_entry_is_reported_in_one_line(stopped, tmp_path, changes, load, change):
     file = tmp_path / "checkpoint.pt"
     spoil, message = changes[change]
     state = torch.load(io.BytesIO(stopped[False]), weights_only=True)
@@ -91,7 +91,7 @@ def test_a_checkpoint_with_an_entry_that_does_not_fit_is_one_line(stopped, tmp_p
 
 
 @pytest.mark.parametrize("entry", ["model", "difference", "average", "optimizer"])
-def test_a_compact_checkpoint_without_an_entry_is_one_line(stopped, tmp_path, entry):
+def test_a_compact_checkpoint_without_an_entry_is_reported_in_one_line(stopped, tmp_path, entry):
     state = torch.load(io.BytesIO(stopped[True]), weights_only=True)
     del state[entry]
     torch.save(state, tmp_path / "checkpoint.pt")
@@ -101,7 +101,7 @@ def test_a_compact_checkpoint_without_an_entry_is_one_line(stopped, tmp_path, en
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_a_checkpoint_with_a_flipped_bit_is_refused(stopped, tmp_path, compact):
-    """Bits between the records of the file mean nothing: flipping them changes nothing."""
+    """Bits between the records of the file have no meaning, so flipping them changes nothing."""
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(stopped[compact])
     whole, refused = tensors(tmp_path), 0
@@ -113,14 +113,14 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(stopped, tmp_path, compact):
         try:
             found = tensors(tmp_path)
         except InputError as error:
-            assert "not a checkpoint of a training run" in str(error)  # noqa: PT017 (which bits matter is PyTorch's)
+            assert "not a checkpoint of a training run" in str(error)  # noqa: PT017 (PyTorch decides which bits matter)
             refused += 1
         else:
             assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
     assert refused > len(places) // 2
 
 
-def test_a_checkpoint_that_was_cut_off_is_refused(stopped, tmp_path):
+def test_a_truncated_checkpoint_is_refused(stopped, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(stopped[False][:-100])
     with pytest.raises(InputError, match=r"checkpoint\.pt: not a checkpoint of a training run .*; restore a copy"):
         read(tmp_path)
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_was_cut_off_is_refused(stopped, tmp_path):
     ],
     ids=lambda text: str(text)[:12],
 )
-def test_a_damaged_log_is_one_line(tmp_path, damage, message):
+def test_a_damaged_log_is_reported_in_one_line(tmp_path, damage, message):
     file = tmp_path / "log.jsonl"
     file.write_bytes(b'{"step": 1}\n' + damage[: 10**6] + b"\n")
     with pytest.raises(InputError) as caught:

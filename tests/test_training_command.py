@@ -51,7 +51,7 @@ def assert_refused(result, message):
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed(train, tmp_path):
+def test_a_run_is_stopped_and_resumed(train, tmp_path):
     stopped = train("--stop-after-minutes", "0")
     assert (stopped.exit_code, stopped.stdout) == (0, f"1 steps so far, results in {tmp_path / 'run'}\n")
     assert stopped.stderr.startswith("To resume:\n")
@@ -62,7 +62,7 @@ def test_stopped_and_resumed(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_corrupt_picture_is_named_or_passed_over_and_counted(train, data, tmp_path):
+def test_a_corrupt_picture_is_named_or_skipped_and_counted(train, data, tmp_path):
     for file in (data / "JPEGImages" / "first").iterdir():
         file.write_bytes(b"\xff\xd8no")
     assert_refused(train(), f"{data / 'JPEGImages' / 'first'}")
@@ -78,7 +78,7 @@ def test_a_corrupt_picture_that_a_worker_reads_is_named_in_one_line(train, data)
         file.write_bytes(b"\xff\xd8no")
     before = multiprocessing.active_children()
     assert_refused(train("-o", "workers=1"), f"{data / 'JPEGImages'}")
-    assert set(multiprocessing.active_children()) <= set(before), "a loader that stays would be waited for for ever"
+    assert set(multiprocessing.active_children()) <= set(before), "Python would wait forever for a remaining loader"
 
 
 def test_a_frame_without_mask_is_named(train, data):
@@ -123,7 +123,7 @@ def test_a_backend_that_cannot_run_here_is_refused_at_once(train, tmp_path):
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_weights_that_cannot_be_fetched_are_one_line(train, monkeypatch):
+def test_weights_that_cannot_be_downloaded_are_reported_in_one_line(train, monkeypatch):
     def offline(*_, **__):
         raise URLError("no route to host")
 
@@ -138,7 +138,7 @@ def test_an_empty_split_is_named(train, data):
     assert_refused(train("-o", "data.0.split=train"), "train.txt: found no sequence")
 
 
-def test_what_is_not_installed_is_named(train, monkeypatch):
+def test_a_missing_package_is_named(train, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert_refused(train(), "training needs accelerate: pip install 'stm_fast[train]'")
 

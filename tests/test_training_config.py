@@ -1,4 +1,4 @@
-"""Training configurations: what a YAML file may say, and how each fault is named."""
+"""Training configurations: what a YAML file may contain, and how each fault is reported."""
 
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -19,7 +19,7 @@ MINIMAL = "epochs: 2\nclips_per_epoch: 10\ndata: [{kind: synthetic}]\n"
 
 
 def minimal_with(text):
-    """The keys that every configuration has, except the one that the text begins with."""
+    """The minimal configuration, with the text in place of the key that it begins with."""
     kept = [line for line in MINIMAL.splitlines(keepends=True) if line.split(":")[0] != text.split(":")[0]]
     return "".join(kept) + text
 
@@ -36,7 +36,7 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_configuration_that_ships_is_one(file):
+def test_every_shipped_configuration_is_valid(file):
     config = read_config(file)
     assert from_plain(asdict(config), "again") == config
 
@@ -149,12 +149,12 @@ def test_invalid_overrides_are_refused(write, change, message):
 
 
 def doubling(levels):
-    """Lists that each hold the one before twice."""
+    """Lists that each contain the previous one twice."""
     return "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(levels))
 
 
 def merging(levels):
-    """The same of keys that are taken over."""
+    """The same with merge keys."""
     return "a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}]}}\n" for n in range(levels))
 
 
@@ -199,7 +199,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("text", "message"), HOSTILE, ids=lambda text: text[:20].strip())
-def test_hostile_yaml_is_one_short_line(write, text, message):
+def test_hostile_yaml_is_reported_in_one_short_line(write, text, message):
     file = write(minimal_with(text))
     with pytest.raises(InputError) as caught:
         read_config(file)
@@ -208,7 +208,7 @@ def test_hostile_yaml_is_one_short_line(write, text, message):
     assert len(str(caught.value)) < 700
 
 
-def test_a_decompression_bomb_on_the_command_line_gives_one_short_line(write):
+def test_a_decompression_bomb_on_the_command_line_is_reported_in_one_short_line(write):
     bomb = f"seed={{{', '.join(doubling(25).splitlines())}}}"
     for change in (
         bomb,
@@ -225,7 +225,7 @@ def test_a_decompression_bomb_on_the_command_line_gives_one_short_line(write):
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_a_configuration_is_utf_8_with_or_without_a_mark(tmp_path, mark):
+def test_a_configuration_is_utf_8_with_or_without_a_byte_order_mark(tmp_path, mark):
     file = tmp_path / "config.yaml"
     file.write_bytes(mark + (MINIMAL + "weights: ö.pth").encode())
     assert read_config(file).weights == "ö.pth"
@@ -282,14 +282,14 @@ def test_yaml_anchors_and_merge_keys_work(write):
         ("augmentation: {still_zoom: 1.0e+300}", "augmentation.still_zoom: found 1e+300, expected at most 1000"),
     ],
 )
-def test_absurd_numbers_are_named_before_anything_is_made(write, text, message):
+def test_absurd_numbers_are_refused_before_anything_is_built(write, text, message):
     file = write(minimal_with(text))
     with pytest.raises(InputError) as caught:
         read_config(file)
     assert str(caught.value).startswith(f"{file}: {message}")
 
 
-def test_the_skip_grows_as_the_author_says():
+def test_the_skip_grows_as_published():
     skips = [max_skip(Skip(), epoch) for epoch in (0, 19, 20, 40, 99, 100, 259)]
     assert skips == [0, 0, 5, 10, 20, 25, 25]
 

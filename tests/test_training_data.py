@@ -1,4 +1,4 @@
-"""Training clips: frame and mask stay together, every item is a function of seed and key, bad data are named."""
+"""Training clips: frame and mask stay aligned, every item is a function of seed and key, bad data are reported."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def test_a_batch_is_the_clips_stacked(stills):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 64), (80, 40)])
 def test_colors_still_identify_objects_after_motion(stills, video, size):
-    # all ids are kept as they are, so that the colors tell them
+    # all ids are kept, so that colors identify them
     clips = dataset(image_source(stills), VideoSource(folder(video, "all")), augmentation=WILD, size=size)
     seen = set()
     for index in range(30):
@@ -125,10 +125,10 @@ def test_without_augmentation_a_clip_repeats_the_image(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_pictures_decoded_smaller_fit_their_masks(tmp_path, suffix):
+def test_pictures_decoded_at_a_reduced_size_fit_their_masks(tmp_path, suffix):
     ids = painted(403, 517, {1: (101, 50, 303, 255), 2: (10, 300, 390, 510)})
     write_pair(tmp_path, "large", ids, suffix)
-    clips = dataset(image_source(tmp_path), size=(48, 60))  # 8 pixels to one
+    clips = dataset(image_source(tmp_path), size=(48, 60))  # 8 pixels become one
     clip = clips[SampleKey(0, 0, 0)]
     expected = {tuple(color_of(label).tolist()) for label in (1, 2)}
     frames = clip.frames.permute(0, 2, 3, 1).int()
@@ -141,7 +141,7 @@ def test_pictures_decoded_smaller_fit_their_masks(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
-def test_a_smaller_picture_is_the_mean_of_blocks(tmp_path, suffix, shrink):
+def test_a_reduced_picture_is_the_mean_of_blocks(tmp_path, suffix, shrink):
     ids = painted(61, 45, {1: (16, 8, 48, 40)})
     write_pair(tmp_path, "a", ids, suffix)
     image = read_image(tmp_path / "JPEGImages" / f"a.{suffix}", (61, 45), Path("mask.png"), shrink)
@@ -164,7 +164,7 @@ def test_images_of_any_mode_become_rgb_and_deep_ones_are_refused(tmp_path, shrin
         read_image(file, (8, 12), file, shrink)
 
 
-def test_pictures_are_turned_as_their_exif_says(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     ids = painted(20, 40, {1: (0, 0, 20, 10)})
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # turn it clockwise
@@ -176,7 +176,7 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path):
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
-def test_a_smaller_picture_is_sampled_at_the_same_points(shrink):
+def test_a_reduced_picture_is_sampled_at_the_same_points(shrink):
     columns = torch.arange(61.0).expand(1, 1, 40, 61)
     view = crop_view((40, 61), (10, 10), 0.1, 1.0, (20.0, 42.0))
     views = mirrored(view) @ draw_path(Motion(5, 5, 0.1, 0.1), 2, 10, np.random.default_rng(0))
@@ -189,7 +189,7 @@ def test_a_smaller_picture_is_sampled_at_the_same_points(shrink):
     assert torch.allclose(full, small, atol=1e-3)
 
 
-def test_each_frame_moves_on_from_the_one_before():
+def test_each_frame_moves_on_from_the_previous_one():
     motion = Motion(rotation=10, shear=5, zoom=0.1, translation=0.2)
     paths = np.stack([draw_path(motion, 4, 100, np.random.default_rng(seed)) for seed in range(200)])  # [200, T, 3, 3]
     places = paths[:, :, :2, 2]
@@ -205,7 +205,7 @@ def test_a_thin_plate_goes_through_its_control_points_and_bends():
     points = np.random.default_rng(0).uniform(-6.5, 6.5, (2, 4, 4, 2)).cumsum(0)  # [T, x, y, 2]
     for x, y in ((0, 0), (0, 3), (3, 0), (3, 3)):
         assert abs(warps[:, y // 3 * 64, x // 3 * 64].numpy() - points[:, x, y]).max() < 0.4
-    assert warps.diff(n=2, dim=1).abs().max() > 0.01, "no more than an affine map"
+    assert warps.diff(n=2, dim=1).abs().max() > 0.01, "the warps are only affine"
 
 
 # --- objects
@@ -220,7 +220,7 @@ def test_objects_are_drawn_and_renumbered(video):
         assert int(clip.ids.max()) == clip.objects
         with_both += clip.objects == 2
         time = int(Path(clip.name).stem)
-        assert clip.objects == (2 if time >= 20 else 1), "object 4 counts only where the first frame shows it"
+        assert clip.objects == (2 if time >= 20 else 1), "object 4 counts only if the first frame shows it"
     assert 0 < with_both < 30
 
 
@@ -238,7 +238,7 @@ def test_renumbering_is_exact():
     assert renumbered(ids, [255, 5]).tolist() == [[0, 2, 1], [0, 2, 0]]
 
 
-def test_pasted_objects_get_ids_of_their_own(stills):
+def test_pasted_objects_get_new_ids(stills):
     plain = dataset(image_source(stills), max_objects=9)
     pasting = dataset(image_source(stills), augmentation=Augmentation(paste=1, paste_most=2, warp=0), max_objects=9)
     assert max(plain[SampleKey(0, index, 0)].objects for index in range(20)) == 2
@@ -311,7 +311,7 @@ def test_the_skip_of_a_sample_key_reaches_the_video_and_is_divided(video):
     assert steps(5, 5) == {1, 2}
 
 
-def test_videos_are_played_backwards_at_times(video):
+def test_videos_can_be_played_backwards(video):
     backwards = replace(STILL, reverse=1.0)
     clip = dataset(VideoSource(folder(video, "all")), augmentation=backwards)[SampleKey(0, 0, 5)]
     lefts = [int((ids == 1).any(0).nonzero()[0]) for ids in clip.ids]
@@ -349,7 +349,7 @@ def test_gray_clips_have_no_color(stills):
         {"paste_most": 0},
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(numbers):
+def test_numbers_out_of_range_are_refused(numbers):
     (name,) = numbers
     with pytest.raises(InputError, match=rf"test: augmentation\.{name}\b.*: found .* expected"):
         from_plain(SMALL | {"augmentation": numbers}, "test")
@@ -360,7 +360,7 @@ def test_numbers_that_make_no_sense_are_refused(numbers):
 
 @pytest.fixture
 def corrupt(stills):
-    """Twelve good stills, one that is cut off, one that is no picture."""
+    """Twelve good stills, a truncated one, and a file that is not a picture."""
     for index in range(10):
         write_pair(stills, f"good{index}", painted(40, 40, {1: (5, 5, 30, 30)}))
     for name in ("cut", "noise"):
@@ -377,7 +377,7 @@ def test_corrupt_pictures_are_named(corrupt):
         [clips[SampleKey(0, index, 0)] for index in range(30)]
 
 
-def test_corrupt_pictures_are_skipped_logged_and_counted_the_same_again(corrupt, caplog):
+def test_corrupt_pictures_are_skipped_logged_and_counted_reproducibly(corrupt, caplog):
     clips = dataset(image_source(corrupt), skip_corrupt=True)
     batch = collate([clips[SampleKey(0, index, 0)] for index in range(30)])
     assert len(batch.names) == 30
@@ -387,7 +387,7 @@ def test_corrupt_pictures_are_skipped_logged_and_counted_the_same_again(corrupt,
     assert collate([clips[SampleKey(0, index, 0)] for index in range(30)]).names == batch.names
 
 
-def test_an_epoch_of_nothing_but_corrupt_pictures_ends(tmp_path):
+def test_an_epoch_of_only_corrupt_pictures_ends(tmp_path):
     write_pair(tmp_path, "only", painted(40, 40, {1: (5, 5, 30, 30)}))
     (tmp_path / "JPEGImages" / "only.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"none can be used.*only\.png"):
@@ -400,7 +400,7 @@ def test_a_frame_without_mask_is_named_before_training(video):
         VideoSource(folder(video, "all"))
 
 
-def test_frames_that_are_not_asked_for_need_no_mask(video):
+def test_frames_that_are_not_requested_need_no_mask(video):
     (video / "Annotations" / "walk" / "00013.png").unlink()
     names = frozenset(f"{time:05d}" for time in range(0, 30, 5))
     sequence = Sequence("walk", video / "JPEGImages/walk", video / "Annotations/walk", Objects.ALL, names)
@@ -469,7 +469,7 @@ def test_stills_and_masks_that_cannot_be_told_apart_are_refused(stills):
 
 
 @pytest.mark.parametrize("weights", [[], [0.0], [1.0, -1.0], [float("nan")]])
-def test_weights_that_choose_nothing_are_refused(stills, weights):
+def test_invalid_weights_of_sources_are_refused(stills, weights):
     with pytest.raises(InputError, match="data: weights"):
         ClipDataset(
             [(image_source(stills), weight) for weight in weights],
@@ -506,7 +506,7 @@ def test_masks_of_stills_are_ids_or_saliency(tmp_path, mode, values, expected):
     picture = Image.fromarray(np.array([values], np.uint8))
     if mode == "P":
         picture.putpalette(list(range(256)) * 3)
-    if mode == "RGBA":  # white on what is transparent
+    if mode == "RGBA":  # white on transparent
         picture = Image.merge("RGBA", [Image.new("L", picture.size, 255)] * 3 + [picture])
     Image.new("RGB", (4, 1)).save(tmp_path / "a.jpg")
     picture.convert(mode).save(tmp_path / "a.png")
@@ -534,7 +534,7 @@ def test_masks_of_sbd(tmp_path):
 
 
 def hidden_share(clip, times):
-    """How much of its area in the first and the last frame the best hidden object has lost in between."""
+    """The share of its area at both ends that the best hidden object loses in between."""
     areas = np.array([np.bincount(clip.ids(time).ravel(), minlength=4)[1:4] for time in times])
     ends = np.minimum(areas[0], areas[-1])
     return ((ends - areas.min(0)) / np.maximum(ends, 1)).max()
@@ -557,7 +557,7 @@ def test_an_occlusion_hides_an_object_between_frames_that_show_it():
     assert np.mean(shares["occlusion"]) > 0.7 > 0.4 > np.mean(shares["ordinary"])
 
 
-def test_no_occlusion_where_nothing_moves_or_nothing_is():
+def test_no_occlusion_without_motion_or_without_objects():
     generator = np.random.default_rng(0)
     still = SyntheticClip(3, frames=30, height=48, width=80, speed=0.0)
     assert draw_occlusion(still, 3, 10, generator) is None
@@ -568,7 +568,7 @@ def test_no_occlusion_where_nothing_moves_or_nothing_is():
 
 @pytest.fixture
 def coco(tmp_path):
-    """Two pictures: a box on a larger one and a crowd; nothing."""
+    """Two pictures: a small box on a larger one and a crowd in the first, nothing in the second."""
     pytest.importorskip("pycocotools")
     for name in ("1.jpg", "2.jpg"):
         Image.new("RGB", (40, 30), (10, 20, 30)).save(tmp_path / name)
@@ -607,20 +607,20 @@ def test_coco_instances_are_objects(coco, capsys):
 
 
 def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
-    from stm_fast.data import coco as room
+    from stm_fast.data import coco as module
 
     with pytest.raises(InputError, match=r"none\.json: no such file"):
-        room.CocoSource(tmp_path, tmp_path / "none.json")
+        module.CocoSource(tmp_path, tmp_path / "none.json")
     with pytest.raises(InputError, match="nowhere: no such folder"):
-        room.CocoSource(tmp_path / "nowhere", coco)
+        module.CocoSource(tmp_path / "nowhere", coco)
     broken = (("[", "not JSON"), ("[1]", "no instances of COCO"), ('{"images": 1}', "no instances of COCO"))
     for text, message in (*broken, ("{}", "no instances in it"), ("\udcff", "found invalid UTF-8 at byte 0")):
         coco.write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=rf"instances\.json: {message}"):
-            room.CocoSource(tmp_path, coco)
-    monkeypatch.setattr(room, "find_spec", lambda name: None)
+            module.CocoSource(tmp_path, coco)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install"):
-        room.CocoSource(tmp_path, coco)
+        module.CocoSource(tmp_path, coco)
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "static").is_dir(), reason="shared data are absent")

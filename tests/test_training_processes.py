@@ -1,4 +1,4 @@
-"""Training as its users start it: killed and resumed, in several processes, to the end."""
+"""Training as users start it: killed and resumed, in several processes, to the end."""
 
 import os
 import random
@@ -66,7 +66,7 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_weights(config, tmp
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_all_processes_ends_a_run_with_a_checkpoint(config, tmp_path, number, code):
-    """As ctrl-C in a terminal: the process that loads the clips gets it too."""
+    """Like Ctrl-C in a terminal: the process that loads the clips gets the signal too."""
     file = config(epochs=1000, workers=1, log={"every": 1, "pictures": None})
     process = Running(["train", file, "--output", str(tmp_path / "run")], tmp_path)
     log = tmp_path / "run" / "log.jsonl"
@@ -81,7 +81,7 @@ def test_a_signal_to_all_processes_ends_a_run_with_a_checkpoint(config, tmp_path
     assert "To resume:" in ended.stderr
 
 
-def test_two_processes_train_as_one(config, tmp_path):
+def test_two_processes_train_like_one(config, tmp_path):
     fixed = {"batch_norm": "fixed", "optimizer": {"lr": 1e-5, "batch": 4, "accumulate": 2}, "clips_per_epoch": 8}
     file = config(**fixed, log={"every": 1, "pictures": None})
     run("train", file, "--output", str(tmp_path / "one"), folder=tmp_path)
@@ -97,11 +97,11 @@ def test_processes_without_a_shared_folder_get_a_message(config, tmp_path):
     file = config(**fixed)
     run("train", file, "--output", str(tmp_path / "0"), "--stop-after-minutes", "0", folder=tmp_path)
     ranks = run_ranks("train", file, "--resume", "--output", str(tmp_path / "{rank}"), folder=tmp_path)
-    told = "checkpoint.pt: found at steps [0, 1] by different processes, expected the same by all"
-    assert all(ended.returncode == 2 and told in ended.stderr for ended in ranks), ranks
+    message = "checkpoint.pt: found at steps [0, 1] by different processes, expected the same by all"
+    assert all(ended.returncode == 2 and message in ended.stderr for ended in ranks), ranks
 
 
-def test_bfloat16_trains_nearly_as_float32(config, tmp_path):
+def test_bfloat16_trains_nearly_like_float32(config, tmp_path):
     file = config(batch_norm="fixed", log={"every": 1, "pictures": None})
     for precision in ("fp32", "bf16"):
         run("train", file, "--output", str(tmp_path / precision), "-o", f"precision={precision}", folder=tmp_path)

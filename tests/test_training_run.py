@@ -1,4 +1,4 @@
-"""Runs of training: in one piece or in many the same, what they leave behind, and what stops them."""
+"""Training runs: resumed ones equal uninterrupted ones, what they write, and what stops them."""
 
 import json
 import math
@@ -30,14 +30,14 @@ def assert_same_run(found, expected):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     assert make_trainer(folder, ema=0.9).run()
     return folder
 
 
 @pytest.mark.slow
-def test_a_run_in_pieces_is_the_run_in_one(whole, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
     for pieces, resume in ((1, False), (3, True)):
         assert not make_trainer(tmp_path, resume, ema=0.9).run(stop_after(pieces))
     assert make_trainer(tmp_path, True, ema=0.9).run()
@@ -65,7 +65,7 @@ def test_work_after_the_last_checkpoint_is_repeated(whole, tmp_path):
 
 def test_a_finished_run_has_nothing_left_to_do(whole):
     before = (whole / "checkpoint.pt").read_bytes()
-    for epochs in (2, 1):  # also where it is longer than is asked for now
+    for epochs in (2, 1):  # also if it is longer than now requested
         assert make_trainer(whole, True, ema=0.9, epochs=epochs).run()
     assert (whole / "checkpoint.pt").read_bytes() == before
 
@@ -84,8 +84,8 @@ def test_clips_that_workers_load_are_the_same(whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
-def test_a_batch_in_parts_is_the_batch(tmp_path):
-    """With fixed statistics: a part's own statistics are not the batch's."""
+def test_a_batch_in_parts_trains_like_a_whole_one(tmp_path):
+    """With fixed statistics, because a part's statistics differ from those of the batch."""
     for name, parts in (("whole", 1), ("parts", 2)):
         changes = {"batch_norm": "fixed", "epochs": 1, "log": {"every": 1, "pictures": None}}
         make_trainer(tmp_path / name, optimizer={"lr": 1e-5, "batch": 2, "accumulate": parts}, **changes).run()
@@ -106,7 +106,7 @@ def test_the_average_forgets_its_start_and_follows_the_weights():
 
 
 @pytest.mark.slow
-def test_what_is_validated_best_is_kept(tmp_path):
+def test_the_best_validated_weights_are_kept(tmp_path):
     validation = {"kind": "synthetic", "clips": 1, "frames": 4, "height": 48, "width": 48}
     make_trainer(tmp_path, validation=validation, log={"every": 2, "pictures": 4, "checkpoint": 100}).run()
     scores = [line for line in curve(tmp_path) if "J&F-Mean" in line]
@@ -140,7 +140,7 @@ def test_another_run_is_not_overwritten(whole):
 
 @pytest.mark.parametrize("name", ["model", "best"])
 def test_weights_of_another_run_are_not_overwritten(tmp_path, name):
-    """Its checkpoint, which takes the most room, may be gone."""
+    """Its checkpoint, the largest file, may have been deleted."""
     weights = tmp_path / f"{name}.safetensors"
     weights.touch()
     with pytest.raises(InputError, match=rf"{name}\.safetensors: already holds a run"):
@@ -151,7 +151,7 @@ def test_weights_of_another_run_are_not_overwritten(tmp_path, name):
         RunFolder(tmp_path / "link").claim(resume=True, inputs=[weights])
 
 
-def test_pictures_are_not_written_behind_a_link(tmp_path):
+def test_pictures_are_not_written_through_a_link(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/pictures").symlink_to("..")
     with pytest.raises(
@@ -190,7 +190,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
         make_trainer(tmp_path, True)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"optimizer\.batch: found 3 clips a step, expected a multiple of 2"):
         make_trainer(tmp_path, optimizer={"batch": 3, "accumulate": 2})
 
@@ -200,7 +200,7 @@ def test_a_precision_that_the_machine_lacks_is_refused(tmp_path):
         pytest.skip("a GPU has it")
     with pytest.raises(InputError, match="precision: found fp16, which needs a GPU"):
         make_trainer(tmp_path, precision="fp16")
-    make_trainer(tmp_path)  # and nothing of it stays
+    make_trainer(tmp_path)  # the refusal has no lasting effect
 
 
 def test_a_process_has_one_precision(whole, tmp_path):
@@ -230,7 +230,7 @@ def write_logs_on_a_full_disk(disk):
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_for_the_log_is_named(small_disk):
+def test_a_full_disk_is_reported_when_the_log_is_written(small_disk):
     pytest.importorskip("tensorboard")
     process = multiprocessing.get_context("spawn").Process(target=write_logs_on_a_full_disk, args=(small_disk,))
     process.start()
@@ -238,7 +238,7 @@ def test_a_disk_that_is_full_for_the_log_is_named(small_disk):
     assert process.exitcode == 0
 
 
-def test_tensorboard_has_what_the_log_has(whole):
+def test_tensorboard_has_the_values_of_the_log(whole):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(whole / "tensorboard")).Reload()
     found = [(event.step, event.value) for event in events.Scalars("loss")]

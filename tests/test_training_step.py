@@ -1,4 +1,4 @@
-"""The training step: the same function as the network frame by frame, and gradients that reach everything."""
+"""The training step: the same predictions as frame by frame, and gradients that reach every parameter."""
 
 import math
 
@@ -54,11 +54,11 @@ def one_by_one(model, frames, first_ids, objects):
     return torch.stack(predictions)
 
 
-def test_predicts_what_the_network_does_frame_by_frame(model, clips):
+def test_predicts_the_same_as_the_network_frame_by_frame(model, clips):
     check_frame_by_frame(model, clips)
 
 
-def test_a_shared_trunk_predicts_what_it_does_frame_by_frame(shared, clips):
+def test_a_shared_trunk_predicts_the_same_as_frame_by_frame(shared, clips):
     check_frame_by_frame(shared, clips)
 
 
@@ -70,7 +70,7 @@ def check_frame_by_frame(model, clips):
         torch.testing.assert_close(together[clip], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_the_loss_is_that_of_both_predictions_and_the_mean_of_the_clips(model, clips):
+def test_the_loss_sums_both_predictions_and_averages_the_clips(model, clips):
     frames, ids, objects = clips
     predicted = ClipLoss(model).predict(frames, ids[:, 0], objects)
     expected = (
@@ -108,12 +108,12 @@ def test_soft_iou_of_a_right_a_wrong_and_an_absent_object():
     right = torch.stack([(ids == label) * sure for label in (0, 1)])[None]  # [B, 1 + O, H, W]
     ids, one = ids[None], torch.tensor([1])
     assert float(soft_iou_loss(right, ids, one)) == pytest.approx(0, abs=1e-6)
-    # 8 pixels of the object, none found: (0 + 1) / (8 + 1); nothing there and 8 pixels said: likewise
+    # all 8 pixels of the object missed, 8 others found: (0 + 1) / (16 + 1); 8 found of no object: (0 + 1) / (8 + 1)
     assert float(soft_iou_loss(right.flip(1), ids, one)) == pytest.approx(1 - 1 / 17)
     assert float(soft_iou_loss(right, torch.zeros_like(ids), one)) == pytest.approx(1 - 1 / 9)
 
 
-def test_the_affinity_copies_masks_and_each_class_weighs_alike():
+def test_the_affinity_copies_masks_and_classes_weigh_equally():
     ids = torch.zeros(2, 1, 4, 8, dtype=torch.int64)  # one object's memory frame and the frame, two rows each
     ids[0, 0, :, 4:] = 1
     ids[1, 0, :, :4] = 1
@@ -124,7 +124,7 @@ def test_the_affinity_copies_masks_and_each_class_weighs_alike():
     found, expected = seen[:, :, :1], seen[:, :, 1:]
     unlike = torch.tensor([0.0, 20.0]).reshape(1, 1, 1, 1, 2)
     sure = affinity_loss(torch.tensor([20.0, -20.0]).reshape(1, 1, 1, 2), unlike - 10, found, expected, "auto")
-    # the object and the background are copied rightly; nothing in the memory is another object
+    # the object and the background are copied correctly; the memory holds no other object
     assert float(sure) == pytest.approx(-math.log(1e-4) / 16 / 3, rel=1e-5)
     even = affinity_loss(torch.zeros(1, 1, 1, 2), unlike, found, expected, "auto")
     assert float(even) == pytest.approx((math.log(2) * (15 / 16 + 1) - math.log(1e-4) / 16) / 3, rel=1e-5)
@@ -141,7 +141,7 @@ def test_the_affinity_loss_is_added_clip_by_clip(model, clips):
     torch.testing.assert_close(together, torch.stack(alone).mean(), atol=1e-4, rtol=1e-4)
 
 
-def test_the_affinity_loss_moves_the_keys_alone(model, clips):
+def test_the_affinity_loss_trains_only_the_keys(model, clips):
     frames, ids, objects = clips
     gradients = []
     for weight in (0.0, 0.5):
@@ -166,7 +166,7 @@ def test_wrong_shapes_are_named(model, clips, change, message):
         ClipLoss(model)(*change(*clips))
 
 
-def test_batch_norm_is_fixed_unless_it_is_said_otherwise(model, clips):
+def test_batch_norm_is_fixed_by_default(model, clips):
     frames, ids, objects = clips
     statistics = model.query_encoder.bn1.running_mean.clone()
     model.train()
@@ -188,7 +188,7 @@ def test_batch_norm_is_fixed_unless_it_is_said_otherwise(model, clips):
 
 
 @pytest.mark.parametrize("backbone", ["resnet18_half", "efficientnet_lite0"])
-def test_a_shared_trunk_learns_at_its_own_rate_from_the_stage_that_is_not_frozen(backbone):
+def test_a_trunk_learns_at_its_own_rate_after_its_frozen_stages(backbone):
     """A step of AdamW moves every weight by about its rate."""
     network = Architecture(backbone, 16, 24, 16, shared_trunk=True)
     config = TrainingConfig(
@@ -215,14 +215,14 @@ def test_a_shared_trunk_learns_at_its_own_rate_from_the_stage_that_is_not_frozen
             assert 0.5 * rate < moved < 1.1 * rate, name
 
 
-def test_batch_statistics_are_refused_where_there_are_none():
+def test_batch_statistics_are_refused_without_batch_norm():
     network = Architecture("efficientnet_lite0", 16, 24, 16, shared_trunk=True)
     config = TrainingConfig((SyntheticData("synthetic"),), 1, 1, network, batch_norm="batch")
     with pytest.raises(InputError, match="batch_norm: found batch, but efficientnet_lite0 has it folded in"):
         build_clip_loss(config)
 
 
-def test_imagenet_is_the_wheel_of_the_trunk():
+def test_imagenet_weights_come_from_the_wheel_of_the_trunk():
     network = Architecture("efficientnet_lite0", 16, 24, 16, shared_trunk=True)
     config = TrainingConfig((SyntheticData("synthetic"),), 1, 1, network, backbone_weights="imagenet")
     found = build_clip_loss(config).model.query_encoder.state_dict()

@@ -1,4 +1,4 @@
-"""The tuner: its search with made-up times, its table, and that the kernels take tiles from one. No GPU is needed."""
+"""The tuner: its search with made-up times, its table, and kernels that take tiles from it. Needs no GPU."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_the_climb_ends_on_the_fastest_tile_and_times_none_twice():
     assert len(set(timed)) == len(timed)
 
 
-def test_the_climb_stays_where_the_gain_is_noise():
+def test_the_climb_ignores_gains_within_the_noise():
     assert climb(0, lambda tile: [tile + 1], lambda tile: 1 - 0.01 * tile).tile == 0
 
 
@@ -57,13 +57,13 @@ def test_neighbors_by_hand():
     # 64 x 512 numbers are 256 registers of 128 threads
     assert replace(TILE, accumulators=4) not in around
     assert TILE not in around
-    # the columns of values make no difference to scores
+    # the width of values does not affect scores
     tile = backward_config(CHOICE)
     assert all((other.block_c, other.block_v) == (tile.block_c, tile.block_v) for other in neighbors_of("top-k", tile))
 
 
 class FakeClock:
-    """A machine on which tiles are the slower the further they are from one, and one of them does not compile."""
+    """A machine where tiles are slower the farther they are from the best one, and some do not compile."""
 
     def __init__(self, best):
         self._best = best
@@ -82,13 +82,13 @@ def record_of(best, monkeypatch, reports):
     return tune(shapes, [torch.float32], ["forward"], FakeClock(best), reports.append, device="cpu")
 
 
-def name_table(path, monkeypatch):
-    """As in a process that is started with the variable."""
+def use_table(path, monkeypatch):
+    """As if the process had been started with the variable."""
     monkeypatch.setenv(tuned.VARIABLE, str(path))
     tuned.file_of_tiles.cache_clear()
 
 
-def test_the_tuned_tile_is_the_one_that_the_kernels_take(monkeypatch, tmp_path):
+def test_the_kernels_take_the_tuned_tile(monkeypatch, tmp_path):
     default = forward_config(HERE)
     best, reports = replace(default, block_n=64, num_stages=2), []
     record = record_of(best, monkeypatch, reports)
@@ -103,11 +103,11 @@ def test_the_tuned_tile_is_the_one_that_the_kernels_take(monkeypatch, tmp_path):
     path = tmp_path / "tiles.json"
     record.write(path)
     assert read_record(path, TileRow) == record
-    name_table(path, monkeypatch)
+    use_table(path, monkeypatch)
     assert forward_config(HERE) == best
     case = Case("forward", HERE.architecture, HERE.arithmetic, torch.float32, 128, 512, "rows")
     assert launch_of(case).config == best
-    # for exactly what was timed
+    # only for the timed case
     assert launch_of(case._replace(key_dim=64)).config == default
     assert topk_config(HERE) == backward_config(HERE) == grad_value_config(HERE)
 
@@ -116,7 +116,7 @@ def test_a_tile_that_is_no_faster_is_not_in_the_table(monkeypatch):
     assert record_of(forward_config(HERE), monkeypatch, []).rows == []
 
 
-def test_a_tile_with_another_result_is_not_taken(monkeypatch):
+def test_a_tile_with_a_wrong_result_is_not_taken(monkeypatch):
     default = forward_config(HERE)
 
     def read(query, key, value):
@@ -138,7 +138,7 @@ def test_each_kernel_takes_its_own_tile(monkeypatch, tmp_path):
     entries = [ENTRY, {"kernel": "backward", "choice": CHOICE._asdict(), "tile": vars(gradient)}]
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps(GOOD | {"rows": entries}))
-    name_table(path, monkeypatch)
+    use_table(path, monkeypatch)
     assert (forward_config(CHOICE), backward_config(CHOICE)) == (TILE, gradient)
     assert topk_config(CHOICE) == best
     with tuned.using({}):
@@ -158,11 +158,11 @@ def test_each_kernel_takes_its_own_tile(monkeypatch, tmp_path):
         (None, "cannot read"),
     ],
 )
-def test_other_tables_are_refused_in_one_line(text, message, monkeypatch, tmp_path):
+def test_invalid_tables_are_refused_in_one_line(text, message, monkeypatch, tmp_path):
     path = tmp_path / "tiles.json"
     if text is not None:
         path.write_text(text)
-    name_table(path, monkeypatch)
+    use_table(path, monkeypatch)
     with pytest.raises(ValueError, match=f"STM_FAST_CONFIGS: .*{message}") as caught:
         tuned.check_table(90)
     assert "\n" not in str(caught.value)
@@ -171,7 +171,7 @@ def test_other_tables_are_refused_in_one_line(text, message, monkeypatch, tmp_pa
 def test_a_read_with_a_table_of_another_gpu_is_an_input_error(monkeypatch, tmp_path):
     path = tmp_path / "tiles.json"
     path.write_text(json.dumps(GOOD))
-    name_table(path, monkeypatch)
+    use_table(path, monkeypatch)
     tensors = [torch.zeros(1, 2, 16) for _ in range(3)]
     with pytest.raises(InputError, match=f"found tiles for sm_90, expected sm_{INTERPRETER.architecture}"):
         triton_ops.problem_of(ReadInputs(*tensors, None, None, None, 1.0, 0, False, 0))

@@ -112,7 +112,7 @@ def test_other_containers(tmp_path: Path, suffix: str) -> None:
 
 
 @needs_av
-def test_times_never_go_back_where_the_container_states_wrong_ones(tmp_path: Path) -> None:
+def test_times_never_go_back_even_if_the_container_states_wrong_ones(tmp_path: Path) -> None:
     path = write_video(tmp_path / "b.avi", [numbered_picture(k) for k in range(12)], clock=Fraction(1, 25))
     frames = list(open_frames(path))
     assert [number_of(frame.image) for frame in frames] == list(range(12))
@@ -123,12 +123,12 @@ def test_times_never_go_back_where_the_container_states_wrong_ones(tmp_path: Pat
 
 ONE = 1 << 16
 END = (0, 0, 0, 1 << 30)
-# display matrices as in the tkhd box, and the corners (of 0 1 / 2 3) seen through each
+# display matrices as in the tkhd box, and where each puts the corners 0 1 / 2 3
 DISPLAY = {
     "upright": ((ONE, 0, 0, 0, ONE, *END), [0, 1, 2, 3]),
-    "a quarter clockwise": ((0, ONE, 0, -ONE, 0, *END), [2, 0, 3, 1]),
-    "half": ((-ONE, 0, 0, 0, -ONE, *END), [3, 2, 1, 0]),
-    "a quarter anticlockwise": ((0, -ONE, 0, ONE, 0, *END), [1, 3, 0, 2]),
+    "a quarter turn clockwise": ((0, ONE, 0, -ONE, 0, *END), [2, 0, 3, 1]),
+    "a half turn": ((-ONE, 0, 0, 0, -ONE, *END), [3, 2, 1, 0]),
+    "a quarter turn counterclockwise": ((0, -ONE, 0, ONE, 0, *END), [1, 3, 0, 2]),
     "mirrored": ((-ONE, 0, 0, 0, ONE, *END), [1, 0, 3, 2]),
     "upside down": ((ONE, 0, 0, 0, -ONE, *END), [2, 3, 0, 1]),
     "transposed": ((0, ONE, 0, ONE, 0, *END), [0, 2, 1, 3]),
@@ -150,7 +150,7 @@ def test_rotation_is_applied(tmp_path: Path, turn: str) -> None:
 
 
 @needs_av
-def test_what_is_not_a_video_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "none.mp4", "no such file or folder")
     (tmp_path / "text.mp4").write_text("hello\n" * 99)
     refuses(tmp_path / "text.mp4", "not a video")
@@ -176,7 +176,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
 
 
 @needs_av
-def test_sound_alone_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_only_sound_is_refused(tmp_path: Path) -> None:
     import av
 
     path = tmp_path / "sound.mp4"
@@ -250,14 +250,14 @@ def test_a_change_of_frame_size_is_refused_at_its_frame(tmp_path: Path) -> None:
 
 
 @needs_av
-def test_damaged_videos_never_raise_anything_else(tmp_path: Path) -> None:
+def test_damaged_videos_raise_only_input_errors(tmp_path: Path) -> None:
     pictures = [numbered_picture(k) for k in range(4)]
     whole = write_video(tmp_path / "v.mp4", pictures).read_bytes()
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     messages = []
     for _ in range(80):
         damaged = np.frombuffer(whole, np.uint8).copy()
-        damaged[chance.integers(0, len(damaged), 8)] = chance.integers(0, 256, 8, dtype=np.uint8)
+        damaged[rng.integers(0, len(damaged), 8)] = rng.integers(0, 256, 8, dtype=np.uint8)
         (tmp_path / "damaged.mp4").write_bytes(damaged.tobytes())
         try:
             list(open_frames(tmp_path / "damaged.mp4"))
@@ -269,7 +269,7 @@ def test_damaged_videos_never_raise_anything_else(tmp_path: Path) -> None:
 
 @needs_av
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files through /proc")
-def test_nothing_stays_open(tmp_path: Path) -> None:
+def test_videos_are_closed(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [corner_picture()] * 5)
 
     def open_videos() -> int:
@@ -287,8 +287,8 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_av
-def test_memory_does_not_wait_for_the_garbage_collector(tmp_path: Path) -> None:
-    """A frame in a reference cycle stays until Python counts enough objects: gigabytes at 1080p."""
+def test_frames_are_freed_without_the_garbage_collector(tmp_path: Path) -> None:
+    """Frames in reference cycles would wait for the collector: gigabytes at 1080p."""
     path = tmp_path / "v.mp4"
     gc.collect()
     gc.disable()
@@ -338,7 +338,7 @@ def test_pictures_come_in_natural_order(tmp_path: Path) -> None:
     names = ["frame1.png", "frame2.PNG", "Frame10.webp", "frame011.jpg", "frame100.jpeg"]
     folder = write_pictures(tmp_path / "clip", names)
     (folder / "notes.txt").write_text("not a picture")
-    (folder / "._frame3.jpg").write_bytes(b"what a Mac leaves on a stick")
+    (folder / "._frame3.jpg").write_bytes(b"metadata that macOS writes")
     reader = open_frames(folder)
     assert (reader.name, reader.frame_count, reader.width, reader.height) == ("clip", 5, 64, 48)
     assert [reader.index_of(name) for name in ("frame1", "Frame10", "frame10")] == [0, 2, None]
@@ -352,7 +352,7 @@ def test_pictures_come_in_natural_order(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     picture = Image.fromarray(corner_picture(64, 48))
     exif = picture.getexif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    exif[0x0112] = 6  # to be rotated 90 degrees clockwise
     for name in ("a.jpg", "b.png", "c.webp"):
         picture.save(tmp_path / name, exif=exif)
     reader = open_frames(tmp_path)
@@ -389,7 +389,7 @@ def test_a_picture_of_another_size_is_refused_before_work_starts(tmp_path: Path)
     refuses(folder, "32x48", "64x48 like 0.png", name=folder / "2.png")
 
 
-def test_a_cut_picture_is_named_when_it_is_reached(tmp_path: Path) -> None:
+def test_a_truncated_picture_is_named_when_it_is_reached(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "clip", ["0.jpg", "1.jpg"])
     whole = (folder / "1.jpg").read_bytes()
     (folder / "1.jpg").write_bytes(whole[:-40])
@@ -478,7 +478,7 @@ def test_closing_twice_or_without_frames(tmp_path: Path) -> None:
 
 
 @needs_av
-def test_pictures_of_another_size_are_a_programmers_mistake(tmp_path: Path) -> None:
+def test_writing_pictures_of_another_size_is_a_value_error(tmp_path: Path) -> None:
     with OverlayVideoWriter(tmp_path / "o.mp4", 64, 48, Fraction(25)) as writer:
         with pytest.raises(ValueError, match=r"expected uint8 \[48, 64, 3\]"):
             writer.write(corner_picture(48, 64), 0.0)
@@ -487,7 +487,7 @@ def test_pictures_of_another_size_are_a_programmers_mistake(tmp_path: Path) -> N
 
 
 @needs_av
-def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write"):
         OverlayVideoWriter(tmp_path / "file" / "o.mp4", 64, 48, Fraction(25))
@@ -498,7 +498,7 @@ def noise(number: int) -> npt.NDArray[np.uint8]:
 
 
 @needs_av
-def test_a_full_disk_leaves_no_half_video(small_disk: Path) -> None:
+def test_a_full_disk_leaves_no_partial_video(small_disk: Path) -> None:
     path = small_disk / "o.mp4"
 
     def fill() -> None:
@@ -512,7 +512,7 @@ def test_a_full_disk_leaves_no_half_video(small_disk: Path) -> None:
 
 
 @needs_av
-def test_a_disk_that_fills_up_at_close_leaves_no_half_video(small_disk: Path) -> None:
+def test_a_disk_that_fills_up_at_close_leaves_no_partial_video(small_disk: Path) -> None:
     path = small_disk / "o.mp4"
     writer = OverlayVideoWriter(path, 320, 240, Fraction(25))
     writer.write(noise(0), 0.0)
@@ -523,7 +523,7 @@ def test_a_disk_that_fills_up_at_close_leaves_no_half_video(small_disk: Path) ->
 
 
 @pytest.mark.parametrize("kind", [MaskWriter, OverlayImageWriter])
-def test_a_full_disk_leaves_no_half_picture(
+def test_a_full_disk_leaves_no_partial_picture(
     small_disk: Path, kind: type[MaskWriter] | type[OverlayImageWriter]
 ) -> None:
     writer = kind(small_disk)

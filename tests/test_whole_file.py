@@ -1,4 +1,4 @@
-"""Files get their name when they are complete, and files left by a killed process cause no errors."""
+"""Files get their names only when complete, and files left by a killed process cause no errors."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_tensor_files_have_the_usual_permissions_and_no_temporary_file(tmp_path)
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_a_process_with_the_id_of_one_that_was_killed(tmp_path):
+def test_a_process_may_have_the_id_of_a_killed_one(tmp_path):
     tensors, folder = tmp_path / "x.safetensors", tmp_path / "masks"
     for path in (tensors, folder):
         partial_path(path).mkdir()
@@ -42,7 +42,7 @@ def test_a_process_with_the_id_of_one_that_was_killed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["masks", "x.safetensors"]
 
 
-def test_left_overs_of_one_name_or_of_all(tmp_path):
+def test_leftovers_of_one_name_or_of_all_are_removed(tmp_path):
     for name in ("a[1]", "a1", "a[1].v2"):
         (tmp_path / f".{name}.7.partial").mkdir()
         (tmp_path / f".{name}.8.partial").touch()
@@ -54,7 +54,7 @@ def test_left_overs_of_one_name_or_of_all(tmp_path):
     assert os.listdir(tmp_path) == [".resume.json"]
 
 
-def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
+def test_an_unwritable_path_is_reported_in_one_line(tmp_path):
     for path in (tmp_path / "absent/x.safetensors", tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match="cannot write ") as caught:
             write_tensors(path, {"a": torch.zeros(1)})
@@ -64,7 +64,7 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_of_a_link_the_link_alone_is_removed_or_replaced(tmp_path):
+def test_a_link_is_removed_or_replaced_but_not_its_target(tmp_path):
     """Even if it has the name of a file left by a killed process, or of one about to be written."""
     elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
     elsewhere.mkdir(), here.mkdir()
@@ -85,7 +85,7 @@ def test_of_a_link_the_link_alone_is_removed_or_replaced(tmp_path):
     assert (os.listdir(here / "folder"), (here / "x").read_text()) == (["new"], "ours")
 
 
-def test_links_and_inputs_in_the_place_of_what_is_written_are_refused(tmp_path):
+def test_outputs_that_are_links_or_inputs_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
     (tmp_path / "loop").symlink_to("loop")
@@ -99,7 +99,7 @@ def test_links_and_inputs_in_the_place_of_what_is_written_are_refused(tmp_path):
         refuse_input(tmp_path / "link/file", [tmp_path / "other", tmp_path / "folder/file"])
 
 
-def test_what_is_no_name_of_a_file_is_named():
+def test_a_path_that_names_no_file_is_refused():
     for path in ("/", "."):
         with (
             pytest.raises(InputError, match=rf"cannot write {re.escape(path)}: found a folder"),

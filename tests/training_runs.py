@@ -25,7 +25,7 @@ SMALL = {
     "optimizer": {"lr": 1e-3, "batch": 2},
     "schedule": {"name": "poly", "warmup": 2},
     "epochs": 2,
-    "clips_per_epoch": 5,  # steps and epochs do not fit one another
+    "clips_per_epoch": 5,  # steps do not divide an epoch evenly
     "log": {"every": 2, "pictures": None, "checkpoint": 2},
 }
 # the same, for tests on machines without pydantic
@@ -40,7 +40,7 @@ SMALL_CONFIG = TrainingConfig(
     schedule=Schedule("poly", warmup=2),
     log=Log(every=2, pictures=None, checkpoint=2),
 )
-_SOFT = 3  # pixels: how far edges are soft where a picture is enlarged
+_SOFT = 3  # pixels: the width of soft edges in enlarged pictures
 SAME_COLORS = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0}
 STILL = Augmentation(
     **SAME_COLORS,
@@ -74,7 +74,7 @@ def stop_after(calls: int):
 
 
 def curve(folder: Path) -> list[dict]:
-    """The log without what a clock says."""
+    """The log without timings."""
     return [
         {name: value for name, value in line.items() if name != "clips_per_second"}
         for line in read_log(folder / "log.jsonl")
@@ -106,7 +106,7 @@ def assert_same_up_to_rounding(found: Path, expected: Path) -> None:
 
 
 def color_of(ids):
-    """RGB that tells the id, far apart for small ids: [..., 3]."""
+    """An RGB color for each id, far apart for small ids: [..., 3]."""
     number = np.asarray(ids, int)[..., None]
     return (number * [37, 91, 53] % 256).astype(np.uint8)
 
@@ -134,7 +134,7 @@ def write_stills(root):
 
 
 def write_video(root):
-    """One sequence of 30 frames: object 9 walks to the right, object 4 comes in frame 20."""
+    """One sequence of 30 frames: object 9 walks to the right, object 4 appears in frame 20."""
     for time in range(30):
         boxes = {9: (10, 2 * time, 40, 2 * time + 25)} | ({4: (45, 60, 58, 90)} if time >= 20 else {})
         write_pair(root, f"walk/{time:05d}", painted(60, 100, boxes))

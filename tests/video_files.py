@@ -1,4 +1,4 @@
-"""Videos made by tests, with frames that show their number."""
+"""Videos for tests, whose frames show their numbers."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,7 +14,7 @@ needs_av = pytest.mark.skipif(find_spec("av") is None, reason="PyAV is not insta
 
 
 def numbered_picture(number: int, width: int = 64, height: int = 48) -> npt.NDArray[np.uint8]:
-    """An image that shows its number: eight bars, dark or bright, are its bits."""
+    """An image that shows its number: eight dark or bright bars are the bits."""
     bits = [(number >> k) & 1 for k in range(8)]
     row = np.repeat(np.array(bits, np.uint8) * 200 + 20, width // 8)
     return np.broadcast_to(row[None, :, None], (height, width, 3)).copy()

@@ -1,11 +1,10 @@
-"""A device that compiles and counts but launches nothing: the CPU passes for a GPU of sm_90 with 132 processors.
+"""A device that compiles and counts but launches nothing: the CPU poses as an sm_90 GPU with 132 processors.
 
-Tensors lie in the CPU's memory and say that they are on `cuda:0`. Triton specializes every launch as it does on a GPU,
-and compiles it where that is asked for; what would be launched is recorded, and its outputs are whatever the memory
-held, or zeros where that is asked for. Convolutions, torch.mm and PyTorch's own attention give zeros in the layout that
-a GPU's would have.
+Tensors are in the CPU's memory but claim to be on `cuda:0`. Triton specializes every launch as it does on a GPU, and on
+request compiles it. Launches are recorded instead of made, so their outputs are whatever the memory held, or on request
+zeros. Convolutions, torch.mm and PyTorch's own attention give zeros in the layout that they would have on a GPU.
 
-    python -m launchless [--compile] [--zeros] -m MODULE ...     a module or a script, and every Python that it starts
+    python -m launchless [--compile] [--zeros] -m MODULE ...     a module or a script, and its child processes
     pytest -p launchless ...                                     the tests of one process
 
 both with this folder's parent in PYTHONPATH. In such a process:
@@ -30,17 +29,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-VARIABLE = "STM_FAST_LAUNCHLESS"  # the options of install(), for the Pythons that are started from here
+VARIABLE = "STM_FAST_LAUNCHLESS"  # the options of install(), for Python processes started from this one
 ARCHITECTURE, PROCESSORS, MEMORY = 90, 132, 80 * 2**30
 DEVICE = torch.device("cuda", 0)
 COPIES = ("clone", "copy_", "_to_copy", "contiguous")
 
 
 class Launched(NamedTuple):
-    """One launch that was not made.
+    """One launch, recorded instead of made.
 
-    constants: the arguments that are part of the compiled kernel, by name; tensors: those that are given at launch.
-    options: num_warps, num_stages and so on; source: what compile_source() takes.
+    constants: the arguments that are part of the compiled kernel, by name; tensors: the tensor arguments, by name.
+    options: num_warps, num_stages and so on; source: the kernel's source, for compile_source().
     """
 
     kernel: str
@@ -119,7 +118,7 @@ def _conv2d(
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    # as cuDNN's rule: a tensor that is both is not
+    # cuDNN's rule: a tensor that is contiguous in both formats does not count
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
@@ -168,11 +167,11 @@ class _Launcher:
         kernel = self._source.fn.__name__
         LAUNCHES.append(Launched(kernel, (x, y, z), constants, tensors, self._options, self._source))
         if "found" in tensors:
-            # top-k looks at how many candidates there were, and goes on until there are enough
+            # top-k repeats until it has found enough candidates
             tensors["found"].fill_(given["capacity"])
 
 
-class _Specialised:
+class _Specialized:
     """A stand-in for a kernel that was not compiled."""
 
     function, packed_metadata = 0, ()
@@ -186,7 +185,7 @@ class _Specialised:
 
 
 class _Utils:
-    """What Triton asks of a driver."""
+    """The functions of a driver that Triton calls."""
 
     _handles = itertools.count(1)
 
@@ -237,14 +236,14 @@ class _Driver:
 
 
 class _Generator(torch.Generator):
-    """Of random numbers on the CPU."""
+    """Generates random numbers on the CPU, whatever the device."""
 
     def __new__(cls, device: Any = "cpu") -> "_Generator":
         return super().__new__(cls, _on_cpu(device))
 
 
 class _Event:
-    """Times what the host does between two of them."""
+    """Measures the host's time between two events."""
 
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
         self._time = 0.0
@@ -300,10 +299,10 @@ _installed = False
 
 
 def install(compile: bool = False, zeros: bool = False) -> None:
-    """Makes this process, and every Python that it starts, see the device; before stm_fast is imported.
+    """Makes this process and its child processes see the device. Call it before importing stm_fast.
 
-    compile: whether kernels are compiled, too, and not specialized alone.
-    zeros:   whether new tensors are all zeros, so that what is made of a kernel's outputs is finite.
+    compile: whether kernels are also compiled, not only specialized.
+    zeros:   whether new tensors are all zeros, so that results computed from a kernel's outputs are finite.
     """
     global _installed
     if _installed:
@@ -374,7 +373,7 @@ def _registered_on_cpu(impl: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _passing_for_cuda(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with the modes that PyTorch takes away from operators and threads."""
+    """The function, run in the modes that PyTorch switches off in operators and threads."""
 
     @functools.wraps(function)
     def passing(*arguments: Any, **options: Any) -> Any:
@@ -393,16 +392,16 @@ def _install_triton(compile: bool) -> None:
 
         @functools.wraps(triton.compiler.compile)
         def specialize(source: Any, target: Any = None, options: dict[str, Any] | None = None, **_rest: Any) -> Any:
-            return _Specialised(source, dict(options or {}))
+            return _Specialized(source, dict(options or {}))
 
         triton.compiler.compile = specialize
 
 
 def install_as_asked() -> None:
-    """As the Python that started this one did."""
+    """Installs the device with the options of the parent process."""
     install(**dict.fromkeys(os.environ.get(VARIABLE, "").split(), True))
 
 
 def pytest_load_initial_conftests() -> None:
-    """Before any conftest imports the package."""
+    """Runs before any conftest imports the package."""
     install_as_asked()
