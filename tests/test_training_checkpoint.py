@@ -130,7 +130,7 @@ def test_a_truncated_checkpoint_is_refused(stopped, tmp_path):
     ("damage", "message"),
     [
         (b"{no}", "line 2 is damaged"),
-        (b"3", "line 2 is damaged, expected JSON with a step; mend it, or move the file away"),
+        (b"3", "line 2 is damaged, expected JSON with a step; repair or move the file"),
         (b'{"loss": 1}', "line 2 is damaged"),
         (b'{"step": "1"}', "line 2 is damaged"),
         (b"\xff", "found invalid UTF-8 at byte 12"),

@@ -613,7 +613,7 @@ def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
         module.CocoSource(tmp_path, tmp_path / "none.json")
     with pytest.raises(InputError, match="nowhere: no such folder"):
         module.CocoSource(tmp_path / "nowhere", coco)
-    broken = (("[", "not JSON"), ("[1]", "no instances of COCO"), ('{"images": 1}', "no instances of COCO"))
+    broken = (("[", "not JSON"), ("[1]", "not a COCO instances file"), ('{"images": 1}', "not a COCO instances file"))
     for text, message in (*broken, ("{}", "no instances in it"), ("\udcff", "found invalid UTF-8 at byte 0")):
         coco.write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=rf"instances\.json: {message}"):

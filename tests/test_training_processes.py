@@ -97,7 +97,7 @@ def test_processes_without_a_shared_folder_get_a_message(config, tmp_path):
     file = config(**fixed)
     run("train", file, "--output", str(tmp_path / "0"), "--stop-after-minutes", "0", folder=tmp_path)
     ranks = run_ranks("train", file, "--resume", "--output", str(tmp_path / "{rank}"), folder=tmp_path)
-    message = "checkpoint.pt: found at steps [0, 1] by different processes, expected the same by all"
+    message = "checkpoint.pt: found at steps [0, 1] by different processes, expected the same step by all"
     assert all(ended.returncode == 2 and message in ended.stderr for ended in ranks), ranks
 
 

@@ -191,7 +191,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"optimizer\.batch: found 3 clips a step, expected a multiple of 2"):
+    with pytest.raises(InputError, match=r"optimizer\.batch: found 3 clips per step, expected a multiple of 2"):
         make_trainer(tmp_path, optimizer={"batch": 3, "accumulate": 2})
 
 

@@ -90,7 +90,7 @@ def time_variants(
     Args:
         variants: some of VARIANTS; masks are compared with those of the first.
         rounds: frames of each, after one that is not counted.
-        peaks: measure each one's peak memory too, in a process of its own.
+        peaks: measure each one's peak memory too, in its own process.
     """
     clip = _Clip(workload)
     models = {name: make_model(name, workload, device) for name in variants}
@@ -128,7 +128,7 @@ def make_step(variant: str, model: STM, workload: FrameWorkload, clip: "_Clip") 
 
 
 def peak_bytes(variant: str, workload: FrameWorkload, device: str) -> int:
-    """The most that a variant needs at a time, beyond the loaded network, in a process of its own."""
+    """The most that a variant needs at a time, beyond the loaded network, in its own process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak, variant, workload, device, torch.get_num_threads()).result()
 

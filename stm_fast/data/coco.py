@@ -97,7 +97,7 @@ def _read_items(file: Path) -> list[_Item]:
     found = content if isinstance(content, dict) else {"images": None}
     images, annotations = found.get("images", []), found.get("annotations", [])
     if not isinstance(images, list) or not isinstance(annotations, list):
-        raise InputError(f"{file}: no instances of COCO, expected a list of images and one of annotations")
+        raise InputError(f"{file}: not a COCO instances file, expected a list of images and one of annotations")
     items: dict[int | str, _Item] = {}
     invalid = [*_add_images(images, items), *_add_instances(annotations, items)]
     ordered = sorted(items.items(), key=lambda entry: (isinstance(entry[0], str), entry[0]))

@@ -26,7 +26,7 @@ class VideoSource:
 
     def __init__(self, sequences: Listing[Sequence], skip_divisor: int = 1) -> None:
         if not sequences:
-            raise InputError("sequences: none given, expected one at least")
+            raise InputError("sequences: none given, expected at least one")
         self._sequences = sequences
         self._skip_divisor = skip_divisor
         self._files = [_list_frames(sequence) for sequence in sequences]

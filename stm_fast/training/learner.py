@@ -114,7 +114,7 @@ class Learner:
         self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         for weight, moments in self._optimizer.state.items():
             if any(moments[name].shape != weight.shape for name in _MOMENTS) or moments["step"].numel() != 1:
-                raise ValueError(f"optimizer: moments of another shape than {list(weight.shape)}")
+                raise ValueError(f"optimizer: moments whose shape is not {list(weight.shape)}")
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         if self._accelerator.scaler is not None:
@@ -149,6 +149,6 @@ def _check_batch(config: TrainingConfig, processes: int) -> None:
     batch, parts = config.optimizer.batch, config.optimizer.accumulate
     if batch % (parts * processes):
         raise InputError(
-            f"optimizer.batch: found {batch} clips a step, expected a multiple of {parts * processes}: "
+            f"optimizer.batch: found {batch} clips per step, expected a multiple of {parts * processes}: "
             f"optimizer.accumulate {parts} x {processes} processes"
         )

@@ -78,7 +78,7 @@ def _parsed(line: str, number: int, file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or type(found.get("step")) is not int:
-        raise InputError(f"{file}: line {number} is damaged, expected JSON with a step; mend it, or move the file away")
+        raise InputError(f"{file}: line {number} is damaged, expected JSON with a step; repair or move the file")
     return found
 
 

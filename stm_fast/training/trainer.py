@@ -152,8 +152,8 @@ class Trainer:
         steps = self._accelerator.gather(torch.tensor([self.step], device=self._accelerator.device)).unique().tolist()
         if len(steps) > 1:
             raise InputError(
-                f"{self._folder.checkpoint}: found at steps {steps} by different processes, expected the same by all: "
-                "all machines have to see one output folder"
+                f"{self._folder.checkpoint}: found at steps {steps} by different processes, expected the same step by "
+                "all: all machines must share one output folder"
             )
 
     def _batches(self) -> Generator[list[ClipBatch], None, None]:

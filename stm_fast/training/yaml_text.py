@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
         if self._composed > _MAX_VALUES:
             raise _TooMuchError(_TOO_MANY)
         if self._depth > _MAX_DEPTH:
-            raise _TooMuchError(f"found values more than {_MAX_DEPTH} deep inside one another, expected fewer")
+            raise _TooMuchError(f"found values nested more than {_MAX_DEPTH} levels deep, expected fewer")
         try:
             return super().compose_node(parent, index)
         finally:

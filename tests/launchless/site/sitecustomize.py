@@ -1,4 +1,4 @@
-"""For the Pythons that a launchless one starts: the device is there as soon as they import torch."""
+"""For Python processes that a launchless one starts: the device is installed as soon as they import torch."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 class _InstallsAfterTorch:
-    """Finds torch, once, with a loader that installs the device behind it."""
+    """Finds torch, once, with a loader that then installs the device."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != "torch":
