@@ -28,7 +28,6 @@ from stm_fast.whole_file import whole_file
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md")
-_IN_README = ("memory-read-gpu*", "memory-read-cpu-avx512", "memory-read-cpu")
 _NOTHING = "Not measured yet."
 
 
@@ -47,20 +46,20 @@ def main() -> int:
 def as_measured(document: Path) -> str:
     """The text of one of DOCUMENTS with what is in results/ between its marks.
 
-    README.md shows the forward read of the records in _IN_README, and summaries of whole frames; benchmarks/README.md
+    README.md shows the forward read in one record per processor, and summaries of whole frames; benchmarks/README.md
     shows everything.
     """
     everything = document.parent == HERE
-    reads = ("memory-read-*",) if everything else _IN_README
+    reads = _records("memory-read-*", ReadRow)
     sections = {
-        "figures": figures(_records(*reads, row_type=ReadRow), PASSES if everything else ("forward",)),
-        "whole frames": whole_frames(_records("network-*", row_type=FrameRow), by_stage=everything),
+        "figures": figures(reads, PASSES) if everything else figures(fullest(reads), ("forward",)),
+        "whole frames": whole_frames(_records("network-*", FrameRow), by_stage=everything),
     }
     if everything:
         sections |= {
-            "networks": networks(_records("networks-*", row_type=FrameRow)),
-            "storage": storages(_records("storage-masks", row_type=StorageRow)),
-            "long videos": long_videos(_records("long-video-*", row_type=VideoRow)),
+            "networks": networks(_records("networks-*", FrameRow)),
+            "storage": storages(_records("storage-masks", StorageRow)),
+            "long videos": long_videos(_records("long-video-*", VideoRow)),
         }
     text = document.read_text()
     for name, body in sections.items():
@@ -68,9 +67,16 @@ def as_measured(document: Path) -> str:
     return text
 
 
-def _records(*patterns: str, row_type: type[Any]) -> list[Record[Any]]:
-    paths = [path for pattern in patterns for path in sorted((HERE / "results").glob(f"{pattern}.json"))]
-    return [read_record(path, row_type) for path in paths]
+def _records(names: str, row_type: type[Any]) -> list[Record[Any]]:
+    return [read_record(path, row_type) for path in sorted((HERE / "results").glob(f"{names}.json"))]
+
+
+def fullest(records: Sequence[Record[ReadRow]]) -> list[Record[ReadRow]]:
+    """The record of each processor with the most routes; of several, the last."""
+    found: dict[str, Record[ReadRow]] = {}
+    for record in sorted(records, key=lambda record: len({row.route for row in record.rows})):
+        found[_processor(record)] = record
+    return list(found.values())
 
 
 def replaced(document: Path, text: str, name: str, body: str) -> str:
@@ -166,13 +172,17 @@ def _video_cells(settings: dict[str, Any], row: VideoRow) -> list[str]:
 def _where(record: Record[Any], *, versions: bool = False) -> str:
     """Where a record was measured, with Triton's version and the CPU's huge pages where they count."""
     machine = record.machine
-    processor = machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
-    parts = [f"**{processor}**", f"torch {machine['torch']}"]
+    parts = [f"**{_processor(record)}**", f"torch {machine['torch']}"]
     if versions:
         parts.append(f"triton {machine['triton']}")
         huge_pages = machine["THP_MEM_ALLOC_ENABLE"]
         parts += [f"THP_MEM_ALLOC_ENABLE={huge_pages}"] if huge_pages else []
     return ", ".join([*parts, f"commit {str(machine['commit'])[:12]}", str(machine["date"])[:10]])
+
+
+def _processor(record: Record[Any]) -> str:
+    machine = record.machine
+    return machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
 
 
 def _load(record: Record[Any]) -> str:

@@ -69,8 +69,8 @@ class MemoryConfig:
             object.__setattr__(self, field.name, _checked(field.type, getattr(self, field.name), field.name))
         if (self.place == "disk") != (self.folder is not None):
             raise ValueError(
-                f"MemoryConfig.folder: found {self.folder} with place {self.place!r}, expected a folder with 'disk', "
-                "and only then"
+                f"MemoryConfig.folder: found {self.folder} with place {self.place!r}, expected a folder if and only if "
+                "the place is 'disk'"
             )
 
     @property

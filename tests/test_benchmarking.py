@@ -447,6 +447,13 @@ def test_figures_are_written_between_the_marks(tmp_path):
     assert make_tables.replaced(document, text, "figures", figures) == text
 
 
+def test_the_readme_shows_one_record_of_each_processor():
+    record = example_record()
+    fewer = replace(record, rows=record.rows[:2])
+    gpu = replace(fewer, machine=record.machine | {"gpu": "NVIDIA H200"})
+    assert make_tables.fullest([record, gpu, fewer]) == [gpu, record]
+
+
 @pytest.mark.parametrize("text", ["nothing to see", f"{END}\n{BEGIN}", f"{BEGIN}\n{BEGIN}\n{END}"])
 def test_a_document_without_marks_is_refused(tmp_path, text):
     with pytest.raises(InputError, match=r"README\.md: expected the lines"):

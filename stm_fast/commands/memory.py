@@ -54,7 +54,7 @@ def memory_config(
         raise InputError("--no-previous: found with --first-and-previous, expected one of them")
     if (memory_place == "disk") != (memory_folder is not None):
         found = f"{memory_folder} with --memory-place {memory_place}"
-        raise InputError(f"--memory-folder: found {found}, expected a folder with disk, and only then")
+        raise InputError(f"--memory-folder: found {found}, expected a folder if and only if it is disk")
     if memory_folder is not None:
         require_folder(memory_folder, "to keep the memory in")
     return MemoryConfig(

@@ -111,7 +111,7 @@ def _steps(polygon: list[float]) -> float:
 def _check_run_lengths(shape: dict[str, Any], size: tuple[int, int]) -> None:
     if shape.get("size") != list(size):
         found = shown(shape.get("size"))
-        raise InputError(f"found run lengths of size {found}, expected {list(size)} like its image")
+        raise InputError(f"found run lengths of size {found}, expected {list(size)}, the size of the image")
     counts: Any = shape.get("counts")
     pixels = size[0] * size[1]
     if not _has_form(counts, pixels):
@@ -120,7 +120,7 @@ def _check_run_lengths(shape: dict[str, Any], size: tuple[int, int]) -> None:
     lengths = _lengths(counts)
     if lengths.min() < 0 or lengths.max() > pixels or lengths.sum() != pixels:
         found = shown(lengths[:7].tolist())
-        raise InputError(f"found runs of {found} pixels, expected {pixels} in all like its image")
+        raise InputError(f"found runs of {found} pixels, expected {pixels} in all, as in the image")
 
 
 def _has_form(counts: Any, pixels: int) -> bool:
