@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         stm_resnet18_half,
         stm_resnet50,
     )
-    from stm_fast.ops import MemoryRead, memory_read, merge_reads
+    from stm_fast.ops import MemoryRead, memory_read, merge_reads, read_rows
     from stm_fast.runs.video import segment_video
     from stm_fast.versions import __version__
 else:
@@ -42,7 +42,7 @@ else:
                 "stm_resnet18_half",
                 "stm_resnet50",
             ),
-            "stm_fast.ops": ("MemoryRead", "memory_read", "merge_reads"),
+            "stm_fast.ops": ("MemoryRead", "memory_read", "merge_reads", "read_rows"),
             "stm_fast.runs.video": ("segment_video",),
             "stm_fast.versions": ("__version__",),
         },
@@ -59,6 +59,7 @@ __all__ = [
     "load_checkpoint",
     "memory_read",
     "merge_reads",
+    "read_rows",
     "save_checkpoint",
     "segment_video",
     "stm_lite0",
