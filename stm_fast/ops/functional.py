@@ -183,8 +183,8 @@ def _checked(
     check_flags(query_norm=query_norm, return_lse=return_lse, return_usage=return_usage, return_top_k=return_top_k)
     if return_top_k and top_k is None:
         raise ValueError("return_top_k: found True without top_k, expected a top_k")
-    query, key, value = _autocast(query, key, value)
-    _check_tensors(query, key, value)
+    query, key, value = autocast_like(query, key, value)
+    check_read_tensors(query, key, value)
     check_scale(scale, query.dtype)
     _check_options(tensors, similarity, top_k)
     dtype, rows = accumulation_dtype(query.dtype), key.shape[1]
@@ -249,7 +249,7 @@ def _parts(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
     return list(tensors)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def autocast_like(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, the tensors in its dtype, as for PyTorch's own attention; float64 is not changed."""
     device = tensors[0].device.type
     if not is_autocast(device):
@@ -265,7 +265,8 @@ def int32_lengths(lengths: Tensor | None, rows: int) -> Tensor | None:
     return lengths.clamp(0, rows).to(torch.int32)
 
 
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+def check_read_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raises TypeError or ValueError for dtypes, devices or shapes that memory_read() does not take."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 3:
             raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected 3 dimensions")
