@@ -11,8 +11,9 @@ from torch.overrides import resolve_name
 
 from stm_fast.choices import SIMILARITIES, Similarity
 from stm_fast.ops.arguments import as_top_k
-from stm_fast.ops.functional import ReadOptions, memory_read, read_rows
+from stm_fast.ops.functional import ReadOptions, memory_read
 from stm_fast.ops.inputs import ReadInputs, accumulation_dtype
+from stm_fast.ops.kept_rows import read_rows
 from stm_fast.ops.reference import affinity_scores
 
 
@@ -146,8 +147,8 @@ def _refused(operation: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
-_OTHERS = ("matmul", "neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge", "bool", "float", "int", "len")
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul")
+_OTHERS = ("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge", "bool", "float", "int", "len")
 # Python would otherwise compare identities, take any object for true, and give one to NumPy
 for _name in (*_ARITHMETIC, *(f"r{name}" for name in _ARITHMETIC), *_OTHERS, "iter", "array", "setitem"):
     setattr(LazyProduct, f"__{_name}__", _refused(f"__{_name}__"))
@@ -276,6 +277,13 @@ class Affinity(LazyProduct):
             picked._kept = _picked(self._kept[0], queries), _picked(self._kept[1], queries)
         picked._versions = picked._current_versions()
         return picked
+
+    def __rmatmul__(self, value: Any) -> Tensor:
+        # PyTorch tries it after a TypeError of __torch_function__(), whose message it drops
+        read = _product(value, self)
+        if read is None:
+            raise self._refusal("__rmatmul__")
+        return read
 
     def _weighted(self, value: Tensor) -> Tensor:
         """[C, N] or [B, C, N] to [B, C, M]."""
