@@ -63,9 +63,10 @@ class LazyProduct:
     def device(self) -> torch.device:
         return self.query.device
 
-    def options(self) -> ReadOptions:
-        """The options of its memory_read()."""
+    def options(self, top_k: SupportsIndex | None = None) -> ReadOptions:
+        """The options of a memory_read() of its tensors."""
         return {
+            "top_k": top_k,
             "similarity": self.similarity,
             "shrinkage": self.shrinkage,
             "selection": self.selection,
@@ -230,8 +231,7 @@ class Affinity(LazyProduct):
         count = as_top_k(top_k)
         if count is not None and count < key.shape[1]:
             # not at the first read, which a checkpoint may repeat
-            nothing = self._no_value()
-            _, *kept = memory_read(query, key, nothing, top_k=count, return_top_k=True, **self.options())
+            _, *kept = memory_read(query, key, self._no_value(), return_top_k=True, **self.options(count))
             self._kept = kept[0], kept[1]
 
     def read(self, value: Tensor) -> Tensor:

@@ -212,8 +212,8 @@ def xmem_read(
     """
     check_flags(return_usage=return_usage)
     scores = get_similarity(mk, ms, qk, qe, query_norm=query_norm, backend=backend)
-    options = scores.options()
-    read = memory_read(scores.query, scores.key, rows(mv, "mv"), top_k=top_k, return_usage=return_usage, **options)
+    options = scores.options(top_k)
+    read = memory_read(scores.query, scores.key, rows(mv, "mv"), return_usage=return_usage, **options)
     if isinstance(read, Tensor):
         return read.mT
     out, usage = read
