@@ -183,7 +183,7 @@ def _checked(
     check_flags(query_norm=query_norm, return_lse=return_lse, return_usage=return_usage, return_top_k=return_top_k)
     if return_top_k and top_k is None:
         raise ValueError("return_top_k: found True without top_k, expected a top_k")
-    query, key, value = autocast_like(query, key, value)
+    query, key, value = cast_for_autocast(query, key, value)
     check_read_tensors(query, key, value)
     check_scale(scale, query.dtype)
     _check_options(tensors, similarity, top_k)
@@ -249,7 +249,7 @@ def _parts(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
     return list(tensors)
 
 
-def autocast_like(*tensors: Tensor) -> tuple[Tensor, ...]:
+def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, the tensors in its dtype, as for PyTorch's own attention; float64 is not changed."""
     device = tensors[0].device.type
     if not is_autocast(device):

@@ -8,7 +8,7 @@ from torch import Tensor
 from stm_fast.ops import cpp_ops, triton_ops
 from stm_fast.ops.arguments import check_tensors
 from stm_fast.ops.backends import Backend, choose, no_reasons
-from stm_fast.ops.functional import COUNTS, FLOATS
+from stm_fast.ops.functional import COUNTS, FLOATS, cast_for_autocast
 from stm_fast.ops.inputs import accumulation_dtype, in_transform, without_autocast
 from stm_fast.ops.registration import no_second_derivative, transform_reasons
 from stm_fast.torch_private import is_fake
@@ -32,7 +32,7 @@ def read_rows(weights: Tensor, rows: Tensor, value: Tensor, *, backend: str = "a
         backend: as in memory_read().
 
     Returns:
-        ``[B, M, Cv]`` in the dtype of value.
+        ``[B, M, Cv]`` in the dtype of value, or of autocast, as from memory_read().
 
     Raises:
         TypeError, ValueError: arguments whose dtypes, devices or shapes do not match, before any kernel runs.
@@ -40,6 +40,7 @@ def read_rows(weights: Tensor, rows: Tensor, value: Tensor, *, backend: str = "a
     """
     check_tensors(weights=weights, rows=rows, value=value)
     _check(weights, rows, value)
+    (value,) = cast_for_autocast(value)
     inputs = _Inputs(weights.to(accumulation_dtype(value.dtype)), _known_rows(rows, value.shape[1]), value)
     chosen = choose(backend, inputs, _BACKENDS, "read of kept rows")
     with without_autocast(value.device):

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from stm_fast.arguments import integer, number
 from stm_fast.ops.arguments import as_scale, check_tensors
-from stm_fast.ops.functional import autocast_like, check_read_tensors, memory_read
+from stm_fast.ops.functional import cast_for_autocast, check_read_tensors, memory_read
 
 # coordinates from the center of a larger frame are not exact in bfloat16
 LARGEST_IN_16_BITS = 512
@@ -63,7 +63,7 @@ def kernelized_memory_read(
     sigma, scale = number(sigma, "sigma"), as_scale(scale)
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma: found {sigma:g}, expected a positive number")
-    query, key, value = autocast_like(query, key, value)
+    query, key, value = cast_for_autocast(query, key, value)
     check_read_tensors(query, key, value)
     height, width = _size(size, query)
     scale = 1 / math.sqrt(query.shape[2]) if scale is None else scale
