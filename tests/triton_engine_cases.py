@@ -245,7 +245,18 @@ def test_operator_passes_opcheck(usage: bool, top_k: int) -> None:
     case = ReadCase(queries=5, rows=9, similarity="l2", shrinkage=True, selection=True)
     leaves = runs.leaves(make_tensors(case, torch.float32, DEVICE), torch.float32, requires_grad=True)
     operator = torch.ops.stm_fast.memory_read_triton.default
-    torch.library.opcheck(operator, (*leaves, None, 0.25, True, True, top_k, usage))
+    torch.library.opcheck(operator, (*leaves, None, 0.25, True, True, top_k, usage, top_k > 0))
+
+
+# opcheck looks at the .grad of its own copies
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_reads_of_kept_rows_pass_opcheck() -> None:
+    weights = torch.rand(1, 5, 3, device=DEVICE, requires_grad=True)
+    rows = torch.tensor([[0, 3, -1]] * 5, device=DEVICE)[None]
+    value = torch.rand(2, 9, 16, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(torch.ops.stm_fast.read_rows_triton.default, (weights, rows, value))
+    backward = torch.ops.stm_fast.read_rows_triton_backward.default
+    torch.library.opcheck(backward, (torch.rand(2, 5, 16, device=DEVICE), weights.detach(), rows, value.detach()))
 
 
 @pytest.mark.gpu  # takes 5 GiB

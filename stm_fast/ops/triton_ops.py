@@ -133,13 +133,23 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = ReadInputs(*arguments)
     with current_device(inputs.value.device):
         problem = laid_out(problem_of(inputs))
-        none, no_rows = inputs.value.new_empty(0, dtype=torch.float32), inputs.value.new_empty(0, dtype=torch.int64)
         if 0 < inputs.top_k < inputs.key.shape[1]:
             read = topk_forward(problem, inputs.top_k, inputs.return_usage)
-            kept = read.affinity.by_row() if inputs.return_top_k else (none, no_rows)
-            return read.out, read.affinity.lse, none if read.usage is None else read.usage, *kept
+            kept = read.affinity.by_row() if inputs.return_top_k else _no_entries(read.out)
+            return read.out, read.affinity.lse, _no_sums(read.out) if read.usage is None else read.usage, *kept
         out, lse = forward(problem)
-        return out, lse, usage(problem, lse) if inputs.return_usage else none, none, no_rows
+        return out, lse, usage(problem, lse) if inputs.return_usage else _no_sums(out), *_no_entries(out)
+
+
+# results of an operator must not share memory
+
+
+def _no_sums(out: Tensor) -> Tensor:
+    return out.new_empty(0, dtype=torch.float32)
+
+
+def _no_entries(out: Tensor) -> tuple[Tensor, Tensor]:
+    return _no_sums(out), out.new_empty(0, dtype=torch.int64)
 
 
 @torch.library.impl("stm_fast::memory_read_triton_backward", DEVICE)
