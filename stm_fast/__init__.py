@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         stm_resnet50,
     )
     from stm_fast.ops import MemoryRead, memory_read, merge_reads
+    from stm_fast.ops.adapters.live import Adapted, adapt
     from stm_fast.runs.video import segment_video
     from stm_fast.versions import __version__
 else:
@@ -43,6 +44,7 @@ else:
                 "stm_resnet50",
             ),
             "stm_fast.ops": ("MemoryRead", "memory_read", "merge_reads"),
+            "stm_fast.ops.adapters.live": ("Adapted", "adapt"),
             "stm_fast.runs.video": ("segment_video",),
             "stm_fast.versions": ("__version__",),
         },
@@ -50,12 +52,14 @@ else:
 
 __all__ = [
     "STM",
+    "Adapted",
     "InputError",
     "MemoryConfig",
     "MemoryRead",
     "Segmentation",
     "VideoSegmenter",
     "__version__",
+    "adapt",
     "load_checkpoint",
     "memory_read",
     "merge_reads",
