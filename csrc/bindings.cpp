@@ -9,6 +9,7 @@
 #include <exception>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "stm_fast/tile_kernels.h"
 #include "tensors.h"
@@ -101,25 +102,34 @@ void for_stored(const Tensor& query, const Function& function) {
   stm_fast::for_dtype<float, double, BFloat16, Half>("query", query, function);
 }
 
-std::tuple<Tensor, Tensor, Tensor> memory_read(const Tensor& query, const Tensor& key, const Tensor& value,
-                                               const std::optional<Tensor>& shrinkage,
-                                               const std::optional<Tensor>& selection,
-                                               const std::optional<Tensor>& lengths, double scale, int64_t similarity,
-                                               bool query_norm, int64_t top_k, bool return_usage) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& shrinkage,
+    const std::optional<Tensor>& selection, const std::optional<Tensor>& lengths, double scale, int64_t similarity,
+    bool query_norm, int64_t top_k, bool return_usage, bool return_top_k) {
   const Arguments arguments{query, key, value, shrinkage, selection, lengths, scale, similarity, query_norm, top_k};
   check(arguments);
+  STD_TORCH_CHECK(!return_top_k || (0 < top_k && top_k < key.size(1)), "return_top_k: expected 0 < top_k < N");
   const int64_t batch = value.size(0), queries = query.size(1);
   const ScalarType accumulation = accumulation_type(query.scalar_type());
   Tensor out = torch::stable::new_empty(value, {batch, queries, value.size(2)});
   Tensor lse = torch::stable::new_empty(value, {batch, queries}, accumulation);
   Tensor usage = return_usage ? torch::stable::new_empty(value, {batch, value.size(1)}, accumulation)
                               : torch::stable::new_empty(value, {0}, accumulation);
+  const std::vector<int64_t> kept = return_top_k ? std::vector{batch, queries, top_k} : std::vector<int64_t>{0};
+  Tensor weights = torch::stable::new_empty(value, kept, accumulation);
+  Tensor rows = torch::stable::new_empty(value, kept, ScalarType::Long);
   for_stored(query, [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
-    stm_fast::memory_read(problem_of<Stored>(arguments), parallel_read(query, key, value), data_of<Stored>(out),
-                          data_of<T>(lse), return_usage ? data_of<T>(usage) : nullptr);
+    stm_fast::ReadOutputs<Stored> outputs{data_of<Stored>(out), data_of<T>(lse)};
+    if (return_usage) {
+      outputs.usage = data_of<T>(usage);
+    }
+    if (return_top_k) {
+      outputs.kept = {data_of<T>(weights), data_of<int64_t>(rows)};
+    }
+    stm_fast::memory_read(problem_of<Stored>(arguments), parallel_read(query, key, value), outputs);
   });
-  return {out, lse, usage};
+  return {out, lse, usage, weights, rows};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(

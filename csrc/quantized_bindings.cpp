@@ -62,8 +62,8 @@ std::tuple<Tensor, Tensor> memory_read_quantized(const Tensor& query, const Tens
   Tensor out = torch::stable::new_empty(query, {value.size(0), query.size(1), value.size(2)});
   Tensor lse = torch::stable::new_empty(query, {value.size(0), query.size(1)});
   stm_fast::for_dtype<stm_fast::Int8, stm_fast::Float8>("key", key, [&]<class Byte>(Byte) {
-    stm_fast::memory_read(problem_of<Byte>(arguments), stm_fast::parallel_read(query, key, value), data_of<float>(out),
-                          data_of<float>(lse), nullptr);
+    stm_fast::memory_read(problem_of<Byte>(arguments), stm_fast::parallel_read(query, key, value),
+                          {data_of<float>(out), data_of<float>(lse)});
   });
   return {out, lse};
 }

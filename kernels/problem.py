@@ -45,6 +45,13 @@ class Problem(NamedTuple):
         return Choice(self.target.architecture, self.arithmetic, *widths, self.regular, self.selection is not None)
 
     @property
+    def of_scores(self) -> "Problem":
+        """The same, for what depends on the affinity alone: with one object if all objects share it."""
+        tensors = (self.query, self.key, self.shrinkage, self.selection)
+        shared = self.lengths is None and all(tensor is None or tensor.shape[0] == 1 for tensor in tensors)
+        return self._replace(value=self.value[:1]) if shared else self
+
+    @property
     def score_factor(self) -> float:
         """What raw scores are multiplied by."""
         return score_factor(self.similarity, self.scale)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.kernels.problem import Problem
-from stm_fast.kernels.topk_select import select
+from stm_fast.kernels.topk_select import ABSENT, select
 from stm_fast.kernels.weighted_sum import lists_of_memory_rows, lists_of_queries, weighted_sum
 
 
@@ -16,6 +16,19 @@ class SparseAffinity(NamedTuple):
     rows: Tensor  # [B, M, k] int64, -1 where fewer rows count
     weight: Tensor  # [B, M, k] float32, P_ij, 0 there
     lse: Tensor  # [B, M] float32, -inf where no row counts
+
+    def by_row(self) -> tuple[Tensor, Tensor]:
+        """Copies of the weights and the rows, ascending by row, -1 last."""
+        rows, order = self.rows.masked_fill(self.rows < 0, ABSENT).sort(dim=-1)
+        return self.weight.gather(-1, order), rows.masked_fill(rows == ABSENT, -1)
+
+
+class TopKRead(NamedTuple):
+    """The results of a top-k read."""
+
+    out: Tensor  # [B, M, Cv], dtype of value
+    affinity: SparseAffinity
+    usage: Tensor | None  # [B, N] float32
 
 
 def sparse_affinity(problem: Problem, count: int) -> SparseAffinity:
@@ -31,17 +44,26 @@ def sparse_affinity(problem: Problem, count: int) -> SparseAffinity:
     return SparseAffinity(rows.expand(batch, -1, -1), weight.expand(batch, -1, -1), lse.expand(batch, -1).contiguous())
 
 
-def topk_forward(problem: Problem, count: int, with_usage: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """out [B, M, Cv] in the dtype of value, lse [B, M] float32, and usage [B, N] float32 where asked for."""
+def topk_forward(problem: Problem, count: int, with_usage: bool) -> TopKRead:
+    """Reads the values of the `count` best rows of each query, and if requested sums their weights by row."""
     affinity = sparse_affinity(problem, count)
-    out = weighted_sum(lists_of_queries(affinity.rows), affinity.weight, problem.value, problem.value.dtype)
-    return out, affinity.lse, _usage(problem, affinity) if with_usage else None
+    out = read_rows(affinity.weight, affinity.rows, problem.value)
+    return TopKRead(out, affinity, _usage(problem, affinity) if with_usage else None)
+
+
+def read_rows(weight: Tensor, rows: Tensor, value: Tensor) -> Tensor:
+    """sum_k weight_ik value[rows_ik] [B, M, Cv]; weight float32 and rows int64, [B or 1, M, k]."""
+    batch = value.shape[0]
+    return weighted_sum(lists_of_queries(rows.expand(batch, -1, -1)), weight.expand(batch, -1, -1), value, value.dtype)
 
 
 def _usage(problem: Problem, affinity: SparseAffinity) -> Tensor:
     batch, rows = problem.value.shape[:2]
-    lists = lists_of_memory_rows(affinity.rows, batch, rows)
-    return weighted_sum(lists, affinity.weight, ones_like_queries(affinity.rows)).squeeze(-1)
+    objects = problem.of_scores.value.shape[0]
+    listed = affinity.rows[:objects]
+    lists = lists_of_memory_rows(listed, objects, rows)
+    usage = weighted_sum(lists, affinity.weight[:objects], ones_like_queries(listed)).squeeze(-1)
+    return usage.expand(batch, -1).contiguous()
 
 
 def ones_like_queries(rows: Tensor) -> Tensor:

@@ -42,11 +42,31 @@ def topk_backward(problem: Problem, count: int, grad_out: Tensor, grad_lse: Tens
     )
 
 
+def read_rows_backward(grad_out: Tensor, weight: Tensor, rows: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the weights and the values of read_rows(), from that of its result [B, M, Cv]."""
+    batch, memory_rows, width = value.shape
+    listed = rows.expand(batch, -1, -1)
+    blocks = _blocks(rows.shape[1], batch * rows.shape[2] * width)
+    parts = [_grad_weight(value, listed[:, block], grad_out[:, block]) for block in blocks]
+    lists = lists_of_memory_rows(listed, batch, memory_rows)
+    grad_value = weighted_sum(lists, weight.expand(batch, -1, -1), grad_out, value.dtype)
+    return _reduced(torch.cat(parts, dim=1), weight), grad_value
+
+
+def _grad_weight(value: Tensor, rows: Tensor, grad_out: Tensor) -> Tensor:
+    """dP [B, m, k] of the rows that each query reads, from the gradient of what it reads [B, m, Cv]."""
+    return (_gathered(value, rows) * grad_out[:, :, None]).sum(-1)
+
+
 def _query_blocks(problem: Problem, count: int) -> list[slice]:
-    """Blocks of queries whose gathered rows fit into MOST_GATHERED; one, empty, where there is no query."""
     batch, _, value_dim = problem.value.shape
     queries, key_dim = problem.query.shape[1:]
-    size = max(1, MOST_GATHERED // max(1, batch * count * max(key_dim, value_dim)))
+    return _blocks(queries, batch * count * max(key_dim, value_dim))
+
+
+def _blocks(queries: int, gathered: int) -> list[slice]:
+    """Blocks of queries, of `gathered` elements each, that fit into MOST_GATHERED; one, empty, without any query."""
+    size = max(1, MOST_GATHERED // max(1, gathered))
     return [slice(first, first + size) for first in range(0, max(1, queries), size)]
 
 
@@ -54,7 +74,7 @@ def _query_side(
     problem: Problem, affinity: SparseAffinity, grad_out: Tensor, grad_lse: Tensor, block: slice
 ) -> _QuerySide:
     rows, weight = affinity.rows[:, block], affinity.weight[:, block]  # [B, m, k]
-    grad_weight = (_gathered(problem.value, rows) * grad_out[:, block, None]).sum(-1)  # dP [B, m, k]
+    grad_weight = _grad_weight(problem.value, rows, grad_out[:, block])  # [B, m, k]
     # from the weights themselves, not from the rounded out: that is what the forward normalized
     delta = (weight * grad_weight).sum(-1, keepdim=True) - grad_lse[:, block, None]
     grad_score = weight * (grad_weight - delta)  # dS [B, m, k]

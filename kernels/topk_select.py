@@ -33,8 +33,7 @@ class Selected(NamedTuple):
 
 def select(problem: Problem, count: int) -> Selected:
     """The `count` rows of largest score, 0 < count < N; waits for the device."""
-    if _same_for_all_objects(problem):
-        problem = problem._replace(value=problem.value[:1])
+    problem = problem.of_scores
     maxima, launch = plan_maxima(problem, count)
     launch.run()
     lower_bound = maxima.topk(count, dim=-1).values[..., -1]  # [B, M]
@@ -90,11 +89,6 @@ def best(scores: Tensor, rows: Tensor, count: int) -> Selected:
     scores, by_score = scores.gather(-1, by_row).sort(dim=-1, descending=True, stable=True)
     rows, scores = rows.gather(-1, by_score)[..., :count].long(), scores[..., :count]
     return Selected(rows.masked_fill(rows == ABSENT, -1), scores)
-
-
-def _same_for_all_objects(problem: Problem) -> bool:
-    tensors = (problem.query, problem.key, problem.shrinkage, problem.selection)
-    return problem.lengths is None and all(tensor is None or tensor.shape[0] == 1 for tensor in tensors)
 
 
 def _of_queries(problem: Problem, part: slice) -> Problem:

@@ -15,9 +15,11 @@ from stm_fast.kernels.tiles import ceil_div
 
 def usage(problem: Problem, lse: Tensor) -> Tensor:
     """usage [B, N] float32, from the lse [B, M] of the read; 0 for rows that do not count."""
+    batch, problem = problem.value.shape[0], problem.of_scores
+    lse = lse[: problem.value.shape[0]]
     result, launch = plan_usage(problem, lse, row_totals(problem, lse))
     launch.run()
-    return result
+    return result.expand(batch, -1).contiguous()
 
 
 def plan_usage(problem: Problem, lse: Tensor, totals: Tensor | None) -> tuple[Tensor, Launch]:

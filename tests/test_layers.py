@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from family_formulas import only_largest, randn, squared_distance, weighted, xmem_score
 from stm_fast import MemoryRead, memory_read
 from stm_fast.ops.adapters import (
     AOTLongTermAttention,
@@ -18,26 +19,6 @@ from stm_fast.ops.adapters import (
 
 T, H, W = 3, 4, 5
 CK, CV = 8, 6
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def weighted(score, value):
-    """Values [B, C, N] weighted by the softmax over the memory of scores [B, N, M]: [B, C, M]."""
-    return torch.einsum("bnm,bcn->bcm", score.softmax(1), value)
-
-
-def only_largest(score, count):
-    kept = score.topk(count, dim=1).indices
-    return torch.full_like(score, -math.inf).scatter(1, kept, score.gather(1, kept))
-
-
-def squared_distance(mk, qk, weight=None):
-    """sum_c weight_ci (k_cj - q_ci)^2 of [B, C, N] and [B, C, M]: [B, N, M]."""
-    square = (mk[:, :, :, None] - qk[:, :, None, :]).square()
-    return (square if weight is None else square * weight[:, :, None, :]).sum(1)
 
 
 class TestSTM:
@@ -121,22 +102,13 @@ class TestXMem:
         qk, qe = randn(1, CK, H, W), torch.rand(1, CK, H, W, dtype=torch.float64)
         return mk, ms, qk, qe, mv
 
-    def score(self, mk, ms, qk, qe):
-        mk, qk = mk.flatten(2), qk.flatten(2)
-        distance = squared_distance(mk, qk, None if qe is None else qe.flatten(2))
-        if qe is None:
-            # as published: without a selection the term of the query alone is left out
-            distance = distance - qk.square().sum(1)[:, None, :]
-        strength = 1 if ms is None else ms.flatten(2).mT
-        return -strength * distance / math.sqrt(CK)
-
     @pytest.mark.parametrize("has_selection", [True, False])
     @pytest.mark.parametrize("has_shrinkage", [True, False])
     def test_training_read_of_objects_side_by_side(self, has_shrinkage, has_selection):
         mk, ms, qk, qe, _ = self.tensors(T, H, W)
         ms, qe = ms if has_shrinkage else None, qe if has_selection else None
         mv = randn(1, self.objects * CV, T, H, W)
-        expected = weighted(self.score(mk, ms, qk, qe), mv.flatten(2)).reshape(1, self.objects * CV, H, W)
+        expected = weighted(xmem_score(mk, ms, qk, qe), mv.flatten(2)).reshape(1, self.objects * CV, H, W)
         torch.testing.assert_close(readout(get_affinity(mk, ms, qk, qe), mv), expected)
 
     @pytest.mark.parametrize("has_selection", [True, False])
@@ -144,7 +116,7 @@ class TestXMem:
     def test_test_time_read_with_usage(self, top_k, has_selection):
         mk, ms, qk, qe, mv = self.tensors(T * H * W)
         qe = qe if has_selection else None
-        score = self.score(mk, ms, qk, qe)
+        score = xmem_score(mk, ms, qk, qe)
         if top_k:
             score = only_largest(score, top_k)
         out, usage = xmem_read(mk, ms, qk, qe, mv, top_k=top_k, return_usage=True)
@@ -162,7 +134,7 @@ class TestXMem:
 
     def test_a_later_group_reads_the_last_rows(self):
         mk, ms, qk, qe, mv = self.tensors(T * H * W)
-        score = only_largest(self.score(mk[..., -22:], ms[..., -22:], qk, qe), 5)
+        score = only_largest(xmem_score(mk[..., -22:], ms[..., -22:], qk, qe), 5)
         found = xmem_read(mk[..., -22:], ms[..., -22:], qk, qe, mv[..., -22:], top_k=5)
         torch.testing.assert_close(found, weighted(score.expand(self.objects, -1, -1), mv[..., -22:]))
 
@@ -171,7 +143,7 @@ class TestXMem:
         mk, ms, _, _, mv = self.tensors(T * H * W)
         prototypes, selection = mk[..., ::7], torch.rand(1, CK, 9, dtype=torch.float64)
         affinity = get_affinity(mk, ms, prototypes, selection)
-        score = self.score(mk, ms, prototypes, selection)
+        score = xmem_score(mk, ms, prototypes, selection)
         torch.testing.assert_close(affinity.read(ms.mT).mT, weighted(score, ms))
         torch.testing.assert_close(affinity.read(mv.mT).mT, weighted(score.expand(self.objects, -1, -1), mv))
 
@@ -180,7 +152,7 @@ class TestXMem:
         mv = randn(1, CV, T, H, W).requires_grad_()
         inputs = mk, ms, qk, qe, mv
         found = torch.autograd.grad(readout(get_affinity(mk, ms, qk, qe), mv).square().sum(), inputs)
-        expected = weighted(self.score(mk, ms, qk, qe), mv.flatten(2)).square().sum()
+        expected = weighted(xmem_score(mk, ms, qk, qe), mv.flatten(2)).square().sum()
         torch.testing.assert_close(found, torch.autograd.grad(expected, inputs))
 
     def test_scores_that_underflow_in_half_precision(self):

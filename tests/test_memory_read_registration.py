@@ -62,9 +62,9 @@ def test_opcheck_of_the_forward_operators(engine, device, case, requires_grad):
 def test_opcheck_of_the_backward_operators(engine, device, case):
     skip_if_absent(engine)
     tensors, chosen = operator_arguments(case, device, False)
-    out, lse, _ = getattr(torch.ops.stm_fast, f"memory_read_{engine}")(*tensors, *chosen)
+    out, lse, *_ = getattr(torch.ops.stm_fast, f"memory_read_{engine}")(*tensors, *chosen)
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}_backward").default
-    opcheck(operator, (torch.randn_like(out), torch.randn_like(lse), out, lse, *tensors, *chosen[:-1]))
+    opcheck(operator, (torch.randn_like(out), torch.randn_like(lse), out, lse, *tensors, *chosen[:-2]))
 
 
 @pytest.mark.parametrize("engine", ["cpp", "triton"])
@@ -72,7 +72,7 @@ def test_the_operators_are_defined_whether_or_not_their_engine_is_available(engi
     schema = getattr(torch.ops.stm_fast, f"memory_read_{engine}").default._schema
     names = [argument.name for argument in schema.arguments]
     assert names[:6] == ["query", "key", "value", "shrinkage", "selection", "lengths"]
-    assert [result.name for result in schema.returns] == ["out", "lse", "usage"]
+    assert [result.name for result in schema.returns] == ["out", "lse", "usage", "weights", "rows"]
 
 
 def compiled_results(case, backend, compiler):

@@ -11,9 +11,9 @@ import torch
 
 from saved_tensors import WAYS, assert_same, gradients, plainly, read_of
 from stm_fast.kernels import configs, forward, grad_query, grad_scores, layout, topk_backward, topk_select
-from stm_fast.ops import memory_read, triton_ops
+from stm_fast.ops import memory_read, read_rows, triton_ops
 from stm_fast.testing import CASES, ReadCase, check_case, make_tensors, runs
-from stm_fast.testing.cases import read_inputs
+from stm_fast.testing.cases import options, read_inputs
 
 torch.set_num_threads(1)
 
@@ -161,12 +161,31 @@ def test_objects_that_share_their_scores_share_the_top_k() -> None:
     check_case(case, torch.float32, "triton", DEVICE)
 
 
+@pytest.mark.parametrize(
+    "case", [TOP, ReadCase(batch=2, queries=9, shared_query=True, shared_key=True, top_k=5)], ids=str
+)
+def test_kept_rows_and_their_reads_equal_the_reference(case: ReadCase) -> None:
+    tensors = runs.leaves(make_tensors(case, torch.float32, DEVICE), torch.float32, requires_grad=True)
+    given = [tensor for tensor in tensors if tensor is not None]
+    results = []
+    for backend in ("triton", "reference"):
+        extras = {"shrinkage": tensors.shrinkage, "selection": tensors.selection, **options(case, DEVICE)}
+        out, usage, weights, rows = memory_read(
+            *tensors[:3], **extras, return_usage=True, return_top_k=True, backend=backend
+        )
+        again = read_rows(weights, rows, tensors.value, backend=backend)
+        torch.testing.assert_close(again, out)
+        found = torch.autograd.grad(again, given, torch.ones_like(again))
+        results.append((usage, weights, rows, *found))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
 def test_lengths_outside_the_memory_are_clamped() -> None:
     query, key, value = make_tensors(ReadCase(), torch.float32, DEVICE)[:3]
     lengths = torch.tensor([-3, 1000], dtype=torch.int32, device=DEVICE)
     operator = torch.ops.stm_fast.memory_read_triton
-    out, lse, _ = operator(query, key, value, None, None, lengths, 0.25, False, True, 0, False)
-    whole, whole_lse, _ = operator(query, key, value, None, None, None, 0.25, False, True, 0, False)
+    out, lse, *_ = operator(query, key, value, None, None, lengths, 0.25, False, True, 0, False, False)
+    whole, whole_lse, *_ = operator(query, key, value, None, None, None, 0.25, False, True, 0, False, False)
     assert not out[0].any()
     assert (lse[0] == -torch.inf).all()
     assert torch.equal(out[1], whole[1])

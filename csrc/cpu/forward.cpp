@@ -279,6 +279,30 @@ bool gathers_values(const ReadProblem<Stored>& problem) {
   return !quantized<Stored> && problem.top_k > 0 && problem.top_k <= problem.rows / rows_for_one;
 }
 
+// The kept rows of a read, in scratch memory if only the usage is computed from them.
+template <class Stored>
+class Kept {
+  using T = Accumulator<Stored>;
+
+ public:
+  Kept(const ReadProblem<Stored>& problem, const ReadOutputs<Stored>& outputs) : rows_(outputs.kept), scratch_(0) {
+    if (outputs.usage != nullptr && problem.is_sparse() && rows_.rows == nullptr) {
+      const Index count = problem.objects * problem.queries * problem.top_k;
+      Carver counter(nullptr);
+      counter.take<T>(count);
+      counter.take<std::int64_t>(count);
+      scratch_ = Scratch(counter.used());
+      Carver carver(scratch_.get());
+      rows_ = {carver.take<T>(count), carver.take<std::int64_t>(count)};
+    }
+  }
+  const KeptRows<T>& rows() const { return rows_; }
+
+ private:
+  KeptRows<T> rows_;
+  Scratch scratch_;
+};
+
 template <class Stored>
 void read_all_values(const Scores<Stored>& scores, const Parallel& parallel, const ReadResults<Stored>& wanted) {
   const ReadProblem<Stored>& problem = scores.problem;
@@ -303,17 +327,16 @@ void read_all_values(const Scores<Stored>& scores, const Parallel& parallel, con
 }  // namespace
 
 template <class Stored>
-void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Dense<Stored>* out,
-                 Accumulator<Stored>* lse, Accumulator<Stored>* usage) {
-  const ReadResults<Stored> wanted{out, lse};
+void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadOutputs<Stored>& outputs) {
+  const ReadResults<Stored> wanted{outputs.out, outputs.lse};
   const bool gathers = gathers_values(problem);
-  const TopK<Stored> top_k(problem, parallel, gathers ? wanted : ReadResults<Stored>{});
-  const Scores<Stored> scores(problem, top_k.thresholds());
+  const Kept<Stored> kept(problem, outputs);
+  const TopK<Stored> top_k(problem, parallel, gathers ? wanted : ReadResults<Stored>{}, kept.rows());
   if (!gathers) {
-    read_all_values(scores, parallel, wanted);
+    read_all_values(Scores<Stored>(problem, top_k.thresholds()), parallel, wanted);
   }
-  if (usage != nullptr) {
-    memory_usage(scores, parallel, usage);
+  if (outputs.usage != nullptr) {
+    memory_usage(problem, parallel, outputs.lse, kept.rows(), outputs.usage);
   }
 }
 
@@ -327,9 +350,8 @@ void softmax_statistics(const Scores<Stored>& scores, const Parallel& parallel,
   run_forward(scores, parallel, 0, Results<Stored>{{}, statistics});
 }
 
-#define STM_FAST_INSTANTIATE(Stored)                                                                           \
-  template void memory_read(const ReadProblem<Stored>&, const Parallel&, Dense<Stored>*, Accumulator<Stored>*, \
-                            Accumulator<Stored>*);                                                             \
+#define STM_FAST_INSTANTIATE(Stored)                                                                  \
+  template void memory_read(const ReadProblem<Stored>&, const Parallel&, const ReadOutputs<Stored>&); \
   template void softmax_statistics(const Scores<Stored>&, const Parallel&, const Statistics<Accumulator<Stored>>&);
 STM_FAST_INSTANTIATE(float)
 STM_FAST_INSTANTIATE(double)

@@ -19,9 +19,11 @@ template <class Stored>
 void softmax_statistics(const Scores<Stored>& scores, const Parallel& parallel,
                         const Statistics<Accumulator<Stored>>& statistics);
 
-// usage [B, N]: the weights of every memory row, summed over the queries.
+// usage [B, N]: the weights of every memory row, summed over the queries; of a dense read, from its lse [B, M], or from
+// the kept rows of a top-k read.
 template <class Stored>
-void memory_usage(const Scores<Stored>& scores, const Parallel& parallel, Accumulator<Stored>* usage);
+void memory_usage(const ReadProblem<Stored>& problem, const Parallel& parallel, const Accumulator<Stored>* lse,
+                  const KeptRows<Accumulator<Stored>>& kept, Accumulator<Stored>* usage);
 
 // The results of a read, both or none: lse is null if it is not needed.
 template <class Stored>
@@ -31,11 +33,12 @@ struct ReadResults {
 };
 
 // Finds the thresholds of a top-k read, and owns them; none if the read is dense. If `lse` is needed, it also reads:
-// the values of the selected rows only.
+// the values of the selected rows only. Fills `kept` if it is needed.
 template <class Stored>
 class TopK {
  public:
-  TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results = {});
+  TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results = {},
+       const KeptRows<Accumulator<Stored>>& kept = {});
   Thresholds<Accumulator<Stored>> thresholds() const { return thresholds_; }
 
  private:

@@ -5,6 +5,7 @@
 
 #include "pass.h"
 #include "passes.h"
+#include "weighted_rows.h"
 
 namespace stm_fast {
 
@@ -101,7 +102,7 @@ class TopKPass {
 
  public:
   TopKPass(const Scores<Stored>& scores, const Affinities& affinities, T* threshold, Index* last,
-           const ReadResults<Stored>& results)
+           const ReadResults<Stored>& results, const KeptRows<T>& kept)
       : scores_(scores),
         problem_(scores.problem),
         blocks_(scores.blocks),
@@ -109,7 +110,8 @@ class TopKPass {
         k_(problem_.top_k),
         threshold_(threshold),
         last_(last),
-        results_(results) {}
+        results_(results),
+        kept_(kept) {}
 
   struct Workspace {
     Workspace(const TopKPass& pass, Carver& carver) {
@@ -178,12 +180,16 @@ class TopKPass {
       // fewer rows than k: all of them are selected
       const T threshold = best.full() ? best.worst().score : -std::numeric_limits<T>::infinity();
       const Index last = best.full() ? best.worst().index : problem_.rows;
-      const T lse = reads() ? make_weights(best) : T(0);
+      const T lse = reads() || keeps() ? make_weights(best) : T(0);
       for (Index other = object; other < object + objects; ++other) {
         threshold_[other * blocks_.padded_queries() + first + query] = threshold;
         last_[other * blocks_.padded_queries() + first + query] = last;
+        const Index at = other * problem_.queries + first + query;
         if (reads()) {
-          results_.lse[other * problem_.queries + first + query] = lse;
+          results_.lse[at] = lse;
+        }
+        if (keeps()) {
+          keep(best, at);
         }
       }
     }
@@ -195,6 +201,7 @@ class TopKPass {
  private:
   // out is also null if values have no channels
   bool reads() const { return results_.lse != nullptr; }
+  bool keeps() const { return kept_.rows != nullptr; }
   Index block_queries() const { return blocks_.largest_block() * blocks_.lanes; }
 
   void offer_column(const T* scores, Index row, Index rows, Best<T> best) const {
@@ -211,34 +218,27 @@ class TopKPass {
     }
   }
 
-  // The weighted sum of the values of the best rows. If the numbers of a channel are contiguous, few channels at a
-  // time: they stay in the cache while all queries read them.
-  void read_values(Index object, Index first, Index queries, const Partial& result) const {
-    const Matrix<const Stored> value = problem_.value[object];
-    const Index dim = problem_.value_dim, step = value.row_stride < value.column_stride ? 4 : dim;
-    for (Index channel = 0; channel < dim; channel += step) {
-      const Index channels = std::min(step, dim - channel);
-      for (Index query = 0; query < queries; ++query) {
-        std::fill_n(result.sums, channels, T(0));
-        for (const Row<T>& row : result.best(query)) {
-          add_row(&value.at(row.index, channel), value.column_stride, channels, row.score, result.sums);
-        }
-        Dense<Stored>* const out = results_.out + (object * problem_.queries + first + query) * dim + channel;
-        std::transform(result.sums, result.sums + channels, out, narrow<Dense<Stored>>);
-      }
+  // Writes the weights of query number `at` and their rows.
+  void keep(const Best<T>& best, Index at) const {
+    T* weights = kept_.weights + at * k_;
+    std::int64_t* rows = kept_.rows + at * k_;
+    std::fill_n(weights, k_, T(0));
+    std::fill_n(rows, k_, -1);
+    for (const Row<T>& row : best) {
+      *weights++ = row.score;
+      *rows++ = row.index;
     }
   }
 
-  static void add_row(const Stored* from, Index stride, Index channels, T weight, T* sums) {
-    if (stride == 1) {
-      for (Index c = 0; c < channels; ++c) {
-        sums[c] += weight * widen(from[c]);
+  // The weighted sum of the values of the best rows.
+  void read_values(Index object, Index first, Index queries, const Partial& result) const {
+    const auto each_entry = [&](Index query, const auto& add) {
+      for (const Row<T>& row : result.best(query)) {
+        add(row.index, row.score);
       }
-    } else {
-      for (Index c = 0; c < channels; ++c) {
-        sums[c] += weight * widen(from[c * stride]);
-      }
-    }
+    };
+    sum_rows<Stored>(problem_.value[object], problem_.value_dim, queries, each_entry, result.sums,
+                     results_.out + (object * problem_.queries + first) * problem_.value_dim);
   }
 
   const Scores<Stored>& scores_;
@@ -249,14 +249,16 @@ class TopKPass {
   T* threshold_;
   Index* last_;
   ReadResults<Stored> results_;
+  KeptRows<T> kept_;
 };
 
 }  // namespace
 
 template <class Stored>
-TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results)
+TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results,
+                   const KeptRows<Accumulator<Stored>>& kept)
     : scratch_(0) {
-  if (problem.top_k == 0 || problem.top_k >= problem.rows) {
+  if (!problem.is_sparse()) {
     return;
   }
   using T = Accumulator<Stored>;
@@ -272,7 +274,7 @@ TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel,
   std::fill_n(last, count, Index(-1));
   const Affinities affinities(problem, problem.objects);
   const Schedule schedule = schedule_of(problem, affinities, scores.blocks.count, parallel.threads);
-  run_pass(TopKPass<Stored>(scores, affinities, threshold, last, results), schedule, parallel);
+  run_pass(TopKPass<Stored>(scores, affinities, threshold, last, results, kept), schedule, parallel);
   thresholds_ = {threshold, last};
 }
 

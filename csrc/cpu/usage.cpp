@@ -1,4 +1,5 @@
-// The usage of the memory rows: a second pass, because a weight is known only after its query has read every row.
+// The usage of the memory rows. For a dense read it is a second pass, because a weight is known only after its query
+// has read every row. Objects with a shared affinity have the same usage, which is computed once.
 #include "softmax_weights.h"
 
 namespace stm_fast {
@@ -21,13 +22,12 @@ struct UsageWorkspace {
   T* sums;     // [rows][lanes]: the weights of all panels
 };
 
-}  // namespace
-
 template <class Stored>
-void memory_usage(const Scores<Stored>& scores, const Parallel& parallel, Accumulator<Stored>* usage) {
+void usage_of_scores(const Scores<Stored>& scores, const Parallel& parallel, const Accumulator<Stored>* lse,
+                     Accumulator<Stored>* usage) {
   using T = Accumulator<Stored>;
   const ReadProblem<Stored>& problem = scores.problem;
-  const SoftmaxWeights<Stored> weights(scores, parallel);
+  const SoftmaxWeights<Stored> weights(scores, parallel, {lse, problem.queries, 1, 1, false});
   const Index row_blocks = divide_up(problem.rows, rows_per_block), lanes = scores.blocks.lanes;
   std::fill_n(usage, problem.objects * problem.rows, T(0));
   const auto add_block = [&](Index item, const UsageWorkspace<Stored>& work) {
@@ -54,11 +54,48 @@ void memory_usage(const Scores<Stored>& scores, const Parallel& parallel, Accumu
   run_items<UsageWorkspace<Stored>>(scores, problem.objects * row_blocks, parallel, add_block);
 }
 
-template void memory_usage(const Scores<float>&, const Parallel&, float*);
-template void memory_usage(const Scores<double>&, const Parallel&, double*);
-template void memory_usage(const Scores<BFloat16>&, const Parallel&, float*);
-template void memory_usage(const Scores<Half>&, const Parallel&, float*);
-template void memory_usage(const Scores<Int8>&, const Parallel&, float*);
-template void memory_usage(const Scores<Float8>&, const Parallel&, float*);
+// In the order of the queries.
+template <class T>
+void usage_of_kept(const KeptRows<T>& kept, Index entries, Index rows, T* usage) {
+  std::fill_n(usage, rows, T(0));
+  for (Index entry = 0; entry < entries; ++entry) {
+    if (kept.rows[entry] >= 0) {
+      usage[kept.rows[entry]] += kept.weights[entry];
+    }
+  }
+}
+
+}  // namespace
+
+template <class Stored>
+void memory_usage(const ReadProblem<Stored>& problem, const Parallel& parallel, const Accumulator<Stored>* lse,
+                  const KeptRows<Accumulator<Stored>>& kept, Accumulator<Stored>* usage) {
+  ReadProblem<Stored> different = problem;
+  if (problem.shares_affinity()) {
+    different.objects = std::min<Index>(1, problem.objects);
+  }
+  if (problem.is_sparse()) {
+    const Index entries = problem.queries * problem.top_k;
+    parallel.run(different.objects, [&](Index object) {
+      usage_of_kept<Accumulator<Stored>>({kept.weights + object * entries, kept.rows + object * entries}, entries,
+                                         problem.rows, usage + object * problem.rows);
+    });
+  } else {
+    usage_of_scores(Scores<Stored>(different), parallel, lse, usage);
+  }
+  for (Index object = different.objects; object < problem.objects; ++object) {
+    std::copy_n(usage, problem.rows, usage + object * problem.rows);
+  }
+}
+
+#define STM_FAST_INSTANTIATE(Stored)                                                                  \
+  template void memory_usage(const ReadProblem<Stored>&, const Parallel&, const Accumulator<Stored>*, \
+                             const KeptRows<Accumulator<Stored>>&, Accumulator<Stored>*);
+STM_FAST_INSTANTIATE(float)
+STM_FAST_INSTANTIATE(double)
+STM_FAST_INSTANTIATE(BFloat16)
+STM_FAST_INSTANTIATE(Half)
+STM_FAST_INSTANTIATE(Int8)
+STM_FAST_INSTANTIATE(Float8)
 
 }  // namespace stm_fast

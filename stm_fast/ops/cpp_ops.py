@@ -3,6 +3,7 @@
 from importlib.resources import files
 
 import torch
+from torch import Tensor
 
 from stm_fast.errors import InputError
 from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult
@@ -54,11 +55,16 @@ def _check_instructions() -> None:
 
 
 def unsupported_reasons(inputs: ReadInputs) -> list[str]:
+    return tensor_reasons(inputs.value)
+
+
+def tensor_reasons(tensor: Tensor) -> list[str]:
+    """Why the engine cannot read tensors with the device and dtype of this one."""
     reasons = transform_reasons()
-    if inputs.query.device.type != "cpu":
-        reasons.append(f"it runs on cpu tensors only, found {inputs.query.device.type}")
-    if inputs.query.dtype not in DTYPES:
-        reasons.append(f"it has no kernel for {inputs.query.dtype}")
+    if tensor.device.type != "cpu":
+        reasons.append(f"it runs on cpu tensors only, found {tensor.device.type}")
+    if tensor.dtype not in DTYPES:
+        reasons.append(f"it has no kernel for {tensor.dtype}")
     return reasons
 
 

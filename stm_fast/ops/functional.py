@@ -13,6 +13,7 @@ from stm_fast.choices import SIMILARITIES, Similarity
 from stm_fast.ops import backends, known_calls
 from stm_fast.ops.arguments import as_scale, as_top_k, check_flags, check_scale, check_tensors
 from stm_fast.ops.inputs import ReadInputs, Tensors, accumulation_dtype, in_transform, is_autocast, without_autocast
+from stm_fast.ops.reference import all_entries
 from stm_fast.torch_private import is_fake
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -40,6 +41,7 @@ def memory_read(
     *,
     return_lse: Literal[False] = ...,
     return_usage: Literal[False] = ...,
+    return_top_k: Literal[False] = ...,
     **options: Unpack[ReadOptions],
 ) -> Tensor: ...
 
@@ -58,12 +60,19 @@ def memory_read(
 
 @overload
 def memory_read(
+    query: Tensor, key: Tensor, value: Tensor, *, return_top_k: Literal[True], **options: Unpack[ReadOptions]
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+@overload
+def memory_read(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
     return_lse: bool = ...,
     return_usage: bool = ...,
+    return_top_k: bool = ...,
     **options: Unpack[ReadOptions],
 ) -> Tensor | tuple[Tensor, ...]: ...
 
@@ -82,6 +91,7 @@ def memory_read(
     top_k: SupportsIndex | None = None,
     return_lse: bool = False,
     return_usage: bool = False,
+    return_top_k: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
     """Reads a space-time memory: ``out_i = sum_j softmax_j(S_ij) value_j``, without materializing the affinity.
@@ -110,11 +120,15 @@ def memory_read(
             k >= N is the dense read. An integer of the same sources as `scale`.
         return_lse: also return lse ``[B, M]``, the natural log of the softmax normalizer, for merge_reads().
         return_usage: also return usage ``[B, N]``, the softmax weights summed over the queries (not differentiable).
+        return_top_k: also return the softmax weights that `top_k` kept and their memory rows, for read_rows(), each
+            ``[B, M, min(k, N)]`` and ascending by row; 0 and -1 where fewer rows count. The weights are differentiable,
+            the rows are int64.
         backend: "auto" picks the fastest that supports the inputs; "triton", "cpp" or "reference" requires that one. On
             Hopper "triton" has an experimental kernel for 16-bit "dot" reads with Ck up to 128 and Cv 512.
 
     Returns:
-        out ``[B, M, Cv]`` in the dtype of value, followed by lse and usage if requested (float32, or float64).
+        out ``[B, M, Cv]`` in the dtype of value, followed by lse, usage, weights and rows as requested (float32, or
+        float64). A value without channels, ``[B, N, 0]``, gives these alone.
 
     Raises:
         TypeError, ValueError: arguments whose dtypes, devices or shapes do not match, before any kernel runs.
@@ -126,27 +140,30 @@ def memory_read(
     if top_k is not None and type(top_k) is not int:
         top_k = as_top_k(top_k)
     tensors = query, key, value, shrinkage, selection, lengths
-    options = scale, top_k, similarity, query_norm, return_lse, return_usage, backend
+    options = scale, top_k, similarity, query_norm, return_lse, return_usage, return_top_k, backend
     call, reader = (None, None) if torch.compiler.is_compiling() else known_calls.find(tensors, *options)
     if reader is not None:
         if lengths is not None:
             _check_counts(lengths, key.shape[1])
-        return _requested(*reader(*tensors), return_lse)
+        return _requested(return_lse, *reader(*tensors))
     inputs = _checked(tensors, *options[:-1])
     chosen = backends.choose(backend, inputs, backends.BACKENDS)
     with without_autocast(query.device):
         result = chosen.read(inputs)
+        keeps_all = return_top_k and not inputs.top_k
+        if keeps_all:
+            result = result._replace(**all_entries(inputs))
     # a reader gets the tensors unconverted
-    if call is not None and all(map(operator.is_, inputs.tensors, tensors)):
+    if call is not None and not keeps_all and all(map(operator.is_, inputs.tensors, tensors)):
         known_calls.remember(call, inputs, chosen)
-    return _requested(*result, return_lse)
+    return _requested(return_lse, *result)
 
 
-def _requested(out: Tensor, lse: Tensor | None, usage: Tensor | None, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
-    if not return_lse:
-        return out if usage is None else (out, usage)
-    assert lse is not None
-    return (out, lse) if usage is None else (out, lse, usage)
+def _requested(
+    return_lse: bool, out: Tensor, lse: Tensor | None, *others: Tensor | None
+) -> Tensor | tuple[Tensor, ...]:
+    found = [tensor for tensor in (lse if return_lse else None, *others) if tensor is not None]
+    return (out, *found) if found else out
 
 
 def _checked(
@@ -157,13 +174,16 @@ def _checked(
     query_norm: bool,
     return_lse: bool,
     return_usage: bool,
+    return_top_k: bool,
 ) -> ReadInputs:
     """The arguments of memory_read(), checked and converted for the backends; raises what memory_read() does."""
     query, key, value, shrinkage, selection, lengths = tensors
     optional = {"shrinkage": shrinkage, "selection": selection, "lengths": lengths}
     check_tensors(optional, query=query, key=key, value=value, **optional)
-    check_flags(query_norm=query_norm, return_lse=return_lse, return_usage=return_usage)
-    query, key, value = _autocast(query, key, value)
+    check_flags(query_norm=query_norm, return_lse=return_lse, return_usage=return_usage, return_top_k=return_top_k)
+    if return_top_k and top_k is None:
+        raise ValueError("return_top_k: found True without top_k, expected a top_k")
+    query, key, value = cast_for_autocast(query, key, value)
     _check_tensors(query, key, value)
     check_scale(scale, query.dtype)
     _check_options(tensors, similarity, top_k)
@@ -180,6 +200,7 @@ def _checked(
         bool(query_norm),
         0 if top_k is None or top_k >= rows else top_k,
         bool(return_usage),
+        bool(return_top_k) and top_k is not None and top_k < rows,
         bool(return_lse),
     )
 
@@ -228,7 +249,7 @@ def _parts(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
     return list(tensors)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, the tensors in its dtype, as for PyTorch's own attention; float64 is not changed."""
     device = tensors[0].device.type
     if not is_autocast(device):

@@ -31,6 +31,7 @@ class ReadInputs(NamedTuple):
     query_norm: bool
     top_k: int  # 0: dense
     return_usage: bool = False
+    return_top_k: bool = False  # only if top_k is not 0
     return_lse: bool = True  # False: a reader made for such calls may leave it out
 
     @property
@@ -38,18 +39,22 @@ class ReadInputs(NamedTuple):
         return self[:6]
 
     @property
-    def options(self) -> tuple[float, int, bool, int, bool]:
-        return self[6:11]
+    def options(self) -> tuple[float, int, bool, int, bool, bool]:
+        return self[6:12]
 
 
 class ReadResult(NamedTuple):
     out: Tensor  # [B, M, Cv], dtype of value
     lse: Tensor  # [B, M], accumulation dtype
-    usage: Tensor | None  # [B, N], accumulation dtype
+    usage: Tensor | None = None  # [B, N], accumulation dtype
+    weights: Tensor | None = None  # [B, M, k], accumulation dtype
+    rows: Tensor | None = None  # [B, M, k] int64
 
 
-# takes tensors with the same layouts as those it was made for, and uses the same options; returns out, lse and usage
-Reader = Callable[[Unpack[Tensors]], tuple[Tensor, Tensor | None, Tensor | None]]
+# what a read returns to memory_read(): out, lse, usage, weights and rows, of which a known call may leave some out
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+# takes tensors with the same layouts as those it was made for, and uses the same options
+Reader = Callable[[Unpack[Tensors]], Results]
 
 
 def requires_grad(tensors: Iterable[Tensor | None]) -> bool:

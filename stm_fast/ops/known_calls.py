@@ -11,7 +11,7 @@ from stm_fast.kernels.launch import arithmetic_of
 from stm_fast.kernels.plans import Plans, layout_of
 from stm_fast.kernels.tuned import table_in_use
 from stm_fast.ops.backends import Backend, logger
-from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors, is_autocast, without_autocast
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Results, Tensors, is_autocast, without_autocast
 from stm_fast.torch_private import is_any_autocast_enabled, is_watched
 
 _READERS: Plans[Reader] = Plans()
@@ -57,7 +57,7 @@ def remember(call: Hashable, inputs: ReadInputs, backend: Backend[ReadInputs, Re
 
 
 def _outside_autocast(reader: Reader) -> Reader:
-    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def read(*tensors: *Tensors) -> Results:
         with without_autocast(tensors[0].device):
             return reader(*tensors)
 

@@ -45,11 +45,16 @@ def read_eager(inputs: ReadInputs, compute_dtype: torch.dtype | None = None) -> 
     dtype = compute_dtype or accumulation_dtype(inputs.value.dtype)
     value = valid_rows(inputs.value, inputs).to(dtype)  # [B, N, Cv]
     score = affinity_scores(inputs, dtype)  # [B, M, N]
+    kept = None
     if 0 < inputs.top_k < score.shape[-1]:
-        score = score.masked_fill(~largest_scores(score, inputs.top_k), -math.inf)
+        kept = largest_scores(score, inputs.top_k)
+        score = score.masked_fill(~kept, -math.inf)
     affinity, lse = softmax_and_lse(score)  # [B, M, N], [B, M]
     out = (affinity @ value).to(inputs.value.dtype)  # [B, M, Cv]
-    return ReadResult(out, lse, affinity.detach().sum(1) if inputs.return_usage else None)
+    usage = affinity.detach().sum(1) if inputs.return_usage else None
+    if kept is None or not inputs.return_top_k:
+        return ReadResult(out, lse, usage)
+    return ReadResult(out, lse, usage, *_entries(affinity, kept, inputs))
 
 
 def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
@@ -65,12 +70,17 @@ def read_chunked(inputs: ReadInputs, queries_per_chunk: int) -> ReadResult:
         # separate arguments: tensors inside a tuple would bypass the hooks of saved tensors, and with them the check
         # that they were not overwritten
         parts.append(read_block(inputs.options, query[:, block], key, value, shrinkage, chosen, lengths))
+
+    def joined(name: str) -> Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else torch.cat(found, dim=1)
+
     usages = [part.usage for part in parts if part.usage is not None]
-    return ReadResult(
-        torch.cat([part.out for part in parts], dim=1),
-        torch.cat([part.lse for part in parts], dim=1),
-        torch.stack(usages).sum(0) if usages else None,
-    )
+    usage = torch.stack(usages).sum(0) if usages else None
+    out, lse, weights, rows = map(joined, ("out", "lse", "weights", "rows"))
+    assert out is not None
+    assert lse is not None
+    return ReadResult(out, lse, usage, weights, rows)
 
 
 def _read_block(options: Any, *tensors: *Tensors) -> ReadResult:
@@ -131,6 +141,55 @@ def largest_scores(score: Tensor, count: int) -> Tensor:
     threshold = score.detach().topk(count, dim=-1).values[..., -1:]
     above, equal = ~(score <= threshold), score == threshold  # NaN counts as the largest
     return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+
+
+def _entries(affinity: Tensor, kept: Tensor, inputs: ReadInputs) -> tuple[Tensor, Tensor]:
+    """The kept weights of an affinity and their rows, [B, M, k] each, ascending by row; 0 and -1 where fewer count."""
+    count = inputs.key.shape[1]
+    if inputs.lengths is not None:
+        kept = kept & _valid(inputs)[:, None, :]
+    index = torch.arange(count, device=kept.device).masked_fill(~kept, count)  # [B, M, N]
+    rows = index.topk(inputs.top_k, dim=-1, largest=False, sorted=True).values
+    absent = rows == count
+    weights = affinity.gather(-1, rows.masked_fill(absent, 0)).masked_fill(absent, 0)
+    return weights, rows.masked_fill(absent, -1)
+
+
+def kept_weights(inputs: ReadInputs, rows: Tensor) -> Tensor:
+    """The softmax weights [B, M, k] of the rows [B, M, k] that a top-k read kept, differentiable in every input.
+
+    Each query becomes a read of its own, of a memory that is its k rows.
+    """
+    batch, queries, count = rows.shape
+
+    def of_queries(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.expand(batch, -1, -1).reshape(batch * queries, 1, tensor.shape[2])
+
+    def of_rows(tensor: Tensor) -> Tensor:
+        width, index = tensor.shape[2], rows.clamp(min=0).reshape(batch, queries * count, 1)
+        gathered = tensor.expand(batch, -1, -1).gather(1, index.expand(-1, -1, width))
+        return gathered.reshape(batch * queries, count, width)
+
+    query, key = of_queries(inputs.query), of_rows(inputs.key)
+    assert query is not None
+    shrinkage = None if inputs.shrinkage is None else of_rows(inputs.shrinkage[..., None]).squeeze(-1)
+    lengths = (rows >= 0).sum(-1).flatten()
+    tensors = query, key, key[..., :0], shrinkage, of_queries(inputs.selection), lengths
+    return _affinity(ReadInputs(*tensors, *inputs.options)).view(batch, queries, count)
+
+
+def all_entries(inputs: ReadInputs) -> dict[str, Tensor]:
+    """The weights and rows [B, M, N] of a read that keeps every row."""
+    weights = _affinity(inputs)
+    rows = torch.arange(inputs.key.shape[1], device=inputs.key.device)
+    if inputs.lengths is not None:
+        rows = rows.where(_valid(inputs), -1)[:, None]  # [B, 1, N]
+    return {"weights": weights, "rows": rows.expand(weights.shape).contiguous()}
+
+
+def _affinity(inputs: ReadInputs) -> Tensor:
+    """The affinity [B, M, N] of a dense read."""
+    return softmax_and_lse(affinity_scores(inputs, accumulation_dtype(inputs.value.dtype)))[0]
 
 
 def _valid(inputs: ReadInputs) -> Tensor:

@@ -9,13 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, accumulation_dtype, in_transform
+from stm_fast.ops.inputs import (
+    Reader,
+    ReadInputs,
+    ReadResult,
+    Results,
+    accumulation_dtype,
+    in_transform,
+    requires_grad,
+)
+from stm_fast.ops.reference import kept_weights
 from stm_fast.torch_private import below_autograd, in_forward_mode
 
-# top_k = 0 is the dense read; usage and the gradients of absent inputs are empty tensors
+# top_k = 0 is the dense read; results that were not requested, and the gradients of absent inputs, are empty tensors
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? shrinkage, Tensor? selection, Tensor? lengths"
 _OPTIONS = "float scale, int similarity, bool query_norm, int top_k"
-_FORWARD = f"({_TENSORS}, {_OPTIONS}, bool return_usage) -> (Tensor out, Tensor lse, Tensor usage)"
+_FORWARD = (
+    f"({_TENSORS}, {_OPTIONS}, bool return_usage, bool return_top_k)"
+    " -> (Tensor out, Tensor lse, Tensor usage, Tensor weights, Tensor rows)"
+)
 _BACKWARD = (
     f"(Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse, {_TENSORS}, {_OPTIONS})"
     " -> (Tensor query, Tensor key, Tensor value, Tensor shrinkage, Tensor selection)"
@@ -31,16 +43,16 @@ def register_engine(engine: str) -> None:
     torch.library.register_fake(forward, _fake_forward)
     torch.library.register_fake(backward, _fake_backward)
 
-    def backward_rule(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _grad_usage: Tensor | None) -> tuple[Any, ...]:
+    def backward_rule(ctx: Any, grad_out: Tensor, grad_lse: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
         operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}_backward")
         # a second access would unpack them again, which a checkpoint rejects and save_on_cpu() turns into a second copy
         out, lse, *tensors = ctx.saved_tensors
         gradients = operator(grad_out, grad_lse, out, lse, *tensors, *ctx.options)
         given = [None if tensor is None else found for tensor, found in zip(tensors, gradients, strict=False)]
-        return *given, None, None, None, None, None, None
+        return *given, None, *[None] * 6  # lengths, options
 
     torch.library.register_autograd(forward, backward_rule, setup_context=_setup_context)
-    torch.library.register_autograd(backward, _no_second_derivative)
+    torch.library.register_autograd(backward, no_second_derivative)
 
 
 def transform_reasons() -> list[str]:
@@ -60,31 +72,43 @@ def forward_mode_reasons() -> list[str]:
 def call_engine(engine: str, inputs: ReadInputs) -> ReadResult:
     """Runs one engine's forward operator (and, through autograd, its backward)."""
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}")
-    out, lse, usage = operator(*inputs.tensors, *inputs.options)
-    return ReadResult(out, lse, usage if inputs.return_usage else None)
+    result = _requested(inputs.return_usage, inputs.return_top_k, *operator(*inputs.tensors, *inputs.options))
+    if result.rows is None or not requires_grad(inputs.tensors):
+        return result
+    return result._replace(weights=kept_weights(inputs, result.rows))
 
 
 def engine_reader(engine: str, inputs: ReadInputs) -> Reader:
     """A reader that calls one engine's forward operator below autograd, which has nothing to record."""
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}").default
-    options, return_usage = inputs.options, inputs.return_usage
+    options, requested = inputs.options, (inputs.return_usage, inputs.return_top_k)
 
-    def read(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def read(*tensors: Tensor | None) -> Results:
         with below_autograd():
-            out, lse, usage = operator(*tensors, *options)
-        return out, lse, usage if return_usage else None
+            results = operator(*tensors, *options)
+        return _requested(*requested, *results)
 
     return read
 
 
-def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _requested(
+    return_usage: bool, return_top_k: bool, out: Tensor, lse: Tensor, usage: Tensor, weights: Tensor, rows: Tensor
+) -> ReadResult:
+    """The results of an operator without the empty tensors that stand for those that were not requested."""
+    return ReadResult(out, lse, usage if return_usage else None, *((weights, rows) if return_top_k else ()))
+
+
+def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = ReadInputs(*arguments)
     value, queries = inputs.value, inputs.query.shape[1]
     (batch, rows, value_dim), dtype = value.shape, accumulation_dtype(value.dtype)
+    kept = (batch, queries, inputs.top_k) if inputs.return_top_k else (0,)
     return (
         value.new_empty(batch, queries, value_dim),
         value.new_empty(batch, queries, dtype=dtype),
         value.new_empty((batch, rows) if inputs.return_usage else (0,), dtype=dtype),
+        value.new_empty(kept, dtype=dtype),
+        value.new_empty(kept, dtype=torch.int64),
     )
 
 
@@ -96,15 +120,16 @@ def _fake_backward(
     return tuple(query.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in arguments[:5])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, options = inputs[:6], inputs[6:10]
-    out, lse, usage = output
-    ctx.mark_non_differentiable(usage)
+    out, lse, *others = output
+    ctx.mark_non_differentiable(*others)
     ctx.save_for_backward(out, lse, *tensors)
     ctx.options = options
 
 
-def _no_second_derivative(_ctx: Any, *_grads: Tensor) -> None:
+def no_second_derivative(_ctx: Any, *_grads: Tensor) -> None:
+    """The autograd rule of a backward operator: raises NotImplementedError."""
     raise NotImplementedError(
         'memory_read: found a second derivative, expected at most a first; backend="reference" has every order'
     )

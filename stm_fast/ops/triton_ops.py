@@ -15,7 +15,7 @@ from stm_fast.choices import SIMILARITIES
 from stm_fast.errors import InputError
 from stm_fast.kernels.configs import WIDEST_KEY
 from stm_fast.kernels.targets import ARCHITECTURES
-from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Tensors
+from stm_fast.ops.inputs import Reader, ReadInputs, ReadResult, Results, Tensors
 from stm_fast.ops.registration import call_engine, engine_reader, register_engine, transform_reasons
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -24,7 +24,7 @@ MOST_OBJECTS = 65535  # the limit of the third dimension of a launch grid
 _INSTALLED = importlib.util.find_spec("triton") is not None
 # for tests: Triton's interpreter runs kernels on the CPU, in NumPy
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_DEVICE = "cpu" if _INTERPRETED else "cuda"
+DEVICE = "cpu" if _INTERPRETED else "cuda"
 
 register_engine("triton")
 
@@ -61,8 +61,8 @@ def _similarity_reasons(similarity: int) -> list[str]:
 
 def device_reasons(device: torch.device) -> list[str]:
     """Why no Triton kernel can run on a device."""
-    if device.type != _DEVICE:
-        return [f"it runs on {_DEVICE} tensors only, found {device.type}"]
+    if device.type != DEVICE:
+        return [f"it runs on {DEVICE} tensors only, found {device.type}"]
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major * 10 + minor < ARCHITECTURES[0]:
@@ -103,17 +103,18 @@ def reader(inputs: ReadInputs) -> Reader | None:
     places = [(problem._fields.index(name), copy) for name, copy in copies.items()]
     wants_lse = inputs.return_lse
 
-    def read(*tensors: *Tensors) -> tuple[Tensor, Tensor | None, None]:
+    def read(*tensors: *Tensors) -> Results:
         operands = [*tensors, half_norms(tensors[0], tensors[4]) if has_norms else None]
         for place, copy in places:
             operands[place] = copy.run(operands[place])
-        return (*plan.read(*operands), None) if wants_lse else (plan.read_out(*operands), None, None)
+        out, lse = plan.read(*operands) if wants_lse else (plan.read_out(*operands), None)
+        return out, lse, None, None, None
 
     if device.type != "cuda":
         return read
     index = device.index
 
-    def read_on_its_device(*tensors: *Tensors) -> tuple[Tensor, Tensor | None, None]:
+    def read_on_its_device(*tensors: *Tensors) -> Results:
         if torch.cuda.current_device() == index:
             return read(*tensors)
         with torch.cuda.device(index):
@@ -122,8 +123,8 @@ def reader(inputs: ReadInputs) -> Reader | None:
     return read_on_its_device
 
 
-@torch.library.impl("stm_fast::memory_read_triton", _DEVICE)
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.impl("stm_fast::memory_read_triton", DEVICE)
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     from stm_fast.kernels.forward import forward
     from stm_fast.kernels.layout import laid_out
     from stm_fast.kernels.topk import topk_forward
@@ -132,14 +133,16 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = ReadInputs(*arguments)
     with current_device(inputs.value.device):
         problem = laid_out(problem_of(inputs))
+        none, no_rows = inputs.value.new_empty(0, dtype=torch.float32), inputs.value.new_empty(0, dtype=torch.int64)
         if 0 < inputs.top_k < inputs.key.shape[1]:
-            out, lse, sparse_usage = topk_forward(problem, inputs.top_k, inputs.return_usage)
-            return out, lse, lse.new_empty(0) if sparse_usage is None else sparse_usage
+            read = topk_forward(problem, inputs.top_k, inputs.return_usage)
+            kept = read.affinity.by_row() if inputs.return_top_k else (none, no_rows)
+            return read.out, read.affinity.lse, none if read.usage is None else read.usage, *kept
         out, lse = forward(problem)
-        return out, lse, usage(problem, lse) if inputs.return_usage else lse.new_empty(0)
+        return out, lse, usage(problem, lse) if inputs.return_usage else none, none, no_rows
 
 
-@torch.library.impl("stm_fast::memory_read_triton_backward", _DEVICE)
+@torch.library.impl("stm_fast::memory_read_triton_backward", DEVICE)
 def _backward(grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     from stm_fast.kernels.backward import backward
     from stm_fast.kernels.layout import laid_out

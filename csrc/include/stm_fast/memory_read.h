@@ -65,6 +65,8 @@ struct ReadProblem {
     const Index length = lengths[object * lengths_stride];
     return length < 0 ? 0 : length > rows ? rows : length;
   }
+  // Whether the softmax is over fewer rows than there are.
+  bool is_sparse() const { return 0 < top_k && top_k < rows; }
   Index query_batches() const { return query.shared ? 1 : objects; }  // of selection too
   Index key_batches() const { return key.shared ? 1 : objects; }      // of key_scale and key_mean too
 
@@ -78,10 +80,24 @@ struct ReadProblem {
   }
 };
 
-// out [B, M, Cv], lse [B, M] and usage [B, N] (null: not needed) are contiguous.
+// The weights that a top-k read keeps and their memory rows, ascending by row; 0 and -1 where fewer rows count.
+template <class T>
+struct KeptRows {
+  T* weights = nullptr;          // [B, M, k]
+  std::int64_t* rows = nullptr;  // [B, M, k]
+};
+
+// The results of a read, contiguous. Null: not needed.
 template <class Stored>
-void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, Dense<Stored>* out,
-                 Accumulator<Stored>* lse, Accumulator<Stored>* usage);
+struct ReadOutputs {
+  Dense<Stored>* out;                       // [B, M, Cv], needed
+  Accumulator<Stored>* lse;                 // [B, M], needed
+  Accumulator<Stored>* usage = nullptr;     // [B, N]
+  KeptRows<Accumulator<Stored>> kept = {};  // only if 0 < top_k < N
+};
+
+template <class Stored>
+void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadOutputs<Stored>& outputs);
 
 template <class Stored>
 struct ReadGradients {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stm_fast.ops.adapters.affinity import Affinity
+from stm_fast.ops.functional import memory_read
 from stm_fast.ops.layers import feature, rows
 
 
@@ -53,4 +54,4 @@ def stcn_read(mk: Tensor, qk: Tensor, mv: Tensor, *, top_k: SupportsIndex | None
         ``[O, Cv, M]``.
     """
     query, key, value = rows(qk, "qk"), rows(mk, "mk"), rows(mv, "mv")
-    return Affinity(query, key, "l2", top_k=top_k, backend=backend).read(value).mT
+    return memory_read(query, key, value, similarity="l2", top_k=top_k, backend=backend).mT
