@@ -40,9 +40,13 @@ def only_largest(score, count, dim):
     return score.masked_fill(score < least, -math.inf)
 
 
-def dot_read(mk, mv, qk, count=None):
+def dot_read(mk, mv, qk, count=None, sigma=None):
     """[B, Ck, T, H, W], [B, Cv, T, H, W] and [B, Ck, H, W] to [B, Cv, H, W]."""
     score = torch.einsum("bcthw,bcyx->bthwyx", mk, qk).flatten(1, 3) / math.sqrt(mk.shape[1])
+    if sigma is not None:
+        best = score.flatten(2).argmax(2)[..., None, None]
+        y, x = torch.arange(H).double()[:, None], torch.arange(W).double()
+        score = score - ((y - best // W).square() + (x - best % W).square()) / (2 * sigma**2)
     score = score if count is None else only_largest(score, count, 1)
     return torch.einsum("bnyx,bvn->bvyx", softmax(score, 1), mv.flatten(2))
 
@@ -84,7 +88,7 @@ class MiVOS:
             self.km = km
 
         def forward(self, mk, mv, qk):
-            return dot_read(mk, mv, qk.expand(len(mk), -1, -1, -1), self.top_k)
+            return dot_read(mk, mv, qk.expand(len(mk), -1, -1, -1), self.top_k, self.km)
 
 
 class Heads(nn.Module):
@@ -193,6 +197,13 @@ FAMILIES = {
     "MiVOS": Family(
         "memory",
         lambda: MiVOS.EvalMemoryReader(5),
+        lambda r, *t: r(*t),
+        (*FRAMES[:2], (1, CK, H, W)),
+        "EvalMemoryReader of MiVOS and Mask-Propagation -> stm_fast.memory_read",
+    ),
+    "MiVOS with KMN's kernel": Family(
+        "memory",
+        lambda: MiVOS.EvalMemoryReader(5, km=1.5),
         lambda r, *t: r(*t),
         (*FRAMES[:2], (1, CK, H, W)),
         "EvalMemoryReader of MiVOS and Mask-Propagation -> stm_fast.memory_read",
@@ -392,11 +403,6 @@ class TestOptions:
         expected = model[0](*tensors, num_k_exclude_rope=1)
         stm_fast.adapt(model)  # PyTorch's kernel is the faster one
         assert torch.equal(model[0](*tensors, num_k_exclude_rope=1), expected)
-
-    def test_a_kernel_of_kmn_is_declined(self):
-        model = nn.Sequential(MiVOS.EvalMemoryReader(5, km=7))
-        with pytest.raises(ValueError, match=r"0 is not EvalMemoryReader of MiVOS and Mask-Propagation: km is 7"):
-            stm_fast.adapt(model)
 
 
 class TestNothingFound:

@@ -178,9 +178,18 @@ class TestMiVOS:
         one_by_one = [MiVOSMemoryReader(top_k)(mk[i : i + 1], mv[i : i + 1], qk) for i in range(objects)]
         torch.testing.assert_close(torch.cat(one_by_one), found)
 
-    def test_has_no_gaussian_kernel(self):
-        with pytest.raises(ValueError, match="km: found 7, expected None: the memory read has no Gaussian kernel"):
-            MiVOSMemoryReader(50, km=7)
+    @pytest.mark.parametrize("top_k", [6, None])
+    def test_gaussian_around_the_best_query_of_each_row(self, top_k):
+        objects, sigma = 2, 1.5
+        mk, mv, qk = randn(objects, CK, T, H, W), randn(objects, CV, T, H, W), randn(1, CK, H, W)
+        score = torch.einsum("bcn,cm->bnm", mk.flatten(2), qk[0].flatten(1)) / math.sqrt(CK)
+        y, x = torch.cartesian_prod(torch.arange(H).double(), torch.arange(W).double()).T  # exact squares
+        best = score.argmax(2)
+        squared = (y - y[best][..., None]).square() + (x - x[best][..., None]).square()  # [O, N, M]
+        score = score - squared / (2 * sigma**2)
+        score = only_largest(score, top_k) if top_k else score
+        found = MiVOSMemoryReader(top_k, km=sigma)(mk, mv, qk)
+        torch.testing.assert_close(found, weighted(score, mv.flatten(2)).reshape(objects, CV, H, W), rtol=1e-9, atol=0)
 
 
 class TestAOT:

@@ -9,6 +9,7 @@
 #include "pass.h"
 #include "passes.h"
 #include "results.h"
+#include "stm_fast/kept_rows.h"
 
 namespace stm_fast {
 
@@ -279,14 +280,14 @@ bool gathers_values(const ReadProblem<Stored>& problem) {
   return !quantized<Stored> && problem.top_k > 0 && problem.top_k <= problem.rows / rows_for_one;
 }
 
-// The kept rows of a read, in scratch memory if only the usage is computed from them.
+// The kept rows of a read, in scratch memory if they are not returned.
 template <class Stored>
 class Kept {
   using T = Accumulator<Stored>;
 
  public:
   Kept(const ReadProblem<Stored>& problem, const ReadOutputs<Stored>& outputs) : rows_(outputs.kept), scratch_(0) {
-    if (outputs.usage != nullptr && problem.is_sparse() && rows_.rows == nullptr) {
+    if (rows_.rows == nullptr && (gathers_values(problem) || (outputs.usage != nullptr && problem.is_sparse()))) {
       const Index count = problem.objects * problem.queries * problem.top_k;
       Carver counter(nullptr);
       counter.take<T>(count);
@@ -297,6 +298,20 @@ class Kept {
     }
   }
   const KeptRows<T>& rows() const { return rows_; }
+
+  // The read of the values by them.
+  KeptProblem<Stored> problem(const ReadProblem<Stored>& read) const {
+    const bool shared = read.shares_affinity();
+    const Index step = shared ? 0 : read.queries * read.top_k;
+    return {.objects = read.objects,
+            .queries = read.queries,
+            .kept = read.top_k,
+            .rows = read.rows,
+            .value_dim = read.value_dim,
+            .weights = {rows_.weights, step, read.top_k, 1, shared},
+            .kept_rows = {rows_.rows, step, read.top_k, 1, shared},
+            .value = read.value};
+  }
 
  private:
   KeptRows<T> rows_;
@@ -328,12 +343,12 @@ void read_all_values(const Scores<Stored>& scores, const Parallel& parallel, con
 
 template <class Stored>
 void memory_read(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadOutputs<Stored>& outputs) {
-  const ReadResults<Stored> wanted{outputs.out, outputs.lse};
-  const bool gathers = gathers_values(problem);
   const Kept<Stored> kept(problem, outputs);
-  const TopK<Stored> top_k(problem, parallel, gathers ? wanted : ReadResults<Stored>{}, kept.rows());
-  if (!gathers) {
-    read_all_values(Scores<Stored>(problem, top_k.thresholds()), parallel, wanted);
+  const TopK<Stored> top_k(problem, parallel, kept.rows(), outputs.lse);
+  if (!gathers_values(problem)) {
+    read_all_values(Scores<Stored>(problem, top_k.thresholds()), parallel, {outputs.out, outputs.lse});
+  } else if constexpr (!quantized<Stored>) {
+    read_rows(kept.problem(problem), parallel, outputs.out);
   }
   if (outputs.usage != nullptr) {
     memory_usage(problem, parallel, outputs.lse, kept.rows(), outputs.usage);

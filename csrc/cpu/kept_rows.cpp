@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "pass.h"
+#include "stm_fast/pack.h"
 #include "weighted_rows.h"
 
 namespace stm_fast {
@@ -75,8 +76,7 @@ Accumulator<Stored> product(const Matrix<const Stored>& left, Index i, const Mat
 template <class Stored>
 void make_grad_weights(const KeptProblem<Stored>& problem, const Parallel& parallel,
                        const Batch<const Stored>& grad_out, Accumulator<Stored>* grad_weights) {
-  const Index batches = problem.weights.shared ? 1 : problem.objects;
-  parallel.run(batches * problem.queries, [&](Index item) {
+  parallel.run(problem.weight_batches() * problem.queries, [&](Index item) {
     const Index batch = item / problem.queries, query = item % problem.queries;
     const Index last = problem.weights.shared ? problem.objects : batch + 1;
     for (Index e = 0; e < problem.kept; ++e) {
@@ -90,24 +90,87 @@ void make_grad_weights(const KeptProblem<Stored>& problem, const Parallel& paral
   });
 }
 
+// The entries of queries from `first` on, as sum_rows() takes them.
+template <class Stored>
+auto entries_of(const KeptProblem<Stored>& problem, Index object, Index first) {
+  return [&problem, rows = problem.kept_rows[object].from_row(first),
+          weights = problem.weights[object].from_row(first)](Index query, const auto& add) {
+    for (Index e = 0; e < problem.kept; ++e) {
+      if (const Index row = rows.at(query, e); 0 <= row && row < problem.rows) {
+        add(row, weights.at(query, e));
+      }
+    }
+  };
+}
+
+template <class Stored>
+void read_in_place(const KeptProblem<Stored>& problem, const Parallel& parallel, Stored* out) {
+  run_blocks(problem, problem.queries, parallel, [&](Index object, Index first, Index queries, auto* sums) {
+    sum_rows(problem.value[object], problem.value_dim, queries, entries_of(problem, object, first), sums,
+             out + (object * problem.queries + first) * problem.value_dim, problem.value_dim);
+  });
+}
+
+// Some channels of all memory rows of an object, copied so that those of a row are contiguous: a row is then one or a
+// few cache lines, where its numbers would be in one line each.
+template <class Stored>
+class ValueCopies {
+  using T = Accumulator<Stored>;
+
+ public:
+  ValueCopies(const KeptProblem<Stored>& problem, Index threads) : problem(problem) {
+    constexpr Index least = 16, most_bytes = 8 << 20;  // a cache line, and about a thread's share of the L3 cache
+    while (channels > least && (problem.rows * channels * static_cast<Index>(sizeof(T)) > most_bytes ||
+                                problem.objects * parts() < threads)) {
+      channels /= 2;
+    }
+  }
+  Index parts() const { return divide_up(problem.value_dim, channels); }
+
+  struct Workspace {
+    Workspace(const ValueCopies& copies, Carver& carver)
+        : values(carver.take<T>(copies.problem.rows * copies.channels)), sums(carver.take<T>(copies.channels)) {}
+    T* values;  // [rows][channels]
+    T* sums;    // [channels]
+  };
+
+  const KeptProblem<Stored>& problem;
+  Index channels = 64;
+};
+
+template <class Stored>
+void read_copies(const KeptProblem<Stored>& problem, const Parallel& parallel, Stored* out) {
+  using T = Accumulator<Stored>;
+  using Copies = ValueCopies<Stored>;
+  const Copies copies(problem, parallel.threads);
+  const auto read_part = [&](Index item, const typename Copies::Workspace& work) {
+    const Index object = item / copies.parts(), channel = item % copies.parts() * copies.channels;
+    const Index channels = std::min(copies.channels, problem.value_dim - channel);
+    pack_panels(problem.value[object].transposed().from_row(channel), channels, problem.rows, copies.channels,
+                work.values);
+    sum_rows(Matrix<const T>{work.values, copies.channels, 1}, channels, problem.queries,
+             entries_of(problem, object, 0), work.sums, out + object * problem.queries * problem.value_dim + channel,
+             problem.value_dim);
+  };
+  run_items<typename Copies::Workspace>(copies, problem.objects * copies.parts(), parallel, read_part);
+}
+
+// Whether the values of a channel are contiguous, and few enough in comparison to the entries to copy all of them.
+template <class Stored>
+bool copies_values(const KeptProblem<Stored>& problem) {
+  const Matrix<const Stored> value = problem.value[0];
+  return value.row_stride < value.column_stride && problem.rows <= problem.queries * problem.kept;
+}
+
 }  // namespace
 
 template <class Stored>
 void read_rows(const KeptProblem<Stored>& problem, const Parallel& parallel, Stored* out) {
-  using T = Accumulator<Stored>;
-  run_blocks(problem, problem.queries, parallel, [&](Index object, Index first, Index queries, T* sums) {
-    const auto rows = problem.kept_rows[object].from_row(first);
-    const auto weights = problem.weights[object].from_row(first);
-    const auto each_entry = [&](Index query, const auto& add) {
-      for (Index e = 0; e < problem.kept; ++e) {
-        if (const Index row = rows.at(query, e); 0 <= row && row < problem.rows) {
-          add(row, weights.at(query, e));
-        }
-      }
-    };
-    sum_rows<Stored>(problem.value[object], problem.value_dim, queries, each_entry, sums,
-                     out + (object * problem.queries + first) * problem.value_dim);
-  });
+  if (copies_values(problem)) {
+    read_copies(problem, parallel, out);
+  } else {
+    read_in_place(problem, parallel, out);
+  }
 }
 
 template <class Stored>
@@ -116,9 +179,8 @@ void read_rows_backward(const KeptProblem<Stored>& problem, const Parallel& para
   using T = Accumulator<Stored>;
   make_grad_weights(problem, parallel, grad_out, grad_weights);
   std::vector<Inverse<T>> inverses;
-  for (Index object = 0; object < (problem.weights.shared ? std::min<Index>(1, problem.objects) : problem.objects);
-       ++object) {
-    inverses.emplace_back(problem, object);
+  for (Index batch = 0; batch < problem.weight_batches(); ++batch) {
+    inverses.emplace_back(problem, batch);
   }
   run_blocks(problem, problem.rows, parallel, [&](Index object, Index first, Index rows, T* sums) {
     const Inverse<T>& inverse = inverses[problem.weights.shared ? 0 : object];
@@ -127,8 +189,8 @@ void read_rows_backward(const KeptProblem<Stored>& problem, const Parallel& para
         add(inverse.entries[at].query, inverse.entries[at].weight);
       }
     };
-    sum_rows<Stored>(grad_out[object], problem.value_dim, rows, each_entry, sums,
-                     grad_value + (object * problem.rows + first) * problem.value_dim);
+    sum_rows(grad_out[object], problem.value_dim, rows, each_entry, sums,
+             grad_value + (object * problem.rows + first) * problem.value_dim, problem.value_dim);
   });
 }
 

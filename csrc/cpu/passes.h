@@ -25,20 +25,20 @@ template <class Stored>
 void memory_usage(const ReadProblem<Stored>& problem, const Parallel& parallel, const Accumulator<Stored>* lse,
                   const KeptRows<Accumulator<Stored>>& kept, Accumulator<Stored>* usage);
 
-// The results of a read, both or none: lse is null if it is not needed.
+// The results of a read.
 template <class Stored>
 struct ReadResults {
   Dense<Stored>* out = nullptr;        // [B, M, Cv]
   Accumulator<Stored>* lse = nullptr;  // [B, M]
 };
 
-// Finds the thresholds of a top-k read, and owns them; none if the read is dense. If `lse` is needed, it also reads:
-// the values of the selected rows only. Fills `kept` if it is needed.
+// Finds the thresholds of a top-k read, and owns them; none if the read is dense. Fills `kept` if it is needed, and
+// then lse [B, M] too.
 template <class Stored>
 class TopK {
  public:
-  TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results = {},
-       const KeptRows<Accumulator<Stored>>& kept = {});
+  TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const KeptRows<Accumulator<Stored>>& kept = {},
+       Accumulator<Stored>* lse = nullptr);
   Thresholds<Accumulator<Stored>> thresholds() const { return thresholds_; }
 
  private:

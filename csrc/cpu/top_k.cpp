@@ -1,11 +1,10 @@
-// The top-k read: each query keeps the k best rows so far in a heap while it passes over the memory. The worst of them
-// is its threshold; if k is small, their values are read one by one.
+// The rows of a top-k read: each query keeps the k best so far in a heap while it passes over the memory. The worst of
+// them is its threshold.
 #include <cmath>
 #include <limits>
 
 #include "pass.h"
 #include "passes.h"
-#include "weighted_rows.h"
 
 namespace stm_fast {
 
@@ -102,7 +101,7 @@ class TopKPass {
 
  public:
   TopKPass(const Scores<Stored>& scores, const Affinities& affinities, T* threshold, Index* last,
-           const ReadResults<Stored>& results, const KeptRows<T>& kept)
+           const KeptRows<T>& kept, T* lse)
       : scores_(scores),
         problem_(scores.problem),
         blocks_(scores.blocks),
@@ -110,8 +109,8 @@ class TopKPass {
         k_(problem_.top_k),
         threshold_(threshold),
         last_(last),
-        results_(results),
-        kept_(kept) {}
+        kept_(kept),
+        lse_(lse) {}
 
   struct Workspace {
     Workspace(const TopKPass& pass, Carver& carver) {
@@ -132,14 +131,12 @@ class TopKPass {
     Partial(const TopKPass& pass, Carver& carver)
         : rows(carver.take<Row<T>>(pass.block_queries() * pass.k_)),
           counts(carver.take<Index>(pass.block_queries())),
-          sums(carver.take<T>(pass.problem_.value_dim)),
           k(pass.k_) {}
 
     Best<T> best(Index query) const { return Best<T>(rows + query * k, counts + query, k); }
 
     Row<T>* rows;   // [queries of a block][k]
     Index* counts;  // [queries of a block]
-    T* sums;        // [value_dim]
     Index k;
   };
 
@@ -180,27 +177,22 @@ class TopKPass {
       // fewer rows than k: all of them are selected
       const T threshold = best.full() ? best.worst().score : -std::numeric_limits<T>::infinity();
       const Index last = best.full() ? best.worst().index : problem_.rows;
-      const T lse = reads() || keeps() ? make_weights(best) : T(0);
+      const T lse = keeps() ? make_weights(best) : T(0);
       for (Index other = object; other < object + objects; ++other) {
         threshold_[other * blocks_.padded_queries() + first + query] = threshold;
         last_[other * blocks_.padded_queries() + first + query] = last;
         const Index at = other * problem_.queries + first + query;
-        if (reads()) {
-          results_.lse[at] = lse;
-        }
         if (keeps()) {
           keep(best, at);
         }
+        if (lse_ != nullptr) {
+          lse_[at] = lse;
+        }
       }
-    }
-    for (Index other = object; reads() && other < object + objects; ++other) {
-      read_values(other, first, blocks_.queries_in_block(segment.query_block), result);
     }
   }
 
  private:
-  // out is also null if values have no channels
-  bool reads() const { return results_.lse != nullptr; }
   bool keeps() const { return kept_.rows != nullptr; }
   Index block_queries() const { return blocks_.largest_block() * blocks_.lanes; }
 
@@ -230,17 +222,6 @@ class TopKPass {
     }
   }
 
-  // The weighted sum of the values of the best rows.
-  void read_values(Index object, Index first, Index queries, const Partial& result) const {
-    const auto each_entry = [&](Index query, const auto& add) {
-      for (const Row<T>& row : result.best(query)) {
-        add(row.index, row.score);
-      }
-    };
-    sum_rows<Stored>(problem_.value[object], problem_.value_dim, queries, each_entry, result.sums,
-                     results_.out + (object * problem_.queries + first) * problem_.value_dim);
-  }
-
   const Scores<Stored>& scores_;
   const ReadProblem<Stored>& problem_;
   const QueryBlocks& blocks_;
@@ -248,15 +229,15 @@ class TopKPass {
   Index k_;
   T* threshold_;
   Index* last_;
-  ReadResults<Stored> results_;
   KeptRows<T> kept_;
+  T* lse_;
 };
 
 }  // namespace
 
 template <class Stored>
-TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results,
-                   const KeptRows<Accumulator<Stored>>& kept)
+TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel,
+                   const KeptRows<Accumulator<Stored>>& kept, Accumulator<Stored>* lse)
     : scratch_(0) {
   if (!problem.is_sparse()) {
     return;
@@ -274,7 +255,7 @@ TopK<Stored>::TopK(const ReadProblem<Stored>& problem, const Parallel& parallel,
   std::fill_n(last, count, Index(-1));
   const Affinities affinities(problem, problem.objects);
   const Schedule schedule = schedule_of(problem, affinities, scores.blocks.count, parallel.threads);
-  run_pass(TopKPass<Stored>(scores, affinities, threshold, last, results, kept), schedule, parallel);
+  run_pass(TopKPass<Stored>(scores, affinities, threshold, last, kept, lse), schedule, parallel);
   thresholds_ = {threshold, last};
 }
 

@@ -29,11 +29,11 @@ void add_row(const Stored* from, Index stride, Index channels, Accumulator<Store
   }
 }
 
-// out[i * channels_of_out + c] = sum of weight * value[row, c] over list i. each_entry(i, add) calls add(row, weight)
-// for its entries; sums has room for all channels.
-template <class Stored, class EachEntry>
+// out[i * stride + c] = sum of weight * value[row, c] over list i. each_entry(i, add) calls add(row, weight) for its
+// entries; sums has room for all channels.
+template <class Stored, class Result, class EachEntry>
 void sum_rows(const Matrix<const Stored>& value, Index channels, Index lists, const EachEntry& each_entry,
-              Accumulator<Stored>* sums, Dense<Stored>* out) {
+              Accumulator<Stored>* sums, Result* out, Index stride) {
   using T = Accumulator<Stored>;
   const Index step = channels_together(value, channels);
   for (Index channel = 0; channel < channels; channel += step) {
@@ -43,7 +43,7 @@ void sum_rows(const Matrix<const Stored>& value, Index channels, Index lists, co
       each_entry(list, [&](Index row, T weight) {
         add_row(&value.at(row, channel), value.column_stride, count, weight, sums);
       });
-      std::transform(sums, sums + count, out + list * channels + channel, narrow<Dense<Stored>>);
+      std::transform(sums, sums + count, out + list * stride + channel, narrow<Result>);
     }
   }
 }

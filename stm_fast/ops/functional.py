@@ -184,7 +184,7 @@ def _checked(
     if return_top_k and top_k is None:
         raise ValueError("return_top_k: found True without top_k, expected a top_k")
     query, key, value = cast_for_autocast(query, key, value)
-    _check_tensors(query, key, value)
+    check_read_tensors(query, key, value)
     check_scale(scale, query.dtype)
     _check_options(tensors, similarity, top_k)
     dtype, rows = accumulation_dtype(query.dtype), key.shape[1]
@@ -265,7 +265,8 @@ def int32_lengths(lengths: Tensor | None, rows: int) -> Tensor | None:
     return lengths.clamp(0, rows).to(torch.int32)
 
 
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+def check_read_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raises TypeError or ValueError for dtypes, devices or shapes that memory_read() does not take."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 3:
             raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected 3 dimensions")

@@ -3,6 +3,8 @@
 // Rows outside of 0 .. N - 1 count for nothing.
 #pragma once
 
+#include <algorithm>
+
 #include "stm_fast/memory_read.h"
 
 namespace stm_fast {
@@ -19,6 +21,9 @@ struct KeptProblem {
   Batch<const T> weights;               // [B, M, k]
   Batch<const std::int64_t> kept_rows;  // [B, M, k]
   Batch<const Stored> value;            // [B, N, Cv]
+
+  // One for all objects if they share the weights.
+  Index weight_batches() const { return weights.shared ? std::min<Index>(1, objects) : objects; }
 };
 
 // out [B, M, Cv], contiguous.

@@ -96,11 +96,6 @@ class ModuleReader(NamedTuple):
     signatures: Signatures  # of its methods
     attributes: tuple[str, ...]  # of its instances, which the adapter uses
     adapter: type[nn.Module]
-    declined: Callable[[Any], str | None] = lambda _module: None  # why this instance is left as it is
-
-
-def _declined_kernel(module: Any) -> str | None:
-    return None if module.km is None else f"km is {module.km}, expected None"
 
 
 MODULE_READERS = (
@@ -121,7 +116,6 @@ MODULE_READERS = (
         {"forward": ("mk", "mv", "qk")},
         ("top_k", "km"),
         MiVOSMemoryReader,
-        _declined_kernel,
     ),
     ModuleReader(
         "MultiheadAttention",

@@ -175,7 +175,6 @@ class _Search:
             absent = [attribute for attribute in reader.attributes if not hasattr(layer, attribute)]
             if reason is None and absent:
                 reason = f"no attribute {absent[0]}"
-            reason = reason or reader.declined(layer)
             if reason is None:
                 new = _adapted_class(published, reader.adapter, self.backend)
                 line = f"{name}: {reader.name} of {reader.network} -> stm_fast.memory_read"
