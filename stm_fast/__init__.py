@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         stm_resnet50,
     )
     from stm_fast.ops import MemoryRead, kernelized_memory_read, memory_read, merge_reads, read_rows
+    from stm_fast.ops.adapters.live import Adapted, adapt
     from stm_fast.runs.video import segment_video
     from stm_fast.versions import __version__
 else:
@@ -43,6 +44,7 @@ else:
                 "stm_resnet50",
             ),
             "stm_fast.ops": ("MemoryRead", "kernelized_memory_read", "memory_read", "merge_reads", "read_rows"),
+            "stm_fast.ops.adapters.live": ("Adapted", "adapt"),
             "stm_fast.runs.video": ("segment_video",),
             "stm_fast.versions": ("__version__",),
         },
@@ -50,12 +52,14 @@ else:
 
 __all__ = [
     "STM",
+    "Adapted",
     "InputError",
     "MemoryConfig",
     "MemoryRead",
     "Segmentation",
     "VideoSegmenter",
     "__version__",
+    "adapt",
     "kernelized_memory_read",
     "load_checkpoint",
     "memory_read",

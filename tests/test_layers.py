@@ -178,9 +178,18 @@ class TestMiVOS:
         one_by_one = [MiVOSMemoryReader(top_k)(mk[i : i + 1], mv[i : i + 1], qk) for i in range(objects)]
         torch.testing.assert_close(torch.cat(one_by_one), found)
 
-    def test_has_no_gaussian_kernel(self):
-        with pytest.raises(ValueError, match="km: found 7, expected None: the memory read has no Gaussian kernel"):
-            MiVOSMemoryReader(50, km=7)
+    @pytest.mark.parametrize("top_k", [6, None])
+    def test_gaussian_around_the_best_query_of_each_row(self, top_k):
+        objects, sigma = 2, 1.5
+        mk, mv, qk = randn(objects, CK, T, H, W), randn(objects, CV, T, H, W), randn(1, CK, H, W)
+        score = torch.einsum("bcn,cm->bnm", mk.flatten(2), qk[0].flatten(1)) / math.sqrt(CK)
+        y, x = torch.cartesian_prod(torch.arange(H).double(), torch.arange(W).double()).T  # exact squares
+        best = score.argmax(2)
+        squared = (y - y[best][..., None]).square() + (x - x[best][..., None]).square()  # [O, N, M]
+        score = score - squared / (2 * sigma**2)
+        score = only_largest(score, top_k) if top_k else score
+        found = MiVOSMemoryReader(top_k, km=sigma)(mk, mv, qk)
+        torch.testing.assert_close(found, weighted(score, mv.flatten(2)).reshape(objects, CV, H, W), rtol=1e-9, atol=0)
 
 
 class TestAOT:
@@ -214,7 +223,9 @@ class TestAOT:
         assert attention is None
         torch.testing.assert_close(out, self.formula(layer, *tensors, use_dis=use_dis))
 
-    @pytest.mark.parametrize(("top_k", "count"), [(7, 7), (0.25, 15), (-0.5, 10), (-1, None), (100, None)])
+    @pytest.mark.parametrize(
+        ("top_k", "count"), [(7, 7), (0.25, 15), (-0.5, 10), (-1, None), (0, None), (-2, None), (100, None)]
+    )
     def test_top_k_is_a_count_a_share_of_the_rows_or_of_the_queries(self, top_k, count):
         layer, tensors = self.layer(top_k=top_k), self.tensors()
         torch.testing.assert_close(layer(*tensors)[0], self.formula(layer, *tensors, count=count))
@@ -242,8 +253,8 @@ class TestAOT:
     def test_refuses_unsupported_options(self):
         with pytest.raises(ValueError, match=r"dropout: found 0\.1, expected 0"):
             self.layer(dropout=0.1)
-        with pytest.raises(ValueError, match="top_k: found 0, expected above 0, or from -1 to below 0"):
-            self.layer(top_k=0)
+        with pytest.raises(ValueError, match="top_k: found nan, expected a number"):
+            self.layer(top_k=math.nan)
 
 
 @pytest.mark.slow
