@@ -8,12 +8,9 @@ from stm_fast.ops.functional import memory_read
 
 
 class MemoryRead(nn.Module):
-    """The memory read of STM as a layer without weights. Assigned to ``Memory``, it changes only a network's cost.
+    """The memory read of STM as a layer without weights, for networks of one's own.
 
-    .. code-block:: python
-
-        from stm_fast import MemoryRead
-        model.Memory = MemoryRead()   # model: the published STM, also inside a DataParallel as model.module.Memory
+    In place of that of the published STM it changes only a network's cost: :func:`stm_fast.adapt` puts it there.
 
     Args:
         backend: as in :func:`stm_fast.ops.memory_read`.
