@@ -7,6 +7,7 @@ import copy
 import logging
 import math
 import pickle
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -439,6 +440,55 @@ class TestNothingFound:
         layer = AOT.MultiheadAttention()
         del layer.use_dis
         assert "(0 is not MultiheadAttention of AOT: no attribute use_dis)" in self.error(nn.Sequential(layer))
+
+    def test_a_fork_with_another_formula(self):
+        class Memory(STM.Memory):
+            pass
+
+        class Scaled(nn.Module):
+            def forward(self, m_in, m_out, q_in, q_out):
+                return torch.cat([dot_read(m_in, m_out, 2 * q_in), q_out], 1), None
+
+        Scaled.__name__ = "Memory"
+        message = self.error(nn.Sequential(Scaled()))
+        assert re.search(r"\(0 is not Memory of STM: its read differs by 0\.\d+ from that one's formula\)", message)
+        assert stm_fast.adapt(nn.Sequential(Memory(), Scaled())).replaced == (
+            "0: Memory of STM -> stm_fast.memory_read",
+        )
+
+    @pytest.mark.parametrize("family", ["AOT", "DeAOT"])
+    def test_a_fork_of_a_layer_with_weights(self, family):
+        class Sharper(Heads):
+            def weighted(self, Q, K, V):
+                return super().weighted(2 * Q, K, V)
+
+        published = AOT.MultiheadAttention if family == "AOT" else DeAOT.GatedPropagation
+        fork = type(published.__name__, (Sharper,), dict(vars(published)))
+        if family == "DeAOT":
+            fork.__init__ = lambda self: (Sharper.__init__(self), setattr(self, "dw_conv", Convolution(2 * CV)))[0]
+        else:
+            fork.__init__ = Sharper.__init__
+        assert f"is not {published.__name__} of {family}" in self.error(nn.Sequential(fork()))
+
+    def test_a_fork_that_takes_other_shapes(self):
+        class Memory(nn.Module):
+            def forward(self, m_in, m_out, q_in, q_out):
+                raise RuntimeError(f"found {m_in.ndim} dimensions\nexpected 6")
+
+        message = self.error(nn.Sequential(Memory()))
+        assert "it cannot read an example (RuntimeError: found 3 dimensions)" in message
+
+    def test_nothing_random_is_drawn(self):
+        torch.manual_seed(0)
+        expected = torch.rand(2)
+        torch.manual_seed(0)
+        stm_fast.adapt(nn.Sequential(STM.Memory()))
+        assert torch.equal(torch.rand(2), expected)
+
+    def test_layers_without_numbers_are_not_compared(self):
+        with torch.device("meta"):
+            model = nn.Sequential(AOT.MultiheadAttention())
+        assert len(stm_fast.adapt(model).replaced) == 1
 
     def test_pytorchs_own_attention_is_another(self):
         assert " without a known memory read, expected" in self.error(nn.MultiheadAttention(4, 2))

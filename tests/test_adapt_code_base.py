@@ -235,6 +235,22 @@ class TestFunctions:
         assert dict(vars(code.network)) == before
 
 
+FORKS = {
+    "model.memory_util is not that of XMem": XMEM
+    | {"model/memory_util.py": MEMORY_UTIL.replace("-distance *", "-2 * distance *")},
+    "inference_memory_bank.MemoryBank is not that of STCN": STCN
+    | {"inference_memory_bank.py": MEMORY_BANK.replace("score = -(", "score = -2 * (")},
+}
+
+
+@pytest.mark.parametrize("message", FORKS)
+def test_a_fork_with_another_formula_is_left_alone(project, message):
+    code = project(FORKS[message])
+    model = code.network.XMem() if "XMem" in message else code.eval_network.STCN()
+    with pytest.raises(ValueError, match=rf"{message}.*: its read differs by 0\.\d+ from that one's formula"):
+        stm_fast.adapt(model)
+
+
 class TestMemoryBank:
     def bank(self, code, **options):
         bank = code.inference_core.MemoryBank(3, **options)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from stm_fast.ops.adapters import examples
 from stm_fast.ops.adapters.affinity import Affinity
 from stm_fast.ops.adapters.aot import AOTLongTermAttention, DeAOTGatedPropagation
+from stm_fast.ops.adapters.examples import Example
 from stm_fast.ops.adapters.mivos import MiVOSMemoryReader
 from stm_fast.ops.adapters.stcn import STCNMemoryReader
 from stm_fast.ops.adapters.stm import MaskPropagationMemoryReader, STMMemory
@@ -96,19 +98,33 @@ class ModuleReader(NamedTuple):
     signatures: Signatures  # of its methods
     attributes: tuple[str, ...]  # of its instances, which the adapter uses
     adapter: type[nn.Module]
+    examples: tuple[Example, ...] = ()  # on which both must agree; none where the adapter runs the published code
 
 
 MODULE_READERS = (
-    ModuleReader("Memory", "STM", {"forward": ("m_in", "m_out", "q_in", "q_out")}, (), STMMemory),
+    ModuleReader(
+        "Memory",
+        "STM",
+        {"forward": ("m_in", "m_out", "q_in", "q_out")},
+        (),
+        STMMemory,
+        (examples.stm, examples.stm_rows),
+    ),
     ModuleReader(
         "MemoryReader",
         "STCN",
         {"get_affinity": ("mk", "qk"), "readout": ("affinity", "mv", "qv")},
         (),
         STCNMemoryReader,
+        (examples.stcn,),
     ),
     ModuleReader(
-        "MemoryReader", "Mask-Propagation", {"forward": ("mk", "mv", "qk", "qv")}, (), MaskPropagationMemoryReader
+        "MemoryReader",
+        "Mask-Propagation",
+        {"forward": ("mk", "mv", "qk", "qv")},
+        (),
+        MaskPropagationMemoryReader,
+        (examples.stm,),
     ),
     ModuleReader(
         "EvalMemoryReader",
@@ -116,6 +132,7 @@ MODULE_READERS = (
         {"forward": ("mk", "mv", "qk")},
         ("top_k", "km"),
         MiVOSMemoryReader,
+        (examples.mivos,),
     ),
     ModuleReader(
         "MultiheadAttention",
@@ -123,6 +140,7 @@ MODULE_READERS = (
         {"forward": ("Q", "K", "V")},
         ("num_head", "d_att", "use_linear", "use_dis", "max_mem_len_ratio", "top_k", "drop_prob", "projection"),
         _AOT,
+        (examples.aot,),
     ),
     ModuleReader(
         "GatedPropagation",
@@ -130,6 +148,7 @@ MODULE_READERS = (
         {"forward": ("Q", "K", "V", "U", "size_2d")},
         ("num_head", "d_att", "use_linear", "use_dis", "max_mem_len_ratio", "top_k", "drop_prob", "dw_conv"),
         _DeAOT,
+        (examples.deaot,),
     ),
     ModuleReader("RoPEAttention", "SAM 2", {"forward": ("q", "k", "v", "num_k_exclude_rope")}, ("dropout_p",), _SAM2),
 )
@@ -146,6 +165,8 @@ class PlainReader(NamedTuple):
     network: str
     signatures: Signatures  # of its methods
     methods: Callable[[str], Mapping[str, Callable[..., Any]]]  # ours, with a backend
+    attributes: Mapping[str, Any]  # of an instance that reads the example
+    example: Example
 
 
 class _SharedAffinity(Affinity):
@@ -173,6 +194,8 @@ PLAIN_READERS = (
         "STCN",
         {"_global_matching": ("mk", "qk"), "_readout": ("affinity", "mv"), "match_memory": ("qk",)},
         _memory_bank,
+        {"top_k": 5},
+        examples.stcn_bank,
     ),
 )
 
@@ -187,6 +210,7 @@ class FunctionReader(NamedTuple):
     network: str
     functions: tuple[str, ...]
     consumed: Mapping[str, str]  # the functions that take what others return
+    example: Example
 
 
 FUNCTION_READERS = (
@@ -194,5 +218,6 @@ FUNCTION_READERS = (
         "XMem, Cutie, DEVA, XMem++, Track-Anything and MatAnyone",
         ("get_similarity", "do_softmax", "get_affinity", "readout"),
         {"get_similarity": "do_softmax", "get_affinity": "readout"},
+        examples.xmem,
     ),
 )

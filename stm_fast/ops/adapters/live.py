@@ -2,9 +2,10 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
 from functools import wraps
-from types import ModuleType
+from types import MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, Self, get_args
 
 from torch import nn
@@ -13,12 +14,15 @@ from stm_fast.arguments import shown
 from stm_fast.choices import BackendName
 from stm_fast.ops import adapters
 from stm_fast.ops.adapters.code_base import python_modules
+from stm_fast.ops.adapters.examples import disagreement
 from stm_fast.ops.adapters.families import (
     ADAPTERS,
     FUNCTION_READERS,
     MODULE_READERS,
     PLAIN_READERS,
     FunctionReader,
+    ModuleReader,
+    PlainReader,
     Signatures,
     parameters,
 )
@@ -34,7 +38,8 @@ def adapt(model: nn.Module, *, backend: str = "auto") -> "Adapted":
         model = STM()                    # the published network, also in DataParallel or DistributedDataParallel
         print(stm_fast.adapt(model))     # module.Memory: Memory of STM -> stm_fast.memory_read
 
-    The read is found by the names and signatures of classes and functions: STM and its training forks, STCN,
+    The read is found by the names and signatures of classes and functions, and compared with ours on a small random
+    memory before it is replaced, so a fork with another formula is left as it is: STM and its training forks, STCN,
     Mask-Propagation, MiVOS, XMem, Cutie, DEVA, XMem++, Track-Anything, MatAnyone, AOT, DeAOT, PAOT and SAM 2
     (``docs/dropin.md`` says what is covered of each).
 
@@ -176,6 +181,8 @@ class _Search:
             if reason is None and absent:
                 reason = f"no attribute {absent[0]}"
             if reason is None:
+                reason = _layers_disagree(layer, published, reader)
+            if reason is None:
                 new = _adapted_class(published, reader.adapter, self.backend)
                 line = f"{name}: {reader.name} of {reader.network} -> stm_fast.memory_read"
                 self.replacements.append(Replacement(layer, "__class__", new, published, line))
@@ -192,7 +199,7 @@ class _Search:
             methods = reader.methods(self.backend)
             if all(_is_ours(vars(found).get(method)) for method in methods):
                 self.present.append(name)
-            elif reason := _mismatch(found, reader.name, reader.signatures):
+            elif reason := _mismatch(found, reader.name, reader.signatures) or _classes_disagree(found, reader):
                 self.near.append(f"{name} is not that of {reader.network}: {reason}")
             else:
                 line = f"{name} of {reader.network} -> stm_fast.memory_read"
@@ -209,7 +216,7 @@ class _Search:
             defined = {name: f for name, f in found.items() if getattr(f, "__module__", None) == module.__name__}
             if not any(map(inspect.isfunction, defined.values())):
                 continue
-            if reason := _unlike_ours(defined, reader):
+            if reason := _unlike_ours(defined, reader) or _functions_disagree(defined, reader):
                 self.near.append(f"{module.__name__} is not that of {reader.network}: {reason}")
                 continue
             for holder in loaded:
@@ -253,6 +260,31 @@ def _mismatch(found: type, name: str, signatures: Signatures) -> str | None:
         if different := _different(method, parameters(vars(owner)[method]), expected):
             return different
     return None
+
+
+def _layers_disagree(layer: nn.Module, published: type[nn.Module], reader: ModuleReader) -> str | None:
+    if any(parameter.is_meta for parameter in layer.parameters()):
+        return None  # no numbers to read with
+    before = deepcopy(layer).cpu().double().eval()
+    after = copy(before)
+    after.__class__ = _adapted_class(published, reader.adapter, "reference")
+    return disagreement(before, after, reader.examples)
+
+
+def _classes_disagree(found: type, reader: PlainReader) -> str | None:
+    def instance(methods: Mapping[str, Callable[..., Any]]) -> Any:
+        made = SimpleNamespace(**reader.attributes)
+        for name, method in methods.items():
+            setattr(made, name, MethodType(method, made))
+        return made
+
+    ours = reader.methods("reference")
+    published = {name: vars(found)[name] for name in ours}
+    return disagreement(instance(published), instance(ours), (reader.example,))
+
+
+def _functions_disagree(defined: Mapping[str, Any], reader: FunctionReader) -> str | None:
+    return disagreement(defined, {name: getattr(adapters, name) for name in reader.functions}, (reader.example,))
 
 
 def _unlike_ours(defined: dict[str, Any], reader: FunctionReader) -> str | None:
