@@ -63,9 +63,9 @@ def stcn(layer: Any) -> Tensor:
 
 
 def mivos(layer: Any) -> Tensor:
-    # the published code needs at least top_k rows
+    # the published code takes one object at a time, and at least top_k rows
     frames = FRAMES + int(layer.top_k or 0) // (HEIGHT * WIDTH)
-    return _first(layer.forward(*_memory(frames=frames), _frame(1)[0]))
+    return _first(layer.forward(*_memory(1, frames), _frame(1)[0]))
 
 
 def aot(layer: Any) -> Tensor:
