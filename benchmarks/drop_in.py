@@ -7,7 +7,7 @@ The published reads are written here again, from their formulas. Both are interl
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from stm_fast.benchmarking.measuring import Call, WallClock, interleaved, quanti
 from stm_fast.benchmarking.records import PUBLISHED, Record, describe_machine
 from stm_fast.benchmarking.report import Table, seconds_text
 from stm_fast.ops import MemoryRead
-from stm_fast.ops.adapters import MiVOSMemoryReader, do_softmax, get_similarity, stcn_read
+from stm_fast.ops.adapters import AOTLongTermAttention, MiVOSMemoryReader, do_softmax, get_similarity, stcn_read
 
 HEIGHT, WIDTH = 30, 54
 OURS = "stm_fast"
@@ -76,16 +76,41 @@ def stcn(frames: int, objects: int) -> Reads:
     return Reads(published, lambda: stcn_read(memory, pixels, values, top_k=20))
 
 
-def mivos(frames: int, objects: int) -> Reads:
-    """MiVOS: STM's read over the 50 largest scores of each query."""
+def mivos(frames: int, objects: int, *, sigma: float | None = None) -> Reads:
+    """MiVOS: STM's read over the 50 largest scores of each query, with or without KMN's Gaussian."""
     key, value, query = _memory(objects, 128, frames), _memory(objects, 512, frames), _frame(1, 128)
-    reader = MiVOSMemoryReader(top_k=50)
+    reader = MiVOSMemoryReader(50, sigma)
 
     def published() -> Tensor:
-        affinity, _ = sparse(key.flatten(2).mT @ (query.flatten(2) / math.sqrt(128)), 50)
+        score = key.flatten(2).mT @ (query.flatten(2) / math.sqrt(128))
+        if sigma is not None:
+            score = score - _distances(score.argmax(2)) / (2 * sigma**2)
+        affinity, _ = sparse(score, 50)
         return value.flatten(2) @ affinity
 
     return Reads(published, lambda: reader(key, value, query).flatten(2))
+
+
+def _distances(best: Tensor) -> Tensor:
+    """Squared, in pixels, of every pixel from those that are best for the memory rows: [O, N] to [O, N, M]."""
+    y, x = torch.arange(HEIGHT), torch.arange(WIDTH)
+    rows, columns = (best // WIDTH)[..., None] - y, (best % WIDTH)[..., None] - x  # [O, N, H], [O, N, W]
+    return (rows.square()[..., None] + columns.square()[..., None, :]).flatten(2)
+
+
+def aot(frames: int, objects: int) -> Reads:
+    """AOT's long-term attention, 8 heads of 32; its objects share one feature map."""
+    del objects
+    layer = AOTLongTermAttention(256, 8, use_linear=False)
+    query, (key, value) = torch.randn(HEIGHT * WIDTH, 1, 256), torch.randn(2, frames * HEIGHT * WIDTH, 1, 256)
+
+    def published() -> Tensor:
+        heads = [tensor.unflatten(2, (8, 32)).permute(1, 2, 0, 3) for tensor in (query, key, value)]
+        score = heads[0] / math.sqrt(32) @ heads[1].mT  # [1, 8, M, N]
+        read = score.softmax(3) @ heads[2]
+        return layer.projection(read.permute(2, 0, 1, 3).flatten(2))
+
+    return Reads(published, lambda: layer(query, key, value)[0])
 
 
 def xmem(frames: int, objects: int, *, usage: bool) -> Reads:
@@ -129,7 +154,9 @@ def _frame(batch: int, width: int) -> Tensor:
 MODELS: dict[str, Callable[[int, int], Reads]] = {
     "STM": stm,
     "MiVOS, top 50": mivos,
+    "MiVOS, top 50, KMN's Gaussian": partial(mivos, sigma=7.0),
     "STCN, top 20": stcn,
+    "AOT, 8 heads": aot,
     "XMem, top 30": partial(xmem, usage=False),
     "XMem, top 30, usage": partial(xmem, usage=True),
 }
@@ -153,17 +180,16 @@ def measured(model: str, frames: int, objects: int, rounds: int) -> Iterator[Dro
         yield DropInRow(model, frames, objects, variant, rounds, **seconds)
 
 
-def table(rows: list[DropInRow]) -> Table:
+def table(rows: Sequence[DropInRow]) -> Table:
     """A line for each read: both times, and how many times as fast the second is."""
+    found: dict[tuple[str, int, int], dict[str, float]] = {}
+    for row in rows:
+        found.setdefault((row.model, row.frames, row.objects), {})[row.variant] = row.seconds
     lines = []
-    for ours in rows:
-        if ours.variant != OURS:
-            continue
-        work = ours.model, ours.frames, ours.objects
-        published = next(row for row in rows if (row.model, row.frames, row.objects, row.variant) == (*work, PUBLISHED))
-        ratio = f"{published.seconds / ours.seconds:.1f} times"
-        name = f"{ours.model}; {ours.frames} frames, {ours.objects} objects"
-        lines.append([name, seconds_text(published.seconds), seconds_text(ours.seconds), ratio])
+    for (model, frames, objects), seconds in found.items():
+        ratio = seconds[PUBLISHED] / seconds[OURS]
+        name = f"{model}; {frames} frames, {objects} object{'s' * (objects > 1)}"
+        lines.append([name, seconds_text(seconds[PUBLISHED]), seconds_text(seconds[OURS]), f"{ratio:.1f} times"])
     return Table(("read", "as published", "with stm_fast", "faster"), lines)
 
 
@@ -177,7 +203,7 @@ def main(
     record = Record[DropInRow](describe_machine("cpu"), {"rounds": rounds, "size": f"{HEIGHT} x {WIDTH}"})
     for model in MODELS:
         for frames in FRAMES:
-            for objects in OBJECTS:
+            for objects in OBJECTS if model != "AOT, 8 heads" else OBJECTS[:1]:
                 record.rows += measured(model, frames, objects, rounds)
                 record.write(output)
     print(*table(record.rows).lines(), sep="\n")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from costs import StorageRow
+from drop_in import DropInRow
+from drop_in import table as drop_in_table
 from long_video import VideoRow
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
 from stm_fast.benchmarking.report import (
@@ -27,7 +29,8 @@ from stm_fast.errors import InputError
 from stm_fast.whole_file import whole_file
 
 HERE = Path(__file__).resolve().parent
-DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md")
+DROP_IN = HERE.parent / "docs" / "dropin.md"
+DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md", DROP_IN)
 _NOTHING = "Not measured yet."
 
 
@@ -47,8 +50,10 @@ def as_measured(document: Path) -> str:
     """The text of one of DOCUMENTS with what is in results/ between its marks.
 
     README.md shows the forward read in one record per processor, and summaries of whole frames; benchmarks/README.md
-    shows everything.
+    shows everything but the reads of other models, which docs/dropin.md shows.
     """
+    if document == DROP_IN:
+        return replaced(document, document.read_text(), "drop-in reads", drop_ins(_records("drop-in-*", DropInRow)))
     everything = document.parent == HERE
     reads = _records("memory-read-*", ReadRow)
     sections = {
@@ -132,6 +137,15 @@ def networks(records: Sequence[Record[FrameRow]]) -> str:
         parts.append(f"{_where(record)}, {_load(record)}. Median of a frame, peak memory beyond the loaded network.")
         parts.append(network_table(record.rows).markdown())
     return "\n\n".join(parts) or _NOTHING
+
+
+def drop_ins(records: Sequence[Record[DropInRow]]) -> str:
+    """What `drop_in.py` measured."""
+    parts: list[str] = []
+    for record in records:
+        parts.append(f"{_where(record)}, {_load(record)}. Median of a read, both interleaved.")
+        parts.append(drop_in_table(record.rows).markdown())
+    return "\n\n".join([*parts, *_missing_devices(records)])
 
 
 def storages(records: Sequence[Record[StorageRow]]) -> str:

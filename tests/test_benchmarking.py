@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import drop_in
 import make_tables
 from stm_fast.__main__ import app
 from stm_fast.benchmarking import reads
@@ -463,6 +464,26 @@ def test_a_document_without_marks_is_refused(tmp_path, text):
 def test_the_documents_show_the_recorded_figures():
     for document in make_tables.DOCUMENTS:
         assert document.read_text() == make_tables.as_measured(document), "run make_tables.py"
+
+
+@pytest.mark.parametrize("model", drop_in.MODELS)
+def test_published_reads_are_those_of_the_adapters(model, monkeypatch):
+    # measured() compares their results; MiVOS keeps 50 rows
+    monkeypatch.setattr(drop_in, "HEIGHT", 5)
+    monkeypatch.setattr(drop_in, "WIDTH", 7)
+    rows = list(drop_in.measured(model, 2, 2, 1))
+    assert [row.variant for row in rows] == ["published", "stm_fast"]
+    assert all(row.seconds > 0 for row in rows)
+
+
+def test_the_table_of_reads_of_other_models(tmp_path):
+    def row(variant, seconds):
+        return drop_in.DropInRow("STM", 5, 1, variant, 3, seconds, seconds, seconds)
+
+    Record(describe_machine("cpu"), {}, [row("published", 0.3), row("stm_fast", 0.1)]).write(tmp_path / "drop-in.json")
+    text = make_tables.drop_ins([read_record(tmp_path / "drop-in.json", drop_in.DropInRow)])
+    assert "| STM; 5 frames, 1 object | 300 ms | 100 ms | 3.0 times |" in text
+    assert "GPU: not measured yet." in text
 
 
 def test_a_record_of_whole_frames_round_trips(tmp_path):
