@@ -385,11 +385,12 @@ class TestGradients:
     @pytest.mark.parametrize("top_k", [None, 5])
     def test_end_where_they_were_off(self, top_k):
         given, value = [tensor.requires_grad_() for tensor in memory()], randn(1, CV, N).requires_grad_()
+        recorded = get_similarity(*given)
         with torch.no_grad():
-            scores = get_similarity(*given)
-        with torch.no_grad():
-            affinity = get_affinity(*given, top_k=top_k)
-        for read in (value @ affinity, value @ do_softmax(scores, top_k)):
+            scores, affinity = get_similarity(*given), get_affinity(*given, top_k=top_k)
+            softmax, part = do_softmax(recorded, top_k), recorded[:, :40]
+        reads = value @ affinity, value @ do_softmax(scores, top_k), value @ softmax, value[..., :40] @ do_softmax(part)
+        for read in reads:
             found = torch.autograd.grad(read.sum(), [*given, value], allow_unused=True)
             assert [gradient is None for gradient in found] == [True, True, True, True, False]
 
