@@ -538,6 +538,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="batch"):
             randn(3, CV, N) @ get_affinity(*memory(batch=2), top_k=top_k)
 
+    def test_values_of_another_dtype(self):
+        for operation in OPERATIONS.values():
+            with pytest.raises(TypeError, match=r"^value: found torch\.float32, expected torch\.float64 like query$"):
+                operation(randn(1, CV, N).float(), get_affinity(*memory()))
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
