@@ -251,6 +251,22 @@ def test_a_fork_with_another_formula_is_left_alone(project, message):
         stm_fast.adapt(model)
 
 
+def test_a_script_that_reads_by_itself_does_not_make_a_model_read(project):
+    script = "from stm_fast.ops.adapters import do_softmax, get_similarity\n"
+    code = project({"net.py": "from torch import nn\nclass Net(nn.Module):\n    pass\n", "script.py": script})
+    with pytest.raises(ValueError, match=r"^model: found net\.Net without a known memory read"):
+        stm_fast.adapt(code.net.Net())
+
+
+def test_a_network_that_imports_ours_already(project):
+    network = NETWORK.replace(
+        "from model.memory_util import *", "from stm_fast.ops.adapters import get_affinity, readout"
+    )
+    code = project({"model/network.py": network})
+    adapted = stm_fast.adapt(code.network.XMem())
+    assert str(adapted) == "nothing left to replace: stm_fast reads already in model.network.get_affinity"
+
+
 class TestMemoryBank:
     def bank(self, code, **options):
         bank = code.inference_core.MemoryBank(3, **options)

@@ -67,10 +67,10 @@ def adapt(model: nn.Module, *, backend: str = "auto") -> "Adapted":
         raise ValueError(f"backend: found {shown(backend)}, expected one of {', '.join(get_args(BackendName))}")
     search = _Search(backend)
     search.layers(model)
-    loaded = list(python_modules(model))
+    own, loaded = {type(part).__module__ for part in model.modules()}, list(python_modules(model))
     for module in loaded:
         search.classes(module)
-        search.functions(module, loaded)
+        search.functions(module, loaded, is_own=module.__name__ in own)
     if not search.replacements and not search.present:
         raise ValueError(search.failure(model))
     return Adapted(search.replacements, search.present)
@@ -207,11 +207,12 @@ class _Search:
                     self.replacements.append(Replacement(found, method, new, vars(found)[method], line))
                     line = ""
 
-    def functions(self, module: ModuleType, loaded: list[ModuleType]) -> None:
+    def functions(self, module: ModuleType, loaded: list[ModuleType], *, is_own: bool) -> None:
+        """Of a module of the code base; `is_own` if it defines parts of the model: others may use ours for themselves."""
         for reader in FUNCTION_READERS:
             found = {name: vars(module).get(name) for name in reader.functions}
-            if _is_ours(found[reader.functions[0]]):
-                self.present.append(f"{module.__name__}.{reader.functions[0]}")
+            if ours := [name for name, function in found.items() if _is_ours(function)]:
+                self.present += [f"{module.__name__}.{ours[0]}"] * is_own
                 continue
             defined = {name: f for name, f in found.items() if getattr(f, "__module__", None) == module.__name__}
             if not any(map(inspect.isfunction, defined.values())):
