@@ -208,7 +208,7 @@ class _Search:
                     line = ""
 
     def functions(self, module: ModuleType, loaded: list[ModuleType], *, is_own: bool) -> None:
-        """Of a module of the code base; `is_own` if it defines parts of the model: others may use ours for themselves."""
+        """Of a module of the code base. One that defines no part of the model may use ours for itself."""
         for reader in FUNCTION_READERS:
             found = {name: vars(module).get(name) for name in reader.functions}
             if ours := [name for name, function in found.items() if _is_ours(function)]:
