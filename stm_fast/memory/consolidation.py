@@ -121,8 +121,14 @@ class Consolidation:
         if plan is None:
             return []
         key, value = self._rows(layout, storage, index, plan.frames)
-        count = plan.added * layout.rows or max(1, round(REPLACED_SHARE * len(held) * layout.rows))
         usage = self.usage.mean(index, plan.frames)
+        count = plan.added * layout.rows or max(1, round(REPLACED_SHARE * len(held) * layout.rows))
+        if not plan.added and REPLACED_SHARE == 0:
+            have = self.usage.mean(index, held).sort().values[: len(usage)]
+            count = int((usage.sort(descending=True).values[: len(have)] > have).sum())
+            if count == 0:
+                return plan.frames
+        count = min(count, len(usage))
         new = prototypes_of(key, value, usage, count, self._query_of, self._backend)
         added, freed = plan.frames[: plan.added], plan.frames[plan.added :]
         if added:
