@@ -21,7 +21,6 @@ from stm_fast.memory.read_parts import ReadResult, empty_read, read_part, usage_
 from stm_fast.memory.repeated import RepeatedReads
 from stm_fast.memory.sharded import Shard
 from stm_fast.memory.storage import FrameLayout, Part, QuantizedPart, Storage
-from stm_fast.memory.usage import RowUsage, part_usage
 from stm_fast.ops.arguments import check_tensors
 
 # prefixes in the state
@@ -32,8 +31,8 @@ class MemoryBank:
     """Slots of memory rows; each object uses the first ones.
 
     The order of memory rows does not matter to a read, so an evicted frame is overwritten by the new one and rows are
-    never moved (except when frames are consolidated, or new objects reduce the frames per object under a cap in bytes).
-    A temporary frame occupies the slot after the others, and the next frame replaces it.
+    never moved (except when new objects reduce the frames per object under a cap in bytes). A temporary frame occupies
+    the slot after the others, and the next frame replaces it.
 
     Args:
         config: what is kept, in which format, and where; by default everything, on the device of the appended tensors.
@@ -146,7 +145,7 @@ class MemoryBank:
             usage.reserve(self.objects, max(self._counts), key[0, 0].numel(), key.device)
             for index, target in zip(shown, targets, strict=True):
                 if target is not None:
-                    usage.reset(index, target)
+                    usage.reset(index, [target])
 
     def read(self, query_key: Tensor) -> Tensor:
         """Reads each object's memory for every pixel of the current frame (STM section 3.2).
@@ -174,7 +173,8 @@ class MemoryBank:
         if self._measures_usage:
             self._measure_usage(lse_by_slot, result.lse)
         if self._consolidation is not None:
-            self._measure_rows(query_key.flatten(2).mT, result.lse, self._consolidation.usage)
+            query = query_key.flatten(2).mT
+            self._consolidation.measure(self._layout, self._storage, self._counts, query, result.lse)
         out = result.out.to(query_key.dtype)  # [O, M, Cv]
         return out.mT.view(self.objects, self._layout.value_dim, *query_key.shape[2:])
 
@@ -215,7 +215,7 @@ class MemoryBank:
             "reads": torch.tensor([slot.reads for slot in slots], dtype=torch.int64),
         }
         if self._consolidation is not None:
-            state["prototypes"] = torch.tensor([slot.prototypes for slot in slots], dtype=torch.bool)
+            state["prototypes"] = torch.tensor([slot.prototypes for slot in slots], dtype=torch.int64)
             usage = self._consolidation.usage.state_dict(self._counts)
             state |= {f"{_ROW_USAGE}{name}": tensor for name, tensor in usage.items()}
         if self._layout is not None and self._storage is not None:
@@ -314,8 +314,10 @@ class MemoryBank:
         self._slots += [[] for _ in range(objects - self.objects)]
         for index, slots in enumerate(self._slots):
             while cap is not None and len(slots) > cap:
-                if not self._make_room(storage, index, number, cap):
-                    self._free(storage, index, [self._victim(slots, number)])
+                evicted, last = self._make_room(storage, index, number, cap), len(slots) - 1
+                self._move(storage, index, last, evicted)
+                slots[evicted] = slots[last]
+                slots.pop()
                 self._temporary[index] = False
 
     def _move(self, storage: Storage, index: int, source: int, target: int) -> None:
@@ -336,12 +338,19 @@ class MemoryBank:
             self._temporary[index] = self._config.previous
             return len(slots) if self._config.previous else None
         self._temporary[index] = False
-        if cap is not None and full and not self._make_room(storage, index, new.frame, cap):
-            target = self._victim(slots, new.frame)
-            slots[target] = new
-            return target
-        slots.append(new)
-        return len(slots) - 1
+        if cap is None or not full:
+            slots.append(new)
+            return len(slots) - 1
+        target = self._make_room(storage, index, new.frame, cap)
+        slots[target] = new
+        return target
+
+    def _make_room(self, storage: Storage, index: int, number: int, cap: int) -> int:
+        """The slot of an object that is free for frame `number` after consolidation, or else eviction."""
+        slots, freed = self._slots[index], None
+        if self._consolidation is not None and self._layout is not None:
+            freed = self._consolidation.consolidate(self._layout, storage, index, slots, number, cap)
+        return self._victim(slots, number) if freed is None else freed
 
     def _victim(self, slots: list[Slot], number: int) -> int:
         index = victim(self._config.evict, slots, number)
@@ -351,24 +360,6 @@ class MemoryBank:
                 "expected a larger cap, or fewer masks"
             )
         return index
-
-    def _make_room(self, storage: Storage, index: int, number: int, cap: int) -> bool:
-        """Frees slots of an object for frame `number` by consolidation; False if that is off or impossible."""
-        if self._consolidation is None or self._layout is None:
-            return False
-        freed = self._consolidation.consolidate(self._layout, storage, index, self._slots[index], number, cap)
-        self._free(storage, index, freed)
-        return bool(freed)
-
-    def _free(self, storage: Storage, index: int, freed: list[int]) -> None:
-        """Removes slots of an object; the last ones move to their places."""
-        slots = self._slots[index]
-        for target in sorted(freed, reverse=True):
-            last = len(slots) - 1
-            if target != last:
-                self._move(storage, index, last, target)
-                slots[target] = slots[last]
-            slots.pop()
 
     def _read_local(self, query: Tensor, layout: FrameLayout, storage: Storage) -> tuple[ReadResult, list[Tensor]]:
         """Reads the slots of this process; also returns lse [O, M] of every slot if usage is measured."""
@@ -398,17 +389,6 @@ class MemoryBank:
             for slot, used in zip(slots, usage, strict=False):
                 slot.usage += used
                 slot.reads += 1
-
-    def _measure_rows(self, query: Tensor, lse: Tensor, usage: RowUsage) -> None:
-        """Adds the softmax weight of this read, ``[1 or O, M, Ck]`` with lse ``[O, M]``, to the usage of every row."""
-        assert self._layout is not None
-        assert self._storage is not None
-        rows, counts = self._layout.rows, [self._shard.count(count) for count in self._counts]
-        parts = self._storage.parts(counts) if max(counts, default=0) else ()
-        with torch.no_grad():
-            found = [part_usage(query, lse, part, rows, self._backend) for part in parts]
-            mine = torch.cat(found, dim=1) if found else lse.new_zeros(self.objects, 0, rows)  # [O, local slots, R]
-            usage.add(self._shard.join_usage(mine, max(self._counts, default=0)))
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

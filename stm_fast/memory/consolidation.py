@@ -1,60 +1,22 @@
 """Consolidation: the most used rows of frames become prototypes (XMem, Cheng and Schwing, ECCV 2022, section 3.3).
 
-Prototypes fill whole slots of an object, so every format and place stores them as it stores frames.
+Prototypes fill whole slots of an object, so every format and place stores them as it stores frames. Every frame that
+was consolidated has the same share of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stm_fast.config import Evict
-from stm_fast.memory.policy import Slot, victim
+from stm_fast.memory.policy import Slot, victims
 from stm_fast.memory.sharded import Shard
 from stm_fast.memory.storage import FrameLayout, Storage
-from stm_fast.memory.usage import RowUsage
+from stm_fast.memory.usage import RowUsage, part_usage
 from stm_fast.ops import memory_read
 from stm_fast.ops.inputs import accumulation_dtype
-
-# of the prototypes, how many are replaced when more frames are consolidated
-REPLACED_SHARE = 0.25
-# of the frames that could be consolidated, how many are
-CONSOLIDATED_SHARE = 0.5
-
-
-class Plan(NamedTuple):
-    """What is consolidated, as indices of an object's slots."""
-
-    frames: list[int]  # whose rows are the candidates
-    held: list[int]  # slots that hold prototypes
-    added: int  # how many more slots will; if none, the least used prototypes are replaced
-
-
-def plan_of(slots: Sequence[Slot], evict: Evict, newcomer: int, most: int) -> Plan | None:
-    """What is consolidated to make room for frame `newcomer`; None if there are too few frames.
-
-    The frames are those that `evict` would evict one after another, except for the newest, which resembles the next
-    ones most.
-
-    Args:
-        slots: of an object.
-        most: how many of them may hold prototypes.
-    """
-    held = [index for index, slot in enumerate(slots) if slot.prototypes]
-    frames = [index for index in range(len(slots)) if index not in held]
-    newest = max(frames, key=lambda index: slots[index].frame, default=-1)
-    evictable = sum(not slots[index].permanent and index != newest for index in frames)
-    added = max(0, min(most - len(held), evictable - 1))
-    if evictable == 0 or len(held) + added == 0:
-        return None
-    chosen: list[int] = []
-    while len(chosen) < max(added + 1, round(CONSOLIDATED_SHARE * evictable)):
-        found = victim(evict, slots, newcomer, evicted=chosen, spared=[newest])
-        assert found is not None
-        chosen.append(found)
-    return Plan(sorted(chosen), held, added)
 
 
 def prototypes_of(
@@ -100,10 +62,27 @@ class Consolidation:
         self._backend = backend
         self.usage = RowUsage()
 
+    @torch.no_grad()
+    def measure(self, layout: FrameLayout, storage: Storage, counts: list[int], query: Tensor, lse: Tensor) -> None:
+        """Adds the softmax weights of a read to the usage of the rows.
+
+        Args:
+            layout, storage: of the bank.
+            counts: how many slots of each object were read, on all ranks.
+            query: ``[1 or O, M, Ck]``.
+            lse: ``[O, M]``.
+        """
+        here = [self._shard.count(count) for count in counts]
+        parts = storage.parts(here) if max(here, default=0) else ()
+        nothing = lse.new_zeros(len(counts), 0, layout.rows, dtype=torch.float32)
+        found = [part_usage(query, lse, part, layout.rows, self._backend) for part in parts]
+        self.usage.add(self._shard.join_usage(torch.cat([nothing, *found], dim=1), max(counts, default=0)))
+
+    @torch.no_grad()
     def consolidate(
         self, layout: FrameLayout, storage: Storage, index: int, slots: list[Slot], newcomer: int, cap: int
-    ) -> list[int]:
-        """Makes prototypes of an object's frames; returns the slots that are then free, none if there are too few.
+    ) -> int | None:
+        """Makes prototypes of an object's frames; returns the slot that is then free, None if there are too few frames.
 
         Args:
             layout, storage: of the bank.
@@ -112,51 +91,38 @@ class Consolidation:
             newcomer: the frame that needs room.
             cap: how many slots the object may have.
         """
-        # given masks come first; and without two slots for frames, one would be consolidated before it is read
+        # given masks come first, and two slots remain for frames, so that each is read before it is consolidated
         most = max(0, min(self._most, cap - sum(slot.permanent for slot in slots) - 2))
         held = [number for number, slot in enumerate(slots) if slot.prototypes]
         if len(held) > most:
-            return [min(held, key=lambda slot: float(self.usage.mean(index, [slot]).sum()))]
-        plan = plan_of(slots, self._evict, newcomer, most)
-        if plan is None:
-            return []
-        key, value = self._rows(layout, storage, index, plan.frames)
-        usage = self.usage.mean(index, plan.frames)
-        count = plan.added * layout.rows or max(1, round(REPLACED_SHARE * len(held) * layout.rows))
-        if not plan.added and REPLACED_SHARE == 0:
-            have = self.usage.mean(index, held).sort().values[: len(usage)]
-            count = int((usage.sort(descending=True).values[: len(have)] > have).sum())
-            if count == 0:
-                return plan.frames
-        count = min(count, len(usage))
-        new = prototypes_of(key, value, usage, count, self._query_of, self._backend)
-        added, freed = plan.frames[: plan.added], plan.frames[plan.added :]
+            return min(held, key=lambda slot: float(self.usage.mean(index, [slot]).sum()))
+        frames = victims(self._evict, slots, newcomer, most - len(held) + 1)
+        if not frames or len(held) + len(frames) == 1:
+            return None
+        *added, freed = frames
+        key, value = self._rows(layout, storage, index, frames)
+        total = len(frames) + (slots[held[0]].prototypes if held else 0)
+        rows = layout.rows * len(added) or max(1, layout.rows * len(held) // total)
+        usage = self.usage.mean(index, frames)
+        new = prototypes_of(key, value, usage, rows, self._query_of, self._backend)
         if added:
             self._write(storage, index, added, *new)
+            self.usage.reset(index, added)
         else:
             self._replace(layout, storage, index, held, *new)
-        for slot in added:
-            slots[slot] = replace(slots[slot], permanent=False, prototypes=True)
-            self.usage.reset(index, slot)
+        for slot in [*held, *added]:
+            slots[slot] = replace(slots[slot], prototypes=total)
         return freed
 
     def _replace(
-        self,
-        layout: FrameLayout,
-        storage: Storage,
-        index: int,
-        held: list[int],
-        new_key: Tensor,
-        new_value: Tensor,
+        self, layout: FrameLayout, storage: Storage, index: int, held: list[int], new_key: Tensor, new_value: Tensor
     ) -> None:
         """Overwrites the least used prototypes, of those equally used the first ones."""
         key, value = self._rows(layout, storage, index, held)
         replaced = self.usage.mean(index, held).argsort(stable=True)[: len(new_key)].sort().values
         key[replaced], value[replaced] = new_key, new_value
         self._write(storage, index, held, key, value, again=True)
-        for number, slot in enumerate(held):
-            here = replaced[replaced // layout.rows == number] % layout.rows
-            self.usage.reset(index, slot, here)
+        self.usage.reset(index, held, replaced)
 
     def _rows(self, layout: FrameLayout, storage: Storage, index: int, slots: list[int]) -> tuple[Tensor, Tensor]:
         """Key [N, Ck] and value [N, Cv] of slots of an object, on every rank."""

@@ -13,6 +13,9 @@ from torch import Tensor
 from stm_fast.memory.storage import SCRATCH_BYTES, Part, QuantizedPart
 from stm_fast.ops import memory_read
 
+# per row
+USAGE_BYTES = 8
+
 
 class RowUsage:
     """The usage of the rows of every slot of every object, on all ranks: float32, two numbers per row."""
@@ -45,9 +48,14 @@ class RowUsage:
         weights, reads = self._sums[:, index, slots].flatten(1)
         return torch.where(reads == 0, torch.inf, weights / reads)
 
-    def reset(self, index: int, slot: int, rows: Tensor | None = None) -> None:
-        """Forgets the usage of a slot of an object, or only of some of its rows, int64 [n]."""
-        self._sums[:, index, slot, slice(None) if rows is None else rows] = 0
+    def reset(self, index: int, slots: list[int], rows: Tensor | None = None) -> None:
+        """Forgets the usage of slots of an object; with `rows`, indices into their len(slots) * R rows, of those."""
+        if rows is None:
+            self._sums[:, index, slots] = 0
+        else:
+            per_slot = self._sums.shape[3]
+            in_slots = torch.tensor(slots, device=rows.device)[rows // per_slot]
+            self._sums[:, index, in_slots, rows % per_slot] = 0
 
     def clear(self) -> None:
         """Forgets everything."""
