@@ -30,6 +30,9 @@ class MemoryConfig:
         max_bytes: keep at most this many bytes of rows of all objects, including the previous frame.
         evict: which frame is evicted when full: the "oldest"; the "least_used" by reads since it was memorized; or,
             with "even", the one whose removal leaves the others spread most evenly over time.
+        consolidate: of the frames that `max_frames` or `max_bytes` allows, this many per object hold prototypes: when
+            the memory is full, half of the frames, those that `evict` would evict first, leave their most used rows
+            (XMem, section 3.3). Frames with given masks take precedence over prototypes.
         storage: format of the rows: the "model"'s dtype, another float dtype, or scaled "int8" or "fp8" (e4m3).
         place: where the rows are stored: on the model's "device", in pages in "host" memory (pinned if the device is a
             GPU), or on "disk".
@@ -40,7 +43,8 @@ class MemoryConfig:
             floating-point rows on a GPU, without gradients.
 
     Raises:
-        ValueError: numbers below 1 or beyond int64, unknown names, a `folder` without "disk" or vice versa.
+        ValueError: numbers below 1 or beyond int64, unknown names, a `folder` without "disk" or vice versa, prototypes
+            without a cap or without room for two frames.
         TypeError: numbers that are not integers, flags that are not booleans, a folder that is not a path.
     """
 
@@ -51,6 +55,7 @@ class MemoryConfig:
     max_frames: int | None = None
     max_bytes: int | None = None
     evict: Evict = "oldest"
+    consolidate: int | None = None
     storage: StorageName = "model"
     place: Place = "device"
     folder: Path | None = None
@@ -72,11 +77,21 @@ class MemoryConfig:
                 f"MemoryConfig.folder: found {self.folder} with place {self.place!r}, expected a folder if and only if "
                 "the place is 'disk'"
             )
+        self._check_consolidate()
 
     @property
     def capped(self) -> bool:
         """Whether the memory is limited, so that frames are evicted."""
         return self.max_frames is not None or self.max_bytes is not None
+
+    def _check_consolidate(self) -> None:
+        found, most = f"MemoryConfig.consolidate: found {self.consolidate}", self.max_frames
+        if self.consolidate is None:
+            return
+        if not self.capped:
+            raise ValueError(f"{found} without max_frames or max_bytes, expected one of them")
+        if most is not None and self.consolidate > most - 2:
+            raise ValueError(f"{found} with max_frames {most}, expected at least 2 fewer")
 
 
 def _checked(kind: Any, found: Any, field: str) -> Any:

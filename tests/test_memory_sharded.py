@@ -23,6 +23,11 @@ POLICIES = {
     "oldest": MemoryConfig(max_frames=5),
     "even": MemoryConfig(max_frames=5, evict="even"),
     "least_used": MemoryConfig(max_frames=5, evict="least_used"),
+    "consolidated": MemoryConfig(max_frames=6, consolidate=2),
+    "consolidated pages": MemoryConfig(
+        max_frames=6, consolidate=3, place="host", page_bytes=SLOT_BYTES, storage="int8"
+    ),
+    "consolidated bytes": MemoryConfig(max_bytes=6 * SLOT_BYTES, consolidate=3),
     "pages": MemoryConfig(place="host", page_bytes=2 * SLOT_BYTES),
     "int8": MemoryConfig(storage="int8"),
     # two ranks hold 11 frames of one object or 3 of each of three: remaining frames move to the other rank
@@ -36,7 +41,7 @@ def run(bank):
     """A video with objects that appear and disappear: the read after every frame, and the frames in the bank."""
     generator = torch.Generator().manual_seed(0)
     reads = []
-    for number in range(14):
+    for number in range(20):
         objects = 1 if number < 7 else 3
         sizes = ((objects, CK, H, W), (objects, CV, H, W), (1, CK, H, W))
         key, value, query_key = (torch.randn(size, generator=generator) for size in sizes)

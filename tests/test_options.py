@@ -262,6 +262,14 @@ MEMORY = [
             "--memory-storage": ("float16", remembers(storage="float16")),
         }
     ),
+    Run(
+        {
+            "--every": EVERY_FRAME,
+            "--max-memory-frames": (4, remembers(max_frames=4)),
+            "--consolidate": (1, keeps(0, 4, 5)),
+        }
+    ),
+    refused("--consolidate", 1, "--consolidate: found 1, expected --max-memory-frames or --max-memory-bytes with it"),
     Run({"--first-and-previous": (None, keeps(0)), "--memory-storage": ("int8", remembers(storage="int8"))}),
     Run({"--no-previous": (None, other_masks), "--memory-storage": ("fp8", remembers(storage="fp8"))}),
     # these change no mask
@@ -639,6 +647,10 @@ FIELDS: dict[str, list[tuple[dict[str, Any], bool | None]]] = {
     "max_frames": [({"max_frames": 1}, None), ({"max_frames": 50}, True)],
     "max_bytes": [({"max_bytes": 30_000}, None), ({"max_bytes": 10**9}, True)],
     "evict": [({"every": 1, "max_frames": 3, "evict": evict}, False) for evict in ("oldest", "least_used", "even")],
+    "consolidate": [
+        ({"every": 1, "max_frames": 4, "consolidate": 2}, False),
+        ({"max_frames": 50, "consolidate": 8}, True),
+    ],
     "storage": [
         *(({"storage": storage}, True) for storage in ("model", "float32")),
         *(({"storage": storage}, None) for storage in ("bfloat16", "float16", "int8")),

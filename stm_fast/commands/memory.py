@@ -34,6 +34,10 @@ def memory_config(
         _option("--max-memory-bytes", **nbytes(), help="Keep at most this much memory, such as 2.5GB."),
     ] = None,
     evict: Annotated[Evict, _option(help="Which frame to evict when the memory is full.")] = "oldest",
+    consolidate: Annotated[
+        int | None,
+        _option(**whole(1, 10**9), help="Of a full memory, this many frames hold the most used rows of evicted ones."),
+    ] = None,
     memory_storage: Annotated[StorageName, _option(help="Format of the memory's rows.")] = "model",
     memory_place: Annotated[
         Place, _option(help="Where the rows are: with the network, in host memory, or on disk.")
@@ -55,6 +59,14 @@ def memory_config(
     if (memory_place == "disk") != (memory_folder is not None):
         found = f"{memory_folder} with --memory-place {memory_place}"
         raise InputError(f"--memory-folder: found {found}, expected a folder if and only if it is disk")
+    if consolidate is not None and max_frames is None and max_bytes is None:
+        raise InputError(
+            f"--consolidate: found {consolidate}, expected --max-memory-frames or --max-memory-bytes with it"
+        )
+    if consolidate is not None and max_frames is not None and consolidate > max_frames - 2:
+        raise InputError(
+            f"--consolidate: found {consolidate} with --max-memory-frames {max_frames}, expected at least 2 fewer"
+        )
     if memory_folder is not None:
         require_folder(memory_folder, "to keep the memory in")
     return MemoryConfig(
@@ -64,6 +76,7 @@ def memory_config(
         max_frames=max_frames,
         max_bytes=max_bytes,
         evict=evict,
+        consolidate=consolidate,
         storage=memory_storage,
         place=memory_place,
         folder=memory_folder,

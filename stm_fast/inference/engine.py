@@ -93,7 +93,9 @@ class VideoSegmenter:
         self._max_size, self._min_size = max_size, min_size
         known = self._memory.frames
         slots = None if known is None else known + self._memory.previous
-        self._bank = MemoryBank(self._memory, frames=slots, backend=backend, shard=shard)
+        heads = model.query_key_value
+        query_of = heads.query_of if isinstance(heads, SharedKeyValue) else None
+        self._bank = MemoryBank(self._memory, frames=slots, backend=backend, shard=shard, query_of=query_of)
         self._ids: list[int] = []
         self._frame_count = 0
         self._size: tuple[int, ...] | None = None

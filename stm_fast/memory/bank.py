@@ -4,7 +4,7 @@ O objects, Ck key width, Cv value width, h and w the frame size at stride 16; a 
 memory rows are the frame's h*w pixels.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import chain
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError, option
+from stm_fast.memory.consolidation import Consolidation
 from stm_fast.memory.places import storage_of
 from stm_fast.memory.policy import Slot, victim
 from stm_fast.memory.read_parts import ReadResult, empty_read, read_part, usage_of
@@ -21,6 +22,9 @@ from stm_fast.memory.repeated import RepeatedReads
 from stm_fast.memory.sharded import Shard
 from stm_fast.memory.storage import FrameLayout, Part, QuantizedPart, Storage
 from stm_fast.ops.arguments import check_tensors
+
+# prefixes in the state
+_STORAGE, _ROW_USAGE = "storage.", "row_usage."
 
 
 class MemoryBank:
@@ -35,6 +39,7 @@ class MemoryBank:
         frames: how many frames the bank will hold, the temporary one included, if known.
         backend: as in :func:`stm_fast.ops.memory_read`.
         shard: this process's shard of the slots, if several processes share a bank.
+        query_of: converts memory keys ``[N, Ck]`` to the query keys of the same pixels, if the model's differ.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class MemoryBank:
         frames: int | None = None,
         backend: str = "auto",
         shard: Shard | None = None,
+        query_of: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._config = config or MemoryConfig()
         self._known_slots = frames
@@ -52,6 +58,11 @@ class MemoryBank:
         self._measures_usage = self._config.capped and self._config.evict == "least_used"
         self._layout: FrameLayout | None = None
         self._storage: Storage | None = None
+        self._consolidation: Consolidation | None = None
+        if self._config.consolidate is not None:
+            self._consolidation = Consolidation(
+                self._config.consolidate, self._config.evict, self._shard, query_of, backend
+            )
         self._slots: list[list[Slot]] = []  # of each object, without the temporary frame
         self._temporary: list[bool] = []  # whether a temporary frame follows them, by object
         self._appended = 0
@@ -64,8 +75,8 @@ class MemoryBank:
 
     @property
     def frames(self) -> list[list[int]]:
-        """The frame numbers of each object's slots, without the temporary one."""
-        return [[slot.frame for slot in slots] for slots in self._slots]
+        """The frame numbers of each object's slots, without the temporary one, and without prototypes."""
+        return [[slot.frame for slot in slots if not slot.prototypes] for slots in self._slots]
 
     @property
     def rows(self) -> list[int]:
@@ -90,7 +101,8 @@ class MemoryBank:
     ) -> None:
         """Adds a frame for every object; objects beyond the known ones are new.
 
-        If the memory is full, another frame is evicted; if all are permanent, the new frame is temporary.
+        If the memory is full, frames are consolidated or another one is evicted; if all are permanent, the new frame is
+        temporary.
 
         Args:
             key: ``[O, Ck, h, w]``.
@@ -121,13 +133,19 @@ class MemoryBank:
         cap = self._frame_cap(storage, key.shape[0])
         self._add_objects(storage, key.shape[0], cap, number)
         shown = [index for index in range(self.objects) if index not in absent]
-        targets = [self._place(index, Slot(number, index in permanent), temporary, cap) for index in shown]
+        targets = [self._place(storage, index, Slot(number, index in permanent), temporary, cap) for index in shown]
         here = self._shard.count(max(self._counts, default=0))
         storage.reserve(self.objects, here, None if cap is None else self._shard.max_count(cap + self._config.previous))
         for index, target in zip(shown, targets, strict=True):
             if target is not None and self._shard.holds(target):
                 rows = key[index].flatten(1).T, value[index].flatten(1).T  # [R, Ck], [R, Cv]
                 storage.write(index, self._shard.local(target), *rows)
+        if self._consolidation is not None:
+            usage = self._consolidation.usage
+            usage.reserve(self.objects, max(self._counts), key[0, 0].numel(), key.device)
+            for index, target in zip(shown, targets, strict=True):
+                if target is not None:
+                    usage.reset(index, [target])
 
     def read(self, query_key: Tensor) -> Tensor:
         """Reads each object's memory for every pixel of the current frame (STM section 3.2).
@@ -154,6 +172,9 @@ class MemoryBank:
         result = self._shard.join(mine)
         if self._measures_usage:
             self._measure_usage(lse_by_slot, result.lse)
+        if self._consolidation is not None:
+            query = query_key.flatten(2).mT
+            self._consolidation.measure(self._layout, self._storage, self._counts, query, result.lse)
         out = result.out.to(query_key.dtype)  # [O, M, Cv]
         return out.mT.view(self.objects, self._layout.value_dim, *query_key.shape[2:])
 
@@ -162,6 +183,8 @@ class MemoryBank:
         kept = [index for index in range(self.objects) if index not in indices]
         self._slots = [self._slots[index] for index in kept]
         self._temporary = [self._temporary[index] for index in kept]
+        if self._consolidation is not None:
+            self._consolidation.usage.keep(kept)
         if self._storage is not None:
             self._storage.keep(kept)
 
@@ -172,6 +195,8 @@ class MemoryBank:
         self._layout = self._storage = None
         self._slots, self._temporary, self._appended = [], [], 0
         self._repeated = RepeatedReads()
+        if self._consolidation is not None:
+            self._consolidation.usage.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole bank as tensors. They may share memory with the bank: save them before the next append.
@@ -189,13 +214,17 @@ class MemoryBank:
             "usage": torch.tensor([slot.usage for slot in slots], dtype=torch.float64),
             "reads": torch.tensor([slot.reads for slot in slots], dtype=torch.int64),
         }
+        if self._consolidation is not None:
+            state["prototypes"] = torch.tensor([slot.prototypes for slot in slots], dtype=torch.int64)
+            usage = self._consolidation.usage.state_dict(self._counts)
+            state |= {f"{_ROW_USAGE}{name}": tensor for name, tensor in usage.items()}
         if self._layout is not None and self._storage is not None:
             state["sizes"] = torch.tensor(self._layout[:3])
             state["dtype"] = torch.empty(0, dtype=self._layout.dtype)
             state["device"] = torch.tensor(list(self._layout.device.type.encode()), dtype=torch.uint8)
             counts = [self._shard.count(count) for count in self._counts]
             rows = self._storage.state_dict(counts)
-            state |= {f"storage.{name}": tensor for name, tensor in rows.items()}
+            state |= {f"{_STORAGE}{name}": tensor for name, tensor in rows.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
@@ -213,10 +242,13 @@ class MemoryBank:
             raise ValueError(f"MemoryBank.load_state_dict: found a bank of {found}, expected {self._kind}")
         self.clear()
         self._appended = int(state["appended"])
-        columns = (state[name].tolist() for name in ("frame", "permanent", "usage", "reads"))
+        names = ["frame", "permanent", "usage", "reads"] + ["prototypes"] * (self._consolidation is not None)
+        columns = (state[name].tolist() for name in names)
         slots = iter([Slot(*row) for row in zip(*columns, strict=True)])
         self._slots = [[next(slots) for _ in range(count)] for count in state["counts"].tolist()]
         self._temporary = state["temporary"].tolist()
+        if self._consolidation is not None:
+            self._consolidation.usage.load_state_dict(_part(state, _ROW_USAGE), torch.device(device))
         if "sizes" in state:
             written_on, here = bytes(state["device"].tolist()).decode(), torch.device(device).type
             if self._config.storage == "fp8" and written_on != here:
@@ -224,9 +256,7 @@ class MemoryBank:
             rows, key_dim, value_dim = state["sizes"].tolist()
             self._layout = FrameLayout(rows, key_dim, value_dim, state["dtype"].dtype, torch.device(device))
             self._storage = self._new_storage(self._layout)
-            prefix = "storage."
-            kept = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-            self._storage.load_state_dict(kept)
+            self._storage.load_state_dict(_part(state, _STORAGE))
             self._storage.reserve(self.objects, 0, None)
 
     @property
@@ -238,7 +268,8 @@ class MemoryBank:
     def _kind(self) -> str:
         config, shard = self._config, self._shard
         pages = "" if config.place == "device" else f" in pages of {config.page_bytes} bytes"
-        return f"{config.storage} rows on the {config.place}{pages}, rank {shard.rank} of {shard.world}"
+        prototypes = "" if config.consolidate is None else ", consolidated"
+        return f"{config.storage} rows on the {config.place}{pages}{prototypes}, rank {shard.rank} of {shard.world}"
 
     def _storage_for(self, key: Tensor, value: Tensor) -> Storage:
         """The storage, created for the first frame and checked against every later one."""
@@ -283,7 +314,7 @@ class MemoryBank:
         self._slots += [[] for _ in range(objects - self.objects)]
         for index, slots in enumerate(self._slots):
             while cap is not None and len(slots) > cap:
-                evicted, last = self._victim(slots, number), len(slots) - 1
+                evicted, last = self._make_room(storage, index, number, cap), len(slots) - 1
                 self._move(storage, index, last, evicted)
                 slots[evicted] = slots[last]
                 slots.pop()
@@ -296,8 +327,10 @@ class MemoryBank:
         rows, into = (storage.slot(index, shard.local(slot)) if shard.holds(slot) else {} for slot in (source, target))
         for name in rows | into:
             shard.copy(source, target, rows.get(name), into.get(name), device)
+        if self._consolidation is not None:
+            self._consolidation.usage.move(index, source, target)
 
-    def _place(self, index: int, new: Slot, temporary: bool, cap: int | None) -> int | None:
+    def _place(self, storage: Storage, index: int, new: Slot, temporary: bool, cap: int | None) -> int | None:
         """Records a frame of an object and returns its slot; None if it is not kept, not even temporarily."""
         slots = self._slots[index]
         full = cap is not None and len(slots) >= cap
@@ -305,12 +338,19 @@ class MemoryBank:
             self._temporary[index] = self._config.previous
             return len(slots) if self._config.previous else None
         self._temporary[index] = False
-        if not full:
+        if cap is None or not full:
             slots.append(new)
             return len(slots) - 1
-        target = self._victim(slots, new.frame)
+        target = self._make_room(storage, index, new.frame, cap)
         slots[target] = new
         return target
+
+    def _make_room(self, storage: Storage, index: int, number: int, cap: int) -> int:
+        """The slot of an object that is free for frame `number` after consolidation, or else eviction."""
+        slots, freed = self._slots[index], None
+        if self._consolidation is not None and self._layout is not None:
+            freed = self._consolidation.consolidate(self._layout, storage, index, slots, number, cap)
+        return self._victim(slots, number) if freed is None else freed
 
     def _victim(self, slots: list[Slot], number: int) -> int:
         index = victim(self._config.evict, slots, number)
@@ -349,6 +389,10 @@ class MemoryBank:
             for slot, used in zip(slots, usage, strict=False):
                 slot.usage += used
                 slot.reads += 1
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _indices(found: Collection[int], name: str, objects: int) -> set[int]:

@@ -9,6 +9,8 @@ from stm_fast.errors import InputError, option
 from stm_fast.memory.paged import PageLayout
 from stm_fast.memory.places import row_format_of
 from stm_fast.memory.storage import SCRATCH_BYTES, FrameLayout
+from stm_fast.memory.usage import USAGE_BYTES
+from stm_fast.ops.inputs import accumulation_dtype
 
 
 class BankEstimate(NamedTuple):
@@ -60,7 +62,9 @@ def estimate_bank(
     if bank is not None and on_device and 0 < later_objects < objects:
         # fields are copied one at a time; the value is the largest
         bank += bank * fields["value"].nbytes // slot_bytes * (objects - later_objects) // objects
-    return BankEstimate(bank, objects * slot_bytes, _workspace(config, layout, page, objects, bank))
+    workspace = _workspace(config, layout, page, objects, bank)
+    slots = 0 if bank is None else -(-bank * world // (objects * slot_bytes))
+    return BankEstimate(bank, objects * slot_bytes, workspace + _consolidation(config, layout, objects, slots))
 
 
 def _check_max_bytes(config: MemoryConfig, least: int, objects: int, given_frames: int) -> None:
@@ -71,6 +75,15 @@ def _check_max_bytes(config: MemoryConfig, least: int, objects: int, given_frame
         f"{option('max_bytes')}: found {config.max_bytes}, expected at least {least} for {what} of {objects} objects"
         + (" and the previous one" if config.previous else "")
     )
+
+
+def _consolidation(config: MemoryConfig, layout: FrameLayout, objects: int, slots: int) -> int:
+    """The usage of `slots` slots per object, keys being measured, and the rows that are consolidated, of one object."""
+    if config.consolidate is None:
+        return 0
+    slot_bytes = layout._replace(dtype=accumulation_dtype(layout.dtype)).slot_bytes
+    # the prototypes and a frame, decoded, selected, and written
+    return objects * slots * layout.rows * USAGE_BYTES + 2 * SCRATCH_BYTES + 3 * (config.consolidate + 1) * slot_bytes
 
 
 def _workspace(config: MemoryConfig, layout: FrameLayout, page: PageLayout, objects: int, bank: int | None) -> int:

@@ -35,8 +35,11 @@ class Format(Protocol):
     def keeps(self, dtype: torch.dtype) -> bool:
         """Whether a model of this dtype reads rows as stored, without a copy."""
 
-    def encode(self, key: Tensor, value: Tensor) -> Fields:
-        """The fields, each [rows, W], of one slot: key [R, Ck], value [R, Cv]."""
+    def encode(self, key: Tensor, value: Tensor, earlier: Fields | None = None) -> Fields:
+        """The fields, each [rows, W], of one slot: key [R, Ck], value [R, Cv].
+
+        With the slot's `earlier` fields, rows that were decoded from them keep their bits, as far as the others allow.
+        """
 
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Fields [O, slots, rows, W] to key [O, slots*R, Ck] and value [O, slots*R, Cv]."""
@@ -57,7 +60,7 @@ class FloatFormat:
     def keeps(self, dtype: torch.dtype) -> bool:
         return dtype == self._dtype
 
-    def encode(self, key: Tensor, value: Tensor) -> Fields:
+    def encode(self, key: Tensor, value: Tensor, earlier: Fields | None = None) -> Fields:
         return {"key": key.to(self._dtype), "value": value.to(self._dtype)}
 
     def decode(self, fields: Fields, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -99,8 +102,9 @@ class ScaledFormat:
     def keeps(self, dtype: torch.dtype) -> bool:
         return not self._decoded
 
-    def encode(self, key: Tensor, value: Tensor) -> Fields:
-        memory = centered_and_scaled(key, value, self._dtype)
+    def encode(self, key: Tensor, value: Tensor, earlier: Fields | None = None) -> Fields:
+        kept = () if earlier is None else (earlier[name].to(key.device) for name in ("key_mean", "value_scale"))
+        memory = centered_and_scaled(key, value, self._dtype, *kept)
         if self._by_channel:
             padding = 0, -len(value) % PADDED_ROWS
             memory = memory._replace(value=torch.nn.functional.pad(memory.value.mT, padding))  # [Cv, R and padding]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stm_fast.memory.formats import Field, Fields, Format
 from stm_fast.memory.pages import Pages
-from stm_fast.memory.storage import FrameLayout, Part, QuantizedPart, check_rows, part_of
+from stm_fast.memory.storage import FrameLayout, Part, QuantizedPart, check_rows, decoded_slot, part_of
 from stm_fast.memory.stream import PageStream
 
 _ALIGNMENT = 64  # of every field in a page, in bytes, for vector loads
@@ -74,13 +74,16 @@ class PagedStorage:
             while cap is not None and len(table) > self._pages_of(cap):
                 self._pages.free(table.pop())
 
-    def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> None:
+    def write(self, index: int, slot: int, key: Tensor, value: Tensor, *, again: bool = False) -> None:
         table = self._tables[index]
         while len(table) < self._pages_of(slot + 1):
             table.append(self._pages.allocate())
         fields = self.slot(index, slot)
-        for name, rows in self._format.encode(key, value).items():
+        for name, rows in self._format.encode(key, value, fields if again else None).items():
             fields[name].copy_(rows)
+
+    def rows(self, index: int, slot: int) -> tuple[Tensor, Tensor]:
+        return decoded_slot(self._format, self._frame, self.slot(index, slot))
 
     def slot(self, index: int, slot: int) -> Fields:
         page, place = divmod(slot, self._layout.slots)

@@ -9,12 +9,13 @@ from stm_fast.config import Evict, MemoryConfig
 
 @dataclass
 class Slot:
-    """A frame in the memory of one object."""
+    """A frame in the memory of one object, or prototypes of frames, which are never evicted like a frame."""
 
-    frame: int  # its number in the video
+    frame: int  # its number in the video; meaningless for prototypes
     permanent: bool  # never evicted: the user gave its mask
     usage: float = 0.0  # softmax weight, summed over the queries of all reads since the frame was added
     reads: int = 0  # the number of those reads
+    prototypes: int = 0  # the number of frames of which the slot holds prototypes; 0 if it holds a frame
 
 
 def _by_age(slots: Sequence[Slot], newcomer: int) -> list[float]:
@@ -41,11 +42,38 @@ _SCORES: dict[Evict, Callable[[Sequence[Slot], int], list[float]]] = {
 }
 
 
-def victim(evict: Evict, slots: Sequence[Slot], newcomer: int) -> int | None:
-    """The slot to evict for frame `newcomer`; of equal scores the older frame; None if all slots are permanent."""
-    scores = _SCORES[evict](slots, newcomer)
-    evictable = [index for index, slot in enumerate(slots) if not slot.permanent]
+def victim(
+    evict: Evict,
+    slots: Sequence[Slot],
+    newcomer: int,
+    *,
+    evicted: Collection[int] = (),
+    spared: Collection[int] = (),
+) -> int | None:
+    """The slot to evict for frame `newcomer`; of equal scores the older frame; None if no frame can be evicted.
+
+    Args:
+        slots: of an object.
+        evicted: indices of slots that count as evicted already.
+        spared: indices of slots that count as permanent.
+    """
+    frames = [index for index, slot in enumerate(slots) if not slot.prototypes and index not in evicted]
+    scores = dict(zip(frames, _SCORES[evict]([slots[index] for index in frames], newcomer), strict=True))
+    evictable = [index for index in frames if not slots[index].permanent and index not in spared]
     return min(evictable, key=lambda index: (scores[index], slots[index].frame), default=None)
+
+
+def victims(evict: Evict, slots: Sequence[Slot], newcomer: int, count: int) -> list[int]:
+    """Up to `count` slots that would be evicted one after another, sparing the newest frame."""
+    frames = [index for index, slot in enumerate(slots) if not slot.prototypes]
+    newest = max(frames, key=lambda index: slots[index].frame, default=-1)
+    chosen: list[int] = []
+    for _ in range(count):
+        found = victim(evict, slots, newcomer, evicted=chosen, spared=[newest])
+        if found is None:
+            break
+        chosen.append(found)
+    return chosen
 
 
 def stays(config: MemoryConfig, frame: int, given: bool) -> bool:

@@ -61,12 +61,21 @@ class Shard:
         return ReadResult(first.out.to(mine.out.dtype), first.lse)
 
     def join_usage(self, mine: Tensor, slots: int) -> Tensor:
-        """The usage of every rank's slots, each [O, local slots], as [O, slots]."""
+        """The usage of every rank's slots, each [O, local slots, ...], as [O, slots, ...]."""
         if self.world == 1:
             return mine
-        padded = mine.new_zeros(mine.shape[0], self.max_count(slots))
+        padded = mine.new_zeros(mine.shape[0], self.max_count(slots), *mine.shape[2:])
         padded[:, : mine.shape[1]] = mine
-        return torch.stack(self._gather(padded), dim=-1).flatten(1)[:, :slots]
+        return torch.stack(self._gather(padded), dim=2).flatten(1, 2)[:, :slots]
+
+    def broadcast(self, source: int, tensor: Tensor) -> None:
+        """Overwrites a tensor on every rank with that of the rank that holds the slot `source`."""
+        if self.world == 1:
+            return
+        sent = self._buffer_like(tensor, tensor.device).copy_(tensor)
+        with self._collective():
+            dist.broadcast(sent, group=self._group, group_src=source % self.world)
+        tensor.copy_(sent)
 
     def copy(self, source: int, target: int, rows: Tensor | None, into: Tensor | None, device: torch.device) -> None:
         """Copies a tensor of one slot to another slot.

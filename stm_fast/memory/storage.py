@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.memory.formats import Field, Fields, Format
+from stm_fast.ops.inputs import accumulation_dtype
 from stm_fast.ops.quantized import QuantizedMemory
 
 # rows that must be decoded are decoded in parts of about this many bytes
@@ -67,6 +68,13 @@ def part_of(row_format: Format, dtype: torch.dtype, fields: Fields, counts: list
     return Part(*row_format.decode(fields, dtype), counts)
 
 
+def decoded_slot(row_format: Format, layout: FrameLayout, fields: Fields) -> tuple[Tensor, Tensor]:
+    """Copies of key [R, Ck] and value [R, Cv] of a slot, as `Storage.rows` returns them."""
+    stored = {name: rows[None, None].to(layout.device, copy=True) for name, rows in fields.items()}
+    key, value = row_format.decode(stored, accumulation_dtype(layout.dtype))  # [1, R, Ck] and [1, R, Cv]
+    return key[0], value[0]
+
+
 class Storage(Protocol):
     """Slots 0, 1, ... of every object. A slot is written as a whole."""
 
@@ -80,8 +88,14 @@ class Storage(Protocol):
     def reserve(self, objects: int, slots: int, cap: int | None) -> None:
         """Makes room for this many objects and slots per object, never for more than `cap` slots."""
 
-    def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> None:
-        """Writes a frame, key [R, Ck] and value [R, Cv], to a slot of one object."""
+    def write(self, index: int, slot: int, key: Tensor, value: Tensor, *, again: bool = False) -> None:
+        """Writes key [R, Ck] and value [R, Cv] to a slot of one object.
+
+        With `again`, rows that were read from the slot keep their bits, as far as its format allows.
+        """
+
+    def rows(self, index: int, slot: int) -> tuple[Tensor, Tensor]:
+        """Copies of key [R, Ck] and value [R, Cv] of a slot, in float32, or float64 if the model is."""
 
     def slot(self, index: int, slot: int) -> Fields:
         """Writable views [rows, W] of the fields of a slot that was written."""
@@ -133,9 +147,13 @@ class DeviceStorage:
         if (objects, size) != (held_objects, held):
             self._resize(objects, size)
 
-    def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> None:
-        for name, rows in self._format.encode(key, value).items():
+    def write(self, index: int, slot: int, key: Tensor, value: Tensor, *, again: bool = False) -> None:
+        earlier = self.slot(index, slot) if again else None
+        for name, rows in self._format.encode(key, value, earlier).items():
             self._tensors[name][index, slot] = rows
+
+    def rows(self, index: int, slot: int) -> tuple[Tensor, Tensor]:
+        return decoded_slot(self._format, self._layout, self.slot(index, slot))
 
     def slot(self, index: int, slot: int) -> Fields:
         return {name: tensor[index, slot] for name, tensor in self._tensors.items()}

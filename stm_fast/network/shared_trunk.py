@@ -78,8 +78,18 @@ class SharedKeyValue(nn.Module):
         """The memory key [B, Ck, h, w] of a frame from its query key."""
         x, y = _coordinates(query_key)
         position = torch.stack([2 * x, 2 * y, -(x.square() + y.square()) / _SQUARE_SCALE])
-        penalty = self.distance.to(position.dtype).exp() * math.sqrt(self.key_dim) / _QUERY_SCALE
-        return with_position(query_key[:, : self.key_dim - POSITION_CHANNELS], position * penalty)
+        return with_position(query_key[:, : self.key_dim - POSITION_CHANNELS], position * self._penalty(position.dtype))
+
+    def query_of(self, memory_key: Tensor) -> Tensor:
+        """The query keys [N, Ck] of the same positions as some memory keys [N, Ck]."""
+        query_key = memory_key.clone()
+        query_key[:, -POSITION_CHANNELS:-1] *= _QUERY_SCALE / 2 / self._penalty(memory_key.dtype)
+        query_key[:, -1] = _SQUARE_SCALE * _QUERY_SCALE
+        return query_key
+
+    def _penalty(self, dtype: torch.dtype) -> Tensor:
+        """The scale of the position channels of memory keys."""
+        return self.distance.to(dtype).exp() * math.sqrt(self.key_dim) / _QUERY_SCALE
 
 
 class MaskValue(nn.Module):

@@ -43,9 +43,12 @@ class QuantizedMemory(NamedTuple):
 
     def dequantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """key [Bk, T*R, Ck] and value [B, T*R, Cv]."""
-        key = self.key.float() * self.key_scale + self.key_mean
         value = self.value.float() * self.value_scale
-        return key.to(dtype).flatten(1, 2), value.to(dtype).flatten(1, 2)
+        return self.dequantized_key(dtype), value.to(dtype).flatten(1, 2)
+
+    def dequantized_key(self, dtype: torch.dtype) -> Tensor:
+        """key [Bk, T*R, Ck]."""
+        return (self.key.float() * self.key_scale + self.key_mean).to(dtype).flatten(1, 2)
 
     def slots(self, first: int, last: int) -> "QuantizedMemory":
         """A view of slots `first` to `last` - 1."""
@@ -73,22 +76,37 @@ def quantize_memory(key: Tensor, value: Tensor, dtype: torch.dtype = torch.int8)
     return memory._replace(value=with_padded_rows(memory.value)) if dtype.is_floating_point else memory
 
 
-def centered_and_scaled(key: Tensor, value: Tensor, dtype: torch.dtype) -> QuantizedMemory:
-    """Quantizes keys [..., R, Ck] and values [..., R, Cv] of slots, without padding."""
+def centered_and_scaled(
+    key: Tensor,
+    value: Tensor,
+    dtype: torch.dtype,
+    key_mean: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> QuantizedMemory:
+    """Quantizes keys [..., R, Ck] and values [..., R, Cv] of slots, without padding.
+
+    With the key mean and the value scale of an earlier result, rows of that result that are quantized again keep their
+    bytes, as long as that scale still fits the values of all rows.
+    """
     key, value = key.float(), value.float()
-    key_mean = key.mean(-2, keepdim=True)
+    key_mean = key.mean(-2, keepdim=True) if key_mean is None else key_mean
     key, key_scale = _scaled(key - key_mean, -1, dtype)
-    value, value_scale = _scaled(value, -2, dtype)
+    value, value_scale = _scaled(value, -2, dtype, value_scale)
     return QuantizedMemory(key, key_scale, key_mean, value, value_scale)
 
 
-def _scaled(numbers: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Quantizes numbers to `dtype`, int8 or float8_e4m3fn, and returns the result and its scale along `dim`."""
+def _scaled(numbers: Tensor, dim: int, dtype: torch.dtype, earlier: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Quantizes numbers to `dtype`, int8 or float8_e4m3fn, and returns the result and its scale along `dim`.
+
+    An `earlier` scale is taken again unless it is too small, or more than twice too large.
+    """
     integer = not dtype.is_floating_point
     largest = float(torch.iinfo(dtype).max if integer else torch.finfo(dtype).max)
     scale = numbers.abs().amax(dim, keepdim=True) / largest
     # a scale below the smallest normal number would be imprecise: such numbers become zeros
     scale = scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1)
+    if earlier is not None:
+        scale = torch.where((earlier >= scale) & (earlier <= 2 * scale), earlier, scale)
     # e4m3 has no infinity: a quotient just outside its range, from a rounded scale, would become NaN
     quotient = (numbers / scale).clamp(-largest, largest)
     return (quotient.round() if integer else quotient).to(dtype), scale
