@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stm_fast.memory.storage import SCRATCH_BYTES, Part, QuantizedPart
 from stm_fast.ops import memory_read
+from stm_fast.ops.inputs import in_channels
 
 # per row
 USAGE_BYTES = 8
@@ -94,7 +95,7 @@ def part_usage(query: Tensor, lse: Tensor, part: Part | QuantizedPart, rows: int
         backend: as in :func:`stm_fast.ops.memory_read`.
     """
     scale = 1 / math.sqrt(query.shape[2])
-    bias = _channels(-lse.to(torch.promote_types(query.dtype, torch.float32)) / scale, query.dtype)  # [O, M, 1 or 3]
+    bias = in_channels(-lse.to(torch.promote_types(query.dtype, torch.float32)) / scale, query.dtype)  # [O, M, 1 or 3]
     swapped_key = torch.cat([query.expand(len(lse), -1, -1), bias], dim=2)
     no_value = query.new_empty(*swapped_key.shape[:2], 0)
     found = []
@@ -103,15 +104,6 @@ def part_usage(query: Tensor, lse: Tensor, part: Part | QuantizedPart, rows: int
         _, weight = memory_read(swapped_query, swapped_key, no_value, scale=scale, return_lse=True, backend=backend)
         found.append(weight.float().exp_().view(len(lse), -1, rows))
     return torch.cat(found, dim=1)
-
-
-def _channels(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers [...] as a sum of channels [..., 1 or 3] of a dtype: three 16-bit ones have the digits of float32."""
-    channels = []
-    for _ in range(1 if dtype.itemsize > 2 else 3):
-        channels.append(numbers.to(dtype))
-        numbers = numbers - channels[-1]
-    return torch.stack(channels, dim=-1)
 
 
 def _keys(part: Part | QuantizedPart, rows: int, dtype: torch.dtype) -> Iterator[Tensor]:

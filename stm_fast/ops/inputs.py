@@ -72,6 +72,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def in_channels(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers [...] as the sum of channels [..., 1 or 3] of a dtype: three 16-bit ones have the digits of float32.
+
+    As channels of a query or key, against ones in the other, they are added to scores.
+    """
+    channels = []
+    for _ in range(1 if dtype.itemsize > 2 else 3):
+        channels.append(numbers.to(dtype))
+        numbers = numbers - channels[-1]
+    return torch.stack(channels, dim=-1)
+
+
 def is_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 

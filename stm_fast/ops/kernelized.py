@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from stm_fast.arguments import integer, number
 from stm_fast.ops.arguments import as_scale, check_tensors
 from stm_fast.ops.functional import cast_for_autocast, check_read_tensors, memory_read
+from stm_fast.ops.inputs import in_channels
 
 # coordinates from the center of a larger frame are not exact in bfloat16
 LARGEST_IN_16_BITS = 512
@@ -110,19 +111,9 @@ def _with_places(features: Tensor, places: Tensor, *, first: bool) -> Tensor:
     in every dtype. They come first: sums over channels are exact until the others are added.
     """
     dtype = features.dtype
-    norms = _in_parts(-0.5 * places.square().sum(-1, keepdim=True).double(), dtype)
+    norms = in_channels(-0.5 * places.square().sum(-1).double(), dtype)
     ones = torch.ones_like(norms)
     channels = [places.to(dtype), *((norms, ones) if first else (ones, norms))]
     found = torch.cat([*(part.expand(features.shape[0], -1, -1) for part in channels), features], dim=-1)
     # Triton's tiles are a multiple of 16 channels wide
     return pad(found, (0, -found.shape[-1] % 16)) if found.is_cuda else found
-
-
-def _in_parts(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers [..., 1] as a sum [..., parts] of numbers of a dtype; three of bfloat16 have 24 bits."""
-    parts = []
-    for _ in range(3 if dtype.itemsize == 2 else 1):
-        part = numbers.to(dtype)
-        parts.append(part)
-        numbers = numbers - part
-    return torch.cat(parts, dim=-1)
