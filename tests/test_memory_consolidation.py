@@ -11,8 +11,8 @@ from stm_fast.memory import MemoryBank
 from stm_fast.memory.consolidation import SHARE
 from stm_fast.memory.policy import Slot, victims
 from stm_fast.memory.storage import Part, QuantizedPart
-from stm_fast.memory.usage import part_usage
-from stm_fast.network import stm_resnet18
+from stm_fast.memory.usage import RowUsage, part_usage
+from stm_fast.network import stm_lite2, stm_resnet18
 from stm_fast.network.shared_trunk import SharedKeyValue
 from stm_fast.ops import memory_read
 from stm_fast.ops.quantized import quantize_memory
@@ -208,6 +208,34 @@ def test_a_cap_in_bytes_holds_when_objects_are_added(place, tmp_path):
     assert prototypes[79] == [4]
 
 
+def test_rows_keep_their_usage_when_they_move():
+    """A second object halves the number of slots: the last ones move to the places of those that are given up."""
+    bank = MemoryBank(MemoryConfig(max_bytes=12 * SLOT_BYTES, consolidate=2, previous=False))
+    for number in range(20):
+        objects = 1 if number < 19 else 2
+        if number == 19:
+            slots = bank._slots[0]
+            before = {each.frame: (slot, bank._consolidation.usage.mean(0, [slot])) for slot, each in enumerate(slots)}
+        key, value = (torch.randn(objects, width, H, W).double() for width in (CK, CV))
+        bank.append(key, value, frame=number)
+        if number < 19:
+            bank.read(torch.randn(1, CK, H, W).double())
+    kept = {each.frame: slot for slot, each in enumerate(bank._slots[0]) if each.frame < 19 and not each.prototypes}
+    assert any(slot != before[frame][0] for frame, slot in kept.items())
+    for frame, slot in kept.items():
+        assert torch.equal(bank._consolidation.usage.mean(0, [slot]), before[frame][1])
+
+
+def test_rows_that_were_never_read_count_as_most_used():
+    usage = RowUsage()
+    usage.reserve(2, 3, R, torch.device("cpu"))
+    usage.add(torch.ones(2, 3, R))
+    usage.reset(1, 2)
+    usage.add(torch.full((2, 2, R), 3.0))
+    assert usage.mean(1, [2, 0]).unique(dim=1).tolist() == [[math.inf], [2]]
+    assert usage.mean(0, [2]).unique().tolist() == [1]
+
+
 def test_given_masks_take_the_place_of_prototypes():
     bank = MemoryBank(MemoryConfig(max_frames=6, consolidate=3, previous=False))
     held = []
@@ -326,6 +354,12 @@ def test_the_query_of_a_memory_key_is_that_of_its_pixel():
     found = heads.query_of(memory_key[0].flatten(1).T)
     torch.testing.assert_close(found, query_key[0].flatten(1).T)
     assert not torch.allclose(memory_key, query_key)
+
+
+def test_a_network_with_a_shared_trunk_converts_its_keys():
+    model = stm_lite2().eval()
+    segmenter = VideoSegmenter(model, memory=MemoryConfig(max_frames=6, consolidate=2))
+    assert segmenter.bank._consolidation._query_of == model.query_key_value.query_of
 
 
 @pytest.mark.parametrize(
