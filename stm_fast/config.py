@@ -30,9 +30,9 @@ class MemoryConfig:
         max_bytes: keep at most this many bytes of rows of all objects, including the previous frame.
         evict: which frame is evicted when full: the "oldest"; the "least_used" by reads since it was memorized; or,
             with "even", the one whose removal leaves the others spread most evenly over time.
-        consolidate: of the frames that `max_frames` or `max_bytes` allows, this many per object hold prototypes: when
-            the memory is full, half of the frames, those that `evict` would evict first, leave their most used rows
-            (XMem, section 3.3). Frames with given masks take precedence over prototypes.
+        consolidate: of the frames that `max_frames` or `max_bytes` allows, this many per object hold prototypes: each
+            frame that is evicted leaves there some of its most used rows (XMem, section 3.3), in place of the least
+            used ones. Frames with given masks take precedence over prototypes.
         storage: format of the rows: the "model"'s dtype, another float dtype, or scaled "int8" or "fp8" (e4m3).
         place: where the rows are stored: on the model's "device", in pages in "host" memory (pinned if the device is a
             GPU), or on "disk".

@@ -8,11 +8,11 @@ import torch
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.memory import MemoryBank
-from stm_fast.memory.consolidation import prototypes_of
+from stm_fast.memory.consolidation import SHARE
 from stm_fast.memory.policy import Slot, victims
 from stm_fast.memory.storage import Part, QuantizedPart
-from stm_fast.memory.usage import part_usage
-from stm_fast.network import stm_resnet18
+from stm_fast.memory.usage import RowUsage, part_usage
+from stm_fast.network import stm_lite2, stm_resnet18
 from stm_fast.network.shared_trunk import SharedKeyValue
 from stm_fast.ops import memory_read
 from stm_fast.ops.quantized import quantize_memory
@@ -56,8 +56,13 @@ class Video:
         return bank.read(self._random(1, CK, H, W))
 
 
+def query_of(key):
+    """The queries of memory keys, which differ as in a network with a shared trunk."""
+    return 0.5 * key + 0.1
+
+
 class Simulated:
-    """One list of rows per object and slot, and the formulas of the paper with every affinity in memory.
+    """The definition, with one list of rows per object and every affinity in memory.
 
     Args:
         cap: slots of each object.
@@ -65,18 +70,16 @@ class Simulated:
     """
 
     def __init__(self, cap, most):
-        self._cap, self._most = cap, most
-        self._objects = []  # dicts: slot number to [key, value, weight, reads]
+        self._cap, self._most, self._objects = cap, most, []
 
     def remove(self, indices):
         self._objects = [each for index, each in enumerate(self._objects) if index not in indices]
 
     def append(self, key, value, *, temporary, permanent, absent, frame):
-        self._objects += [Object() for _ in range(len(key) - len(self._objects))]
+        self._objects += [Object(self._cap, self._most) for _ in range(len(key) - len(self._objects))]
         for index, each in enumerate(self._objects):
             if index not in absent:
-                rows = Rows(key[index].flatten(1).T, value[index].flatten(1).T, frame, index in permanent)
-                each.append(rows, temporary, self._cap, self._most)
+                each.append(Rows(key[index].flatten(1).T, value[index].flatten(1).T, index in permanent), temporary)
 
     def read(self, query_key):
         query = query_key[0].flatten(1).T
@@ -84,9 +87,11 @@ class Simulated:
 
 
 class Rows:
-    def __init__(self, key, value, frame, permanent):
-        self.key, self.value, self.frame, self.permanent = key, value, frame, permanent
-        self.weight, self.reads = torch.zeros(len(key)), torch.zeros(len(key))
+    """The rows of a frame, or one prototype of each pixel."""
+
+    def __init__(self, key, value, permanent):
+        self.key, self.value, self.permanent = key.clone(), value.clone(), permanent
+        self.weight, self.reads = torch.zeros(R), torch.zeros(R)
 
     @property
     def usage(self):
@@ -94,54 +99,52 @@ class Rows:
 
 
 class Object:
-    def __init__(self):
-        self.frames, self.prototypes, self.temporary, self.total = [], None, None, 0
+    """The memory of one object; frames in the order of time."""
 
-    def append(self, new, temporary, cap, most):
-        self.temporary = new if temporary else None
-        if temporary:
-            return
-        held = 0 if self.prototypes is None else len(self.prototypes.key) // R
-        if len(self.frames) + held == cap:
-            self.consolidate(most)
-        self.frames.append(new)
+    def __init__(self, cap, most):
+        self._cap, self._most = cap, most
+        self._frames, self._prototypes, self._temporary, self._consolidated = [], [], None, 0
 
-    def consolidate(self, most):
-        evictable = sorted((rows for rows in self.frames if not rows.permanent), key=lambda rows: rows.frame)[:-1]
-        gone = evictable[: 1 if self.prototypes else most + 1]
-        self.total += len(gone)
-        key, value = (torch.cat([getattr(rows, name) for rows in gone]) for name in ("key", "value"))
-        usage = torch.cat([rows.usage for rows in gone])
-        count = max(1, most * R // self.total) if self.prototypes else most * R
-        chosen = usage.topk(count).indices
-        affinity = torch.einsum("qc,kc->qk", key[chosen], key) * SCALE
-        new = Rows(key[chosen], affinity.softmax(1) @ value, None, False)
-        self.frames = [rows for rows in self.frames if rows not in gone]
-        if self.prototypes is None:
-            self.prototypes = new
-            return
-        kept = self.prototypes.usage.topk(most * R - count).indices
-        for name in ("key", "value", "weight", "reads"):
-            joined = torch.cat([getattr(self.prototypes, name)[kept], getattr(new, name)])
-            setattr(self.prototypes, name, joined)
+    def append(self, new, temporary):
+        self._temporary = new if temporary else None
+        if not temporary:
+            if len(self._frames) + len(self._prototypes) == self._cap:
+                self._consolidate()
+            self._frames.append(new)
+
+    def _consolidate(self):
+        evictable = [rows for rows in self._frames if not rows.permanent]
+        added = self._most - len(self._prototypes)
+        self._prototypes += evictable[:added]
+        gone = evictable[added]
+        self._frames = [rows for rows in self._frames if rows is not gone and rows not in self._prototypes]
+        self._consolidated += added + 1
+        least = [min(self._prototypes, key=lambda rows, pixel=pixel: rows.usage[pixel]) for pixel in range(R)]
+        gain = [float(gone.usage[pixel] / least[pixel].usage[pixel]) for pixel in range(R)]
+        count = max(1, int(SHARE * R * self._most / self._consolidated))
+        for pixel in sorted(range(R), key=lambda pixel: -gain[pixel])[:count]:
+            candidates = [*self._prototypes, gone]
+            scores = torch.stack([query_of(gone.key[pixel]) @ rows.key[pixel] / math.sqrt(CK) for rows in candidates])
+            affinity = scores.exp() / scores.exp().sum()
+            value = sum(share * rows.value[pixel] for share, rows in zip(affinity, candidates, strict=True))
+            replaced = least[pixel]
+            replaced.key[pixel], replaced.value[pixel] = gone.key[pixel], value
+            replaced.weight[pixel], replaced.reads[pixel] = gone.weight[pixel], gone.reads[pixel]
 
     def read(self, query):
-        every = [
-            *self.frames,
-            *([self.prototypes] if self.prototypes else []),
-            *([self.temporary] if self.temporary else []),
-        ]
+        every = [*self._frames, *self._prototypes, *([self._temporary] if self._temporary else [])]
         key, value = (torch.cat([getattr(rows, name) for rows in every]) for name in ("key", "value"))
-        weights = (query @ key.T * SCALE).softmax(1)
-        for rows, weight in zip(every, weights.sum(0).split([len(rows.key) for rows in every]), strict=True):
-            rows.weight = rows.weight + weight.float()
-            rows.reads = rows.reads + 1
+        weights = (query @ key.T / math.sqrt(CK)).softmax(1)
+        for rows, weight in zip(every, weights.sum(0).split(R), strict=True):
+            rows.weight += weight.float()
+            rows.reads += 1
         return weights @ value
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_bank_follows_the_definition(place, tmp_path):
-    bank, simulated = MemoryBank(config_of(place, tmp_path, max_frames=7, consolidate=3)), Simulated(7, 3)
+    config = config_of(place, tmp_path, max_frames=7, consolidate=3)
+    bank, simulated = MemoryBank(config, query_of=query_of), Simulated(7, 3)
     videos = Video(), Video()
     for number in range(100):
         found, expected = (video.feed(each, number) for video, each in zip(videos, (bank, simulated), strict=True))
@@ -205,6 +208,34 @@ def test_a_cap_in_bytes_holds_when_objects_are_added(place, tmp_path):
     assert prototypes[79] == [4]
 
 
+def test_rows_keep_their_usage_when_they_move():
+    """A second object halves the number of slots: the last ones move to the places of those that are given up."""
+    bank = MemoryBank(MemoryConfig(max_bytes=12 * SLOT_BYTES, consolidate=2, previous=False))
+    for number in range(20):
+        objects = 1 if number < 19 else 2
+        if number == 19:
+            slots = bank._slots[0]
+            before = {each.frame: (slot, bank._consolidation.usage.mean(0, [slot])) for slot, each in enumerate(slots)}
+        key, value = (torch.randn(objects, width, H, W).double() for width in (CK, CV))
+        bank.append(key, value, frame=number)
+        if number < 19:
+            bank.read(torch.randn(1, CK, H, W).double())
+    kept = {each.frame: slot for slot, each in enumerate(bank._slots[0]) if each.frame < 19 and not each.prototypes}
+    assert any(slot != before[frame][0] for frame, slot in kept.items())
+    for frame, slot in kept.items():
+        assert torch.equal(bank._consolidation.usage.mean(0, [slot]), before[frame][1])
+
+
+def test_rows_that_were_never_read_count_as_most_used():
+    usage = RowUsage()
+    usage.reserve(2, 3, R, torch.device("cpu"))
+    usage.add(torch.ones(2, 3, R))
+    usage.reset(1, 2)
+    usage.add(torch.full((2, 2, R), 3.0))
+    assert usage.mean(1, [2, 0]).unique(dim=1).tolist() == [[math.inf], [2]]
+    assert usage.mean(0, [2]).unique().tolist() == [1]
+
+
 def test_given_masks_take_the_place_of_prototypes():
     bank = MemoryBank(MemoryConfig(max_frames=6, consolidate=3, previous=False))
     held = []
@@ -256,23 +287,6 @@ def test_usage_is_measured_in_several_steps_if_keys_are_many(monkeypatch):
     torch.testing.assert_close(part_usage(query, lse, part, R, "auto"), expected)
 
 
-def test_prototypes_follow_equation_5():
-    generator = torch.Generator().manual_seed(0)
-    key, value = (torch.randn(50, width, generator=generator).double() for width in (CK, CV))
-    usage = torch.rand(50, generator=generator)
-    usage[7] = torch.inf
-    found_key, found_value = prototypes_of(key, value, usage, 9, lambda key: key + 1, "auto")
-    chosen = sorted(usage.topk(9).indices.tolist())
-    assert 7 in chosen
-    assert torch.equal(found_key, key[chosen])
-    affinity = torch.zeros(9, 50).double()
-    for row, prototype in enumerate(chosen):
-        for column in range(50):
-            affinity[row, column] = ((key[prototype] + 1) * key[column]).sum() / math.sqrt(CK)
-    expected = affinity.softmax(1) @ value
-    assert (found_value - expected).abs().max() <= 1e-9 * expected.abs().max()
-
-
 def test_the_least_used_prototypes_go():
     """Rows that match the queries stay through many consolidations; those that match none are replaced."""
     bank = MemoryBank(MemoryConfig(max_frames=5, consolidate=1, previous=False))
@@ -286,8 +300,8 @@ def test_the_least_used_prototypes_go():
         slots = [slot for slot, each in enumerate(bank._slots[0]) if each.prototypes]
         kept = [bank._storage.rows(0, slot)[0][:, 0].tolist() for slot in slots]
         if number == 5:
-            assert sorted(kept[0]) == [-2.0] * 4 + [2.0] * 8
-    assert sorted(kept[0]) == [0.5] * 4 + [2.0] * 8
+            assert kept == [[2.0] * 4 + [-2.0] * 8]
+    assert kept == [[2.0] * 4 + [0.5] * 8]
 
 
 def test_8_bit_prototypes_do_not_drift():
@@ -340,6 +354,12 @@ def test_the_query_of_a_memory_key_is_that_of_its_pixel():
     found = heads.query_of(memory_key[0].flatten(1).T)
     torch.testing.assert_close(found, query_key[0].flatten(1).T)
     assert not torch.allclose(memory_key, query_key)
+
+
+def test_a_network_with_a_shared_trunk_converts_its_keys():
+    model = stm_lite2().eval()
+    segmenter = VideoSegmenter(model, memory=MemoryConfig(max_frames=6, consolidate=2))
+    assert segmenter.bank._consolidation._query_of == model.query_key_value.query_of
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ class MemoryBank:
             usage.reserve(self.objects, max(self._counts), key[0, 0].numel(), key.device)
             for index, target in zip(shown, targets, strict=True):
                 if target is not None:
-                    usage.reset(index, [target])
+                    usage.reset(index, target)
 
     def read(self, query_key: Tensor) -> Tensor:
         """Reads each object's memory for every pixel of the current frame (STM section 3.2).

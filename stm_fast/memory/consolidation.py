@@ -1,7 +1,11 @@
 """Consolidation: the most used rows of frames become prototypes (XMem, Cheng and Schwing, ECCV 2022, section 3.3).
 
-Prototypes fill whole slots of an object, so every format and place stores them as it stores frames. Every frame that
-was consolidated has the same share of them.
+Prototypes fill whole slots of an object, one row for each pixel, so every format and place stores them as it stores
+frames. XMem selects the most used rows of whole frames, and reads their new values from all rows. Here both is done
+pixel by pixel: with prototypes as many as the rows of some frames, the former would leave whole regions without any,
+and the latter would blur masks.
+
+K slots of prototypes, R pixels, Ck and Cv the widths of keys and values.
 """
 
 from collections.abc import Callable
@@ -12,46 +16,30 @@ from torch import Tensor
 
 from stm_fast.config import Evict
 from stm_fast.memory.policy import Slot, victims
+from stm_fast.memory.read_parts import ReadResult, empty_read
 from stm_fast.memory.sharded import Shard
 from stm_fast.memory.storage import FrameLayout, Storage
 from stm_fast.memory.usage import RowUsage, part_usage
 from stm_fast.ops import memory_read
 from stm_fast.ops.inputs import accumulation_dtype
 
-
-def prototypes_of(
-    key: Tensor, value: Tensor, usage: Tensor, count: int, query_of: Callable[[Tensor], Tensor], backend: str
-) -> tuple[Tensor, Tensor]:
-    """The keys and values of prototypes (XMem equation 5, with this model's similarity).
-
-    The keys are those of the `count` most used rows, in the order of the rows. The value of each is read from all rows
-    by its own query ("potentiation"), so it also represents rows that are not kept.
-
-    Args:
-        key: ``[N, Ck]``, candidates.
-        value: ``[N, Cv]``.
-        usage: ``[N]``; of equal ones the first rows are taken.
-        count: at most N.
-        query_of: converts keys to the queries that the model would have at these pixels.
-        backend: as in :func:`stm_fast.ops.memory_read`.
-
-    Returns:
-        ``[count, Ck]`` and ``[count, Cv]``.
-    """
-    chosen = usage.argsort(descending=True, stable=True)[:count].sort().values
-    prototype_key = key[chosen]
-    out = memory_read(query_of(prototype_key)[None], key[None], value[None], backend=backend)
-    return prototype_key, out[0]
+# Of the prototypes that a frame would replace if every consolidated frame had the same share, how many it does. With
+# less than 1, early frames, the nearest to given masks, have more: an error in a late frame is copied less often.
+SHARE = 0.5
 
 
 class Consolidation:
     """Consolidates the frames of a bank's objects, and keeps the usage of its rows.
 
     Args:
-        most: how many slots of an object may hold prototypes.
+        most: how many slots of an object may hold prototypes, K.
         evict: which frames are consolidated first.
-        shard: of the bank; all ranks consolidate the same rows, and each writes its own slots.
-        query_of, backend: as in `prototypes_of`; None: keys are their own queries.
+        shard: of the bank.
+        query_of: converts memory keys ``[N, Ck]`` to the query keys of the same pixels; None: they are equal.
+        backend: as in :func:`stm_fast.ops.memory_read`.
+
+    Attributes:
+        usage: of the rows; the same on all ranks.
     """
 
     def __init__(
@@ -82,12 +70,15 @@ class Consolidation:
     def consolidate(
         self, layout: FrameLayout, storage: Storage, index: int, slots: list[Slot], newcomer: int, cap: int
     ) -> int | None:
-        """Makes prototypes of an object's frames; returns the slot that is then free, None if there are too few frames.
+        """Makes room for a frame of an object: the slot that is then free, None if there are too few frames.
+
+        The frame that would be evicted is consolidated: some of its rows replace the least used prototypes of their
+        pixels. The first prototypes are the rows of frames that would be evicted.
 
         Args:
             layout, storage: of the bank.
             index: of the object.
-            slots: of the object; those that will hold prototypes are replaced.
+            slots: of the object; those that hold prototypes afterwards are replaced.
             newcomer: the frame that needs room.
             cap: how many slots the object may have.
         """
@@ -100,49 +91,59 @@ class Consolidation:
         if not frames or len(held) + len(frames) == 1:
             return None
         *added, freed = frames
-        key, value = self._rows(layout, storage, index, frames)
-        total = len(frames) + (slots[held[0]].prototypes if held else 0)
-        rows = layout.rows * len(added) or max(1, layout.rows * len(held) // total)
-        usage = self.usage.mean(index, frames)
-        new = prototypes_of(key, value, usage, rows, self._query_of, self._backend)
-        if added:
-            self._write(storage, index, added, *new)
-            self.usage.reset(index, added)
-        else:
-            self._replace(layout, storage, index, held, *new)
-        for slot in [*held, *added]:
-            slots[slot] = replace(slots[slot], prototypes=total)
+        prototypes = [*held, *added]
+        consolidated = len(frames) + (slots[held[0]].prototypes if held else 0)
+        count = max(1, int(SHARE * layout.rows * len(prototypes) / consolidated))
+        pixels, replaced = self._chosen(index, prototypes, freed, count)
+        self._replace(layout, storage, index, prototypes, freed, pixels, replaced)
+        for slot in prototypes:
+            slots[slot] = replace(slots[slot], prototypes=consolidated)
         return freed
 
+    def _chosen(self, index: int, prototypes: list[int], freed: int, count: int) -> tuple[Tensor, Tensor]:
+        """The pixels where a frame gains most by replacing a prototype, and the slot of each one that is replaced.
+
+        Returns:
+            int64 ``[min(count, R)]`` each; pixels ascend, and slots are counted in the list.
+        """
+        usage = self.usage.mean(index, [*prototypes, freed])  # [K + 1, R]
+        least = usage[:-1].min(dim=0)
+        gain = (usage[-1] / least.values).nan_to_num(nan=0.0)  # rows never read have infinite usage
+        pixels = gain.argsort(descending=True, stable=True)[:count].sort().values
+        return pixels, least.indices[pixels]
+
     def _replace(
-        self, layout: FrameLayout, storage: Storage, index: int, held: list[int], new_key: Tensor, new_value: Tensor
+        self,
+        layout: FrameLayout,
+        storage: Storage,
+        index: int,
+        prototypes: list[int],
+        freed: int,
+        pixels: Tensor,
+        replaced: Tensor,
     ) -> None:
-        """Overwrites the least used prototypes, of those equally used the first ones."""
-        key, value = self._rows(layout, storage, index, held)
-        replaced = self.usage.mean(index, held).argsort(stable=True)[: len(new_key)].sort().values
-        key[replaced], value[replaced] = new_key, new_value
-        self._write(storage, index, held, key, value, again=True)
-        self.usage.reset(index, held, replaced)
+        """Replaces prototypes by rows of the slot `freed`, with new values.
 
-    def _rows(self, layout: FrameLayout, storage: Storage, index: int, slots: list[int]) -> tuple[Tensor, Tensor]:
-        """Key [N, Ck] and value [N, Cv] of slots of an object, on every rank."""
+        A new value is read from all prototypes of the pixel and the row itself, by the row's own query (XMem equation
+        5, "potentiation"), so it also represents the row that is replaced. Each rank reads and writes its own slots.
+        """
+        held = [slot for slot in (*prototypes, freed) if self._shard.holds(slot)]
+        rows = {slot: storage.rows(index, self._shard.local(slot)) for slot in held}
         dtype = accumulation_dtype(layout.dtype)
-        key, value = (
-            torch.empty(len(slots), layout.rows, width, dtype=dtype, device=layout.device)
-            for width in (layout.key_dim, layout.value_dim)
-        )
-        for number, slot in enumerate(slots):
-            if self._shard.holds(slot):
-                key[number], value[number] = storage.rows(index, self._shard.local(slot))
-            for rows in (key[number], value[number]):
-                self._shard.broadcast(slot, rows)
-        return key.flatten(0, 1), value.flatten(0, 1)
-
-    def _write(
-        self, storage: Storage, index: int, slots: list[int], key: Tensor, value: Tensor, *, again: bool = False
-    ) -> None:
-        """Writes rows, [N, Ck] and [N, Cv], to slots of an object that this rank holds."""
-        parts = zip(slots, key.chunk(len(slots)), value.chunk(len(slots)), strict=True)
-        for slot, key_part, value_part in parts:
-            if self._shard.holds(slot):
-                storage.write(index, self._shard.local(slot), key_part, value_part, again=again)
+        blank = torch.empty(layout.rows, layout.key_dim, dtype=dtype, device=layout.device)
+        frame_key = rows[freed][0] if freed in rows else blank
+        self._shard.broadcast(freed, frame_key)
+        new_key = frame_key[pixels]  # [n, Ck]
+        query = self._query_of(new_key)[:, None]
+        mine = empty_read(query, len(query), layout.value_dim)
+        if held:
+            key, value = (torch.stack([rows[slot][which][pixels] for slot in held], dim=1) for which in (0, 1))
+            mine = ReadResult(*memory_read(query, key, value, return_lse=True, backend=self._backend))
+        new_value = self._shard.join(mine).out[:, 0]  # [n, Cv]
+        for number, slot in enumerate(prototypes):
+            here = replaced == number
+            self.usage.move(index, freed, slot, pixels[here])
+            if slot in rows:
+                key, value = rows[slot]
+                key[pixels[here]], value[pixels[here]] = new_key[here], new_value[here]
+                storage.write(index, self._shard.local(slot), key, value, again=True)

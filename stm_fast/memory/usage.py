@@ -45,26 +45,22 @@ class RowUsage:
         reads += 1
 
     def mean(self, index: int, slots: list[int]) -> Tensor:
-        """The usage of the rows of some slots of an object, [len(slots) * R]; infinite for rows never read."""
-        weights, reads = self._sums[:, index, slots].flatten(1)
+        """The usage of the rows of some slots of an object, [len(slots), R]; infinite for rows never read."""
+        weights, reads = self._sums[:, index, slots]
         return torch.where(reads == 0, torch.inf, weights / reads)
 
-    def reset(self, index: int, slots: list[int], rows: Tensor | None = None) -> None:
-        """Forgets the usage of slots of an object; with `rows`, indices into their len(slots) * R rows, of those."""
-        if rows is None:
-            self._sums[:, index, slots] = 0
-        else:
-            per_slot = self._sums.shape[3]
-            in_slots = torch.tensor(slots, device=rows.device)[rows // per_slot]
-            self._sums[:, index, in_slots, rows % per_slot] = 0
+    def reset(self, index: int, slot: int) -> None:
+        """Forgets the usage of a slot of an object."""
+        self._sums[:, index, slot] = 0
 
     def clear(self) -> None:
         """Forgets everything."""
         self._sums = torch.zeros(2, 0, 0, 0)
 
-    def move(self, index: int, source: int, target: int) -> None:
-        """The rows of a slot of an object were copied to another one."""
-        self._sums[:, index, target] = self._sums[:, index, source]
+    def move(self, index: int, source: int, target: int, rows: Tensor | None = None) -> None:
+        """Rows of a slot of an object, int64 [n], or all, were copied to another one."""
+        moved = slice(None) if rows is None else rows
+        self._sums[:, index, target, moved] = self._sums[:, index, source, moved]
 
     def keep(self, indices: list[int]) -> None:
         """Forgets all objects but these."""
