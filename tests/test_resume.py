@@ -562,8 +562,9 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path, model):
     config = MemoryConfig(max_frames=4, evict="even")
     segment_video(place.video, place.masks, place.out, model=model, memory=config, checkpoint_seconds=0, progress=look)
     tensors, things = (after - before for before, after in zip(alive[60], alive[150], strict=True))
-    assert abs(tensors) <= 4
-    assert abs(things) < 75, "less than one for each frame in between"
+    # what earlier tests left behind may go in between
+    assert tensors <= 4
+    assert things < 75, "less than one for each frame in between"
 
 
 @pytest.mark.slow
