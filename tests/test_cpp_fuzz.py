@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.choices import SIMILARITIES
-from stm_fast.ops import cpp_ops, memory_read
+from stm_fast.ops import cpp_ops, memory_read, read_rows
 from stm_fast.ops.quantized import QuantizedMemory, memory_read_quantized, quantize_memory
 from stm_fast.testing import ReadCase, check_case, make_tensors, options
 
@@ -67,12 +67,40 @@ def test_reads(seed):
     case, dtype = random_case(draw), draw.choice(DTYPES)
     check_case(case, dtype, "cpp")
     tensors = make_tensors(case, dtype)
+    keeps_some = case.top_k is not None and case.top_k < case.rows  # otherwise the reference makes the weights
     results = []
     for given in (tensors, [None if t is None else elsewhere(t, draw) for t in tensors]):
         extras = {"shrinkage": given[3], "selection": given[4], **options(case)}
-        results.append(memory_read(*given[:3], **extras, return_lse=True, return_usage=True, backend="cpp"))
+        requested = {"return_lse": True, "return_usage": True, "return_top_k": keeps_some}
+        results.append(memory_read(*given[:3], **extras, **requested, backend="cpp"))
     for found, expected in zip(*results, strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reads_of_kept_rows(seed):
+    draw = random.Random(seed)
+    batch, rows, queries, kept = (draw.randint(low, high) for low, high in ((1, 3), (1, 300), (0, 70), (0, 40)))
+    width, dtype = draw.choice([64, 130, draw.randint(0, 40)]), draw.choice(DTYPES)
+    generator = torch.Generator().manual_seed(seed)
+    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = torch.rand(draw.choice([1, batch]), queries, kept, generator=generator).to(accumulated)
+    index = torch.randint(-1, rows, weights.shape, generator=generator)
+    value = torch.randn(batch, rows, width, generator=generator).to(dtype)
+    upstream = torch.randn(batch, queries, width, generator=generator).to(dtype)
+    results = []
+    for moved in (lambda tensor: tensor, lambda tensor: elsewhere(tensor, draw)):
+        given = moved(weights).requires_grad_(), moved(index), moved(value).requires_grad_()
+        out = read_rows(*given, backend="cpp")
+        results.append((out, *torch.autograd.grad(out, (given[0], given[2]), moved(upstream))))
+    for contiguous, strided in zip(*results, strict=True):
+        assert torch.equal(strided, contiguous)
+    leaves = weights.double().requires_grad_(), value.double().requires_grad_()
+    exact = read_rows(leaves[0], index, leaves[1], backend="reference")
+    expected = exact, *torch.autograd.grad(exact, leaves, upstream.double())
+    rounding = 64 * float(torch.finfo(dtype).eps)
+    for contiguous, tensor in zip(results[0], expected, strict=True):
+        torch.testing.assert_close(contiguous.double(), tensor, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
