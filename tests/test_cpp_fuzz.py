@@ -98,7 +98,8 @@ def test_reads_of_kept_rows(seed):
     leaves = weights.double().requires_grad_(), value.double().requires_grad_()
     exact = read_rows(leaves[0], index, leaves[1], backend="reference")
     expected = exact, *torch.autograd.grad(exact, leaves, upstream.double())
-    rounding = 64 * float(torch.finfo(dtype).eps)
+    # results are rounded once, their sums of up to 900 products at each step
+    rounding = 2 * torch.finfo(dtype).eps + 512 * torch.finfo(accumulated).eps
     for contiguous, tensor in zip(results[0], expected, strict=True):
         torch.testing.assert_close(contiguous.double(), tensor, rtol=rounding, atol=rounding)
 
