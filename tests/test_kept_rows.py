@@ -120,6 +120,19 @@ def test_read_rows_and_its_gradients(backend, weights_batch, channels_first):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("queries", "kept", "memory", "width"), [(0, 4, 9, 6), (5, 0, 9, 6), (5, 0, 0, 6), (5, 4, 9, 0)]
+)
+def test_read_rows_of_nothing(backend, queries, kept, memory, width):
+    weights, value = torch.rand(2, queries, kept, requires_grad=True), torch.rand(2, memory, width, requires_grad=True)
+    out = read_rows(weights, torch.zeros(2, queries, kept, dtype=torch.int64), value, backend=backend)
+    assert out.shape == (2, queries, width)
+    assert not out.any() or kept
+    gradients = torch.autograd.grad(out.sum(), (weights, value))
+    assert [gradient.shape for gradient in gradients] == [weights.shape, value.shape]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_read_rows_sums_in_float32(backend, dtype):
     weights, rows, value = example(torch.float32)

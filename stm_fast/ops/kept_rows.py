@@ -153,8 +153,8 @@ def _read_by_gathering(inputs: _Inputs) -> Tensor:
     parts = []
     for first in range(0, max(1, queries), size):
         block, weight = rows[:, first : first + size], weights[:, first : first + size]
-        index = block.clamp(min=0).reshape(batch, -1, 1).expand(-1, -1, width)
-        gathered = value.gather(1, index).to(weights.dtype).view(batch, -1, count, width)  # [B, m, k, Cv]
+        index = block.clamp(min=0).flatten(1)[..., None].expand(-1, -1, width)
+        gathered = value.gather(1, index).to(weights.dtype).view(*block.shape, width)  # [B, m, k, Cv]
         absent = (block < 0)[..., None]
         parts.append((weight[..., None] * gathered.masked_fill(absent, 0)).sum(2))
     return torch.cat(parts, dim=1).to(value.dtype)
