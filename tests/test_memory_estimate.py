@@ -40,7 +40,9 @@ def run(model, **options):
 
 @pytest.mark.parametrize("storage", ["model", "bfloat16", "int8", "fp8"])
 @pytest.mark.parametrize("place", ["device", "host"])
-@pytest.mark.parametrize("policy", [{"frames": 11}, {"max_frames": 7}, {"max_bytes": 33 * SLOT_BYTES}])
+@pytest.mark.parametrize(
+    "policy", [{"frames": 11}, {"max_frames": 7}, {"max_frames": 7, "consolidate": 3}, {"max_bytes": 33 * SLOT_BYTES}]
+)
 def test_a_bank_takes_what_was_estimated(storage, place, policy):
     config = MemoryConfig(storage=storage, place=place, page_bytes=3 * SLOT_BYTES, **policy)
     expected = estimate_bank(config, LAYOUT, objects=2, frames=config.frames)
@@ -57,6 +59,16 @@ def test_a_bank_takes_what_was_estimated(storage, place, policy):
 def test_an_unbounded_bank_is_estimated_per_frame():
     found = estimate_bank(MemoryConfig(), LAYOUT, objects=2, frames=None)
     assert (found.bank, found.frame) == (None, 2 * SLOT_BYTES)
+
+
+def test_consolidation_takes_workspace():
+    plain, consolidated = (
+        estimate_bank(MemoryConfig(max_frames=9, consolidate=most), LAYOUT, objects=3, frames=None)
+        for most in (None, 4)
+    )
+    assert consolidated.bank == plain.bank
+    usage = 3 * 10 * LAYOUT.rows * 2 * 4  # of nine frames and the previous one
+    assert consolidated.workspace >= plain.workspace + usage + 5 * SLOT_BYTES
 
 
 def test_objects_that_come_later_cost_a_copy():
