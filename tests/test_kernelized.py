@@ -125,7 +125,12 @@ def test_errors(chosen, error, message):
         kernelized_memory_read(*tensors(), **{"sigma": 7, "size": SIZE, **chosen})
 
 
-def test_a_frame_that_is_too_large_for_16_bits():
-    query, key, value = (torch.zeros(1, rows, 4, dtype=torch.bfloat16) for rows in (513, 3, 3))
-    with pytest.raises(ValueError, match=r"size: found 1 x 513, expected at most 512 x 512 pixels in torch\.bfloat16"):
-        kernelized_memory_read(query, key, value, sigma=7, size=(1, 513))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_largest_frame_in_16_bits(dtype):
+    query, key, value = tensors(dtype, batch=1, size=(511, 511), rows=3, key_dim=4)
+    found = kernelized_memory_read(query, key, value, sigma=100, size=(511, 511))
+    exact = by_formula(query.double(), key.double(), value.double(), 100, (511, 511))
+    # a few roundings of scores and values
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    with pytest.raises(ValueError, match=f"size: found 1 x 512, expected at most 511 x 511 pixels in {dtype}"):
+        kernelized_memory_read(query[:, :512], key, value, sigma=7, size=(1, 512))

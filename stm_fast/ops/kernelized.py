@@ -13,8 +13,8 @@ from stm_fast.ops.arguments import as_scale, check_tensors
 from stm_fast.ops.functional import cast_for_autocast, check_read_tensors, memory_read
 from stm_fast.ops.inputs import in_channels
 
-# coordinates from the center of a larger frame are not exact in bfloat16
-LARGEST_IN_16_BITS = 512
+# from the center of a larger frame, coordinates are not exact in bfloat16, or distances are infinite in float16
+LARGEST_IN_16_BITS = 511
 
 
 class KernelizedOptions(TypedDict, total=False):
@@ -57,7 +57,7 @@ def kernelized_memory_read(
 
     Raises:
         TypeError, ValueError: as memory_read(); sigma is not positive; size is not that of the query, or in a 16-bit
-            dtype larger than 512.
+            dtype larger than 511.
         NotImplementedError: a named backend that cannot run these inputs, with its reasons.
     """
     check_tensors(query=query, key=key, value=value)
