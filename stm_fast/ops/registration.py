@@ -73,7 +73,8 @@ def call_engine(engine: str, inputs: ReadInputs) -> ReadResult:
     """Runs one engine's forward operator (and, through autograd, its backward)."""
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}")
     result = _requested(inputs.return_usage, inputs.return_top_k, *operator(*inputs.tensors, *inputs.options))
-    if result.rows is None or not requires_grad(inputs.tensors):
+    of_scores = inputs.query, inputs.key, inputs.shrinkage, inputs.selection
+    if result.rows is None or not requires_grad(of_scores):
         return result
     return result._replace(weights=kept_weights(inputs, result.rows))
 
@@ -131,5 +132,5 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def no_second_derivative(_ctx: Any, *_grads: Tensor) -> None:
     """The autograd rule of a backward operator: raises NotImplementedError."""
     raise NotImplementedError(
-        'memory_read: found a second derivative, expected at most a first; backend="reference" has every order'
+        'memory read: found a second derivative, expected at most a first; backend="reference" has every order'
     )
