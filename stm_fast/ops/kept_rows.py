@@ -10,7 +10,7 @@ from stm_fast.ops.arguments import check_tensors
 from stm_fast.ops.backends import Backend, choose, no_reasons
 from stm_fast.ops.functional import COUNTS, FLOATS, cast_for_autocast
 from stm_fast.ops.inputs import accumulation_dtype, in_transform, without_autocast
-from stm_fast.ops.registration import no_second_derivative, transform_reasons
+from stm_fast.ops.registration import no_second_derivative
 from stm_fast.torch_private import is_fake
 
 # gathered values are summed one block of queries at a time: 16 M float32 elements are 64 MiB
@@ -133,16 +133,6 @@ def _triton_backward(grad_out: Tensor, weights: Tensor, rows: Tensor, value: Ten
         return run(grad_out, weights, rows, value)
 
 
-def _triton_reasons(inputs: _Inputs) -> list[str]:
-    value = inputs.value
-    reasons = [*transform_reasons(), *triton_ops.device_reasons(value.device)]
-    if value.dtype not in triton_ops.DTYPES:
-        reasons.append(f"it has no kernel for {value.dtype}")
-    if value.shape[0] > triton_ops.MOST_OBJECTS:
-        reasons.append(f"it takes a batch of at most {triton_ops.MOST_OBJECTS}, found {value.shape[0]}")
-    return reasons
-
-
 def _read_by_gathering(inputs: _Inputs) -> Tensor:
     """The values of a block of queries side by side, then their weighted sum."""
     weights, rows, value = inputs
@@ -165,7 +155,7 @@ _BACKENDS: tuple[Backend[_Inputs, Tensor], ...] = (
     Backend(
         "triton",
         triton_ops.absent_reasons,
-        _triton_reasons,
+        lambda inputs: triton_ops.tensor_reasons(inputs.value),
         lambda inputs: torch.ops.stm_fast.read_rows_triton(*inputs),
     ),
     Backend(

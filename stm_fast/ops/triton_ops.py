@@ -38,19 +38,24 @@ def absent_reasons() -> list[str]:
 
 
 def unsupported_reasons(inputs: ReadInputs) -> list[str]:
-    query = inputs.query
-    reasons = [*transform_reasons(), *device_reasons(query.device)]
-    if query.dtype not in DTYPES:
-        reasons.append(f"it has no kernel for {query.dtype}")
+    query, reasons = inputs.query, tensor_reasons(inputs.value)
     if query.dtype == torch.bfloat16 and _INTERPRETED:
         reasons.append("Triton's interpreter cannot multiply torch.bfloat16")
     if query.shape[2] > WIDEST_KEY:
         reasons.append(f"it takes keys of at most {WIDEST_KEY} channels, found {query.shape[2]}")
-    if inputs.value.shape[0] > MOST_OBJECTS:
-        reasons.append(f"it takes a batch of at most {MOST_OBJECTS}, found {inputs.value.shape[0]}")
     if inputs.top_k and _capturing(query):
         reasons.append("its top_k waits for the device, which a CUDA graph cannot record")
     return reasons or _similarity_reasons(inputs.similarity)
+
+
+def tensor_reasons(value: Tensor) -> list[str]:
+    """Why no kernel can read values with the device, dtype and batch of this tensor."""
+    reasons = [*transform_reasons(), *device_reasons(value.device)]
+    if value.dtype not in DTYPES:
+        reasons.append(f"it has no kernel for {value.dtype}")
+    if value.shape[0] > MOST_OBJECTS:
+        reasons.append(f"it takes a batch of at most {MOST_OBJECTS}, found {value.shape[0]}")
+    return reasons
 
 
 def _similarity_reasons(similarity: int) -> list[str]:
