@@ -11,7 +11,7 @@ import torch
 
 from saved_tensors import WAYS, assert_same, gradients, plainly, read_of
 from stm_fast.kernels import configs, forward, grad_query, grad_scores, layout, topk_backward, topk_select
-from stm_fast.ops import memory_read, read_rows, triton_ops
+from stm_fast.ops import kernelized_memory_read, memory_read, read_rows, triton_ops
 from stm_fast.testing import CASES, ReadCase, check_case, make_tensors, runs
 from stm_fast.testing.cases import options, read_inputs
 
@@ -177,6 +177,18 @@ def test_kept_rows_and_their_reads_equal_the_reference(case: ReadCase) -> None:
         torch.testing.assert_close(again, out)
         found = torch.autograd.grad(again, given, torch.ones_like(again))
         results.append((usage, weights, rows, *found))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_the_kernelized_read_equals_the_reference(top_k: int | None) -> None:
+    case = ReadCase(batch=2, queries=12, rows=40, shared_query=True)
+    tensors = runs.leaves(make_tensors(case, torch.float32, DEVICE), torch.float32, requires_grad=True)[:3]
+    results = []
+    for backend in ("triton", "reference"):
+        out = kernelized_memory_read(*tensors, sigma=1.5, size=(3, 4), top_k=top_k, backend=backend)
+        assert isinstance(out, torch.Tensor)
+        results.append((out, *torch.autograd.grad(out, tensors, torch.ones_like(out))))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
