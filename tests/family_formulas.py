@@ -9,6 +9,11 @@ def randn(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
+def assert_near(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
 def weighted(score, value):
     """Values [B, C, N] weighted by the softmax over the memory of scores [B, N, M]: [B, C, M]."""
     return torch.einsum("bnm,bcn->bcm", score.softmax(1), value)

@@ -17,19 +17,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import stm_fast
+from family_formulas import assert_near, randn
 from stm_fast.ops.adapters import AOTLongTermAttention, STMMemory
 
 CK, CV, T, H, W = 4, 6, 2, 3, 3
 M, N = H * W, T * H * W
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def assert_near(found, expected):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
 def softmax(score, dim):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import stm_fast
+from family_formulas import assert_near, randn
 from stm_fast.ops import adapters
 
 CK, CV, H, W = 4, 6, 3, 3
@@ -93,15 +94,6 @@ STCN = {
     "inference_memory_bank.py": MEMORY_BANK,
     "inference_core.py": "from inference_memory_bank import MemoryBank\n",
 }
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def assert_near(found, expected):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
 @pytest.fixture

@@ -7,20 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from family_formulas import assert_near, randn
 from stm_fast.ops.adapters import DeAOTGatedPropagation
 
 SIZE = H, W = 4, 5
 M, N, B = H * W, 3 * H * W, 2
 D_QK, D_VU = 12, 8
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def assert_near(found, expected):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
 def layer(heads=1, **chosen):

@@ -5,18 +5,10 @@ import math
 import pytest
 import torch
 
+from family_formulas import assert_near, randn
 from stm_fast.ops.adapters import MaskPropagationMemoryReader, STMMemory
 
 O, CK, CV, T, H, W = 2, 8, 6, 3, 4, 5
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def assert_near(found, expected):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
 def read(key, value, query):
