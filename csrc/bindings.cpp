@@ -16,12 +16,13 @@
 
 namespace {
 
+using stm_fast::accumulation_type;
 using stm_fast::Accumulator;
 using stm_fast::batch_of;
-using stm_fast::BFloat16;
+using stm_fast::check_same_shape;
 using stm_fast::check_tensor;
 using stm_fast::data_of;
-using stm_fast::Half;
+using stm_fast::for_stored;
 using stm_fast::parallel_read;
 using stm_fast::Similarity;
 using torch::headeronly::ScalarType;
@@ -40,16 +41,6 @@ struct Arguments {
   bool query_norm;
   int64_t top_k;
 };
-
-ScalarType accumulation_type(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-void check_same_shape(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    STD_TORCH_CHECK(tensor.size(i) == other.size(i), name, ": its shape differs from that of ", other_name);
-  }
-}
 
 void check(const Arguments& a) {
   const ScalarType type = a.query.scalar_type();
@@ -96,12 +87,6 @@ Tensor zeros_like(const std::optional<Tensor>& tensor, const Tensor& other) {
   return tensor.has_value() ? torch::stable::new_zeros(*tensor, tensor->sizes()) : torch::stable::new_empty(other, {0});
 }
 
-// Calls function(Stored{}) for the dtype of the tensors.
-template <class Function>
-void for_stored(const Tensor& query, const Function& function) {
-  stm_fast::for_dtype<float, double, BFloat16, Half>("query", query, function);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& shrinkage,
     const std::optional<Tensor>& selection, const std::optional<Tensor>& lengths, double scale, int64_t similarity,
@@ -118,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read(
   const std::vector<int64_t> kept = return_top_k ? std::vector{batch, queries, top_k} : std::vector<int64_t>{0};
   Tensor weights = torch::stable::new_empty(value, kept, accumulation);
   Tensor rows = torch::stable::new_empty(value, kept, ScalarType::Long);
-  for_stored(query, [&]<class Stored>(Stored) {
+  for_stored("query", query, [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
     stm_fast::ReadOutputs<Stored> outputs{data_of<Stored>(out), data_of<T>(lse)};
     if (return_usage) {
@@ -155,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_backward(
   Tensor grad_value = torch::stable::new_zeros(value, value.sizes());
   Tensor grad_shrinkage = zeros_like(shrinkage, query);
   Tensor grad_selection = zeros_like(selection, query);
-  for_stored(query, [&]<class Stored>(Stored) {
+  for_stored("query", query, [&]<class Stored>(Stored) {
     using T = Accumulator<Stored>;
     stm_fast::memory_read_backward(problem_of<Stored>(arguments), parallel_read(query, key, value),
                                    {.grad_out = batch_of<Stored>(grad_out),

@@ -12,18 +12,17 @@ using stm_fast::Accumulator;
 using stm_fast::batch_of;
 using stm_fast::check_tensor;
 using stm_fast::data_of;
+using stm_fast::for_stored;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 void check(const Tensor& weights, const Tensor& rows, const Tensor& value) {
   const ScalarType type = value.scalar_type();
   check_tensor("value", value, 3, type);
-  check_tensor("weights", weights, 3, type == ScalarType::Double ? type : ScalarType::Float);
+  check_tensor("weights", weights, 3, stm_fast::accumulation_type(type));
   check_tensor("rows", rows, 3, ScalarType::Long);
   STD_TORCH_CHECK(weights.size(0) == 1 || weights.size(0) == value.size(0), "weights: batch is neither 1 nor value's");
-  for (int64_t i = 0; i < 3; ++i) {
-    STD_TORCH_CHECK(rows.size(i) == weights.size(i), "rows: its shape differs from that of weights");
-  }
+  stm_fast::check_same_shape("rows", rows, "weights", weights);
 }
 
 template <class Stored>
@@ -43,15 +42,10 @@ stm_fast::Parallel parallel_of(const Tensor& weights, const Tensor& value) {
                                          static_cast<double>(weights.size(2)) * static_cast<double>(value.size(2)));
 }
 
-template <class Function>
-void for_stored(const Tensor& value, const Function& function) {
-  stm_fast::for_dtype<float, double, stm_fast::BFloat16, stm_fast::Half>("value", value, function);
-}
-
 Tensor read_rows(const Tensor& weights, const Tensor& rows, const Tensor& value) {
   check(weights, rows, value);
   Tensor out = torch::stable::new_empty(value, {value.size(0), weights.size(1), value.size(2)});
-  for_stored(value, [&]<class Stored>(Stored) {
+  for_stored("value", value, [&]<class Stored>(Stored) {
     stm_fast::read_rows(problem_of<Stored>(weights, rows, value), parallel_of(weights, value), data_of<Stored>(out));
   });
   return out;
@@ -66,7 +60,7 @@ std::tuple<Tensor, Tensor> read_rows_backward(const Tensor& grad_out, const Tens
       "grad_out: expected the shape [B, M, Cv]");
   Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
   Tensor grad_value = torch::stable::new_empty(value, value.sizes());
-  for_stored(value, [&]<class Stored>(Stored) {
+  for_stored("value", value, [&]<class Stored>(Stored) {
     stm_fast::read_rows_backward(problem_of<Stored>(weights, rows, value), parallel_of(weights, value),
                                  batch_of<Stored>(grad_out), data_of<Accumulator<Stored>>(grad_weights),
                                  data_of<Stored>(grad_value));

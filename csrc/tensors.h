@@ -37,6 +37,16 @@ void for_dtype(const char* name, const Tensor& tensor, const Function& function)
   STD_TORCH_CHECK(known, name, ": there is no kernel for its dtype");
 }
 
+// Calls function(Stored{}) for the dtype of a tensor of the memory read.
+template <class Function>
+void for_stored(const char* name, const Tensor& tensor, const Function& function) {
+  for_dtype<float, double, BFloat16, Half>(name, tensor, function);
+}
+
+inline ScalarType accumulation_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 inline void check_tensor(const char* name, const Tensor& tensor, int64_t dimensions, ScalarType type) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a cpu tensor");
   STD_TORCH_CHECK(tensor.dim() == dimensions, name, ": found ", tensor.dim(), " dimensions, expected ", dimensions);
@@ -46,6 +56,12 @@ inline void check_tensor(const char* name, const Tensor& tensor, int64_t dimensi
 inline void check_dense(const char* name, const Tensor& tensor, int64_t dimensions, ScalarType type) {
   check_tensor(name, tensor, dimensions, type);
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
+}
+
+inline void check_same_shape(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    STD_TORCH_CHECK(tensor.size(i) == other.size(i), name, ": its shape differs from that of ", other_name);
+  }
 }
 
 template <class Element>

@@ -29,6 +29,19 @@ void run_blocks(const KeptProblem<Stored>& problem, Index all, const Parallel& p
   });
 }
 
+// The entries of queries from `first` on, as sum_rows() takes them.
+template <class Stored>
+auto entries_of(const KeptProblem<Stored>& problem, Index object, Index first) {
+  return [&problem, rows = problem.kept_rows[object].from_row(first),
+          weights = problem.weights[object].from_row(first)](Index query, const auto& add) {
+    for (Index e = 0; e < problem.kept; ++e) {
+      if (const Index row = rows.at(query, e); 0 <= row && row < problem.rows) {
+        add(row, weights.at(query, e));
+      }
+    }
+  };
+}
+
 // The entries of every memory row: those of row j are entries[first[j]] to entries[first[j + 1]], in order.
 template <class T>
 struct Inverse {
@@ -39,15 +52,10 @@ struct Inverse {
 
   template <class Stored>
   Inverse(const KeptProblem<Stored>& problem, Index object) : first(problem.rows + 1, 0) {
-    const auto rows = problem.kept_rows[object];
-    const auto weights = problem.weights[object];
+    const auto each_entry = entries_of(problem, object, 0);
     const auto each = [&](const auto& visit) {
-      for (Index i = 0; i < problem.queries; ++i) {
-        for (Index e = 0; e < problem.kept; ++e) {
-          if (const Index row = rows.at(i, e); 0 <= row && row < problem.rows) {
-            visit(row, Entry{i, weights.at(i, e)});
-          }
-        }
+      for (Index query = 0; query < problem.queries; ++query) {
+        each_entry(query, [&](Index row, T weight) { visit(row, Entry{query, weight}); });
       }
     };
     each([&](Index row, const Entry&) { ++first[row + 1]; });
@@ -88,19 +96,6 @@ void make_grad_weights(const KeptProblem<Stored>& problem, const Parallel& paral
       }
     }
   });
-}
-
-// The entries of queries from `first` on, as sum_rows() takes them.
-template <class Stored>
-auto entries_of(const KeptProblem<Stored>& problem, Index object, Index first) {
-  return [&problem, rows = problem.kept_rows[object].from_row(first),
-          weights = problem.weights[object].from_row(first)](Index query, const auto& add) {
-    for (Index e = 0; e < problem.kept; ++e) {
-      if (const Index row = rows.at(query, e); 0 <= row && row < problem.rows) {
-        add(row, weights.at(query, e));
-      }
-    }
-  };
 }
 
 template <class Stored>

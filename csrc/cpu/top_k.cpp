@@ -181,11 +181,9 @@ class TopKPass {
       for (Index other = object; other < object + objects; ++other) {
         threshold_[other * blocks_.padded_queries() + first + query] = threshold;
         last_[other * blocks_.padded_queries() + first + query] = last;
-        const Index at = other * problem_.queries + first + query;
         if (keeps()) {
+          const Index at = other * problem_.queries + first + query;
           keep(best, at);
-        }
-        if (lse_ != nullptr) {
           lse_[at] = lse;
         }
       }
