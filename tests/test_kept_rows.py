@@ -159,6 +159,18 @@ def test_several_values_read_with_one_affinity_equal_their_own_reads(backend, op
     torch.testing.assert_close(gradients, by_read, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("lengths", [None, (9, 97)])
+def test_gradients_of_the_weights_of_several_objects_with_one_key(lengths):
+    case = ReadCase(batch=2, top_k=5, shared_key=True, shared_query=True, lengths=lengths)
+    tensors = leaves(make_tensors(case, torch.float64), torch.float64, True)
+    results = []
+    for backend in BACKENDS:
+        _, weights, rows = read(case, tensors, backend)
+        upstream = torch.arange(weights.numel()).view(weights.shape) / weights.numel()
+        results.append((weights, rows, *torch.autograd.grad(weights, tensors[:2], upstream.double())))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
 def test_the_reference_reads_many_queries_in_chunks(monkeypatch):
     case = ReadCase(top_k=7)
     tensors = make_tensors(case, torch.float64)

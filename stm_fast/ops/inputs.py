@@ -39,6 +39,16 @@ class ReadInputs(NamedTuple):
         return self[:6]
 
     @property
+    def score_tensors(self) -> tuple[Tensor | None, ...]:
+        return self.query, self.key, self.shrinkage, self.selection
+
+    @property
+    def shares_affinity(self) -> bool:
+        """Whether all objects have the same affinity."""
+        shared = all(tensor is None or tensor.shape[0] == 1 for tensor in self.score_tensors)
+        return shared and self.lengths is None
+
+    @property
     def options(self) -> tuple[float, int, bool, int, bool, bool]:
         return self[6:12]
 

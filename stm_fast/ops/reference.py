@@ -160,6 +160,9 @@ def kept_weights(inputs: ReadInputs, rows: Tensor) -> Tensor:
 
     Each query becomes a read of its own, of a memory that is its k rows.
     """
+    objects = rows.shape[0]
+    if inputs.shares_affinity:
+        rows = rows[:1]
     batch, queries, count = rows.shape
 
     def of_queries(tensor: Tensor | None) -> Tensor | None:
@@ -175,7 +178,8 @@ def kept_weights(inputs: ReadInputs, rows: Tensor) -> Tensor:
     shrinkage = None if inputs.shrinkage is None else of_rows(inputs.shrinkage[..., None]).squeeze(-1)
     lengths = (rows >= 0).sum(-1).flatten()
     tensors = query, key, key[..., :0], shrinkage, of_queries(inputs.selection), lengths
-    return _affinity(ReadInputs(*tensors, *inputs.options)).view(batch, queries, count)
+    weights = _affinity(ReadInputs(*tensors, *inputs.options)).view(batch, queries, count)
+    return weights.expand(objects, -1, -1).contiguous()
 
 
 def all_entries(inputs: ReadInputs) -> dict[str, Tensor]:

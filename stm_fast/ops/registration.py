@@ -73,8 +73,7 @@ def call_engine(engine: str, inputs: ReadInputs) -> ReadResult:
     """Runs one engine's forward operator (and, through autograd, its backward)."""
     operator = getattr(torch.ops.stm_fast, f"memory_read_{engine}")
     result = _requested(inputs.return_usage, inputs.return_top_k, *operator(*inputs.tensors, *inputs.options))
-    of_scores = inputs.query, inputs.key, inputs.shrinkage, inputs.selection
-    if result.rows is None or not requires_grad(of_scores):
+    if result.rows is None or not requires_grad(inputs.score_tensors):
         return result
     return result._replace(weights=kept_weights(inputs, result.rows))
 
