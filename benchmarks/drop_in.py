@@ -70,8 +70,7 @@ def stcn(frames: int, objects: int) -> Reads:
 
     def published() -> Tensor:
         score = (2 * memory.mT @ pixels - memory.square().sum(1)[..., None]) / math.sqrt(64)  # [1, N, M]
-        affinity, _ = sparse(score, 20)
-        return values @ affinity.expand(objects, -1, -1)
+        return values @ sparse(score, 20).expand(objects, -1, -1)
 
     return Reads(published, lambda: stcn_read(memory, pixels, values, top_k=20))
 
@@ -85,8 +84,7 @@ def mivos(frames: int, objects: int, *, sigma: float | None = None) -> Reads:
         score = key.flatten(2).mT @ (query.flatten(2) / math.sqrt(128))
         if sigma is not None:
             score = score - _distances(score.argmax(2)) / (2 * sigma**2)
-        affinity, _ = sparse(score, 50)
-        return value.flatten(2) @ affinity
+        return value.flatten(2) @ sparse(score, 50)
 
     return Reads(published, lambda: reader(key, value, query).flatten(2))
 
@@ -122,8 +120,8 @@ def xmem(frames: int, objects: int, *, usage: bool) -> Reads:
     def published() -> list[Tensor]:
         cross, square = memory.mT @ (pixels * weight), memory.square().mT @ weight
         score = 2 * cross - square - (weight * pixels.square()).sum(1, keepdim=True)  # [1, N, M]
-        affinity, total = sparse(score * shrinkage.flatten(2).mT / math.sqrt(64), 30)
-        return [values @ affinity, *([total] if usage else [])]
+        affinity = sparse(score * shrinkage.flatten(2).mT / math.sqrt(64), 30)
+        return [values @ affinity, *([affinity.sum(2)] if usage else [])]
 
     def ours() -> list[Tensor]:
         similarity = get_similarity(memory, shrinkage.flatten(2), pixels, weight)
@@ -135,12 +133,10 @@ def xmem(frames: int, objects: int, *, usage: bool) -> Reads:
     return Reads(published, ours)
 
 
-def sparse(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The affinity [B, N, M] of the `count` largest scores of each query, in place of the scores, and its usage."""
+def sparse(score: Tensor, count: int) -> Tensor:
+    """The affinity [B, N, M] of the `count` largest scores of each query, in place of the scores."""
     largest, rows = score.topk(count, dim=1)
-    weights = largest.softmax(1)
-    affinity = score.zero_().scatter_(1, rows, weights)
-    return affinity, affinity.sum(2)
+    return score.zero_().scatter_(1, rows, largest.softmax(1))
 
 
 def _memory(batch: int, width: int, frames: int) -> Tensor:

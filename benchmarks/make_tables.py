@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and benchmarks/README.md from benchmarks/results/*.json.
+"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md from benchmarks/results/*.json.
 
 python benchmarks/make_tables.py rewrites only what stands between marks; a second run changes nothing.
 """
@@ -196,7 +196,8 @@ def _where(record: Record[Any], *, versions: bool = False) -> str:
 
 def _processor(record: Record[Any]) -> str:
     machine = record.machine
-    return machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {threads}"
 
 
 def _load(record: Record[Any]) -> str:

@@ -11,7 +11,7 @@ from small_inputs import draw, write_davis, write_sequence, write_weights, write
 
 # these differ between runs: times, and checksums of records that hold times
 TIMES = {"speed", "sequences", "network_seconds", "seconds", "stage_seconds", "sha256"}
-# of hashes, and the byte that glibc fills allocated memory with
+# of hashes, and of the bytes that glibc fills allocated memory with
 SEEDS = ("85", "170")
 # in one process, because importing PyTorch takes longest
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""The examples in README.md run as written, and its lists and docs/environment.md agree with the sources."""
+"""The examples in README.md run as written; it and documents in docs/ agree with the sources."""
 
 import ast
 import re
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from stm_fast.ops.adapters.families import FUNCTION_READERS, MODULE_READERS, PLAIN_READERS
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+DROP_IN = (ROOT / "docs" / "dropin.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 VARIABLE = "[A-Z][A-Z0-9_]+"
 
@@ -42,6 +45,20 @@ def test_documents_name_existing_files(name):
     assert named
     for file in named:
         assert any((folder / file).is_file() for folder in folders), f"{name} names {file}"
+
+
+def test_the_import_lines_for_other_models_work():
+    lines = set(re.findall(r"`(from stm_fast\.[^`]+)`", DROP_IN))
+    imported = {}
+    for line in lines:
+        exec(line, imported)
+    assert {"STMMemory", "stcn_read", "do_softmax", "MultiheadAttention"} <= imported.keys()
+
+
+def test_every_read_that_adapt_finds_is_documented():
+    functions = [name for reader in FUNCTION_READERS for name in reader.functions]
+    for name in [reader.name for reader in (*MODULE_READERS, *PLAIN_READERS)] + functions:
+        assert f"`{name}`" in DROP_IN.split("## Times")[0], name
 
 
 def constants(tree: ast.Module) -> dict[str, list[str]]:
