@@ -4,6 +4,7 @@ The stand-ins have the names, signatures and shapes of the published code; their
 """
 
 import importlib
+import logging
 import sys
 from types import SimpleNamespace
 
@@ -151,12 +152,14 @@ class TestFunctions:
         adapted.restore()
         assert {name: dict(vars(module)) for name, module in vars(code).items()} == before
 
-    def test_a_module_that_wants_the_matrix_keeps_its_function(self, project):
+    def test_a_module_that_wants_the_matrix_keeps_its_function(self, project, caplog):
         code = project(XMEM)
         tensors = inference_tensors()[:4]
         expected = code.selection.spread(*tensors)
-        stm_fast.adapt(code.network.XMem())
+        with caplog.at_level(logging.INFO, logger="stm_fast"):
+            stm_fast.adapt(code.network.XMem())
         assert torch.equal(code.selection.spread(*tensors), expected)
+        assert "inference.selection keeps its get_similarity(): it does not use do_softmax()" in caplog.messages
 
     def test_gradients(self, project):
         code = project(XMEM)

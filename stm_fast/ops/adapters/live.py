@@ -229,6 +229,7 @@ class _Search:
         for name, function in held.items():
             taker = reader.consumed.get(name)
             if taker is not None and taker not in held:
+                logger.info("%s keeps its %s(): it does not use %s()", holder.__name__, name, taker)
                 continue
             new = _with_backend(getattr(adapters, name), self.backend)
             line = f"{holder.__name__}.{name}() of {reader.network} -> stm_fast.memory_read"
