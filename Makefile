@@ -66,7 +66,7 @@ fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
 
-# measures and writes every table of README and benchmarks/README.md
+# measures memory reads and whole frames, and writes all tables from benchmarks/results
 bench: setup
 	$(BIN)/stm-fast benchmark read --overwrite --no-plots --output benchmarks/results/memory-read-cpu.json --device cpu
 	$(BIN)/stm-fast benchmark frames --shapes 480p-T10-O1,480p-T10-O3,480p-T50-O1,480p-T50-O3 --rounds 3 \

@@ -3,19 +3,16 @@
 python benchmarks/costs.py networks                    480p, 1 and 3 objects: results/networks-cpu.json
 python benchmarks/costs.py networks 480p-T10-O1 --rounds 3
 python benchmarks/costs.py masks --frames 40 --size 240p --video clip.mp4=first.png --output storage-masks.json
-python benchmarks/costs.py consolidation clips/JPEGImages/480p/chair=clips/Annotations/480p/chair --frames 2000
 python benchmarks/costs.py training                    counts tensors: the same on every machine
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -152,73 +149,6 @@ def similarities(found: list[Tensor], exact: list[Tensor]) -> list[float]:
         for one, other in zip(found, exact, strict=True)
         for object_id in sorted({*one.unique().tolist(), *other.unique().tolist()} - {0})
     ]
-
-
-@dataclass(frozen=True)
-class PolicyRow:
-    """J of a long clip with a memory of a fixed size, over its objects and all frames but the first."""
-
-    clip: str
-    policy: str
-    frames: int
-    mean: float
-    second_half: float
-    bank_bytes: int  # the most at any frame
-    seconds: float  # the median of a frame
-
-
-@app.command()
-def consolidation(
-    clip: Annotated[list[str], typer.Argument(help="Folders of a clip: FRAMES=MASKS.")],
-    frames: int = 2000,
-    cap: Annotated[int, typer.Option(help="Frames in memory per object.")] = 10,
-    prototypes: Annotated[int, typer.Option(help="How many of them hold prototypes.")] = 7,
-    every: int = 5,
-    max_size: int = 240,
-    weights: Path = Path(DEFAULT),
-    threads: int = 1,
-    output: Path | None = None,
-) -> None:
-    """Prototypes compared with whole frames of the same bytes, on clips played forwards and backwards."""
-    torch.set_num_threads(threads)
-    model = load_for_inference(NetworkChoice(weights, device="cpu"))
-    settings = {"weights": weights.name, "cap": cap, "prototypes": prototypes, "every": every, "max_size": max_size}
-    record = Record[PolicyRow](describe_machine("cpu"), settings)
-    capped = MemoryConfig(every=every, max_frames=cap, evict="even")
-    policies = {
-        "consolidate": replace(capped, consolidate=prototypes),
-        **{evict: replace(capped, evict=evict) for evict in ("even", "oldest", "least_used")},
-    }
-    for pair in clip:
-        source, _, masks = pair.partition("=")
-        images = [(frame.name, torch.from_numpy(frame.image).permute(2, 0, 1)) for frame in open_frames(source)]
-        truth = [torch.from_numpy(read_mask(Path(masks) / f"{name}.png").ids) for name, _ in images]
-        order = [min(step, 2 * len(images) - 2 - step) for step in range(2 * len(images) - 2)]
-        for policy, memory in policies.items():
-            segmenter = VideoSegmenter(model, memory=memory, max_size=max_size)
-            row = followed(
-                segmenter, [image for _, image in images], truth, [order[i % len(order)] for i in range(frames)]
-            )
-            record.rows.append(PolicyRow(Path(source).name, policy, frames, *row))
-            print(f"{record.rows[-1]}", flush=True)
-            if output is not None:
-                record.write(output)
-
-
-def followed(
-    segmenter: VideoSegmenter, images: list[Tensor], truth: list[Tensor], order: list[int]
-) -> tuple[float, float, int, float]:
-    """J of all frames but the first, and of the second half; the most bytes of the bank; the median time of a frame."""
-    scores, seconds, most = [], [], 0
-    for step, index in enumerate(order):
-        start = time.process_time()
-        probability = segmenter.step(images[index], None if step else truth[index])
-        seconds.append(time.process_time() - start)
-        most = max(most, segmenter.bank.nbytes)
-        ids = torch.tensor([0, *segmenter.object_ids])[probability.argmax(0)]
-        if step:
-            scores.append(np.mean(similarities([ids], [truth[index]])))
-    return float(np.mean(scores)), float(np.mean(scores[len(scores) // 2 :])), most, median(seconds)
 
 
 @app.command()

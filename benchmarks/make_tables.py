@@ -12,6 +12,8 @@ from costs import StorageRow
 from drop_in import DropInRow
 from drop_in import table as drop_in_table
 from long_video import VideoRow
+from prototypes import PolicyRow
+from prototypes import table as policy_table
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
 from stm_fast.benchmarking.report import (
     Table,
@@ -64,6 +66,7 @@ def as_measured(document: Path) -> str:
         sections |= {
             "networks": networks(_records("networks-*", FrameRow)),
             "storage": storages(_records("storage-masks", StorageRow)),
+            "prototypes": prototypes(_records("prototypes-*", PolicyRow)),
             "long videos": long_videos(_records("long-video-*", VideoRow)),
         }
     text = document.read_text()
@@ -146,6 +149,15 @@ def drop_ins(records: Sequence[Record[DropInRow]]) -> str:
         parts.append(f"{_where(record)}, {_load(record)}. Median of a read, both interleaved.")
         parts.append(drop_in_table(record.rows).markdown())
     return "\n\n".join([*parts, *_missing_devices(records)])
+
+
+def prototypes(records: Sequence[Record[PolicyRow]]) -> str:
+    """What `prototypes.py` measured."""
+    parts: list[str] = []
+    for record in records:
+        parts.append(f"{_where(record)}, {_load(record)}, {record.rows[0].frames} frames per clip.")
+        parts.append(policy_table(record.rows).markdown())
+    return "\n\n".join(parts) or _NOTHING
 
 
 def storages(records: Sequence[Record[StorageRow]]) -> str:

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import drop_in
 import make_tables
+import prototypes
 from stm_fast.__main__ import app
 from stm_fast.benchmarking import reads
 from stm_fast.benchmarking.measuring import (
@@ -28,6 +30,7 @@ from stm_fast.benchmarking.report import Table, read_table, write_plots
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import FrameWorkload, Selection, grid, parse_shape
 from stm_fast.benchmarking.workload import PASSES, Workload, in_layout, make_inputs
+from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.inference.stages import STAGES
 from stm_fast.ops.quantized import QuantizedMemory
@@ -484,6 +487,33 @@ def test_the_table_of_reads_of_other_models(tmp_path):
     text = make_tables.drop_ins([read_record(tmp_path / "drop-in.json", drop_in.DropInRow)])
     assert "| STM; 5 frames, 1 object | 300 ms | 100 ms | 3.0 times |" in text
     assert "GPU: not measured yet." in text
+
+
+def test_policies_are_compared_on_long_clips(tmp_path):
+    for folder in ("frames", "masks"):
+        (tmp_path / folder).mkdir()
+    for index, frame in enumerate(SyntheticClip(1, frames=3, height=64, width=96, objects=1)):
+        Image.fromarray(frame.image).save(tmp_path / "frames" / f"{index}.png")
+        Image.fromarray(frame.ids).save(tmp_path / "masks" / f"{index}.png")
+    output = tmp_path / "prototypes.json"
+    clip = f"{tmp_path / 'frames'}={tmp_path / 'masks'}"
+    prototypes.main([clip], seeds=1, frames=9, cap=4, prototypes=2, every=1, output=output)
+    record = read_record(output, prototypes.PolicyRow)
+    policies = ["prototypes", "even", "oldest", "least_used"]
+    assert [(row.clip, row.policy) for row in record.rows] == [
+        (name, policy) for name in ("frames", "procedural 0") for policy in policies
+    ]
+    assert all(0.5 < row.mean <= 1 and row.frames == 9 for row in record.rows)
+    assert len({row.bank_bytes for row in record.rows[:4]}) == 1
+    assert len({row.mean for row in record.rows[4:]}) > 1
+    text = make_tables.prototypes([record])
+    assert f"| frames | {' | '.join(f'{100 * row.mean:.1f}' for row in record.rows[:4])} |" in text
+
+
+def test_a_clip_is_repeated_forwards_and_backwards():
+    clip = list(SyntheticClip(1, frames=3, height=64, width=96, objects=1))
+    repeated = prototypes.Repeated(clip)
+    assert [clip.index(repeated[step]) for step in range(7)] == [0, 1, 2, 1, 0, 1, 2]
 
 
 def test_a_record_of_whole_frames_round_trips(tmp_path):

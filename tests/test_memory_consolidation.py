@@ -83,7 +83,8 @@ class Simulated:
 
     def read(self, query_key):
         query = query_key[0].flatten(1).T
-        return torch.stack([each.read(query).T.unflatten(1, (H, W)) for each in self._objects])
+        measured = any(each.stays for each in self._objects)
+        return torch.stack([each.read(query, measured).T.unflatten(1, (H, W)) for each in self._objects])
 
 
 class Rows:
@@ -123,21 +124,29 @@ class Object:
         gain = [float(gone.usage[pixel] / least[pixel].usage[pixel]) for pixel in range(R)]
         count = max(1, int(SHARE * R * self._most / self._consolidated))
         for pixel in sorted(range(R), key=lambda pixel: -gain[pixel])[:count]:
-            candidates = [*self._prototypes, gone]
-            scores = torch.stack([query_of(gone.key[pixel]) @ rows.key[pixel] / math.sqrt(CK) for rows in candidates])
+            candidates = [(rows.key[pixel], rows.value[pixel]) for rows in (*self._prototypes, gone)]
+            for rows in self._frames:
+                candidates += zip(rows.key, rows.value, strict=True) if rows.permanent else []
+            scores = torch.stack([query_of(gone.key[pixel]) @ key / math.sqrt(CK) for key, _ in candidates])
             affinity = scores.exp() / scores.exp().sum()
-            value = sum(share * rows.value[pixel] for share, rows in zip(affinity, candidates, strict=True))
+            value = sum(share * value for share, (_, value) in zip(affinity, candidates, strict=True))
             replaced = least[pixel]
             replaced.key[pixel], replaced.value[pixel] = gone.key[pixel], value
             replaced.weight[pixel], replaced.reads[pixel] = gone.weight[pixel], gone.reads[pixel]
 
-    def read(self, query):
+    @property
+    def stays(self):
+        """Whether the last frame was added for good."""
+        return self._temporary is None
+
+    def read(self, query, measured):
         every = [*self._frames, *self._prototypes, *([self._temporary] if self._temporary else [])]
         key, value = (torch.cat([getattr(rows, name) for rows in every]) for name in ("key", "value"))
         weights = (query @ key.T / math.sqrt(CK)).softmax(1)
-        for rows, weight in zip(every, weights.sum(0).split(R), strict=True):
-            rows.weight += weight.float()
-            rows.reads += 1
+        if measured:
+            for rows, weight in zip(every, weights.sum(0).split(R), strict=True):
+                rows.weight += weight.float()
+                rows.reads += 1
         return weights @ value
 
 

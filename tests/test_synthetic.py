@@ -85,7 +85,15 @@ def test_any_number_of_objects(objects: int) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"frames": 0}, {"height": 8}, {"objects": MAX_OBJECTS + 1}, {"object_size": (0.3, 0.2)}, {"object_size": (0, 1)}],
+    [
+        {"frames": 0},
+        {"height": 8},
+        {"objects": MAX_OBJECTS + 1},
+        {"object_size": (0.3, 0.2)},
+        {"object_size": (0, 1)},
+        {"hidden": (0, 3)},
+        {"hidden": (3, 2)},
+    ],
     ids=str,
 )
 def test_numbers_outside_the_limits_are_refused(options: dict[str, object]) -> None:
@@ -94,6 +102,25 @@ def test_numbers_outside_the_limits_are_refused(options: dict[str, object]) -> N
 
 
 @pytest.mark.slow
+def test_objects_are_hidden_and_come_back() -> None:
+    clip, shown = (SyntheticClip(3, frames=200, height=48, width=64, objects=2, hidden=h) for h in ((10, 20), None))
+    visible = np.array([[label in clip.ids(time) for label in (1, 2)] for time in range(200)])
+    assert visible[:10].all()
+    for column in visible.T:
+        changes = np.flatnonzero(np.diff(column)) + 1
+        lengths = np.diff(changes)
+        assert len(lengths) > 4
+        assert lengths.min() >= 10
+        assert lengths.max() <= 20
+    assert not np.array_equal(*visible.T)
+    for time in (0, int(np.argmin(visible.all(1)))):
+        hidden = [label for label in (1, 2) if label not in clip.ids(time)]
+        same = ~np.isin(shown.ids(time), hidden)
+        assert np.array_equal(clip.ids(time)[same], shown.ids(time)[same])
+    assert hidden
+    assert np.array_equal(clip[0].image, shown[0].image)
+
+
 def test_objects_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         SyntheticClip(0, height=64, width=64, objects=12, object_size=(0.4, 0.5))

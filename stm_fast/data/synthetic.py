@@ -58,6 +58,8 @@ class SyntheticClip:
         objects: number of objects, at most 20.
         speed: at 1, an object crosses the frame in about 50 frames; at 0, nothing moves.
         object_size: smallest and largest radius of the objects, as a share of the frame's shorter side.
+        hidden: objects disappear again and again, each by itself, for between so many frames, and are visible for as
+            many in between; None: they are never hidden. Nothing else about the clip changes.
 
     Raises:
         ValueError: a number is outside these limits, or the objects do not fit side by side.
@@ -73,6 +75,7 @@ class SyntheticClip:
         objects: int = 3,
         speed: float = 1.0,
         object_size: tuple[float, float] = (0.16, 0.24),
+        hidden: tuple[int, int] | None = None,
     ) -> None:
         if frames < 1 or height < 16 or width < 16:
             raise ValueError(f"frames, height, width: {frames}, {height}, {width}, expected at least 1, 16, 16")
@@ -80,7 +83,12 @@ class SyntheticClip:
             raise ValueError(f"objects: {objects}, expected 0 to {MAX_OBJECTS}")
         if not 0 < object_size[0] <= object_size[1] <= 0.5:
             raise ValueError(f"object_size: {object_size}, expected 0 < smallest <= largest <= 0.5")
+        if hidden is not None and not 1 <= hidden[0] <= hidden[1]:
+            raise ValueError(f"hidden: {hidden}, expected 1 <= fewest <= most")
         self.frames, self.height, self.width, self.objects = frames, height, width, objects
+        self._absences = (
+            [] if hidden is None else _draw_absences(np.random.default_rng([seed, 1]), objects, frames, hidden)
+        )
         generator = np.random.default_rng(seed)
         self._background = _Background(generator, height, width, speed)
         for _ in range(ATTEMPTS):
@@ -123,7 +131,8 @@ class SyntheticClip:
         """Draws the objects over the image, if given. Returns their ids, uint8 [H, W]."""
         ids = np.zeros((self.height, self.width), np.uint8)
         for sprite in self._sprites:
-            sprite.paint(time, image, ids)
+            if not any(absent == sprite.id and time in times for absent, times in self._absences):
+                sprite.paint(time, image, ids)
         return ids
 
     def _all_visible(self) -> bool:
@@ -290,6 +299,20 @@ class _Background:
             down = _Oscillation(generator.uniform(0, rows), 0, 0, 0)
             texture = tint + np.float32(0.35) * (_paint_texture(generator) - tint)
             _Sprite(generator, 1, size, across, down, 0, texture).paint(0, self._canvas, ignored)
+
+
+def _draw_absences(
+    generator: np.random.Generator, objects: int, frames: int, lengths: tuple[int, int]
+) -> list[tuple[int, range]]:
+    """Ids of objects and the times at which they are hidden."""
+    absences = []
+    for label in range(1, objects + 1):
+        time = 0
+        while time < frames:
+            shown, gone = generator.integers(lengths[0], lengths[1] + 1, 2).tolist()
+            absences.append((label, range(time + shown, time + shown + gone)))
+            time += shown + gone
+    return absences
 
 
 def _draw_sprites(

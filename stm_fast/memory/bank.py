@@ -172,7 +172,8 @@ class MemoryBank:
         result = self._shard.join(mine)
         if self._measures_usage:
             self._measure_usage(lse_by_slot, result.lse)
-        if self._consolidation is not None:
+        # only where frames that stay were added: once for each of them, and they do not compete with a temporary one
+        if self._consolidation is not None and not all(self._temporary):
             query = query_key.flatten(2).mT
             self._consolidation.measure(self._layout, self._storage, self._counts, query, result.lse)
         out = result.out.to(query_key.dtype)  # [O, M, Cv]

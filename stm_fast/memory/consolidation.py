@@ -7,7 +7,7 @@ pixel by pixel, which gave better masks in the few long clips on which the two w
 K slots of prototypes, R pixels, Ck and Cv the widths of keys and values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -25,6 +25,8 @@ from stm_fast.ops.inputs import accumulation_dtype
 # Of the prototypes that a frame would replace if every consolidated frame had the same share, how many it does. Chosen
 # on two clips of 1,000 frames, in which 0.5 was better than 1; early frames then keep more prototypes than late ones.
 SHARE = 0.5
+
+_Rows = tuple[Tensor, Tensor]  # key [R, Ck] and value [R, Cv] of a slot
 
 
 class Consolidation:
@@ -51,7 +53,7 @@ class Consolidation:
 
     @torch.no_grad()
     def measure(self, layout: FrameLayout, storage: Storage, counts: list[int], query: Tensor, lse: Tensor) -> None:
-        """Adds the softmax weights of a read to the usage of the rows.
+        """Adds the softmax weights of a read to the usage of the rows, of all slots that it saw.
 
         Args:
             layout, storage: of the bank.
@@ -94,10 +96,24 @@ class Consolidation:
         consolidated = len(frames) + (slots[held[0]].prototypes if held else 0)
         count = max(1, int(SHARE * layout.rows * len(prototypes) / consolidated))
         pixels, replaced = self._chosen(index, prototypes, freed, count)
-        self._replace(layout, storage, index, prototypes, freed, pixels, replaced)
-        for slot in prototypes:
+        given = [number for number, slot in enumerate(slots) if slot.permanent]
+        rows = dict(self._rows(storage, index, [*prototypes, freed]))
+        new_key, new_value = self._potentiated(layout, rows, freed, pixels, self._rows(storage, index, given))
+        for number, slot in enumerate(prototypes):
+            here = replaced == number
+            self.usage.move(index, freed, slot, pixels[here])
+            if slot in rows:
+                key, value = rows[slot]
+                key[pixels[here]], value[pixels[here]] = new_key[here], new_value[here]
+                storage.write(index, self._shard.local(slot), key, value, again=True)
             slots[slot] = replace(slots[slot], prototypes=consolidated)
         return freed
+
+    def _rows(self, storage: Storage, index: int, slots: list[int]) -> Iterator[tuple[int, _Rows]]:
+        """The slots that are on this rank, each with its rows."""
+        for slot in slots:
+            if self._shard.holds(slot):
+                yield slot, storage.rows(index, self._shard.local(slot))
 
     def _chosen(self, index: int, prototypes: list[int], freed: int, count: int) -> tuple[Tensor, Tensor]:
         """The pixels where a frame gains most by replacing a prototype, and the slot of each one that is replaced.
@@ -111,38 +127,41 @@ class Consolidation:
         pixels = gain.argsort(descending=True, stable=True)[:count].sort().values
         return pixels, least.indices[pixels]
 
-    def _replace(
+    def _potentiated(
         self,
         layout: FrameLayout,
-        storage: Storage,
-        index: int,
-        prototypes: list[int],
+        rows: dict[int, _Rows],
         freed: int,
         pixels: Tensor,
-        replaced: Tensor,
-    ) -> None:
-        """Replaces prototypes by rows of the slot `freed`, with new values.
+        given: Iterable[tuple[int, _Rows]],
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of the slot `freed` as prototypes: key ``[n, Ck]`` and value ``[n, Cv]``, the same on all ranks.
 
-        A new value is read from all prototypes of the pixel and the row itself, by the row's own query (XMem equation
-        5, "potentiation"), so it also represents the row that is replaced. Each rank reads and writes its own slots.
+        The key is the row's own. The value is read by its query (XMem equation 5, "potentiation") from the row, from
+        all prototypes of its pixel, so it also represents the one that is replaced, and from the frames with given
+        masks, which have no errors of the network to hand on.
+
+        Args:
+            layout: of the bank.
+            rows: of the prototypes and of `freed`, as far as they are on this rank.
+            freed: the slot of the frame.
+            pixels: int64 ``[n]``.
+            given: the slots with given masks on this rank.
         """
-        held = [slot for slot in (*prototypes, freed) if self._shard.holds(slot)]
-        rows = {slot: storage.rows(index, self._shard.local(slot)) for slot in held}
         dtype = accumulation_dtype(layout.dtype)
         blank = torch.empty(layout.rows, layout.key_dim, dtype=dtype, device=layout.device)
         frame_key = rows[freed][0] if freed in rows else blank
         self._shard.broadcast(freed, frame_key)
-        new_key = frame_key[pixels]  # [n, Ck]
-        query = self._query_of(new_key)[:, None]
-        mine = empty_read(query, len(query), layout.value_dim)
-        if held:
-            key, value = (torch.stack([rows[slot][which][pixels] for slot in held], dim=1) for which in (0, 1))
-            mine = ReadResult(*memory_read(query, key, value, return_lse=True, backend=self._backend))
-        new_value = self._shard.join(mine).out[:, 0]  # [n, Cv]
-        for number, slot in enumerate(prototypes):
-            here = replaced == number
-            self.usage.move(index, freed, slot, pixels[here])
-            if slot in rows:
-                key, value = rows[slot]
-                key[pixels[here]], value[pixels[here]] = new_key[here], new_value[here]
-                storage.write(index, self._shard.local(slot), key, value, again=True)
+        new_key = frame_key[pixels]
+        query = self._query_of(new_key)[None]  # [1, n, Ck]
+        mine = empty_read(query, 1, layout.value_dim)
+        if rows:
+            key, value = (torch.stack([slot[which][pixels] for slot in rows.values()], dim=1) for which in (0, 1))
+            out, lse = self._read(query.transpose(0, 1), key, value)
+            mine = ReadResult(out.transpose(0, 1), lse.mT)
+        for _, (key, value) in given:
+            mine = mine.merged(self._read(query, key[None], value[None]))
+        return new_key, self._shard.join(mine).out[0]
+
+    def _read(self, query: Tensor, key: Tensor, value: Tensor) -> ReadResult:
+        return ReadResult(*memory_read(query, key, value, return_lse=True, backend=self._backend))

@@ -78,14 +78,14 @@ def _check_max_bytes(config: MemoryConfig, least: int, objects: int, given_frame
 
 
 def _consolidation(config: MemoryConfig, layout: FrameLayout, objects: int, slots: int) -> int:
-    """The usage of rows, keys that are copied to measure it, and one object's prototypes and a frame, decoded twice."""
+    """The usage of rows, keys copied to measure it, and an object's prototypes and two frames, decoded twice."""
     if config.consolidate is None:
         return 0
     usage = objects * slots * layout.rows * USAGE_BYTES
     # four copies: decoded in float32, in the model's dtype, and with further channels
     keys = 4 * max(SCRATCH_BYTES, objects * layout.rows * layout.key_dim * layout.dtype.itemsize)
     decoded = layout._replace(dtype=accumulation_dtype(layout.dtype)).slot_bytes
-    return usage + keys + 2 * (config.consolidate + 1) * decoded
+    return usage + keys + 2 * (config.consolidate + 2) * decoded
 
 
 def _workspace(config: MemoryConfig, layout: FrameLayout, page: PageLayout, objects: int, bank: int | None) -> int:

@@ -1,7 +1,7 @@
 """The usage of every memory row (XMem, Cheng and Schwing, ECCV 2022, section 3.3).
 
 O objects, M queries, R rows of a slot, Ck key width. The usage of a row is its softmax weight summed over the queries,
-averaged over the reads since the row was written.
+averaged over the measured reads since the row was written.
 """
 
 import math
