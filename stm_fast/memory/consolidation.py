@@ -1,8 +1,10 @@
 """Consolidation: the most used rows of frames become prototypes (XMem, Cheng and Schwing, ECCV 2022, section 3.3).
 
 Prototypes fill whole slots of an object, one row for each pixel, so every format and place stores them as it stores
-frames. XMem selects the most used rows of whole frames, and reads their new values from all rows. Here both is done
-pixel by pixel, which gave better masks in the few long clips on which the two were compared.
+frames. XMem selects the most used rows of whole frames, and reads their new values from all rows that it consolidates.
+Here rows are selected pixel by pixel, which gave better masks in the one long clip on which the two were compared, and
+new values are read from the rows of the same pixel and from the frames with given masks. `benchmarks/README.md`
+compares the masks with those of a memory of whole frames.
 
 K slots of prototypes, R pixels, Ck and Cv the widths of keys and values.
 """
