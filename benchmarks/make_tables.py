@@ -155,7 +155,9 @@ def prototypes(records: Sequence[Record[PolicyRow]]) -> str:
     """What `prototypes.py` measured."""
     parts: list[str] = []
     for record in records:
-        parts.append(f"{_where(record)}, {_load(record)}, {record.rows[0].frames} frames per clip.")
+        cap, held = record.settings["cap"], record.settings["prototypes"]
+        frames = f"{record.rows[0].frames} frames; in memory {cap}, or {held} of prototypes and {cap - held} frames"
+        parts.append(f"{_where(record)}, {_load(record)}. {frames}.")
         parts.append(policy_table(record.rows).markdown())
     return "\n\n".join(parts) or _NOTHING
 
