@@ -51,7 +51,7 @@ class _OneLineErrors(TyperGroup):
         try:
             return super().parse_args(ctx, args)
         except _UsageError as error:
-            raise _usage_error(error) from None
+            raise _usage_error(error, ctx) from None
         except OSError as error:  # printing the help failed
             raise _bad_input(error) from None
 
@@ -60,7 +60,7 @@ class _OneLineErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except _UsageError as error:
-            raise _usage_error(error) from None
+            raise _usage_error(error, ctx) from None
         except KeyboardInterrupt:
             raise _exit("interrupted; all files written so far are complete", _INTERRUPTED) from None
         except Exception as error:
@@ -82,10 +82,13 @@ def _bad_input(error: Exception) -> typer.Exit:
     return _exit(with_flags(as_input_error(error)), _BAD_USAGE)
 
 
-def _usage_error(error: Any) -> typer.Exit:
+def _usage_error(error: Any, ctx: Any) -> typer.Exit:
+    """The exit after an error of a command; `ctx` is that of its group."""
     # with newer versions of typer, the message includes the kind of pydantic's error
     what = error.format_message().removesuffix(".").replace(": Value error, ", ": ")
-    return _exit(f"{what}; see {error.ctx.command_path} --help", _BAD_USAGE)
+    # an option without its value, or a flag with one, is reported without a context
+    command = error.ctx.command_path if error.ctx else f"{ctx.command_path} {ctx.invoked_subcommand or ''}".strip()
+    return _exit(f"{what}; see {command} --help", _BAD_USAGE)
 
 
 def _exit(why: str, code: int) -> typer.Exit:

@@ -81,6 +81,23 @@ def assert_refused(result, *words):
         assert str(word) in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("segment --output", "Option '--output' requires an argument; see stm-fast segment --help"),
+        ("segment --no-previous=3", "Option '--no-previous' does not take a value; see stm-fast segment --help"),
+        ("benchmark read --shapes", "Option '--shapes' requires an argument; see stm-fast benchmark --help"),
+        ("--version=3", "Option '--version' does not take a value; see stm-fast --help"),
+        ("segment --qqqq", "No such option: --qqqq; see stm-fast segment --help"),
+        ("unheard-of", "No such command 'unheard-of'; see stm-fast --help"),
+    ],
+)
+def test_a_mistyped_command_line_gets_one_line(arguments, line):
+    result = CliRunner().invoke(app, arguments.split(), prog_name="stm-fast")
+    assert_refused(result)
+    assert result.stderr == f"stm-fast: {line}\n"
+
+
 def tree(folder):
     return sorted((path, path.stat().st_size) for path in folder.rglob("*"))
 
