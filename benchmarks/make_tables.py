@@ -156,8 +156,8 @@ def prototypes(records: Sequence[Record[PolicyRow]]) -> str:
     parts: list[str] = []
     for record in records:
         cap, held = record.settings["cap"], record.settings["prototypes"]
-        frames = f"{record.rows[0].frames} frames; in memory {cap}, or {held} of prototypes and {cap - held} frames"
-        parts.append(f"{_where(record)}, {_load(record)}. {frames}.")
+        memory = f"In memory: {cap} frames, or {held} slots of prototypes and {cap - held} frames."
+        parts.append(f"{_where(record)}, {_load(record)}, {record.rows[0].frames} frames per clip. {memory}")
         parts.append(policy_table(record.rows).markdown())
     return "\n\n".join(parts) or _NOTHING
 

@@ -1,6 +1,6 @@
 """J of long clips with a memory of a fixed size: prototypes compared with whole frames of the same bytes.
 
-python benchmarks/prototypes.py --seeds 8 --output results/prototypes-procedural-cpu.json
+python benchmarks/prototypes.py --seeds 6 --output benchmarks/results/prototypes-procedural.json
 python benchmarks/prototypes.py clips/JPEGImages/480p/chair=clips/Annotations/480p/chair --frames 1000
 """
 
@@ -61,7 +61,7 @@ class Repeated(NamedTuple):
 def main(
     clip: Annotated[list[str] | None, typer.Argument(help="Folders of a clip: FRAMES=MASKS.")] = None,
     seeds: Annotated[int, typer.Option(help="How many procedural clips.")] = 0,
-    frames: int = 2000,
+    frames: Annotated[int, typer.Option(min=2)] = 2000,
     cap: Annotated[int, typer.Option(help="Frames in memory per object.")] = 10,
     prototypes: Annotated[int, typer.Option(help="How many of them hold prototypes.")] = 7,
     every: int = 5,
@@ -71,6 +71,8 @@ def main(
     output: Path | None = None,
 ) -> None:
     """Prototypes compared with whole frames of the same bytes, in long clips."""
+    if not clip and not seeds:
+        raise typer.BadParameter("found no clip, expected FRAMES=MASKS or --seeds")
     torch.set_num_threads(threads)
     model = load_for_inference(NetworkChoice(weights, device="cpu"))
     settings = {"weights": weights.name, "cap": cap, "prototypes": prototypes, "every": every, "max_size": max_size}
@@ -125,7 +127,9 @@ def table(rows: Sequence[PolicyRow]) -> Table:
     lines = [[name, *(f"{100 * found[each].mean:.1f}" for each in policies)] for name, found in by_clip.items()]
     lines.append(["mean", *(f"{100 * mean(row.mean for row in found):.1f}" for found in by_policy)])
     lines.append(["largest bank", *(bytes_text(max(row.bank_bytes for row in found)) for found in by_policy)])
-    lines.append(["a frame", *(f"{1e3 * median(row.seconds for row in found):.0f} ms" for found in by_policy)])
+    lines.append(
+        ["processor time of a frame", *(f"{1e3 * median(row.seconds for row in found):.0f} ms" for found in by_policy)]
+    )
     return Table(["J", *policies], lines)
 
 

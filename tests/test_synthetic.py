@@ -101,7 +101,6 @@ def test_numbers_outside_the_limits_are_refused(options: dict[str, object]) -> N
         SyntheticClip(0, **options)
 
 
-@pytest.mark.slow
 def test_objects_are_hidden_and_come_back() -> None:
     clip, shown = (SyntheticClip(3, frames=200, height=48, width=64, objects=2, hidden=h) for h in ((10, 20), None))
     visible = np.array([[label in clip.ids(time) for label in (1, 2)] for time in range(200)])
@@ -121,6 +120,7 @@ def test_objects_are_hidden_and_come_back() -> None:
     assert np.array_equal(clip[0].image, shown[0].image)
 
 
+@pytest.mark.slow
 def test_objects_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         SyntheticClip(0, height=64, width=64, objects=12, object_size=(0.4, 0.5))

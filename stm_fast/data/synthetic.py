@@ -58,8 +58,8 @@ class SyntheticClip:
         objects: number of objects, at most 20.
         speed: at 1, an object crosses the frame in about 50 frames; at 0, nothing moves.
         object_size: smallest and largest radius of the objects, as a share of the frame's shorter side.
-        hidden: objects disappear again and again, each by itself, for between so many frames, and are visible for as
-            many in between; None: they are never hidden. Nothing else about the clip changes.
+        hidden: the fewest and the most frames for which an object disappears, and then is visible again, over and
+            over, each object at its own times; None: they are never hidden. Nothing else about the clip changes.
 
     Raises:
         ValueError: a number is outside these limits, or the objects do not fit side by side.

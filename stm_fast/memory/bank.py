@@ -172,7 +172,7 @@ class MemoryBank:
         result = self._shard.join(mine)
         if self._measures_usage:
             self._measure_usage(lse_by_slot, result.lse)
-        # only where frames that stay were added: once for each of them, and they do not compete with a temporary one
+        # not where a temporary frame takes a part of the weight: each frame that stays is followed by a read without
         if self._consolidation is not None and not all(self._temporary):
             query = query_key.flatten(2).mT
             self._consolidation.measure(self._layout, self._storage, self._counts, query, result.lse)
