@@ -31,7 +31,7 @@ def sets_that_are_here(tmp_path_factory) -> list[str]:
 
 @pytest.mark.slow
 def test_an_instruction_set_that_the_cpu_lacks_is_refused_with_a_list(sets_that_are_here, tmp_path):
-    assert sets_that_are_here[-2:] == ["portable", "emulated"]
+    assert sets_that_are_here[-3:] == ["portable", "emulated", "emulated_amx"]
     demo = ["demo", "--output", str(tmp_path / "demo"), "--arch", "resnet18"]
     ended = Running(demo, tmp_path, STM_FAST_CPU="abacus").wait()
     assert (ended.returncode, ended.stderr) == (2, f"{REFUSAL}{', '.join(sets_that_are_here)}\n")
@@ -39,7 +39,7 @@ def test_an_instruction_set_that_the_cpu_lacks_is_refused_with_a_list(sets_that_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx512", "avx2", "portable", "emulated"])
+@pytest.mark.parametrize("instructions", ["amx", "avx512_bf16", "avx512", "avx2", "portable", "emulated", "emulated_amx"])
 def test_every_set_is_right(instructions, sets_that_are_here, tmp_path):
     if instructions not in sets_that_are_here:
         pytest.skip("this machine does not have it")
@@ -60,3 +60,5 @@ def test_the_binary_multiplies_bfloat16_with_the_instruction_for_it():
         pytest.skip("the binary is not for x86-64")
     # two products of 8 rows by 3 vectors
     assert sum("vdpbf16ps" in line and "zmm" in line for line in listing.splitlines()) >= 2 * 8 * 3
+    # two products of 2 by 2 tiles
+    assert sum("tdpbf16ps" in line for line in listing.splitlines()) >= 2 * 2 * 2

@@ -30,6 +30,13 @@ namespace avx512_bf16 {
 extern const ForwardKernels<BFloat16Pair> pair_kernels;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels;
 }  // namespace avx512_bf16
+namespace amx {
+extern const ForwardKernels<BFloat16Pair> pair_kernels;
+bool permitted();
+}  // namespace amx
+namespace emulated_amx {
+extern const ForwardKernels<BFloat16Pair> pair_kernels;
+}  // namespace emulated_amx
 
 namespace {
 
@@ -53,12 +60,18 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_amx() {
+  return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         amx::permitted();
+}
 
 #endif
 
 // the best first; sets after "portable" are chosen by name only
 const InstructionSet sets[] = {
 #if defined(__x86_64__)
+    {"amx", has_amx, &avx512::float_kernels, &avx512::double_kernels, &amx::pair_kernels, &avx512::bottleneck_kernels,
+     &avx512_bf16::bottleneck_pair_kernels},
     {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512::double_kernels, &avx512_bf16::pair_kernels,
      &avx512::bottleneck_kernels, &avx512_bf16::bottleneck_pair_kernels},
     {"avx512", has_avx512, &avx512::float_kernels, &avx512::double_kernels, nullptr, &avx512::bottleneck_kernels,
@@ -68,6 +81,8 @@ const InstructionSet sets[] = {
     {"portable", always, &portable::float_kernels, &portable::double_kernels, nullptr, &portable::bottleneck_kernels,
      nullptr},
     {"emulated", always, &emulated::float_kernels, &emulated::double_kernels, &emulated::pair_kernels,
+     &emulated::bottleneck_kernels, &emulated::bottleneck_pair_kernels},
+    {"emulated_amx", always, &emulated::float_kernels, &emulated::double_kernels, &emulated_amx::pair_kernels,
      &emulated::bottleneck_kernels, &emulated::bottleneck_pair_kernels},
 };
 

@@ -2,6 +2,8 @@
 // every function with vectors of this size is inlined, so no calling convention can differ
 #pragma GCC diagnostic ignored "-Wpsabi"
 
+#include "emulated_products.h"
+
 #define STM_FAST_ISA emulated
 #define STM_FAST_TARGET
 #define STM_FAST_VECTOR_BYTES 64
@@ -10,26 +12,6 @@
 #define STM_FAST_ROLLED
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   multiply_add_half(multiply_add_half(sum, (left), (right)), (left) << 16, (right) << 16)
-
-#include <cstdint>
-
-namespace stm_fast::emulated {
-
-typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef std::uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
-
-// Denormal numbers are treated as 0.
-inline __attribute__((always_inline)) Floats flushed(Bits x) {
-  return reinterpret_cast<Floats>((x & 0x7f800000u) != 0u ? x : x & 0x80000000u);
-}
-
-// sum + left * right for the bfloat16 numbers in the upper halves: products are exact, the sum is rounded once.
-inline __attribute__((always_inline)) Floats multiply_add_half(Floats sum, Bits left, Bits right) {
-  const Floats exact = flushed(left & 0xffff0000u) * flushed(right & 0xffff0000u);
-  return flushed(reinterpret_cast<Bits>(flushed(reinterpret_cast<Bits>(sum)) + exact));
-}
-
-}  // namespace stm_fast::emulated
 
 #include "tile_kernels_source.h"
 // which needs the macros of the first

@@ -95,9 +95,21 @@ STM_FAST_INLINE Vector<float> multiply_add(Vector<float> sum, Vector<std::uint32
 
 enum class Update { assign, add, rescale };
 
+// One vector of C from one of the product. `scale` is one number for Update::assign, which all vectors share, and one
+// per lane for Update::rescale.
+template <Update update, class T>
+STM_FAST_INLINE void update_sum(T* at, Vector<T> sum, const T* scale, Index lane) {
+  if constexpr (update == Update::assign) {
+    store(at, *scale * sum);
+  } else if constexpr (update == Update::add) {
+    store(at, load(at) + sum);
+  } else {
+    store(at, load(scale + lane) * load(at) + sum);
+  }
+}
+
 // One group of rows: the product stays in registers over the whole depth and is added to the previous C at the end. So
-// its first sums do not wait for the cache, and a sum of many blocks is rounded like a tree. `scale` is one number for
-// Update::assign, one per lane for Update::rescale.
+// its first sums do not wait for the cache, and a sum of many blocks is rounded like a tree.
 template <class Element, Update update, bool packed>
 STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,
                                     const Sum<Element>* scale) {
@@ -114,14 +126,7 @@ STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Eleme
   }
   STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) {
-      T* const at = c + i * product.c_stride + j * width<T>;
-      if constexpr (update == Update::assign) {
-        store(at, *scale * sum[i][j]);
-      } else if constexpr (update == Update::add) {
-        store(at, load(at) + sum[i][j]);
-      } else {
-        store(at, load(scale + j * width<T>) * load(at) + sum[i][j]);
-      }
+      update_sum<update, T>(c + i * product.c_stride + j * width<T>, sum[i][j], scale, j * width<T>);
     }
   }
 }
@@ -356,6 +361,7 @@ STM_FAST_TARGET void softmax_backward(const T* weights, T* grad_weights, Index r
 template <class Element>
 constexpr ForwardKernels<Element> forward_table = {
     group_rows, lanes<Sum<Element>>, scaled_product<Element>, rescale_and_add_product<Element>, softmax_step<Element>,
+    nullptr,
 };
 
 template <class T>

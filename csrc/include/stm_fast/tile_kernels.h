@@ -1,7 +1,8 @@
 // The inner loops of the engine, compiled once for each instruction set and chosen at run time.
 //
 // The environment variable STM_FAST_CPU=portable (or avx2, ...) selects another set than the best. The set "emulated"
-// has the tiles of AVX-512 and the arithmetic of its bfloat16 products on any machine: slow, for tests.
+// has the tiles of AVX-512 and the arithmetic of its bfloat16 products on any machine, "emulated_amx" those of AMX:
+// slow, for tests.
 //
 // Every product has the form C += A B with the columns of B and C in SIMD lanes, `lanes` columns at a time:
 //   A  [rows, depth]   read one element at a time and broadcast; packed: [row group][depth][group_rows], or row by row
@@ -66,6 +67,9 @@ struct ForwardKernels {
   // Turns scores [rows, lanes] into weights exp(score - largest) in place, after updating `largest`: elements of depth
   // `rows`, with the stride of the scores.
   void (*softmax_step)(T* scores, Index rows, Index stride, const RunningSoftmax<T>&);
+
+  // Rearranges groups of packed rows of A, in place, as these products read them; null if they read them as packed.
+  void (*arrange)(Element* a, Index groups, Index depth);
 };
 
 template <class T>

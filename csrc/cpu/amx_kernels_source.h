@@ -1,0 +1,150 @@
+// The products of the forward read by AMX tiles, after tile_kernels_source.h, which supplies the rest. It is included
+// once for the instructions and once for their emulation, so it has no include guard.
+//
+// A tile has 16 rows of 64 bytes. A tile of A holds 16 rows of C by 16 elements of the depth, one of B 16 elements by
+// 16 lanes, and a tile of C, in float, 16 rows by 16 lanes. Two tiles of each of A and B give four of C: all eight
+// registers.
+//
+// The including file also defines
+//   STM_FAST_TILE_CONFIGURE(config), STM_FAST_TILE_RELEASE()
+//   STM_FAST_TILE_ZERO(tile), STM_FAST_TILE_LOAD(tile, from, stride), STM_FAST_TILE_STORE(tile, to, stride in bytes)
+//   STM_FAST_TILE_DOT(sum, left, right)  products of pairs of bfloat16 numbers
+// whose tiles are literal numbers, as the instructions require.
+#include <algorithm>
+#include <cstdint>
+
+namespace stm_fast::STM_FAST_ISA {
+
+constexpr Index tile = 16;  // rows, elements of the depth, lanes
+constexpr Index tile_elements = tile * tile;
+static_assert(group_rows == tile && lanes<float> == 2 * tile);
+
+struct alignas(cache_line) TileConfig {
+  std::uint8_t palette = 1;
+  std::uint8_t start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {tile, tile, tile, tile, tile, tile, tile, tile};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+using Elements = Vector<std::uint32_t>;
+
+// Exchanges the off-diagonal squares of `step` x `step` elements.
+template <Index step>
+STM_FAST_INLINE void transpose_step(Elements* rows) {
+  Elements first, second;  // positions of the elements in a pair of rows
+  for (Index j = 0; j < tile; ++j) {
+    first[j] = static_cast<std::uint32_t>(j & step ? tile + j - step : j);
+    second[j] = static_cast<std::uint32_t>(j & step ? tile + j : j + step);
+  }
+  STM_FAST_UNROLL for (Index i = 0; i < tile; ++i) {
+    if ((i & step) == 0) {
+      const Elements upper = rows[i], lower = rows[i + step];
+      rows[i] = __builtin_shuffle(upper, lower, first);
+      rows[i + step] = __builtin_shuffle(upper, lower, second);
+    }
+  }
+}
+
+// to = the transpose of 16 x 16 elements; in place if they are the same.
+STM_FAST_INLINE void transpose(const BFloat16Pair* from, BFloat16Pair* to) {
+  Elements rows[tile];
+  STM_FAST_UNROLL for (Index i = 0; i < tile; ++i) { rows[i] = load(from + i * tile); }
+  transpose_step<1>(rows);
+  transpose_step<2>(rows);
+  transpose_step<4>(rows);
+  transpose_step<8>(rows);
+  STM_FAST_UNROLL for (Index i = 0; i < tile; ++i) { store(&to[i * tile].bits, rows[i]); }
+}
+
+// From [groups][depth][16 rows] to [groups][depth / 16][16 rows][16], but for the last depth % 16 of each group.
+STM_FAST_TARGET void arrange(BFloat16Pair* a, Index groups, Index depth) {
+  for (Index group = 0; group < groups; ++group, a += depth * tile) {
+    for (Index k = 0; k + tile <= depth; k += tile) {
+      transpose(a + k * tile, a + k * tile);
+    }
+  }
+}
+
+// A and B with the depth of one tile: the last depth % 16 elements and zeros.
+struct LastTiles {
+  BFloat16Pair a[2][tile_elements];
+  BFloat16Pair b[tile * 2 * tile];
+};
+
+// Adds the products of one tile depth to the first, or both, groups of rows of C.
+STM_FAST_INLINE void add_tiles(const BFloat16Pair* a, Index next_group, const BFloat16Pair* b, Index b_stride,
+                               bool both) {
+  constexpr Index bytes = sizeof(BFloat16Pair);
+  STM_FAST_TILE_LOAD(6, b, b_stride * bytes);
+  STM_FAST_TILE_LOAD(7, b + tile, b_stride * bytes);
+  STM_FAST_TILE_LOAD(4, a, tile * bytes);
+  STM_FAST_TILE_DOT(0, 4, 6);
+  STM_FAST_TILE_DOT(1, 4, 7);
+  if (both) {
+    STM_FAST_TILE_LOAD(5, a + next_group, tile * bytes);
+    STM_FAST_TILE_DOT(2, 5, 6);
+    STM_FAST_TILE_DOT(3, 5, 7);
+  }
+}
+
+template <Update update>
+STM_FAST_TARGET void multiply_tiles(const Product<BFloat16Pair>& product, const float* scale) {
+  constexpr Index width = 2 * tile;
+  static constexpr TileConfig config;
+  STM_FAST_TILE_CONFIGURE(&config);
+  const Index rest = product.depth % tile, whole = product.depth - rest, next_group = product.depth * tile;
+  LastTiles last;
+  if (rest > 0) {
+    std::fill_n(&last.b[0], tile * width, BFloat16Pair{});
+    for (Index k = 0; k < rest; ++k) {
+      std::copy_n(product.b + (whole + k) * product.b_stride, width, last.b + k * width);
+    }
+  }
+  alignas(cache_line) float sums[2 * tile * width];
+  for (Index row = 0; row < product.rows; row += 2 * tile) {
+    const bool both = row + tile < product.rows;
+    const BFloat16Pair* const a = product.a + row * product.depth;
+    STM_FAST_TILE_ZERO(0);
+    STM_FAST_TILE_ZERO(1);
+    STM_FAST_TILE_ZERO(2);
+    STM_FAST_TILE_ZERO(3);
+    for (Index k = 0; k < whole; k += tile) {
+      add_tiles(a + k * tile, next_group, product.b + k * product.b_stride, product.b_stride, both);
+    }
+    if (rest > 0) {
+      for (Index group = 0; group <= Index(both); ++group) {
+        std::fill_n(&last.a[group][0], tile_elements, BFloat16Pair{});
+        std::copy_n(a + group * next_group + whole * tile, rest * tile, last.a[group]);
+        transpose(last.a[group], last.a[group]);
+      }
+      add_tiles(last.a[0], tile_elements, last.b, width, both);
+    }
+    constexpr Index stride = width * sizeof(float);
+    STM_FAST_TILE_STORE(0, sums, stride);
+    STM_FAST_TILE_STORE(1, sums + tile, stride);
+    STM_FAST_TILE_STORE(2, sums + tile * width, stride);
+    STM_FAST_TILE_STORE(3, sums + tile * width + tile, stride);
+    for (Index i = 0; i < (both ? 2 : 1) * tile; ++i) {
+      STM_FAST_UNROLL for (Index lane = 0; lane < width; lane += tile) {
+        float* const at = product.c + (row + i) * product.c_stride + lane;
+        update_sum<update, float>(at, load(sums + i * width + lane), scale, lane);
+      }
+    }
+  }
+  STM_FAST_TILE_RELEASE();
+}
+
+STM_FAST_TARGET void scaled_tiles(const Product<BFloat16Pair>& product, float scale) {
+  multiply_tiles<Update::assign>(product, &scale);
+}
+STM_FAST_TARGET void rescale_and_add_tiles(const Product<BFloat16Pair>& product, const float* scale) {
+  multiply_tiles<Update::rescale>(product, scale);
+}
+
+extern const ForwardKernels<BFloat16Pair> pair_kernels = {
+    group_rows, lanes<float>, scaled_tiles, rescale_and_add_tiles, softmax_step<BFloat16Pair>, arrange,
+};
+
+}  // namespace stm_fast::STM_FAST_ISA
