@@ -43,7 +43,8 @@ def test_no_worse_than_eager(case: ReadCase, dtype: torch.dtype) -> None:
 
 
 def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
-    # instructions for bfloat16 take denormal numbers for 0, products of floats do not; only dot products are made of bfloat16 numbers
+    # instructions for bfloat16 take denormal numbers for 0, products of floats do not; only dot products are made of
+    # bfloat16 numbers
     key, value = torch.ones(1, 1, 4, dtype=torch.bfloat16), torch.full((1, 1, 3), 2.0**-130, dtype=torch.bfloat16)
     by_pairs = _C.instructions() in ("amx", "avx512_bf16", "emulated", "emulated_amx")
     assert (memory_read(key, key, value, backend="cpp") == 0).all() == by_pairs

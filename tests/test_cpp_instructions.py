@@ -12,6 +12,7 @@ from stm_fast.ops import cpp_ops
 pytestmark = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
 
 CASES = Path(__file__).with_name("cpu_instructions_cases.py")
+SETS = ("amx", "avx512_bf16", "avx512", "avx2", "portable", "emulated", "emulated_amx")
 REFUSAL = "stm-fast: STM_FAST_CPU: found 'abacus', expected one of "
 
 
@@ -39,7 +40,7 @@ def test_an_instruction_set_that_the_cpu_lacks_is_refused_with_a_list(sets_that_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["amx", "avx512_bf16", "avx512", "avx2", "portable", "emulated", "emulated_amx"])
+@pytest.mark.parametrize("instructions", SETS)
 def test_every_set_is_right(instructions, sets_that_are_here, tmp_path):
     if instructions not in sets_that_are_here:
         pytest.skip("this machine does not have it")
