@@ -68,6 +68,8 @@ ENGINES = {
     ),
     "float16": Engine("prepared, in float16", partial(for_inference, dtype=torch.float16)),
 }
+# with the masks of the published loop, up to rounding in float32
+SAME_MASKS = (PUBLISHED, "engine", "prepared", "compiled")
 _DESCRIBED = {PUBLISHED: "published loop, in plain PyTorch"} | {name: each.what for name, each in ENGINES.items()}
 VARIANTS: dict[str, str] = {name: _DESCRIBED[name] for name in get_args(Variant)}
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.benchmarking.routes import ROUTES
-from stm_fast.benchmarking.workload import Inputs, Read, Workload, in_layout, make_inputs
+from stm_fast.benchmarking.workload import Inputs, Read, Workload, in_layout, lacks_instructions, make_inputs
 
 Results = tuple[Tensor, ...]
 # larger than the L2 of any GPU; written several times, it also gives the host time to queue the timed call
@@ -156,9 +156,7 @@ def _product_rows(dtype: torch.dtype, device: str) -> int:
     """As many as keep the device busy; few on a CPU that has no instructions for the dtype."""
     if device == "cuda":
         return 8192
-    rows = 1024
-    slow = dtype.itemsize == 2 and _small_product_seconds(dtype) * (rows / _SMALL) ** 3 > 1
-    return _SMALL if slow else rows
+    return _SMALL if lacks_instructions(dtype, 2 * _SMALL**3 / _small_product_seconds(dtype)) else 1024
 
 
 def _square_product(size: int, dtype: torch.dtype, device: str) -> Call:
