@@ -11,8 +11,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 2**17  # bytes: the initial threshold
 _LARGEST = 2**25  # the largest threshold that glibc accepts
 _KEPT = 2**27  # free bytes at the end of the heap
-# options of the user, which override everything here
-_CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def map_large_blocks() -> None:
@@ -31,7 +29,7 @@ def weights_mapped() -> Iterator[None]:
     Every step of that frees the weights of the step before. In the heap they would leave holes of many sizes, over
     which the tensors of the frames then spread. After the block, those come from the heap, and find their pages again.
     """
-    chosen = any(name in os.environ for name in _CHOSEN)
+    chosen = _chosen_by_user()
     if not chosen:
         map_large_blocks()
     try:
@@ -51,6 +49,12 @@ def trim_heap() -> None:
 def _set(option: int, value: int) -> None:
     if _is_glibc():
         ctypes.CDLL(None).mallopt(option, value)
+
+
+def _chosen_by_user() -> bool:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    by_name = "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ
+    return by_name or "mmap_threshold" in tunables or "trim_threshold" in tunables
 
 
 def _is_glibc() -> bool:

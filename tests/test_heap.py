@@ -42,11 +42,19 @@ assert weights.sum() == 2**21
 """)
 
 
-def test_options_of_the_user_stay():
-    run("""
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("MALLOC_MMAP_THRESHOLD_", str(2**25), True),
+        ("GLIBC_TUNABLES", f"glibc.malloc.mmap_threshold={2**25}", True),
+        ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0", False),
+    ],
+)
+def test_options_of_the_user_stay(name, value, kept):
+    run(f"""
 with weights_mapped():
-    assert in_heap(torch.ones(2**20))
-""", MALLOC_MMAP_THRESHOLD_=str(2**25))  # fmt: skip
+    assert in_heap(torch.ones(2**20)) == {kept}
+""", **{name: value})  # fmt: skip
 
 
 def test_a_trimmed_heap_returns_its_pages():
