@@ -19,6 +19,7 @@ from stm_fast.benchmarking.report import (
     Table,
     by_workload,
     bytes_text,
+    ceilings,
     network_table,
     pivot,
     rate_text,
@@ -111,11 +112,11 @@ def figures(records: Sequence[Record[ReadRow]], passes: Sequence[str]) -> str:
 
 
 def _ceilings(rows: Sequence[ReadRow]) -> str:
-    best: dict[str, float] = {}
-    for row in rows:
-        if row.pass_name == "matrix product" and row.tflop_per_second is not None:
-            best[row.dtype] = max(best.get(row.dtype, 0.0), row.tflop_per_second)
-    return ", ".join(f"{dtype} at best {rate_text(rate)}" for dtype, rate in best.items())
+    none = "not of {}, for which this machine has no instructions"
+    return ", ".join(
+        none.format(dtype) if rate is None else f"{dtype} at best {rate_text(rate)}"
+        for dtype, rate in ceilings(rows).items()
+    )
 
 
 def whole_frames(records: Sequence[Record[FrameRow]], *, by_stage: bool) -> str:

@@ -15,6 +15,7 @@ FLOORS = {
     "choices": 0,
     "csv_file": 0,
     "errors": 0,
+    "heap": 0,
     "lazy": 0,
     "printing": 0,
     "torch_private": 0,

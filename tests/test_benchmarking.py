@@ -26,7 +26,7 @@ from stm_fast.benchmarking.measuring import (
 )
 from stm_fast.benchmarking.reads import Exact, time_routes
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, describe_machine, read_record
-from stm_fast.benchmarking.report import Table, read_table, write_plots
+from stm_fast.benchmarking.report import Table, read_table, variant_table, write_plots
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import FrameWorkload, Selection, grid, parse_shape
 from stm_fast.benchmarking.workload import PASSES, Workload, in_layout, make_inputs
@@ -355,6 +355,23 @@ def test_the_table_of_reads():
     assert lines[-1] == "  forward: no sdpa-flash: other widths"
 
 
+@pytest.mark.parametrize(("mm_rate", "shown"), [(1.4e-3, False), (0.4, True)])
+def test_no_share_of_a_product_without_instructions(mm_rate, shown):
+    exact = example_record()
+    rows = [replace(row, dtype="bfloat16") for row in exact.rows]
+    rows[0] = replace(rows[0], tflop_per_second=mm_rate)
+    record = replace(exact, rows=[*exact.rows, *rows])
+    (cpp,) = (line for line in read_table(rows).lines() if " cpp " in line)
+    assert ("100 %" in cpp) == shown
+    text = make_tables.figures([record], ("forward",))
+    first, second = text.split("| forward, bfloat16 |")
+    assert "| **cpp** | 10 ms, 100 %, 1.0 MB | out of time |" in first
+    assert ("| **cpp** | 10 ms, 100 %, 1.0 MB | out of time |" in second) == shown
+    assert ("| **cpp** | 10 ms, 1.0 MB | out of time |" in second) != shown
+    assert ("bfloat16 at best 400 GFLOP/s" in first) == shown
+    assert ("not of bfloat16, for which this machine has no instructions" in first) != shown
+
+
 def test_a_table_by_hand():
     table = Table(["ms", "a", "long name"], [["first", "1.5", "2"], ["second one", "", "3"]], "title", ["note"])
     assert list(table.lines()) == [
@@ -538,3 +555,13 @@ def test_a_record_of_whole_frames_round_trips(tmp_path):
     assert "| memory encoder |" not in make_tables.whole_frames([read], by_stage=False)
     with pytest.raises(InputError, match=r"not a benchmark record, schema 3 \(rows\.0: found workload, variant"):
         read_record(tmp_path / "network.json", ReadRow)
+
+
+@pytest.mark.parametrize("weights", [None, "stm.safetensors"])
+@pytest.mark.parametrize("variant", ["no-previous", "bfloat16-memory", "bfloat16"])
+def test_masks_of_an_untrained_network_are_only_compared_with_the_same_function(variant, weights):
+    workload = replace(FrameWorkload("480p", objects=3, memory_frames=10), weights=weights)
+    rows = [FrameRow(workload, name, 3, 0.9, 0.8, 1.0, similarity=0.33) for name in ("published", "prepared", variant)]
+    _, prepared, found = (cells[1] for cells in variant_table(rows).rows)
+    assert prepared == "900 ms, 1.00x, J 0.3300"
+    assert found == ("900 ms, 1.00x" if weights is None else prepared)

@@ -27,6 +27,7 @@ from stm_fast.choices import Variant
 from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
+from stm_fast.heap import weights_mapped
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import label
 from stm_fast.inference.stages import STAGES, StageProfiler
@@ -68,6 +69,8 @@ ENGINES = {
     ),
     "float16": Engine("prepared, in float16", partial(for_inference, dtype=torch.float16)),
 }
+# with the masks of the published loop, up to rounding in float32
+SAME_MASKS = (PUBLISHED, "engine", "prepared", "compiled")
 _DESCRIBED = {PUBLISHED: "published loop, in plain PyTorch"} | {name: each.what for name, each in ENGINES.items()}
 VARIANTS: dict[str, str] = {name: _DESCRIBED[name] for name in get_args(Variant)}
 
@@ -109,8 +112,9 @@ def time_variants(
     ]
 
 
+@weights_mapped()
 def make_model(variant: str, workload: FrameWorkload, device: str) -> STM:
-    """The variant's network; with random weights it is as fast as a trained one."""
+    """The variant's network, loaded as commands do; with random weights it is as fast as a trained one."""
     if workload.weights is None:
         torch.manual_seed(0)
         model = STM(workload.backbone)

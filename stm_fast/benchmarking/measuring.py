@@ -3,7 +3,6 @@
 Memory is counted on a GPU as the allocator does, on a CPU as Linux does.
 """
 
-import ctypes
 import gc
 import re
 import statistics
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 
 from stm_fast.benchmarking.routes import ROUTES
-from stm_fast.benchmarking.workload import Inputs, Read, Workload, in_layout, make_inputs
+from stm_fast.benchmarking.workload import Inputs, Read, Workload, in_layout, lacks_instructions, make_inputs
+from stm_fast.heap import map_large_blocks, trim_heap
 
 Results = tuple[Tensor, ...]
 # larger than the L2 of any GPU; written several times, it also gives the host time to queue the timed call
@@ -32,7 +32,6 @@ _LONGEST_REASON = 400  # characters
 _WHERE = re.compile(r"\s*\(Triggered internally at .*?\)")
 _TRACED = re.compile(r"Developer debug context: (?:raised exception )?(.+)")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 class Call(NamedTuple):
@@ -156,9 +155,7 @@ def _product_rows(dtype: torch.dtype, device: str) -> int:
     """As many as keep the device busy; few on a CPU that has no instructions for the dtype."""
     if device == "cuda":
         return 8192
-    rows = 1024
-    slow = dtype.itemsize == 2 and _small_product_seconds(dtype) * (rows / _SMALL) ** 3 > 1
-    return _SMALL if slow else rows
+    return _SMALL if lacks_instructions(dtype, 2 * _SMALL**3 / _small_product_seconds(dtype)) else 1024
 
 
 def _square_product(size: int, dtype: torch.dtype, device: str) -> Call:
@@ -197,14 +194,6 @@ def resident_bytes(name: str) -> int:
     return int(found[1]) * 1024
 
 
-def trim_heap() -> None:
-    """Returns to the system what the allocator keeps for later."""
-    gc.collect()
-    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    if trim is not None:
-        trim(0)
-
-
 @dataclass
 class Peak:
     """What was measured of a block, once it has ended."""
@@ -220,6 +209,7 @@ def peak_memory(device: str) -> Iterator[Peak]:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
+        gc.collect()
         trim_heap()
         CLEAR.write_text("5")  # the peak starts anew at what is resident now
         before = resident_bytes("VmRSS")
@@ -253,7 +243,7 @@ def extra_cpu_bytes(route: str, workload: Workload) -> int | None:
 
 def _extra_bytes_here(name: str, workload: Workload, threads: int) -> int:
     torch.set_num_threads(threads)
-    _map_large_blocks()
+    map_large_blocks()  # or the peak would depend on where in the heap they are, and count what is free already
     route = ROUTES[name]
     read = route.build(workload)
     assert not isinstance(read, str)
@@ -261,17 +251,6 @@ def _extra_bytes_here(name: str, workload: Workload, threads: int) -> int:
     inputs = in_layout(make_inputs(workload.shape, workload.dtype, "cpu", seed=0), route.layout)
     call.timed(call.before(inputs))  # compiles, and loads what stays loaded
     return extra_bytes("cpu", call, inputs)
-
-
-def _map_large_blocks() -> None:
-    """From now on blocks of 128 KiB and more are separate mappings, which return to the system when freed.
-
-    By itself glibc puts those of up to 32 MiB into its heap after the first is freed, and it depends on their places
-    there whether the peak counts what is already free.
-    """
-    set_option: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_M_MMAP_THRESHOLD, 128 * 1024)
 
 
 def _nbytes(results: Results) -> int:

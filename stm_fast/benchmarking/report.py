@@ -1,15 +1,16 @@
 """What was measured, for readers: tables, for a terminal and in Markdown, and plots of memory reads."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stm_fast.benchmarking.frames import VARIANTS
+from stm_fast.benchmarking.frames import SAME_MASKS, VARIANTS
 from stm_fast.benchmarking.records import PUBLISHED, FrameRow, ReadRow
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import OURS, FrameWorkload, parse_shape
+from stm_fast.benchmarking.workload import DTYPES, lacks_instructions
 from stm_fast.inference.stages import STAGES
 from stm_fast.whole_file import whole_file
 
@@ -82,9 +83,27 @@ def bytes_text(count: float | None) -> str:
 # memory reads
 
 
+def ceilings(rows: Iterable[ReadRow]) -> dict[str, float | None]:
+    """The best rate of torch.mm of each dtype, in TFLOP/s; None where the machine has no instructions for the dtype.
+
+    There torch.mm is hundreds of times slower than the reads, and shares of its rate would mean nothing.
+    """
+    best: dict[str, float] = {}
+    for row in rows:
+        if row.pass_name == "matrix product" and row.tflop_per_second is not None:
+            best[row.dtype] = max(best.get(row.dtype, 0.0), row.tflop_per_second)
+    return {dtype: None if lacks_instructions(DTYPES[dtype], 1e12 * rate) else rate for dtype, rate in best.items()}
+
+
+def _with_shares(rows: Sequence[ReadRow]) -> list[ReadRow]:
+    """The rows, without shares of a torch.mm that the machine has no instructions for."""
+    best = ceilings(rows)
+    return [row if best.get(row.dtype, 0.0) is not None else replace(row, fraction_of_mm=None) for row in rows]
+
+
 def read_table(rows: Sequence[ReadRow]) -> Table:
     """All figures of one shape and dtype: what was timed, and below it what was skipped, by reason."""
-    timed = [row for row in rows if row.seconds is not None]
+    timed = [row for row in _with_shares(rows) if row.seconds is not None]
     published = {row.pass_name: row.seconds for row in timed if row.route == PUBLISHED}
     head = ("pass", "median", "20-80 %", "rate", "of mm", "GB/s", "extra", "error", "x published", "first call")
     cells = [[f"{row.pass_name} {row.route}", *_figures(row, published.get(row.pass_name))] for row in timed]
@@ -96,7 +115,7 @@ def _figures(row: ReadRow, published: float | None) -> Iterator[str]:
     yield seconds_text(row.seconds)
     yield f"{seconds_text(row.seconds_20)}-{seconds_text(row.seconds_80)}"
     yield rate_text(row.tflop_per_second)
-    yield "" if row.fraction_of_mm is None else f"{100 * row.fraction_of_mm:.0f} %"
+    yield _share(row)
     yield "" if row.gb_per_second is None else f"{row.gb_per_second:.3g}"
     yield bytes_text(row.extra_bytes)
     yield "" if row.error is None else f"{row.error:.1e}"
@@ -115,7 +134,7 @@ def _skipped(rows: Iterable[ReadRow]) -> Iterator[str]:
 
 def route_table(rows: Sequence[ReadRow], dtype: str, pass_name: str) -> Table:
     """Routes by shapes; routes that never ran stand below, with their reasons."""
-    chosen = [row for row in rows if (row.dtype, row.pass_name) == (dtype, pass_name)]
+    chosen = [row for row in _with_shares(rows) if (row.dtype, row.pass_name) == (dtype, pass_name)]
     shapes = list(dict.fromkeys(row.shape for row in chosen))
     ran = [route for route in ROUTES if any(row.route == route and row.seconds is not None for row in chosen)]
     cells: dict[str, dict[str, str]] = {}
@@ -128,11 +147,15 @@ def route_table(rows: Sequence[ReadRow], dtype: str, pass_name: str) -> Table:
 
 
 def _summary(row: ReadRow) -> str:
-    if row.seconds is None or row.fraction_of_mm is None:
+    if row.seconds is None:
         return str(row.skipped)
     error = f"error {row.error:.1e}" if ROUTES[row.route].quantized and row.error is not None else ""
-    parts = (seconds_text(row.seconds), f"{100 * row.fraction_of_mm:.0f} %", bytes_text(row.extra_bytes), error)
+    parts = (seconds_text(row.seconds), _share(row), bytes_text(row.extra_bytes), error)
     return ", ".join(part for part in parts if part)
+
+
+def _share(row: ReadRow) -> str:
+    return "" if row.fraction_of_mm is None else f"{100 * row.fraction_of_mm:.0f} %"
 
 
 # whole frames
@@ -142,9 +165,17 @@ _FIGURES: dict[str, Callable[[FrameRow, FrameRow], str]] = {  # of a row and the
     "frame, 20 to 80 %": lambda row, first: f"{1000 * row.frame_seconds_20:.0f} to {1000 * row.frame_seconds_80:.0f}",
     "frames/s": lambda row, first: f"{1 / row.frame_seconds:.2f}",
     "x the first": lambda row, first: f"{first.frame_seconds / row.frame_seconds:.2f}",
-    "J to its masks": lambda row, first: f"{row.similarity:.5f}",
+    "J to its masks": lambda row, first: f"{row.similarity:.5f}" if _comparable(row) else "",
     "peak MiB": lambda row, first: "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
 }
+
+
+def _comparable(row: FrameRow) -> bool:
+    """Whether J to the published masks means anything: the masks of an untrained network are noise.
+
+    In float32, the same function gives the same noise; another precision or another memory gives other noise.
+    """
+    return row.workload.weights is not None or row.variant in SAME_MASKS
 
 
 def by_workload(rows: Sequence[FrameRow]) -> list[list[FrameRow]]:
@@ -200,7 +231,9 @@ def _frame_cell(row: FrameRow, first: FrameRow) -> str:
     """Figures of a variant; ratios where the first one is the published loop."""
     parts = [f"{1000 * row.frame_seconds:.0f} ms"]
     if first.variant == PUBLISHED and row is not first:
-        parts += [f"{first.frame_seconds / row.frame_seconds:.2f}x", f"J {row.similarity:.4f}"]
+        parts.append(f"{first.frame_seconds / row.frame_seconds:.2f}x")
+        if _comparable(row):
+            parts.append(f"J {row.similarity:.4f}")
     if row.peak_bytes is not None:
         parts.append(f"{row.peak_bytes / 1e6:,.0f} MB")
     return ", ".join(parts)

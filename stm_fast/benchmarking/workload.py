@@ -22,6 +22,8 @@ BYTES: dict[Layout, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3
 Read = Callable[..., Tensor]
 # a number of the memory, of the float32 copies that exist at once while it is quantized
 QUANTIZING_BYTES = 16
+# FLOP/s of torch.mm: a CPU that has no instructions for a dtype of 2 bytes is slower
+_SLOWEST_PRODUCT = 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class Workload:
 def dtype_name(dtype: torch.dtype) -> str:
     """float32 and not torch.float32."""
     return str(dtype).removeprefix("torch.")
+
+
+def lacks_instructions(dtype: torch.dtype, flop_per_second: float) -> bool:
+    """Whether a CPU whose torch.mm has this rate has no instructions for the dtype: then shares of it mean nothing."""
+    return dtype.itemsize == 2 and flop_per_second < _SLOWEST_PRODUCT
 
 
 class Inputs(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from stm_fast.errors import InputError, option
+from stm_fast.heap import weights_mapped
 from stm_fast.network import STM, save_checkpoint
 from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.checkpoint import load_network
@@ -18,6 +19,7 @@ from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
 
 
+@weights_mapped()
 def load_model(choice: NetworkChoice) -> STM:
     """The network on its device. Raises InputError if it cannot be loaded or the device does not exist."""
     device = _device(choice.device)
@@ -34,6 +36,7 @@ def load_for_inference(choice: NetworkChoice) -> STM:
     return prepare(load_model(choice), choice)
 
 
+@weights_mapped()
 def prepare(model: STM, choice: NetworkChoice) -> STM:
     """Prepares a network for inference."""
     dtype = choose_dtype(choice.dtype, next(model.parameters()).device)
