@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <utility>
 
 #include "stm_fast/scratch.h"
 #include "stm_fast/tile_kernels.h"
@@ -245,38 +247,125 @@ STM_FAST_TARGET void softmax_step_of_rows(T* scores, Index queries, Index rows, 
   }
 }
 
+// One vector of stored numbers, widened.
+template <class T>
+STM_FAST_INLINE Vector<T> load_wide(const T* p) {
+  return load(p);
+}
+STM_FAST_INLINE Vector<float> load_wide(const BFloat16* p) {
+  typedef std::uint16_t Halves __attribute__((vector_size(STM_FAST_VECTOR_BYTES / 2)));
+  Halves bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, Vector<std::uint32_t>) << 16);
+}
+
+// Of the lanes of two vectors, in blocks of `block`, the even and the odd blocks added.
+template <Index block, class Lanes, int... lane>
+STM_FAST_INLINE Lanes add_neighbors(Lanes left, Lanes right, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(left, right, lane / block * 2 * block + lane % block...) +
+         __builtin_shufflevector(left, right, lane / block * 2 * block + block + lane % block...);
+}
+
+// Halves the number of vectors until there is one; the sums of vector i end up in the i-th part of its lanes.
+template <Index count, Index block, class T>
+STM_FAST_INLINE Vector<T> add_lanes(Vector<T>* sums) {
+  if constexpr (count == 1) {
+    return sums[0];
+  } else {
+    STM_FAST_UNROLL for (Index i = 0; i < count / 2; ++i) {
+      sums[i] = add_neighbors<block>(sums[2 * i], sums[2 * i + 1], std::make_integer_sequence<int, width<T>>());
+    }
+    return add_lanes<count / 2, block / 2, T>(sums);
+  }
+}
+
+// The scores of one vector of rows, the last of which may be repeated; a few rows and queries at a time.
+template <class Stored, Index queries>
+STM_FAST_INLINE void score_vector(const RowScores<Stored>& product, Index row, const Accumulator<Stored>* query,
+                                  Accumulator<Stored>* scores) {
+  using T = Accumulator<Stored>;
+  constexpr Index rows = width<T> < 4 ? width<T> : 4, parts = width<T> / rows;
+  Vector<T> partial[queries][parts];
+  for (Index part = 0; part < parts; ++part) {
+    const Stored* keys[rows];
+    STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+      keys[i] = product.keys + product.order.offset(std::min(row + part * rows + i, product.rows - 1));
+    }
+    Vector<T> sum[queries][rows] = {};
+    for (Index f = 0; f < product.features; f += width<T>) {
+      Vector<T> left[rows];
+      STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { left[i] = load_wide(keys[i] + f); }
+      STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) {
+        const Vector<T> right = load(query + q * product.features + f);
+        STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { sum[q][i] += left[i] * right; }
+      }
+    }
+    STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) {
+      partial[q][part] = add_lanes<rows, width<T> / 2, T>(sum[q]);
+    }
+  }
+  STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) {
+    const Vector<T> sum = add_lanes<parts, width<T> / rows / 2, T>(partial[q]);
+    store(scores + q * product.scores_stride + row, fill(product.scale) * sum);
+  }
+}
+
+template <class Stored>
+STM_FAST_TARGET void scores_of_rows(const RowScores<Stored>& product) {
+  using T = Accumulator<Stored>;
+  constexpr Index together = group_rows / 2;
+  for (Index row = 0; row < product.rows; row += width<T>) {
+    Index query = 0;
+    for (; query + together <= product.queries; query += together) {
+      score_vector<Stored, together>(product, row, product.query + query * product.features,
+                                     product.scores + query * product.scores_stride);
+    }
+    for (; query < product.queries; ++query) {
+      score_vector<Stored, 1>(product, row, product.query + query * product.features,
+                              product.scores + query * product.scores_stride);
+    }
+  }
+}
+
 // Two vectors of channels, for AVX2 a cache line. With this many rows at a time a strip stays in the L1 cache, and the
 // following rows are prefetched early enough.
 constexpr Index strip_vectors = 2;
-constexpr Index strip_rows = 16;
+constexpr Index strip_rows = RowOrder::run_rows;
 template <class T>
 constexpr Index strip_lanes = strip_vectors * width<T>;
 
-// One group of queries: the increments of the sums of a strip stay in registers. The first group reads the values in
-// place, copies them contiguously to `buffer` for the others, and prefetches as many of the next ones.
-template <class T, Update update, bool first>
-STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query, Index row, Index rows, const T* values,
-                                    const T* next, T* sums, T* buffer) {
-  Vector<T> sum[group_rows][strip_vectors] = {};
-  const T* const weights = product.weights + query * product.weights_stride + row;
+// What the first group of queries does besides: it reads the values in place. `copies`: contiguously to a buffer for the
+// other groups. `prefetches`: as many of the next ones.
+struct FirstGroup {
+  bool copies;
+  bool prefetches;
+};
+
+// One group of queries: the increments of the sums of a strip stay in registers.
+template <class Element, class T, Update update, Index queries, FirstGroup first>
+STM_FAST_INLINE void multiply_strip(const T* weights, Index weights_stride, Index rows, const Element* values,
+                                    Index row_step, const Element* next, const T* rescale, T* sums, T* buffer) {
+  Vector<T> sum[queries][strip_vectors] = {};
   for (Index k = 0; k < rows; ++k) {
-    const T* const from = first ? values + k * product.row_stride : buffer + k * strip_lanes<T>;
+    const Element* const from = values + k * row_step;
     Vector<T> right[strip_vectors];
     STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
-      right[j] = load(from + j * width<T>);
-      if constexpr (first) {
+      right[j] = load_wide(from + j * width<T>);
+      if constexpr (first.copies) {
         store(buffer + k * strip_lanes<T> + j * width<T>, right[j]);
-        if (j * STM_FAST_VECTOR_BYTES % cache_line == 0) {
+      }
+      if constexpr (first.prefetches) {
+        if (j * width<T> * static_cast<Index>(sizeof(Element)) % cache_line == 0) {
           __builtin_prefetch(next + k * strip_lanes<T> + j * width<T>, 0, 2);
         }
       }
     }
-    STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
-      const Vector<T> left = fill(weights[i * product.weights_stride + k]);
+    STM_FAST_UNROLL for (Index i = 0; i < queries; ++i) {
+      const Vector<T> left = fill(weights[i * weights_stride + k]);
       STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) { sum[i][j] += left * right[j]; }
     }
   }
-  STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
+  STM_FAST_UNROLL for (Index i = 0; i < queries; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
       T* const at = sums + i * strip_lanes<T> + j * width<T>;
       if constexpr (update == Update::assign) {
@@ -284,43 +373,74 @@ STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query,
       } else if constexpr (update == Update::add) {
         store(at, load(at) + sum[i][j]);
       } else {
-        store(at, fill(product.rescale[query + i]) * load(at) + sum[i][j]);
+        store(at, fill(rescale[i]) * load(at) + sum[i][j]);
       }
     }
   }
 }
 
-// Memory rows [row, row + rows), few enough to fit `buffer`.
-template <class T, Update update>
-STM_FAST_INLINE void add_strips(const StripProduct<T>& product, Index row, Index rows) {
+// Memory rows [row, row + rows), one run. `group`: queries together, all of them if they are fewer than group_rows.
+template <class Stored, Update update, Index group, bool prefetches>
+STM_FAST_INLINE void add_strips(const StripProduct<Stored>& product, Index row, Index rows) {
+  using T = Accumulator<Stored>;
+  constexpr FirstGroup first = {group == group_rows, prefetches};
   alignas(cache_line) T buffer[strip_rows * strip_lanes<T>];
-  const Index after = product.rows + product.rows_after - row - rows;
+  const Index after = product.rows + product.rows_after - row - rows, step = product.order.step;
   T* sums = product.sums;
   for (Index strip = 0; strip < product.strips; ++strip) {
-    const T* const values = product.values + strip * product.strip_stride + row * product.row_stride;
+    const Stored* const values = product.values + strip * product.strip_stride + product.order.offset(row);
     // in memory order: sequential prefetches are served sooner
     const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);
-    const T* const next = product.values + next_row * product.row_stride + line % product.strips * product.strip_stride;
-    multiply_strip<T, update, true>(product, 0, row, rows, values, next, sums, buffer);
-    sums += group_rows * strip_lanes<T>;
-    for (Index query = group_rows; query < product.queries; query += group_rows) {
-      multiply_strip<T, update, false>(product, query, row, rows, values, next, sums, buffer);
-      sums += group_rows * strip_lanes<T>;
+    const Stored* const next = product.values + next_row * step + line % product.strips * product.strip_stride;
+    multiply_strip<Stored, T, update, group, first>(product.weights + row, product.weights_stride, rows, values, step,
+                                                    next, product.rescale, sums, buffer);
+    sums += group * strip_lanes<T>;
+    if constexpr (group == group_rows) {
+      for (Index query = group; query < product.queries; query += group) {
+        const T* const weights = product.weights + query * product.weights_stride + row;
+        const T* const rescale = update == Update::rescale ? product.rescale + query : nullptr;
+        multiply_strip<T, T, update, group, FirstGroup{}>(weights, product.weights_stride, rows, buffer, strip_lanes<T>,
+                                                          nullptr, rescale, sums, nullptr);
+        sums += group * strip_lanes<T>;
+      }
     }
   }
 }
 
-template <class T>
-STM_FAST_TARGET void rescale_and_add_strips(const StripProduct<T>& product) {
+template <class Stored, Index group, bool prefetches>
+STM_FAST_INLINE void add_runs(const StripProduct<Stored>& product) {
   for (Index row = 0; row < product.rows; row += strip_rows) {
     const Index rows = product.rows - row < strip_rows ? product.rows - row : strip_rows;
     if (row > 0) {
-      add_strips<T, Update::add>(product, row, rows);
+      add_strips<Stored, Update::add, group, prefetches>(product, row, rows);
     } else if (product.rescale != nullptr) {
-      add_strips<T, Update::rescale>(product, row, rows);
+      add_strips<Stored, Update::rescale, group, prefetches>(product, row, rows);
     } else {
-      add_strips<T, Update::assign>(product, row, rows);
+      add_strips<Stored, Update::assign, group, prefetches>(product, row, rows);
     }
+  }
+}
+
+template <class Stored, Index group>
+STM_FAST_TARGET void add_runs_of_group(const StripProduct<Stored>& product) {
+  if (product.order.in_memory_order()) {
+    add_runs<Stored, group, true>(product);
+  } else {
+    add_runs<Stored, group, false>(product);
+  }
+}
+
+template <class Stored>
+STM_FAST_TARGET void rescale_and_add_strips(const StripProduct<Stored>& product) {
+  switch (product.queries) {
+    case 1:
+      return add_runs_of_group<Stored, 1>(product);
+    case 2:
+      return add_runs_of_group<Stored, 2>(product);
+    case 4:
+      return add_runs_of_group<Stored, 4>(product);
+    default:
+      return add_runs_of_group<Stored, group_rows>(product);
   }
 }
 
@@ -358,10 +478,13 @@ constexpr ForwardKernels<Element> forward_table = {
     group_rows, lanes<Sum<Element>>, scaled_product<Element>, rescale_and_add_product<Element>, softmax_step<Element>,
 };
 
+template <class Stored>
+constexpr RowKernels<Stored> row_table = {scores_of_rows<Stored>, rescale_and_add_strips<Stored>};
+
 template <class T>
 constexpr TileKernels<T> table = {
     forward_table<T>,          strip_lanes<T>,  softmax_step_of_rows<T>,
-    rescale_and_add_strips<T>, scale_strips<T>, add_product<T>,
+    row_table<T>, row_table<BFloat16>, scale_strips<T>, add_product<T>,
     add_product_of_rows<T>,    weights<T>,      softmax_backward<T>,
 };
 
