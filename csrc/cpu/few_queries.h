@@ -2,11 +2,11 @@
 //
 // With few queries the time goes into reading the memory rows, each of them once. So values are read in place if they
 // are floating-point numbers with a kernel for that and have contiguous channels in whole strips; other values are
-// packed one block at a time. Keys, a fifth of the bytes, are packed: their rows become lanes of the scores. Queries are
-// padded only to groups of 4 or 8, so few lanes are wasted.
+// packed one block at a time. Keys, a fifth of the bytes, are packed: their rows become lanes of the scores. Queries
+// are padded only to groups of 4 or 8, so few lanes are wasted.
 //
-// With up to `most_streamed` queries the products cost less than packing, and memory is the limit. Then keys are read in
-// place too, with features in lanes, and the rows come from several places at once: one stream does not fill the
+// With up to `most_streamed` queries the products cost less than packing, and memory is the limit. Then keys are read
+// in place too, with features in lanes, and the rows come from several places at once: one stream does not fill the
 // bandwidth of the memory.
 #pragma once
 
@@ -44,8 +44,9 @@ class FewQueriesPass {
   // The queries that are padded to a multiple of this number.
   static Index group_of(const Scores<Stored>& scores) {
     const Index most = scores.kernels.group_rows, queries = scores.problem.queries;
-    return streams(scores) && queries <= most / 2 ? static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(queries)))
-                                                  : most;
+    return streams(scores) && queries <= most / 2
+               ? static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(queries)))
+               : most;
   }
 
   // The workspace of one thread.
@@ -166,8 +167,8 @@ class FewQueriesPass {
   // Whether keys and values are read in place, in several streams.
   static bool streams(const Scores<Stored>& scores) {
     const ReadProblem<Stored>& problem = scores.problem;
-    return problem.queries <= most_streamed && reads_values_in_place(scores) && scores.features.are_keys() &&
-           problem.key.column_stride == 1 && problem.key_dim % (scores.kernels.strip_lanes / 2) == 0;
+    return problem.queries <= most_streamed && reads_values_in_place(scores) && scores.features.are_stored() &&
+           problem.key.column_stride == 1 && problem.key_dim % scores.kernels.vector_lanes == 0;
   }
 
   // Calls task(block) for memory rows [begin, end). With streams, a run has one row of each; an odd number of rows
@@ -204,15 +205,16 @@ class FewQueriesPass {
       if (streams_) {
         const Matrix<const Stored> keys = problem_.key[object].from_row(block.first);
         const Order order = block.order(keys.row_stride);
-        return kernels_.template of_rows<Stored>().scores({queries, block.rows, features, work.query, keys.data, order,
-                                                           problem_.scale, work.scores, padded_rows()});
+        return kernels_.template of_rows<Stored>().scores(
+            {queries, block.rows, features, work.query, keys.data, order, problem_.scale, work.scores, padded_rows()});
       }
     }
     scores_.features.pack_keys(object, block.first, block.rows, lanes, work.buffer, work.keys);
     for (Index first = 0; first < block.rows; first += lanes) {
-      kernels_.scaled_product(
-          {queries, features, work.query, 0, work.keys + first * features, lanes, work.scores + first, padded_rows()},
-          problem_.scale);
+      const Index unused = std::max<Index>(0, first + lanes - block.rows);
+      kernels_.scaled_product({queries, features, work.query, 0, work.keys + first * features, lanes,
+                               work.scores + first, padded_rows(), unused},
+                              problem_.scale);
     }
   }
 
@@ -222,12 +224,13 @@ class FewQueriesPass {
     const Matrix<const Stored> values = problem_.value[object].from_row(block.first);
     const auto add = [&]<class From>(const RowKernels<From>& kernels, const From* from, Index strip_stride, Order order,
                                      Index after) {
-      kernels.rescale_and_add_strips({queries, block.rows, strips_, work.scores, padded_rows(), from, strip_stride,
-                                      order, after, rescale, sums});
+      kernels.rescale_and_add_strips(
+          {queries, block.rows, strips_, work.scores, padded_rows(), from, strip_stride, order, after, rescale, sums});
     };
     if constexpr (has_row_kernels) {
       if (reads_in_place()) {
-        return add(kernels_.template of_rows<Stored>(), values.data, lanes, block.order(values.row_stride), block.after);
+        return add(kernels_.template of_rows<Stored>(), values.data, lanes, block.order(values.row_stride),
+                   block.after);
       }
     }
     pack_panels(values.transposed(), problem_.value_dim, block.rows, lanes, work.values);

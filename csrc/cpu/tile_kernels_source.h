@@ -100,7 +100,7 @@ enum class Update { assign, add, rescale };
 // One group of rows: the product stays in registers over the whole depth and is added to the previous C at the end. So
 // its first sums do not wait for the cache, and a sum of many blocks is rounded like a tree. `scale` is one number for
 // Update::assign, one per lane for Update::rescale.
-template <class Element, Update update, bool packed>
+template <class Element, Update update, bool packed, Index vectors>
 STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,
                                     const Sum<Element>* scale) {
   using T = Sum<Element>;
@@ -128,29 +128,40 @@ STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Eleme
   }
 }
 
-template <class Element, Update update, bool packed>
+template <class Element, Update update, bool packed, Index vectors>
 STM_FAST_TARGET void multiply(const Product<Element>& product, const Sum<Element>* scale) {
   for (Index row = 0; row < product.rows; row += group_rows) {
     const Element* a = product.a + row * (packed ? product.depth : product.a_stride);
-    multiply_group<Element, update, packed>(product, a, product.c + row * product.c_stride, scale);
+    multiply_group<Element, update, packed, vectors>(product, a, product.c + row * product.c_stride, scale);
   }
+}
+
+// The same without vectors of unused lanes.
+template <class Element, Update update, bool packed, Index used = vectors>
+STM_FAST_TARGET void multiply_used(const Product<Element>& product, const Sum<Element>* scale) {
+  if constexpr (used > 1) {
+    if (product.unused >= (vectors - used + 1) * width<Sum<Element>>) {
+      return multiply_used<Element, update, packed, used - 1>(product, scale);
+    }
+  }
+  multiply<Element, update, packed, used>(product, scale);
 }
 
 template <class Element>
 STM_FAST_TARGET void scaled_product(const Product<Element>& product, Sum<Element> scale) {
-  multiply<Element, Update::assign, true>(product, &scale);
+  multiply_used<Element, Update::assign, true>(product, &scale);
 }
 template <class T>
 STM_FAST_TARGET void add_product(const Product<T>& product) {
-  multiply<T, Update::add, true>(product, nullptr);
+  multiply<T, Update::add, true, vectors>(product, nullptr);
 }
 template <class Element>
 STM_FAST_TARGET void rescale_and_add_product(const Product<Element>& product, const Sum<Element>* scale) {
-  multiply<Element, Update::rescale, true>(product, scale);
+  multiply<Element, Update::rescale, true, vectors>(product, scale);
 }
 template <class T>
 STM_FAST_TARGET void add_product_of_rows(const Product<T>& product) {
-  multiply<T, Update::add, false>(product, nullptr);
+  multiply_used<T, Update::add, false>(product, nullptr);
 }
 
 // Replaces the scores of one vector of queries by their weights; returns the sum of the weights.
@@ -300,9 +311,7 @@ STM_FAST_INLINE void score_vector(const RowScores<Stored>& product, Index row, c
         STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { sum[q][i] += left[i] * right; }
       }
     }
-    STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) {
-      partial[q][part] = add_lanes<rows, width<T> / 2, T>(sum[q]);
-    }
+    STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) { partial[q][part] = add_lanes<rows, width<T> / 2, T>(sum[q]); }
   }
   STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) {
     const Vector<T> sum = add_lanes<parts, width<T> / rows / 2, T>(partial[q]);
@@ -334,8 +343,8 @@ constexpr Index strip_rows = RowOrder::run_rows;
 template <class T>
 constexpr Index strip_lanes = strip_vectors * width<T>;
 
-// What the first group of queries does besides: it reads the values in place. `copies`: contiguously to a buffer for the
-// other groups. `prefetches`: as many of the next ones.
+// What the first group of queries does besides: it reads the values in place. `copies`: contiguously to a buffer for
+// the other groups. `prefetches`: as many of the next ones.
 struct FirstGroup {
   bool copies;
   bool prefetches;
@@ -483,9 +492,9 @@ constexpr RowKernels<Stored> row_table = {scores_of_rows<Stored>, rescale_and_ad
 
 template <class T>
 constexpr TileKernels<T> table = {
-    forward_table<T>,          strip_lanes<T>,  softmax_step_of_rows<T>,
-    row_table<T>, row_table<BFloat16>, scale_strips<T>, add_product<T>,
-    add_product_of_rows<T>,    weights<T>,      softmax_backward<T>,
+    forward_table<T>,    width<T>,        strip_lanes<T>, softmax_step_of_rows<T>, row_table<T>,
+    row_table<BFloat16>, scale_strips<T>, add_product<T>, add_product_of_rows<T>,  weights<T>,
+    softmax_backward<T>,
 };
 
 }  // namespace stm_fast::STM_FAST_ISA

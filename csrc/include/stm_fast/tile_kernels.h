@@ -24,6 +24,7 @@ struct Product {
   Index b_stride;
   Sum<Element>* c;
   Index c_stride;
+  Index unused = 0;  // lanes of B and C at the end that need not be read and written, whole vectors of them
 };
 
 // The running softmax of queries (Milakov and Gimelshein 2018, algorithm 3).
@@ -95,8 +96,10 @@ struct ForwardKernels {
   Index group_rows;
   Index lanes;
 
-  void (*scaled_product)(const Product<Element>&, T scale);                  // C = scale * A B, A packed
-  void (*rescale_and_add_product)(const Product<Element>&, const T* scale);  // C = scale[lane] * C + A B, A packed
+  // C = scale * A B, A packed
+  void (*scaled_product)(const Product<Element>&, T scale);
+  // C = scale[lane] * C + A B, A packed, all lanes used
+  void (*rescale_and_add_product)(const Product<Element>&, const T* scale);
 
   // Turns scores [rows, lanes] into weights exp(score - largest) in place, after updating `largest`: elements of depth
   // `rows`, with the stride of the scores.
@@ -105,6 +108,7 @@ struct ForwardKernels {
 
 template <class T>
 struct TileKernels : ForwardKernels<T> {
+  Index vector_lanes;  // of one vector
   Index strip_lanes;
 
   // Turns scores [queries, rows], `stride` apart, into weights exp(score - largest): the transposed softmax_step. May
@@ -123,7 +127,7 @@ struct TileKernels : ForwardKernels<T> {
   // row[strips * strip_lanes] = scale * the sums of one query, whose strips are `stride` apart.
   void (*scale_strips)(const T* sums, Index strips, Index stride, T scale, T* row);
 
-  void (*add_product)(const Product<T>&);          // C += A B, A packed
+  void (*add_product)(const Product<T>&);          // C += A B, A packed, all lanes used
   void (*add_product_of_rows)(const Product<T>&);  // C += A B, A row by row
 
   // Turns scores [rows, lanes] into weights exp(score - largest[lane]) * factor[lane].
