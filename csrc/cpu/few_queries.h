@@ -130,10 +130,9 @@ class FewQueriesPass {
     for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
       const T* const sums = result.sums + object * object_size();
       for (Index i = 0; i < blocks_.queries_in_block(segment.query_block); ++i) {
-        kernels_.scale_strips(sums + i * lanes, strips_, queries * lanes, mean_factor(result.total[i]), work.means);
         const Index at = (affinities_.first_object(segment.affinity) + object) * blocks_.queries;
-        write_query(results_, at + first_query(segment) + i, problem_.value_dim, result.largest[i], result.total[i],
-                    work.means, overflowed_);
+        write_query(at + first_query(segment) + i, sums + i * lanes, queries * lanes, result.largest[i],
+                    result.total[i], work.means);
       }
     }
   }
@@ -144,6 +143,25 @@ class FewQueriesPass {
   Index padded_queries(const Segment& segment) const { return blocks_.panels_in(segment.query_block) * blocks_.lanes; }
   Index first_query(const Segment& segment) const { return blocks_.first_panel(segment.query_block) * blocks_.lanes; }
   Index object_size() const { return strips_ * block_queries() * kernels_.strip_lanes; }
+
+  // The results of query number `at` from its sums, whose strips are `stride` apart.
+  void write_query(Index at, const T* sums, Index stride, T largest, T total, T* means) const {
+    Dense<Stored>* const out = results_.out + at * problem_.value_dim;
+    const T factor = mean_factor(total);
+    if constexpr (std::is_same_v<Dense<Stored>, T>) {
+      if (problem_.value_dim % kernels_.strip_lanes == 0) {
+        means = out;
+      }
+    }
+    const bool finite = kernels_.scale_strips(sums, strips_, stride, factor, means);
+    if (static_cast<const void*>(means) != out) {
+      write_means<Stored>(means, problem_.value_dim, out);
+    }
+    results_.lse[at] = log_sum(largest, total);
+    if (!finite) {
+      overflowed_.store(true, std::memory_order_relaxed);
+    }
+  }
 
   // Memory rows first, first + step, ... in runs whose starts are `run_step` rows apart; `after` rows follow in memory.
   struct RowBlock {

@@ -220,6 +220,22 @@ STM_FAST_TARGET void softmax_step(Sum<Element>* scores, Index rows, Index stride
   }
 }
 
+template <Index distance, class Lanes, int... lane>
+STM_FAST_INLINE Lanes exchange_lanes(Lanes x, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(x, x, lane ^ distance...);
+}
+
+// The sum of all lanes, or the largest.
+template <class T, bool largest, Index distance = width<T> / 2>
+STM_FAST_INLINE T across_lanes(Vector<T> x) {
+  if constexpr (distance == 0) {
+    return x[0];
+  } else {
+    const Vector<T> other = exchange_lanes<distance>(x, std::make_integer_sequence<int, width<T>>());
+    return across_lanes<T, largest, distance / 2>(largest ? (other > x ? other : x) : x + other);
+  }
+}
+
 // The same for one query with contiguous scores.
 template <class T>
 STM_FAST_INLINE void softmax_step_of_row(T* scores, Index rows, T* largest, T* total, T* rescale) {
@@ -233,9 +249,7 @@ STM_FAST_INLINE void softmax_step_of_row(T* scores, Index rows, T* largest, T* t
     most = score > most ? score : most;
   }
   const T before = *largest;
-  for (Index i = 0; i < width<T>; ++i) {
-    *largest = most[i] > *largest ? most[i] : *largest;
-  }
+  *largest = across_lanes<T, true>(most);
   const Vector<T> shift = fill(*largest == -T(INFINITY) ? T(0) : *largest);
   Vector<T> sum = {};
   for (Index i = 0; i < padded; i += width<T>) {
@@ -244,10 +258,7 @@ STM_FAST_INLINE void softmax_step_of_row(T* scores, Index rows, T* largest, T* t
     sum += weight;
   }
   *rescale = exp(fill(before) - shift)[0];
-  *total *= *rescale;
-  for (Index i = 0; i < width<T>; ++i) {
-    *total += sum[i];
-  }
+  *total = *rescale * *total + across_lanes<T, false>(sum);
 }
 
 template <class T>
@@ -454,12 +465,16 @@ STM_FAST_TARGET void rescale_and_add_strips(const StripProduct<Stored>& product)
 }
 
 template <class T>
-STM_FAST_TARGET void scale_strips(const T* sums, Index strips, Index stride, T scale, T* row) {
+STM_FAST_TARGET bool scale_strips(const T* sums, Index strips, Index stride, T scale, T* row) {
+  Vector<T> zeros = {};  // NaN if a number was not finite
   for (Index strip = 0; strip < strips; ++strip) {
     STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
-      store(row + strip * strip_lanes<T> + j * width<T>, fill(scale) * load(sums + strip * stride + j * width<T>));
+      const Vector<T> mean = fill(scale) * load(sums + strip * stride + j * width<T>);
+      store(row + strip * strip_lanes<T> + j * width<T>, mean);
+      zeros += mean * fill(T(0));
     }
   }
+  return across_lanes<T, false>(zeros) == T(0);
 }
 
 template <class T>

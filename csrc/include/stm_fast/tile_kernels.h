@@ -124,8 +124,9 @@ struct TileKernels : ForwardKernels<T> {
       return rows;
     }
   }
-  // row[strips * strip_lanes] = scale * the sums of one query, whose strips are `stride` apart.
-  void (*scale_strips)(const T* sums, Index strips, Index stride, T scale, T* row);
+  // row[strips * strip_lanes] = scale * the sums of one query, whose strips are `stride` apart; false if a number is
+  // not finite.
+  bool (*scale_strips)(const T* sums, Index strips, Index stride, T scale, T* row);
 
   void (*add_product)(const Product<T>&);          // C += A B, A packed, all lanes used
   void (*add_product_of_rows)(const Product<T>&);  // C += A B, A row by row
