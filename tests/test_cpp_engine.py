@@ -87,15 +87,15 @@ def test_values_are_read_in_place_bit_for_bit(dtype):
 
 def test_few_queries_are_read_in_a_separate_pass():
     # within a pass, the read of a query does not depend on the others; the passes sum in different orders, that of up
-    # to 4 queries in 16 streams
+    # to 2 queries (4 with AVX-512) in 16 streams
     query, key, value = make_tensors(
         ReadCase(batch=1, queries=300, rows=2000, key_dim=32, value_dim=64), torch.float32
     )[:3]
-    counts = (1, 3, 4, 5, 16, 65, 256, 257, 300)
+    counts = (1, 2, 5, 16, 65, 256, 257, 300)
     read = {count: memory_read(query[:, :count], key, value, backend="cpp") for count in counts}
-    for few, more in ((1, 4), (3, 4), (5, 256), (16, 256), (65, 256), (257, 300)):
+    for few, more in ((1, 2), (5, 256), (16, 256), (65, 256), (257, 300)):
         assert torch.equal(read[few], read[more][:, :few])
-    for few, more in ((4, 5), (256, 257)):
+    for few, more in ((2, 5), (256, 257)):
         assert not torch.equal(read[few], read[more][:, :few])
         torch.testing.assert_close(read[few], read[more][:, :few], rtol=1e-4, atol=1e-6)
 

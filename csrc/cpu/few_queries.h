@@ -5,7 +5,7 @@
 // packed one block at a time. Keys, a fifth of the bytes, are packed: their rows become lanes of the scores. Queries
 // are padded only to groups of 4 or 8, so few lanes are wasted.
 //
-// With up to `most_streamed` queries the products cost less than packing, and memory is the limit. Then keys are read
+// With up to 2 or 4 queries the products cost less than packing, and memory is the limit. Then keys are read
 // in place too, with features in lanes, and the rows come from several places at once: one stream does not fill the
 // bandwidth of the memory.
 #pragma once
@@ -27,8 +27,6 @@ class FewQueriesPass {
   using Order = RowOrder;
 
  public:
-  static constexpr Index most_streamed = 4;
-
   FewQueriesPass(const Scores<Stored>& scores, const Affinities& affinities, const QueryBlocks& blocks,
                  const ReadResults<Stored>& results, std::atomic<bool>& overflowed)
       : scores_(scores),
@@ -43,10 +41,8 @@ class FewQueriesPass {
 
   // The queries that are padded to a multiple of this number.
   static Index group_of(const Scores<Stored>& scores) {
-    const Index most = scores.kernels.group_rows, queries = scores.problem.queries;
-    return streams(scores) && queries <= most / 2
-               ? static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(queries)))
-               : most;
+    const auto queries = static_cast<std::uint64_t>(scores.problem.queries);
+    return streams(scores) ? static_cast<Index>(std::bit_ceil(queries)) : scores.kernels.group_rows;
   }
 
   // The workspace of one thread.
@@ -102,7 +98,8 @@ class FewQueriesPass {
                                     {result.largest, result.total, work.rescale});
       const T* const rescale = std::exchange(first, false) ? nullptr : work.rescale;
       for (Index other = 0; other < objects; ++other) {
-        add_values(object + other, block, queries, work, rescale, result.sums + other * object_size());
+        const Bytes soon = other + 1 < objects ? Bytes{} : next_keys(object, block);
+        add_values(object + other, block, queries, work, rescale, result.sums + other * object_size(), soon);
       }
     });
   }
@@ -185,8 +182,9 @@ class FewQueriesPass {
   // Whether keys and values are read in place, in several streams.
   static bool streams(const Scores<Stored>& scores) {
     const ReadProblem<Stored>& problem = scores.problem;
-    return problem.queries <= most_streamed && reads_values_in_place(scores) && scores.features.are_stored() &&
-           problem.key.column_stride == 1 && problem.key_dim % scores.kernels.vector_lanes == 0;
+    return problem.queries <= scores.kernels.group_rows / 2 && reads_values_in_place(scores) &&
+           scores.features.are_stored() && problem.key.column_stride == 1 &&
+           problem.key_dim % scores.kernels.vector_lanes == 0;
   }
 
   // Calls task(block) for memory rows [begin, end). With streams, a run has one row of each; an odd number of rows
@@ -236,14 +234,24 @@ class FewQueriesPass {
     }
   }
 
-  void add_values(Index object, const RowBlock& block, Index queries, const Workspace& work, const T* rescale,
-                  T* sums) const {
+  // The keys of the block that follows in memory, if they are adjacent.
+  Bytes next_keys(Index object, const RowBlock& block) const {
+    const Matrix<const Stored> keys = problem_.key[object].from_row(block.first + block.rows);
+    if (keys.column_stride != 1 || keys.row_stride != problem_.key_dim) {
+      return {};
+    }
+    const Index numbers = std::min(block.after, rows_per_block) * problem_.key_dim;
+    return {reinterpret_cast<const std::byte*>(keys.data), numbers * static_cast<Index>(sizeof(Stored))};
+  }
+
+  void add_values(Index object, const RowBlock& block, Index queries, const Workspace& work, const T* rescale, T* sums,
+                  const Bytes& soon) const {
     const Index lanes = kernels_.strip_lanes;
     const Matrix<const Stored> values = problem_.value[object].from_row(block.first);
     const auto add = [&]<class From>(const RowKernels<From>& kernels, const From* from, Index strip_stride, Order order,
                                      Index after) {
-      kernels.rescale_and_add_strips(
-          {queries, block.rows, strips_, work.scores, padded_rows(), from, strip_stride, order, after, rescale, sums});
+      kernels.rescale_and_add_strips({queries, block.rows, strips_, work.scores, padded_rows(), from, strip_stride,
+                                      order, after, rescale, sums, soon});
     };
     if constexpr (has_row_kernels) {
       if (reads_in_place()) {

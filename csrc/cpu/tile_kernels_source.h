@@ -399,6 +399,14 @@ STM_FAST_INLINE void multiply_strip(const T* weights, Index weights_stride, Inde
   }
 }
 
+// The part with this number of `parts` equal ones.
+STM_FAST_INLINE void prefetch_part(const Bytes& bytes, Index part, Index parts) {
+  const Index lines = bytes.count / cache_line;
+  for (Index line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
+    __builtin_prefetch(bytes.data + line * cache_line, 0, 2);
+  }
+}
+
 // Memory rows [row, row + rows), one run. `group`: queries together, all of them if they are fewer than group_rows.
 template <class Stored, Update update, Index group, bool prefetches>
 STM_FAST_INLINE void add_strips(const StripProduct<Stored>& product, Index row, Index rows) {
@@ -408,6 +416,10 @@ STM_FAST_INLINE void add_strips(const StripProduct<Stored>& product, Index row, 
   const Index after = product.rows + product.rows_after - row - rows, step = product.order.step;
   T* sums = product.sums;
   for (Index strip = 0; strip < product.strips; ++strip) {
+    if constexpr (prefetches) {
+      const Index part = row / strip_rows * product.strips + strip;
+      prefetch_part(product.soon, part, divide_up(product.rows, strip_rows) * product.strips);
+    }
     const Stored* const values = product.values + strip * product.strip_stride + product.order.offset(row);
     // in memory order: sequential prefetches are served sooner
     const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);

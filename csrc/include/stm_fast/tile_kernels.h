@@ -9,6 +9,8 @@
 //   C  [rows, lanes]   rows c_stride apart; rows are padded to whole groups of `group_rows`
 #pragma once
 
+#include <cstddef>
+
 #include "stm_fast/element.h"
 #include "stm_fast/matrix.h"
 
@@ -62,6 +64,12 @@ struct RowScores {
   Index scores_stride;
 };
 
+// Adjacent bytes.
+struct Bytes {
+  const std::byte* data = nullptr;
+  Index count = 0;
+};
+
 // sums = rescale[query] * sums + weights * values (`rescale` null: sums = weights * values), with channels in SIMD
 // lanes: values are read in place, and no lane is wasted on absent queries. Channels are processed in strips of
 // `strip_lanes`.
@@ -79,6 +87,7 @@ struct StripProduct {
   Index rows_after;      // rows that follow in memory and will be read next
   const T* rescale;      // [queries] or null
   T* sums;               // [strips][queries][strip_lanes]
+  Bytes soon = {};       // that are read after the rows: they are prefetched
 };
 
 // The kernels that read rows of Stored in place.
