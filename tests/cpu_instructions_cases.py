@@ -14,11 +14,14 @@ from stm_fast.testing import ReadCase, check_case
 torch.set_num_threads(1)
 
 # whole and broken panels of 48 queries, groups of 8 rows and of 8 channels, pairs of rows and of channels; few queries
-# in groups of 8, of values in whole and broken strips of 32 channels
+# in groups of 8, of values in whole and broken strips of 32 channels; up to 4 queries that read rows in 16 streams
 SHAPES = (
     ReadCase(batch=1, queries=290, rows=195, key_dim=16, value_dim=24),
     ReadCase(batch=1, queries=17, rows=401, key_dim=9, value_dim=96),
     ReadCase(batch=1, queries=1, rows=50, key_dim=9, value_dim=31),
+    ReadCase(batch=1, queries=1, rows=401, key_dim=64, value_dim=64),
+    ReadCase(batch=1, queries=2, rows=613, key_dim=32, value_dim=96),
+    ReadCase(batch=1, queries=4, rows=401, key_dim=16, value_dim=32),
     ReadCase(batch=1, queries=50, rows=195, key_dim=16, value_dim=24),
     ReadCase(queries=97, rows=33, key_dim=17, value_dim=9, channels_first=True),
     ReadCase(queries=49, rows=7, key_dim=1, value_dim=1, lengths=(7, 0)),

@@ -287,6 +287,29 @@ def test_rounding_to_16_bits_is_to_nearest_even(dtype):
     assert torch.equal(found[checked], expected[checked])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 80), (9, 48), (64, 21)])
+def test_gradients_do_not_depend_on_whether_rows_are_read_in_place(key_dim, value_dim, similarity, dtype):
+    # rows of whole vectors in some instruction sets or in none; vectors without channels are left out
+    case = ReadCase(
+        batch=2, queries=50, rows=230, key_dim=key_dim, value_dim=value_dim, similarity=similarity, shared_query=True
+    )
+    tensors = make_tensors(case, dtype)[:3]
+    upstream = torch.randn(2, 50, value_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def gradients(gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(memory_read(*leaves, similarity=similarity, backend="cpp"), leaves, gradient)
+
+    expected = gradients(upstream, *tensors)
+    for order in ((0, 1, 2), (0, 2, 1)):
+        moved = [with_strides(t, order) for t in (upstream, *tensors)]
+        for ours, theirs in zip(gradients(*moved), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    check_case(case, dtype, "cpp")
+
+
 def test_sums_beyond_the_largest_float16_become_infinite():
     # every query reads this row alone, so its gradient is the sum of theirs
     query, key = (torch.ones(1, rows, 4, dtype=torch.float16) for rows in (4, 1))

@@ -347,10 +347,11 @@ STM_FAST_TARGET void scores_of_rows(const RowScores<Stored>& product) {
   }
 }
 
-// Two vectors of channels, for AVX2 a cache line. With this many rows at a time a strip stays in the L1 cache, and the
-// following rows are prefetched early enough.
+// Two vectors of channels, for AVX2 a cache line. With few rows at a time, one run if they are streams, a strip stays
+// in the L1 cache, and the following rows are prefetched early enough.
 constexpr Index strip_vectors = 2;
-constexpr Index strip_rows = RowOrder::run_rows;
+template <bool streams>
+constexpr Index strip_rows = (streams ? 1 : 2) * RowOrder::run_rows;
 template <class T>
 constexpr Index strip_lanes = strip_vectors * width<T>;
 
@@ -407,18 +408,18 @@ STM_FAST_INLINE void prefetch_part(const Bytes& bytes, Index part, Index parts) 
   }
 }
 
-// Memory rows [row, row + rows), one run. `group`: queries together, all of them if they are fewer than group_rows.
-template <class Stored, Update update, Index group, bool prefetches>
+// Memory rows [row, row + rows). `group`: queries together, all of them if they are fewer than group_rows.
+template <class Stored, Update update, Index group, bool streams>
 STM_FAST_INLINE void add_strips(const StripProduct<Stored>& product, Index row, Index rows) {
   using T = Accumulator<Stored>;
-  constexpr FirstGroup first = {group == group_rows, prefetches};
-  alignas(cache_line) T buffer[strip_rows * strip_lanes<T>];
+  constexpr FirstGroup first = {group == group_rows, !streams};
+  alignas(cache_line) T buffer[strip_rows<streams> * strip_lanes<T>];
   const Index after = product.rows + product.rows_after - row - rows, step = product.order.step;
   T* sums = product.sums;
   for (Index strip = 0; strip < product.strips; ++strip) {
-    if constexpr (prefetches) {
-      const Index part = row / strip_rows * product.strips + strip;
-      prefetch_part(product.soon, part, divide_up(product.rows, strip_rows) * product.strips);
+    if constexpr (!streams) {
+      const Index part = row / strip_rows<streams> * product.strips + strip;
+      prefetch_part(product.soon, part, divide_up(product.rows, strip_rows<streams>) * product.strips);
     }
     const Stored* const values = product.values + strip * product.strip_stride + product.order.offset(row);
     // in memory order: sequential prefetches are served sooner
@@ -439,26 +440,27 @@ STM_FAST_INLINE void add_strips(const StripProduct<Stored>& product, Index row, 
   }
 }
 
-template <class Stored, Index group, bool prefetches>
-STM_FAST_INLINE void add_runs(const StripProduct<Stored>& product) {
-  for (Index row = 0; row < product.rows; row += strip_rows) {
-    const Index rows = product.rows - row < strip_rows ? product.rows - row : strip_rows;
+template <class Stored, Index group, bool streams>
+STM_FAST_INLINE void add_all_rows(const StripProduct<Stored>& product) {
+  constexpr Index most = strip_rows<streams>;
+  for (Index row = 0; row < product.rows; row += most) {
+    const Index rows = product.rows - row < most ? product.rows - row : most;
     if (row > 0) {
-      add_strips<Stored, Update::add, group, prefetches>(product, row, rows);
+      add_strips<Stored, Update::add, group, streams>(product, row, rows);
     } else if (product.rescale != nullptr) {
-      add_strips<Stored, Update::rescale, group, prefetches>(product, row, rows);
+      add_strips<Stored, Update::rescale, group, streams>(product, row, rows);
     } else {
-      add_strips<Stored, Update::assign, group, prefetches>(product, row, rows);
+      add_strips<Stored, Update::assign, group, streams>(product, row, rows);
     }
   }
 }
 
 template <class Stored, Index group>
-STM_FAST_TARGET void add_runs_of_group(const StripProduct<Stored>& product) {
+STM_FAST_TARGET void add_group(const StripProduct<Stored>& product) {
   if (product.order.in_memory_order()) {
-    add_runs<Stored, group, true>(product);
+    add_all_rows<Stored, group, false>(product);
   } else {
-    add_runs<Stored, group, false>(product);
+    add_all_rows<Stored, group, true>(product);
   }
 }
 
@@ -466,13 +468,13 @@ template <class Stored>
 STM_FAST_TARGET void rescale_and_add_strips(const StripProduct<Stored>& product) {
   switch (product.queries) {
     case 1:
-      return add_runs_of_group<Stored, 1>(product);
+      return add_group<Stored, 1>(product);
     case 2:
-      return add_runs_of_group<Stored, 2>(product);
+      return add_group<Stored, 2>(product);
     case 4:
-      return add_runs_of_group<Stored, 4>(product);
+      return add_group<Stored, 4>(product);
     default:
-      return add_runs_of_group<Stored, group_rows>(product);
+      return add_group<Stored, group_rows>(product);
   }
 }
 
