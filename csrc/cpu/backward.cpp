@@ -67,14 +67,15 @@ class QuerySide {
     }
   }
 
-  // The gradient of the output of a panel of queries, as [value_dim][lanes]; in groups of channels such that the output
-  // stays in the L1 cache until its lines are full.
-  void pack_grad_out(Index object, Index panel, T* columns) const {
+  // The gradient of the output of a panel of queries, as [value_dim in elements][lanes]; in groups of channels such
+  // that the output stays in the L1 cache until its lines are full.
+  template <class Element>
+  void pack_grad_out(Index object, Index panel, Element* columns) const {
     constexpr Index channels = 128;
     const Matrix<const Stored> rows = gradients_.grad_out[object].from_row(panel * lanes_);
     for (Index c = 0; c < problem_.value_dim; c += channels) {
       pack_panels(rows.transposed().from_row(c).transposed(), scores_.blocks.queries_in_panel(panel),
-                  std::min(channels, problem_.value_dim - c), lanes_, columns + c * lanes_);
+                  std::min(channels, problem_.value_dim - c), lanes_, columns + depth_of<Element>(c) * lanes_);
     }
   }
   // The same for queries from `query` on and the channels of a panel: [queries][lanes] in `packed` or in place.
@@ -196,7 +197,7 @@ class BackwardPass {
     }
     T* keys;           // [row groups][features][group_rows]
     T* key_columns;    // [feature groups][rows][group_rows]
-    T* values;         // [row groups][value_dim][group_rows]
+    T* values;         // [row groups][value_dim][group_rows], or pairs of numbers
     T* weights;        // [rows][queries of a block]: P
     T* grad_scores;    // [rows][queries of a block]: dP, then dS
     T* grad_features;  // [feature panels][rows][lanes]: dK / scale, of one object
@@ -263,7 +264,10 @@ class BackwardPass {
   // All queries of an object against one block of its rows.
   void pass_over_queries(Index object, Index row, Index rows, const Workspace& work, T* grad_queries) const {
     scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.buffer, work.keys, work.key_columns);
-    pack_panels(problem_.value[object].from_row(row), rows, problem_.value_dim, kernels_.group_rows, work.values);
+    with_element([&]<class Element>(Element) {
+      pack_panels(problem_.value[object].from_row(row), rows, problem_.value_dim, kernels_.group_rows,
+                  reinterpret_cast<Element*>(work.values));
+    });
     std::fill_n(work.grad_values, query_side_.wide_values() * padded_rows(), T(0));
     std::fill_n(work.grad_features, query_side_.wide_features() * padded_rows(), T(0));
     for (Index block = 0; block < blocks_.count; ++block) {
@@ -286,14 +290,30 @@ class BackwardPass {
     }
   }
 
+  // Calls task(Element{}) for the type in which values and the gradient of the output, both as stored, are multiplied.
+  template <class Task>
+  void with_element(const Task& task) const {
+    if constexpr (std::is_same_v<Stored, BFloat16>) {
+      if (pair_kernels() != nullptr) {
+        return task(BFloat16Pair{});
+      }
+    }
+    task(T{});
+  }
+
   // P and dS of one panel of queries against the packed rows, at `column` of the tiles.
   void make_tiles(Index object, Index panel, Index row, Index rows, const Workspace& work, Index column) const {
     const Index stride = tile_stride(), value_dim = problem_.value_dim;
     T* weights = work.weights + column;
     T* grad_scores = work.grad_scores + column;
     weights_.tile(object, panel, row, rows, work.keys, weights, stride);
-    query_side_.pack_grad_out(object, panel, work.columns);
-    kernels_.scaled_product({rows, value_dim, work.values, 0, work.columns, lanes(), grad_scores, stride}, T(1));
+    with_element([&]<class Element>(Element) {
+      auto* const columns = reinterpret_cast<Element*>(work.columns);
+      query_side_.pack_grad_out(object, panel, columns);
+      kernels_of<Element>().scaled_product({rows, depth_of<Element>(value_dim), reinterpret_cast<Element*>(work.values),
+                                            0, columns, lanes(), grad_scores, stride},
+                                           T(1));
+    });
     kernels_.softmax_backward(weights, grad_scores, rows, stride, query_side_.delta(object, panel));
   }
 
