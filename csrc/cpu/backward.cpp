@@ -92,9 +92,13 @@ class QuerySide {
   }
 
  private:
-  // Whether rows of this width consist of whole vectors.
+  // Whether rows of this width are multiplied in place: they consist of whole vectors, and packed panels would not stay
+  // in the L1 cache. If they do, every product with one gains more than packing it costs.
   bool reads_in_place(const Batch<const Stored>& rows, Index columns) const {
-    return std::is_same_v<Stored, T> && rows.column_stride == 1 && columns % scores_.kernels.vector_lanes == 0;
+    constexpr Index l1_cache = 32 * 1024;
+    const bool panel_fits = queries_per_block * lanes_ * static_cast<Index>(sizeof(T)) <= l1_cache;
+    return std::is_same_v<Stored, T> && !panel_fits && rows.column_stride == 1 &&
+           columns % scores_.kernels.vector_lanes == 0;
   }
   Index unused_lanes(Index panel, Index columns) const { return std::max<Index>(0, (panel + 1) * lanes_ - columns); }
 

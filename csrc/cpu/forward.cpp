@@ -232,15 +232,17 @@ class ForwardPass {
 };
 
 // Each block packs all memory rows again. So there are as few blocks as keep every thread busy, but small enough that
-// their sums stay in the L3 cache. Many threads divide the rows instead of using ever smaller blocks.
+// their sums stay in the L3 cache. Many threads divide the rows, if these are enough, instead of using ever smaller
+// blocks.
 template <class Stored, class Element>
 QueryBlocks blocks_of_many(const Scores<Stored, Element>& scores, const Affinities& affinities, Index threads) {
   constexpr Index most_queries = 816;
   const Index panels = scores.blocks.panels, lanes = scores.blocks.lanes;
   const Index least = divide_up(panels, std::max<Index>(1, most_queries / lanes));
   const Index for_threads = divide_up(threads, std::max<Index>(1, affinities.count));
-  return QueryBlocks(scores.problem.queries, lanes,
-                     std::clamp(for_threads, least, std::max(least, scores.blocks.count)));
+  const bool few_rows = scores.problem.rows < threads * rows_per_block;
+  const Index most = std::max(least, few_rows ? panels : scores.blocks.count);
+  return QueryBlocks(scores.problem.queries, lanes, std::clamp(for_threads, least, most));
 }
 
 template <class Stored, class Element>

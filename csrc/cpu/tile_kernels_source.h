@@ -417,14 +417,15 @@ STM_FAST_INLINE void add_strips(const StripProduct<Stored>& product, Index row, 
   const Index after = product.rows + product.rows_after - row - rows, step = product.order.step;
   T* sums = product.sums;
   for (Index strip = 0; strip < product.strips; ++strip) {
+    const Stored* const values = product.values + strip * product.strip_stride + product.order.offset(row);
+    const Stored* next = nullptr;
     if constexpr (!streams) {
       const Index part = row / strip_rows<streams> * product.strips + strip;
       prefetch_part(product.soon, part, divide_up(product.rows, strip_rows<streams>) * product.strips);
+      // in memory order: sequential prefetches are served sooner
+      const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);
+      next = product.values + next_row * step + line % product.strips * product.strip_stride;
     }
-    const Stored* const values = product.values + strip * product.strip_stride + product.order.offset(row);
-    // in memory order: sequential prefetches are served sooner
-    const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);
-    const Stored* const next = product.values + next_row * step + line % product.strips * product.strip_stride;
     multiply_strip<Stored, T, update, group, first>(product.weights + row, product.weights_stride, rows, values, step,
                                                     next, product.rescale, sums, buffer);
     sums += group * strip_lanes<T>;
