@@ -14,11 +14,16 @@ from stm_fast.testing import ReadCase, check_case
 torch.set_num_threads(1)
 
 # whole and broken panels of 48 queries, groups of 8 rows and of 8 channels, pairs of rows and of channels; few queries
-# in groups of 8, of values in whole and broken strips of 32 channels; whole and broken tiles of 32 numbers by 16 rows
+# in groups of 8, of values in whole and broken strips of 32 channels; up to 4 queries that read rows in 16 streams;
+# whole and broken tiles of 32 numbers by 16 rows
 SHAPES = (
     ReadCase(batch=1, queries=290, rows=195, key_dim=16, value_dim=24),
     ReadCase(batch=1, queries=17, rows=401, key_dim=9, value_dim=96),
+    ReadCase(batch=1, queries=33, rows=401, key_dim=9, value_dim=96),
     ReadCase(batch=1, queries=1, rows=50, key_dim=9, value_dim=31),
+    ReadCase(batch=1, queries=1, rows=401, key_dim=64, value_dim=64),
+    ReadCase(batch=1, queries=2, rows=613, key_dim=32, value_dim=96),
+    ReadCase(batch=1, queries=4, rows=401, key_dim=16, value_dim=32),
     ReadCase(batch=1, queries=50, rows=195, key_dim=16, value_dim=24),
     ReadCase(batch=1, queries=50, rows=230, key_dim=71, value_dim=40),
     ReadCase(queries=97, rows=33, key_dim=17, value_dim=9, channels_first=True),
@@ -44,8 +49,10 @@ def test_no_worse_than_eager(case: ReadCase, dtype: torch.dtype) -> None:
 
 def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
     # instructions for bfloat16 take denormal numbers for 0, products of floats do not; only dot products are made of
-    # bfloat16 numbers
-    key, value = torch.ones(1, 1, 4, dtype=torch.bfloat16), torch.full((1, 1, 3), 2.0**-130, dtype=torch.bfloat16)
+    # bfloat16 numbers, and only for queries in more than half of the lanes, 48 or with AMX 32
+    query, key = torch.ones(1, 25, 4, dtype=torch.bfloat16), torch.ones(1, 1, 4, dtype=torch.bfloat16)
+    value = torch.full((1, 1, 3), 2.0**-130, dtype=torch.bfloat16)
     by_pairs = _C.instructions() in ("amx", "avx512_bf16", "emulated", "emulated_amx")
-    assert (memory_read(key, key, value, backend="cpp") == 0).all() == by_pairs
-    assert (memory_read(key, key, value, similarity="l2", backend="cpp") != 0).all()
+    assert (memory_read(query, key, value, backend="cpp") == 0).all() == by_pairs
+    assert (memory_read(query[:, :16], key, value, backend="cpp") != 0).all()
+    assert (memory_read(query, key, value, similarity="l2", backend="cpp") != 0).all()

@@ -86,16 +86,44 @@ def test_values_are_read_in_place_bit_for_bit(dtype):
 
 
 def test_few_queries_are_read_in_a_separate_pass():
-    # within a pass, the read of a query does not depend on the others; the two passes sum in different orders
+    # within a pass, the read of a query does not depend on the others; the passes sum in different orders, that of up
+    # to 2 queries (4 with AVX-512) in 16 streams
     query, key, value = make_tensors(
         ReadCase(batch=1, queries=300, rows=2000, key_dim=32, value_dim=64), torch.float32
     )[:3]
-    read = {count: memory_read(query[:, :count], key, value, backend="cpp") for count in (1, 16, 65, 256, 257, 300)}
-    for few in (1, 16, 65):
-        assert torch.equal(read[few], read[256][:, :few])
-    assert torch.equal(read[257], read[300][:, :257])
-    assert not torch.equal(read[256], read[257][:, :256])
-    torch.testing.assert_close(read[256], read[257][:, :256], rtol=1e-4, atol=1e-6)
+    counts = (1, 2, 5, 16, 65, 256, 257, 300)
+    read = {count: memory_read(query[:, :count], key, value, backend="cpp") for count in counts}
+    for few, more in ((1, 2), (5, 256), (16, 256), (65, 256), (257, 300)):
+        assert torch.equal(read[few], read[more][:, :few])
+    for few, more in ((2, 5), (256, 257)):
+        assert not torch.equal(read[few], read[more][:, :few])
+        torch.testing.assert_close(read[few], read[more][:, :few], rtol=1e-4, atol=1e-6)
+
+
+# 1 to 4 queries: memories that are divided into 16 streams of an odd number of rows, with rows left over or too few for
+# any; widths of whole vectors of some instruction sets or of none
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("rows", "key_dim"), [(1, 64), (15, 64), (16, 48), (47, 64), (613, 128), (3103, 9)])
+def test_streams(queries, rows, key_dim, dtype):
+    shape = ReadCase(batch=1, queries=queries, rows=rows, key_dim=key_dim, value_dim=64)
+    check_case(shape, dtype, "cpp")
+    objects = replace(shape, batch=2, lengths=(rows, rows // 2))
+    check_case(objects, dtype, "cpp")
+    check_case(replace(objects, shared_query=True, shared_key=True, lengths=None), dtype, "cpp")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("queries", [1, 4])
+def test_streams_read_rows_with_gaps_and_never_beyond_the_lengths(queries, dtype):
+    case = ReadCase(batch=1, queries=queries, rows=700, key_dim=64, value_dim=64)
+    query, key, value = make_tensors(case, dtype)[:3]
+    lengths = torch.tensor([389], dtype=torch.int32)
+    expected = memory_read(query, key[:, :389], value[:, :389], backend="cpp")
+    gaps = [torch.full((1, 700, 128), math.nan, dtype=dtype) for _ in range(2)]
+    gaps[0][:, :389, :64], gaps[1][:, :389, :64] = key[:, :389], value[:, :389]
+    found = memory_read(query, gaps[0][..., :64], gaps[1][..., :64], lengths=lengths, backend="cpp")
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -257,6 +285,29 @@ def test_rounding_to_16_bits_is_to_nearest_even(dtype):
     checked = (value[0].abs() >= (torch.finfo(dtype).tiny if dtype == torch.bfloat16 else 0)).all(0)
     assert checked.sum() > 20_000
     assert torch.equal(found[checked], expected[checked])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 80), (9, 48), (64, 21)])
+def test_gradients_do_not_depend_on_whether_rows_are_read_in_place(key_dim, value_dim, similarity, dtype):
+    # rows of whole vectors in some instruction sets or in none; vectors without channels are left out
+    case = ReadCase(
+        batch=2, queries=50, rows=230, key_dim=key_dim, value_dim=value_dim, similarity=similarity, shared_query=True
+    )
+    tensors = make_tensors(case, dtype)[:3]
+    upstream = torch.randn(2, 50, value_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def gradients(gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(memory_read(*leaves, similarity=similarity, backend="cpp"), leaves, gradient)
+
+    expected = gradients(upstream, *tensors)
+    for order in ((0, 1, 2), (0, 2, 1)):
+        moved = [with_strides(t, order) for t in (upstream, *tensors)]
+        for ours, theirs in zip(gradients(*moved), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    check_case(case, dtype, "cpp")
 
 
 def test_sums_beyond_the_largest_float16_become_infinite():

@@ -39,29 +39,69 @@ class QuerySide {
 
   // [lanes] of a panel
   const T* delta(Index object, Index panel) const { return delta_ + (object * scores_.blocks.panels + panel) * lanes_; }
-  // The features of queries from `query` on: [feature panels][queries][lanes].
-  void pack_feature_rows(Index object, Index query, Index queries, T* buffer, T* rows) const {
-    scores_.features.pack_query_columns(object, query, queries, lanes_, buffer, rows);
+  // A factor of a product: rows of lanes, `stride` apart, the last ones `unused`.
+  struct Lanes {
+    const T* data;
+    Index stride;
+    Index unused;
+  };
+
+  // The features of queries from `query` on, as panels [feature panels][queries][lanes] in `buffers` or in place.
+  template <class Task>
+  void for_feature_rows(Index object, Index query, Index queries, T* buffer, T* packed, const Task& task) const {
+    const Index features = scores_.features.dim();
+    const bool in_place = scores_.features.are_stored() && reads_in_place(problem_.query, features);
+    if (!in_place) {
+      scores_.features.pack_query_columns(object, query, queries, lanes_, buffer, packed);
+    }
+    for (Index panel = 0; panel < wide_features_ / lanes_; ++panel) {
+      const Index unused = unused_lanes(panel, features);
+      if constexpr (std::is_same_v<Stored, T>) {
+        if (in_place) {
+          const Matrix<const T> rows = problem_.query[object].from_row(query);
+          task(panel, Lanes{rows.data + panel * lanes_, rows.row_stride, unused});
+          continue;
+        }
+      }
+      task(panel, Lanes{packed + panel * queries * lanes_, lanes_, unused});
+    }
   }
 
-  // The gradient of the output of a panel of queries, as [value_dim][lanes]; in groups of channels such that the output
-  // stays in the L1 cache until its lines are full.
-  void pack_grad_out(Index object, Index panel, T* columns) const {
+  // The gradient of the output of a panel of queries, as [value_dim in elements][lanes]; in groups of channels such
+  // that the output stays in the L1 cache until its lines are full.
+  template <class Element>
+  void pack_grad_out(Index object, Index panel, Element* columns) const {
     constexpr Index channels = 128;
     const Matrix<const Stored> rows = gradients_.grad_out[object].from_row(panel * lanes_);
     for (Index c = 0; c < problem_.value_dim; c += channels) {
       pack_panels(rows.transposed().from_row(c).transposed(), scores_.blocks.queries_in_panel(panel),
-                  std::min(channels, problem_.value_dim - c), lanes_, columns + c * lanes_);
+                  std::min(channels, problem_.value_dim - c), lanes_, columns + depth_of<Element>(c) * lanes_);
     }
   }
-  // The same for queries from `query` on and the channels of a panel: [queries][lanes].
-  void pack_grad_out_rows(Index object, Index column_panel, Index query, Index queries, T* rows) const {
-    const Index first = column_panel * lanes_;
-    pack_panels(gradients_.grad_out[object].from_row(query).transposed().from_row(first),
-                std::min(lanes_, problem_.value_dim - first), queries, lanes_, rows);
+  // The same for queries from `query` on and the channels of a panel: [queries][lanes] in `packed` or in place.
+  Lanes grad_out_rows(Index object, Index column_panel, Index query, Index queries, T* packed) const {
+    const Index first = column_panel * lanes_, unused = unused_lanes(column_panel, problem_.value_dim);
+    const Matrix<const Stored> rows = gradients_.grad_out[object].from_row(query);
+    if constexpr (std::is_same_v<Stored, T>) {
+      if (reads_in_place(gradients_.grad_out, problem_.value_dim)) {
+        return {rows.data + first, rows.row_stride, unused};
+      }
+    }
+    pack_panels(rows.transposed().from_row(first), lanes_ - unused, queries, lanes_, packed);
+    return {packed, lanes_, unused};
   }
 
  private:
+  // Whether rows of this width are multiplied in place: they consist of whole vectors, and packed panels would not stay
+  // in the L1 cache. If they do, every product with one gains more than packing it costs.
+  bool reads_in_place(const Batch<const Stored>& rows, Index columns) const {
+    constexpr Index l1_cache = 32 * 1024;
+    const bool panel_fits = queries_per_block * lanes_ * static_cast<Index>(sizeof(T)) <= l1_cache;
+    return std::is_same_v<Stored, T> && !panel_fits && rows.column_stride == 1 &&
+           columns % scores_.kernels.vector_lanes == 0;
+  }
+  Index unused_lanes(Index panel, Index columns) const { return std::max<Index>(0, (panel + 1) * lanes_ - columns); }
+
   void carve(Carver& carver) { delta_ = carver.take<T>(problem_.objects * scores_.blocks.padded_queries()); }
   Index bytes() {
     Carver carver(nullptr);
@@ -104,6 +144,7 @@ struct Task {
 template <class Stored>
 class BackwardPass {
   using T = Accumulator<Stored>;
+  using Lanes = typename QuerySide<Stored>::Lanes;
 
  public:
   BackwardPass(const Scores<Stored>& scores, const Parallel& parallel, const ReadGradients<Stored>& gradients)
@@ -160,7 +201,7 @@ class BackwardPass {
     }
     T* keys;           // [row groups][features][group_rows]
     T* key_columns;    // [feature groups][rows][group_rows]
-    T* values;         // [row groups][value_dim][group_rows]
+    T* values;         // [row groups][value_dim][group_rows], or pairs of numbers
     T* weights;        // [rows][queries of a block]: P
     T* grad_scores;    // [rows][queries of a block]: dP, then dS
     T* grad_features;  // [feature panels][rows][lanes]: dK / scale, of one object
@@ -227,7 +268,10 @@ class BackwardPass {
   // All queries of an object against one block of its rows.
   void pass_over_queries(Index object, Index row, Index rows, const Workspace& work, T* grad_queries) const {
     scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.buffer, work.keys, work.key_columns);
-    pack_panels(problem_.value[object].from_row(row), rows, problem_.value_dim, kernels_.group_rows, work.values);
+    with_element([&]<class Element>(Element) {
+      pack_panels(problem_.value[object].from_row(row), rows, problem_.value_dim, kernels_.group_rows,
+                  reinterpret_cast<Element*>(work.values));
+    });
     std::fill_n(work.grad_values, query_side_.wide_values() * padded_rows(), T(0));
     std::fill_n(work.grad_features, query_side_.wide_features() * padded_rows(), T(0));
     for (Index block = 0; block < blocks_.count; ++block) {
@@ -240,15 +284,25 @@ class BackwardPass {
       }
       const Index queries = blocks_.queries_in_block(block);
       for (Index panel = 0; panel < query_side_.wide_values() / lanes(); ++panel) {
-        query_side_.pack_grad_out_rows(object, panel, query, queries, work.columns);
-        add_queries(work.weights, work.columns, queries, rows, work.grad_values + panel * padded_rows() * lanes());
+        const Lanes columns = query_side_.grad_out_rows(object, panel, query, queries, work.columns);
+        add_queries(work.weights, columns, queries, rows, work.grad_values + panel * padded_rows() * lanes());
       }
-      query_side_.pack_feature_rows(object, query, queries, work.buffer, work.columns);
-      for (Index panel = 0; panel < query_side_.wide_features() / lanes(); ++panel) {
-        add_queries(work.grad_scores, work.columns + panel * queries * lanes(), queries, rows,
-                    work.grad_features + panel * padded_rows() * lanes());
+      query_side_.for_feature_rows(
+          object, query, queries, work.buffer, work.columns, [&](Index panel, const Lanes& columns) {
+            add_queries(work.grad_scores, columns, queries, rows, work.grad_features + panel * padded_rows() * lanes());
+          });
+    }
+  }
+
+  // Calls task(Element{}) for the type in which values and the gradient of the output, both as stored, are multiplied.
+  template <class Task>
+  void with_element(const Task& task) const {
+    if constexpr (std::is_same_v<Stored, BFloat16>) {
+      if (pair_kernels() != nullptr) {
+        return task(BFloat16Pair{});
       }
     }
+    task(T{});
   }
 
   // P and dS of one panel of queries against the packed rows, at `column` of the tiles.
@@ -257,14 +311,20 @@ class BackwardPass {
     T* weights = work.weights + column;
     T* grad_scores = work.grad_scores + column;
     weights_.tile(object, panel, row, rows, work.keys, weights, stride);
-    query_side_.pack_grad_out(object, panel, work.columns);
-    kernels_.scaled_product({rows, value_dim, work.values, 0, work.columns, lanes(), grad_scores, stride}, T(1));
+    with_element([&]<class Element>(Element) {
+      auto* const columns = reinterpret_cast<Element*>(work.columns);
+      query_side_.pack_grad_out(object, panel, columns);
+      kernels_of<Element>().scaled_product({rows, depth_of<Element>(value_dim), reinterpret_cast<Element*>(work.values),
+                                            0, columns, lanes(), grad_scores, stride},
+                                           T(1));
+    });
     kernels_.softmax_backward(weights, grad_scores, rows, stride, query_side_.delta(object, panel));
   }
 
   // sums[row][lane] += sum over the queries of a block of tile[row][query] * columns[query][lane].
-  void add_queries(const T* tile, const T* columns, Index queries, Index rows, T* sums) const {
-    kernels_.add_product_of_rows({rows, queries, tile, tile_stride(), columns, lanes(), sums, lanes()});
+  void add_queries(const T* tile, const Lanes& columns, Index queries, Index rows, T* sums) const {
+    kernels_.add_product_of_rows(
+        {rows, queries, tile, tile_stride(), columns.data, columns.stride, sums, lanes(), columns.unused});
   }
 
   // Row `row` of panels [panels][rows][lanes].

@@ -30,6 +30,8 @@ class Features {
         dim_(problem.key_dim + squares_ + (has_norm() ? 1 : 0)) {}
 
   Index dim() const { return dim_; }
+  // Whether features are rows as they are stored.
+  bool are_stored() const { return is_dot_ && !quantized<Stored>; }
 
   void of_query(Index object, Index i, T* feature) const {
     const Index key_dim = problem_.key_dim;

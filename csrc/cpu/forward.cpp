@@ -58,7 +58,7 @@ class ForwardPass {
       scores = carver.take<T>(tiles * tile_size);
       rescale = carver.take<T>(tiles * pass.blocks_.lanes);
       buffer = carver.take<T>(std::max(queries, rows_per_block) * pass.scores_.features.dim());
-      means = carver.take<T>(pass.value_dim_);
+      means = carver.take<T>(quad * pass.padded_value_dim_);
     }
     Element* query;   // [panels][features][lanes]
     Element* keys;    // [row groups][features][group_rows]
@@ -66,7 +66,7 @@ class ForwardPass {
     T* scores;        // [tiles][rows][lanes]
     T* rescale;       // [tiles][lanes]
     T* buffer;        // for features before packing
-    T* means;         // [value_dim], of one query
+    T* means;         // [quad][value_dim padded], of neighboring queries
     Index tiles;      // one per panel if several objects use them, otherwise one
     Index tile_size;
   };
@@ -135,21 +135,32 @@ class ForwardPass {
     const Index first = blocks_.first_panel(segment.query_block);
     for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
       for (Index panel = 0; panel < blocks_.panels_in(segment.query_block); ++panel) {
+        const T* const sums = result.sums + object * object_size() + panel * panel_size();
         for (Index i = 0; i < blocks_.queries_in_panel(first + panel); ++i) {
           const Index query = (first + panel) * blocks_.lanes + i, at = panel * blocks_.lanes + i;
-          const T* const sums = result.sums + object * object_size() + panel * panel_size() + i;
-          const T factor = mean_factor(result.total[at]);
-          for (Index c = 0; c < value_dim_; ++c) {
-            work.means[c] = sums[c * blocks_.lanes] * factor;
+          if (i % quad == 0) {
+            gather_sums(sums + i, work.means);
           }
+          T* const means = work.means + i % quad * padded_value_dim_;
+          const T factor = mean_factor(result.total[at]);
+          std::transform(means, means + value_dim_, means, [factor](T sum) { return sum * factor; });
           finish(affinities_.first_object(segment.affinity) + object, query, result.largest[at], result.total[at],
-                 work.means);
+                 means);
         }
       }
     }
   }
 
  private:
+  static constexpr Index quad = packing::quad;  // queries
+
+  // The sums of neighboring queries of a panel as rows [quad][value_dim padded].
+  void gather_sums(const T* sums, T* rows) const {
+    for (Index c = 0; c < padded_value_dim_; c += quad) {
+      packing::transpose_quad(sums + c * blocks_.lanes, blocks_.lanes, rows + c, padded_value_dim_);
+    }
+  }
+
   // The sums of one panel of queries for one object.
   Index panel_size() const { return padded_value_dim_ * blocks_.lanes; }
   Index object_size() const { return blocks_.largest_block() * panel_size(); }
@@ -203,7 +214,11 @@ class ForwardPass {
     if (results_.value_unit != T(1)) {
       return write_overflowed(means, results_.out + at * value_dim_);
     }
-    write_query<Stored>(results_, at, value_dim_, largest, total, means, *results_.overflowed);
+    results_.lse[at] = log_sum(largest, total);
+    write_means<Stored>(means, value_dim_, results_.out + at * value_dim_);
+    if (!all_finite(means, value_dim_)) {
+      results_.overflowed->store(true, std::memory_order_relaxed);
+    }
   }
 
   void write_overflowed(const T* means, Dense<Stored>* out) const {
@@ -225,15 +240,17 @@ class ForwardPass {
 };
 
 // Each block packs all memory rows again. So there are as few blocks as keep every thread busy, but small enough that
-// their sums stay in the L3 cache. Many threads divide the rows instead of using ever smaller blocks.
+// their sums stay in the L3 cache. Many threads divide the rows, if these are enough, instead of using ever smaller
+// blocks.
 template <class Stored, class Element>
 QueryBlocks blocks_of_many(const Scores<Stored, Element>& scores, const Affinities& affinities, Index threads) {
   constexpr Index most_queries = 816;
   const Index panels = scores.blocks.panels, lanes = scores.blocks.lanes;
   const Index least = divide_up(panels, std::max<Index>(1, most_queries / lanes));
   const Index for_threads = divide_up(threads, std::max<Index>(1, affinities.count));
-  return QueryBlocks(scores.problem.queries, lanes,
-                     std::clamp(for_threads, least, std::max(least, scores.blocks.count)));
+  const bool few_rows = scores.problem.rows < threads * rows_per_block;
+  const Index most = std::max(least, few_rows ? panels : scores.blocks.count);
+  return QueryBlocks(scores.problem.queries, lanes, std::clamp(for_threads, least, most));
 }
 
 template <class Stored, class Element>
@@ -252,7 +269,7 @@ QueryBlocks blocks_of_few(const Scores<Stored>& scores, Index threads) {
   constexpr Index row_blocks_for_one = 8;
   const ReadProblem<Stored>& problem = scores.problem;
   const bool long_memory = problem.rows >= threads * row_blocks_for_one * rows_per_block;
-  return QueryBlocks(problem.queries, scores.kernels.group_rows, long_memory ? 1 : threads);
+  return QueryBlocks(problem.queries, FewQueriesPass<Stored>::group_of(scores), long_memory ? 1 : threads);
 }
 
 template <class Stored>
@@ -265,11 +282,12 @@ void run_few_queries(const Scores<Stored>& scores, const Parallel& parallel, con
 }
 
 // Whether numbers are multiplied in their stored type. Features of l2 would lose accuracy, and the scores of a top-k
-// read must be bit-equal to those of its thresholds.
+// read must be bit-equal to those of its thresholds. With queries for less than half of the lanes, products of floats
+// in which no lane is wasted take less time.
 template <class Stored>
 bool multiplies_pairs(const ReadProblem<Stored>& problem) {
   return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && problem.similarity == Similarity::dot &&
-         problem.top_k == 0;
+         problem.top_k == 0 && 2 * problem.queries > pair_kernels()->lanes;
 }
 
 // Whether the sums of all queries stay in the L2 cache. Only the general pass computes scores in the order of their

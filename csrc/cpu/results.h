@@ -48,17 +48,16 @@ bool all_finite(const T* numbers, Index count) {
   return found == 0;
 }
 
-// Writes the results of query number `at`.
+// The lse of a query.
+template <class T>
+inline T log_sum(T largest, T total) {
+  return largest + std::log(total);
+}
+
 template <class Stored>
-void write_query(const ReadResults<Stored>& results, Index at, Index value_dim, Accumulator<Stored> largest,
-                 Accumulator<Stored> total, const Accumulator<Stored>* means, std::atomic<bool>& overflowed) {
-  results.lse[at] = largest + std::log(total);
-  Dense<Stored>* const out = results.out + at * value_dim;
+void write_means(const Accumulator<Stored>* means, Index value_dim, Dense<Stored>* out) {
   for (Index c = 0; c < value_dim; ++c) {
     out[c] = narrow<Dense<Stored>>(means[c]);
-  }
-  if (!all_finite(means, value_dim)) {
-    overflowed.store(true, std::memory_order_relaxed);
   }
 }
 

@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <utility>
 
 #include "stm_fast/scratch.h"
 #include "stm_fast/tile_kernels.h"
@@ -110,7 +112,7 @@ STM_FAST_INLINE void update_sum(T* at, Vector<T> sum, const T* scale, Index lane
 
 // One group of rows: the product stays in registers over the whole depth and is added to the previous C at the end. So
 // its first sums do not wait for the cache, and a sum of many blocks is rounded like a tree.
-template <class Element, Update update, bool packed>
+template <class Element, Update update, bool packed, Index vectors>
 STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,
                                     const Sum<Element>* scale) {
   using T = Sum<Element>;
@@ -131,29 +133,40 @@ STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Eleme
   }
 }
 
-template <class Element, Update update, bool packed>
+template <class Element, Update update, bool packed, Index vectors>
 STM_FAST_TARGET void multiply(const Product<Element>& product, const Sum<Element>* scale) {
   for (Index row = 0; row < product.rows; row += group_rows) {
     const Element* a = product.a + row * (packed ? product.depth : product.a_stride);
-    multiply_group<Element, update, packed>(product, a, product.c + row * product.c_stride, scale);
+    multiply_group<Element, update, packed, vectors>(product, a, product.c + row * product.c_stride, scale);
   }
+}
+
+// The same without vectors of unused lanes.
+template <class Element, Update update, bool packed, Index used = vectors>
+STM_FAST_TARGET void multiply_used(const Product<Element>& product, const Sum<Element>* scale) {
+  if constexpr (used > 1) {
+    if (product.unused >= (vectors - used + 1) * width<Sum<Element>>) {
+      return multiply_used<Element, update, packed, used - 1>(product, scale);
+    }
+  }
+  multiply<Element, update, packed, used>(product, scale);
 }
 
 template <class Element>
 STM_FAST_TARGET void scaled_product(const Product<Element>& product, Sum<Element> scale) {
-  multiply<Element, Update::assign, true>(product, &scale);
+  multiply_used<Element, Update::assign, true>(product, &scale);
 }
 template <class T>
 STM_FAST_TARGET void add_product(const Product<T>& product) {
-  multiply<T, Update::add, true>(product, nullptr);
+  multiply<T, Update::add, true, vectors>(product, nullptr);
 }
 template <class Element>
 STM_FAST_TARGET void rescale_and_add_product(const Product<Element>& product, const Sum<Element>* scale) {
-  multiply<Element, Update::rescale, true>(product, scale);
+  multiply<Element, Update::rescale, true, vectors>(product, scale);
 }
 template <class T>
 STM_FAST_TARGET void add_product_of_rows(const Product<T>& product) {
-  multiply<T, Update::add, false>(product, nullptr);
+  multiply_used<T, Update::add, false>(product, nullptr);
 }
 
 // Replaces the scores of one vector of queries by their weights; returns the sum of the weights.
@@ -212,6 +225,22 @@ STM_FAST_TARGET void softmax_step(Sum<Element>* scores, Index rows, Index stride
   }
 }
 
+template <Index distance, class Lanes, int... lane>
+STM_FAST_INLINE Lanes exchange_lanes(Lanes x, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(x, x, lane ^ distance...);
+}
+
+// The sum of all lanes, or the largest.
+template <class T, bool largest, Index distance = width<T> / 2>
+STM_FAST_INLINE T across_lanes(Vector<T> x) {
+  if constexpr (distance == 0) {
+    return x[0];
+  } else {
+    const Vector<T> other = exchange_lanes<distance>(x, std::make_integer_sequence<int, width<T>>());
+    return across_lanes<T, largest, distance / 2>(largest ? (other > x ? other : x) : x + other);
+  }
+}
+
 // The same for one query with contiguous scores.
 template <class T>
 STM_FAST_INLINE void softmax_step_of_row(T* scores, Index rows, T* largest, T* total, T* rescale) {
@@ -225,9 +254,7 @@ STM_FAST_INLINE void softmax_step_of_row(T* scores, Index rows, T* largest, T* t
     most = score > most ? score : most;
   }
   const T before = *largest;
-  for (Index i = 0; i < width<T>; ++i) {
-    *largest = most[i] > *largest ? most[i] : *largest;
-  }
+  *largest = across_lanes<T, true>(most);
   const Vector<T> shift = fill(*largest == -T(INFINITY) ? T(0) : *largest);
   Vector<T> sum = {};
   for (Index i = 0; i < padded; i += width<T>) {
@@ -236,10 +263,7 @@ STM_FAST_INLINE void softmax_step_of_row(T* scores, Index rows, T* largest, T* t
     sum += weight;
   }
   *rescale = exp(fill(before) - shift)[0];
-  *total *= *rescale;
-  for (Index i = 0; i < width<T>; ++i) {
-    *total += sum[i];
-  }
+  *total = *rescale * *total + across_lanes<T, false>(sum);
 }
 
 template <class T>
@@ -250,38 +274,124 @@ STM_FAST_TARGET void softmax_step_of_rows(T* scores, Index queries, Index rows, 
   }
 }
 
-// Two vectors of channels, for AVX2 a cache line. With this many rows at a time a strip stays in the L1 cache, and the
-// following rows are prefetched early enough.
+// One vector of stored numbers, widened.
+template <class T>
+STM_FAST_INLINE Vector<T> load_wide(const T* p) {
+  return load(p);
+}
+STM_FAST_INLINE Vector<float> load_wide(const BFloat16* p) {
+  typedef std::uint16_t Halves __attribute__((vector_size(STM_FAST_VECTOR_BYTES / 2)));
+  Halves bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, Vector<std::uint32_t>) << 16);
+}
+
+// Of the lanes of two vectors, in blocks of `block`, the even and the odd blocks added.
+template <Index block, class Lanes, int... lane>
+STM_FAST_INLINE Lanes add_neighbors(Lanes left, Lanes right, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(left, right, lane / block * 2 * block + lane % block...) +
+         __builtin_shufflevector(left, right, lane / block * 2 * block + block + lane % block...);
+}
+
+// Halves the number of vectors until there is one; the sums of vector i end up in the i-th part of its lanes.
+template <Index count, Index block, class T>
+STM_FAST_INLINE Vector<T> add_lanes(Vector<T>* sums) {
+  if constexpr (count == 1) {
+    return sums[0];
+  } else {
+    STM_FAST_UNROLL for (Index i = 0; i < count / 2; ++i) {
+      sums[i] = add_neighbors<block>(sums[2 * i], sums[2 * i + 1], std::make_integer_sequence<int, width<T>>());
+    }
+    return add_lanes<count / 2, block / 2, T>(sums);
+  }
+}
+
+// The scores of one vector of rows, the last of which may be repeated; a few rows and queries at a time.
+template <class Stored, Index queries>
+STM_FAST_INLINE void score_vector(const RowScores<Stored>& product, Index row, const Accumulator<Stored>* query,
+                                  Accumulator<Stored>* scores) {
+  using T = Accumulator<Stored>;
+  constexpr Index rows = width<T> < 4 ? width<T> : 4, parts = width<T> / rows;
+  Vector<T> partial[queries][parts];
+  for (Index part = 0; part < parts; ++part) {
+    const Stored* keys[rows];
+    STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+      keys[i] = product.keys + product.order.offset(std::min(row + part * rows + i, product.rows - 1));
+    }
+    Vector<T> sum[queries][rows] = {};
+    for (Index f = 0; f < product.features; f += width<T>) {
+      Vector<T> left[rows];
+      STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { left[i] = load_wide(keys[i] + f); }
+      STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) {
+        const Vector<T> right = load(query + q * product.features + f);
+        STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { sum[q][i] += left[i] * right; }
+      }
+    }
+    STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) { partial[q][part] = add_lanes<rows, width<T> / 2, T>(sum[q]); }
+  }
+  STM_FAST_UNROLL for (Index q = 0; q < queries; ++q) {
+    const Vector<T> sum = add_lanes<parts, width<T> / rows / 2, T>(partial[q]);
+    store(scores + q * product.scores_stride + row, fill(product.scale) * sum);
+  }
+}
+
+template <class Stored>
+STM_FAST_TARGET void scores_of_rows(const RowScores<Stored>& product) {
+  using T = Accumulator<Stored>;
+  constexpr Index together = group_rows / 2;
+  for (Index row = 0; row < product.rows; row += width<T>) {
+    Index query = 0;
+    for (; query + together <= product.queries; query += together) {
+      score_vector<Stored, together>(product, row, product.query + query * product.features,
+                                     product.scores + query * product.scores_stride);
+    }
+    for (; query < product.queries; ++query) {
+      score_vector<Stored, 1>(product, row, product.query + query * product.features,
+                              product.scores + query * product.scores_stride);
+    }
+  }
+}
+
+// Two vectors of channels, for AVX2 a cache line. With few rows at a time, one run if they are streams, a strip stays
+// in the L1 cache, and the following rows are prefetched early enough.
 constexpr Index strip_vectors = 2;
-constexpr Index strip_rows = 16;
+template <bool streams>
+constexpr Index strip_rows = (streams ? 1 : 2) * RowOrder::run_rows;
 template <class T>
 constexpr Index strip_lanes = strip_vectors * width<T>;
 
-// One group of queries: the increments of the sums of a strip stay in registers. The first group reads the values in
-// place, copies them contiguously to `buffer` for the others, and prefetches as many of the next ones.
-template <class T, Update update, bool first>
-STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query, Index row, Index rows, const T* values,
-                                    const T* next, T* sums, T* buffer) {
-  Vector<T> sum[group_rows][strip_vectors] = {};
-  const T* const weights = product.weights + query * product.weights_stride + row;
+// What the first group of queries does besides: it reads the values in place. `copies`: contiguously to a buffer for
+// the other groups. `prefetches`: as many of the next ones.
+struct FirstGroup {
+  bool copies;
+  bool prefetches;
+};
+
+// One group of queries: the increments of the sums of a strip stay in registers.
+template <class Element, class T, Update update, Index queries, FirstGroup first>
+STM_FAST_INLINE void multiply_strip(const T* weights, Index weights_stride, Index rows, const Element* values,
+                                    Index row_step, const Element* next, const T* rescale, T* sums, T* buffer) {
+  Vector<T> sum[queries][strip_vectors] = {};
   for (Index k = 0; k < rows; ++k) {
-    const T* const from = first ? values + k * product.row_stride : buffer + k * strip_lanes<T>;
+    const Element* const from = values + k * row_step;
     Vector<T> right[strip_vectors];
     STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
-      right[j] = load(from + j * width<T>);
-      if constexpr (first) {
+      right[j] = load_wide(from + j * width<T>);
+      if constexpr (first.copies) {
         store(buffer + k * strip_lanes<T> + j * width<T>, right[j]);
-        if (j * STM_FAST_VECTOR_BYTES % cache_line == 0) {
+      }
+      if constexpr (first.prefetches) {
+        if (j * width<T> * static_cast<Index>(sizeof(Element)) % cache_line == 0) {
           __builtin_prefetch(next + k * strip_lanes<T> + j * width<T>, 0, 2);
         }
       }
     }
-    STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
-      const Vector<T> left = fill(weights[i * product.weights_stride + k]);
+    STM_FAST_UNROLL for (Index i = 0; i < queries; ++i) {
+      const Vector<T> left = fill(weights[i * weights_stride + k]);
       STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) { sum[i][j] += left * right[j]; }
     }
   }
-  STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
+  STM_FAST_UNROLL for (Index i = 0; i < queries; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
       T* const at = sums + i * strip_lanes<T> + j * width<T>;
       if constexpr (update == Update::assign) {
@@ -289,53 +399,102 @@ STM_FAST_INLINE void multiply_strip(const StripProduct<T>& product, Index query,
       } else if constexpr (update == Update::add) {
         store(at, load(at) + sum[i][j]);
       } else {
-        store(at, fill(product.rescale[query + i]) * load(at) + sum[i][j]);
+        store(at, fill(rescale[i]) * load(at) + sum[i][j]);
       }
     }
   }
 }
 
-// Memory rows [row, row + rows), few enough to fit `buffer`.
-template <class T, Update update>
-STM_FAST_INLINE void add_strips(const StripProduct<T>& product, Index row, Index rows) {
-  alignas(cache_line) T buffer[strip_rows * strip_lanes<T>];
-  const Index after = product.rows + product.rows_after - row - rows;
+// The part with this number of `parts` equal ones.
+STM_FAST_INLINE void prefetch_part(const Bytes& bytes, Index part, Index parts) {
+  const Index lines = bytes.count / cache_line;
+  for (Index line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
+    __builtin_prefetch(bytes.data + line * cache_line, 0, 2);
+  }
+}
+
+// Memory rows [row, row + rows). `group`: queries together, all of them if they are fewer than group_rows.
+template <class Stored, Update update, Index group, bool streams>
+STM_FAST_INLINE void add_strips(const StripProduct<Stored>& product, Index row, Index rows) {
+  using T = Accumulator<Stored>;
+  constexpr FirstGroup first = {group == group_rows, !streams};
+  alignas(cache_line) T buffer[strip_rows<streams> * strip_lanes<T>];
+  const Index after = product.rows + product.rows_after - row - rows, step = product.order.step;
   T* sums = product.sums;
   for (Index strip = 0; strip < product.strips; ++strip) {
-    const T* const values = product.values + strip * product.strip_stride + row * product.row_stride;
-    // in memory order: sequential prefetches are served sooner
-    const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);
-    const T* const next = product.values + next_row * product.row_stride + line % product.strips * product.strip_stride;
-    multiply_strip<T, update, true>(product, 0, row, rows, values, next, sums, buffer);
-    sums += group_rows * strip_lanes<T>;
-    for (Index query = group_rows; query < product.queries; query += group_rows) {
-      multiply_strip<T, update, false>(product, query, row, rows, values, next, sums, buffer);
-      sums += group_rows * strip_lanes<T>;
+    const Stored* const values = product.values + strip * product.strip_stride + product.order.offset(row);
+    const Stored* next = nullptr;
+    if constexpr (!streams) {
+      const Index part = row / strip_rows<streams> * product.strips + strip;
+      prefetch_part(product.soon, part, divide_up(product.rows, strip_rows<streams>) * product.strips);
+      // in memory order: sequential prefetches are served sooner
+      const Index line = strip * rows, next_row = row + rows + std::min(after, line / product.strips);
+      next = product.values + next_row * step + line % product.strips * product.strip_stride;
+    }
+    multiply_strip<Stored, T, update, group, first>(product.weights + row, product.weights_stride, rows, values, step,
+                                                    next, product.rescale, sums, buffer);
+    sums += group * strip_lanes<T>;
+    if constexpr (group == group_rows) {
+      for (Index query = group; query < product.queries; query += group) {
+        const T* const weights = product.weights + query * product.weights_stride + row;
+        const T* const rescale = update == Update::rescale ? product.rescale + query : nullptr;
+        multiply_strip<T, T, update, group, FirstGroup{}>(weights, product.weights_stride, rows, buffer, strip_lanes<T>,
+                                                          nullptr, rescale, sums, nullptr);
+        sums += group * strip_lanes<T>;
+      }
     }
   }
 }
 
-template <class T>
-STM_FAST_TARGET void rescale_and_add_strips(const StripProduct<T>& product) {
-  for (Index row = 0; row < product.rows; row += strip_rows) {
-    const Index rows = product.rows - row < strip_rows ? product.rows - row : strip_rows;
+template <class Stored, Index group, bool streams>
+STM_FAST_INLINE void add_all_rows(const StripProduct<Stored>& product) {
+  constexpr Index most = strip_rows<streams>;
+  for (Index row = 0; row < product.rows; row += most) {
+    const Index rows = product.rows - row < most ? product.rows - row : most;
     if (row > 0) {
-      add_strips<T, Update::add>(product, row, rows);
+      add_strips<Stored, Update::add, group, streams>(product, row, rows);
     } else if (product.rescale != nullptr) {
-      add_strips<T, Update::rescale>(product, row, rows);
+      add_strips<Stored, Update::rescale, group, streams>(product, row, rows);
     } else {
-      add_strips<T, Update::assign>(product, row, rows);
+      add_strips<Stored, Update::assign, group, streams>(product, row, rows);
     }
   }
 }
 
+template <class Stored, Index group>
+STM_FAST_TARGET void add_group(const StripProduct<Stored>& product) {
+  if (product.order.in_memory_order()) {
+    add_all_rows<Stored, group, false>(product);
+  } else {
+    add_all_rows<Stored, group, true>(product);
+  }
+}
+
+template <class Stored>
+STM_FAST_TARGET void rescale_and_add_strips(const StripProduct<Stored>& product) {
+  switch (product.queries) {
+    case 1:
+      return add_group<Stored, 1>(product);
+    case 2:
+      return add_group<Stored, 2>(product);
+    case 4:
+      return add_group<Stored, 4>(product);
+    default:
+      return add_group<Stored, group_rows>(product);
+  }
+}
+
 template <class T>
-STM_FAST_TARGET void scale_strips(const T* sums, Index strips, Index stride, T scale, T* row) {
+STM_FAST_TARGET bool scale_strips(const T* sums, Index strips, Index stride, T scale, T* row) {
+  Vector<T> zeros = {};  // NaN if a number was not finite
   for (Index strip = 0; strip < strips; ++strip) {
     STM_FAST_UNROLL for (Index j = 0; j < strip_vectors; ++j) {
-      store(row + strip * strip_lanes<T> + j * width<T>, fill(scale) * load(sums + strip * stride + j * width<T>));
+      const Vector<T> mean = fill(scale) * load(sums + strip * stride + j * width<T>);
+      store(row + strip * strip_lanes<T> + j * width<T>, mean);
+      zeros += mean * fill(T(0));
     }
   }
+  return across_lanes<T, false>(zeros) == T(0);
 }
 
 template <class T>
@@ -364,11 +523,14 @@ constexpr ForwardKernels<Element> forward_table = {
     nullptr,
 };
 
+template <class Stored>
+constexpr RowKernels<Stored> row_table = {scores_of_rows<Stored>, rescale_and_add_strips<Stored>};
+
 template <class T>
 constexpr TileKernels<T> table = {
-    forward_table<T>,          strip_lanes<T>,  softmax_step_of_rows<T>,
-    rescale_and_add_strips<T>, scale_strips<T>, add_product<T>,
-    add_product_of_rows<T>,    weights<T>,      softmax_backward<T>,
+    forward_table<T>,    width<T>,        strip_lanes<T>, softmax_step_of_rows<T>, row_table<T>,
+    row_table<BFloat16>, scale_strips<T>, add_product<T>, add_product_of_rows<T>,  weights<T>,
+    softmax_backward<T>,
 };
 
 }  // namespace stm_fast::STM_FAST_ISA

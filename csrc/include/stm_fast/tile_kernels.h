@@ -10,6 +10,8 @@
 //   C  [rows, lanes]   rows c_stride apart; rows are padded to whole groups of `group_rows`
 #pragma once
 
+#include <cstddef>
+
 #include "stm_fast/element.h"
 #include "stm_fast/matrix.h"
 
@@ -25,6 +27,7 @@ struct Product {
   Index b_stride;
   Sum<Element>* c;
   Index c_stride;
+  Index unused = 0;  // lanes of B and C at the end that need not be read and written, whole vectors of them
 };
 
 // The running softmax of queries (Milakov and Gimelshein 2018, algorithm 3).
@@ -35,22 +38,64 @@ struct RunningSoftmax {
   T* rescale;  // [queries] out: factor for sums from before this block
 };
 
+// The order in which rows are read: in runs of `run_rows`, `step` elements from a row to the next, and `run_step` from
+// the start of a run to that of the next. Rows of a run that are far apart are as many streams, which memory serves
+// faster than one.
+struct RowOrder {
+  static constexpr Index run_rows = 16;
+  Index step;
+  Index run_step;
+
+  bool in_memory_order() const { return run_step == run_rows * step; }
+  Index offset(Index row) const { return row / run_rows * run_step + row % run_rows * step; }
+};
+
+// scores[query][row] = scale * <query, key>, with features in SIMD lanes: keys are read in place.
+template <class Stored>
+struct RowScores {
+  using T = Accumulator<Stored>;
+  Index queries;  // as in StripProduct
+  Index rows;
+  Index features;  // whole vectors
+  const T* query;  // [queries][features]
+  const Stored* keys;
+  RowOrder order;
+  T scale;
+  T* scores;  // [queries][rows], each padded to whole vectors
+  Index scores_stride;
+};
+
+// Adjacent bytes.
+struct Bytes {
+  const std::byte* data = nullptr;
+  Index count = 0;
+};
+
 // sums = rescale[query] * sums + weights * values (`rescale` null: sums = weights * values), with channels in SIMD
 // lanes: values are read in place, and no lane is wasted on absent queries. Channels are processed in strips of
 // `strip_lanes`.
-template <class T>
+template <class Stored>
 struct StripProduct {
-  Index queries;  // padded to whole groups of `group_rows`
+  using T = Accumulator<Stored>;
+  Index queries;  // 1, 2 or 4, or padded to whole groups of `group_rows`
   Index rows;
   Index strips;
   const T* weights;  // [queries][rows]
   Index weights_stride;
-  const T* values;     // [strips][rows][strip_lanes] by the strides below
-  Index strip_stride;  // from a strip to the next
-  Index row_stride;    // from a row to the next
-  Index rows_after;    // rows that follow in memory and will be read next
-  const T* rescale;    // [queries] or null
-  T* sums;             // [strips][queries][strip_lanes]
+  const Stored* values;  // [strips][rows][strip_lanes] by the strides below
+  Index strip_stride;    // from a strip to the next
+  RowOrder order;        // of the rows
+  Index rows_after;      // rows that follow in memory and will be read next
+  const T* rescale;      // [queries] or null
+  T* sums;               // [strips][queries][strip_lanes]
+  Bytes soon = {};       // that are read after the rows: they are prefetched
+};
+
+// The kernels that read rows of Stored in place.
+template <class Stored>
+struct RowKernels {
+  void (*scores)(const RowScores<Stored>&);
+  void (*rescale_and_add_strips)(const StripProduct<Stored>&);
 };
 
 // The kernels of the dense forward read.
@@ -61,8 +106,10 @@ struct ForwardKernels {
   Index group_rows;
   Index lanes;
 
-  void (*scaled_product)(const Product<Element>&, T scale);                  // C = scale * A B, A packed
-  void (*rescale_and_add_product)(const Product<Element>&, const T* scale);  // C = scale[lane] * C + A B, A packed
+  // C = scale * A B, A packed
+  void (*scaled_product)(const Product<Element>&, T scale);
+  // C = scale[lane] * C + A B, A packed, all lanes used
+  void (*rescale_and_add_product)(const Product<Element>&, const T* scale);
 
   // Turns scores [rows, lanes] into weights exp(score - largest) in place, after updating `largest`: elements of depth
   // `rows`, with the stride of the scores.
@@ -74,16 +121,27 @@ struct ForwardKernels {
 
 template <class T>
 struct TileKernels : ForwardKernels<T> {
+  Index vector_lanes;  // of one vector
   Index strip_lanes;
 
   // Turns scores [queries, rows], `stride` apart, into weights exp(score - largest): the transposed softmax_step. May
   // write past their end up to the next whole vector.
   void (*softmax_step_of_rows)(T* scores, Index queries, Index rows, Index stride, const RunningSoftmax<T>&);
-  void (*rescale_and_add_strips)(const StripProduct<T>&);
-  // row[strips * strip_lanes] = scale * the sums of one query, whose strips are `stride` apart.
-  void (*scale_strips)(const T* sums, Index strips, Index stride, T scale, T* row);
+  RowKernels<T> rows;
+  RowKernels<BFloat16> bfloat16_rows;
+  template <class Stored>
+  const RowKernels<Stored>& of_rows() const {
+    if constexpr (std::is_same_v<Stored, BFloat16>) {
+      return bfloat16_rows;
+    } else {
+      return rows;
+    }
+  }
+  // row[strips * strip_lanes] = scale * the sums of one query, whose strips are `stride` apart; false if a number is
+  // not finite.
+  bool (*scale_strips)(const T* sums, Index strips, Index stride, T scale, T* row);
 
-  void (*add_product)(const Product<T>&);          // C += A B, A packed
+  void (*add_product)(const Product<T>&);          // C += A B, A packed, all lanes used
   void (*add_product_of_rows)(const Product<T>&);  // C += A B, A row by row
 
   // Turns scores [rows, lanes] into weights exp(score - largest[lane]) * factor[lane].
