@@ -295,10 +295,12 @@ class BackwardPass {
   }
 
   // Calls task(Element{}) for the type in which values and the gradient of the output, both as stored, are multiplied.
+  // Tiles of AMX have another shape than those of the other products.
   template <class Task>
   void with_element(const Task& task) const {
     if constexpr (std::is_same_v<Stored, BFloat16>) {
-      if (pair_kernels() != nullptr) {
+      const auto* const pairs = pair_kernels();
+      if (pairs != nullptr && pairs->lanes == lanes() && pairs->group_rows == kernels_.group_rows) {
         return task(BFloat16Pair{});
       }
     }
