@@ -165,9 +165,10 @@ class FewQueriesPass {
         product.rows_after = end - row - rows;
       }
     } else {
-      pack_panels(values.transposed(), problem_.value_dim, rows, lanes, work.values);
       if constexpr (quantized<Stored>) {
-        dequantize_values(problem_, object, row, rows, problem_.value_dim, lanes, work.values);
+        pack_dequantized_values(problem_, object, row, rows, problem_.value_dim, lanes, work.values);
+      } else {
+        pack_panels(values.transposed(), problem_.value_dim, rows, lanes, work.values);
       }
     }
     kernels_.rescale_and_add_strips(product);

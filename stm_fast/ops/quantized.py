@@ -209,7 +209,7 @@ def _read_by_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-# T slots of N / T rows each; query and results are float32
+# key [Bk, N, Ck] and value [B, T, R, Cv], N = T R; query and results are float32
 torch.library.define(
     _CPP,
     "(Tensor query, Tensor key, Tensor key_scale, Tensor key_mean, Tensor value, Tensor value_scale, Tensor? lengths,"
@@ -219,7 +219,7 @@ torch.library.define(
 
 
 def _fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    batch, _, value_dim = rest[3].shape
+    batch, _, _, value_dim = rest[3].shape
     return query.new_empty(batch, query.shape[1], value_dim), query.new_empty(batch, query.shape[1])
 
 
@@ -241,7 +241,7 @@ def _cpp_reasons(inputs: _Inputs) -> list[str]:
 
 def _read_by_cpp(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     key, key_scale, key_mean, value, value_scale = inputs.dense_scales()
-    rows = key.flatten(1, 2), key_scale.flatten(1, 2), key_mean, value.flatten(1, 2), value_scale
+    rows = key.flatten(1, 2), key_scale.flatten(1, 2), key_mean, value, value_scale
     out, lse = torch.ops.stm_fast.memory_read_quantized_cpp(inputs.query.float(), *rows, inputs.lengths, inputs.scale)
     return out.to(inputs.query.dtype), lse
 

@@ -54,8 +54,11 @@ inline __attribute__((always_inline)) void load(const Int8* from, Quad<float>& t
   std::memcpy(&bits, from, sizeof(bits));
   to = __builtin_convertvector(bits, Quad<float>);
 }
-// Four pairs of neighbors.
+// Four pairs, or quads, of neighbors.
 inline __attribute__((always_inline)) void load(const BFloat16* from, Quad<std::uint32_t>& to) {
+  std::memcpy(&to, from, sizeof(to));
+}
+inline __attribute__((always_inline)) void load(const Int8* from, Quad<std::uint32_t>& to) {
   std::memcpy(&to, from, sizeof(to));
 }
 template <class Element, class Vector>
@@ -74,6 +77,17 @@ inline __attribute__((always_inline)) void load_across(const BFloat16* from, Ind
   std::memcpy(&second, from + stride, sizeof(second));
   using Bits = Quad<std::uint32_t>;
   to = __builtin_convertvector(first, Bits) | __builtin_convertvector(second, Bits) << 16;
+}
+inline __attribute__((always_inline)) void load_across(const Int8* from, Index stride, Quad<std::uint32_t>& to) {
+  typedef std::uint8_t Bytes __attribute__((vector_size(quad * quad)));
+  Bytes rows[quad] = {};
+  for (Index i = 0; i < quad; ++i) {
+    std::memcpy(&rows[i], from + i * stride, quad);
+  }
+  const Bytes even = __builtin_shufflevector(rows[0], rows[2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const Bytes odd = __builtin_shufflevector(rows[1], rows[3], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const Bytes all = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  std::memcpy(&to, &all, sizeof(to));
 }
 
 // Four elements of each of four rows, transposed: to[d][r] = rows[r][d], `width` apart.
@@ -98,24 +112,25 @@ inline void transpose_quad(const Stored* from, Index row_stride, Element* to, In
 }  // namespace packing
 
 // Panels [divide_up(rows, width)][depth][width]: `width` adjacent rows of the source, zeros in the other lanes.
-// The depth is that of the source in elements, with a zero after an odd last number.
+// The depth is that of the source in elements, with zeros after the last number.
 template <class Stored, class Element>
 class PanelPacker {
   static constexpr Index quad = packing::quad, numbers = ElementTraits<Element>::numbers;
   using Quad = packing::Quad<typename ElementTraits<Element>::Lane>;
 
  public:
-  PanelPacker(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels)
+  PanelPacker(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels, Index panel_depth)
       : source_(source),
         rows_(rows),
         columns_(columns),
         depth_(depth_of<Element>(columns)),
         width_(width),
-        panels_(panels) {}
+        panels_(panels),
+        panel_size_(width * panel_depth) {}
 
   void run() const {
     if (rows_ % width_ != 0) {
-      std::fill_n(panels_ + rows_ / width_ * width_ * depth_, width_ * depth_, Element{});
+      std::fill_n(panels_ + rows_ / width_ * panel_size_, width_ * depth_, Element{});
     }
     const Index whole_rows = rows_ / quad * quad, whole_depth = columns_ / (quad * numbers) * quad;
     if (source_.row_stride == 1) {
@@ -130,14 +145,14 @@ class PanelPacker {
   }
 
  private:
-  Element* at(Index row) const { return panels_ + row / width_ * width_ * depth_ + row % width_; }
+  Element* at(Index row) const { return panels_ + row / width_ * panel_size_ + row % width_; }
 
   // Both loops over quads use copies of the members, because the compiler must assume that stores may change members.
 
   // Adjacent rows: four columns are four streams to read, and fill whole cache lines of narrow panels.
   void copy_quads(Index rows, Index depth) const {
     const Matrix<const Stored> source = source_;
-    const Index width = width_, next_panel = width_ * depth_;
+    const Index width = width_, next_panel = panel_size_;
     for (Index d = 0; d < depth; d += quad) {
       Element* panel = panels_ + d * width;
       for (Index row = 0, lane = 0; row < rows; row += quad) {
@@ -186,9 +201,13 @@ class PanelPacker {
     if constexpr (numbers == 1) {
       return widen(source_.at(row, d));
     } else {
-      const std::uint32_t first = source_.at(row, 2 * d).bits;
-      const std::uint32_t second = 2 * d + 1 < columns_ ? source_.at(row, 2 * d + 1).bits : 0;
-      return {first | second << 16};
+      constexpr Index bits = 32 / numbers;
+      Element result = {};
+      for (Index i = 0; i < std::min(numbers, columns_ - d * numbers); ++i) {
+        const auto number = static_cast<std::uint32_t>(source_.at(row, d * numbers + i).bits);
+        result.bits |= (number & ((1u << bits) - 1)) << i * bits;
+      }
+      return result;
     }
   }
 
@@ -198,11 +217,19 @@ class PanelPacker {
   Index depth_;
   Index width_;
   Element* panels_;
+  Index panel_size_;
 };
 
 template <class Stored, class Element>
 void pack_panels(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels) {
-  PanelPacker<Stored, Element>(source, rows, columns, width, panels).run();
+  PanelPacker<Stored, Element>(source, rows, columns, width, panels, depth_of<Element>(columns)).run();
+}
+
+// The same into the first elements of panels [divide_up(rows, width)][panel_depth][width].
+template <class Stored, class Element>
+void pack_into_panels(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels,
+                      Index panel_depth) {
+  PanelPacker<Stored, Element>(source, rows, columns, width, panels, panel_depth).run();
 }
 
 }  // namespace stm_fast

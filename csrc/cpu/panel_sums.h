@@ -1,0 +1,97 @@
+// The sums of a pass with queries in SIMD lanes, until they are written: weighted values of a block of queries.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "blocks.h"
+#include "pass.h"
+#include "results.h"
+
+namespace stm_fast {
+
+template <class T>
+class PanelSums {
+ public:
+  PanelSums(const Affinities& affinities, const QueryBlocks& blocks, Index value_dim, Index group_rows)
+      : blocks_(blocks),
+        affinities_(affinities),
+        value_dim_(value_dim),
+        padded_value_dim_(round_up(value_dim, group_rows)) {}
+
+  // The partial results of a block of queries, by panel.
+  struct Partial {
+    Partial(const PanelSums& pass, Carver& carver) {
+      const Index queries = pass.block_queries();
+      sums = carver.take<T>(pass.affinities_.most_objects() * queries * pass.padded_value_dim_);
+      largest = carver.take<T>(queries);
+      total = carver.take<T>(queries);
+    }
+    T* sums;     // [objects][panels][value_dim padded][lanes], relative to `largest`
+    T* largest;  // [panels][lanes]
+    T* total;    // [panels][lanes]
+  };
+
+  // whole += part, each relative to its own largest score.
+  void add(const Segment& segment, const Partial& part, const Partial& whole) const {
+    const Index lanes = blocks_.lanes;
+    for (Index i = 0; i < blocks_.panels_in(segment.query_block) * lanes; ++i) {
+      const Joint<T> joint(whole.largest[i], part.largest[i]);
+      whole.largest[i] = joint.largest;
+      whole.total[i] = joint.of(whole.total[i], part.total[i]);
+      for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
+        const Index first = object * object_size() + i / lanes * panel_size() + i % lanes;
+        for (Index c = 0; c < value_dim_; ++c) {
+          const Index at = first + c * lanes;
+          whole.sums[at] = joint.of(whole.sums[at], part.sums[at]);
+        }
+      }
+    }
+  }
+
+ protected:
+  Index block_queries() const { return blocks_.largest_block() * blocks_.lanes; }
+
+  // Before the first row of a segment.
+  void clear(const Segment& segment, const Partial& result) const {
+    const Index queries = blocks_.panels_in(segment.query_block) * blocks_.lanes;
+    std::fill_n(result.sums, affinities_.objects_of(segment.affinity) * object_size(), T(0));
+    std::fill_n(result.largest, queries, -std::numeric_limits<T>::infinity());
+    std::fill_n(result.total, queries, T(0));
+  }
+
+  // The sums of one panel of queries for an object, counted from the first of the affinity.
+  T* sums_of(const Partial& result, Index object, Index panel) const {
+    return result.sums + object * object_size() + panel * panel_size();
+  }
+
+  // write(object, query, largest, total, means) for each query of a group; `means` is scratch for value_dim numbers.
+  template <class Write>
+  void write_means(const Segment& segment, const Partial& result, T* means, const Write& write) const {
+    const Index first = blocks_.first_panel(segment.query_block);
+    for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
+      for (Index panel = 0; panel < blocks_.panels_in(segment.query_block); ++panel) {
+        for (Index i = 0; i < blocks_.queries_in_panel(first + panel); ++i) {
+          const Index query = (first + panel) * blocks_.lanes + i, at = panel * blocks_.lanes + i;
+          const T* const sums = sums_of(result, object, panel) + i;
+          const T factor = mean_factor(result.total[at]);
+          for (Index c = 0; c < value_dim_; ++c) {
+            means[c] = sums[c * blocks_.lanes] * factor;
+          }
+          write(affinities_.first_object(segment.affinity) + object, query, result.largest[at], result.total[at]);
+        }
+      }
+    }
+  }
+
+  const QueryBlocks& blocks_;
+  const Affinities affinities_;
+  const Index value_dim_;
+  const Index padded_value_dim_;
+
+ private:
+  Index panel_size() const { return padded_value_dim_ * blocks_.lanes; }
+  Index object_size() const { return blocks_.largest_block() * panel_size(); }
+};
+
+}  // namespace stm_fast
