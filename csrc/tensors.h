@@ -131,7 +131,8 @@ inline Parallel parallel_for_products(double products) {
 
 inline Parallel parallel_read(const Tensor& query, const Tensor& key, const Tensor& value) {
   return parallel_for_products(static_cast<double>(value.size(0)) * static_cast<double>(query.size(1)) *
-                               static_cast<double>(key.size(1)) * static_cast<double>(key.size(2) + value.size(value.dim() - 1)));
+                               static_cast<double>(key.size(1)) *
+                               static_cast<double>(key.size(2) + value.size(value.dim() - 1)));
 }
 
 template <class Element>

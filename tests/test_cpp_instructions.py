@@ -11,6 +11,7 @@ from stm_fast.ops import cpp_ops
 
 pytestmark = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
 
+SETS = ["avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2", "portable", "emulated"]
 CASES = Path(__file__).with_name("cpu_instructions_cases.py")
 REFUSAL = "stm-fast: STM_FAST_CPU: found 'abacus', expected one of "
 
@@ -39,7 +40,7 @@ def test_an_instruction_set_that_the_cpu_lacks_is_refused_with_a_list(sets_that_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx512", "avx2", "portable", "emulated"])
+@pytest.mark.parametrize("instructions", SETS)
 def test_every_set_is_right(instructions, sets_that_are_here, tmp_path):
     if instructions not in sets_that_are_here:
         pytest.skip("this machine does not have it")

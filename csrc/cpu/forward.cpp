@@ -7,18 +7,12 @@
 
 #include "few_queries.h"
 #include "panel_sums.h"
-#include "pass.h"
 #include "passes.h"
-#include "results.h"
 #include "stm_fast/kept_rows.h"
 
 namespace stm_fast {
 
 namespace {
-
-// The most objects with a shared affinity that are read together: their sums are the greater part of the scratch
-// memory, 0.4 MB each at Cv 512, twice per thread.
-constexpr Index objects_together = 3;
 
 // The results that a pass writes.
 template <class Stored>
@@ -167,23 +161,11 @@ class ForwardPass : public PanelSums<Accumulator<Stored>> {
   Results<Stored> results_;
 };
 
-// Each block packs all memory rows again. So there are as few blocks as keep every thread busy, but small enough that
-// their sums stay in the L3 cache. Many threads divide the rows instead of using ever smaller blocks.
-template <class Stored, class Element>
-QueryBlocks blocks_of_many(const Scores<Stored, Element>& scores, const Affinities& affinities, Index threads) {
-  constexpr Index most_queries = 816;
-  const Index panels = scores.blocks.panels, lanes = scores.blocks.lanes;
-  const Index least = divide_up(panels, std::max<Index>(1, most_queries / lanes));
-  const Index for_threads = divide_up(threads, std::max<Index>(1, affinities.count));
-  return QueryBlocks(scores.problem.queries, lanes,
-                     std::clamp(for_threads, least, std::max(least, scores.blocks.count)));
-}
-
 template <class Stored, class Element>
 void run_forward(const Scores<Stored, Element>& scores, const Parallel& parallel, Index value_dim,
                  const Results<Stored>& results) {
   const Affinities affinities(scores.problem, value_dim == 0 ? scores.problem.objects : objects_together);
-  const QueryBlocks blocks = blocks_of_many(scores, affinities, parallel.threads);
+  const QueryBlocks blocks = blocks_of_many(scores.problem.queries, scores.blocks.lanes, affinities, parallel.threads);
   const Schedule schedule = schedule_of(scores.problem, affinities, blocks.count, parallel.threads);
   run_pass(ForwardPass<Stored, Element>(scores, affinities, blocks, value_dim, results), schedule, parallel);
 }
@@ -215,8 +197,9 @@ bool multiplies_pairs(const ReadProblem<Stored>& problem) {
          problem.top_k == 0;
 }
 
+// The same for a quantized memory.
 template <class Stored>
-bool multiplies_bytes(const ReadProblem<Stored>& problem) {
+bool multiplies_stored(const ReadProblem<Stored>& problem) {
   if constexpr (quantized<Stored>) {
     return multiplies_quantized(problem);
   }
@@ -282,7 +265,7 @@ void read_all_values(const Scores<Stored>& scores, const Parallel& parallel, con
   const ReadProblem<Stored>& problem = scores.problem;
   std::atomic<bool> overflowed = false;
   Results<Stored> results{wanted, {}, &overflowed};
-  if (multiplies_bytes(problem)) {
+  if (multiplies_stored(problem)) {
     if constexpr (quantized<Stored>) {
       read_quantized(problem, parallel, wanted, overflowed);
     }

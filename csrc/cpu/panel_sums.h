@@ -10,6 +10,21 @@
 
 namespace stm_fast {
 
+// The most objects with a shared affinity that are read together: their sums are the greater part of the scratch
+// memory, 0.4 MB each at Cv 512, twice per thread.
+inline constexpr Index objects_together = 3;
+
+// Each block packs all memory rows again. So there are as few blocks as keep every thread busy, but small enough that
+// their sums stay in the L3 cache. Many threads divide the rows instead of using ever smaller blocks.
+inline QueryBlocks blocks_of_many(Index queries, Index lanes, const Affinities& affinities, Index threads) {
+  constexpr Index most_queries = 816;
+  const Index panels = divide_up(queries, lanes);
+  const Index least = divide_up(panels, std::max<Index>(1, most_queries / lanes));
+  const Index most = divide_up(panels, std::max<Index>(1, queries_per_block / lanes));
+  const Index for_threads = divide_up(threads, std::max<Index>(1, affinities.count));
+  return QueryBlocks(queries, lanes, std::clamp(for_threads, least, std::max(least, most)));
+}
+
 template <class T>
 class PanelSums {
  public:

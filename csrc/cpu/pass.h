@@ -94,7 +94,8 @@ struct Affinities {
   const Index count;
 };
 
-// The schedule of a pass: blocks of valid rows, for each affinity. blocks_of(rows): how many blocks hold the first rows.
+// The schedule of a pass: blocks of valid rows, for each affinity. blocks_of(rows): how many blocks hold the first
+// rows.
 template <class Stored, class BlocksOf>
 Schedule schedule_of(const ReadProblem<Stored>& problem, const Affinities& affinities, Index query_blocks,
                      Index threads, const BlocksOf& blocks_of) {

@@ -34,9 +34,9 @@ struct ReadResults {
   Accumulator<Stored>* lse = nullptr;  // [B, M]
 };
 
-// The read of a quantized memory from products of its numbers as they are stored, without dequantizing them; `overflowed`
-// is set if a result is not finite. Only if multiplies_quantized(): the instruction set has such products, and slots have
-// enough rows.
+// The read of a quantized memory from products of its numbers as they are stored, without dequantizing them;
+// `overflowed` is set if a result is not finite. Only if multiplies_quantized(): the instruction set has such products,
+// and slots have enough rows.
 template <class Stored>
 bool multiplies_quantized(const ReadProblem<Stored>& problem);
 template <class Stored>

@@ -1,11 +1,9 @@
-// The forward read of a quantized memory from products of its numbers as they are stored: int8 by bytes, fp8 by bfloat16
-// numbers, which every e4m3 number is. The loops are those of forward.cpp, except that
+// The forward read of a quantized memory from products of its numbers as they are stored: int8 by bytes, fp8 by
+// bfloat16 numbers, which every e4m3 number is. The loops are those of forward.cpp, except that
 //   - a block of memory rows lies within one slot, so that scales of values and means of keys apply to whole products;
 //   - weights are relative to the largest score of their block, and the sums of a block are scaled when they are added:
 //     weights in eight bits keep their accuracy where a later block, or an earlier one, has far larger scores.
 #include "clones.h"
-#include <cstdlib>
-
 #include "panel_sums.h"
 #include "passes.h"
 #include "quantized_queries.h"
@@ -19,17 +17,15 @@ namespace {
 template <class Stored>
 using ElementOf = std::conditional_t<std::is_same_v<Stored, Int8>, ByteQuad, BFloat16Pair>;
 
-// The most rows of a block, and the most queries: packed values, sums and scores stay in the L2 cache.
+// The most rows of a block: bytes take half of the space of bfloat16 numbers, and fewer blocks are added to the sums.
 template <class Element>
-constexpr Index most_rows = std::is_same_v<Element, ByteQuad> ? 384 : 192;
-template <class Element>
-constexpr Index most_queries = std::is_same_v<Element, ByteQuad> ? 816 : 816;
+constexpr Index most_rows = std::is_same_v<Element, ByteQuad> ? 2 * rows_per_block : rows_per_block;
 
 // Sums of a row of bytes: itself, and times each direction.
 STM_FAST_CLONES
 void sums_of_row(const std::int8_t* __restrict row, Index count, const std::int16_t* __restrict direction,
                  std::int32_t* __restrict sums) {
-  static_assert(directions == 3);
+  static_assert(directions<ByteQuad> == 3);
   std::int32_t plain = 0, first = 0, second = 0, third = 0;
   for (Index c = 0; c < count; ++c) {
     const std::int16_t number = row[c];
@@ -69,7 +65,7 @@ Matrix<const BFloat16> widened(Matrix<const Float8> source, Index rows, Index co
 template <class Stored>
 class QuantizedPass : public PanelSums<float> {
   using Element = ElementOf<Stored>;
-  static constexpr Index terms = score_terms<Element>;
+  static constexpr Index terms = directions<Element>;
 
  public:
   QuantizedPass(const ReadProblem<Stored>& problem, const Affinities& affinities, const QueryBlocks& blocks,
@@ -91,6 +87,7 @@ class QuantizedPass : public PanelSums<float> {
           tile_size(round_up(pass.rows_.rows, pass.kernels_.group_rows) * pass.blocks_.lanes) {
       const Index queries = pass.block_queries(), key_dim = pass.problem_.key_dim, group = pass.kernels_.group_rows;
       const Index rows = tile_size / pass.blocks_.lanes;
+      query_offset = carver.take<float>(queries);
       floats = carver.take<float>(queries * key_dim);
       means = carver.take<float>(group * key_dim);
       mean_scores = carver.take<float>(group * queries);
@@ -109,6 +106,7 @@ class QuantizedPass : public PanelSums<float> {
     PackedQueries<Element> query;
     Index tiles;  // one per panel if several objects use them, otherwise one
     Index tile_size;
+    float* query_offset;           // [panels][lanes], the scores of the mean of a slot
     float* floats;                 // [panels][Ck][lanes], queries as given
     float* means;                  // [Ck][group_rows], of slots
     float* mean_scores;            // [panels][group_rows][lanes], of slots
@@ -173,8 +171,7 @@ class QuantizedPass : public PanelSums<float> {
   void pack_queries(Index object, const Segment& segment, const Workspace& work) const {
     const Index lanes = blocks_.lanes, queries = blocks_.panels_in(segment.query_block) * lanes;
     const Index count = blocks_.queries_in_block(segment.query_block);
-    const Matrix<const float> query =
-        problem_.query[object].from_row(blocks_.first_panel(segment.query_block) * lanes);
+    const Matrix<const float> query = problem_.query[object].from_row(blocks_.first_panel(segment.query_block) * lanes);
     pack_panels(query, count, problem_.key_dim, lanes, work.floats);
     std::fill_n(work.query.terms, queries * terms, 0.0f);
     if constexpr (std::is_same_v<Element, ByteQuad>) {
@@ -198,12 +195,12 @@ class QuantizedPass : public PanelSums<float> {
     }
   }
 
-  // Their last term is that of one slot.
+  // Those of one of the slots.
   void use_mean_scores(Index slot, Index panels, const Workspace& work) const {
     const Index lanes = blocks_.lanes;
     for (Index panel = 0; panel < panels; ++panel) {
       std::copy_n(work.mean_scores + (panel * kernels_.group_rows + slot) * lanes, lanes,
-                  work.query.terms + (panel * terms + terms - 1) * lanes);
+                  work.query_offset + panel * lanes);
     }
   }
 
@@ -216,7 +213,6 @@ class QuantizedPass : public PanelSums<float> {
     std::fill_n(work.key_terms, padded * terms, 0.0f);
     for (Index j = 0; j < rows; ++j) {
       work.key_scale[j] = scale.at(j, 0);
-      work.key_terms[j * terms + terms - 1] = 1;
     }
     if constexpr (std::is_same_v<Element, ByteQuad>) {
       for (Index j = 0; j < rows; ++j) {
@@ -231,7 +227,7 @@ class QuantizedPass : public PanelSums<float> {
   // What the offset of the bytes of queries adds to its products, and its products with the directions.
   void describe_key(Matrix<const Int8> key, Index j, const Workspace& work) const {
     constexpr std::int32_t offset = 128;
-    std::int32_t sums[terms];
+    std::int32_t sums[1 + terms];
     if (key.column_stride == 1) {
       sums_of_row(&key.data->bits, problem_.key_dim, work.query.direction, sums);
     } else {
@@ -242,7 +238,7 @@ class QuantizedPass : public PanelSums<float> {
       sums_of_row(row, problem_.key_dim, work.query.direction, sums);
     }
     work.key_start[j] = -offset * sums[0];
-    for (Index t = 0; t < directions; ++t) {
+    for (Index t = 0; t < terms; ++t) {
       work.key_terms[j * terms + t] = work.key_scale[j] * static_cast<float>(sums[t + 1]);
     }
   }
@@ -275,7 +271,7 @@ class QuantizedPass : public PanelSums<float> {
     const Index lanes = blocks_.lanes;
     kernels_.scores({rows, depth_, work.keys, 0, work.query.panels + panel * depth_ * lanes, lanes, scores, lanes},
                     {work.key_start, work.key_scale, work.key_terms, work.query.scale + panel * lanes,
-                     work.query.terms + panel * terms * lanes});
+                     work.query_offset + panel * lanes, work.query.terms + panel * terms * lanes});
   }
 
   // Adds the packed values, weighted by a tile, to the sums of a panel.
@@ -300,7 +296,8 @@ class QuantizedPass : public PanelSums<float> {
 
 template <class Stored>
 bool multiplies_quantized(const ReadProblem<Stored>& problem) {
-  constexpr Index fewest_rows = 32, widest_key = 8192;
+  // below, blocks of rows would be too short
+  constexpr Index fewest_rows = 8, widest_key = 8192;
   return quantized_kernels<ElementOf<Stored>>() != nullptr && problem.quantization.slot_rows >= fewest_rows &&
          problem.key_dim <= widest_key;
 }
@@ -309,22 +306,17 @@ template <class Stored>
 void read_quantized(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results,
                     std::atomic<bool>& overflowed) {
   using Element = ElementOf<Stored>;
-  constexpr Index objects_together = 3;
-  const Index lanes = quantized_kernels<Element>()->lanes;
   const Affinities affinities(problem, objects_together);
-  static const Index mq = std::getenv("MQ") ? std::atoi(std::getenv("MQ")) : most_queries<Element>;
-  static const Index mr = std::getenv("MR") ? std::atoi(std::getenv("MR")) : most_rows<Element>;
-  const Index least = divide_up(problem.queries, mq);
-  const Index for_threads = divide_up(parallel.threads, std::max<Index>(1, affinities.count));
-  const QueryBlocks blocks(problem.queries, lanes, std::max(least, std::min(for_threads, divide_up(problem.queries, queries_per_block))));
-  const SlotBlocks rows(problem.quantization.slot_rows, mr);
-  const Schedule schedule = schedule_of(problem, affinities, blocks.count, parallel.threads,
-                                        [&](Index first) { return rows.count(first); });
+  const QueryBlocks blocks =
+      blocks_of_many(problem.queries, quantized_kernels<Element>()->lanes, affinities, parallel.threads);
+  const SlotBlocks rows(problem.quantization.slot_rows, most_rows<Element>);
+  const Schedule schedule =
+      schedule_of(problem, affinities, blocks.count, parallel.threads, [&](Index first) { return rows.count(first); });
   run_pass(QuantizedPass<Stored>(problem, affinities, blocks, rows, results, overflowed), schedule, parallel);
 }
 
-#define STM_FAST_INSTANTIATE(Stored)                                                                \
-  template bool multiplies_quantized(const ReadProblem<Stored>&);                                   \
+#define STM_FAST_INSTANTIATE(Stored)                                                                    \
+  template bool multiplies_quantized(const ReadProblem<Stored>&);                                       \
   template void read_quantized(const ReadProblem<Stored>&, const Parallel&, const ReadResults<Stored>&, \
                                std::atomic<bool>&);
 STM_FAST_INSTANTIATE(Int8)

@@ -11,7 +11,7 @@ STM_FAST_INLINE Vector<float> to_float(From x) {
 
 template <class Element>
 STM_FAST_INLINE void scores_of_group(const Product<Element>& product, Index row, const ScoreScales<Element>& scales) {
-  constexpr Index terms = score_terms<Element>;
+  constexpr Index terms = directions<Element>;
   Vector<Register<Element>> sum[group_rows][vectors];
   STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) { sum[i][j] = fill(scales.start[row + i]); }
@@ -19,15 +19,17 @@ STM_FAST_INLINE void scores_of_group(const Product<Element>& product, Index row,
   add_group<Element, true>(product, product.a + row * product.depth, sum);
   STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) {
     const Vector<float> lane_scale = load(scales.lane_scale + j * width<float>);
-    Vector<float> lane_terms[terms];
+    const Vector<float> lane_offset = load(scales.lane_offset + j * width<float>);
+    Vector<float> lane_terms[terms + 1];
     STM_FAST_UNROLL for (Index t = 0; t < terms; ++t) {
       lane_terms[t] = load(scales.lane_terms + t * product.c_stride + j * width<float>);
     }
     STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
-      Vector<float> score = to_float(sum[i][j]) * fill(scales.row_scale[row + i]) * lane_scale;
+      Vector<float> score = lane_offset;
       STM_FAST_UNROLL for (Index t = 0; t < terms; ++t) {
         score += fill(scales.row_terms[(row + i) * terms + t]) * lane_terms[t];
       }
+      score += to_float(sum[i][j]) * fill(scales.row_scale[row + i]) * lane_scale;
       store(product.c + (row + i) * product.c_stride + j * width<float>, score);
     }
   }
@@ -45,9 +47,9 @@ template <class Element>
 constexpr float largest_weight = std::is_same_v<Element, ByteQuad> ? 254.0f : 1.0f;
 
 // Each byte is rounded together with a quarter of the rounding errors of the rows before it that are still to be made
-// up for. So many weights too small for one byte are not lost together, the sum of the bytes is that of the weights, and
-// where values change little from row to row, as in an image, errors cancel. A quarter at a time adds only a seventh to
-// the variance of the errors; the error of a row made up for at once, in the next, would double it.
+// up for. So many weights too small for one byte are not lost together, the sum of the bytes is that of the weights,
+// and where values change little from row to row, as in an image, errors cancel. A quarter at a time adds only a
+// seventh to the variance of the errors; the error of a row made up for at once, in the next, would double it.
 STM_FAST_INLINE Vector<float> write_weights(float* scores, ByteQuad* weights, Index rows, Index stride,
                                             Vector<float> shift) {
   // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits

@@ -1,8 +1,8 @@
 // Queries of a block, prepared for products with the numbers of a quantized memory.
 //
 // Queries of an fp8 memory are rounded to bfloat16. Those of an int8 memory become bytes, with one scale per query. The
-// queries of a frame have much in common, which would make the steps of the bytes coarse: three directions are taken out
-// of them first, and their products with the keys added in float,
+// queries of a frame have much in common, which would make the steps of the bytes coarse: three directions are taken
+// out of them first, and their products with the keys added in float,
 //   q_i = sum_t coefficient_it * direction_t + scale_i * byte_i
 // For the features of a network the error of a read falls to a thirtieth of that without directions.
 #pragma once
@@ -17,7 +17,6 @@
 
 namespace stm_fast {
 
-inline constexpr Index directions = score_terms<ByteQuad> - 1;
 inline constexpr std::int16_t largest_direction = 2047;  // so that products with bytes, summed over 8,192 channels, fit
 
 // Of `queries` queries, padded to whole panels of SIMD lanes.
@@ -26,14 +25,14 @@ struct PackedQueries {
   PackedQueries(Index queries, Index key_dim, Carver& carver) {
     panels = carver.take<Element>(queries * depth_of<Element>(key_dim));
     scale = carver.take<float>(queries);
-    terms = carver.take<float>(queries * score_terms<Element>);
+    terms = carver.take<float>(queries * directions<Element>);
     floats = carver.take<float>(queries * key_dim);
     rounded = carver.take<std::byte>(queries * key_dim * (4 / ElementTraits<Element>::numbers));
-    direction = carver.take<std::int16_t>(directions * key_dim);
+    direction = carver.take<std::int16_t>(directions<Element> * key_dim);
   }
   Element* panels;          // [panels][depth][lanes]
   float* scale;             // [queries], including that of the scores
-  float* terms;             // [panels][score_terms][lanes], times that of the scores
+  float* terms;             // [panels][directions][lanes], times that of the scores
   float* floats;            // [queries][Ck], scratch
   std::byte* rounded;       // [queries][Ck], scratch
   std::int16_t* direction;  // [directions][Ck]
@@ -41,7 +40,7 @@ struct PackedQueries {
 
 namespace quantizing {
 
-// In four parts, so that compilers vectorize it.
+// In parts, so that compilers vectorize it.
 template <class Left, class Right>
 inline float dot(const Left* left, const Right* right, Index count) {
   constexpr Index parts = 16;
@@ -95,7 +94,7 @@ class QueryQuantizer {
       }
       to_.scale[i] = quantizing::largest_magnitude(row(i), key_dim_);
     }
-    for (Index t = 0; t < directions; ++t) {
+    for (Index t = 0; t < directions<ByteQuad>; ++t) {
       std::int16_t* const direction = to_.direction + t * key_dim_;
       choose(t, direction);
       take_out(t, direction);
@@ -148,7 +147,7 @@ class QueryQuantizer {
       for (Index c = 0; c < key_dim_; ++c) {
         numbers[c] -= coefficient * static_cast<float>(direction[c]);
       }
-      to_.terms[(i / lanes_ * score_terms<ByteQuad> + t) * lanes_ + i % lanes_] = scale_ * coefficient;
+      to_.terms[(i / lanes_ * directions<ByteQuad> + t) * lanes_ + i % lanes_] = scale_ * coefficient;
     }
   }
 

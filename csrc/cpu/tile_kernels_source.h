@@ -121,8 +121,8 @@ STM_FAST_INLINE void add_group(const Product<Element>& product, const Element* a
   }
 }
 
-// One group of rows: the product is added to the previous C at the end. So its first sums do not wait for the cache, and
-// a sum of many blocks is rounded like a tree. `scale` is one number for Update::assign, one per lane for
+// One group of rows: the product is added to the previous C at the end. So its first sums do not wait for the cache,
+// and a sum of many blocks is rounded like a tree. `scale` is one number for Update::assign, one per lane for
 // Update::rescale.
 template <class Element, Update update, bool packed>
 STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,

@@ -66,28 +66,42 @@ inline __attribute__((always_inline)) void store(Element* to, const Vector& from
   std::memcpy(to, &from, sizeof(from));
 }
 
-// One element of each of four adjacent rows; the numbers of an element are `stride` apart.
+// Quads of rows that load_across() takes at a time: bytes fill a vector with sixteen rows.
+template <class Element>
+inline constexpr Index quads_across = std::is_same_v<Element, ByteQuad> ? 4 : 1;
+
+// One element of each of four (sixteen) adjacent rows; the numbers of an element are `stride` apart.
 template <class Stored, class Vector>
-inline __attribute__((always_inline)) void load_across(const Stored* from, Index /*stride*/, Vector& to) {
-  load(from, to);
+inline __attribute__((always_inline)) void load_across(const Stored* from, Index /*stride*/, Vector (&to)[1]) {
+  load(from, to[0]);
 }
-inline __attribute__((always_inline)) void load_across(const BFloat16* from, Index stride, Quad<std::uint32_t>& to) {
+inline __attribute__((always_inline)) void load_across(const BFloat16* from, Index stride,
+                                                       Quad<std::uint32_t> (&to)[1]) {
   Quad<std::uint16_t> first, second;
   std::memcpy(&first, from, sizeof(first));
   std::memcpy(&second, from + stride, sizeof(second));
   using Bits = Quad<std::uint32_t>;
-  to = __builtin_convertvector(first, Bits) | __builtin_convertvector(second, Bits) << 16;
+  to[0] = __builtin_convertvector(first, Bits) | __builtin_convertvector(second, Bits) << 16;
 }
-inline __attribute__((always_inline)) void load_across(const Int8* from, Index stride, Quad<std::uint32_t>& to) {
-  typedef std::uint8_t Bytes __attribute__((vector_size(quad * quad)));
-  Bytes rows[quad] = {};
-  for (Index i = 0; i < quad; ++i) {
-    std::memcpy(&rows[i], from + i * stride, quad);
+inline __attribute__((always_inline)) void load_across(const Int8* from, Index stride, Quad<std::uint32_t> (&to)[4]) {
+  typedef std::uint8_t Bytes __attribute__((vector_size(16)));
+  typedef std::uint16_t Pairs __attribute__((vector_size(16)));
+  Bytes a, b, c, d;
+  std::memcpy(&a, from, sizeof(a));
+  std::memcpy(&b, from + stride, sizeof(b));
+  std::memcpy(&c, from + 2 * stride, sizeof(c));
+  std::memcpy(&d, from + 3 * stride, sizeof(d));
+  const auto low = [](Bytes x, Bytes y) {
+    return (Pairs)__builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  };
+  const auto high = [](Bytes x, Bytes y) {
+    return (Pairs)__builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  };
+  const Pairs ab[2] = {low(a, b), high(a, b)}, cd[2] = {low(c, d), high(c, d)};
+  for (Index i = 0; i < 2; ++i) {
+    to[2 * i] = (Quad<std::uint32_t>)__builtin_shufflevector(ab[i], cd[i], 0, 8, 1, 9, 2, 10, 3, 11);
+    to[2 * i + 1] = (Quad<std::uint32_t>)__builtin_shufflevector(ab[i], cd[i], 4, 12, 5, 13, 6, 14, 7, 15);
   }
-  const Bytes even = __builtin_shufflevector(rows[0], rows[2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const Bytes odd = __builtin_shufflevector(rows[1], rows[3], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const Bytes all = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  std::memcpy(&to, &all, sizeof(to));
 }
 
 // Four elements of each of four rows, transposed: to[d][r] = rows[r][d], `width` apart.
@@ -116,6 +130,8 @@ inline void transpose_quad(const Stored* from, Index row_stride, Element* to, In
 template <class Stored, class Element>
 class PanelPacker {
   static constexpr Index quad = packing::quad, numbers = ElementTraits<Element>::numbers;
+  static constexpr Index across = packing::quads_across<Element>;
+  static constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
   using Quad = packing::Quad<typename ElementTraits<Element>::Lane>;
 
  public:
@@ -132,7 +148,8 @@ class PanelPacker {
     if (rows_ % width_ != 0) {
       std::fill_n(panels_ + rows_ / width_ * panel_size_, width_ * depth_, Element{});
     }
-    const Index whole_rows = rows_ / quad * quad, whole_depth = columns_ / (quad * numbers) * quad;
+    const Index step = source_.row_stride == 1 ? quad * across : quad;
+    const Index whole_rows = rows_ / step * step, whole_depth = columns_ / (quad * numbers) * quad;
     if (source_.row_stride == 1) {
       copy_quads(whole_rows, whole_depth);
     } else if (source_.column_stride == 1) {
@@ -152,19 +169,33 @@ class PanelPacker {
   // Adjacent rows: four columns are four streams to read, and fill whole cache lines of narrow panels.
   void copy_quads(Index rows, Index depth) const {
     const Matrix<const Stored> source = source_;
-    const Index width = width_, next_panel = panel_size_;
+    const Index width = width_, next_panel = panel_size_, last_row = rows_ - 1;
     for (Index d = 0; d < depth; d += quad) {
       Element* panel = panels_ + d * width;
-      for (Index row = 0, lane = 0; row < rows; row += quad) {
-        for (Index i = 0; i < quad; ++i) {
-          Quad four;
-          packing::load_across(&source.at(row, (d + i) * numbers), source.column_stride, four);
-          packing::store(panel + lane + i * width, four);
+      for (Index row = 0, lane = 0; row < rows; row += quad * across) {
+        if constexpr (across > 1) {
+          // the next columns, one line each per step: a column is too short for hardware to prefetch
+          const Index step = row / (quad * across), steps = line / (quad * across);
+          for (Index i = 0; i < quad && d + quad < depth; ++i) {
+            const Index column = (d + quad) * numbers + step % steps * quad + i;
+            __builtin_prefetch(&source.at(std::min(step / steps * line, last_row), column));
+          }
         }
-        lane += quad;
-        if (lane == width) {
-          lane = 0;
-          panel += next_panel;
+        Element* to[across];
+        for (Index which = 0; which < across; ++which) {
+          to[which] = panel + lane;
+          lane += quad;
+          if (lane == width) {
+            lane = 0;
+            panel += next_panel;
+          }
+        }
+        for (Index i = 0; i < quad; ++i) {
+          Quad quads[across];
+          packing::load_across(&source.at(row, (d + i) * numbers), source.column_stride, quads);
+          for (Index which = 0; which < across; ++which) {
+            packing::store(to[which] + i * width, quads[which]);
+          }
         }
       }
     }
@@ -172,7 +203,6 @@ class PanelPacker {
 
   // Adjacent columns.
   void transpose_quads(Index rows, Index depth) const {
-    constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
     const Matrix<const Stored> source = source_;
     const Index width = width_, last_column = columns_ - 1;
     for (Index row = 0; row < rows; row += quad) {

@@ -90,21 +90,21 @@ struct TileKernels : ForwardKernels<T> {
   void (*softmax_backward)(const T* weights, T* grad_weights, Index rows, Index stride, const T* delta);
 };
 
-// Terms of a score that are products of floats: the mean of the keys of a slot, and, of integers, the directions that
-// were taken out of the queries.
+// Directions that are taken out of queries before they are rounded to bytes; their products are of floats.
 template <class Element>
-inline constexpr Index score_terms = std::is_same_v<Element, ByteQuad> ? 4 : 1;
+inline constexpr Index directions = std::is_same_v<Element, ByteQuad> ? 3 : 0;
 
 // Scores from products of quantized numbers:
-//   C[row][lane] = row_scale[row] * lane_scale[lane] * (start[row] + (A B)[row][lane])
+//   C[row][lane] = row_scale[row] * lane_scale[lane] * (start[row] + (A B)[row][lane]) + lane_offset[lane]
 //                  + sum_t row_terms[row][t] * lane_terms[t][lane]
 template <class Element>
 struct ScoreScales {
   const Register<Element>* start;
   const float* row_scale;
-  const float* row_terms;  // [rows][score_terms]
+  const float* row_terms;  // [rows][directions]
   const float* lane_scale;
-  const float* lane_terms;  // [score_terms][lanes]
+  const float* lane_offset;
+  const float* lane_terms;  // [directions][lanes]
 };
 
 // A running softmax whose weights are relative to the largest score of their own block of rows.
@@ -122,8 +122,8 @@ struct QuantizedKernels {
   Index lanes;
 
   void (*scores)(const Product<Element>&, const ScoreScales<Element>&);
-  // Turns scores [rows, lanes] into weights in place, as ForwardKernels::softmax_step does; sums of weights times values
-  // are to be multiplied by `part_scale`.
+  // Turns scores [rows, lanes] into weights in place, as ForwardKernels::softmax_step does; sums of weights times
+  // values are to be multiplied by `part_scale`.
   void (*softmax_step)(float* scores, Index rows, Index stride, const BlockSoftmax&);
   // C = rescale[lane] * C + row_scale[row] * part_scale[lane] * A B, A packed
   void (*add_values)(const Product<Element>&, const float* row_scale, const BlockSoftmax&);
