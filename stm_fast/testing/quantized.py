@@ -115,9 +115,9 @@ def _query_of_bytes(query: Tensor) -> Tensor:
 
 
 def _weights_of_bytes(weight: Tensor) -> Tensor:
-    """Weights [M, rows] as bytes, each with a quarter of the rounding errors of rows before it."""
+    """Weights [M, rows] as bytes, each with the rounding error of the row before it."""
     scaled, pending, rounded = weight * _LARGEST_WEIGHT, torch.zeros_like(weight[:, 0]), torch.empty_like(weight)
     for row in range(weight.shape[1]):
-        rounded[:, row] = (scaled[:, row] + pending / 4).round()
+        rounded[:, row] = (scaled[:, row] + pending).round()
         pending = pending + scaled[:, row] - rounded[:, row]
     return rounded / _LARGEST_WEIGHT

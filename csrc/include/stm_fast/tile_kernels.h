@@ -1,7 +1,7 @@
 // The inner loops of the engine, compiled once for each instruction set and chosen at run time.
 //
 // The environment variable STM_FAST_CPU=portable (or avx2, ...) selects another set than the best. The set "emulated"
-// has the tiles of AVX-512 and the arithmetic of its bfloat16 products on any machine: slow, for tests.
+// has the tiles of AVX-512 and the arithmetic of its products of bfloat16 and of bytes on any machine: slow, for tests.
 //
 // Every product has the form C += A B with the columns of B and C in SIMD lanes, `lanes` columns at a time:
 //   A  [rows, depth]   read one element at a time and broadcast; packed: [row group][depth][group_rows], or row by row
