@@ -135,8 +135,8 @@ def memory_read_quantized(
     the softmax weights. "cpp" multiplies the stored numbers too, where the CPU has such products and slots have eight
     rows: for an int8 memory it rounds queries and weights to bytes (AVX512_VNNI, AVX_VNNI), for an fp8 memory to
     bfloat16 (AVX512_BF16); elsewhere it dequantizes rows when it packs them. "reference" dequantizes some slots at a
-    time. The errors against float64 are in kernels/README.md. Only "reference" is differentiable, in `query` and the scales and means of
-    `memory`.
+    time. The errors against float64 are in kernels/README.md. Only "reference" is differentiable, in `query` and the
+    scales and means of `memory`.
 
     Args:
         query: ``[B, M, Ck]`` or ``[1, M, Ck]``, any float dtype.
