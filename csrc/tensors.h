@@ -64,21 +64,24 @@ inline void check_same_shape(const char* name, const Tensor& tensor, const char*
   }
 }
 
+// Of [B, N], [B, N, C], or of the first slot of [B, T, R, C].
 template <class Element>
 inline Batch<const Element> batch_of(const Tensor& tensor) {
   const bool shared = tensor.size(0) == 1;
-  return {static_cast<const Element*>(tensor.const_data_ptr()), shared ? 0 : tensor.stride(0), tensor.stride(1),
-          tensor.dim() == 3 ? tensor.stride(2) : 1, shared};
+  const int64_t last = tensor.dim() - 1;
+  return {static_cast<const Element*>(tensor.const_data_ptr()), shared ? 0 : tensor.stride(0),
+          tensor.stride(last == 1 ? 1 : last - 1), last == 1 ? 1 : tensor.stride(last), shared};
 }
 
-// The checks and fields that all reads have in common: query [B or 1, M, Ck], key [B or 1, N, Ck], value [B, N, Cv] and
-// lengths [B].
+// The checks and fields that all reads have in common: query [B or 1, M, Ck], key [B or 1, N, Ck], value [B, N, Cv] or
+// [B, T, R, Cv] with N = T R, and lengths [B].
 inline void check_read(const Tensor& query, const Tensor& key, const Tensor& value,
                        const std::optional<Tensor>& lengths) {
   const int64_t batch = value.size(0);
   STD_TORCH_CHECK(query.size(0) == batch || query.size(0) == 1, "query: batch is neither 1 nor value's");
   STD_TORCH_CHECK(key.size(0) == batch || key.size(0) == 1, "key: batch is neither 1 nor value's");
-  STD_TORCH_CHECK(key.size(1) == value.size(1), "value: number of rows differs from key's");
+  const int64_t rows = value.size(1) * (value.dim() == 4 ? value.size(2) : 1);
+  STD_TORCH_CHECK(key.size(1) == rows, "value: number of rows differs from key's");
   STD_TORCH_CHECK(key.size(2) == query.size(2), "key: width differs from query's");
   if (lengths.has_value()) {
     check_tensor("lengths", *lengths, 1, ScalarType::Int);
@@ -92,9 +95,9 @@ ReadProblem<Stored> read_problem(const Tensor& query, const Tensor& key, const T
   ReadProblem<Stored> problem{
       .objects = value.size(0),
       .queries = query.size(1),
-      .rows = value.size(1),
+      .rows = key.size(1),
       .key_dim = query.size(2),
-      .value_dim = value.size(2),
+      .value_dim = value.size(value.dim() - 1),
       .query = batch_of<Dense<Stored>>(query),
       .key = batch_of<Stored>(key),
       .value = batch_of<Stored>(value),
@@ -128,7 +131,8 @@ inline Parallel parallel_for_products(double products) {
 
 inline Parallel parallel_read(const Tensor& query, const Tensor& key, const Tensor& value) {
   return parallel_for_products(static_cast<double>(value.size(0)) * static_cast<double>(query.size(1)) *
-                               static_cast<double>(key.size(1)) * static_cast<double>(key.size(2) + value.size(2)));
+                               static_cast<double>(key.size(1)) *
+                               static_cast<double>(key.size(2) + value.size(value.dim() - 1)));
 }
 
 template <class Element>

@@ -8,8 +8,12 @@ import os
 import pytest
 import torch
 
+from quantized_reads import bounds, read
 from stm_fast import _C, memory_read
+from stm_fast.ops.quantized import memory_read_quantized, quantize_memory
 from stm_fast.testing import ReadCase, check_case
+from stm_fast.testing.criterion import assert_no_worse_than_eager
+from stm_fast.testing.quantized import soft_memory
 
 torch.set_num_threads(1)
 
@@ -47,6 +51,24 @@ def test_no_worse_than_eager(case: ReadCase, dtype: torch.dtype) -> None:
     check_case(case, dtype, "cpp", "cpu", True)
 
 
+# whole and broken panels, groups and quads, slots in one block and in several; slots of few rows
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "lengths"),
+    [
+        ({"queries": 100, "slots": 2, "rows": 192, "key_dim": 16, "value_dim": 32}, None),
+        ({"queries": 25, "slots": 3, "rows": 401, "key_dim": 9, "value_dim": 10}, [1203, 450]),
+        ({"queries": 1, "slots": 9, "rows": 9, "key_dim": 3, "value_dim": 1}, [0, 47]),
+        ({"queries": 49, "slots": 30, "rows": 3, "key_dim": 17, "value_dim": 9}, [90, 7]),
+    ],
+    ids=str,
+)
+def test_reads_of_8_bit_memory(sizes, lengths, dtype: torch.dtype) -> None:
+    query, key, value = soft_memory(**sizes)
+    memory = quantize_memory(key, value, dtype)
+    assert_no_worse_than_eager(read(query, memory, lengths), *bounds(query, memory, lengths))
+
+
 def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
     # instructions for bfloat16 take denormal numbers for 0, products of floats do not; only dot products are made of
     # bfloat16 numbers, and only for queries in more than half of the lanes, 48 or with AMX 32
@@ -56,3 +78,11 @@ def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
     assert (memory_read(query, key, value, backend="cpp") == 0).all() == by_pairs
     assert (memory_read(query[:, :16], key, value, backend="cpp") != 0).all()
     assert (memory_read(query, key, value, similarity="l2", backend="cpp") != 0).all()
+
+
+def test_products_of_bytes_are_used_where_there_are_any() -> None:
+    query, key, value = soft_memory(queries=9, slots=2, rows=40, key_dim=16, value_dim=24)
+    memory = quantize_memory(key, value)
+    found, exact = (memory_read_quantized(query, memory, backend=name) for name in ("cpp", "reference"))
+    by_bytes = _C.instructions() in ("amx", "avx512_bf16", "avx512_vnni", "avx_vnni", "emulated", "emulated_amx")
+    assert torch.allclose(found, exact, atol=1e-5) != by_bytes

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from quantized_reads import bounds, read
 from stm_fast.choices import SIMILARITIES
 from stm_fast.ops import cpp_ops, memory_read, read_rows
-from stm_fast.ops.quantized import QuantizedMemory, memory_read_quantized, quantize_memory
+from stm_fast.ops.quantized import QuantizedMemory, quantize_memory
 from stm_fast.testing import ReadCase, check_case, make_tensors, options
+from stm_fast.testing.criterion import assert_no_worse_than_eager
 
 pytestmark = [
     pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons())),
@@ -114,13 +116,9 @@ def test_reads_of_8_bit_memory(seed):
     key = torch.randn(key_batch, slots, rows, key_dim, generator=generator)
     value = torch.randn(batch, slots, rows, value_dim, generator=generator)
     memory = quantize_memory(key, value, draw.choice([torch.int8, torch.float8_e4m3fn]))
-    lengths = torch.tensor([draw.randint(0, slots * rows) for _ in range(batch)]) if draw.random() < 0.5 else None
+    lengths = [draw.randint(0, slots * rows) for _ in range(batch)] if draw.random() < 0.5 else None
     moved = QuantizedMemory(*(elsewhere(tensor, draw) for tensor in memory))
-    reads = [
-        memory_read_quantized(query, memory, lengths=lengths, return_lse=True, backend="cpp"),
-        memory_read_quantized(elsewhere(query, draw), moved, lengths=lengths, return_lse=True, backend="cpp"),
-        memory_read_quantized(query, memory, lengths=lengths, return_lse=True, backend="reference"),
-    ]
-    for contiguous, strided, expected in zip(*reads, strict=True):
-        assert torch.equal(strided, contiguous)
-        torch.testing.assert_close(contiguous, expected, rtol=1e-5, atol=1e-5)
+    found = read(query, memory, lengths)
+    for name, strided in read(elsewhere(query, draw), moved, lengths).items():
+        assert torch.equal(strided, found[name])
+    assert_no_worse_than_eager(found, *bounds(query, memory, lengths))

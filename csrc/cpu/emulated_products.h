@@ -6,6 +6,7 @@
 namespace stm_fast::emulated {
 
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef std::int32_t Integers __attribute__((vector_size(64), aligned(4), may_alias));
 typedef std::uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
 
 // Denormal numbers are treated as 0.
@@ -17,6 +18,11 @@ inline __attribute__((always_inline)) Floats flushed(Bits x) {
 inline __attribute__((always_inline)) Floats multiply_add_half(Floats sum, Bits left, Bits right) {
   const Floats exact = flushed(left & 0xffff0000u) * flushed(right & 0xffff0000u);
   return flushed(reinterpret_cast<Bits>(flushed(reinterpret_cast<Bits>(sum)) + exact));
+}
+
+// The products of the bytes that are `shift` bits below the highest: left with a sign, right without.
+inline __attribute__((always_inline)) Integers product_of_bytes(Bits left, Bits right, int shift) {
+  return (reinterpret_cast<Integers>(left << shift) >> 24) * reinterpret_cast<Integers>(right << shift >> 24);
 }
 
 }  // namespace stm_fast::emulated

@@ -259,9 +259,10 @@ class FewQueriesPass {
                    block.after);
       }
     }
-    pack_panels(values.transposed(), problem_.value_dim, block.rows, lanes, work.values);
     if constexpr (quantized<Stored>) {
-      dequantize_values(problem_, object, block.first, block.rows, problem_.value_dim, lanes, work.values);
+      pack_dequantized_values(problem_, object, block.first, block.rows, problem_.value_dim, lanes, work.values);
+    } else {
+      pack_panels(values.transposed(), problem_.value_dim, block.rows, lanes, work.values);
     }
     add(kernels_.rows, work.values, block.rows * lanes, Order{lanes, Order::run_rows * lanes}, 0);
   }

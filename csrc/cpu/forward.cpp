@@ -6,18 +6,13 @@
 #include <limits>
 
 #include "few_queries.h"
-#include "pass.h"
+#include "panel_sums.h"
 #include "passes.h"
-#include "results.h"
 #include "stm_fast/kept_rows.h"
 
 namespace stm_fast {
 
 namespace {
-
-// The most objects with a shared affinity that are read together: their sums are the greater part of the scratch
-// memory, 0.4 MB each at Cv 512, twice per thread.
-constexpr Index objects_together = 3;
 
 // The results that a pass writes.
 template <class Stored>
@@ -30,25 +25,26 @@ struct Results : ReadResults<Stored> {
 
 // Element: the type that is multiplied.
 template <class Stored, class Element>
-class ForwardPass {
+class ForwardPass : public PanelSums<Accumulator<Stored>> {
   using T = Accumulator<Stored>;
+  using Base = PanelSums<T>;
+  using Base::blocks_, Base::affinities_, Base::value_dim_, Base::padded_value_dim_;
 
  public:
+  using typename Base::Partial;
+
   ForwardPass(const Scores<Stored, Element>& scores, const Affinities& affinities, const QueryBlocks& blocks,
               Index value_dim, const Results<Stored>& results)
-      : scores_(scores),
+      : Base(affinities, blocks, value_dim, scores.kernels.group_rows),
+        scores_(scores),
         problem_(scores.problem),
         kernels_(scores.kernels),
-        blocks_(blocks),
-        affinities_(affinities),
-        value_dim_(value_dim),
-        padded_value_dim_(round_up(value_dim, kernels_.group_rows)),
         results_(results) {}
 
   // The workspace of one thread.
   struct Workspace {
     Workspace(const ForwardPass& pass, Carver& carver) {
-      const Index queries = pass.blocks_.largest_block() * pass.blocks_.lanes;
+      const Index queries = pass.block_queries();
       const Index rows = round_up(rows_per_block, pass.kernels_.group_rows);
       query = carver.take<Element>(queries * pass.scores_.depth);
       keys = carver.take<Element>(rows * pass.scores_.depth);
@@ -58,7 +54,7 @@ class ForwardPass {
       scores = carver.take<T>(tiles * tile_size);
       rescale = carver.take<T>(tiles * pass.blocks_.lanes);
       buffer = carver.take<T>(std::max(queries, rows_per_block) * pass.scores_.features.dim());
-      means = carver.take<T>(quad * pass.padded_value_dim_);
+      means = carver.take<T>(pass.means_size());
     }
     Element* query;   // [panels][features][lanes]
     Element* keys;    // [row groups][features][group_rows]
@@ -66,22 +62,9 @@ class ForwardPass {
     T* scores;        // [tiles][rows][lanes]
     T* rescale;       // [tiles][lanes]
     T* buffer;        // for features before packing
-    T* means;         // [quad][value_dim padded], of neighboring queries
+    T* means;         // scratch of for_means
     Index tiles;      // one per panel if several objects use them, otherwise one
     Index tile_size;
-  };
-
-  // The partial results of a block of queries, by panel.
-  struct Partial {
-    Partial(const ForwardPass& pass, Carver& carver) {
-      const Index queries = pass.blocks_.largest_block() * pass.blocks_.lanes;
-      sums = carver.take<T>(pass.affinities_.most_objects() * queries * pass.padded_value_dim_);
-      largest = carver.take<T>(queries);
-      total = carver.take<T>(queries);
-    }
-    T* sums;     // [objects][panels][value_dim padded][lanes], relative to `largest`
-    T* largest;  // [panels][lanes]
-    T* total;    // [panels][lanes]
   };
 
   void read(const Segment& segment, const Workspace& work, const Partial& result) const {
@@ -89,9 +72,7 @@ class ForwardPass {
     const Index first = blocks_.first_panel(segment.query_block), panels = blocks_.panels_in(segment.query_block);
     scores_.features.pack_queries(object, first * blocks_.lanes, blocks_.queries_in_block(segment.query_block),
                                   blocks_.lanes, work.buffer, work.query);
-    std::fill_n(result.sums, objects * object_size(), T(0));
-    std::fill_n(result.largest, panels * blocks_.lanes, -std::numeric_limits<T>::infinity());
-    std::fill_n(result.total, panels * blocks_.lanes, T(0));
+    this->clear(segment, result);
 
     const Index end = std::min(problem_.rows_of(object), segment.end * rows_per_block);
     for (Index row = segment.begin * rows_per_block; row < end; row += rows_per_block) {
@@ -108,69 +89,27 @@ class ForwardPass {
                          blocks_.lanes);
             make_weights(work, rows, panel, tile, result);
           }
-          add_values(work, rows, tile, result.sums + other * object_size() + panel * panel_size());
-        }
-      }
-    }
-  }
-
-  // whole += part, each relative to its own largest score.
-  void add(const Segment& segment, const Partial& part, const Partial& whole) const {
-    const Index lanes = blocks_.lanes;
-    for (Index i = 0; i < blocks_.panels_in(segment.query_block) * lanes; ++i) {
-      const Joint<T> joint(whole.largest[i], part.largest[i]);
-      whole.largest[i] = joint.largest;
-      whole.total[i] = joint.of(whole.total[i], part.total[i]);
-      for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
-        const Index first = object * object_size() + i / lanes * panel_size() + i % lanes;
-        for (Index c = 0; c < value_dim_; ++c) {
-          const Index at = first + c * lanes;
-          whole.sums[at] = joint.of(whole.sums[at], part.sums[at]);
+          add_values(work, rows, tile, this->sums_of(result, other, panel));
         }
       }
     }
   }
 
   void write(const Segment& segment, const Workspace& work, const Partial& result) const {
-    const Index first = blocks_.first_panel(segment.query_block);
-    for (Index object = 0; object < affinities_.objects_of(segment.affinity); ++object) {
-      for (Index panel = 0; panel < blocks_.panels_in(segment.query_block); ++panel) {
-        const T* const sums = result.sums + object * object_size() + panel * panel_size();
-        for (Index i = 0; i < blocks_.queries_in_panel(first + panel); ++i) {
-          const Index query = (first + panel) * blocks_.lanes + i, at = panel * blocks_.lanes + i;
-          if (i % quad == 0) {
-            gather_sums(sums + i, work.means);
-          }
-          T* const means = work.means + i % quad * padded_value_dim_;
-          const T factor = mean_factor(result.total[at]);
-          std::transform(means, means + value_dim_, means, [factor](T sum) { return sum * factor; });
-          finish(affinities_.first_object(segment.affinity) + object, query, result.largest[at], result.total[at],
-                 means);
-        }
-      }
-    }
+    this->for_means(segment, result, work.means,
+                    [&](Index object, Index query, T largest, T total, const T* means) {
+                      finish(object, query, largest, total, means);
+                    });
   }
 
  private:
-  static constexpr Index quad = packing::quad;  // queries
-
-  // The sums of neighboring queries of a panel as rows [quad][value_dim padded].
-  void gather_sums(const T* sums, T* rows) const {
-    for (Index c = 0; c < padded_value_dim_; c += quad) {
-      packing::transpose_quad(sums + c * blocks_.lanes, blocks_.lanes, rows + c, padded_value_dim_);
-    }
-  }
-
-  // The sums of one panel of queries for one object.
-  Index panel_size() const { return padded_value_dim_ * blocks_.lanes; }
-  Index object_size() const { return blocks_.largest_block() * panel_size(); }
-
   // Contiguous channels, [channel groups][rows][group_rows].
   void pack_values(Index object, Index row, Index rows, Element* panels) const {
-    const Matrix<const Stored> channels = problem_.value[object].from_row(row).transposed();
-    pack_panels(channels, value_dim_, rows, kernels_.group_rows, panels);
     if constexpr (quantized<Stored>) {
-      dequantize_values(problem_, object, row, rows, value_dim_, kernels_.group_rows, panels);
+      pack_dequantized_values(problem_, object, row, rows, value_dim_, kernels_.group_rows, panels);
+    } else {
+      const Matrix<const Stored> channels = problem_.value[object].from_row(row).transposed();
+      pack_panels(channels, value_dim_, rows, kernels_.group_rows, panels);
     }
     if constexpr (std::is_same_v<Element, T>) {
       if (results_.value_unit != T(1)) {
@@ -214,11 +153,7 @@ class ForwardPass {
     if (results_.value_unit != T(1)) {
       return write_overflowed(means, results_.out + at * value_dim_);
     }
-    results_.lse[at] = log_sum(largest, total);
-    write_means<Stored>(means, value_dim_, results_.out + at * value_dim_);
-    if (!all_finite(means, value_dim_)) {
-      results_.overflowed->store(true, std::memory_order_relaxed);
-    }
+    write_query<Stored>(results_, at, value_dim_, largest, total, means, *results_.overflowed);
   }
 
   void write_overflowed(const T* means, Dense<Stored>* out) const {
@@ -232,32 +167,14 @@ class ForwardPass {
   const Scores<Stored, Element>& scores_;
   const ReadProblem<Stored>& problem_;
   const ForwardKernels<Element>& kernels_;
-  const QueryBlocks& blocks_;
-  const Affinities affinities_;
-  Index value_dim_;
-  Index padded_value_dim_;
   Results<Stored> results_;
 };
-
-// Each block packs all memory rows again. So there are as few blocks as keep every thread busy, but small enough that
-// their sums stay in the L3 cache. Many threads divide the rows, if these are enough, instead of using ever smaller
-// blocks.
-template <class Stored, class Element>
-QueryBlocks blocks_of_many(const Scores<Stored, Element>& scores, const Affinities& affinities, Index threads) {
-  constexpr Index most_queries = 816;
-  const Index panels = scores.blocks.panels, lanes = scores.blocks.lanes;
-  const Index least = divide_up(panels, std::max<Index>(1, most_queries / lanes));
-  const Index for_threads = divide_up(threads, std::max<Index>(1, affinities.count));
-  const bool few_rows = scores.problem.rows < threads * rows_per_block;
-  const Index most = std::max(least, few_rows ? panels : scores.blocks.count);
-  return QueryBlocks(scores.problem.queries, lanes, std::clamp(for_threads, least, most));
-}
 
 template <class Stored, class Element>
 void run_forward(const Scores<Stored, Element>& scores, const Parallel& parallel, Index value_dim,
                  const Results<Stored>& results) {
   const Affinities affinities(scores.problem, value_dim == 0 ? scores.problem.objects : objects_together);
-  const QueryBlocks blocks = blocks_of_many(scores, affinities, parallel.threads);
+  const QueryBlocks blocks = blocks_of_many(scores.problem.queries, scores.problem.rows, scores.blocks.lanes, affinities, parallel.threads);
   const Schedule schedule = schedule_of(scores.problem, affinities, blocks.count, parallel.threads);
   run_pass(ForwardPass<Stored, Element>(scores, affinities, blocks, value_dim, results), schedule, parallel);
 }
@@ -288,6 +205,15 @@ template <class Stored>
 bool multiplies_pairs(const ReadProblem<Stored>& problem) {
   return std::is_same_v<Stored, BFloat16> && pair_kernels() != nullptr && problem.similarity == Similarity::dot &&
          problem.top_k == 0 && 2 * problem.queries > pair_kernels()->lanes;
+}
+
+// The same for a quantized memory.
+template <class Stored>
+bool multiplies_stored(const ReadProblem<Stored>& problem) {
+  if constexpr (quantized<Stored>) {
+    return multiplies_quantized(problem);
+  }
+  return false;
 }
 
 // Whether the sums of all queries stay in the L2 cache. Only the general pass computes scores in the order of their
@@ -349,7 +275,11 @@ void read_all_values(const Scores<Stored>& scores, const Parallel& parallel, con
   const ReadProblem<Stored>& problem = scores.problem;
   std::atomic<bool> overflowed = false;
   Results<Stored> results{wanted, {}, &overflowed};
-  if (multiplies_pairs(problem)) {
+  if (multiplies_stored(problem)) {
+    if constexpr (quantized<Stored>) {
+      read_quantized(problem, parallel, wanted, overflowed);
+    }
+  } else if (multiplies_pairs(problem)) {
     if constexpr (std::is_same_v<Stored, BFloat16>) {
       run_forward(Scores<Stored, BFloat16Pair>(problem), parallel, problem.value_dim, results);
     }

@@ -94,16 +94,23 @@ struct Affinities {
   const Index count;
 };
 
-// The schedule of a pass: blocks of valid rows, for each affinity.
-template <class Stored>
+// The schedule of a pass: blocks of valid rows, for each affinity. blocks_of(rows): how many blocks hold the first
+// rows.
+template <class Stored, class BlocksOf>
 Schedule schedule_of(const ReadProblem<Stored>& problem, const Affinities& affinities, Index query_blocks,
-                     Index threads) {
+                     Index threads, const BlocksOf& blocks_of) {
   std::vector<Index> row_blocks;
   for (Index affinity = 0; affinity < affinities.count; ++affinity) {
     const Index rows = problem.rows_of(affinities.first_object(affinity));
-    row_blocks.push_back(std::max<Index>(1, divide_up(rows, rows_per_block)));
+    row_blocks.push_back(std::max<Index>(1, blocks_of(rows)));
   }
   return Schedule(std::move(row_blocks), query_blocks, threads);
+}
+template <class Stored>
+Schedule schedule_of(const ReadProblem<Stored>& problem, const Affinities& affinities, Index query_blocks,
+                     Index threads) {
+  return schedule_of(problem, affinities, query_blocks, threads,
+                     [](Index rows) { return divide_up(rows, rows_per_block); });
 }
 
 }  // namespace stm_fast

@@ -1,6 +1,8 @@
 // Data shared between the passes of the engine.
 #pragma once
 
+#include <atomic>
+
 #include "scores.h"
 #include "stm_fast/scratch.h"
 
@@ -31,6 +33,15 @@ struct ReadResults {
   Dense<Stored>* out = nullptr;        // [B, M, Cv]
   Accumulator<Stored>* lse = nullptr;  // [B, M]
 };
+
+// The read of a quantized memory from products of its numbers as they are stored, without dequantizing them;
+// `overflowed` is set if a result is not finite. Only if multiplies_quantized(): the instruction set has such products,
+// and slots have enough rows.
+template <class Stored>
+bool multiplies_quantized(const ReadProblem<Stored>& problem);
+template <class Stored>
+void read_quantized(const ReadProblem<Stored>& problem, const Parallel& parallel, const ReadResults<Stored>& results,
+                    std::atomic<bool>& overflowed);
 
 // Finds the thresholds of a top-k read, and owns them; none if the read is dense. Fills `kept` if it is needed, and
 // then lse [B, M] too.

@@ -1,4 +1,4 @@
-// The scales of a quantized memory, applied to its packed bytes: the memory is not copied.
+// Rows of a quantized memory, and its scales applied to packed bytes: the memory is not copied.
 #pragma once
 
 #include <algorithm>
@@ -33,16 +33,27 @@ void dequantize_keys(const ReadProblem<Stored>& problem, Index object, Index fir
   }
 }
 
+// The values of an object from a row to the end of its slot.
+template <class Stored>
+Matrix<const Stored> values_in_slot(const ReadProblem<Stored>& problem, Index object, Index row) {
+  const Quantization& given = problem.quantization;
+  Matrix<const Stored> values = problem.value[object];
+  values.data += row / given.slot_rows * given.value_slot_stride;
+  return values.from_row(row % given.slot_rows);
+}
+
 // Panels [divide_up(value_dim, width)][count][width] of the values from row `first` on, contiguous channels: each times
 // the scale of its channel in its slot.
 template <class Stored>
-void dequantize_values(const ReadProblem<Stored>& problem, Index object, Index first, Index count, Index value_dim,
-                       Index width, float* panels) {
+void pack_dequantized_values(const ReadProblem<Stored>& problem, Index object, Index first, Index count,
+                             Index value_dim, Index width, float* panels) {
   using packing::Quad, packing::quad;
   const Quantization& given = problem.quantization;
   for (Index begin = 0, end; begin < count; begin = end) {
     const Index slot = (first + begin) / given.slot_rows;
     end = std::min(count, (slot + 1) * given.slot_rows - first);
+    pack_into_panels(values_in_slot(problem, object, first + begin).transposed(), value_dim, end - begin, width,
+                     panels + begin * width, count);
     for (Index channel = 0; channel < value_dim; channel += quad) {
       Quad<float> scale = {};
       for (Index i = 0; i < std::min(quad, value_dim - channel); ++i) {

@@ -61,4 +61,15 @@ void write_means(const Accumulator<Stored>* means, Index value_dim, Dense<Stored
   }
 }
 
+// Writes the results of query number `at`.
+template <class Stored>
+void write_query(const ReadResults<Stored>& results, Index at, Index value_dim, Accumulator<Stored> largest,
+                 Accumulator<Stored> total, const Accumulator<Stored>* means, std::atomic<bool>& overflowed) {
+  results.lse[at] = log_sum(largest, total);
+  write_means<Stored>(means, value_dim, results.out + at * value_dim);
+  if (!all_finite(means, value_dim)) {
+    overflowed.store(true, std::memory_order_relaxed);
+  }
+}
+
 }  // namespace stm_fast

@@ -24,19 +24,21 @@ STM_FAST_DECLARE(avx512)
 #undef STM_FAST_DECLARE
 namespace emulated {
 extern const ForwardKernels<BFloat16Pair> pair_kernels;
+extern const QuantizedKernels<BFloat16Pair> quantized_pair_kernels;
+extern const QuantizedKernels<ByteQuad> byte_kernels;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels;
 }  // namespace emulated
 namespace avx512_bf16 {
 extern const ForwardKernels<BFloat16Pair> pair_kernels;
+extern const QuantizedKernels<BFloat16Pair> quantized_pair_kernels;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels;
 }  // namespace avx512_bf16
-namespace amx {
-extern const ForwardKernels<BFloat16Pair> pair_kernels;
-bool permitted();
-}  // namespace amx
-namespace emulated_amx {
-extern const ForwardKernels<BFloat16Pair> pair_kernels;
-}  // namespace emulated_amx
+namespace avx512_vnni {
+extern const QuantizedKernels<ByteQuad> byte_kernels;
+}  // namespace avx512_vnni
+namespace avx_vnni {
+extern const QuantizedKernels<ByteQuad> byte_kernels;
+}  // namespace avx_vnni
 
 namespace {
 
@@ -48,6 +50,9 @@ struct InstructionSet {
   const ForwardKernels<BFloat16Pair>* pairs;
   const BottleneckKernels* bottlenecks;
   const PixelKernels<BFloat16Pair>* bottleneck_pairs;
+  const QuantizedKernels<BFloat16Pair>* quantized_pairs;
+  const QuantizedKernels<ByteQuad>* bytes;
+  bool (*bytes_are_here)() = [] { return true; };
 };
 
 bool always() { return true; }
@@ -60,30 +65,31 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-bool has_amx() {
-  return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-         amx::permitted();
-}
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx_vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 
 #endif
 
 // the best first; sets after "portable" are chosen by name only
 const InstructionSet sets[] = {
 #if defined(__x86_64__)
-    {"amx", has_amx, &avx512::float_kernels, &avx512::double_kernels, &amx::pair_kernels, &avx512::bottleneck_kernels,
-     &avx512_bf16::bottleneck_pair_kernels},
     {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512::double_kernels, &avx512_bf16::pair_kernels,
-     &avx512::bottleneck_kernels, &avx512_bf16::bottleneck_pair_kernels},
+     &avx512::bottleneck_kernels, &avx512_bf16::bottleneck_pair_kernels, &avx512_bf16::quantized_pair_kernels,
+     &avx512_vnni::byte_kernels, has_avx512_vnni},
+    {"avx512_vnni", has_avx512_vnni, &avx512::float_kernels, &avx512::double_kernels, nullptr,
+     &avx512::bottleneck_kernels, nullptr, nullptr, &avx512_vnni::byte_kernels},
     {"avx512", has_avx512, &avx512::float_kernels, &avx512::double_kernels, nullptr, &avx512::bottleneck_kernels,
-     nullptr},
-    {"avx2", has_avx2, &avx2::float_kernels, &avx2::double_kernels, nullptr, &avx2::bottleneck_kernels, nullptr},
+     nullptr, nullptr, nullptr},
+    {"avx_vnni", has_avx_vnni, &avx2::float_kernels, &avx2::double_kernels, nullptr, &avx2::bottleneck_kernels, nullptr,
+     nullptr, &avx_vnni::byte_kernels},
+    {"avx2", has_avx2, &avx2::float_kernels, &avx2::double_kernels, nullptr, &avx2::bottleneck_kernels, nullptr,
+     nullptr, nullptr},
 #endif
     {"portable", always, &portable::float_kernels, &portable::double_kernels, nullptr, &portable::bottleneck_kernels,
-     nullptr},
+     nullptr, nullptr, nullptr},
     {"emulated", always, &emulated::float_kernels, &emulated::double_kernels, &emulated::pair_kernels,
-     &emulated::bottleneck_kernels, &emulated::bottleneck_pair_kernels},
-    {"emulated_amx", always, &emulated::float_kernels, &emulated::double_kernels, &emulated_amx::pair_kernels,
-     &emulated::bottleneck_kernels, &emulated::bottleneck_pair_kernels},
+     &emulated::bottleneck_kernels, &emulated::bottleneck_pair_kernels, &emulated::quantized_pair_kernels,
+     &emulated::byte_kernels},
 };
 
 const InstructionSet& choose() {
@@ -118,6 +124,14 @@ const TileKernels<double>& tile_kernels<double>() {
   return *chosen().doubles;
 }
 const ForwardKernels<BFloat16Pair>* pair_kernels() { return chosen().pairs; }
+template <>
+const QuantizedKernels<BFloat16Pair>* quantized_kernels<BFloat16Pair>() {
+  return chosen().quantized_pairs;
+}
+template <>
+const QuantizedKernels<ByteQuad>* quantized_kernels<ByteQuad>() {
+  return chosen().bytes_are_here() ? chosen().bytes : nullptr;
+}
 const BottleneckKernels& bottleneck_kernels() { return *chosen().bottlenecks; }
 const PixelKernels<BFloat16Pair>* bottleneck_pair_kernels() { return chosen().bottleneck_pairs; }
 const char* instructions() { return chosen().name; }

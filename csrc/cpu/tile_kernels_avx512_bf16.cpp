@@ -16,12 +16,14 @@
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)(left), (__m512)(right))
 
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "quantized_kernels_source.h"
 
 namespace stm_fast::avx512_bf16 {
 
 extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
+extern const QuantizedKernels<BFloat16Pair> quantized_pair_kernels = quantized_table<BFloat16Pair>;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels = pixel_table<BFloat16Pair>;
 
 }  // namespace stm_fast::avx512_bf16

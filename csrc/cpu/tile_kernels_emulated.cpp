@@ -1,4 +1,4 @@
-// The tiles of AVX-512 and the arithmetic of vdpbf16ps on any machine, for tests.
+// The tiles of AVX-512 and the arithmetic of vdpbf16ps and vpdpbusd on any machine, for tests.
 // every function with vectors of this size is inlined, so no calling convention can differ
 #pragma GCC diagnostic ignored "-Wpsabi"
 
@@ -13,15 +13,22 @@
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   multiply_add_half(multiply_add_half(sum, (left), (right)), (left) << 16, (right) << 16)
 
+#define STM_FAST_MULTIPLY_ADD_QUADS(sum, left, right)                                                                 \
+  ((sum) + product_of_bytes(left, right, 24) + product_of_bytes(left, right, 16) + product_of_bytes(left, right, 8) + \
+   product_of_bytes(left, right, 0))
+
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "quantized_kernels_source.h"
 
 namespace stm_fast::emulated {
 
 extern const TileKernels<float> float_kernels = table<float>;
 extern const TileKernels<double> double_kernels = table<double>;
 extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
+extern const QuantizedKernels<BFloat16Pair> quantized_pair_kernels = quantized_table<BFloat16Pair>;
+extern const QuantizedKernels<ByteQuad> byte_kernels = quantized_table<ByteQuad>;
 extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels = pixel_table<BFloat16Pair>;
 

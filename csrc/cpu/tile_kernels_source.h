@@ -8,6 +8,8 @@
 //   STM_FAST_VECTORS       vectors in a row of C kept in registers at once
 //   STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right)  if it has products of bfloat16 numbers: sum plus the products of
 //                          both halves
+//   STM_FAST_MULTIPLY_ADD_QUADS(sum, left, right)  if it has products of bytes: sum, of 32 bits, plus the four products
+//                          of the bytes of left, with a sign, and those of right, without
 // GCC and Clang vector extensions only: no intrinsics, no -m flags. Every function carries the target attribute itself,
 // because templates do not inherit it from a pragma.
 #include <algorithm>
@@ -43,6 +45,7 @@ STM_FAST_INLINE Vector<T> load(const T* p) {
   return *reinterpret_cast<const Vector<T>*>(p);
 }
 STM_FAST_INLINE Vector<std::uint32_t> load(const BFloat16Pair* p) { return load(&p->bits); }
+STM_FAST_INLINE Vector<std::uint32_t> load(const ByteQuad* p) { return load(&p->bits); }
 template <class T>
 STM_FAST_INLINE void store(T* p, Vector<T> x) {
   *reinterpret_cast<Vector<T>*>(p) = x;
@@ -52,6 +55,7 @@ STM_FAST_INLINE Vector<T> fill(T x) {
   return x - Vector<T>{};
 }
 STM_FAST_INLINE Vector<std::uint32_t> fill(BFloat16Pair x) { return fill(x.bits); }
+STM_FAST_INLINE Vector<std::uint32_t> fill(ByteQuad x) { return fill(x.bits); }
 
 // e^x for x <= 0. Float: x = n log 2 + r with |r| <= log(2) / 2 (log 2 in two parts, so that r is exact enough), then a
 // polynomial of degree 6 fitted to the smallest relative error: within 1e-7 of the true value. Below -87 the result is
@@ -84,7 +88,7 @@ STM_FAST_INLINE Vector<double> exp(Vector<double> x) {
   return result;
 }
 
-// sum + left * right; of pairs, both products.
+// sum + left * right; of pairs and quads, all products.
 template <class Lanes>
 STM_FAST_INLINE Lanes multiply_add(Lanes sum, Lanes left, Lanes right) {
   return sum + left * right;
@@ -92,6 +96,12 @@ STM_FAST_INLINE Lanes multiply_add(Lanes sum, Lanes left, Lanes right) {
 #if defined(STM_FAST_MULTIPLY_ADD_PAIRS)
 STM_FAST_INLINE Vector<float> multiply_add(Vector<float> sum, Vector<std::uint32_t> left, Vector<std::uint32_t> right) {
   return STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right);
+}
+#endif
+#if defined(STM_FAST_MULTIPLY_ADD_QUADS)
+STM_FAST_INLINE Vector<std::int32_t> multiply_add(Vector<std::int32_t> sum, Vector<std::uint32_t> left,
+                                                  Vector<std::uint32_t> right) {
+  return STM_FAST_MULTIPLY_ADD_QUADS(sum, left, right);
 }
 #endif
 
@@ -110,13 +120,11 @@ STM_FAST_INLINE void update_sum(T* at, Vector<T> sum, const T* scale, Index lane
   }
 }
 
-// One group of rows: the product stays in registers over the whole depth and is added to the previous C at the end. So
-// its first sums do not wait for the cache, and a sum of many blocks is rounded like a tree.
-template <class Element, Update update, bool packed, Index vectors>
-STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,
-                                    const Sum<Element>* scale) {
-  using T = Sum<Element>;
-  Vector<T> sum[group_rows][vectors] = {};
+// Adds the product of one group of rows to `sum`, which stays in registers over the whole depth.
+template <class Element, bool packed, Index vectors>
+STM_FAST_INLINE void add_group(const Product<Element>& product, const Element* a,
+                               Vector<Register<Element>> (&sum)[group_rows][vectors]) {
+  using T = Register<Element>;
   const Element* b = product.b;
   for (Index k = 0; k < product.depth; ++k, b += product.b_stride) {
     decltype(load(b)) right[vectors];
@@ -126,6 +134,16 @@ STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Eleme
       STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) { sum[i][j] = multiply_add(sum[i][j], left, right[j]); }
     }
   }
+}
+
+// One group of rows: the product is added to the previous C at the end. So its first sums do not wait for the cache,
+// and a sum of many blocks is rounded like a tree.
+template <class Element, Update update, bool packed, Index vectors>
+STM_FAST_INLINE void multiply_group(const Product<Element>& product, const Element* a, Sum<Element>* c,
+                                    const Sum<Element>* scale) {
+  using T = Sum<Element>;
+  Vector<T> sum[group_rows][vectors] = {};
+  add_group<Element, packed, vectors>(product, a, sum);
   STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) {
       update_sum<update, T>(c + i * product.c_stride + j * width<T>, sum[i][j], scale, j * width<T>);

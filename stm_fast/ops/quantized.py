@@ -132,9 +132,11 @@ def memory_read_quantized(
     """``memory_read`` of a quantized memory: dot similarity, dense; one byte per element is read from device memory.
 
     "triton" multiplies bytes: it also quantizes the queries, per row to the dtype of the memory, and for an fp8 memory
-    the softmax weights. "cpp" dequantizes rows when it packs them, "reference" some slots at a time. The errors against
-    float64 are in kernels/README.md. Only "reference" is differentiable, in `query` and the scales and means of
-    `memory`.
+    the softmax weights. "cpp" multiplies the stored numbers too, where the CPU has such products and slots have eight
+    rows: for an int8 memory it rounds queries and weights to bytes (AVX512_VNNI, AVX_VNNI), for an fp8 memory to
+    bfloat16 (AVX512_BF16); elsewhere it dequantizes rows when it packs them. "reference" dequantizes some slots at a
+    time. The errors against float64 are in kernels/README.md. Only "reference" is differentiable, in `query` and the
+    scales and means of `memory`.
 
     Args:
         query: ``[B, M, Ck]`` or ``[1, M, Ck]``, any float dtype.
@@ -209,7 +211,7 @@ def _read_by_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-# T slots of N / T rows each; query and results are float32
+# key [Bk, N, Ck] and value [B, T, R, Cv], N = T R; query and results are float32
 torch.library.define(
     _CPP,
     "(Tensor query, Tensor key, Tensor key_scale, Tensor key_mean, Tensor value, Tensor value_scale, Tensor? lengths,"
@@ -219,7 +221,7 @@ torch.library.define(
 
 
 def _fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    batch, _, value_dim = rest[3].shape
+    batch, _, _, value_dim = rest[3].shape
     return query.new_empty(batch, query.shape[1], value_dim), query.new_empty(batch, query.shape[1])
 
 
@@ -241,7 +243,7 @@ def _cpp_reasons(inputs: _Inputs) -> list[str]:
 
 def _read_by_cpp(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     key, key_scale, key_mean, value, value_scale = inputs.dense_scales()
-    rows = key.flatten(1, 2), key_scale.flatten(1, 2), key_mean, value.flatten(1, 2), value_scale
+    rows = key.flatten(1, 2), key_scale.flatten(1, 2), key_mean, value, value_scale
     out, lse = torch.ops.stm_fast.memory_read_quantized_cpp(inputs.query.float(), *rows, inputs.lengths, inputs.scale)
     return out.to(inputs.query.dtype), lse
 

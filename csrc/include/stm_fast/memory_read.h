@@ -28,6 +28,7 @@ struct Quantization {
   Batch<const float> key_scale;    // [Bk, N, 1]
   Batch<const float> key_mean;     // [Bk, N / R, Ck]
   Batch<const float> value_scale;  // [B, N / R, Cv]
+  Index value_slot_stride = 0;     // between the first values of two slots; the strides of rows are within a slot
 };
 
 // How a query and a memory row are compared; the values are the indices of SIMILARITIES in stm_fast/choices.py.

@@ -54,8 +54,11 @@ inline __attribute__((always_inline)) void load(const Int8* from, Quad<float>& t
   std::memcpy(&bits, from, sizeof(bits));
   to = __builtin_convertvector(bits, Quad<float>);
 }
-// Four pairs of neighbors.
+// Four pairs, or quads, of neighbors.
 inline __attribute__((always_inline)) void load(const BFloat16* from, Quad<std::uint32_t>& to) {
+  std::memcpy(&to, from, sizeof(to));
+}
+inline __attribute__((always_inline)) void load(const Int8* from, Quad<std::uint32_t>& to) {
   std::memcpy(&to, from, sizeof(to));
 }
 template <class Element, class Vector>
@@ -63,17 +66,42 @@ inline __attribute__((always_inline)) void store(Element* to, const Vector& from
   std::memcpy(to, &from, sizeof(from));
 }
 
-// One element of each of four adjacent rows; the numbers of an element are `stride` apart.
+// Quads of rows that load_across() takes at a time: bytes fill a vector with sixteen rows.
+template <class Element>
+inline constexpr Index quads_across = std::is_same_v<Element, ByteQuad> ? 4 : 1;
+
+// One element of each of four (sixteen) adjacent rows; the numbers of an element are `stride` apart.
 template <class Stored, class Vector>
-inline __attribute__((always_inline)) void load_across(const Stored* from, Index /*stride*/, Vector& to) {
-  load(from, to);
+inline __attribute__((always_inline)) void load_across(const Stored* from, Index /*stride*/, Vector (&to)[1]) {
+  load(from, to[0]);
 }
-inline __attribute__((always_inline)) void load_across(const BFloat16* from, Index stride, Quad<std::uint32_t>& to) {
+inline __attribute__((always_inline)) void load_across(const BFloat16* from, Index stride,
+                                                       Quad<std::uint32_t> (&to)[1]) {
   Quad<std::uint16_t> first, second;
   std::memcpy(&first, from, sizeof(first));
   std::memcpy(&second, from + stride, sizeof(second));
   using Bits = Quad<std::uint32_t>;
-  to = __builtin_convertvector(first, Bits) | __builtin_convertvector(second, Bits) << 16;
+  to[0] = __builtin_convertvector(first, Bits) | __builtin_convertvector(second, Bits) << 16;
+}
+inline __attribute__((always_inline)) void load_across(const Int8* from, Index stride, Quad<std::uint32_t> (&to)[4]) {
+  typedef std::uint8_t Bytes __attribute__((vector_size(16)));
+  typedef std::uint16_t Pairs __attribute__((vector_size(16)));
+  Bytes a, b, c, d;
+  std::memcpy(&a, from, sizeof(a));
+  std::memcpy(&b, from + stride, sizeof(b));
+  std::memcpy(&c, from + 2 * stride, sizeof(c));
+  std::memcpy(&d, from + 3 * stride, sizeof(d));
+  const auto low = [](Bytes x, Bytes y) {
+    return (Pairs)__builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  };
+  const auto high = [](Bytes x, Bytes y) {
+    return (Pairs)__builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  };
+  const Pairs ab[2] = {low(a, b), high(a, b)}, cd[2] = {low(c, d), high(c, d)};
+  for (Index i = 0; i < 2; ++i) {
+    to[2 * i] = (Quad<std::uint32_t>)__builtin_shufflevector(ab[i], cd[i], 0, 8, 1, 9, 2, 10, 3, 11);
+    to[2 * i + 1] = (Quad<std::uint32_t>)__builtin_shufflevector(ab[i], cd[i], 4, 12, 5, 13, 6, 14, 7, 15);
+  }
 }
 
 // Four elements of each of four rows, transposed: to[d][r] = rows[r][d], `width` apart.
@@ -98,26 +126,30 @@ inline void transpose_quad(const Stored* from, Index row_stride, Element* to, In
 }  // namespace packing
 
 // Panels [divide_up(rows, width)][depth][width]: `width` adjacent rows of the source, zeros in the other lanes.
-// The depth is that of the source in elements, with a zero after an odd last number.
+// The depth is that of the source in elements, with zeros after the last number.
 template <class Stored, class Element>
 class PanelPacker {
   static constexpr Index quad = packing::quad, numbers = ElementTraits<Element>::numbers;
+  static constexpr Index across = packing::quads_across<Element>;
+  static constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
   using Quad = packing::Quad<typename ElementTraits<Element>::Lane>;
 
  public:
-  PanelPacker(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels)
+  PanelPacker(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels, Index panel_depth)
       : source_(source),
         rows_(rows),
         columns_(columns),
         depth_(depth_of<Element>(columns)),
         width_(width),
-        panels_(panels) {}
+        panels_(panels),
+        panel_size_(width * panel_depth) {}
 
   void run() const {
     if (rows_ % width_ != 0) {
-      std::fill_n(panels_ + rows_ / width_ * width_ * depth_, width_ * depth_, Element{});
+      std::fill_n(panels_ + rows_ / width_ * panel_size_, width_ * depth_, Element{});
     }
-    const Index whole_rows = rows_ / quad * quad, whole_depth = columns_ / (quad * numbers) * quad;
+    const Index step = source_.row_stride == 1 ? quad * across : quad;
+    const Index whole_rows = rows_ / step * step, whole_depth = columns_ / (quad * numbers) * quad;
     if (source_.row_stride == 1) {
       copy_quads(whole_rows, whole_depth);
     } else if (source_.column_stride == 1) {
@@ -130,26 +162,40 @@ class PanelPacker {
   }
 
  private:
-  Element* at(Index row) const { return panels_ + row / width_ * width_ * depth_ + row % width_; }
+  Element* at(Index row) const { return panels_ + row / width_ * panel_size_ + row % width_; }
 
   // Both loops over quads use copies of the members, because the compiler must assume that stores may change members.
 
   // Adjacent rows: four columns are four streams to read, and fill whole cache lines of narrow panels.
   void copy_quads(Index rows, Index depth) const {
     const Matrix<const Stored> source = source_;
-    const Index width = width_, next_panel = width_ * depth_;
+    const Index width = width_, next_panel = panel_size_, last_row = rows_ - 1;
     for (Index d = 0; d < depth; d += quad) {
       Element* panel = panels_ + d * width;
-      for (Index row = 0, lane = 0; row < rows; row += quad) {
-        for (Index i = 0; i < quad; ++i) {
-          Quad four;
-          packing::load_across(&source.at(row, (d + i) * numbers), source.column_stride, four);
-          packing::store(panel + lane + i * width, four);
+      for (Index row = 0, lane = 0; row < rows; row += quad * across) {
+        if constexpr (across > 1) {
+          // the next columns, one line each per step: a column is too short for hardware to prefetch
+          const Index step = row / (quad * across), steps = line / (quad * across);
+          for (Index i = 0; i < quad && d + quad < depth; ++i) {
+            const Index column = (d + quad) * numbers + step % steps * quad + i;
+            __builtin_prefetch(&source.at(std::min(step / steps * line, last_row), column));
+          }
         }
-        lane += quad;
-        if (lane == width) {
-          lane = 0;
-          panel += next_panel;
+        Element* to[across];
+        for (Index which = 0; which < across; ++which) {
+          to[which] = panel + lane;
+          lane += quad;
+          if (lane == width) {
+            lane = 0;
+            panel += next_panel;
+          }
+        }
+        for (Index i = 0; i < quad; ++i) {
+          Quad quads[across];
+          packing::load_across(&source.at(row, (d + i) * numbers), source.column_stride, quads);
+          for (Index which = 0; which < across; ++which) {
+            packing::store(to[which] + i * width, quads[which]);
+          }
         }
       }
     }
@@ -157,7 +203,6 @@ class PanelPacker {
 
   // Adjacent columns.
   void transpose_quads(Index rows, Index depth) const {
-    constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
     const Matrix<const Stored> source = source_;
     const Index width = width_, last_column = columns_ - 1;
     for (Index row = 0; row < rows; row += quad) {
@@ -186,9 +231,13 @@ class PanelPacker {
     if constexpr (numbers == 1) {
       return widen(source_.at(row, d));
     } else {
-      const std::uint32_t first = source_.at(row, 2 * d).bits;
-      const std::uint32_t second = 2 * d + 1 < columns_ ? source_.at(row, 2 * d + 1).bits : 0;
-      return {first | second << 16};
+      constexpr Index bits = 32 / numbers;
+      Element result = {};
+      for (Index i = 0; i < std::min(numbers, columns_ - d * numbers); ++i) {
+        const auto number = static_cast<std::uint32_t>(source_.at(row, d * numbers + i).bits);
+        result.bits |= (number & ((1u << bits) - 1)) << i * bits;
+      }
+      return result;
     }
   }
 
@@ -198,11 +247,19 @@ class PanelPacker {
   Index depth_;
   Index width_;
   Element* panels_;
+  Index panel_size_;
 };
 
 template <class Stored, class Element>
 void pack_panels(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels) {
-  PanelPacker<Stored, Element>(source, rows, columns, width, panels).run();
+  PanelPacker<Stored, Element>(source, rows, columns, width, panels, depth_of<Element>(columns)).run();
+}
+
+// The same into the first elements of panels [divide_up(rows, width)][panel_depth][width].
+template <class Stored, class Element>
+void pack_into_panels(Matrix<const Stored> source, Index rows, Index columns, Index width, Element* panels,
+                      Index panel_depth) {
+  PanelPacker<Stored, Element>(source, rows, columns, width, panels, panel_depth).run();
 }
 
 }  // namespace stm_fast

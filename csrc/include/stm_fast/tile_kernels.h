@@ -1,8 +1,8 @@
 // The inner loops of the engine, compiled once for each instruction set and chosen at run time.
 //
 // The environment variable STM_FAST_CPU=portable (or avx2, ...) selects another set than the best. The set "emulated"
-// has the tiles of AVX-512 and the arithmetic of its bfloat16 products on any machine, "emulated_amx" those of AMX:
-// slow, for tests.
+// has the tiles of AVX-512 and the arithmetic of its products of bfloat16 and of bytes on any machine, "emulated_amx"
+// the tiles of AMX: slow, for tests.
 //
 // Every product has the form C += A B with the columns of B and C in SIMD lanes, `lanes` columns at a time:
 //   A  [rows, depth]   read one element at a time and broadcast; packed: [row group][depth][group_rows], or row by row
@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "stm_fast/element.h"
 #include "stm_fast/matrix.h"
@@ -150,12 +151,56 @@ struct TileKernels : ForwardKernels<T> {
   void (*softmax_backward)(const T* weights, T* grad_weights, Index rows, Index stride, const T* delta);
 };
 
+// Directions that are taken out of queries before they are rounded to bytes; their products are of floats.
+template <class Element>
+inline constexpr Index directions = std::is_same_v<Element, ByteQuad> ? 3 : 0;
+
+// Scores from products of quantized numbers:
+//   C[row][lane] = row_scale[row] * lane_scale[lane] * (start[row] + (A B)[row][lane]) + lane_offset[lane]
+//                  + sum_t row_terms[row][t] * lane_terms[t][lane]
+template <class Element>
+struct ScoreScales {
+  const Register<Element>* start;
+  const float* row_scale;
+  const float* row_terms;  // [rows][directions]
+  const float* lane_scale;
+  const float* lane_offset;
+  const float* lane_terms;  // [directions][lanes]
+};
+
+// A running softmax whose weights are relative to the largest score of their own block of rows.
+struct BlockSoftmax {
+  float* largest;  // as in RunningSoftmax
+  float* total;
+  float* rescale;
+  float* part_scale;  // [queries] out: factor for sums of this block
+};
+
+// The kernels of the forward read of a quantized memory. Where A and B are bytes, those of B have no sign.
+template <class Element>
+struct QuantizedKernels {
+  Index group_rows;
+  Index lanes;
+
+  void (*scores)(const Product<Element>&, const ScoreScales<Element>&);
+  // Turns scores [rows, lanes] into weights in place, as ForwardKernels::softmax_step does; sums of weights times
+  // values are to be multiplied by `part_scale`.
+  void (*softmax_step)(float* scores, Index rows, Index stride, const BlockSoftmax&);
+  // C = rescale[lane] * C + row_scale[row] * part_scale[lane] * A B, A packed
+  void (*add_values)(const Product<Element>&, const float* row_scale, const BlockSoftmax&);
+};
+
 // The kernels in use; T is float or double. Throws std::runtime_error if STM_FAST_CPU names none that this machine has.
 template <class T>
 const TileKernels<T>& tile_kernels();
 
 // Kernels for products of bfloat16; null if the machine has none that are faster than products of floats.
 const ForwardKernels<BFloat16Pair>* pair_kernels();
+
+// Kernels for quantized numbers, from products of bytes (int8) or of bfloat16 (fp8, each of whose numbers is a bfloat16
+// number); null as above.
+template <class Element>
+const QuantizedKernels<Element>* quantized_kernels();
 
 // The name of the set in use.
 const char* instructions();
