@@ -14,6 +14,9 @@
 #define STM_FAST_UNROLL _Pragma("GCC unroll 1")
 #endif
 // compilers turn these into a comparison and a selection
+#if !defined(STM_FAST_TO_HALVES)
+#define STM_FAST_TO_HALVES(x) __builtin_convertvector(round_upper_half(x) >> 16, Halves)
+#endif
 #if !defined(STM_FAST_LARGER)
 #define STM_FAST_LARGER(left, right) ((left) > (right) ? (left) : (right))
 #define STM_FAST_SMALLER(left, right) ((left) < (right) ? (left) : (right))
@@ -31,6 +34,24 @@ constexpr Index pixels_of = count == vectors ? group_rows
 STM_FAST_INLINE Vector<float> relu6(Vector<float> x) {
   const Vector<float> zero = {}, limit = fill(activation_limit), positive = STM_FAST_LARGER(zero, x);
   return STM_FAST_SMALLER(limit, positive);
+}
+
+// Adds the products of `rows` pixels and `count` vectors of columns. Meanwhile it prefetches as many bytes as are read of
+// A from `next`, if wanted.
+template <bool prefetches, class Element, Index rows, Index count>
+STM_FAST_INLINE void add_products(Vector<float> (&sum)[rows][count], const Element* const (&a)[rows],
+                                  const Element* const (&b)[count], Index depth, const Element* next) {
+  for (Index k = 0; k < depth; ++k) {
+    if constexpr (prefetches) {
+      __builtin_prefetch(next + k * rows);
+    }
+    decltype(load(b[0])) right[count];
+    STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { right[j] = load(b[j] + k * panel_lanes); }
+    STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+      const auto factor = fill(a[i][k]);
+      STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { sum[i][j] = multiply_add(sum[i][j], factor, right[j]); }
+    }
+  }
 }
 
 // `count` vectors of columns of a group of pixels. In a partial group, pixels after the last repeat it and are not
@@ -58,14 +79,7 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, const
     const Element* const start = product.a[part] + first * a_stride;
     const Element* a[rows];
     STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { a[i] = start + (whole || i < left ? i : left - 1) * a_stride; }
-    for (Index k = 0; k < depth; ++k) {
-      decltype(load(b[0])) right[count];
-      STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { right[j] = load(b[j] + k * panel_lanes); }
-      STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
-        const auto factor = fill(a[i][k]);
-        STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { sum[i][j] = multiply_add(sum[i][j], factor, right[j]); }
-      }
-    }
+    add_products<false>(sum, a, b, depth, a[0]);
     STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] += depth * panel_lanes; }
   }
   STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
@@ -135,7 +149,7 @@ STM_FAST_INLINE Vector<float> load(const BFloat16* p) {
   return reinterpret_cast<Vector<float>>(wide << 16);
 }
 STM_FAST_INLINE void store(BFloat16* p, Vector<float> x) {
-  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(round_upper_half(x) >> 16, Halves);
+  *reinterpret_cast<Halves*>(p) = STM_FAST_TO_HALVES(x);
 }
 
 template <class Out, Index kernel, Index stride>

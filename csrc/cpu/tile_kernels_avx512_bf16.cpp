@@ -11,6 +11,7 @@
 #define STM_FAST_VECTORS 3
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   (Vector<float>)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)(left), (__m512bh)(right))
+#define STM_FAST_TO_HALVES(x) (Halves) _mm512_cvtneps_pbh((__m512)(x))
 // GCC warns that the forms without a mask read uninitialized values
 #define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_maskz_max_ps(0xffff, (__m512)(left), (__m512)(right))
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)(left), (__m512)(right))
