@@ -3,6 +3,7 @@
 //
 // The including file may define
 //   STM_FAST_LARGER(left, right), STM_FAST_SMALLER(left, right)  for vectors of floats; right if one is NaN
+//   STM_FAST_NARROW(x)                                           floats to bfloat16
 //   STM_FAST_ROLLED                                              if code should be small rather than fast
 #include <cstring>
 #include <type_traits>
@@ -14,12 +15,12 @@
 #define STM_FAST_UNROLL _Pragma("GCC unroll 1")
 #endif
 // compilers turn these into a comparison and a selection
-#if !defined(STM_FAST_TO_HALVES)
-#define STM_FAST_TO_HALVES(x) __builtin_convertvector(round_upper_half(x) >> 16, Halves)
-#endif
 #if !defined(STM_FAST_LARGER)
 #define STM_FAST_LARGER(left, right) ((left) > (right) ? (left) : (right))
 #define STM_FAST_SMALLER(left, right) ((left) < (right) ? (left) : (right))
+#endif
+#if !defined(STM_FAST_NARROW)
+#define STM_FAST_NARROW(x) __builtin_convertvector(round_upper_half(x) >> 16, Halves)
 #endif
 
 namespace stm_fast::STM_FAST_ISA {
@@ -36,8 +37,8 @@ STM_FAST_INLINE Vector<float> relu6(Vector<float> x) {
   return STM_FAST_SMALLER(limit, positive);
 }
 
-// Adds the products of `rows` pixels and `count` vectors of columns. Meanwhile it prefetches as many bytes as are read of
-// A from `next`, if wanted.
+// Adds the products of `rows` pixels and `count` vectors of columns. Meanwhile it prefetches as many bytes as are read
+// of A from `next`, if wanted.
 template <bool prefetches, class Element, Index rows, Index count>
 STM_FAST_INLINE void add_products(Vector<float> (&sum)[rows][count], const Element* const (&a)[rows],
                                   const Element* const (&b)[count], Index depth, const Element* next) {
@@ -148,9 +149,7 @@ STM_FAST_INLINE Vector<float> load(const BFloat16* p) {
   const auto wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Vector<std::uint32_t>);
   return reinterpret_cast<Vector<float>>(wide << 16);
 }
-STM_FAST_INLINE void store(BFloat16* p, Vector<float> x) {
-  *reinterpret_cast<Halves*>(p) = STM_FAST_TO_HALVES(x);
-}
+STM_FAST_INLINE void store(BFloat16* p, Vector<float> x) { *reinterpret_cast<Halves*>(p) = STM_FAST_NARROW(x); }
 
 template <class Out, Index kernel, Index stride>
 STM_FAST_TARGET void depthwise_row(const DepthwiseRow& row) {

@@ -125,6 +125,7 @@ STM_FAST_TARGET void convolve(const ConvolvedPixels<Element, Stored>& pixels) {
   }
 }
 
-constexpr ConvolutionKernels convolution_table = {convolve<float, float>};
+template <class Element, class Stored>
+constexpr ConvolutionKernels<Element, Stored> convolution_table = {convolve<Element, Stored>};
 
 }  // namespace stm_fast::STM_FAST_ISA

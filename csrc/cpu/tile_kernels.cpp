@@ -8,14 +8,18 @@
 #include <string>
 
 #include "stm_fast/bottleneck_kernels.h"
+#include "stm_fast/convolution_kernels.h"
+#include "stm_fast/winograd_kernels.h"
 
 namespace stm_fast {
 
-#define STM_FAST_DECLARE(isa)                        \
-  namespace isa {                                    \
-  extern const TileKernels<float> float_kernels;     \
-  extern const TileKernels<double> double_kernels;   \
-  extern const BottleneckKernels bottleneck_kernels; \
+#define STM_FAST_DECLARE(isa)                                        \
+  namespace isa {                                                    \
+  extern const TileKernels<float> float_kernels;                     \
+  extern const TileKernels<double> double_kernels;                   \
+  extern const BottleneckKernels bottleneck_kernels;                 \
+  extern const AllWinogradKernels winograd_kernels;                  \
+  extern const ConvolutionKernels<float, float> convolution_kernels; \
   }
 STM_FAST_DECLARE(portable)
 STM_FAST_DECLARE(emulated)
@@ -25,10 +29,14 @@ STM_FAST_DECLARE(avx512)
 namespace emulated {
 extern const ForwardKernels<BFloat16Pair> pair_kernels;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels;
+extern const WinogradKernels<BFloat16, BFloat16> winograd_pair_kernels;
+extern const ConvolutionKernels<BFloat16Pair, BFloat16> convolution_pair_kernels;
 }  // namespace emulated
 namespace avx512_bf16 {
 extern const ForwardKernels<BFloat16Pair> pair_kernels;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels;
+extern const WinogradKernels<BFloat16, BFloat16> winograd_pair_kernels;
+extern const ConvolutionKernels<BFloat16Pair, BFloat16> convolution_pair_kernels;
 }  // namespace avx512_bf16
 
 namespace {
@@ -41,6 +49,10 @@ struct InstructionSet {
   const ForwardKernels<BFloat16Pair>* pairs;
   const BottleneckKernels* bottlenecks;
   const PixelKernels<BFloat16Pair>* bottleneck_pairs;
+  const AllWinogradKernels* winograd;
+  const WinogradKernels<BFloat16, BFloat16>* winograd_pairs;
+  const ConvolutionKernels<float, float>* convolutions;
+  const ConvolutionKernels<BFloat16Pair, BFloat16>* convolution_pairs;
 };
 
 bool always() { return true; }
@@ -60,15 +72,18 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 const InstructionSet sets[] = {
 #if defined(__x86_64__)
     {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512::double_kernels, &avx512_bf16::pair_kernels,
-     &avx512::bottleneck_kernels, &avx512_bf16::bottleneck_pair_kernels},
+     &avx512::bottleneck_kernels, &avx512_bf16::bottleneck_pair_kernels, &avx512::winograd_kernels,
+     &avx512_bf16::winograd_pair_kernels, &avx512::convolution_kernels, &avx512_bf16::convolution_pair_kernels},
     {"avx512", has_avx512, &avx512::float_kernels, &avx512::double_kernels, nullptr, &avx512::bottleneck_kernels,
-     nullptr},
-    {"avx2", has_avx2, &avx2::float_kernels, &avx2::double_kernels, nullptr, &avx2::bottleneck_kernels, nullptr},
+     nullptr, &avx512::winograd_kernels, nullptr, &avx512::convolution_kernels, nullptr},
+    {"avx2", has_avx2, &avx2::float_kernels, &avx2::double_kernels, nullptr, &avx2::bottleneck_kernels, nullptr,
+     &avx2::winograd_kernels, nullptr, &avx2::convolution_kernels, nullptr},
 #endif
     {"portable", always, &portable::float_kernels, &portable::double_kernels, nullptr, &portable::bottleneck_kernels,
-     nullptr},
+     nullptr, &portable::winograd_kernels, nullptr, &portable::convolution_kernels, nullptr},
     {"emulated", always, &emulated::float_kernels, &emulated::double_kernels, &emulated::pair_kernels,
-     &emulated::bottleneck_kernels, &emulated::bottleneck_pair_kernels},
+     &emulated::bottleneck_kernels, &emulated::bottleneck_pair_kernels, &emulated::winograd_kernels,
+     &emulated::winograd_pair_kernels, &emulated::convolution_kernels, &emulated::convolution_pair_kernels},
 };
 
 const InstructionSet& choose() {
@@ -105,6 +120,10 @@ const TileKernels<double>& tile_kernels<double>() {
 const ForwardKernels<BFloat16Pair>* pair_kernels() { return chosen().pairs; }
 const BottleneckKernels& bottleneck_kernels() { return *chosen().bottlenecks; }
 const PixelKernels<BFloat16Pair>* bottleneck_pair_kernels() { return chosen().bottleneck_pairs; }
+const AllWinogradKernels& winograd_kernels() { return *chosen().winograd; }
+const WinogradKernels<BFloat16, BFloat16>* winograd_pair_kernels() { return chosen().winograd_pairs; }
+const ConvolutionKernels<float, float>& convolution_kernels() { return *chosen().convolutions; }
+const ConvolutionKernels<BFloat16Pair, BFloat16>* convolution_pair_kernels() { return chosen().convolution_pairs; }
 const char* instructions() { return chosen().name; }
 
 }  // namespace stm_fast

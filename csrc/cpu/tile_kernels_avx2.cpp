@@ -12,14 +12,18 @@
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm256_min_ps((__m256)(left), (__m256)(right))
 
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "convolution_kernels_source.h"
+#include "winograd_kernels_source.h"
 
 namespace stm_fast::avx2 {
 
 extern const TileKernels<float> float_kernels = table<float>;
 extern const TileKernels<double> double_kernels = table<double>;
 extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
+extern const AllWinogradKernels winograd_kernels = all_winograd_tables;
+extern const ConvolutionKernels<float, float> convolution_kernels = convolution_table<float, float>;
 
 }  // namespace stm_fast::avx2
 

@@ -11,19 +11,24 @@
 #define STM_FAST_VECTORS 3
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   (Vector<float>)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)(left), (__m512bh)(right))
-#define STM_FAST_TO_HALVES(x) (Halves) _mm512_cvtneps_pbh((__m512)(x))
 // GCC warns that the forms without a mask read uninitialized values
 #define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_maskz_max_ps(0xffff, (__m512)(left), (__m512)(right))
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)(left), (__m512)(right))
+#define STM_FAST_NARROW(x) (Halves) _mm512_maskz_cvtneps_pbh(0xffff, (__m512)(x))
 
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "convolution_kernels_source.h"
+#include "winograd_kernels_source.h"
 
 namespace stm_fast::avx512_bf16 {
 
 extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels = pixel_table<BFloat16Pair>;
+extern const WinogradKernels<BFloat16, BFloat16> winograd_pair_kernels = winograd_table<BFloat16, BFloat16>;
+extern const ConvolutionKernels<BFloat16Pair, BFloat16> convolution_pair_kernels =
+    convolution_table<BFloat16Pair, BFloat16>;
 
 }  // namespace stm_fast::avx512_bf16
 

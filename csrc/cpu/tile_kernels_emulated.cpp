@@ -32,8 +32,10 @@ inline __attribute__((always_inline)) Floats multiply_add_half(Floats sum, Bits 
 }  // namespace stm_fast::emulated
 
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "convolution_kernels_source.h"
+#include "winograd_kernels_source.h"
 
 namespace stm_fast::emulated {
 
@@ -41,6 +43,11 @@ extern const TileKernels<float> float_kernels = table<float>;
 extern const TileKernels<double> double_kernels = table<double>;
 extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
 extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
+extern const AllWinogradKernels winograd_kernels = all_winograd_tables;
 extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels = pixel_table<BFloat16Pair>;
+extern const WinogradKernels<BFloat16, BFloat16> winograd_pair_kernels = winograd_table<BFloat16, BFloat16>;
+extern const ConvolutionKernels<float, float> convolution_kernels = convolution_table<float, float>;
+extern const ConvolutionKernels<BFloat16Pair, BFloat16> convolution_pair_kernels =
+    convolution_table<BFloat16Pair, BFloat16>;
 
 }  // namespace stm_fast::emulated

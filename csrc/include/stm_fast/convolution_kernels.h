@@ -10,8 +10,8 @@ namespace stm_fast {
 
 inline constexpr Index most_window_rows = 7;
 
-// y = max(A B + bias [+ y], least) for some pixels of outputs, rounded once; NaN stays NaN. The depth of A is split into
-// parts: one per row of inputs of a convolution's window.
+// y = max(A B + bias [+ y], least) for some pixels of outputs, rounded once; NaN stays NaN. The depth of A is split
+// into parts: one per row of inputs of a convolution's window.
 template <class Element, class Stored>
 struct ConvolvedPixels {
   Index pixels;
@@ -27,19 +27,15 @@ struct ConvolvedPixels {
   float least;                         // smaller results become this: 0 for relu, or -infinity
 };
 
+template <class Element, class Stored>
 struct ConvolutionKernels {
-  void (*convolve)(const ConvolvedPixels<float, float>&);
-};
-
-// Products of bfloat16.
-struct ConvolutionPairKernels {
-  void (*convolve)(const ConvolvedPixels<BFloat16Pair, BFloat16>&);
+  void (*convolve)(const ConvolvedPixels<Element, Stored>&);
 };
 
 // The kernels in use; throws as tile_kernels() does.
-const ConvolutionKernels& convolution_kernels();
+const ConvolutionKernels<float, float>& convolution_kernels();
 
 // Kernels for products of bfloat16; null if the machine has none that are faster than products of floats.
-const ConvolutionPairKernels* convolution_pair_kernels();
+const ConvolutionKernels<BFloat16Pair, BFloat16>* convolution_pair_kernels();
 
 }  // namespace stm_fast

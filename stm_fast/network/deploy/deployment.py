@@ -78,7 +78,7 @@ def _use_cpu_operators(model: STM, dtype: torch.dtype) -> None:
     """Replaces parts by operators of the C++ extension, in place, if it is available."""
     if not bottlenecks.absent_reasons():
         bottlenecks.replace_bottlenecks(model)
-    if dtype == torch.float32 and not winograd.absent_reasons():
+    if not winograd.absent_reasons() and winograd.is_faster(dtype):
         winograd.replace_convolutions(model)
     if dtype in probabilities.DTYPES and not probabilities.absent_reasons():
         model.__class__ = OnePassSTM
