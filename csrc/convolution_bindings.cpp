@@ -6,6 +6,7 @@
 
 #include "stm_fast/convolution.h"
 #include "stm_fast/convolution_kernels.h"
+#include "stm_fast/tile_kernels.h"
 #include "tensors.h"
 
 namespace {
@@ -59,8 +60,8 @@ Convolution<Stored> convolution_of(const Arguments& a) {
 
 // Pairs of channels are read in place.
 void check_pairs(const Tensor& x) {
-  STD_TORCH_CHECK(stm_fast::convolution_pair_kernels() != nullptr, "x: found bfloat16, expected float32 with ",
-                  stm_fast::instructions());
+  STD_TORCH_CHECK(stm_fast::convolution_pair_kernels() != nullptr,
+                  "x: found bfloat16, expected float32 with the instruction set ", stm_fast::instructions());
   STD_TORCH_CHECK(x.size(3) % 2 == 0, "x: found ", x.size(3), " channels of bfloat16, expected an even number");
   STD_TORCH_CHECK(reinterpret_cast<std::uintptr_t>(x.const_data_ptr()) % sizeof(stm_fast::BFloat16Pair) == 0,
                   "x: found an odd address, expected whole pairs of bfloat16 numbers");

@@ -108,9 +108,9 @@ class WinogradConv(nn.Module):
         self.register_buffer("bias", panels.bias(conv))
         self._channels = conv.out_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to ``[B, K, H, W]``, channels last."""
-        return conv3x3(x, self.weight, self.bias, self._channels)
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, K, H, W]``, channels last; residual and ReLU of the result as in `conv3x3`."""
+        return conv3x3(x, self.weight, self.bias, self._channels, residual=residual, relu_output=relu)
 
 
 class WinogradResidualBlock(nn.Module):
