@@ -125,7 +125,40 @@ STM_FAST_TARGET void convolve(const ConvolvedPixels<Element, Stored>& pixels) {
   }
 }
 
+STM_FAST_INLINE Vector<float> larger_or_nan(Vector<float> left, Vector<float> right) {
+  return left != left ? left : STM_FAST_LARGER(left, right);
+}
+
+template <class Stored>
+STM_FAST_TARGET void pool(const PooledRow<Stored>& pooled) {
+  const PooledRow<Stored> row = pooled;
+  const Index channels = row.channels, whole = channels / width<float> * width<float>;
+  for (Index x = 0; x < row.width; x += 2) {
+    const Index first = x == 0 ? 0 : x - 1, last = x + 1 < row.width ? x + 1 : x;
+    Stored* const y = row.y + x / 2 * channels;
+    for (Index c = 0; c < whole; c += width<float>) {
+      Vector<float> largest = fill(-INFINITY);
+      STM_FAST_UNROLL for (Index i = 0; i < 3; ++i) {
+        for (Index at = first; at <= last; ++at) {
+          largest = larger_or_nan(largest, load(static_cast<const Stored*>(row.lines[i] + at * channels + c)));
+        }
+      }
+      store(y + c, largest);
+    }
+    for (Index c = whole; c < channels; ++c) {
+      float largest = -INFINITY;
+      for (Index i = 0; i < 3; ++i) {
+        for (Index at = first; at <= last; ++at) {
+          const float value = widen(row.lines[i][at * channels + c]);
+          largest = largest >= value || largest != largest ? largest : value;
+        }
+      }
+      y[c] = narrow<Stored>(largest);
+    }
+  }
+}
+
 template <class Element, class Stored>
-constexpr ConvolutionKernels<Element, Stored> convolution_table = {convolve<Element, Stored>};
+constexpr ConvolutionKernels<Element, Stored> convolution_table = {convolve<Element, Stored>, pool<Stored>};
 
 }  // namespace stm_fast::STM_FAST_ISA

@@ -32,4 +32,27 @@ struct Convolution {
 template <class Stored>
 void convolve(const Convolution<Stored>& convolution, const Stored* x, Stored* y, const Parallel& parallel);
 
+// The stem of a ResNet: the maximum of relu(convolution(x) + bias [+ added]) over windows of 3 x 3 with stride 2 and
+// padding 1, without storing the map between them. Ignores `add` and `relu`.
+// added [1 or batch, out_height, out_width, out_channels] or null; y [batch, out_height / 2, out_width / 2,
+// out_channels], rounded up.
+template <class Stored>
+void convolve_and_pool(const Convolution<Stored>& convolution, const Stored* x, const Stored* added, bool shared,
+                       Stored* y, const Parallel& parallel);
+
+// A convolution of 3 x 3 with stride 1, padding 1 and few output channels: one product of each pixel with the weights
+// of all nine taps, whose results are then added where they belong.
+template <class Stored>
+struct NarrowConvolution {
+  Index batch, height, width, channels;
+  Index out_channels;
+  const Stored* weight;  // [panels of 9 * out_channels][channels][panel_lanes], taps row by row
+  const float* bias;     // [out_channels]
+  bool relu;             // of the inputs
+};
+
+template <class Stored>
+void convolve_narrow(const NarrowConvolution<Stored>& convolution, const Stored* x, Stored* y,
+                     const Parallel& parallel);
+
 }  // namespace stm_fast

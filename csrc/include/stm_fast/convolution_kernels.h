@@ -27,9 +27,19 @@ struct ConvolvedPixels {
   float least;                         // smaller results become this: 0 for relu, or -infinity
 };
 
+// A row of maxima over windows of 3 x 3 inputs, at every other pixel; windows end at the border. NaN stays NaN.
+template <class Stored>
+struct PooledRow {
+  Index width;  // of the inputs
+  Index channels;
+  const Stored* lines[3];  // [width, channels]; the same line more than once at the border
+  Stored* y;               // [width / 2 rounded up, channels]
+};
+
 template <class Element, class Stored>
 struct ConvolutionKernels {
   void (*convolve)(const ConvolvedPixels<Element, Stored>&);
+  void (*pool)(const PooledRow<Stored>&);
 };
 
 // The kernels in use; throws as tile_kernels() does.

@@ -1,4 +1,4 @@
-"""Convolutions of 1x1, and the blocks of ResNets around them, in float32 and bfloat16 on a CPU.
+"""Convolutions of 1x1, the blocks of ResNets around them, and narrow ones of 3x3, in float32 and bfloat16 on a CPU.
 
 A convolution of 1x1 is a product of all pixels with a matrix. Bias, residual sum and ReLU are part of it, so that maps
 are written once. The loops are in the C++ extension; csrc/include/stm_fast/convolution.h explains them.
@@ -18,7 +18,19 @@ torch.library.define(
     "stm_fast::convolution",
     "(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, int kernel, int stride, bool add, bool relu) -> ()",
 )
-torch.library.register_fake("stm_fast::convolution", lambda *_: None)  # only writes to `out`
+torch.library.define(
+    "stm_fast::convolution_pool",
+    "(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, Tensor? added, int kernel, int stride) -> ()",
+)
+torch.library.define(
+    "stm_fast::narrow_convolution", "(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, bool relu) -> ()"
+)
+# all only write to `out`
+for _name in ("convolution", "convolution_pool", "narrow_convolution"):
+    torch.library.register_fake(f"stm_fast::{_name}", lambda *_: None)
+
+
+MOST_NARROW = 4  # output channels of a narrow convolution
 
 
 def absent_reasons() -> list[str]:
@@ -96,13 +108,55 @@ class FusedBasicBlock(nn.Module):
         return _activated(self.conv2, h, x if self.downsample is None else self.downsample(x))
 
 
+class NarrowConv(nn.Module):
+    """Replaces a 3x3 convolution with few output channels, such as that of the logits; without gradients.
+
+    PyTorch computes a few output channels hardly faster than sixteen. Here, the nine taps of all outputs are columns of
+    one product, which a second step adds up.
+
+    Args:
+        conv: see `is_narrow`.
+        relu: whether negative inputs count as 0.
+
+    Raises:
+        InputError: the operator does not support the convolution.
+    """
+
+    weight: Tensor  # [ceil(9 K / 16), C, 16], or in pairs of bfloat16 [ceil(9 K / 16), C / 2, 16, 2]
+    bias: Tensor  # [K rounded up to a multiple of 16], float32
+
+    def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
+        super().__init__()
+        if not is_narrow(conv):
+            raise InputError(f"conv: found {conv}, expected 3x3 with stride 1 and up to {MOST_NARROW} output channels")
+        taps = conv.weight.permute(2, 3, 0, 1).flatten(0, 2)  # [9 K, C]
+        self.register_buffer("weight", panels.packed(taps))
+        self.register_buffer("bias", panels.bias(conv))
+        self._channels, self._relu = conv.out_channels, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]``, preferably channels last, to ``[B, K, H, W]``, channels last.
+
+        Raises:
+            RuntimeError: another dtype than that of the convolution, or a wrong number of channels.
+        """
+        images = _images(x)
+        out = images.new_empty(*images.shape[:3], self._channels)
+        torch.ops.stm_fast.narrow_convolution(out, images, self.weight, self.bias, self._relu)
+        return out.permute(0, 3, 1, 2)
+
+
 def replace_convolutions(module: nn.Module) -> None:
-    """Replaces every 1x1 convolution and ResNet block in `module` that the operator supports."""
+    """Replaces every convolution and ResNet block in `module` that the operators support."""
     for name, child in module.named_children():
-        if isinstance(child, Bottleneck) and _fit(child.conv1, child.conv3, child.downsample):
+        if isinstance(child, Bottleneck) and _all_fit(child.conv1, child.conv3, child.downsample):
             setattr(module, name, FusedBottleneckBlock(child))
-        elif isinstance(child, BasicBlock) and _fit(child.downsample):
+        elif isinstance(child, BasicBlock) and _all_fit(child.downsample):
             setattr(module, name, FusedBasicBlock(child))
+        elif isinstance(child, nn.Sequential) and _is_narrow_after_relu(child):
+            setattr(module, name, NarrowConv(child[1], relu=True))
+        elif isinstance(child, nn.Conv2d) and is_narrow(child):
+            setattr(module, name, NarrowConv(child, relu=False))
         elif isinstance(child, nn.Conv2d) and fits(child):
             setattr(module, name, PointwiseConv(child))
         else:
@@ -110,15 +164,36 @@ def replace_convolutions(module: nn.Module) -> None:
 
 
 def fits(conv: nn.Conv2d) -> bool:
-    """Whether the operator supports a convolution: 1x1, and bfloat16 only if the machine multiplies pairs of it."""
-    one = (
-        conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1 and conv.stride[0] == conv.stride[1]
-    )
-    pairs = conv.weight.dtype == torch.bfloat16 and conv.in_channels % 2 == 0 and cpp_ops.multiplies_bfloat16()
-    return one and (pairs or conv.weight.dtype == torch.float32)
+    """Whether the operator supports a convolution of 1x1."""
+    one = conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.stride[0] == conv.stride[1]
+    return one and conv.groups == 1 and _is_read_in_place(conv)
 
 
-def _fit(*convs: nn.Module | None) -> bool:
+def is_narrow(conv: nn.Conv2d) -> bool:
+    """Whether the operator supports a convolution of 3x3 with few output channels."""
+    three = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
+    plain = conv.groups == 1 and conv.dilation == (1, 1)
+    return three and plain and conv.out_channels <= MOST_NARROW and _is_read_in_place(conv)
+
+
+def has_products(dtype: torch.dtype) -> bool:
+    """Whether the operators multiply numbers of `dtype` on this machine."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and cpp_ops.multiplies_bfloat16())
+
+
+def _is_read_in_place(conv: nn.Conv2d) -> bool:
+    """Whether the inputs of a convolution can be multiplied where they are: bfloat16 in pairs of channels."""
+    pairs = conv.weight.dtype == torch.float32 or conv.in_channels % 2 == 0
+    return pairs and has_products(conv.weight.dtype)
+
+
+def _is_narrow_after_relu(module: nn.Sequential) -> bool:
+    if len(module) != 2 or not isinstance(module[0], nn.ReLU):
+        return False
+    return isinstance(module[1], nn.Conv2d) and is_narrow(module[1])
+
+
+def _all_fit(*convs: nn.Module | None) -> bool:
     return all(conv is None or (isinstance(conv, nn.Conv2d) and fits(conv)) for conv in convs)
 
 
