@@ -13,11 +13,9 @@ from torch.nn import functional as F
 from processes import Running
 from stm_fast.errors import InputError
 from stm_fast.network.backbone import BasicBlock, Bottleneck
-from stm_fast.network.deploy import convolutions, stems, upsampling, winograd
+from stm_fast.network.deploy import convolutions, stems, winograd
 from stm_fast.network.deploy.convolutions import FusedBasicBlock, FusedBottleneckBlock, NarrowConv, PointwiseConv
-from stm_fast.network.deploy.shared_work import Merge
 from stm_fast.network.deploy.stems import StemConv
-from stm_fast.network.deploy.upsampling import FusedMerge
 from stm_fast.ops import cpp_ops
 from stm_fast.testing import assert_no_worse_than_eager
 
@@ -176,16 +174,6 @@ def test_a_stem_is_no_worse_than_eager(size, window, dtype, poisoned_memory):
         check(stem.pooled(x, added), pooled(summed), pooled(exactly))
 
 
-@pytest.mark.parametrize("details", [1, 2])
-@pytest.mark.parametrize("size", [(2, 20, 5, 7), (2, 3, 1, 1), (2, 17, 2, 9)], ids=str)
-@pytest.mark.parametrize("any_dtype", upsampling.DTYPES, ids=str)
-def test_a_merge_is_no_worse_than_eager(size, details, any_dtype, poisoned_memory):
-    batch, channels, height, width = size
-    coarse, detail = image(any_dtype, *size), image(any_dtype, details, channels, 2 * height, 2 * width)
-    merge = Merge()
-    check(FusedMerge()(coarse, detail), merge(coarse, detail), merge(coarse.double(), detail.double()))
-
-
 def pooled(x):
     return F.max_pool2d(F.relu(x), 3, 2, 1)
 
@@ -297,10 +285,6 @@ def test_unsupported_convolutions_and_inputs_are_refused():
         torch.ops.stm_fast.convolution(
             torch.empty(1, 4, 4, 24), torch.empty(1, 4, 4, 8), fused.weight, fused.bias, 8, 1, False, False
         )
-    with pytest.raises(RuntimeError, match="detail: expected twice the size of x"):
-        FusedMerge()(torch.randn(2, 8, 3, 3), torch.randn(3, 8, 6, 6))
-    with pytest.raises(RuntimeError, match="x: there is no kernel for its dtype"):
-        FusedMerge()(torch.randn(2, 8, 3, 3).double(), torch.randn(1, 8, 6, 6).double())
     stem = StemConv(nn.Conv2d(3, 8, 7, 2, 3))
     with pytest.raises(RuntimeError, match="added: found 1 images of 3 x 2, expected 1 of 2 x 2"):
         stem.pooled(torch.randn(1, 3, 4, 4), torch.empty(1, 8, 3, 2))
@@ -328,8 +312,6 @@ def test_operators_are_registered_correctly():
     stem = StemConv(nn.Conv2d(8, 16, 3, 1, 1))
     arguments = (torch.empty(1, 2, 2, 16), images, stem.weight, stem.bias, torch.randn(1, 4, 3, 16), 3, 1)
     torch.library.opcheck(operators.convolution_pool, arguments)
-    arguments = (torch.empty(2, 6, 4, 8), torch.randn(2, 3, 2, 8), torch.randn(1, 6, 4, 8))
-    torch.library.opcheck(operators.upsample_and_add, arguments)
 
 
 def test_parts_of_other_modules_are_not_replaced():

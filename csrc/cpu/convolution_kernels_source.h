@@ -5,11 +5,11 @@
 namespace stm_fast::STM_FAST_ISA {
 
 // The widest tile: four vectors of columns fill 32 registers with six pixels, two fill 16.
-constexpr Index most_columns = group_rows == 8 ? 4 : 2;
+constexpr Index most_convolved = group_rows == 8 ? 4 : 2;
 
 // Pixels of a tile with this many vectors of columns.
 template <Index count>
-constexpr Index tile_pixels = count == most_columns ? 6 : 8;
+constexpr Index tile_pixels = count == most_convolved ? 6 : 8;
 
 // Of one pixel, if its last vector has fewer than all lanes.
 template <class Stored>
@@ -51,6 +51,9 @@ STM_FAST_INLINE void finish_tile(Stored* y, const Vector<float> (&sum)[rows][cou
   }
 }
 
+// Products in one sum, before it is added to the previous ones: rounding errors of a longer sum would be larger.
+constexpr Index most_summed = 128;
+
 // In a partial tile, pixels after the last repeat it and are not written.
 template <class Element, class Stored, Index count, bool ahead, bool whole>
 STM_FAST_INLINE void convolve_tile(const ConvolvedPixels<Element, Stored>& pixels, const Element* const* weights,
@@ -61,20 +64,40 @@ STM_FAST_INLINE void convolve_tile(const ConvolvedPixels<Element, Stored>& pixel
   STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { __builtin_prefetch(y + i * columns + j * width<float>, 1); }
   }
-  Vector<float> sum[rows][count];
+  Vector<float> total[rows][count];
   STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
-    STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { sum[i][j] = load(pixels.bias + column + j * width<float>); }
+    STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { total[i][j] = load(pixels.bias + column + j * width<float>); }
   }
   const Element* b[count];
   STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] = weights[j]; }
+  Vector<float> sum[rows][count] = {};
+  Index summed = 0;
   for (Index part = 0; part < pixels.parts; ++part) {
     const Element* const start = pixels.a[part] + first * a_stride;
-    const Element* a[rows];
-    STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { a[i] = start + (whole || i < left ? i : left - 1) * a_stride; }
-    add_products<ahead>(sum, a, b, pixels.depth, start + rows * a_stride);
-    STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] += pixels.depth * panel_lanes; }
+    for (Index k = 0; k < pixels.depth; k += most_summed) {
+      const Index depth = std::min(most_summed, pixels.depth - k);
+      if (summed + depth > most_summed) {
+        STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+          STM_FAST_UNROLL for (Index j = 0; j < count; ++j) {
+            total[i][j] += sum[i][j];
+            sum[i][j] = Vector<float>{};
+          }
+        }
+        summed = 0;
+      }
+      const Element* a[rows];
+      STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+        a[i] = start + (whole || i < left ? i : left - 1) * a_stride + k;
+      }
+      add_products<ahead>(sum, a, b, depth, start + rows * (a_stride + k));
+      STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] += depth * panel_lanes; }
+      summed += depth;
+    }
   }
-  finish_tile<Stored, rows, count>(y, sum, whole ? rows : left, columns - column, columns, pixels.add, pixels.least);
+  STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+    STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { total[i][j] += sum[i][j]; }
+  }
+  finish_tile<Stored, rows, count>(y, total, whole ? rows : left, columns - column, columns, pixels.add, pixels.least);
 }
 
 // `count` vectors of columns of all pixels.
@@ -113,9 +136,9 @@ STM_FAST_TARGET void convolve(const ConvolvedPixels<Element, Stored>& pixels) {
   const Index end = divide_up(pixels.columns, width<float>);
   for (Index done = 0; done < end;) {
     const Index left = end - done;
-    if (left >= most_columns && left != most_columns + 1) {
-      convolve_next<Element, Stored, most_columns>(pixels, done);
-    } else if (most_columns == 4 && left >= 3) {
+    if (left >= most_convolved && left != most_convolved + 1) {
+      convolve_next<Element, Stored, most_convolved>(pixels, done);
+    } else if (most_convolved == 4 && left >= 3) {
       convolve_next<Element, Stored, 3>(pixels, done);
     } else if (left >= 2) {
       convolve_next<Element, Stored, 2>(pixels, done);

@@ -9,7 +9,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from stm_fast.network.aggregation import EPSILON
 from stm_fast.network.backbone import Backbone
 from stm_fast.network.decoder import Decoder
-from stm_fast.network.deploy import bottlenecks, convolutions, stems, upsampling, winograd
+from stm_fast.network.deploy import bottlenecks, convolutions, stems, winograd
 from stm_fast.network.deploy.compilation import compile_calls
 from stm_fast.network.deploy.shared_work import (
     SharingDecoder,
@@ -83,8 +83,6 @@ def _use_cpu_operators(model: STM, dtype: torch.dtype) -> None:
         convolutions.replace_convolutions(model)
     if not winograd.absent_reasons() and winograd.is_faster(dtype):
         winograd.replace_convolutions(model)
-    if dtype in upsampling.DTYPES and not upsampling.absent_reasons():
-        upsampling.replace_merges(model)
     if dtype in probabilities.DTYPES and not probabilities.absent_reasons():
         model.__class__ = OnePassSTM
 

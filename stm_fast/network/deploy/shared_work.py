@@ -103,14 +103,6 @@ class _SharingDecoder(nn.Module):
         raise NotImplementedError
 
 
-class Merge(nn.Module):
-    """Resizes a coarse map and adds skip features."""
-
-    def forward(self, coarse: Tensor, detail: Tensor) -> Tensor:
-        """[O, D, h, w] and [1, D, 2h, 2w] to [O, D, 2h, 2w]."""
-        return upsampled(coarse, 2).add_(detail)
-
-
 class SharingDecoder(_SharingDecoder):
     """A `Decoder` of the features of a `SharingQueryEncoder`.
 
@@ -123,7 +115,6 @@ class SharingDecoder(_SharingDecoder):
         self.compress_read = _with_weights(decoder.compress, weight[:, :value_dim], None)
         self.compress_query = _with_weights(decoder.compress, weight[:, value_dim:], bias)
         self.blocks = nn.ModuleList([decoder.merged_block, decoder.refine3.merged_block, decoder.refine2.merged_block])
-        self.merge = Merge()
         self.predict = nn.Sequential(nn.ReLU(inplace=True), decoder.predict)
 
     def shared_work(self, read: Tensor, frame: Tensor, skip3: Tensor, skip2: Tensor) -> tuple[Tensor, ...]:
@@ -135,7 +126,7 @@ class SharingDecoder(_SharingDecoder):
         first, *rest = self.blocks
         m = first(per_object)
         for detail, block in zip(shared, rest, strict=True):
-            m = block(self.merge(m, detail))  # [O, D, 2h, 2w], then [O, D, 4h, 4w]
+            m = block(upsampled(m, 2).add_(detail))  # [O, D, 2h, 2w], then [O, D, 4h, 4w]
         logits: Tensor = self.predict(m)
         return logits
 
