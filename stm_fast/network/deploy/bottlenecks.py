@@ -149,4 +149,3 @@ def _images(x: Tensor, stride: int, channels: int) -> tuple[Tensor, Tensor]:
     images = x.detach().permute(0, 2, 3, 1).contiguous()
     batch, height, width, _ = images.shape
     return images, images.new_empty(batch, -(-height // stride), -(-width // stride), channels)
-
