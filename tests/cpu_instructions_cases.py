@@ -7,7 +7,9 @@ import os
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from convolutions import assert_near_direct, by_winograd, random_conv
 from stm_fast import _C, memory_read
 from stm_fast.testing import ReadCase, check_case
 
@@ -47,3 +49,16 @@ def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
     by_pairs = _C.instructions() in ("avx512_bf16", "emulated")
     assert (memory_read(key, key, value, backend="cpp") == 0).all() == by_pairs
     assert (memory_read(key, key, value, similarity="l2", backend="cpp") != 0).all()
+
+
+# chunks of several tiles inside and at the borders; whole and broken panels of 16 channels, and pairs of them
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("channels", [(16, 24), (9, 7), (48, 130)], ids=str)
+def test_convolutions_are_right(channels: tuple[int, int], dtype: torch.dtype) -> None:
+    conv, x = random_conv(*channels, dtype), torch.randn(2, channels[0], 35, 38, dtype=dtype)
+    out, weight, bias = by_winograd(conv, x), conv.weight, conv.bias
+    assert_near_direct(out, lambda wide: F.conv2d(x.to(wide), weight.to(wide), bias.to(wide), padding=1))
+
+
+def test_the_choice_of_convolutions_is_that_of_the_set() -> None:
+    assert _C.multiplies_bfloat16() == (_C.instructions() in ("avx512_bf16", "emulated"))

@@ -1,7 +1,6 @@
 #include "stm_fast/winograd.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <type_traits>
 
 #include "stm_fast/bottleneck_kernels.h"
@@ -11,24 +10,11 @@
 namespace stm_fast {
 namespace {
 
-// Tiles of a chunk: enough for a panel of weights to be used often, few enough for their points to stay in the cache.
-Index most_tiles = 64;
-Index most_point_bytes = Index{4} << 20;
+// Tiles of a chunk: enough to use each panel of weights often, few enough for their points to stay in the caches.
+constexpr Index most_tiles = 56;
+constexpr Index most_point_bytes = Index{8} << 20;
 // Output channels whose sums stay in a core's private cache until they are transformed.
-Index block_columns = 96;
-struct Tune {
-  Tune() {
-    if (const char* s = std::getenv("WG_TILES")) {
-      most_tiles = std::atoi(s);
-    }
-    if (const char* s = std::getenv("WG_BYTES")) {
-      most_point_bytes = std::atoi(s);
-    }
-    if (const char* s = std::getenv("WG_COLS")) {
-      block_columns = std::atoi(s);
-    }
-  }
-} tune;
+constexpr Index block_columns = 96;
 constexpr Index tile_unit = 8;  // whole groups of rows of every set's products
 
 // The stride of `count` elements, such that values of the points of one tile are in different sets of the caches.
@@ -159,31 +145,34 @@ class ChunkWorker {
   float* weight_ = nullptr;  // panels as floats, if they cannot be multiplied in place
 };
 
-// A convolution, with scratch memory for every thread.
+// A convolution on several threads.
 template <class Stored, class Element>
 class Convolver {
   using Worker = ChunkWorker<Stored, Element>;
 
  public:
   Convolver(const WinogradConvolution<Stored>& convolution, const Parallel& parallel)
-      : convolution_(convolution),
-        plan_(convolution),
-        parallel_(parallel),
-        bytes_(bytes()),
-        scratch_(parallel.threads * bytes_) {}
+      : convolution_(convolution), plan_(convolution), parallel_(parallel) {
+    Carver counted(nullptr);
+    Worker(convolution_, plan_, counted);
+    thread_bytes_ = counted.used();
+  }
 
-  Index tiles_at_a_time() const { return plan_.tiles * parallel_.threads; }
+  Index scratch_bytes() const { return parallel_.threads * thread_bytes_; }
+
+  // Rows of tiles that keep every thread busy with one chunk.
+  Index rows_at_a_time(Index across) const { return std::max<Index>(1, plan_.tiles * parallel_.threads / across); }
 
   // Tiles [first, first + tiles), in chunks of nearly equal size. With too few chunks for all threads, each is computed
   // by several, for some output channels each.
-  void run(const Image<const Stored>& x, const Image<Stored>& y, const Stored* residual, Index first,
-           Index tiles) const {
+  void run(const Image<const Stored>& x, const Image<Stored>& y, const Stored* residual, Index first, Index tiles,
+           std::byte* scratch) const {
     const Index threads = parallel_.threads, enough = divide_up(tiles, plan_.tiles);
     const Index chunks = enough < threads ? enough : std::min(round_up(enough, threads), divide_up(tiles, tile_unit));
     const Index groups = std::min(plan_.panels, divide_up(threads, chunks)), items = chunks * groups;
     const auto boundary = [&](Index chunk) { return std::min(tiles, round_up(chunk * tiles / chunks, tile_unit)); };
     parallel_.run(threads, [&](Index thread) {
-      Carver carver(scratch_.get() + thread * bytes_);
+      Carver carver(scratch + thread * thread_bytes_);
       const Worker worker(convolution_, plan_, carver);
       for (Index item = items * thread / threads; item < items * (thread + 1) / threads; ++item) {
         const Index chunk = item / groups, group = item % groups, begin = boundary(chunk), end = boundary(chunk + 1);
@@ -194,17 +183,10 @@ class Convolver {
   }
 
  private:
-  Index bytes() const {
-    Carver counted(nullptr);
-    Worker(convolution_, plan_, counted);
-    return counted.used();
-  }
-
   const WinogradConvolution<Stored>& convolution_;
   Plan<Stored, Element> plan_;
   const Parallel& parallel_;
-  Index bytes_;
-  Scratch scratch_;
+  Index thread_bytes_;
 };
 
 template <class Stored>
@@ -221,12 +203,13 @@ template <class Stored, class Element>
 void convolve(const WinogradConvolution<Stored>& convolution, Index batch, ImageSize size, const Stored* x,
               const Stored* residual, Stored* y, const Parallel& parallel) {
   const Convolver<Stored, Element> convolver(convolution, parallel);
+  const Scratch scratch(convolver.scratch_bytes());
   const Index tiles = divide_up(size.height, winograd_tile) * divide_up(size.width, winograd_tile);
   const Index pixels = size.height * size.width, out_numbers = pixels * convolution.out_channels;
   for (Index image = 0; image < batch; ++image) {
     convolver.run(image_of(x + image * pixels * convolution.channels, size, convolution.channels),
                   image_of(y + image * out_numbers, size, convolution.out_channels),
-                  residual == nullptr ? nullptr : residual + image * out_numbers, 0, tiles);
+                  residual == nullptr ? nullptr : residual + image * out_numbers, 0, tiles, scratch.get());
   }
 }
 
@@ -234,8 +217,9 @@ template <class Stored, class Element>
 void run_block(const WinogradConvolution<Stored>& first, const WinogradConvolution<Stored>& second, Index batch,
                ImageSize size, Stored* x, const Parallel& parallel) {
   const Convolver<Stored, Element> one(first, parallel), two(second, parallel);
+  const Scratch scratch(std::max(one.scratch_bytes(), two.scratch_bytes()));
   const Index rows = divide_up(size.height, winograd_tile), across = divide_up(size.width, winograd_tile);
-  const Index step = std::min(rows, std::max<Index>(1, one.tiles_at_a_time() / across)), strips = divide_up(rows, step);
+  const Index step = std::min(rows, one.rows_at_a_time(across)), strips = divide_up(rows, step);
   // the second convolution of a strip needs a row of the strip before and one of the strip after it
   const Index stored_rows = std::min(size.height, 3 * step * winograd_tile);
   const Index channels = first.channels, row_numbers = size.width * first.out_channels;
@@ -247,10 +231,10 @@ void run_block(const WinogradConvolution<Stored>& first, const WinogradConvoluti
     const Image<Stored> image = image_of(x, size, channels);
     for (Index strip = 0; strip <= strips; ++strip) {
       if (strip < strips) {
-        one.run(constant(image), middle, nullptr, strip * step * across, tiles_of(strip));
+        one.run(constant(image), middle, nullptr, strip * step * across, tiles_of(strip), scratch.get());
       }
       if (strip > 0) {
-        two.run(constant(middle), image, x, (strip - 1) * step * across, tiles_of(strip - 1));
+        two.run(constant(middle), image, x, (strip - 1) * step * across, tiles_of(strip - 1), scratch.get());
       }
     }
   }

@@ -83,7 +83,16 @@ struct TileInputs {
 template <class Stored, class Point, bool relu, bool easy>
 STM_FAST_INLINE void transform_input_vector(const TransformedInput<Stored, Point>& input,
                                             const TileInputs<Stored>& place, Index c, Index count, Point* to) {
+  constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
   const Index channels = input.image.channels, point_stride = input.tiles.point_stride;
+  if (easy && c % line == 0) {
+    // columns that the next tile will add
+    STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {
+      STM_FAST_UNROLL for (Index j = 0; j < winograd_tile; ++j) {
+        __builtin_prefetch(place.lines[i] + (winograd_side + j) * channels + c);
+      }
+    }
+  }
   Vector<float> d[winograd_points];
   STM_FAST_UNROLL for (Index j = 0; j < winograd_side; ++j) {
     STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {

@@ -1,8 +1,8 @@
 """3x3 convolutions on a CPU with a quarter of the multiplications: Winograd filtering F(4x4, 3x3).
 
 After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. 6x6 tiles of the input are
-transformed, multiplied by transformed weights in 36 matrix products over the channels, and transformed back. All of it is
-in the C++ extension; csrc/include/stm_fast/winograd.h explains it.
+transformed, multiplied by transformed weights in 36 matrix products over the channels, and transformed back. The loops
+are in the C++ extension; csrc/include/stm_fast/winograd.h explains them.
 """
 
 import torch
@@ -36,7 +36,7 @@ def absent_reasons() -> list[str]:
 
 
 def is_faster(dtype: torch.dtype) -> bool:
-    """Whether convolutions in `dtype` are faster than PyTorch's: in bfloat16 only with instructions for its products."""
+    """Whether convolutions in `dtype` are faster than PyTorch's; bfloat16 needs instructions for its products."""
     return dtype == torch.float32 or (dtype == torch.bfloat16 and cpp_ops.multiplies_bfloat16())
 
 
