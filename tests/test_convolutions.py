@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from processes import Running
 from stm_fast.errors import InputError
+from stm_fast.network import STM
 from stm_fast.network.backbone import BasicBlock, Bottleneck
-from stm_fast.network.deploy import convolutions, stems, winograd
+from stm_fast.network.deploy import convolutions, for_inference, stems, winograd
 from stm_fast.network.deploy.convolutions import FusedBasicBlock, FusedBottleneckBlock, NarrowConv, PointwiseConv
-from stm_fast.network.deploy.stems import StemConv
+from stm_fast.network.deploy.stems import PooledMemoryEncoder, StemConv
 from stm_fast.ops import cpp_ops
 from stm_fast.testing import assert_no_worse_than_eager
 
@@ -176,6 +177,17 @@ def test_a_stem_is_no_worse_than_eager(size, window, dtype, poisoned_memory):
 
 def pooled(x):
     return F.max_pool2d(F.relu(x), 3, 2, 1)
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_a_memory_encoder_of_stems_gives_the_same_results(objects):
+    """With one object, frame and masks are convolved together."""
+    network = STM("resnet18_half", key_dim=16, value_dim=32, decoder_dim=16).eval()
+    prepared = for_inference(network)
+    assert isinstance(prepared.memory_encoder, PooledMemoryEncoder)
+    frame, masks = torch.rand(3, 50, 70), torch.rand(objects, 50, 70) / 2
+    for found, expected in zip(prepared.memorize(frame, masks), network.memorize(frame, masks), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -25,15 +25,11 @@
 
 namespace stm_fast::STM_FAST_ISA {
 
-// The widest tile of pixels and vectors of columns: 6 x 4 or 4 x 3 sums, or 6 x 2 of small vectors.
-constexpr Index most_columns = group_rows == 8 ? 4 : vectors;
-
-// Pixels of a tile with this many vectors of columns: enough sums to hide the latency of one.
+// Rows of C kept in registers for this many vectors of columns: enough sums to hide the latency of one.
 template <Index count>
-constexpr Index pixels_of = count == 4         ? 6
-                            : count == vectors ? group_rows
-                            : count == 1       ? 8
-                                               : std::max<Index>(6, group_rows);
+constexpr Index pixels_of = count == vectors ? group_rows
+                            : count == 1     ? 8
+                                             : std::max<Index>(6, group_rows);
 
 // NaN stays NaN.
 STM_FAST_INLINE Vector<float> relu6(Vector<float> x) {
@@ -133,10 +129,7 @@ STM_FAST_TARGET void multiply_row(const PixelProduct<Element>& product) {
     const Index last = std::min(first + step, product.pixels);
     for (Index done = 0; done < end;) {
       const Index left = end - done, column = done * width<float>;
-      if (most_columns == 4 && left >= 4 && left != 5) {
-        multiply_columns<Element, activated, most_columns>(product, first, last, column);
-        done += most_columns;
-      } else if (vectors == 3 && (left == 3 || left > 4)) {
+      if (vectors == 3 && (left == 3 || left > 4)) {
         multiply_columns<Element, activated, vectors>(product, first, last, column);
         done += vectors;
       } else if (left >= 2) {

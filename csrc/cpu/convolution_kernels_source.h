@@ -5,11 +5,11 @@
 namespace stm_fast::STM_FAST_ISA {
 
 // The widest tile: four vectors of columns fill 32 registers with six pixels, two fill 16.
-constexpr Index most_convolved = group_rows == 8 ? 4 : 2;
+constexpr Index most_columns = group_rows == 8 ? 4 : 2;
 
 // Pixels of a tile with this many vectors of columns.
 template <Index count>
-constexpr Index tile_pixels = count == most_convolved ? 6 : 8;
+constexpr Index tile_pixels = count == most_columns ? 6 : 8;
 
 // Of one pixel, if its last vector has fewer than all lanes.
 template <class Stored>
@@ -136,9 +136,9 @@ STM_FAST_TARGET void convolve(const ConvolvedPixels<Element, Stored>& pixels) {
   const Index end = divide_up(pixels.columns, width<float>);
   for (Index done = 0; done < end;) {
     const Index left = end - done;
-    if (left >= most_convolved && left != most_convolved + 1) {
-      convolve_next<Element, Stored, most_convolved>(pixels, done);
-    } else if (most_convolved == 4 && left >= 3) {
+    if (left >= most_columns && left != most_columns + 1) {
+      convolve_next<Element, Stored, most_columns>(pixels, done);
+    } else if (most_columns == 4 && left >= 3) {
       convolve_next<Element, Stored, 3>(pixels, done);
     } else if (left >= 2) {
       convolve_next<Element, Stored, 2>(pixels, done);

@@ -153,8 +153,8 @@ def replace_convolutions(module: nn.Module) -> None:
             setattr(module, name, FusedBottleneckBlock(child))
         elif isinstance(child, BasicBlock) and _all_fit(child.downsample):
             setattr(module, name, FusedBasicBlock(child))
-        elif isinstance(child, nn.Sequential) and _is_narrow_after_relu(child):
-            setattr(module, name, NarrowConv(child[1], relu=True))
+        elif (conv := _narrow_after_relu(child)) is not None:
+            setattr(module, name, NarrowConv(conv, relu=True))
         elif isinstance(child, nn.Conv2d) and is_narrow(child):
             setattr(module, name, NarrowConv(child, relu=False))
         elif isinstance(child, nn.Conv2d) and fits(child):
@@ -187,10 +187,12 @@ def _is_read_in_place(conv: nn.Conv2d) -> bool:
     return pairs and has_products(conv.weight.dtype)
 
 
-def _is_narrow_after_relu(module: nn.Sequential) -> bool:
-    if len(module) != 2 or not isinstance(module[0], nn.ReLU):
-        return False
-    return isinstance(module[1], nn.Conv2d) and is_narrow(module[1])
+def _narrow_after_relu(module: nn.Module) -> nn.Conv2d | None:
+    """The narrow convolution of a sequence of ReLU and convolution."""
+    if not isinstance(module, nn.Sequential) or len(module) != 2 or not isinstance(module[0], nn.ReLU):
+        return None
+    conv = module[1]
+    return conv if isinstance(conv, nn.Conv2d) and is_narrow(conv) else None
 
 
 def _all_fit(*convs: nn.Module | None) -> bool:
@@ -204,8 +206,10 @@ def _folded(shortcut: nn.Module) -> nn.Conv2d:
 
 def _activated(conv: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor:
     """ReLU of a convolution, to whose result a tensor of the same shape may be added first."""
+    h: Tensor
     if isinstance(conv, WinogradConv):
-        return conv(x, residual=added, relu=True)
+        h = conv(x, residual=added, relu=True)
+        return h
     h = conv(x)
     if added is not None:
         h += added

@@ -27,7 +27,7 @@ class SharingMemoryEncoder(nn.Module):
         self.objects_at_a_time = objects_at_a_time
         self.trunk = encoder
         weight = torch.cat([encoder.conv1_mask.weight, encoder.conv1_others.weight], dim=1)  # [C1, 2, 7, 7]
-        self.conv1_masks = _with_weights(encoder.conv1_mask, weight, None)
+        self.conv1_masks = with_weights(encoder.conv1_mask, weight, None)
         del encoder.conv1_mask, encoder.conv1_others
 
     def forward(self, frame: Tensor, mask: Tensor, others: Tensor, batch_index: Tensor | None = None) -> Tensor:
@@ -112,8 +112,8 @@ class SharingDecoder(_SharingDecoder):
     def __init__(self, decoder: Decoder, value_dim: int, objects_at_a_time: int | None) -> None:
         super().__init__(objects_at_a_time)
         weight, bias = decoder.compress.weight, decoder.compress.bias
-        self.compress_read = _with_weights(decoder.compress, weight[:, :value_dim], None)
-        self.compress_query = _with_weights(decoder.compress, weight[:, value_dim:], bias)
+        self.compress_read = with_weights(decoder.compress, weight[:, :value_dim], None)
+        self.compress_query = with_weights(decoder.compress, weight[:, value_dim:], bias)
         self.blocks = nn.ModuleList([decoder.merged_block, decoder.refine3.merged_block, decoder.refine2.merged_block])
         self.predict = nn.Sequential(nn.ReLU(inplace=True), decoder.predict)
 
@@ -160,7 +160,7 @@ def _check_one_frame(batch_index: Tensor | None) -> None:
         raise ValueError("objects: found those of several frames, expected one frame: the network only infers")
 
 
-def _with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+def with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A copy of a convolution with other weights [K, C, k, k]."""
     found = deepcopy(conv)
     found.in_channels = weight.shape[1]

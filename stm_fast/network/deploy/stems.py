@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from stm_fast.errors import InputError
 from stm_fast.network.deploy import panels
 from stm_fast.network.deploy.convolutions import has_products
-from stm_fast.network.deploy.shared_work import SharingMemoryEncoder
+from stm_fast.network.deploy.shared_work import SharingMemoryEncoder, with_weights
 from stm_fast.network.encoders import QueryEncoder
 
 MOST_ROWS = 7  # of a window
@@ -84,7 +84,17 @@ class PooledQueryEncoder(QueryEncoder):
 
 
 class PooledMemoryEncoder(SharingMemoryEncoder):
-    """A `SharingMemoryEncoder` whose first convolutions are `StemConv`."""
+    """A `SharingMemoryEncoder` whose first convolutions are `StemConv`; with one object, frame and masks share one."""
+
+    conv1_both: StemConv
+
+    def forward(self, frame: Tensor, mask: Tensor, others: Tensor, batch_index: Tensor | None = None) -> Tensor:
+        """As in `SharingMemoryEncoder`."""
+        if len(mask) > 1 or batch_index is not None:
+            return super().forward(frame, mask, others, batch_index)
+        both = torch.cat([self.trunk.normalize(frame), mask, others], dim=1)  # [1, 5, H, W]
+        r4, _, _ = self.trunk.residual_stages(self.conv1_both.pooled(both))
+        return r4
 
     def features(self, of_frame: Tensor, masks: Tensor) -> Tensor:
         """As in `SharingMemoryEncoder`."""
@@ -96,6 +106,9 @@ def replace_stems(model: nn.Module) -> None:
     """Replaces the first convolutions of every ResNet in `model` that the operators support."""
     for module in list(model.modules()):
         if isinstance(module, SharingMemoryEncoder) and fits(module.trunk.conv1) and fits(module.conv1_masks):
+            weight = torch.cat([module.trunk.conv1.weight, module.conv1_masks.weight], dim=1)  # [C1, 5, k, k]
+            both = with_weights(module.trunk.conv1, weight, module.trunk.conv1.bias)
+            module.add_module("conv1_both", StemConv(both))
             module.trunk.add_module("conv1", StemConv(module.trunk.conv1))
             module.add_module("conv1_masks", StemConv(module.conv1_masks))
             module.__class__ = PooledMemoryEncoder
