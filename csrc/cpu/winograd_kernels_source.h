@@ -79,17 +79,17 @@ struct TileInputs {
   bool inside;
 };
 
-// Channels [c, c + count) of a tile. `easy`: it is inside the image, and count is that of a vector.
-template <class Stored, class Point, bool relu, bool easy>
+// Channels [c, c + count) of a tile. `inside` the image; `whole`: count is that of a vector.
+template <class Stored, class Point, bool relu, bool inside, bool whole>
 STM_FAST_INLINE void transform_input_vector(const TransformedInput<Stored, Point>& input,
                                             const TileInputs<Stored>& place, Index c, Index count, Point* to) {
   constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
   const Index channels = input.image.channels, point_stride = input.tiles.point_stride;
-  if (easy && c % line == 0) {
-    // columns that the next tile will add
+  if (inside && c % line == 0) {
+    // columns that the next tile will add; not into the L1 cache, of which the pixels of a tile may share a few sets
     STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {
       STM_FAST_UNROLL for (Index j = 0; j < winograd_tile; ++j) {
-        __builtin_prefetch(place.lines[i] + (winograd_side + j) * channels + c);
+        __builtin_prefetch(place.lines[i] + (winograd_side + j) * channels + c, 0, 2);
       }
     }
   }
@@ -97,11 +97,10 @@ STM_FAST_INLINE void transform_input_vector(const TransformedInput<Stored, Point
   STM_FAST_UNROLL for (Index j = 0; j < winograd_side; ++j) {
     STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {
       Vector<float>& value = d[i * winograd_side + j];
-      if constexpr (easy) {
-        value = load(place.lines[i] + j * channels + c);
-      } else {
-        const bool valid = place.lines[i] != nullptr && j >= place.begin && j < place.end;
-        value = valid ? load_some(place.lines[i] + j * channels + c, count) : Vector<float>{};
+      value = Vector<float>{};
+      if (inside || (place.lines[i] != nullptr && j >= place.begin && j < place.end)) {
+        const Stored* const from = place.lines[i] + j * channels + c;
+        value = whole ? load(from) : load_some(from, count);
       }
       if constexpr (relu) {
         value = STM_FAST_LARGER(Vector<float>{}, value);
@@ -125,12 +124,15 @@ STM_FAST_TARGET void transform_input_tiles(const TransformedInput<Stored, Point>
   for (Index tile = 0; tile < input.tiles.count; ++tile) {
     const TileInputs<Stored> place(input.image, input.tiles.first + tile);
     Point* const to = input.points + tile * input.tiles.tile_stride;
-    Index c = 0;
-    for (; place.inside && c < whole; c += width<float>) {
-      transform_input_vector<Stored, Point, relu, true>(input, place, c, width<float>, to);
+    for (Index c = 0; c < whole; c += width<float>) {
+      if (place.inside) {
+        transform_input_vector<Stored, Point, relu, true, true>(input, place, c, width<float>, to);
+      } else {
+        transform_input_vector<Stored, Point, relu, false, true>(input, place, c, width<float>, to);
+      }
     }
-    for (; c < channels; c += width<float>) {
-      transform_input_vector<Stored, Point, relu, false>(input, place, c, std::min(width<float>, channels - c), to);
+    if (whole < channels) {
+      transform_input_vector<Stored, Point, relu, false, false>(input, place, whole, channels - whole, to);
     }
   }
 }

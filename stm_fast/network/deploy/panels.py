@@ -8,16 +8,20 @@ COLUMNS = 16  # of a panel
 
 
 def packed(weight: Tensor) -> Tensor:
-    """Packs a weight ``[K, depth]`` as ``[ceil(K / 16), depth, 16]``, padded with zeros.
+    """Packs a weight ``[K, depth]`` as `pack_columns` of its transpose."""
+    return pack_columns(padded(weight.T))
 
-    In bfloat16, adjacent depths are interleaved: ``[ceil(K / 16), ceil(depth / 2), 16, 2]``.
+
+def pack_columns(columns: Tensor) -> Tensor:
+    """Packs weights ``[..., depth, K]`` from `padded` as ``[..., K / 16, depth, 16]``.
+
+    In bfloat16, adjacent depths are interleaved: ``[..., K / 16, ceil(depth / 2), 16, 2]``.
     """
-    columns = padded(weight.T)  # [depth, K up to 16]
-    panels = columns.shape[1] // COLUMNS
-    if weight.dtype == torch.bfloat16:
-        pairs = F.pad(columns, (0, 0, 0, columns.shape[0] % 2)).view(-1, 2, panels, COLUMNS)
-        return pairs.permute(2, 0, 3, 1).contiguous()
-    return columns.view(-1, panels, COLUMNS).transpose(0, 1).contiguous()
+    panels = columns.unflatten(-1, (-1, COLUMNS))  # [..., depth, panels, 16]
+    if columns.dtype == torch.bfloat16:
+        pairs = F.pad(panels, (0, 0, 0, 0, 0, columns.shape[-2] % 2)).unflatten(-3, (-1, 2))
+        return pairs.movedim((-2, -4, -1, -3), (-4, -3, -2, -1)).contiguous()
+    return panels.transpose(-2, -3).contiguous()
 
 
 def padded(rows: Tensor) -> Tensor:

@@ -46,9 +46,10 @@ def transform_weight(weight: Tensor) -> Tensor:
     Returns:
         ``[36, ceil(K / 16), C, 16]``, or in pairs of bfloat16 ``[36, ceil(K / 16), ceil(C / 2), 16, 2]``.
     """
-    transform = _weight_transform().to(weight.device)
-    points = torch.einsum("ai,kcij,bj->abkc", transform, weight.double(), transform).flatten(0, 1).to(weight.dtype)
-    return torch.stack([panels.packed(point) for point in points])
+    transform = _weight_transform()
+    taps = panels.padded(weight.double().permute(2, 3, 1, 0)).flatten(0, 1)  # [9, C, K'], which is smaller than points
+    points = torch.kron(transform, transform) @ taps.flatten(1)
+    return panels.pack_columns(points.to(weight.dtype).unflatten(1, taps.shape[1:]))
 
 
 def _weight_transform() -> Tensor:
