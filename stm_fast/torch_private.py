@@ -54,7 +54,7 @@ def is_watched() -> bool:
 
 
 def has_cpu_kernel(operator: str) -> bool:
-    """Whether an operator such as "stm_fast::winograd_input" has an implementation for the CPU."""
+    """Whether an operator such as "stm_fast::winograd_convolution" has an implementation for the CPU."""
     return _dispatch_has_kernel_for_dispatch_key(operator, "CPU")
 
 

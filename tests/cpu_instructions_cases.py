@@ -7,7 +7,10 @@ import os
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from convolutions import assert_near_direct, by_winograd, random_conv
+from instruction_sets import MULTIPLY_BFLOAT16, MULTIPLY_BYTES
 from quantized_reads import bounds, read
 from stm_fast import _C, memory_read
 from stm_fast.ops.quantized import memory_read_quantized, quantize_memory
@@ -74,7 +77,7 @@ def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
     # bfloat16 numbers, and only for queries in more than half of the lanes, 48 or with AMX 32
     query, key = torch.ones(1, 25, 4, dtype=torch.bfloat16), torch.ones(1, 1, 4, dtype=torch.bfloat16)
     value = torch.full((1, 1, 3), 2.0**-130, dtype=torch.bfloat16)
-    by_pairs = _C.instructions() in ("amx", "avx512_bf16", "emulated", "emulated_amx")
+    by_pairs = _C.instructions() in MULTIPLY_BFLOAT16
     assert (memory_read(query, key, value, backend="cpp") == 0).all() == by_pairs
     assert (memory_read(query[:, :16], key, value, backend="cpp") != 0).all()
     assert (memory_read(query, key, value, similarity="l2", backend="cpp") != 0).all()
@@ -84,5 +87,19 @@ def test_products_of_bytes_are_used_where_there_are_any() -> None:
     query, key, value = soft_memory(queries=9, slots=2, rows=40, key_dim=16, value_dim=24)
     memory = quantize_memory(key, value)
     found, exact = (memory_read_quantized(query, memory, backend=name) for name in ("cpp", "reference"))
-    by_bytes = _C.instructions() in ("amx", "avx512_bf16", "avx512_vnni", "avx_vnni", "emulated", "emulated_amx")
+    by_bytes = _C.instructions() in MULTIPLY_BYTES
     assert torch.allclose(found, exact, atol=1e-5) != by_bytes
+
+
+# chunks of several tiles inside and at the borders; whole and broken panels of 16 channels, and pairs of them
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("channels", [(16, 24), (9, 7), (48, 130)], ids=str)
+def test_convolutions_are_right(channels: tuple[int, int], dtype: torch.dtype) -> None:
+    conv, x = random_conv(*channels, dtype), torch.randn(2, channels[0], 35, 38, dtype=dtype)
+    out, weight, bias = by_winograd(conv, x), conv.weight, conv.bias
+    assert_near_direct(out, lambda wide: F.conv2d(x.to(wide), weight.to(wide), bias.to(wide), padding=1))
+
+
+def test_the_choice_of_convolutions_is_that_of_the_set() -> None:
+    # with AMX those of PyTorch are faster
+    assert _C.multiplies_bfloat16() == (_C.instructions() in ("avx512_bf16", "emulated"))

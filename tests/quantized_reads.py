@@ -3,18 +3,15 @@
 import torch
 from torch import Tensor
 
+from instruction_sets import MULTIPLY_BFLOAT16, MULTIPLY_BYTES
 from stm_fast.ops import memory_read
 from stm_fast.ops.quantized import QuantizedMemory, memory_read_quantized
 from stm_fast.testing import ReadCase, Tensors
 from stm_fast.testing.quantized import rounded_read
 from stm_fast.testing.rounding import rounded_once
 
-# the instruction sets with products of bytes, and of bfloat16 numbers; slots of fewer rows are read as floats
-MULTIPLYING = {
-    torch.int8: ("avx512_bf16", "avx512_vnni", "avx_vnni", "emulated"),
-    torch.float8_e4m3fn: ("avx512_bf16", "emulated"),
-}
-FEWEST_ROWS = 8
+MULTIPLYING = {torch.int8: MULTIPLY_BYTES, torch.float8_e4m3fn: MULTIPLY_BFLOAT16}
+FEWEST_ROWS = 8  # slots of fewer are read as floats
 
 Results = dict[str, Tensor]
 

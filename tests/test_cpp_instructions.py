@@ -6,23 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from instruction_sets import SETS
 from processes import Ended, Running
 from stm_fast.ops import cpp_ops
 
 pytestmark = pytest.mark.skipif(bool(cpp_ops.absent_reasons()), reason="; ".join(cpp_ops.absent_reasons()))
 
 CASES = Path(__file__).with_name("cpu_instructions_cases.py")
-SETS = (
-    "amx",
-    "avx512_bf16",
-    "avx512_vnni",
-    "avx512",
-    "avx_vnni",
-    "avx2",
-    "portable",
-    "emulated",
-    "emulated_amx",
-)
 REFUSAL = "stm-fast: STM_FAST_CPU: found 'abacus', expected one of "
 
 

@@ -143,7 +143,7 @@ STM_FAST_TARGET void rescale_and_add_tiles(const Product<BFloat16Pair>& product,
   multiply_tiles<Update::rescale>(product, scale);
 }
 
-extern const ForwardKernels<BFloat16Pair> pair_kernels = {
+extern const ForwardKernels<BFloat16Pair> tile_kernels = {
     group_rows, lanes<float>, scaled_tiles, rescale_and_add_tiles, softmax_step<BFloat16Pair>, arrange,
 };
 

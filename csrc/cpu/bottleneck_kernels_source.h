@@ -3,6 +3,7 @@
 //
 // The including file may define
 //   STM_FAST_LARGER(left, right), STM_FAST_SMALLER(left, right)  for vectors of floats; right if one is NaN
+//   STM_FAST_NARROW(x)                                           floats to bfloat16
 //   STM_FAST_ROLLED                                              if code should be small rather than fast
 #include <cstring>
 #include <type_traits>
@@ -18,6 +19,9 @@
 #define STM_FAST_LARGER(left, right) ((left) > (right) ? (left) : (right))
 #define STM_FAST_SMALLER(left, right) ((left) < (right) ? (left) : (right))
 #endif
+#if !defined(STM_FAST_NARROW)
+#define STM_FAST_NARROW(x) __builtin_convertvector(round_upper_half(x) >> 16, Halves)
+#endif
 
 namespace stm_fast::STM_FAST_ISA {
 
@@ -31,6 +35,24 @@ constexpr Index pixels_of = count == vectors ? group_rows
 STM_FAST_INLINE Vector<float> relu6(Vector<float> x) {
   const Vector<float> zero = {}, limit = fill(activation_limit), positive = STM_FAST_LARGER(zero, x);
   return STM_FAST_SMALLER(limit, positive);
+}
+
+// Adds the products of `rows` pixels and `count` vectors of columns. Meanwhile it prefetches as many bytes as are read
+// of A from `next`, if wanted.
+template <bool prefetches, class Element, Index rows, Index count>
+STM_FAST_INLINE void add_products(Vector<float> (&sum)[rows][count], const Element* const (&a)[rows],
+                                  const Element* const (&b)[count], Index depth, const Element* next) {
+  for (Index k = 0; k < depth; ++k) {
+    if constexpr (prefetches) {
+      __builtin_prefetch(next + k * rows);
+    }
+    decltype(load(b[0])) right[count];
+    STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { right[j] = load(b[j] + k * panel_lanes); }
+    STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
+      const auto factor = fill(a[i][k]);
+      STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { sum[i][j] = multiply_add(sum[i][j], factor, right[j]); }
+    }
+  }
 }
 
 // `count` vectors of columns of a group of pixels. In a partial group, pixels after the last repeat it and are not
@@ -58,14 +80,7 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, const
     const Element* const start = product.a[part] + first * a_stride;
     const Element* a[rows];
     STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { a[i] = start + (whole || i < left ? i : left - 1) * a_stride; }
-    for (Index k = 0; k < depth; ++k) {
-      decltype(load(b[0])) right[count];
-      STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { right[j] = load(b[j] + k * panel_lanes); }
-      STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
-        const auto factor = fill(a[i][k]);
-        STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { sum[i][j] = multiply_add(sum[i][j], factor, right[j]); }
-      }
-    }
+    add_products<false>(sum, a, b, depth, a[0]);
     STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] += depth * panel_lanes; }
   }
   STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) {
@@ -134,9 +149,7 @@ STM_FAST_INLINE Vector<float> load(const BFloat16* p) {
   const auto wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Vector<std::uint32_t>);
   return reinterpret_cast<Vector<float>>(wide << 16);
 }
-STM_FAST_INLINE void store(BFloat16* p, Vector<float> x) {
-  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(round_upper_half(x) >> 16, Halves);
-}
+STM_FAST_INLINE void store(BFloat16* p, Vector<float> x) { *reinterpret_cast<Halves*>(p) = STM_FAST_NARROW(x); }
 
 template <class Out, Index kernel, Index stride>
 STM_FAST_TARGET void depthwise_row(const DepthwiseRow& row) {

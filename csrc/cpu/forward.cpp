@@ -96,10 +96,9 @@ class ForwardPass : public PanelSums<Accumulator<Stored>> {
   }
 
   void write(const Segment& segment, const Workspace& work, const Partial& result) const {
-    this->for_means(segment, result, work.means,
-                    [&](Index object, Index query, T largest, T total, const T* means) {
-                      finish(object, query, largest, total, means);
-                    });
+    this->for_means(segment, result, work.means, [&](Index object, Index query, T largest, T total, const T* means) {
+      finish(object, query, largest, total, means);
+    });
   }
 
  private:
@@ -174,7 +173,8 @@ template <class Stored, class Element>
 void run_forward(const Scores<Stored, Element>& scores, const Parallel& parallel, Index value_dim,
                  const Results<Stored>& results) {
   const Affinities affinities(scores.problem, value_dim == 0 ? scores.problem.objects : objects_together);
-  const QueryBlocks blocks = blocks_of_many(scores.problem.queries, scores.problem.rows, scores.blocks.lanes, affinities, parallel.threads);
+  const QueryBlocks blocks =
+      blocks_of_many(scores.problem.queries, scores.problem.rows, scores.blocks.lanes, affinities, parallel.threads);
   const Schedule schedule = schedule_of(scores.problem, affinities, blocks.count, parallel.threads);
   run_pass(ForwardPass<Stored, Element>(scores, affinities, blocks, value_dim, results), schedule, parallel);
 }

@@ -101,7 +101,7 @@ class QuantizedPass : public PanelSums<float> {
       scores = carver.take<float>(tiles * tile_size);
       rescale = carver.take<float>(tiles * pass.blocks_.lanes);
       part_scale = carver.take<float>(tiles * pass.blocks_.lanes);
-      means = carver.take<float>(pass.means_size());
+      out = carver.take<float>(pass.means_size());
     }
     PackedQueries<Element> query;
     Index tiles;  // one per panel if several objects use them, otherwise one
@@ -120,7 +120,7 @@ class QuantizedPass : public PanelSums<float> {
     float* scores;                 // [tiles][rows][lanes]
     float* rescale;                // [tiles][lanes]
     float* part_scale;             // [tiles][lanes]
-    float* means;                  // scratch of for_means
+    float* out;                    // scratch of for_means
   };
 
   void read(const Segment& segment, const Workspace& work, const Partial& result) const {
@@ -159,7 +159,7 @@ class QuantizedPass : public PanelSums<float> {
   }
 
   void write(const Segment& segment, const Workspace& work, const Partial& result) const {
-    for_means(segment, result, work.means,
+    for_means(segment, result, work.out,
               [&](Index object, Index query, float largest, float total, const float* means) {
                 write_query<Stored>(results_, object * blocks_.queries + query, value_dim_, largest, total, means,
                                     overflowed_);
@@ -309,7 +309,7 @@ void read_quantized(const ReadProblem<Stored>& problem, const Parallel& parallel
   using Element = ElementOf<Stored>;
   const Affinities affinities(problem, objects_together);
   const QueryBlocks blocks =
-      blocks_of_many(problem.queries, quantized_kernels<Element>()->lanes, affinities, parallel.threads);
+      blocks_of_many(problem.queries, problem.rows, quantized_kernels<Element>()->lanes, affinities, parallel.threads);
   const SlotBlocks rows(problem.quantization.slot_rows, most_rows<Element>);
   const Schedule schedule =
       schedule_of(problem, affinities, blocks.count, parallel.threads, [&](Index first) { return rows.count(first); });

@@ -11,15 +11,18 @@
 #define STM_FAST_LARGER(left, right) (Vector<float>)_mm256_max_ps((__m256)(left), (__m256)(right))
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm256_min_ps((__m256)(left), (__m256)(right))
 
+#include "kernel_sets.h"
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "convolution_kernels_source.h"
+#include "winograd_kernels_source.h"
 
 namespace stm_fast::avx2 {
 
-extern const TileKernels<float> float_kernels = table<float>;
-extern const TileKernels<double> double_kernels = table<double>;
-extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
+extern const FloatKernels float_kernels = {
+    table<float>, table<double>, bottleneck_table, convolution_table<float, float>, all_winograd_tables,
+};
 
 }  // namespace stm_fast::avx2
 

@@ -12,15 +12,18 @@
 #define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_maskz_max_ps(0xffff, (__m512)(left), (__m512)(right))
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)(left), (__m512)(right))
 
+#include "kernel_sets.h"
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "convolution_kernels_source.h"
+#include "winograd_kernels_source.h"
 
 namespace stm_fast::avx512 {
 
-extern const TileKernels<float> float_kernels = table<float>;
-extern const TileKernels<double> double_kernels = table<double>;
-extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
+extern const FloatKernels float_kernels = {
+    table<float>, table<double>, bottleneck_table, convolution_table<float, float>, all_winograd_tables,
+};
 
 }  // namespace stm_fast::avx512
 

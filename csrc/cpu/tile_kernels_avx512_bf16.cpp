@@ -14,17 +14,23 @@
 // GCC warns that the forms without a mask read uninitialized values
 #define STM_FAST_LARGER(left, right) (Vector<float>)_mm512_maskz_max_ps(0xffff, (__m512)(left), (__m512)(right))
 #define STM_FAST_SMALLER(left, right) (Vector<float>)_mm512_maskz_min_ps(0xffff, (__m512)(left), (__m512)(right))
+#define STM_FAST_NARROW(x) (Halves) _mm512_maskz_cvtneps_pbh(0xffff, (__m512)(x))
 
+#include "kernel_sets.h"
 #include "tile_kernels_source.h"
 // which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "convolution_kernels_source.h"
 #include "quantized_kernels_source.h"
+#include "winograd_kernels_source.h"
 
 namespace stm_fast::avx512_bf16 {
 
-extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
-extern const QuantizedKernels<BFloat16Pair> quantized_pair_kernels = quantized_table<BFloat16Pair>;
-extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels = pixel_table<BFloat16Pair>;
+extern const PairKernels pair_kernels = {
+    forward_table<BFloat16Pair>,        quantized_table<BFloat16Pair>,
+    pixel_table<BFloat16Pair>,          convolution_table<BFloat16Pair, BFloat16>,
+    winograd_table<BFloat16, BFloat16>,
+};
 
 }  // namespace stm_fast::avx512_bf16
 

@@ -17,19 +17,24 @@
   ((sum) + product_of_bytes(left, right, 24) + product_of_bytes(left, right, 16) + product_of_bytes(left, right, 8) + \
    product_of_bytes(left, right, 0))
 
+#include "kernel_sets.h"
 #include "tile_kernels_source.h"
 // which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "convolution_kernels_source.h"
 #include "quantized_kernels_source.h"
+#include "winograd_kernels_source.h"
 
 namespace stm_fast::emulated {
 
-extern const TileKernels<float> float_kernels = table<float>;
-extern const TileKernels<double> double_kernels = table<double>;
-extern const ForwardKernels<BFloat16Pair> pair_kernels = forward_table<BFloat16Pair>;
-extern const QuantizedKernels<BFloat16Pair> quantized_pair_kernels = quantized_table<BFloat16Pair>;
+extern const FloatKernels float_kernels = {
+    table<float>, table<double>, bottleneck_table, convolution_table<float, float>, all_winograd_tables,
+};
+extern const PairKernels pair_kernels = {
+    forward_table<BFloat16Pair>,        quantized_table<BFloat16Pair>,
+    pixel_table<BFloat16Pair>,          convolution_table<BFloat16Pair, BFloat16>,
+    winograd_table<BFloat16, BFloat16>,
+};
 extern const QuantizedKernels<ByteQuad> byte_kernels = quantized_table<ByteQuad>;
-extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
-extern const PixelKernels<BFloat16Pair> bottleneck_pair_kernels = pixel_table<BFloat16Pair>;
 
 }  // namespace stm_fast::emulated

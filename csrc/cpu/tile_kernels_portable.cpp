@@ -5,14 +5,17 @@
 #define STM_FAST_GROUP_ROWS 4
 #define STM_FAST_VECTORS 2
 
+#include "kernel_sets.h"
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
 #include "bottleneck_kernels_source.h"
+#include "convolution_kernels_source.h"
+#include "winograd_kernels_source.h"
 
 namespace stm_fast::portable {
 
-extern const TileKernels<float> float_kernels = table<float>;
-extern const TileKernels<double> double_kernels = table<double>;
-extern const BottleneckKernels bottleneck_kernels = bottleneck_table;
+extern const FloatKernels float_kernels = {
+    table<float>, table<double>, bottleneck_table, convolution_table<float, float>, all_winograd_tables,
+};
 
 }  // namespace stm_fast::portable

@@ -183,6 +183,10 @@ class Backbone(nn.Module):
         """Output of the first convolution(s) [B, C1, H/2, W/2] to r4 [B, C4, H/16, W/16], r3 (H/8) and r2 (H/4)."""
         # reassigning x frees the larger map before r2 is allocated
         x = F.max_pool2d(F.relu_(self.bn1(x)), kernel_size=3, stride=2, padding=1)  # [B, C1, H/4, W/4]
+        return self.residual_stages(x)
+
+    def residual_stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The stem's output [B, C1, H/4, W/4] to the maps of `stages`."""
         r2: Tensor = self.layer1(x)  # [B, C2, H/4, W/4]
         r3: Tensor = self.layer2(r2)  # [B, C3, H/8, W/8]
         r4: Tensor = self.layer3(r3)  # [B, C4, H/16, W/16]

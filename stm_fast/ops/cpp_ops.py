@@ -39,10 +39,17 @@ def absent_reasons() -> list[str]:
 
 
 def operator_absent_reasons(name: str) -> list[str]:
-    """Why another operator of the extension, such as "stm_fast::winograd_input", is absent; empty if it is not."""
+    """Why another operator of the extension, like "stm_fast::winograd_convolution", is absent; empty if it is not."""
     # the extension may have been built from older sources
     no_kernel = [] if has_cpu_kernel(name) else ["the extension was built without it; build it again"]
     return absent_reasons() or no_kernel
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the extension, which must not be absent, has the fastest convolutions in bfloat16 of this CPU."""
+    import stm_fast._C as extension
+
+    return bool(extension.multiplies_bfloat16())
 
 
 def _check_instructions() -> None:

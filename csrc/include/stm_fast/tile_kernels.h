@@ -202,6 +202,9 @@ const ForwardKernels<BFloat16Pair>* pair_kernels();
 template <class Element>
 const QuantizedKernels<Element>* quantized_kernels();
 
+// Whether convolutions by products of bfloat16 numbers are the fastest that this CPU has; with AMX, PyTorch's are.
+bool multiplies_bfloat16();
+
 // The name of the set in use.
 const char* instructions();
 

@@ -1,33 +1,50 @@
-// Convolutions of 3 x 3 by Winograd's minimal filtering F(4 x 4, 3 x 3): the transforms before and after the
-// matrix products.
+// Convolutions of 3 x 3 by Winograd's minimal filtering F(4 x 4, 3 x 3): transforms before and after matrix products.
 //
 // After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.3. A tile of 4 x 4
 // outputs needs 36 products per pair of channels instead of 144. Images are channels-last, [H, W, C].
+//
+// Transformed inputs and weights are the values of polynomials at the points 0, a, -a, 1/a, -1/a and infinity. With the
+// paper's points 0, 1, -1, 2 and -2, products of bfloat16 numbers have twice the error; see Alam et al., "Winograd
+// convolution for deep neural networks: efficient point selection", 2022.
 #pragma once
 
 #include "stm_fast/matrix.h"
+#include "stm_fast/memory_read.h"
 
 namespace stm_fast {
 
 inline constexpr Index winograd_tile = 4;     // outputs of a tile, in each direction
+inline constexpr Index winograd_side = 6;     // inputs of a tile, in each direction
 inline constexpr Index winograd_points = 36;  // values of a tile between the transforms
-inline constexpr Index winograd_lanes = 8;    // the number of channels is a multiple of it
+inline constexpr double winograd_point = 0.625;
 
-// Some rows of tiles of an image.
-struct WinogradStrip {
-  Index height, width, channels;  // of the image
-  Index first_row, rows;          // of tiles
-
-  Index tiles_across() const { return divide_up(width, winograd_tile); }
+struct ImageSize {
+  Index height, width;
 };
 
-// One row of tiles of the input, padded with zeros: image [H, W, C] -> points [36, tiles of the strip, C].
-// With relu, negative inputs count as 0.
-void winograd_input(const WinogradStrip& strip, Index row, const float* picture, bool relu, float* points);
+// Stride 1, zeros around the input. Stored is float or BFloat16; sums and transforms are in float. If the machine has
+// instructions for products of bfloat16, transformed inputs are rounded to it, otherwise they are floats.
+template <class Stored>
+struct WinogradConvolution {
+  Index channels;
+  Index out_channels;
+  // transformed weights [36][ceil(K / 16)][C][16]; of BFloat16 in pairs along C: [36][ceil(K / 16)][ceil(C / 2)][16][2]
+  const Stored* weight;
+  const float* bias;  // [K rounded up to a multiple of 16]
+  bool relu_input;
+  bool relu_output;
+};
 
-// One row of tiles of the output: points [36, tiles of the strip, K] -> image [H, W, K], plus a bias [K] and, unless it
-// is null, a residual [H, W, K].
-void winograd_output(const WinogradStrip& strip, Index row, const float* points, const float* bias,
-                     const float* residual, float* picture);
+// y = [relu](convolution([relu](x)) [+ residual]) for x [B, H, W, C], y and residual [B, H, W, K]; residual may be
+// null.
+template <class Stored>
+void winograd_convolution(const WinogradConvolution<Stored>& convolution, Index batch, ImageSize size, const Stored* x,
+                          const Stored* residual, Stored* y, const Parallel& parallel);
+
+// x += second(first(x)) for x [B, H, W, C]. The convolutions alternate strip by strip, so that only three strips of the
+// image between them exist. A strip of the result overwrites the same strip of x, which by then is only the residual.
+template <class Stored>
+void winograd_residual_block(const WinogradConvolution<Stored>& first, const WinogradConvolution<Stored>& second,
+                             Index batch, ImageSize size, Stored* x, const Parallel& parallel);
 
 }  // namespace stm_fast

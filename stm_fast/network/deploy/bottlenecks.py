@@ -8,16 +8,15 @@ core's private cache. The loops are in the C++ extension; csrc/include/stm_fast/
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stm_fast.errors import InputError
+from stm_fast.network.deploy import panels
 from stm_fast.network.efficientnet import InvertedBottleneck, Stem
 from stm_fast.ops import cpp_ops
 
 DTYPES = (torch.float32, torch.bfloat16)
 KERNELS = (3, 5)
 STRIDES = (1, 2)
-_PANEL = 16  # columns per panel of a packed weight
 
 torch.library.define(
     "stm_fast::inverted_bottleneck",
@@ -60,12 +59,12 @@ class FusedBottleneck(nn.Module):
         if not fits(block.depthwise):
             raise InputError(f"block: found {block.depthwise}, expected {_COVERED}")
         expand, project = block.expand, block.project
-        self.register_buffer("expand", None if expand is None else _panels(expand.weight.flatten(1)))
-        self.register_buffer("expand_bias", None if expand is None else _bias(expand))
-        self.register_buffer("depthwise", _padded(block.depthwise.weight.float().flatten(1).T))
-        self.register_buffer("depthwise_bias", _bias(block.depthwise))
-        self.register_buffer("project", _panels(project.weight.flatten(1)))
-        self.register_buffer("project_bias", _bias(project))
+        self.register_buffer("expand", None if expand is None else panels.packed(expand.weight.flatten(1)))
+        self.register_buffer("expand_bias", None if expand is None else panels.bias(expand))
+        self.register_buffer("depthwise", panels.padded(block.depthwise.weight.float().flatten(1).T))
+        self.register_buffer("depthwise_bias", panels.bias(block.depthwise))
+        self.register_buffer("project", panels.packed(project.weight.flatten(1)))
+        self.register_buffer("project_bias", panels.bias(project))
         self._expanded, self._channels = block.depthwise.out_channels, project.out_channels
         self._kernel, self._stride = int(block.depthwise.kernel_size[0]), int(block.depthwise.stride[0])
         self._residual = block.residual
@@ -106,8 +105,8 @@ class FusedStem(nn.Module):
         super().__init__()
         if not fits(conv):
             raise InputError(f"conv: found {conv}, expected {_COVERED}")
-        self.register_buffer("weight", _panels(conv.weight.float().permute(0, 2, 3, 1).flatten(1)))
-        self.register_buffer("bias", _bias(conv))
+        self.register_buffer("weight", panels.packed(conv.weight.float().permute(0, 2, 3, 1).flatten(1)))
+        self.register_buffer("bias", panels.bias(conv))
         self._channels, self._kernel, self._stride = conv.out_channels, int(conv.kernel_size[0]), int(conv.stride[0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,22 +149,3 @@ def _images(x: Tensor, stride: int, channels: int) -> tuple[Tensor, Tensor]:
     images = x.detach().permute(0, 2, 3, 1).contiguous()
     batch, height, width, _ = images.shape
     return images, images.new_empty(batch, -(-height // stride), -(-width // stride), channels)
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    return _padded(conv.weight.new_zeros(conv.out_channels).float() if conv.bias is None else conv.bias.float())
-
-
-def _padded(rows: Tensor) -> Tensor:
-    """Pads the last dimension with zeros to a multiple of `_PANEL`."""
-    return F.pad(rows.detach(), (0, -rows.shape[-1] % _PANEL)).contiguous()
-
-
-def _panels(weight: Tensor) -> Tensor:
-    """Packs a weight ``[K, depth]`` as ``[ceil(K / 16), depth, 16]``; in bfloat16, adjacent depths are interleaved."""
-    columns = _padded(weight.T)  # [depth, K up to 16]
-    panels = columns.shape[1] // _PANEL
-    if weight.dtype == torch.bfloat16:
-        pairs = F.pad(columns, (0, 0, 0, columns.shape[0] % 2)).view(-1, 2, panels, _PANEL)
-        return pairs.permute(2, 0, 3, 1).contiguous()
-    return columns.view(-1, panels, _PANEL).transpose(0, 1).contiguous()

@@ -9,7 +9,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from stm_fast.network.aggregation import EPSILON
 from stm_fast.network.backbone import Backbone
 from stm_fast.network.decoder import Decoder
-from stm_fast.network.deploy import bottlenecks, winograd
+from stm_fast.network.deploy import bottlenecks, convolutions, stems, winograd
 from stm_fast.network.deploy.compilation import compile_calls
 from stm_fast.network.deploy.shared_work import (
     SharingDecoder,
@@ -78,7 +78,10 @@ def _use_cpu_operators(model: STM, dtype: torch.dtype) -> None:
     """Replaces parts by operators of the C++ extension, in place, if it is available."""
     if not bottlenecks.absent_reasons():
         bottlenecks.replace_bottlenecks(model)
-    if dtype == torch.float32 and not winograd.absent_reasons():
+    if not convolutions.absent_reasons():
+        stems.replace_stems(model)
+        convolutions.replace_convolutions(model)
+    if not winograd.absent_reasons() and winograd.is_faster(dtype):
         winograd.replace_convolutions(model)
     if dtype in probabilities.DTYPES and not probabilities.absent_reasons():
         model.__class__ = OnePassSTM

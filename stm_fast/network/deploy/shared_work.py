@@ -8,7 +8,6 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stm_fast.network.decoder import Decoder, upsampled
 from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
@@ -28,7 +27,7 @@ class SharingMemoryEncoder(nn.Module):
         self.objects_at_a_time = objects_at_a_time
         self.trunk = encoder
         weight = torch.cat([encoder.conv1_mask.weight, encoder.conv1_others.weight], dim=1)  # [C1, 2, 7, 7]
-        self.conv1_masks = _with_weights(encoder.conv1_mask, weight, None)
+        self.conv1_masks = with_weights(encoder.conv1_mask, weight, None)
         del encoder.conv1_mask, encoder.conv1_others
 
     def forward(self, frame: Tensor, mask: Tensor, others: Tensor, batch_index: Tensor | None = None) -> Tensor:
@@ -113,10 +112,10 @@ class SharingDecoder(_SharingDecoder):
     def __init__(self, decoder: Decoder, value_dim: int, objects_at_a_time: int | None) -> None:
         super().__init__(objects_at_a_time)
         weight, bias = decoder.compress.weight, decoder.compress.bias
-        self.compress_read = _with_weights(decoder.compress, weight[:, :value_dim], None)
-        self.compress_query = _with_weights(decoder.compress, weight[:, value_dim:], bias)
+        self.compress_read = with_weights(decoder.compress, weight[:, :value_dim], None)
+        self.compress_query = with_weights(decoder.compress, weight[:, value_dim:], bias)
         self.blocks = nn.ModuleList([decoder.merged_block, decoder.refine3.merged_block, decoder.refine2.merged_block])
-        self.predict = decoder.predict
+        self.predict = nn.Sequential(nn.ReLU(inplace=True), decoder.predict)
 
     def shared_work(self, read: Tensor, frame: Tensor, skip3: Tensor, skip2: Tensor) -> tuple[Tensor, ...]:
         """m4 [O, D, h, w], and the skip features, which are convolved already."""
@@ -128,7 +127,7 @@ class SharingDecoder(_SharingDecoder):
         m = first(per_object)
         for detail, block in zip(shared, rest, strict=True):
             m = block(upsampled(m, 2).add_(detail))  # [O, D, 2h, 2w], then [O, D, 4h, 4w]
-        logits: Tensor = self.predict(F.relu_(m))
+        logits: Tensor = self.predict(m)
         return logits
 
 
@@ -161,7 +160,7 @@ def _check_one_frame(batch_index: Tensor | None) -> None:
         raise ValueError("objects: found those of several frames, expected one frame: the network only infers")
 
 
-def _with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+def with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A copy of a convolution with other weights [K, C, k, k]."""
     found = deepcopy(conv)
     found.in_channels = weight.shape[1]

@@ -1,0 +1,33 @@
+"""3x3 convolutions of the extension beside PyTorch's, for tests."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from stm_fast.network.deploy.winograd import WinogradConv, conv3x3
+
+# rounding errors of Winograd's transforms, relative to those of a direct convolution
+MOST_ERROR = {torch.float32: 16, torch.bfloat16: 10}
+
+
+def assert_near_direct(out: Tensor, direct: Callable[[torch.dtype], Tensor]) -> None:
+    """Compares errors against float64 with the direct convolution's own in the same dtype."""
+    truth = direct(torch.float64)
+    rounding = torch.finfo(out.dtype).eps * truth.abs().max()
+    allowed = MOST_ERROR[out.dtype] * (direct(out.dtype) - truth).abs().max() + 2 * rounding
+    assert out.shape == truth.shape
+    assert (out - truth).abs().max() <= allowed
+
+
+def random_conv(channels: int, out_channels: int, dtype: torch.dtype) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, out_channels, kernel_size=3, padding=1).requires_grad_(False)
+    conv.weight.normal_()
+    conv.bias.normal_()
+    return conv.to(dtype)
+
+
+def by_winograd(conv: nn.Conv2d, x: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """The convolution by `conv3x3`; `relu` of its input and of its result."""
+    ready = WinogradConv(conv)
+    return conv3x3(x, ready.weight, ready.bias, conv.out_channels, residual=residual, relu_input=relu, relu_output=relu)
