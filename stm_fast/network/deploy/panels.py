@@ -17,9 +17,11 @@ def pack_columns(columns: Tensor) -> Tensor:
 
     In bfloat16, adjacent depths are interleaved: ``[..., K / 16, ceil(depth / 2), 16, 2]``.
     """
-    panels = columns.unflatten(-1, (-1, COLUMNS))  # [..., depth, panels, 16]
+    *some, depth, width = columns.shape
+    panels = columns.reshape(*some, depth, width // COLUMNS, COLUMNS)
     if columns.dtype == torch.bfloat16:
-        pairs = F.pad(panels, (0, 0, 0, 0, 0, columns.shape[-2] % 2)).unflatten(-3, (-1, 2))
+        even = F.pad(panels, (0, 0, 0, 0, 0, depth % 2))
+        pairs = even.reshape(*some, -1, 2, width // COLUMNS, COLUMNS)
         return pairs.movedim((-2, -4, -1, -3), (-4, -3, -2, -1)).contiguous()
     return panels.transpose(-2, -3).contiguous()
 

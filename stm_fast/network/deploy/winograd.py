@@ -49,7 +49,7 @@ def transform_weight(weight: Tensor) -> Tensor:
     transform = _weight_transform()
     taps = panels.padded(weight.double().permute(2, 3, 1, 0)).flatten(0, 1)  # [9, C, K'], which is smaller than points
     points = torch.kron(transform, transform) @ taps.flatten(1)
-    return panels.pack_columns(points.to(weight.dtype).unflatten(1, taps.shape[1:]))
+    return panels.pack_columns(points.to(weight.dtype).reshape(POINTS, *taps.shape[1:]))
 
 
 def _weight_transform() -> Tensor:
