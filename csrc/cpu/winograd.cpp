@@ -16,6 +16,9 @@ constexpr Index most_point_bytes = Index{8} << 20;
 // Output channels whose sums stay in a core's private cache until they are transformed.
 constexpr Index block_columns = 96;
 constexpr Index tile_unit = 8;  // whole groups of rows of every set's products
+// Chunks of a strip of a residual block: the weights of one convolution, half of the L3 cache, are used as often in
+// turn.
+constexpr Index chunks_of_strip = 4;
 
 // The stride of `count` elements, such that values of the points of one tile are in different sets of the caches.
 template <class Element>
@@ -219,7 +222,7 @@ void run_block(const WinogradConvolution<Stored>& first, const WinogradConvoluti
   const Convolver<Stored, Element> one(first, parallel), two(second, parallel);
   const Scratch scratch(std::max(one.scratch_bytes(), two.scratch_bytes()));
   const Index rows = divide_up(size.height, winograd_tile), across = divide_up(size.width, winograd_tile);
-  const Index step = std::min(rows, one.rows_at_a_time(across)), strips = divide_up(rows, step);
+  const Index step = std::min(rows, chunks_of_strip * one.rows_at_a_time(across)), strips = divide_up(rows, step);
   // the second convolution of a strip needs a row of the strip before and one of the strip after it
   const Index stored_rows = std::min(size.height, 3 * step * winograd_tile);
   const Index channels = first.channels, row_numbers = size.width * first.out_channels;
