@@ -16,8 +16,8 @@ constexpr Index most_point_bytes = Index{8} << 20;
 // Output channels whose sums stay in a core's private cache until they are transformed.
 constexpr Index block_columns = 96;
 constexpr Index tile_unit = 8;  // whole groups of rows of every set's products
-// Chunks of a strip of a residual block: the weights of one convolution, half of the L3 cache, are used as often in
-// turn.
+// Chunks of a strip of a residual block: the weights of each convolution are used this often in turn, from the L3
+// cache.
 constexpr Index chunks_of_strip = 4;
 
 // The stride of `count` elements, such that values of the points of one tile are in different sets of the caches.
