@@ -66,11 +66,13 @@ fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
 
-# measures memory reads and whole frames, and writes all tables from benchmarks/results
+# measures memory reads and whole frames, and writes all tables from benchmarks/results. Names of results contain the
+# instruction set in use
+CPU_RESULT = cpu-$$($(BIN)/python -c 'from stm_fast import _C; print(_C.instructions())').json
 bench: setup
-	$(BIN)/stm-fast benchmark read --overwrite --no-plots --output benchmarks/results/memory-read-cpu.json --device cpu
+	$(BIN)/stm-fast benchmark read --overwrite --no-plots --output benchmarks/results/memory-read-$(CPU_RESULT) --device cpu
 	$(BIN)/stm-fast benchmark frames --shapes 480p-T10-O1,480p-T10-O3,480p-T50-O1,480p-T50-O3 --rounds 3 \
-		--overwrite --output benchmarks/results/network-cpu.json --device cpu
+		--overwrite --output benchmarks/results/network-$(CPU_RESULT) --device cpu
 	$(BIN)/python benchmarks/make_tables.py
 
 # on a machine with a GPU and no $(VENV): make gpu GPU_PYTHON=python3. Exits with 3 if there is no GPU.

@@ -1,6 +1,6 @@
 """What networks and their memory cost: frames of every network, masks of every storage, tensors kept for training.
 
-python benchmarks/costs.py networks                    480p, 1 and 3 objects: results/networks-cpu.json
+python benchmarks/costs.py networks                    480p, 1 and 3 objects: results/networks-cpu-<instructions>.json
 python benchmarks/costs.py networks 480p-T10-O1 --rounds 3
 python benchmarks/costs.py masks --frames 40 --size 240p --video clip.mp4=first.png --output storage-masks.json
 python benchmarks/costs.py training                    counts tensors: the same on every machine

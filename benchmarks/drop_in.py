@@ -1,6 +1,6 @@
 """What the memory read of each model of the STM family takes as published, and with stm_fast in its place.
 
-python benchmarks/drop_in.py --output benchmarks/results/drop-in-cpu.json
+python benchmarks/drop_in.py --output benchmarks/results/drop-in-cpu-<instructions>.json
 
 Random features of a 480p frame (30 x 54 pixels at stride 16), channels first, in the shapes of each model's own code.
 The published reads are written here again, from their formulas. Both are interleaved, round by round.

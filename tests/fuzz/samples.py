@@ -269,7 +269,7 @@ def benchmark_records() -> list[Files]:
 
 def frame_records() -> list[Files]:
     results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-    return [{"record.json": (results / "network-cpu.json").read_bytes()}]
+    return [{"record.json": (results / "network-cpu-avx2.json").read_bytes()}]
 
 
 def small_states() -> dict[str, Any]:
