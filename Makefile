@@ -68,7 +68,7 @@ fix: setup
 
 # measures memory reads and whole frames, and writes all tables from benchmarks/results. Names of results contain the
 # instruction set in use
-CPU_RESULT = cpu-$$($(BIN)/python -c 'from stm_fast import _C; print(_C.instructions())').json
+CPU_RESULT = cpu-$$($(BIN)/python -c 'import torch; from stm_fast import _C; print(_C.instructions())').json
 bench: setup
 	$(BIN)/stm-fast benchmark read --overwrite --no-plots --output benchmarks/results/memory-read-$(CPU_RESULT) --device cpu
 	$(BIN)/stm-fast benchmark frames --shapes 480p-T10-O1,480p-T10-O3,480p-T50-O1,480p-T50-O3 --rounds 3 \

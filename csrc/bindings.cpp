@@ -174,9 +174,9 @@ PyObject* instructions(PyObject*, PyObject*) {
   }
 }
 
-PyObject* multiplies_bfloat16(PyObject*, PyObject*) {
+PyObject* convolves_bfloat16(PyObject*, PyObject*) {
   try {
-    return PyBool_FromLong(stm_fast::multiplies_bfloat16());
+    return PyBool_FromLong(stm_fast::convolves_bfloat16());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -185,8 +185,8 @@ PyObject* multiplies_bfloat16(PyObject*, PyObject*) {
 
 PyMethodDef methods[] = {
     {"instructions", instructions, METH_NOARGS, "The instruction set whose tile kernels the engine uses."},
-    {"multiplies_bfloat16", multiplies_bfloat16, METH_NOARGS,
-     "Whether its convolutions in bfloat16 are the fastest of this CPU."},
+    {"convolves_bfloat16", convolves_bfloat16, METH_NOARGS,
+     "Whether convolutions in bfloat16 are made by the extension."},
     {nullptr, nullptr, 0, nullptr},
 };
 

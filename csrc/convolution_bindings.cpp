@@ -41,6 +41,7 @@ const float* bias_of(const Tensor& bias, Index columns) {
 
 // Images [B, H, W, C]. Pairs of channels are read in place.
 void check_images(const Tensor& out, const Tensor& x) {
+  stm_fast::check_other_data(out, x);
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "x: expected float32 or bfloat16");
   check_dense("x", x, 4, type);

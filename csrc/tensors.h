@@ -58,6 +58,11 @@ inline void check_dense(const char* name, const Tensor& tensor, int64_t dimensio
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
 }
 
+// An operator that reads neighbors cannot write over its input.
+inline void check_other_data(const Tensor& out, const Tensor& x) {
+  STD_TORCH_CHECK(out.numel() == 0 || out.const_data_ptr() != x.const_data_ptr(), "out: found the data of x");
+}
+
 inline void check_same_shape(const char* name, const Tensor& tensor, const char* other_name, const Tensor& other) {
   for (int64_t i = 0; i < tensor.dim(); ++i) {
     STD_TORCH_CHECK(tensor.size(i) == other.size(i), name, ": its shape differs from that of ", other_name);

@@ -59,6 +59,7 @@ void winograd_convolution(Tensor out, const Tensor& x, const Tensor& weight, con
   for (Index i = 0; i < 3; ++i) {
     STD_TORCH_CHECK(out.size(i) == x.size(i), "out: does not fit x");
   }
+  stm_fast::check_other_data(out, x);
   if (residual.has_value()) {
     check_dense("residual", *residual, 4, x.scalar_type());
     stm_fast::check_same_shape("residual", *residual, "out", out);

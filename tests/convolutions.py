@@ -1,6 +1,7 @@
 """3x3 convolutions of the extension beside PyTorch's, for tests."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,3 +32,15 @@ def by_winograd(conv: nn.Conv2d, x: Tensor, residual: Tensor | None = None, *, r
     """The convolution by `conv3x3`; `relu` of its input and of its result."""
     ready = WinogradConv(conv)
     return conv3x3(x, ready.weight, ready.bias, conv.out_channels, residual=residual, relu_input=relu, relu_output=relu)
+
+
+def with_threads(call: Callable[[], Any], *counts: int) -> list[Any]:
+    """What a call returns with each number of threads."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            results.append(call())
+    finally:
+        torch.set_num_threads(before)
+    return results

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from convolutions import with_threads
+from instruction_sets import CONVOLVE_BFLOAT16, SETS
 from processes import Running
 from stm_fast.errors import InputError
 from stm_fast.network import STM
@@ -32,7 +34,7 @@ def without_gradients():
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
 def dtype(request) -> torch.dtype:
-    if not convolutions.has_products(request.param):
+    if not cpp_ops.convolves(request.param):
         pytest.skip("this machine does not multiply it")
     return request.param
 
@@ -179,7 +181,7 @@ def pooled(x):
     return F.max_pool2d(F.relu(x), 3, 2, 1)
 
 
-@pytest.mark.parametrize("objects", [1, 2])
+@pytest.mark.parametrize("objects", [0, 1, 2])
 def test_a_memory_encoder_of_stems_gives_the_same_results(objects):
     """With one object, frame and masks are convolved together."""
     network = STM("resnet18_half", key_dim=16, value_dim=32, decoder_dim=16).eval()
@@ -191,15 +193,14 @@ def test_a_memory_encoder_of_stems_gives_the_same_results(objects):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx512", "avx2", "portable", "emulated"])
+@pytest.mark.parametrize("instructions", SETS)
 def test_every_set_of_instructions_is_right(instructions, tmp_path):
     arguments = ["-q", "-p", "no:cacheprovider", "-k", "no_worse_than_eager", str(Path(__file__))]
     ended = Running(arguments, tmp_path, "pytest", STM_FAST_CPU=instructions).wait()
     if "STM_FAST_CPU: found" in ended.stdout + ended.stderr:
         pytest.skip("this machine lacks these instructions")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    # bfloat16 is left to PyTorch by the sets without products of it
-    assert ("skipped" in ended.stdout) == (instructions not in ("avx512_bf16", "emulated"))
+    assert ("skipped" in ended.stdout) == (instructions not in CONVOLVE_BFLOAT16)
 
 
 def test_nothing_around_an_image_is_read_or_written(dtype):
@@ -252,21 +253,31 @@ def test_threads_do_not_change_a_result(dtype):
         NarrowConv(filled(nn.Conv2d(64, 2, 3, padding=1)).to(dtype), relu=True),
         StemConv(filled(nn.Conv2d(64, 16, 7, 2, 3)).to(dtype)).pooled,
     )
-    before = torch.get_num_threads()
     for module in modules:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(module(x))
-        torch.set_num_threads(before)
-        assert torch.equal(results[0], results[1])
-        assert torch.equal(results[0], results[2])
+        first, *others = with_threads(lambda module=module: module(x), 1, 2, 5)
+        for other in others:
+            assert torch.equal(other, first)
+
+
+def test_an_image_is_not_overwritten_while_it_is_read():
+    x, weight, bias = torch.zeros(1, 3, 3, 16), torch.zeros(1, 16, 16), torch.zeros(16)
+    with pytest.raises(RuntimeError, match="out: found the data of x"):
+        torch.ops.stm_fast.convolution(x, x, weight, bias, 1, 1, False, False)
+    with pytest.raises(RuntimeError, match="out: found the data of x"):
+        torch.ops.stm_fast.winograd_convolution(x, x, torch.zeros(36, 1, 16, 16), bias, None, False, False)
 
 
 def test_no_images_and_no_pixels():
     point = PointwiseConv(nn.Conv2d(8, 24, 1, 2))
     assert point(torch.empty(0, 8, 4, 4)).shape == (0, 24, 2, 2)
     assert point(torch.empty(2, 8, 0, 4)).shape == (2, 24, 0, 2)
+    bias, out = torch.arange(16.0), torch.empty(1, 3, 3, 16)
+    torch.ops.stm_fast.convolution(out, torch.empty(1, 3, 3, 0), torch.empty(1, 0, 16), bias, 1, 1, False, False)
+    assert torch.equal(out, bias.expand_as(out))
+    out.zero_()
+    winograd = torch.empty(36, 1, 0, 16)
+    torch.ops.stm_fast.winograd_convolution(out, torch.empty(1, 3, 3, 0), winograd, bias, None, False, False)
+    assert torch.equal(out, bias.expand_as(out))
     assert NarrowConv(nn.Conv2d(8, 2, 3, padding=1), relu=False)(torch.empty(0, 8, 4, 4)).shape == (0, 2, 4, 4)
     assert StemConv(nn.Conv2d(3, 8, 7, 2, 3)).pooled(torch.empty(0, 3, 8, 8)).shape == (0, 8, 2, 2)
 
@@ -306,7 +317,7 @@ def test_bfloat16_is_replaced_only_in_whole_pairs():
     network = nn.Sequential(nn.Conv2d(7, 8, 1), nn.Conv2d(7, 2, 3, padding=1)).bfloat16()
     convolutions.replace_convolutions(network)
     assert all(isinstance(module, nn.Conv2d) for module in network)
-    if convolutions.has_products(torch.bfloat16):
+    if cpp_ops.convolves(torch.bfloat16):
         x = torch.empty(4 * 4 * 8 + 1, dtype=torch.bfloat16)[1:].view(1, 4, 4, 8).permute(0, 3, 1, 2)
         with pytest.raises(RuntimeError, match="x: found an odd address"):
             PointwiseConv(nn.Conv2d(8, 8, 1).bfloat16())(x)

@@ -61,5 +61,8 @@ def test_the_binary_multiplies_bfloat16_with_the_instruction_for_it():
         pytest.skip("the binary is not for x86-64")
     # two products of 8 rows by 3 vectors
     assert sum("vdpbf16ps" in line and "zmm" in line for line in listing.splitlines()) >= 2 * 8 * 3
+    # the same of bytes, with vectors of 512 and of 256 bits, those in groups of 4 rows
+    assert sum("vpdpbusd" in line and "zmm" in line for line in listing.splitlines()) >= 2 * 8 * 3
+    assert sum("vpdpbusd" in line and "ymm" in line for line in listing.splitlines()) >= 2 * 4 * 3
     # two products of 2 by 2 tiles
     assert sum("tdpbf16ps" in line for line in listing.splitlines()) >= 2 * 2 * 2

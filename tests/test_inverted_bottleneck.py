@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from instruction_sets import SETS
 from processes import Running
 from stm_fast.errors import InputError
 from stm_fast.network.deploy import bottlenecks
@@ -130,7 +131,7 @@ def test_a_convolution_is_no_worse_than_eager(size, kernel, stride, dtype, poiso
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx512", "avx2", "portable", "emulated"])
+@pytest.mark.parametrize("instructions", SETS)
 def test_every_set_of_instructions_is_right(instructions, tmp_path):
     arguments = ["-q", "-p", "no:cacheprovider", "-k", "no_worse_than_eager", str(Path(__file__))]
     ended = Running(arguments, tmp_path, "pytest", STM_FAST_CPU=instructions).wait()

@@ -119,6 +119,17 @@ def test_weights_too_small_for_a_byte_are_not_lost() -> None:
 
 @needs_cpp
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", [stm_like_memory, soft_memory])
+def test_the_roundings_of_the_cpp_engine_at_most_double_the_error(make, dtype) -> None:
+    query, key, value = make(queries=64, slots=4, rows=810, key_dim=128, value_dim=128)
+    memory = quantize_memory(key, value, dtype)
+    exact = exact_read(query, key, value)[0]
+    by_bytes, by_floats = (memory_read_quantized(query, memory, backend=name) for name in ("cpp", "reference"))
+    assert relative_error(by_bytes, exact) <= 2 * relative_error(by_floats, exact)
+
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_a_query_that_is_not_finite_changes_no_other(number: float, dtype: torch.dtype) -> None:
     query, key, value = soft_memory(queries=50, slots=2, rows=20, key_dim=16, value_dim=24)
@@ -133,6 +144,18 @@ def test_a_query_that_is_not_finite_changes_no_other(number: float, dtype: torch
 
 
 @needs_cpp
+def test_queries_too_large_for_products_with_bytes_are_read() -> None:
+    query, key, value = soft_memory(queries=9, slots=2, rows=20, key_dim=16, value_dim=24)
+    memory = quantize_memory(key, value)
+    options = {"scale": 1e-35, "return_lse": True}
+    found, exact = (
+        memory_read_quantized(query * 1e35, memory, backend=name, **options) for name in ("cpp", "reference")
+    )
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=3e-2)
+
+
+@needs_cpp
 def test_values_that_overflow_in_sums_only_are_read() -> None:
     query, key, value = soft_memory(queries=9, slots=2, rows=20, key_dim=16, value_dim=24)
     memory = quantize_memory(key, value * 0 + 1e38)
@@ -141,7 +164,7 @@ def test_values_that_overflow_in_sums_only_are_read() -> None:
 
 
 @needs_cpp
-def test_values_with_padded_rows_are_not_copied() -> None:
+def test_values_with_padded_rows_give_the_same_bits() -> None:
     query, key, value = soft_memory(queries=9, slots=3, rows=20, key_dim=16, value_dim=24)
     memory = quantize_memory(key, value, torch.float8_e4m3fn)
     dense = memory._replace(value=memory.value.contiguous())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convolutions import assert_near_direct, by_winograd, random_conv
+from convolutions import assert_near_direct, by_winograd, random_conv, with_threads
 from stm_fast.network.decoder import ResidualBlock
 from stm_fast.network.deploy import winograd
 from stm_fast.network.deploy.winograd import WinogradConv, WinogradResidualBlock
@@ -50,13 +50,7 @@ def test_winograd_does_not_depend_on_the_number_of_threads(size, dtype):
     # few tiles, which threads share by output channels; and many
     conv, x = random_conv(40, 200, dtype), torch.randn(1, 40, *size, dtype=dtype)
     block = WinogradResidualBlock(ResidualBlock(40).to(dtype).requires_grad_(False))
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append((by_winograd(conv, x), block(x.clone())))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: (by_winograd(conv, x), block(x.clone())), 1, 2, 5)
     for convolved, summed in results[1:]:
         assert torch.equal(convolved, results[0][0])
         assert torch.equal(summed, results[0][1])

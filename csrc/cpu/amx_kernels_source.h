@@ -12,6 +12,7 @@
 // whose tiles are literal numbers, as the instructions require.
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 namespace stm_fast::STM_FAST_ISA {
 
@@ -30,19 +31,25 @@ static_assert(sizeof(TileConfig) == 64);
 
 using Elements = Vector<std::uint32_t>;
 
+// The lanes of a pair of rows that make up its first row, or its second.
+template <int step, int... lane>
+STM_FAST_INLINE Elements first_of_pair(Elements upper, Elements lower, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(upper, lower, ((lane & step) != 0 ? int{tile} + lane - step : lane)...);
+}
+template <int step, int... lane>
+STM_FAST_INLINE Elements second_of_pair(Elements upper, Elements lower, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(upper, lower, ((lane & step) != 0 ? int{tile} + lane : lane + step)...);
+}
+
 // Exchanges the off-diagonal squares of `step` x `step` elements.
-template <Index step>
+template <int step>
 STM_FAST_INLINE void transpose_step(Elements* rows) {
-  Elements first, second;  // positions of the elements in a pair of rows
-  for (Index j = 0; j < tile; ++j) {
-    first[j] = static_cast<std::uint32_t>(j & step ? tile + j - step : j);
-    second[j] = static_cast<std::uint32_t>(j & step ? tile + j : j + step);
-  }
+  constexpr auto all_lanes = std::make_integer_sequence<int, tile>();
   STM_FAST_UNROLL for (Index i = 0; i < tile; ++i) {
     if ((i & step) == 0) {
       const Elements upper = rows[i], lower = rows[i + step];
-      rows[i] = __builtin_shuffle(upper, lower, first);
-      rows[i + step] = __builtin_shuffle(upper, lower, second);
+      rows[i] = first_of_pair<step>(upper, lower, all_lanes);
+      rows[i + step] = second_of_pair<step>(upper, lower, all_lanes);
     }
   }
 }

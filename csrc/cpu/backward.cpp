@@ -13,8 +13,9 @@ namespace stm_fast {
 namespace {
 
 // The query side of the backward products. Delta is computed once for all tasks. Features in rows, and the gradient of
-// the output, are packed again for each block of rows, right before the product that reads them: this takes a few
-// percent of the time and saves one copy of the features and two of the gradient, [B, M, Cv] each.
+// the output, are packed again for each block of rows, right before the product that reads them, or read in place where
+// a packed panel would not stay in the L1 cache: this saves one copy of the features and two of the gradient, [B, M,
+// Cv] each.
 template <class Stored>
 class QuerySide {
   using T = Accumulator<Stored>;

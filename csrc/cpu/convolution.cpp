@@ -223,7 +223,7 @@ void convolve(const Convolution<Stored>& convolution, const Stored* x, Stored* y
   const bool independent = convolution.kernel == 1 && convolution.stride == 1;
   const Index rows = convolution.batch * convolution.out_height(), width = convolution.out_width();
   const Index pixels = rows * width,
-              fitting = block_bytes / (convolution.channels * static_cast<Index>(sizeof(Stored)));
+              fitting = block_bytes / std::max<Index>(1, convolution.channels * static_cast<Index>(sizeof(Stored)));
   const Index block = std::max(fitting / pixel_unit, Index{1}) * pixel_unit;
   const Index threads = parallel.threads, runs = independent ? divide_up(pixels, block) : rows;
   parallel.run(threads, [&](Index thread) {

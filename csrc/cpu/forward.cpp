@@ -150,6 +150,9 @@ class ForwardPass : public PanelSums<Accumulator<Stored>> {
     }
     const Index at = object * blocks_.queries + query;
     if (results_.value_unit != T(1)) {
+      if (!std::isfinite(results_.lse[at])) {
+        results_.lse[at] = log_sum(largest, total);
+      }
       return write_overflowed(means, results_.out + at * value_dim_);
     }
     write_query<Stored>(results_, at, value_dim_, largest, total, means, *results_.overflowed);

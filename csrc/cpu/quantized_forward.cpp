@@ -1,3 +1,4 @@
+#include <limits>
 // The forward read of a quantized memory from products of its numbers as they are stored: int8 by bytes, fp8 by
 // bfloat16 numbers, which every e4m3 number is. The loops are those of forward.cpp, except that
 //   - a block of memory rows lies within one slot, so that scales of values and means of keys apply to whole products;
@@ -20,6 +21,8 @@ using ElementOf = std::conditional_t<std::is_same_v<Stored, Int8>, ByteQuad, BFl
 // The most rows of a block: bytes take half of the space of bfloat16 numbers, and fewer blocks are added to the sums.
 template <class Element>
 constexpr Index most_rows = std::is_same_v<Element, ByteQuad> ? 2 * rows_per_block : rows_per_block;
+
+static_assert(Index{255} * 128 * most_rows<ByteQuad> <= std::numeric_limits<std::int32_t>::max());
 
 // Sums of a row of bytes: itself, and times each direction.
 STM_FAST_CLONES
@@ -298,9 +301,14 @@ class QuantizedPass : public PanelSums<float> {
 template <class Stored>
 bool multiplies_quantized(const ReadProblem<Stored>& problem) {
   // below, blocks of rows would be too short
-  constexpr Index fewest_rows = 8, widest_key = 8192;
-  return quantized_kernels<ElementOf<Stored>>() != nullptr && problem.quantization.slot_rows >= fewest_rows &&
-         problem.key_dim <= widest_key;
+  constexpr Index fewest_rows = 8;
+  const auto* const kernels = quantized_kernels<ElementOf<Stored>>();
+  if (kernels == nullptr || problem.quantization.slot_rows < fewest_rows || problem.key_dim > widest_key) {
+    return false;
+  }
+  // products of floats read the same panels
+  const TileKernels<float>& floats = tile_kernels<float>();
+  return kernels->lanes == floats.lanes && kernels->group_rows == floats.group_rows;
 }
 
 template <class Stored>

@@ -47,9 +47,8 @@ template <class Element>
 constexpr float largest_weight = std::is_same_v<Element, ByteQuad> ? 254.0f : 1.0f;
 
 // The error of each byte is made up for in the next. So weights too small for one byte are not lost together, the sum
-// of the bytes is that of the weights, and where values change little from row to row, as in an image, errors cancel:
-// for the features of a network they add 2e-3 to the result, and 5e-3 if bytes are rounded one by one. For values
-// without such an order their variance doubles.
+// of the bytes is that of the weights, and where values change little from row to row, as in an image, errors cancel.
+// For values without such an order the variance of the errors is larger.
 STM_FAST_INLINE Vector<float> write_weights(float* scores, ByteQuad* weights, Index rows, Index stride,
                                             Vector<float> shift) {
   // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits

@@ -4,7 +4,7 @@
 // queries of a frame have much in common, which would make the steps of the bytes coarse: three directions are taken
 // out of them first, and their products with the keys added in float,
 //   q_i = sum_t coefficient_it * direction_t + scale_i * byte_i
-// For the features of a network the error of a read falls to a thirtieth of that without directions.
+// kernels/README.md has the errors of reads.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,9 @@
 
 namespace stm_fast {
 
-inline constexpr std::int16_t largest_direction = 2047;  // so that products with bytes, summed over 8,192 channels, fit
+inline constexpr Index widest_key = 8192;  // channels of a key that is multiplied as bytes
+inline constexpr std::int16_t largest_direction = 2047;
+static_assert(Index{128} * largest_direction * widest_key <= std::numeric_limits<std::int32_t>::max());
 
 // Of `queries` queries, padded to whole panels of SIMD lanes.
 template <class Element>

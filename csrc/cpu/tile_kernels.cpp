@@ -91,7 +91,8 @@ const InstructionSet sets[] = {
 const InstructionSet& choose() {
   const char* const wanted = std::getenv("STM_FAST_CPU");
   const auto fits = [wanted](const InstructionSet& set) {
-    return set.here() && (wanted == nullptr || std::string(wanted) == set.name);
+    // asking for AMX changes the process: only if it may be used
+    return (wanted == nullptr || std::string(wanted) == set.name) && set.here();
   };
   const auto* const found = std::find_if(std::begin(sets), std::end(sets), fits);
   if (found != std::end(sets)) {
@@ -145,7 +146,7 @@ const ConvolutionKernels<BFloat16Pair, BFloat16>* convolution_pair_kernels() {
 }
 const AllWinogradKernels& winograd_kernels() { return chosen().floats->winograd; }
 const WinogradKernels<BFloat16, BFloat16>* winograd_pair_kernels() { return of_pairs(&PairKernels::winograd); }
-bool multiplies_bfloat16() { return chosen().pairs != nullptr && chosen().tiles == nullptr; }
+bool convolves_bfloat16() { return chosen().pairs != nullptr && chosen().tiles == nullptr; }
 const char* instructions() { return chosen().name; }
 
 }  // namespace stm_fast

@@ -21,13 +21,17 @@
 // GCC's forms of the instructions that read memory do not say so: what they read must have been written
 #define STM_FAST_WRITTEN() __asm__ volatile("" ::: "memory")
 #define STM_FAST_TILE_CONFIGURE(config) \
-  STM_FAST_WRITTEN();                   \
-  _tile_loadconfig(config)
+  do {                                  \
+    STM_FAST_WRITTEN();                 \
+    _tile_loadconfig(config);           \
+  } while (false)
 #define STM_FAST_TILE_RELEASE() _tile_release()
 #define STM_FAST_TILE_ZERO(tile) _tile_zero(tile)
 #define STM_FAST_TILE_LOAD(tile, from, stride) \
-  STM_FAST_WRITTEN();                          \
-  _tile_loadd(tile, from, stride)
+  do {                                         \
+    STM_FAST_WRITTEN();                        \
+    _tile_loadd(tile, from, stride);           \
+  } while (false)
 #define STM_FAST_TILE_STORE(tile, to, stride) _tile_stored(tile, to, stride)
 #define STM_FAST_TILE_DOT(sum, left, right) _tile_dpbf16ps(sum, left, right)
 

@@ -480,7 +480,7 @@ STM_FAST_INLINE void add_all_rows(const StripProduct<Stored>& product) {
 }
 
 template <class Stored, Index group>
-STM_FAST_TARGET void add_group(const StripProduct<Stored>& product) {
+STM_FAST_TARGET void add_strips_of_group(const StripProduct<Stored>& product) {
   if (product.order.in_memory_order()) {
     add_all_rows<Stored, group, false>(product);
   } else {
@@ -492,13 +492,13 @@ template <class Stored>
 STM_FAST_TARGET void rescale_and_add_strips(const StripProduct<Stored>& product) {
   switch (product.queries) {
     case 1:
-      return add_group<Stored, 1>(product);
+      return add_strips_of_group<Stored, 1>(product);
     case 2:
-      return add_group<Stored, 2>(product);
+      return add_strips_of_group<Stored, 2>(product);
     case 4:
-      return add_group<Stored, 4>(product);
+      return add_strips_of_group<Stored, 4>(product);
     default:
-      return add_group<Stored, group_rows>(product);
+      return add_strips_of_group<Stored, group_rows>(product);
   }
 }
 

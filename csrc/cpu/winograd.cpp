@@ -10,7 +10,8 @@
 namespace stm_fast {
 namespace {
 
-// Tiles of a chunk: enough to use each panel of weights often, few enough for their points to stay in the caches.
+// Tiles of a chunk: enough to use each panel of weights often, few enough for their points to stay in a thread's share
+// of the L3 cache.
 constexpr Index most_tiles = 56;
 constexpr Index most_point_bytes = Index{8} << 20;
 // Output channels whose sums stay in a core's private cache until they are transformed.
@@ -59,7 +60,8 @@ struct Plan {
     point_row = round_up(convolution.channels, panel_lanes) / numbers;
     panels = divide_up(convolution.out_channels, panel_lanes);
     const Index bytes = winograd_points * point_row * static_cast<Index>(sizeof(Element));
-    tiles = std::max(tile_unit, std::min(most_tiles, most_point_bytes / bytes / tile_unit * tile_unit));
+    tiles =
+        std::max(tile_unit, std::min(most_tiles, most_point_bytes / std::max<Index>(1, bytes) / tile_unit * tile_unit));
     columns = std::min(block_columns, panels * panel_lanes);
     point_stride = spread<Element>(tiles * point_row);
     sum_stride = spread<float>(tiles * columns);

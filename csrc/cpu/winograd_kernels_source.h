@@ -63,18 +63,20 @@ template <class Stored>
 struct TileInputs {
   STM_FAST_INLINE TileInputs(const Image<const Stored>& image, Index tile) {
     const Index across = divide_up(image.width, winograd_tile);
-    const Index top = tile / across * winograd_tile - 1, left = tile % across * winograd_tile - 1;
+    const Index top = tile / across * winograd_tile - 1;
+    left = tile % across * winograd_tile - 1;
     begin = std::max<Index>(0, -left);
     end = std::min(winograd_side, image.width - left);
     inside = begin == 0 && end == winograd_side;
     for (Index i = 0; i < winograd_side; ++i) {
       const bool valid = top + i >= 0 && top + i < image.height;
-      lines[i] = valid ? image.row(top + i) + left * image.channels : nullptr;
+      lines[i] = valid ? image.row(top + i) : nullptr;
       inside = inside && valid;
     }
   }
 
   const Stored* lines[winograd_side];
+  Index left;  // column of the first input
   Index begin, end;
   bool inside;
 };
@@ -89,7 +91,7 @@ STM_FAST_INLINE void transform_input_vector(const TransformedInput<Stored, Point
     // columns that the next tile will add; not into the L1 cache, of which the pixels of a tile may share a few sets
     STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {
       STM_FAST_UNROLL for (Index j = 0; j < winograd_tile; ++j) {
-        __builtin_prefetch(place.lines[i] + (winograd_side + j) * channels + c, 0, 2);
+        __builtin_prefetch(place.lines[i] + (place.left + winograd_side + j) * channels + c, 0, 2);
       }
     }
   }
@@ -99,7 +101,7 @@ STM_FAST_INLINE void transform_input_vector(const TransformedInput<Stored, Point
       Vector<float>& value = d[i * winograd_side + j];
       value = Vector<float>{};
       if (inside || (place.lines[i] != nullptr && j >= place.begin && j < place.end)) {
-        const Stored* const from = place.lines[i] + j * channels + c;
+        const Stored* const from = place.lines[i] + (place.left + j) * channels + c;
         value = whole ? load(from) : load_some(from, count);
       }
       if constexpr (relu) {

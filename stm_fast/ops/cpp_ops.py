@@ -45,11 +45,14 @@ def operator_absent_reasons(name: str) -> list[str]:
     return absent_reasons() or no_kernel
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether the extension, which must not be absent, has the fastest convolutions in bfloat16 of this CPU."""
+def convolves(dtype: torch.dtype) -> bool:
+    """Whether the extension, which must not be absent, makes convolutions in `dtype`.
+
+    In bfloat16 it needs AVX512_BF16. With AMX they are left to PyTorch, which uses it.
+    """
     import stm_fast._C as extension
 
-    return bool(extension.multiplies_bfloat16())
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(extension.convolves_bfloat16()))
 
 
 def _check_instructions() -> None:

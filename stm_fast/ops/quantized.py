@@ -132,11 +132,12 @@ def memory_read_quantized(
     """``memory_read`` of a quantized memory: dot similarity, dense; one byte per element is read from device memory.
 
     "triton" multiplies bytes: it also quantizes the queries, per row to the dtype of the memory, and for an fp8 memory
-    the softmax weights. "cpp" multiplies the stored numbers too, where the CPU has such products and slots have eight
-    rows: for an int8 memory it rounds queries and weights to bytes (AVX512_VNNI, AVX_VNNI), for an fp8 memory to
-    bfloat16 (AVX512_BF16); elsewhere it dequantizes rows when it packs them. "reference" dequantizes some slots at a
-    time. The errors against float64 are in kernels/README.md. Only "reference" is differentiable, in `query` and the
-    scales and means of `memory`.
+    the softmax weights. "cpp" multiplies the stored numbers too, where the CPU has such products, slots have at least
+    eight rows and keys at most 8192 channels: for an int8 memory it rounds queries and weights to bytes (AVX512_VNNI,
+    AVX_VNNI), for an fp8 memory to bfloat16 (AVX512_BF16); elsewhere it dequantizes rows when it packs them. How a
+    query is rounded to bytes depends on the other queries of its block, and so on the number of threads. "reference"
+    dequantizes some slots at a time. The errors against float64 are in kernels/README.md. Only "reference" is
+    differentiable, in `query` and the scales and means of `memory`.
 
     Args:
         query: ``[B, M, Ck]`` or ``[1, M, Ck]``, any float dtype.

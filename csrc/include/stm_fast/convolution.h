@@ -15,8 +15,8 @@ struct Convolution {
   Index kernel, stride;                  // in both directions
   Index batch, height, width, channels;  // of the inputs, with padding
   Index out_channels;
-  const Stored*
-      weight;         // [panels of out_channels][kernel][kernel][channels][panel_lanes]; bfloat16 in pairs of channels
+  // [panels of out_channels][kernel][kernel][channels][panel_lanes]; bfloat16 in pairs of channels
+  const Stored* weight;
   const float* bias;  // [out_channels], padded to a whole panel
   bool add, relu;
 

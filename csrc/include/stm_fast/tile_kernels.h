@@ -202,8 +202,9 @@ const ForwardKernels<BFloat16Pair>* pair_kernels();
 template <class Element>
 const QuantizedKernels<Element>* quantized_kernels();
 
-// Whether convolutions by products of bfloat16 numbers are the fastest that this CPU has; with AMX, PyTorch's are.
-bool multiplies_bfloat16();
+// Whether convolutions of bfloat16 numbers are made by these kernels. With AMX, which PyTorch's use, they are left to
+// PyTorch; which of them are faster was not measured.
+bool convolves_bfloat16();
 
 // The name of the set in use.
 const char* instructions();

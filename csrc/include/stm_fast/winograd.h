@@ -36,7 +36,7 @@ struct WinogradConvolution {
 };
 
 // y = [relu](convolution([relu](x)) [+ residual]) for x [B, H, W, C], y and residual [B, H, W, K]; residual may be
-// null.
+// null, or y.
 template <class Stored>
 void winograd_convolution(const WinogradConvolution<Stored>& convolution, Index batch, ImageSize size, const Stored* x,
                           const Stored* residual, Stored* y, const Parallel& parallel);

@@ -146,6 +146,6 @@ def fits(conv: nn.Conv2d) -> bool:
 
 def _images(x: Tensor, stride: int, channels: int) -> tuple[Tensor, Tensor]:
     """The input as ``[B, H, W, C]``, and an uninitialized output."""
-    images = x.detach().permute(0, 2, 3, 1).contiguous()
+    images = panels.images(x)
     batch, height, width, _ = images.shape
     return images, images.new_empty(batch, -(-height // stride), -(-width // stride), channels)

@@ -51,7 +51,8 @@ class PointwiseConv(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         if not fits(conv):
-            raise InputError(f"conv: found {conv}, expected 1x1, float32, or bfloat16 with products and even channels")
+            expected = "1x1 without padding, in float32, or in bfloat16 with AVX512_BF16 and an even number of channels"
+            raise InputError(f"conv: found {conv}, expected {expected}")
         self.register_buffer("weight", panels.packed(conv.weight.flatten(1)))
         self.register_buffer("bias", panels.bias(conv))
         self._channels, self._stride = conv.out_channels, int(conv.stride[0])
@@ -70,10 +71,10 @@ class PointwiseConv(nn.Module):
         Raises:
             RuntimeError: another dtype, or a wrong number of channels.
         """
-        images = _images(x)
+        images = panels.images(x)
         batch, height, width, _ = images.shape
         size = (batch, -(-height // self._stride), -(-width // self._stride), self._channels)
-        out = images.new_empty(size) if added is None else _images(added)
+        out = images.new_empty(size) if added is None else panels.images(added)
         torch.ops.stm_fast.convolution(out, images, self.weight, self.bias, 1, self._stride, added is not None, relu)
         return out.permute(0, 3, 1, 2)
 
@@ -140,7 +141,7 @@ class NarrowConv(nn.Module):
         Raises:
             RuntimeError: another dtype than that of the convolution, or a wrong number of channels.
         """
-        images = _images(x)
+        images = panels.images(x)
         out = images.new_empty(*images.shape[:3], self._channels)
         torch.ops.stm_fast.narrow_convolution(out, images, self.weight, self.bias, self._relu)
         return out.permute(0, 3, 1, 2)
@@ -151,7 +152,9 @@ def replace_convolutions(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, Bottleneck) and _all_fit(child.conv1, child.conv3, child.downsample):
             setattr(module, name, FusedBottleneckBlock(child))
-        elif isinstance(child, BasicBlock) and _all_fit(child.downsample):
+        elif (
+            isinstance(child, BasicBlock) and _all_fit(child.downsample) and cpp_ops.convolves(child.conv1.weight.dtype)
+        ):
             setattr(module, name, FusedBasicBlock(child))
         elif (conv := _narrow_after_relu(child)) is not None:
             setattr(module, name, NarrowConv(conv, relu=True))
@@ -176,15 +179,10 @@ def is_narrow(conv: nn.Conv2d) -> bool:
     return three and plain and conv.out_channels <= MOST_NARROW and _is_read_in_place(conv)
 
 
-def has_products(dtype: torch.dtype) -> bool:
-    """Whether the operators multiply numbers of `dtype` on this machine."""
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and cpp_ops.multiplies_bfloat16())
-
-
 def _is_read_in_place(conv: nn.Conv2d) -> bool:
     """Whether the inputs of a convolution can be multiplied where they are: bfloat16 in pairs of channels."""
     pairs = conv.weight.dtype == torch.float32 or conv.in_channels % 2 == 0
-    return pairs and has_products(conv.weight.dtype)
+    return pairs and cpp_ops.convolves(conv.weight.dtype)
 
 
 def _narrow_after_relu(module: nn.Module) -> nn.Conv2d | None:
@@ -197,6 +195,10 @@ def _narrow_after_relu(module: nn.Module) -> nn.Conv2d | None:
 
 def _all_fit(*convs: nn.Module | None) -> bool:
     return all(conv is None or (isinstance(conv, nn.Conv2d) and fits(conv)) for conv in convs)
+
+
+def _fits_basic(block: BasicBlock) -> bool:
+    return cpp_ops.convolves(block.conv1.weight.dtype) and _all_fit(block.downsample)
 
 
 def _folded(shortcut: nn.Module) -> nn.Conv2d:
@@ -214,8 +216,3 @@ def _activated(conv: nn.Module, x: Tensor, added: Tensor | None = None) -> Tenso
     if added is not None:
         h += added
     return F.relu_(h)
-
-
-def _images(x: Tensor) -> Tensor:
-    """``[B, C, H, W]`` as contiguous ``[B, H, W, C]``, a view if `x` is channels last."""
-    return x.detach().permute(0, 2, 3, 1).contiguous()

@@ -20,7 +20,7 @@ from stm_fast.network.deploy.shared_work import (
 from stm_fast.network.encoders import MemoryEncoder, QueryEncoder
 from stm_fast.network.shared_trunk import LightDecoder
 from stm_fast.network.stm import STM, QueryFeatures
-from stm_fast.ops import probabilities
+from stm_fast.ops import cpp_ops, probabilities
 
 
 class OnePassSTM(STM):
@@ -68,6 +68,8 @@ def for_inference(
     if on_cpu:
         _use_cpu_operators(copy, dtype)
     if compile is not None:
+        if isinstance(copy.memory_encoder, stems.PooledMemoryEncoder):
+            per_object.append((copy.memory_encoder, "features_of_one"))
         parts = [copy.query_encoder, copy.query_key_value, copy.memory_key_value]
         compile_calls([*((part, "forward") for part in parts), *per_object], compile)
         copy.compiled = True
@@ -81,7 +83,7 @@ def _use_cpu_operators(model: STM, dtype: torch.dtype) -> None:
     if not convolutions.absent_reasons():
         stems.replace_stems(model)
         convolutions.replace_convolutions(model)
-    if not winograd.absent_reasons() and winograd.is_faster(dtype):
+    if not winograd.absent_reasons() and cpp_ops.convolves(dtype):
         winograd.replace_convolutions(model)
     if dtype in probabilities.DTYPES and not probabilities.absent_reasons():
         model.__class__ = OnePassSTM

@@ -1,4 +1,4 @@
-"""Weights in the order in which the C++ extension's products read them: panels of 16 columns."""
+"""Weights and images in the order in which the C++ extension reads them: panels of 16 columns, channels last."""
 
 import torch
 from torch import Tensor, nn
@@ -34,3 +34,8 @@ def padded(rows: Tensor) -> Tensor:
 def bias(conv: nn.Conv2d) -> Tensor:
     """The bias of a convolution, zero if it has none: ``[K rounded up to a multiple of 16]``, float32."""
     return padded(conv.weight.new_zeros(conv.out_channels).float() if conv.bias is None else conv.bias.float())
+
+
+def images(x: Tensor) -> Tensor:
+    """``[B, C, H, W]`` as contiguous ``[B, H, W, C]``, a view if `x` is channels last."""
+    return x.detach().permute(0, 2, 3, 1).contiguous()

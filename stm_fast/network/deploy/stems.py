@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from stm_fast.errors import InputError
 from stm_fast.network.deploy import panels
-from stm_fast.network.deploy.convolutions import has_products
 from stm_fast.network.deploy.shared_work import SharingMemoryEncoder, with_weights
 from stm_fast.network.encoders import QueryEncoder
+from stm_fast.ops import cpp_ops
 
 MOST_ROWS = 7  # of a window
 
@@ -59,7 +59,7 @@ class StemConv(nn.Module):
         images = self._padded(x)
         height, width = self._size(x)
         out = images.new_empty(len(x), -(-height // 2), -(-width // 2), self._channels)
-        shift = None if added is None else added.detach().permute(0, 2, 3, 1).contiguous()
+        shift = None if added is None else panels.images(added)
         torch.ops.stm_fast.convolution_pool(out, images, self.weight, self.bias, shift, self._kernel, self._stride)
         return out.permute(0, 3, 1, 2)
 
@@ -76,7 +76,7 @@ class StemConv(nn.Module):
 
 
 class PooledQueryEncoder(QueryEncoder):
-    """A `QueryEncoder` whose first convolution is a `StemConv`."""
+    """A `QueryEncoder` whose BatchNorm is folded and whose first convolution is a `StemConv`."""
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As in `QueryEncoder`."""
@@ -90,10 +90,13 @@ class PooledMemoryEncoder(SharingMemoryEncoder):
 
     def forward(self, frame: Tensor, mask: Tensor, others: Tensor, batch_index: Tensor | None = None) -> Tensor:
         """As in `SharingMemoryEncoder`."""
-        if len(mask) > 1 or batch_index is not None:
+        if len(mask) != 1 or batch_index is not None:
             return super().forward(frame, mask, others, batch_index)
-        both = torch.cat([self.trunk.normalize(frame), mask, others], dim=1)  # [1, 5, H, W]
-        r4, _, _ = self.trunk.residual_stages(self.conv1_both.pooled(both))
+        return self.features_of_one(torch.cat([self.trunk.normalize(frame), mask, others], dim=1))
+
+    def features_of_one(self, frame_and_masks: Tensor) -> Tensor:
+        """[1, 5, H, W], the normalized frame and both masks of one object, to r4 [1, C4, H/16, W/16]."""
+        r4, _, _ = self.trunk.residual_stages(self.conv1_both.pooled(frame_and_masks))
         return r4
 
     def features(self, of_frame: Tensor, masks: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ def fits(conv: nn.Module) -> bool:
         return False
     kernel, stride = conv.kernel_size, conv.stride
     square = kernel[0] == kernel[1] and stride[0] == stride[1] and kernel[0] % 2 == 1 and kernel[0] <= MOST_ROWS
-    return square and conv.padding == (kernel[0] // 2, kernel[0] // 2) and has_products(conv.weight.dtype)
+    return square and conv.padding == (kernel[0] // 2, kernel[0] // 2) and cpp_ops.convolves(conv.weight.dtype)
 
 
 def _stem(conv: nn.Module) -> StemConv:

@@ -35,11 +35,6 @@ def absent_reasons() -> list[str]:
     return cpp_ops.operator_absent_reasons("stm_fast::winograd_convolution")
 
 
-def is_faster(dtype: torch.dtype) -> bool:
-    """Whether convolutions in `dtype` are faster than PyTorch's; bfloat16 needs instructions for its products."""
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and cpp_ops.multiplies_bfloat16())
-
-
 def transform_weight(weight: Tensor) -> Tensor:
     """Transforms the weight ``[K, C, 3, 3]`` of a convolution, in float64, and packs it for `conv3x3`.
 
@@ -90,9 +85,9 @@ def conv3x3(
     Raises:
         RuntimeError: another dtype, or weights that do not fit.
     """
-    images = _channels_last(x)
+    images = panels.images(x)
     out = images.new_empty(*images.shape[:3], channels)
-    added = None if residual is None else _channels_last(residual)
+    added = None if residual is None else panels.images(residual)
     torch.ops.stm_fast.winograd_convolution(out, images, weight, bias, added, relu_input, relu_output)
     return out.permute(0, 3, 1, 2)
 
@@ -128,7 +123,7 @@ class WinogradResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the same shape, channels last."""
-        images, first, second = _channels_last(x), self.conv1, self.conv2
+        images, first, second = panels.images(x), self.conv1, self.conv2
         torch.ops.stm_fast.winograd_residual_block(images, first.weight, first.bias, second.weight, second.bias)
         return images.permute(0, 3, 1, 2)
 
@@ -147,8 +142,3 @@ def replace_convolutions(module: nn.Module) -> None:
 def _fits(conv: nn.Conv2d) -> bool:
     three = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
     return three and conv.groups == 1 and conv.dilation == (1, 1) and conv.weight.dtype in DTYPES
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """``[B, C, H, W]`` as contiguous ``[B, H, W, C]``, a view if `x` is channels last."""
-    return x.detach().permute(0, 2, 3, 1).contiguous()
