@@ -96,9 +96,14 @@ def ceilings(rows: Iterable[ReadRow]) -> dict[str, float | None]:
 
 
 def _with_shares(rows: Sequence[ReadRow]) -> list[ReadRow]:
-    """The rows, without shares of a torch.mm that the machine has no instructions for."""
+    """The rows, without shares of a torch.mm that multiplies other numbers, or has no instructions on the machine."""
     best = ceilings(rows)
-    return [row if best.get(row.dtype, 0.0) is not None else replace(row, fraction_of_mm=None) for row in rows]
+    return [row if _has_share(row, best) else replace(row, fraction_of_mm=None) for row in rows]
+
+
+def _has_share(row: ReadRow, best: dict[str, float | None]) -> bool:
+    quantized = row.route in ROUTES and ROUTES[row.route].quantized
+    return not quantized and best.get(row.dtype, 0.0) is not None
 
 
 def read_table(rows: Sequence[ReadRow]) -> Table:
