@@ -3,12 +3,11 @@
 
 #include <cstdint>
 #include <optional>
-#include <type_traits>
 
+#include "panels.h"
 #include "stm_fast/convolution.h"
 #include "stm_fast/convolution_kernels.h"
 #include "stm_fast/tile_kernels.h"
-#include "tensors.h"
 
 namespace {
 
@@ -17,36 +16,14 @@ using stm_fast::check_dense;
 using stm_fast::Convolution;
 using stm_fast::divide_up;
 using stm_fast::Index;
-using stm_fast::panel_lanes;
 using stm_fast::ScalarType;
 using stm_fast::Tensor;
 
-// A weight of products [ceil(columns / 16), depth, 16], or in pairs [ceil(columns / 16), depth / 2, 16, 2].
-template <class Stored>
-const Stored* weight_of(const Tensor& weight, Index columns, Index depth) {
-  constexpr bool pairs = std::is_same_v<Stored, BFloat16>;
-  check_dense("weight", weight, pairs ? 4 : 3, stm_fast::scalar_type<Stored>);
-  STD_TORCH_CHECK(weight.size(0) == divide_up(columns, panel_lanes) && weight.size(2) == panel_lanes &&
-                      weight.size(1) == (pairs ? depth / 2 : depth) && (!pairs || weight.size(3) == 2),
-                  "weight: does not fit the images");
-  return static_cast<const Stored*>(weight.const_data_ptr());
-}
-
-// [columns rounded up to a whole panel]
-const float* bias_of(const Tensor& bias, Index columns) {
-  check_dense("bias", bias, 1, ScalarType::Float);
-  STD_TORCH_CHECK(bias.size(0) == stm_fast::round_up(columns, panel_lanes), "bias: does not fit the images");
-  return static_cast<const float*>(bias.const_data_ptr());
-}
-
-// Images [B, H, W, C]. Pairs of channels are read in place.
-void check_images(const Tensor& out, const Tensor& x) {
+// Pairs of channels are read in place.
+void check_readable(const Tensor& out, const Tensor& x) {
+  stm_fast::check_images(out, x);
   stm_fast::check_other_data(out, x);
-  const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "x: expected float32 or bfloat16");
-  check_dense("x", x, 4, type);
-  check_dense("out", out, 4, type);
-  if (type == ScalarType::Float) {
+  if (x.scalar_type() == ScalarType::Float) {
     return;
   }
   STD_TORCH_CHECK(stm_fast::convolution_pair_kernels() != nullptr,
@@ -81,8 +58,8 @@ Convolution<Stored> convolution_of(const Tensor& out, const Tensor& x, const Ten
           .width = x.size(2),
           .channels = x.size(3),
           .out_channels = out.size(3),
-          .weight = weight_of<Stored>(weight, out.size(3), kernel * kernel * x.size(3)),
-          .bias = bias_of(bias, out.size(3)),
+          .weight = stm_fast::panels_of<Stored>("weight", weight, {}, out.size(3), kernel * kernel * x.size(3)),
+          .bias = stm_fast::padded_of("bias", bias, {out.size(3)}),
           .add = false,
           .relu = false};
 }
@@ -96,7 +73,7 @@ stm_fast::Parallel parallel_of(const Convolution<Stored>& convolution) {
 
 void convolution(Tensor out, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t kernel, int64_t stride,
                  bool add, bool relu) {
-  check_images(out, x);
+  check_readable(out, x);
   stm_fast::for_dtype<float, BFloat16>("x", x, [&]<class Stored>(Stored) {
     Convolution<Stored> found = convolution_of<Stored>(out, x, weight, bias, kernel, stride);
     check_size("out", out, found.batch, found.out_height(), found.out_width());
@@ -110,7 +87,7 @@ void convolution(Tensor out, const Tensor& x, const Tensor& weight, const Tensor
 
 void convolution_pool(Tensor out, const Tensor& x, const Tensor& weight, const Tensor& bias,
                       const std::optional<Tensor>& added, int64_t kernel, int64_t stride) {
-  check_images(out, x);
+  check_readable(out, x);
   stm_fast::for_dtype<float, BFloat16>("x", x, [&]<class Stored>(Stored) {
     const Convolution<Stored> found = convolution_of<Stored>(out, x, weight, bias, kernel, stride);
     const Index height = found.out_height(), width = found.out_width();
@@ -131,18 +108,19 @@ void convolution_pool(Tensor out, const Tensor& x, const Tensor& weight, const T
 }
 
 void narrow_convolution(Tensor out, const Tensor& x, const Tensor& weight, const Tensor& bias, bool relu) {
-  check_images(out, x);
+  check_readable(out, x);
   check_size("out", out, x.size(0), x.size(1), x.size(2));
   const Index columns = 9 * out.size(3);
   stm_fast::for_dtype<float, BFloat16>("x", x, [&]<class Stored>(Stored) {
-    const stm_fast::NarrowConvolution<Stored> found{.batch = x.size(0),
-                                                    .height = x.size(1),
-                                                    .width = x.size(2),
-                                                    .channels = x.size(3),
-                                                    .out_channels = out.size(3),
-                                                    .weight = weight_of<Stored>(weight, columns, x.size(3)),
-                                                    .bias = bias_of(bias, out.size(3)),
-                                                    .relu = relu};
+    const stm_fast::NarrowConvolution<Stored> found{
+        .batch = x.size(0),
+        .height = x.size(1),
+        .width = x.size(2),
+        .channels = x.size(3),
+        .out_channels = out.size(3),
+        .weight = stm_fast::panels_of<Stored>("weight", weight, {}, columns, x.size(3)),
+        .bias = stm_fast::padded_of("bias", bias, {out.size(3)}),
+        .relu = relu};
     if (out.numel() > 0) {
       const double products = static_cast<double>(x.numel()) * static_cast<double>(columns);
       stm_fast::convolve_narrow(found, numbers_of<Stored>(x), stm_fast::data_of<Stored>(out),

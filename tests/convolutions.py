@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from stm_fast.network.deploy.winograd import WinogradConv, conv3x3
 
-# rounding errors of Winograd's transforms, relative to those of a direct convolution
-MOST_ERROR = {torch.float32: 16, torch.bfloat16: 10}
+# the largest rounding errors relative to those of a direct convolution; 14.3 and 3.5 were found
+MOST_ERROR = {torch.float32: 16, torch.bfloat16: 5}
 
 
 def assert_near_direct(out: Tensor, direct: Callable[[torch.dtype], Tensor]) -> None:

@@ -9,7 +9,9 @@ from torch._dynamo.utils import counters
 
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM
-from stm_fast.network.deploy import for_inference
+from stm_fast.network.deploy import convolutions, for_inference
+from stm_fast.network.deploy.compilation import CompiledCall
+from stm_fast.network.deploy.stems import PooledMemoryEncoder
 
 FRAMES = torch.rand(5, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
@@ -51,17 +53,25 @@ def compile_with(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("objects_at_a_time", [1, 4])
-def test_two_programs_per_part_are_enough_for_every_number_of_objects(compile_with, objects_at_a_time):
+def test_two_programs_per_part_are_enough_for_every_number_of_objects(compile_with, objects_at_a_time, dtype):
     counter = CompileCounter()
     compile_with(counter)
-    # float64 uses convolutions that take several objects at once, without a loop
-    model = network().double()
+    model = network().to(dtype)
     compiled = for_inference(model, objects_at_a_time=objects_at_a_time, compile="default")
     plain = for_inference(model, objects_at_a_time=objects_at_a_time)
     for found, expected in zip(probabilities(compiled), probabilities(plain), strict=True):
         torch.testing.assert_close(found, expected)
-    assert counter.frame_count <= 2 * 5
+    assert 5 <= counter.frame_count <= 2 * 6
+
+
+@pytest.mark.skipif(bool(convolutions.absent_reasons()), reason="; ".join(convolutions.absent_reasons()))
+def test_the_stem_of_one_object_is_compiled_too(compile_with):
+    compile_with(CompileCounter())
+    encoder = for_inference(network(), compile="default").memory_encoder
+    assert isinstance(encoder, PooledMemoryEncoder)
+    assert isinstance(encoder.features_of_one, CompiledCall)
 
 
 @pytest.mark.slow

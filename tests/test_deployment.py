@@ -151,9 +151,10 @@ def through_a_copy(prepared: STM) -> tuple[STM, int]:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("way", [through_pickle, through_torch_save, through_a_copy])
-def test_a_copy_of_a_prepared_network_takes_the_size_of_its_weights(model, way):
-    prepared = for_inference(model)
+def test_a_copy_of_a_prepared_network_takes_the_size_of_its_weights(model, way, dtype):
+    prepared = for_inference(model, dtype=dtype)
     again, size = way(prepared)
     # each tensor adds a record of up to a kilobyte
     assert bytes_of(prepared) <= size < bytes_of(prepared) + 1500 * len(tensors_of(prepared)) + 50_000

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from instruction_sets import SETS
-from processes import Running
+from instruction_sets import SETS, run_cases
 from stm_fast.errors import InputError
 from stm_fast.network.deploy import bottlenecks
 from stm_fast.network.deploy.bottlenecks import FusedBottleneck, FusedStem, replace_bottlenecks
@@ -133,11 +132,7 @@ def test_a_convolution_is_no_worse_than_eager(size, kernel, stride, dtype, poiso
 @pytest.mark.slow
 @pytest.mark.parametrize("instructions", SETS)
 def test_every_set_of_instructions_is_right(instructions, tmp_path):
-    arguments = ["-q", "-p", "no:cacheprovider", "-k", "no_worse_than_eager", str(Path(__file__))]
-    ended = Running(arguments, tmp_path, "pytest", STM_FAST_CPU=instructions).wait()
-    if "STM_FAST_CPU: found" in ended.stdout + ended.stderr:
-        pytest.skip("this machine lacks these instructions")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ended = run_cases(instructions, Path(__file__), tmp_path, "-k", "no_worse_than_eager")
     assert "skipped" not in ended.stdout
 
 
@@ -236,7 +231,7 @@ def test_unsupported_blocks_and_inputs_are_refused():
             FusedBottleneck(odd)
     with pytest.raises(InputError, match=r"conv: found Stem.*, expected a kernel of 3 x 3 or 5 x 5, stride 1 or 2"):
         FusedStem(Stem(8, 8, 1, 1))
-    with pytest.raises(RuntimeError, match="expand: does not fit the other tensors"):
+    with pytest.raises(RuntimeError, match=r"expand: found \["):
         fused(x[:, :7])
     plain = FusedBottleneck(block_of(Case((4, 4), (8, 8, 24)), torch.float32))
     with pytest.raises(RuntimeError, match="expanded: does not fit x"):
@@ -247,7 +242,7 @@ def test_unsupported_blocks_and_inputs_are_refused():
     stem = FusedStem(Stem(3, 8, 3, 1))
     with pytest.raises(RuntimeError, match="x: expected float32 or bfloat16"):
         stem(torch.randn(1, 3, 6, 6).double())
-    with pytest.raises(RuntimeError, match="weight: does not fit the other tensors"):
+    with pytest.raises(RuntimeError, match=r"weight: found \["):
         stem(torch.randn(1, 4, 6, 6))
 
 
@@ -257,7 +252,7 @@ def test_operators_refuse_tensors_that_do_not_fit():
     run = torch.ops.stm_fast.inverted_bottleneck
     with pytest.raises(RuntimeError, match="residual: x does not fit out"):
         run(out, x, *tensors, 48, 3, 1, True)
-    with pytest.raises(RuntimeError, match="project: does not fit the other tensors"):
+    with pytest.raises(RuntimeError, match=r"project: found \["):
         run(torch.empty(1, 4, 4, 40), x, *tensors, 48, 3, 1, False)
     with pytest.raises(RuntimeError, match="stride: found 3, expected 1 or 2"):
         run(out, x, *tensors, 48, 3, 3, False)

@@ -71,11 +71,11 @@ def test_winograd_refuses_unsupported_inputs():
         ready(x.double())
     with pytest.raises(RuntimeError, match="weight: found 4 dimensions, expected 5"):
         ready(x.bfloat16())
-    with pytest.raises(RuntimeError, match="weight: does not fit the images"):
+    with pytest.raises(RuntimeError, match=r"weight: found \["):
         ready(x[:, :6])
-    with pytest.raises(RuntimeError, match="weight: does not fit the images"):
+    with pytest.raises(RuntimeError, match=r"weight: found \["):
         winograd.conv3x3(x, ready.weight, ready.bias, 17)
-    with pytest.raises(RuntimeError, match="bias: does not fit the images"):
+    with pytest.raises(RuntimeError, match=r"bias: found \["):
         winograd.conv3x3(x, ready.weight, ready.bias[:8], 8)
     with pytest.raises(RuntimeError, match="residual: its shape differs from that of out"):
         winograd.conv3x3(x, ready.weight, ready.bias, 8, residual=x[:, :4])

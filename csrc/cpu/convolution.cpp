@@ -18,8 +18,6 @@ using ElementOf = std::conditional_t<std::is_same_v<Stored, BFloat16>, BFloat16P
 
 const auto& kernels_of(const float*) { return convolution_kernels(); }
 const auto& kernels_of(const BFloat16*) { return *convolution_pair_kernels(); }
-const PixelKernels<float>& product_kernels(const float*) { return bottleneck_kernels(); }
-const PixelKernels<BFloat16Pair>& product_kernels(const BFloat16*) { return *bottleneck_pair_kernels(); }
 
 template <class Stored>
 class Convolver {
@@ -172,7 +170,7 @@ class NarrowConvolver {
       product.panel_stride = product.depth * panel_lanes;
       product.c = at(line % kept_lines) + (first + 1) * columns_;
       product.c_stride = columns_;
-      product_kernels(x).plain(product);
+      pixel_kernels<Element>().plain(product);
     }
   }
 
@@ -222,8 +220,8 @@ void convolve(const Convolution<Stored>& convolution, const Stored* x, Stored* y
   const Convolver<Stored> convolver(convolution, x);
   const bool independent = convolution.kernel == 1 && convolution.stride == 1;
   const Index rows = convolution.batch * convolution.out_height(), width = convolution.out_width();
-  const Index pixels = rows * width,
-              fitting = block_bytes / std::max<Index>(1, convolution.channels * static_cast<Index>(sizeof(Stored)));
+  const Index pixels = rows * width, pixel_bytes = convolution.channels * static_cast<Index>(sizeof(Stored));
+  const Index fitting = block_bytes / std::max<Index>(1, pixel_bytes);
   const Index block = std::max(fitting / pixel_unit, Index{1}) * pixel_unit;
   const Index threads = parallel.threads, runs = independent ? divide_up(pixels, block) : rows;
   parallel.run(threads, [&](Index thread) {

@@ -101,15 +101,6 @@ void widen_line(const float* from, Index count, float* to) { std::copy_n(from, c
 void finish(const FinishedRow<float>& row) { bottleneck_kernels().finish(row); }
 void finish(const FinishedRow<BFloat16>& row) { bottleneck_kernels().finish_bfloat16(row); }
 
-template <class Element>
-const PixelKernels<Element>& pixel_kernels() {
-  if constexpr (std::is_same_v<Element, float>) {
-    return bottleneck_kernels();
-  } else {
-    return *bottleneck_pair_kernels();
-  }
-}
-
 constexpr Index block_unit = 48;                // channels: whole tiles and panels for every instruction set
 constexpr Index block_bytes = 3 * 64 * 1024;    // of a block's ring, outputs and weights: less than an L2 cache
 constexpr Index strip_bytes = 2 * 1024 * 1024;  // of the inputs and sums of a strip, which each block reads

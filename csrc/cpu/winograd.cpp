@@ -39,15 +39,6 @@ auto kernels_of() {
   }
 }
 
-template <class Element>
-const PixelKernels<Element>& products_of() {
-  if constexpr (std::is_same_v<Element, BFloat16Pair>) {
-    return *bottleneck_pair_kernels();
-  } else {
-    return bottleneck_kernels();
-  }
-}
-
 // Points are Elements: pairs of channels, or floats.
 template <class Stored, class Element>
 struct Plan {
@@ -126,7 +117,7 @@ class ChunkWorker {
     product.c = sums_ + point * plan_.sum_stride;
     product.c_stride = columns;
     product.b = weight(point * plan_.panels + panel, columns / panel_lanes, product.panel_stride);
-    products_of<Element>().plain(product);
+    pixel_kernels<Element>().plain(product);
   }
 
   // Some panels of the weight, and the stride between them.

@@ -15,7 +15,7 @@ from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError, option
 from stm_fast.memory.consolidation import Consolidation
-from stm_fast.memory.places import storage_of
+from stm_fast.memory.places import row_format_of, storage_of
 from stm_fast.memory.policy import Slot, victim
 from stm_fast.memory.read_parts import ReadResult, empty_read, read_part, usage_of
 from stm_fast.memory.repeated import RepeatedReads
@@ -222,7 +222,7 @@ class MemoryBank:
         if self._layout is not None and self._storage is not None:
             state["sizes"] = torch.tensor(self._layout[:3])
             state["dtype"] = torch.empty(0, dtype=self._layout.dtype)
-            state["device"] = torch.tensor(list(self._layout.device.type.encode()), dtype=torch.uint8)
+            state["kept"] = torch.tensor(self._keeps(self._layout))
             counts = [self._shard.count(count) for count in self._counts]
             rows = self._storage.state_dict(counts)
             state |= {f"{_STORAGE}{name}": tensor for name, tensor in rows.items()}
@@ -236,7 +236,7 @@ class MemoryBank:
             device: the model's.
 
         Raises:
-            ValueError: the state is of a bank that stores rows differently, as fp8 on a GPU does.
+            ValueError: the state is of a bank that stores rows differently, for another backend for example.
         """
         found = bytes(state["kind"].tolist()).decode()
         if found != self._kind:
@@ -251,11 +251,11 @@ class MemoryBank:
         if self._consolidation is not None:
             self._consolidation.usage.load_state_dict(_part(state, _ROW_USAGE), torch.device(device))
         if "sizes" in state:
-            written_on, here = bytes(state["device"].tolist()).decode(), torch.device(device).type
-            if self._config.storage == "fp8" and written_on != here:
-                raise ValueError(f"MemoryBank.load_state_dict: found fp8 rows of {written_on}, expected of {here}")
             rows, key_dim, value_dim = state["sizes"].tolist()
-            self._layout = FrameLayout(rows, key_dim, value_dim, state["dtype"].dtype, torch.device(device))
+            layout = FrameLayout(rows, key_dim, value_dim, state["dtype"].dtype, torch.device(device))
+            if self._config.storage == "fp8" and bool(state["kept"]) != self._keeps(layout):
+                raise ValueError("MemoryBank.load_state_dict: found fp8 rows in the layout of another backend")
+            self._layout = layout
             self._storage = self._new_storage(self._layout)
             self._storage.load_state_dict(_part(state, _STORAGE))
             self._storage.reserve(self.objects, 0, None)
@@ -298,6 +298,10 @@ class MemoryBank:
     def _new_storage(self, layout: FrameLayout) -> Storage:
         known = None if self._known_slots is None else self._shard.max_count(self._known_slots)
         return storage_of(self._config, layout, known, self._backend)
+
+    def _keeps(self, layout: FrameLayout) -> bool:
+        """Whether reads take rows as they are stored: fp8 rows then have another layout."""
+        return row_format_of(self._config, layout, self._backend).keeps(layout.dtype)
 
     def _frame_cap(self, storage: Storage, objects: int) -> int | None:
         """The cap in frames per object, the temporary one not counted; None without a cap."""

@@ -8,12 +8,9 @@ from stm_fast.memory.storage import DeviceStorage, FrameLayout, Storage
 
 
 def row_format_of(config: MemoryConfig, frame: FrameLayout, backend: str = "auto") -> Format:
-    """The format of rows. Bytes are stored in the layout that a read uses, unless the named backend needs floats.
-
-    On a CPU only the C++ engine reads bytes directly, and only int8; the fp8 layout is for tensor cores.
-    """
+    """The format of rows. Bytes are stored in the layout that a read uses, unless the named backend needs floats."""
     on_gpu = frame.device.type == "cuda" and backend in ("auto", "triton")
-    on_cpu = frame.device.type == "cpu" and backend in ("auto", "cpp") and config.storage == "int8"
+    on_cpu = frame.device.type == "cpu" and backend in ("auto", "cpp")
     return format_of(config.storage, frame.dtype, decoded=not (on_gpu or on_cpu))
 
 

@@ -4,6 +4,8 @@
 // `panel_lanes` columns, [panels][depth][panel_lanes], padded with zeros: a multiple of every set's vectors.
 #pragma once
 
+#include <type_traits>
+
 #include "stm_fast/element.h"
 #include "stm_fast/matrix.h"
 
@@ -77,5 +79,15 @@ const BottleneckKernels& bottleneck_kernels();
 
 // Kernels for products of bfloat16; null if the machine has none that are faster than products of floats.
 const PixelKernels<BFloat16Pair>* bottleneck_pair_kernels();
+
+// Those for Element; pairs must be available.
+template <class Element>
+const PixelKernels<Element>& pixel_kernels() {
+  if constexpr (std::is_same_v<Element, float>) {
+    return bottleneck_kernels();
+  } else {
+    return *bottleneck_pair_kernels();
+  }
+}
 
 }  // namespace stm_fast

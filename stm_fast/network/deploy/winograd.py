@@ -68,7 +68,8 @@ def conv3x3(
 ) -> Tensor:
     """A 3x3 convolution with stride 1 and zero padding, in float32 or bfloat16 on a CPU; without gradients.
 
-    Rounding errors in float32 are about four times those of the direct convolution.
+    Its root mean square error is two to eight times that of the direct convolution in float32, four to ten times in
+    bfloat16 (normally distributed numbers, 9 to 256 channels).
 
     Args:
         x: ``[B, C, H, W]``, preferably channels last.
