@@ -11,23 +11,28 @@ namespace {
 using stm_fast::BFloat16;
 using stm_fast::check_dense;
 using stm_fast::Index;
+using stm_fast::points_of_tile;
 using stm_fast::Tensor;
 using stm_fast::WinogradConvolution;
 
-// Weights [36, ceil(K / 16), C, 16], or in pairs.
+// Weights [points, ceil(K / 16), C, 16], or in pairs; their number of points tells the tiles that they are for.
 template <class Stored>
 WinogradConvolution<Stored> convolution_of(const Tensor& weight, const Tensor& bias, Index channels,
                                            Index out_channels) {
+  const bool large =
+      std::is_same_v<Stored, float> && weight.dim() > 0 && weight.size(0) == points_of_tile(stm_fast::large_tile);
+  const Index tile = large ? stm_fast::large_tile : stm_fast::small_tile;
   return {.channels = channels,
           .out_channels = out_channels,
-          .weight = stm_fast::panels_of<Stored>("weight", weight, {stm_fast::winograd_points}, out_channels, channels),
+          .tile = tile,
+          .weight = stm_fast::panels_of<Stored>("weight", weight, {points_of_tile(tile)}, out_channels, channels),
           .bias = stm_fast::padded_of("bias", bias, {out_channels}),
           .relu_input = false,
           .relu_output = false};
 }
 
 double products_of(const Tensor& image, Index other_channels) {
-  constexpr double per_pixel = static_cast<double>(stm_fast::winograd_points) / 16;
+  constexpr double per_pixel = static_cast<double>(points_of_tile(stm_fast::small_tile)) / 16;
   return per_pixel * static_cast<double>(image.numel()) * static_cast<double>(other_channels);
 }
 
@@ -62,6 +67,7 @@ void winograd_residual_block(Tensor x, const Tensor& weight1, const Tensor& bias
     auto first = convolution_of<Stored>(weight1, bias1, channels, channels);
     first.relu_input = first.relu_output = true;
     const auto second = convolution_of<Stored>(weight2, bias2, channels, channels);
+    STD_TORCH_CHECK(first.tile == second.tile, "weight2: found other tiles than those of weight1");
     if (x.numel() > 0) {
       stm_fast::winograd_residual_block(first, second, x.size(0), {x.size(1), x.size(2)}, stm_fast::data_of<Stored>(x),
                                         stm_fast::parallel_for_products(products_of(x, channels)));

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stm_fast.network.deploy.winograd import WinogradConv, conv3x3
+from stm_fast.network.deploy.winograd import WinogradConv, conv3x3, tile_of
 
-# the largest rounding errors relative to those of a direct convolution; 14.3 and 3.5 were found
-MOST_ERROR = {torch.float32: 16, torch.bfloat16: 5}
+# the largest rounding errors relative to those of a direct convolution, by dtype and tile; 5.9, 31 and 3.5 were found
+MOST_ERROR = {(torch.float32, 4): 8, (torch.float32, 6): 40, (torch.bfloat16, 4): 5}
 
 
-def assert_near_direct(out: Tensor, direct: Callable[[torch.dtype], Tensor]) -> None:
+def assert_near_direct(out: Tensor, direct: Callable[[torch.dtype], Tensor], weight: Tensor) -> None:
     """Compares errors against float64 with the direct convolution's own in the same dtype."""
     truth = direct(torch.float64)
     rounding = torch.finfo(out.dtype).eps * truth.abs().max()
-    allowed = MOST_ERROR[out.dtype] * (direct(out.dtype) - truth).abs().max() + 2 * rounding
+    allowed = MOST_ERROR[out.dtype, tile_of(weight)] * (direct(out.dtype) - truth).abs().max() + 2 * rounding
     assert out.shape == truth.shape
     assert (out - truth).abs().max() <= allowed
 

@@ -91,13 +91,14 @@ def test_products_of_bytes_are_used_where_there_are_any() -> None:
     assert torch.allclose(found, exact, atol=1e-5) != by_bytes
 
 
-# chunks of several tiles inside and at the borders; whole and broken panels of 16 channels, and pairs of them
+# chunks of several tiles inside and at the borders; whole and broken panels of 16 channels, and pairs of them; enough
+# weights for small tiles
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("channels", [(16, 24), (9, 7), (48, 130)], ids=str)
+@pytest.mark.parametrize("channels", [(16, 24), (9, 7), (48, 130), (330, 400)], ids=str)
 def test_convolutions_are_right(channels: tuple[int, int], dtype: torch.dtype) -> None:
     conv, x = random_conv(*channels, dtype), torch.randn(2, channels[0], 35, 38, dtype=dtype)
     out, weight, bias = by_winograd(conv, x), conv.weight, conv.bias
-    assert_near_direct(out, lambda wide: F.conv2d(x.to(wide), weight.to(wide), bias.to(wide), padding=1))
+    assert_near_direct(out, lambda wide: F.conv2d(x.to(wide), weight.to(wide), bias.to(wide), padding=1), weight)
 
 
 def test_the_choice_of_convolutions_is_that_of_the_set() -> None:

@@ -55,11 +55,12 @@ STM_FAST_INLINE void add_products(Vector<float> (&sum)[rows][count], const Eleme
   }
 }
 
-// `count` vectors of columns of a group of pixels. In a partial group, pixels after the last repeat it and are not
-// written. The previous C is added at the end, as in the tile kernels.
+// `count` vectors of columns of a group of pixels: the chain after the first `done` elements of the depth. In a partial
+// group, pixels after the last repeat it and are not written. The previous C is added at the end, as in the tile
+// kernels.
 template <class Element, bool activated, Index count, bool whole>
 STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, const Element* const* weights, Index first,
-                                     Index column) {
+                                     Index column, Index done) {
   constexpr Index rows = pixels_of<count>;
   const Index left = product.pixels - first;
   float* const c = product.c + first * product.c_stride + column;
@@ -74,10 +75,10 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, const
     }
   }
   const Element* b[count];
-  STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] = weights[j]; }
-  const Index depth = product.depth, a_stride = product.a_stride;
+  STM_FAST_UNROLL for (Index j = 0; j < count; ++j) { b[j] = weights[j] + done * panel_lanes; }
+  const Index depth = std::min(product.chain, product.depth - done), a_stride = product.a_stride;
   for (Index part = 0; part < product.parts; ++part) {
-    const Element* const start = product.a[part] + first * a_stride;
+    const Element* const start = product.a[part] + first * a_stride + done;
     const Element* a[rows];
     STM_FAST_UNROLL for (Index i = 0; i < rows; ++i) { a[i] = start + (whole || i < left ? i : left - 1) * a_stride; }
     add_products<false>(sum, a, b, depth, a[0]);
@@ -90,11 +91,21 @@ STM_FAST_INLINE void multiply_pixels(const PixelProduct<Element>& product, const
         if constexpr (activated) {
           store(at, relu6(sum[i][j]));
         } else {
-          store(at, product.add ? load(at) + sum[i][j] : sum[i][j]);
+          store(at, product.add || done > 0 ? load(at) + sum[i][j] : sum[i][j]);
         }
       }
     }
   }
+}
+
+template <class Element, bool activated, Index count, bool whole>
+STM_FAST_INLINE void multiply_chains(const PixelProduct<Element>& product, const Element* const* weights, Index first,
+                                     Index column) {
+  Index done = 0;
+  do {
+    multiply_pixels<Element, activated, count, whole>(product, weights, first, column, done);
+    done += product.chain;
+  } while (done < product.depth);
 }
 
 // `count` vectors of columns of pixels from `first` to `last`.
@@ -109,10 +120,10 @@ STM_FAST_TARGET void multiply_columns(const PixelProduct<Element>& of_row, Index
     weights[j] = product.b + at / panel_lanes * product.panel_stride + at % panel_lanes;
   }
   for (; first + rows <= last; first += rows) {
-    multiply_pixels<Element, activated, count, true>(product, weights, first, column);
+    multiply_chains<Element, activated, count, true>(product, weights, first, column);
   }
   if (first < last) {
-    multiply_pixels<Element, activated, count, false>(product, weights, first, column);
+    multiply_chains<Element, activated, count, false>(product, weights, first, column);
   }
 }
 

@@ -27,9 +27,11 @@
 namespace stm_fast::avx512_bf16 {
 
 extern const PairKernels pair_kernels = {
-    forward_table<BFloat16Pair>,        quantized_table<BFloat16Pair>,
-    pixel_table<BFloat16Pair>,          convolution_table<BFloat16Pair, BFloat16>,
-    winograd_table<BFloat16, BFloat16>,
+    forward_table<BFloat16Pair>,
+    quantized_table<BFloat16Pair>,
+    pixel_table<BFloat16Pair>,
+    convolution_table<BFloat16Pair, BFloat16>,
+    winograd_table<small_tile, BFloat16, BFloat16>,
 };
 
 }  // namespace stm_fast::avx512_bf16

@@ -31,9 +31,11 @@ extern const FloatKernels float_kernels = {
     table<float>, table<double>, bottleneck_table, convolution_table<float, float>, all_winograd_tables,
 };
 extern const PairKernels pair_kernels = {
-    forward_table<BFloat16Pair>,        quantized_table<BFloat16Pair>,
-    pixel_table<BFloat16Pair>,          convolution_table<BFloat16Pair, BFloat16>,
-    winograd_table<BFloat16, BFloat16>,
+    forward_table<BFloat16Pair>,
+    quantized_table<BFloat16Pair>,
+    pixel_table<BFloat16Pair>,
+    convolution_table<BFloat16Pair, BFloat16>,
+    winograd_table<small_tile, BFloat16, BFloat16>,
 };
 extern const QuantizedKernels<ByteQuad> byte_kernels = quantized_table<ByteQuad>;
 

@@ -16,6 +16,9 @@ constexpr Index most_tiles = 56;
 constexpr Index most_point_bytes = Index{8} << 20;
 // Output channels whose sums stay in a core's private cache until they are transformed.
 constexpr Index block_columns = 96;
+// Elements whose products are added one after another; then such sums are added, because rounding errors grow with the
+// number of additions.
+constexpr Index most_chain = 128;
 constexpr Index tile_unit = 8;  // whole groups of rows of every set's products
 // Chunks of a strip of a residual block: the weights of each convolution are used this often in turn, from the L3
 // cache.
@@ -29,13 +32,13 @@ Index spread(Index count) {
 }
 
 template <class Stored, class Element>
-auto kernels_of() {
+auto kernels_of(Index tile) {
   if constexpr (std::is_same_v<Element, BFloat16Pair>) {
     return *winograd_pair_kernels();
   } else if constexpr (std::is_same_v<Stored, BFloat16>) {
     return winograd_kernels().bfloat16;
   } else {
-    return winograd_kernels().floats;
+    return tile == large_tile ? winograd_kernels().floats_of_large_tiles : winograd_kernels().floats;
   }
 }
 
@@ -50,7 +53,8 @@ struct Plan {
     // whole vectors are written
     point_row = round_up(convolution.channels, panel_lanes) / numbers;
     panels = divide_up(convolution.out_channels, panel_lanes);
-    const Index bytes = winograd_points * point_row * static_cast<Index>(sizeof(Element));
+    points = points_of_tile(convolution.tile);
+    const Index bytes = points * point_row * static_cast<Index>(sizeof(Element));
     tiles =
         std::max(tile_unit, std::min(most_tiles, most_point_bytes / std::max<Index>(1, bytes) / tile_unit * tile_unit));
     columns = std::min(block_columns, panels * panel_lanes);
@@ -58,6 +62,7 @@ struct Plan {
     sum_stride = spread<float>(tiles * columns);
   }
 
+  Index points;
   Index tiles;         // of a chunk, at most
   Index depth;         // of the products, in elements
   Index point_row;     // from the points of a tile to the next, in elements
@@ -75,8 +80,8 @@ class ChunkWorker {
  public:
   ChunkWorker(const WinogradConvolution<Stored>& convolution, const Planned& plan, Carver& carver)
       : convolution_(convolution), plan_(plan) {
-    points_ = carver.take<Element>(winograd_points * plan.point_stride);
-    sums_ = carver.take<float>(winograd_points * plan.sum_stride);
+    points_ = carver.take<Element>(plan.points * plan.point_stride);
+    sums_ = carver.take<float>(plan.points * plan.sum_stride);
     if constexpr (Planned::widens) {
       weight_ = carver.take<float>(plan.columns * round_up(convolution.channels, 2));
     }
@@ -87,21 +92,23 @@ class ChunkWorker {
            Index begin, Index end) const {
     const TileRange of_points{first_tile, tiles, plan_.point_stride * Planned::numbers,
                               plan_.point_row * Planned::numbers};
-    kernels_of<Stored, Element>().input({x, of_points, reinterpret_cast<Point*>(points_), convolution_.relu_input});
+    kernels_of<Stored, Element>(convolution_.tile)
+        .input({x, of_points, reinterpret_cast<Point*>(points_), convolution_.relu_input});
     const Index step = plan_.columns / panel_lanes;
     for (Index panel = begin; panel < end; panel += step) {
       const Index first = panel * panel_lanes, columns = std::min(step, end - panel) * panel_lanes;
-      for (Index point = 0; point < winograd_points; ++point) {
+      for (Index point = 0; point < plan_.points; ++point) {
         multiply(point, panel, tiles, columns);
       }
-      kernels_of<Stored, Element>().output({.image = y,
-                                            .residual = residual,
-                                            .tiles = {first_tile, tiles, plan_.sum_stride, columns},
-                                            .sums = sums_,
-                                            .bias = convolution_.bias + first,
-                                            .first_channel = first,
-                                            .channels = std::min(columns, convolution_.out_channels - first),
-                                            .relu = convolution_.relu_output});
+      kernels_of<Stored, Element>(convolution_.tile)
+          .output({.image = y,
+                   .residual = residual,
+                   .tiles = {first_tile, tiles, plan_.sum_stride, columns},
+                   .sums = sums_,
+                   .bias = convolution_.bias + first,
+                   .first_channel = first,
+                   .channels = std::min(columns, convolution_.out_channels - first),
+                   .relu = convolution_.relu_output});
     }
   }
 
@@ -112,11 +119,12 @@ class ChunkWorker {
     product.columns = columns;
     product.parts = 1;
     product.depth = plan_.depth;
+    product.chain = most_chain;
     product.a[0] = points_ + point * plan_.point_stride;
     product.a_stride = plan_.point_row;
+    product.b = weight(point * plan_.panels + panel, columns / panel_lanes, product.panel_stride);
     product.c = sums_ + point * plan_.sum_stride;
     product.c_stride = columns;
-    product.b = weight(point * plan_.panels + panel, columns / panel_lanes, product.panel_stride);
     pixel_kernels<Element>().plain(product);
   }
 
@@ -136,8 +144,8 @@ class ChunkWorker {
 
   const WinogradConvolution<Stored>& convolution_;
   const Planned& plan_;
-  Element* points_;          // [36, tiles, channels]
-  float* sums_;              // [36, tiles, columns]
+  Element* points_;          // [points, tiles, channels]
+  float* sums_;              // [points, tiles, columns]
   float* weight_ = nullptr;  // panels as floats, if they cannot be multiplied in place
 };
 
@@ -200,7 +208,7 @@ void convolve(const WinogradConvolution<Stored>& convolution, Index batch, Image
               const Stored* residual, Stored* y, const Parallel& parallel) {
   const Convolver<Stored, Element> convolver(convolution, parallel);
   const Scratch scratch(convolver.scratch_bytes());
-  const Index tiles = divide_up(size.height, winograd_tile) * divide_up(size.width, winograd_tile);
+  const Index tiles = divide_up(size.height, convolution.tile) * divide_up(size.width, convolution.tile);
   const Index pixels = size.height * size.width, out_numbers = pixels * convolution.out_channels;
   for (Index image = 0; image < batch; ++image) {
     convolver.run(image_of(x + image * pixels * convolution.channels, size, convolution.channels),
@@ -214,10 +222,10 @@ void run_block(const WinogradConvolution<Stored>& first, const WinogradConvoluti
                ImageSize size, Stored* x, const Parallel& parallel) {
   const Convolver<Stored, Element> one(first, parallel), two(second, parallel);
   const Scratch scratch(std::max(one.scratch_bytes(), two.scratch_bytes()));
-  const Index rows = divide_up(size.height, winograd_tile), across = divide_up(size.width, winograd_tile);
+  const Index tile = first.tile, rows = divide_up(size.height, tile), across = divide_up(size.width, tile);
   const Index step = std::min(rows, chunks_of_strip * one.rows_at_a_time(across)), strips = divide_up(rows, step);
   // the second convolution of a strip needs a row of the strip before and one of the strip after it
-  const Index stored_rows = std::min(size.height, 3 * step * winograd_tile);
+  const Index stored_rows = std::min(size.height, 3 * step * tile);
   const Index channels = first.channels, row_numbers = size.width * first.out_channels;
   const Scratch between(stored_rows * row_numbers * static_cast<Index>(sizeof(Stored)));
   const Image<Stored> middle{reinterpret_cast<Stored*>(between.get()), size.height, size.width, first.out_channels,

@@ -1,41 +1,88 @@
 // The source of the kernels of winograd_kernels.h. It is included after bottleneck_kernels_source.h, once for each
 // instruction set, so it has no include guard; it uses the macros and functions of that file.
+#include <array>
+#include <iterator>
+
 #include "stm_fast/winograd.h"
 #include "stm_fast/winograd_kernels.h"
 
 namespace stm_fast::STM_FAST_ISA {
 
-constexpr auto small_point = static_cast<float>(winograd_point);
-constexpr auto large_point = static_cast<float>(1 / winograd_point);
-constexpr auto small_square = static_cast<float>(winograd_point * winograd_point);
-constexpr auto large_square = static_cast<float>(1 / (winograd_point * winograd_point));
-constexpr auto sum_of_squares =
-    static_cast<float>(winograd_point * winograd_point + 1 / (winograd_point * winograd_point));
-constexpr auto small_cube = static_cast<float>(winograd_point * winograd_point * winograd_point);
-constexpr auto large_cube = static_cast<float>(1 / (winograd_point * winograd_point * winograd_point));
-
-// B^T d of the paper's section 4.3 for the points of winograd.h; six vectors `stride` apart, in place.
-STM_FAST_INLINE void transform_inputs(Vector<float>* d, Index stride) {
-  const Vector<float> d0 = d[0], d1 = d[stride], d2 = d[2 * stride];
-  const Vector<float> d3 = d[3 * stride], d4 = d[4 * stride], d5 = d[5 * stride];
-  const Vector<float> small_even = d4 - large_square * d2, small_odd = small_point * d3 - large_point * d1;
-  const Vector<float> large_even = d4 - small_square * d2, large_odd = large_point * d3 - small_point * d1;
-  d[0] = d0 + d4 - sum_of_squares * d2;
-  d[stride] = small_even + small_odd;
-  d[2 * stride] = small_even - small_odd;
-  d[3 * stride] = large_even + large_odd;
-  d[4 * stride] = large_even - large_odd;
-  d[5 * stride] = d1 + d5 - sum_of_squares * d3;
+// The coefficients, from the lowest, of the product of (y - a^2) over the pairs of a tile but for one, or over all of
+// them if there is no such pair.
+template <Index tile, Index without>
+constexpr auto coefficients() {
+  constexpr auto pairs = winograd_pairs<tile>;
+  constexpr Index count = std::ssize(pairs), degree = without < count ? count - 1 : count;
+  std::array<double, degree + 1> exact = {1.0};
+  Index done = 0;
+  for (Index i = 0; i < count; ++i) {
+    if (i != without) {
+      ++done;
+      for (Index k = done; k >= 0; --k) {
+        exact[k] = (k > 0 ? exact[k - 1] : 0.0) - pairs[i] * pairs[i] * (k < done ? exact[k] : 0.0);
+      }
+    }
+  }
+  std::array<float, degree + 1> rounded = {};
+  for (Index k = 0; k <= degree; ++k) {
+    rounded[k] = static_cast<float>(exact[k]);
+  }
+  return rounded;
 }
 
-// A^T m: six vectors become four, in place.
-STM_FAST_INLINE void transform_sums(Vector<float>* m, Index stride) {
-  const Vector<float> m1 = m[stride], m2 = m[2 * stride], m3 = m[3 * stride], m4 = m[4 * stride];
-  const Vector<float> small_even = m1 + m2, small_odd = m1 - m2, large_even = m3 + m4, large_odd = m3 - m4;
-  m[0] = m[0] + small_even + large_even;
-  m[stride] = small_point * small_odd + large_point * large_odd;
-  m[2 * stride] = small_square * small_even + large_square * large_even;
-  m[3 * stride] = small_cube * small_odd + large_cube * large_odd + m[5 * stride];
+// The sum of every second vector from `d` on, times the coefficients.
+template <class Coefficients>
+STM_FAST_INLINE Vector<float> every_second(const Coefficients& of, const Vector<float>* d, Index stride) {
+  Vector<float> sum = of[0] * d[0];
+  STM_FAST_UNROLL for (Index k = 1; k < std::ssize(of); ++k) { sum += of[k] * d[2 * k * stride]; }
+  return sum;
+}
+
+template <Index tile, Index pair>
+STM_FAST_INLINE void transform_inputs_of_pairs(const Vector<float>* d, Vector<float>* out, Index stride) {
+  constexpr auto pairs = winograd_pairs<tile>;
+  if constexpr (pair < std::ssize(pairs)) {
+    constexpr auto of = coefficients<tile, pair>();
+    const Vector<float> even = every_second(of, d + 2, 1);
+    const Vector<float> odd = static_cast<float>(pairs[pair]) * every_second(of, d + 1, 1);
+    out[(1 + 2 * pair) * stride] = even + odd;
+    out[(2 + 2 * pair) * stride] = even - odd;
+    transform_inputs_of_pairs<tile, pair + 1>(d, out, stride);
+  }
+}
+
+// B^T d of the paper's section 4.3 for the points of winograd.h; tile + 2 vectors `stride` apart, in place.
+template <Index tile>
+STM_FAST_INLINE void transform_inputs(Vector<float>* at, Index stride) {
+  constexpr auto all = coefficients<tile, tile>();
+  Vector<float> d[tile + 2];
+  STM_FAST_UNROLL for (Index i = 0; i < tile + 2; ++i) { d[i] = at[i * stride]; }
+  at[0] = every_second(all, d, 1);
+  transform_inputs_of_pairs<tile, 0>(d, at, stride);
+  at[(tile + 1) * stride] = every_second(all, d + 1, 1);
+}
+
+// A^T m: tile + 2 vectors become `tile`, in place.
+template <Index tile>
+STM_FAST_INLINE void transform_sums(Vector<float>* at, Index stride) {
+  constexpr auto pairs = winograd_pairs<tile>;
+  constexpr Index count = std::ssize(pairs);
+  Vector<float> term[count][2];  // even and odd, times the power of the point
+  const Vector<float> at_zero = at[0], at_infinity = at[(tile + 1) * stride];
+  STM_FAST_UNROLL for (Index i = 0; i < count; ++i) {
+    const Vector<float> plus = at[(1 + 2 * i) * stride], minus = at[(2 + 2 * i) * stride];
+    term[i][0] = plus + minus;
+    term[i][1] = static_cast<float>(pairs[i]) * (plus - minus);
+  }
+  STM_FAST_UNROLL for (Index k = 0; k < tile; ++k) {
+    Vector<float> sum = k == 0 ? at_zero : k == tile - 1 ? at_infinity : Vector<float>{};
+    STM_FAST_UNROLL for (Index i = 0; i < count; ++i) {
+      sum += term[i][k % 2];
+      term[i][k % 2] *= static_cast<float>(pairs[i] * pairs[i]);
+    }
+    at[k * stride] = sum;
+  }
 }
 
 template <class Stored>
@@ -59,46 +106,47 @@ STM_FAST_INLINE void store_some(Stored* to, Vector<float> x, Index count) {
 }
 
 // The place of a tile's inputs: columns [begin, end) of rows that are not null are inside the image.
-template <class Stored>
+template <class Stored, Index tile>
 struct TileInputs {
-  STM_FAST_INLINE TileInputs(const Image<const Stored>& image, Index tile) {
-    const Index across = divide_up(image.width, winograd_tile);
-    const Index top = tile / across * winograd_tile - 1;
-    left = tile % across * winograd_tile - 1;
+  STM_FAST_INLINE TileInputs(const Image<const Stored>& image, Index number) {
+    const Index across = divide_up(image.width, tile);
+    const Index top = number / across * tile - 1;
+    left = number % across * tile - 1;
     begin = std::max<Index>(0, -left);
-    end = std::min(winograd_side, image.width - left);
-    inside = begin == 0 && end == winograd_side;
-    for (Index i = 0; i < winograd_side; ++i) {
+    end = std::min(tile + 2, image.width - left);
+    inside = begin == 0 && end == tile + 2;
+    for (Index i = 0; i < tile + 2; ++i) {
       const bool valid = top + i >= 0 && top + i < image.height;
       lines[i] = valid ? image.row(top + i) : nullptr;
       inside = inside && valid;
     }
   }
 
-  const Stored* lines[winograd_side];
+  const Stored* lines[tile + 2];
   Index left;  // column of the first input
   Index begin, end;
   bool inside;
 };
 
 // Channels [c, c + count) of a tile. `inside` the image; `whole`: count is that of a vector.
-template <class Stored, class Point, bool relu, bool inside, bool whole>
+template <Index tile, bool relu, bool inside, bool whole, class Stored, class Point>
 STM_FAST_INLINE void transform_input_vector(const TransformedInput<Stored, Point>& input,
-                                            const TileInputs<Stored>& place, Index c, Index count, Point* to) {
+                                            const TileInputs<Stored, tile>& place, Index c, Index count, Point* to) {
+  constexpr Index side = tile + 2;
   constexpr Index line = cache_line / static_cast<Index>(sizeof(Stored));
   const Index channels = input.image.channels, point_stride = input.tiles.point_stride;
   if (inside && c % line == 0) {
     // columns that the next tile will add; not into the L1 cache, of which the pixels of a tile may share a few sets
-    STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {
-      STM_FAST_UNROLL for (Index j = 0; j < winograd_tile; ++j) {
-        __builtin_prefetch(place.lines[i] + (place.left + winograd_side + j) * channels + c, 0, 2);
+    STM_FAST_UNROLL for (Index i = 0; i < side; ++i) {
+      STM_FAST_UNROLL for (Index j = 0; j < tile; ++j) {
+        __builtin_prefetch(place.lines[i] + (place.left + side + j) * channels + c, 0, 2);
       }
     }
   }
-  Vector<float> d[winograd_points];
-  STM_FAST_UNROLL for (Index j = 0; j < winograd_side; ++j) {
-    STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {
-      Vector<float>& value = d[i * winograd_side + j];
+  Vector<float> d[side * side];
+  STM_FAST_UNROLL for (Index j = 0; j < side; ++j) {
+    STM_FAST_UNROLL for (Index i = 0; i < side; ++i) {
+      Vector<float>& value = d[i * side + j];
       value = Vector<float>{};
       if (inside || (place.lines[i] != nullptr && j >= place.begin && j < place.end)) {
         const Stored* const from = place.lines[i] + (place.left + j) * channels + c;
@@ -108,67 +156,66 @@ STM_FAST_INLINE void transform_input_vector(const TransformedInput<Stored, Point
         value = STM_FAST_LARGER(Vector<float>{}, value);
       }
     }
-    transform_inputs(d + j, winograd_side);
+    transform_inputs<tile>(d + j, side);
   }
-  STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {
-    transform_inputs(d + i * winograd_side, 1);
-    STM_FAST_UNROLL for (Index j = 0; j < winograd_side; ++j) {
-      store(to + (i * winograd_side + j) * point_stride + c, d[i * winograd_side + j]);
-    }
+  STM_FAST_UNROLL for (Index i = 0; i < side; ++i) {
+    transform_inputs<tile>(d + i * side, 1);
+    STM_FAST_UNROLL for (Index j = 0; j < side; ++j) { store(to + (i * side + j) * point_stride + c, d[i * side + j]); }
   }
 }
 
-template <class Stored, class Point, bool relu>
+template <Index tile, bool relu, class Stored, class Point>
 STM_FAST_TARGET void transform_input_tiles(const TransformedInput<Stored, Point>& of_tiles) {
   // a copy, because the compiler must assume that stores may change the original
   const TransformedInput<Stored, Point> input = of_tiles;
   const Index channels = input.image.channels, whole = channels / width<float> * width<float>;
-  for (Index tile = 0; tile < input.tiles.count; ++tile) {
-    const TileInputs<Stored> place(input.image, input.tiles.first + tile);
-    Point* const to = input.points + tile * input.tiles.tile_stride;
+  for (Index index = 0; index < input.tiles.count; ++index) {
+    const TileInputs<Stored, tile> place(input.image, input.tiles.first + index);
+    Point* const to = input.points + index * input.tiles.tile_stride;
     for (Index c = 0; c < whole; c += width<float>) {
       if (place.inside) {
-        transform_input_vector<Stored, Point, relu, true, true>(input, place, c, width<float>, to);
+        transform_input_vector<tile, relu, true, true>(input, place, c, width<float>, to);
       } else {
-        transform_input_vector<Stored, Point, relu, false, true>(input, place, c, width<float>, to);
+        transform_input_vector<tile, relu, false, true>(input, place, c, width<float>, to);
       }
     }
     if (whole < channels) {
-      transform_input_vector<Stored, Point, relu, false, false>(input, place, whole, channels - whole, to);
+      transform_input_vector<tile, relu, false, false>(input, place, whole, channels - whole, to);
     }
   }
 }
 
-template <class Stored, class Point>
+template <Index tile, class Stored, class Point>
 STM_FAST_TARGET void transform_input(const TransformedInput<Stored, Point>& input) {
   if (input.relu) {
-    transform_input_tiles<Stored, Point, true>(input);
+    transform_input_tiles<tile, true>(input);
   } else {
-    transform_input_tiles<Stored, Point, false>(input);
+    transform_input_tiles<tile, false>(input);
   }
 }
 
 // Channels [c, c + count) after the first of a tile whose outputs start at `at`.
-template <class Stored, bool whole>
+template <Index tile, bool whole, class Stored>
 STM_FAST_INLINE void transform_output_vector(const TransformedOutput<Stored>& output, const float* sums, Index top,
                                              Index left, Index c, Index count) {
   const Image<Stored>& image = output.image;
-  const Index high = std::min(winograd_tile, image.height - top), wide = std::min(winograd_tile, image.width - left);
-  Vector<float> m[winograd_points];
-  STM_FAST_UNROLL for (Index j = 0; j < winograd_side; ++j) {
-    STM_FAST_UNROLL for (Index i = 0; i < winograd_side; ++i) {
-      m[i * winograd_side + j] = load(sums + (i * winograd_side + j) * output.tiles.point_stride + c);
+  const Index high = std::min(tile, image.height - top), wide = std::min(tile, image.width - left);
+  constexpr Index side = tile + 2;
+  Vector<float> m[side * side];
+  STM_FAST_UNROLL for (Index j = 0; j < side; ++j) {
+    STM_FAST_UNROLL for (Index i = 0; i < side; ++i) {
+      m[i * side + j] = load(sums + (i * side + j) * output.tiles.point_stride + c);
     }
-    transform_sums(m + j, winograd_side);
+    transform_sums<tile>(m + j, side);
   }
   const Vector<float> bias = load(output.bias + c);
   for (Index i = 0; i < high; ++i) {
-    transform_sums(m + i * winograd_side, 1);
+    transform_sums<tile>(m + i * side, 1);
     Stored* const line = image.row(top + i);
     const Index at = left * image.channels + output.first_channel + c;
     const Stored* const added = output.residual == nullptr ? nullptr : output.residual + (line - image.data) + at;
     for (Index j = 0; j < wide; ++j) {
-      Vector<float> value = m[i * winograd_side + j] + bias;
+      Vector<float> value = m[i * side + j] + bias;
       const Index pixel = j * image.channels;
       if (added != nullptr) {
         value += whole ? load(added + pixel) : load_some(added + pixel, count);
@@ -185,28 +232,31 @@ STM_FAST_INLINE void transform_output_vector(const TransformedOutput<Stored>& ou
   }
 }
 
-template <class Stored>
+template <Index tile, class Stored>
 STM_FAST_TARGET void transform_output(const TransformedOutput<Stored>& of_tiles) {
   // a copy, because the compiler must assume that stores may change the original
   const TransformedOutput<Stored> output = of_tiles;
-  const Index across = divide_up(output.image.width, winograd_tile);
+  const Index across = divide_up(output.image.width, tile);
   const Index whole = output.channels / width<float> * width<float>;
   for (Index index = 0; index < output.tiles.count; ++index) {
-    const Index tile = output.tiles.first + index;
-    const Index top = tile / across * winograd_tile, left = tile % across * winograd_tile;
+    const Index number = output.tiles.first + index;
+    const Index top = number / across * tile, left = number % across * tile;
     const float* const sums = output.sums + index * output.tiles.tile_stride;
     for (Index c = 0; c < whole; c += width<float>) {
-      transform_output_vector<Stored, true>(output, sums, top, left, c, width<float>);
+      transform_output_vector<tile, true>(output, sums, top, left, c, width<float>);
     }
     if (whole < output.channels) {
-      transform_output_vector<Stored, false>(output, sums, top, left, whole, output.channels - whole);
+      transform_output_vector<tile, false>(output, sums, top, left, whole, output.channels - whole);
     }
   }
 }
 
-template <class Stored, class Point>
-constexpr WinogradKernels<Stored, Point> winograd_table = {transform_input<Stored, Point>, transform_output<Stored>};
+template <Index tile, class Stored, class Point>
+constexpr WinogradKernels<Stored, Point> winograd_table = {transform_input<tile, Stored, Point>,
+                                                           transform_output<tile, Stored>};
 
-constexpr AllWinogradKernels all_winograd_tables = {winograd_table<float, float>, winograd_table<BFloat16, float>};
+constexpr AllWinogradKernels all_winograd_tables = {winograd_table<small_tile, float, float>,
+                                                    winograd_table<large_tile, float, float>,
+                                                    winograd_table<small_tile, BFloat16, float>};
 
 }  // namespace stm_fast::STM_FAST_ISA

@@ -4,6 +4,7 @@
 // `panel_lanes` columns, [panels][depth][panel_lanes], padded with zeros: a multiple of every set's vectors.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "stm_fast/element.h"
@@ -22,7 +23,9 @@ struct PixelProduct {
   Index pixels;
   Index columns;  // readable and writable up to a whole number of panels
   Index parts;
-  Index depth;                  // of a part, in elements
+  Index depth;  // of a part, in elements
+  // elements that are added one after another, for a plain product of one part; C is the sum of such sums
+  Index chain = std::numeric_limits<Index>::max();
   const Element* a[most_taps];  // [parts] of [pixels, depth]
   Index a_stride;               // from a pixel to the next
   const Element* b;             // [panels][parts * depth][panel_lanes]

@@ -1,22 +1,31 @@
-// Convolutions of 3 x 3 by Winograd's minimal filtering F(4 x 4, 3 x 3): transforms before and after matrix products.
+// Convolutions of 3 x 3 by Winograd's minimal filtering F(n x n, 3 x 3): transforms before and after matrix products.
 //
 // After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.3. A tile of 4 x 4
-// outputs needs 36 products per pair of channels instead of 144. Images are channels-last, [H, W, C].
+// outputs needs 36 products per pair of channels instead of 144, one of 6 x 6 outputs 64 instead of 324, with larger
+// rounding errors. Images are channels-last, [H, W, C].
 //
-// Transformed inputs and weights are the values of polynomials at the points 0, a, -a, 1/a, -1/a and infinity. With the
-// paper's points 0, 1, -1, 2 and -2, products of bfloat16 numbers have twice the error; see Alam et al., "Winograd
-// convolution for deep neural networks: efficient point selection", 2022.
+// Transformed inputs and weights are the values of polynomials at the points 0, infinity and pairs of a and -a. With
+// the paper's pairs 1 and 2 for 4 x 4 outputs, products of bfloat16 numbers have twice the error; see Alam et al.,
+// "Winograd convolution for deep neural networks: efficient point selection", 2022.
 #pragma once
+
+#include <array>
 
 #include "stm_fast/matrix.h"
 #include "stm_fast/memory_read.h"
 
 namespace stm_fast {
 
-inline constexpr Index winograd_tile = 4;     // outputs of a tile, in each direction
-inline constexpr Index winograd_side = 6;     // inputs of a tile, in each direction
-inline constexpr Index winograd_points = 36;  // values of a tile between the transforms
-inline constexpr double winograd_point = 0.625;
+// Outputs of a tile, in each direction; the larger ones for floats only.
+inline constexpr Index small_tile = 4, large_tile = 6;
+
+// Values of a tile between the transforms.
+constexpr Index points_of_tile(Index tile) { return (tile + 2) * (tile + 2); }
+
+template <Index tile>
+inline constexpr std::array<double, 2> winograd_pairs = {0.625, 1.6};
+template <>
+inline constexpr std::array<double, 3> winograd_pairs<large_tile> = {1.0, 2.0, 0.5};
 
 struct ImageSize {
   Index height, width;
@@ -28,7 +37,9 @@ template <class Stored>
 struct WinogradConvolution {
   Index channels;
   Index out_channels;
-  // transformed weights [36][ceil(K / 16)][C][16]; of BFloat16 in pairs along C: [36][ceil(K / 16)][ceil(C / 2)][16][2]
+  Index tile;  // small_tile or large_tile
+  // transformed weights [points][ceil(K / 16)][C][16]; of BFloat16 in pairs along C:
+  // [points][ceil(K / 16)][ceil(C / 2)][16][2]
   const Stored* weight;
   const float* bias;  // [K rounded up to a multiple of 16]
   bool relu_input;

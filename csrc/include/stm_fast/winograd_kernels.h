@@ -16,7 +16,7 @@ struct Image {
   Stored* row(Index y) const { return data + y % stored_rows * width * channels; }
 };
 
-// Tiles from `first`, numbered row by row, and their values [36, tiles, channels].
+// Tiles from `first`, numbered row by row, and their values [points, tiles, channels].
 struct TileRange {
   Index first;
   Index count;
@@ -54,6 +54,7 @@ struct WinogradKernels {
 
 struct AllWinogradKernels {
   WinogradKernels<float, float> floats;
+  WinogradKernels<float, float> floats_of_large_tiles;
   WinogradKernels<BFloat16, float> bfloat16;
 };
 
