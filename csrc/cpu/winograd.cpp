@@ -14,8 +14,10 @@ namespace {
 // of the L3 cache.
 constexpr Index most_tiles = 56;
 constexpr Index most_point_bytes = Index{8} << 20;
-// Output channels whose sums stay in a core's private cache until they are transformed.
-constexpr Index block_columns = 96;
+// Sums of all points of a chunk, for some output channels, which stay in a core's private cache until they are
+// transformed; and the channels that the products compute at once.
+constexpr Index most_sum_bytes = Index{768} << 10;
+constexpr Index column_unit = 48;
 // Elements whose products are added one after another; then such sums are added, because rounding errors grow with the
 // number of additions.
 constexpr Index most_chain = 128;
@@ -57,7 +59,9 @@ struct Plan {
     const Index bytes = points * point_row * static_cast<Index>(sizeof(Element));
     tiles =
         std::max(tile_unit, std::min(most_tiles, most_point_bytes / std::max<Index>(1, bytes) / tile_unit * tile_unit));
-    columns = std::min(block_columns, panels * panel_lanes);
+    const Index column_bytes = points * tiles * static_cast<Index>(sizeof(float));
+    columns = std::max(column_unit, most_sum_bytes / column_bytes / column_unit * column_unit);
+    columns = std::min(columns, panels * panel_lanes);
     point_stride = spread<Element>(tiles * point_row);
     sum_stride = spread<float>(tiles * columns);
   }
