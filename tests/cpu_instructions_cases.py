@@ -54,13 +54,14 @@ def test_no_worse_than_eager(case: ReadCase, dtype: torch.dtype) -> None:
     check_case(case, dtype, "cpp", "cpu", True)
 
 
-# whole and broken panels, groups and quads, slots in one block and in several; slots of few rows
+# whole and broken panels, groups, quads and tiles, slots in one block and in several; slots of few rows
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize(
     ("sizes", "lengths"),
     [
         ({"queries": 100, "slots": 2, "rows": 192, "key_dim": 16, "value_dim": 32}, None),
         ({"queries": 25, "slots": 3, "rows": 401, "key_dim": 9, "value_dim": 10}, [1203, 450]),
+        ({"queries": 70, "slots": 2, "rows": 250, "key_dim": 71, "value_dim": 40}, None),
         ({"queries": 1, "slots": 9, "rows": 9, "key_dim": 3, "value_dim": 1}, [0, 47]),
         ({"queries": 49, "slots": 30, "rows": 3, "key_dim": 17, "value_dim": 9}, [90, 7]),
     ],

@@ -25,4 +25,10 @@ inline __attribute__((always_inline)) Integers product_of_bytes(Bits left, Bits 
   return (reinterpret_cast<Integers>(left << shift) >> 24) * reinterpret_cast<Integers>(right << shift >> 24);
 }
 
+// sum + the four products of bytes.
+inline __attribute__((always_inline)) Integers multiply_add_quads(Integers sum, Bits left, Bits right) {
+  return sum + product_of_bytes(left, right, 24) + product_of_bytes(left, right, 16) +
+         product_of_bytes(left, right, 8) + product_of_bytes(left, right, 0);
+}
+
 }  // namespace stm_fast::emulated

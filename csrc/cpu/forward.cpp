@@ -78,7 +78,7 @@ class ForwardPass : public PanelSums<Accumulator<Stored>> {
     for (Index row = segment.begin * rows_per_block; row < end; row += rows_per_block) {
       const Index rows = std::min(rows_per_block, end - row);
       scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.buffer, work.keys);
-      arrange(work.keys, rows, scores_.depth);
+      arrange(kernels_, work.keys, rows, scores_.depth);
       for (Index other = 0; other < objects; ++other) {
         pack_values(object + other, row, rows, work.values);
         for (Index panel = 0; panel < panels; ++panel) {
@@ -116,13 +116,7 @@ class ForwardPass : public PanelSums<Accumulator<Stored>> {
                        [this](T x) { return x * results_.value_unit; });
       }
     }
-    arrange(panels, value_dim_, depth_of<Element>(rows));
-  }
-
-  void arrange(Element* panels, Index rows, Index depth) const {
-    if (kernels_.arrange != nullptr) {
-      kernels_.arrange(panels, divide_up(rows, kernels_.group_rows), depth);
-    }
+    arrange(kernels_, panels, value_dim_, depth_of<Element>(rows));
   }
 
   // Turns scores [rows, lanes] of a tile into weights.

@@ -28,6 +28,14 @@ inline QueryBlocks blocks_of_many(Index queries, Index rows, Index lanes, const 
   return QueryBlocks(queries, lanes, std::clamp(for_threads, least, std::max(least, most)));
 }
 
+// Packed rows in the order in which the kernels read them.
+template <class Kernels, class Element>
+void arrange(const Kernels& kernels, Element* panels, Index rows, Index depth) {
+  if (kernels.arrange != nullptr) {
+    kernels.arrange(panels, divide_up(rows, kernels.group_rows), depth);
+  }
+}
+
 template <class T>
 class PanelSums {
  public:

@@ -76,7 +76,6 @@ class QuantizedPass : public PanelSums<float> {
       : PanelSums<float>(affinities, blocks, problem.value_dim, quantized_kernels<Element>()->group_rows),
         problem_(problem),
         kernels_(*quantized_kernels<Element>()),
-        floats_(tile_kernels<float>()),
         depth_(depth_of<Element>(problem.key_dim)),
         rows_(rows),
         results_(results),
@@ -193,9 +192,9 @@ class QuantizedPass : public PanelSums<float> {
     const Index slots = std::min(group, divide_up(problem_.rows_of(object), rows_.slot_rows) - slot);
     pack_panels(problem_.quantization.key_mean[object].from_row(slot), slots, key_dim, group, work.means);
     for (Index panel = 0; panel < panels; ++panel) {
-      floats_.scaled_product({group, key_dim, work.means, 0, work.floats + panel * key_dim * lanes, lanes,
-                              work.mean_scores + panel * group * lanes, lanes},
-                             problem_.scale);
+      kernels_.scaled_product({group, key_dim, work.means, 0, work.floats + panel * key_dim * lanes, lanes,
+                               work.mean_scores + panel * group * lanes, lanes},
+                              problem_.scale);
     }
   }
 
@@ -226,6 +225,7 @@ class QuantizedPass : public PanelSums<float> {
     } else {
       pack_panels(widened(keys, rows, key_dim, work.wide), rows, key_dim, kernels_.group_rows, work.keys);
     }
+    arrange(kernels_, work.keys, rows, depth_);
   }
 
   // What the offset of the bytes of queries adds to its products, and its products with the directions.
@@ -263,6 +263,7 @@ class QuantizedPass : public PanelSums<float> {
                     work.values + c * depth_of<Element>(rows));
       }
     }
+    arrange(kernels_, work.values, value_dim_, depth_of<Element>(rows));
   }
 
   BlockSoftmax softmax_of(Index panel, const Workspace& work, const Partial& result) const {
@@ -289,7 +290,6 @@ class QuantizedPass : public PanelSums<float> {
 
   const ReadProblem<Stored>& problem_;
   const QuantizedKernels<Element>& kernels_;
-  const TileKernels<float>& floats_;
   const Index depth_;  // of a key, in elements
   const SlotBlocks rows_;
   const ReadResults<Stored> results_;
@@ -302,13 +302,8 @@ template <class Stored>
 bool multiplies_quantized(const ReadProblem<Stored>& problem) {
   // below, blocks of rows would be too short
   constexpr Index fewest_rows = 8;
-  const auto* const kernels = quantized_kernels<ElementOf<Stored>>();
-  if (kernels == nullptr || problem.quantization.slot_rows < fewest_rows || problem.key_dim > widest_key) {
-    return false;
-  }
-  // products of floats read the same panels
-  const TileKernels<float>& floats = tile_kernels<float>();
-  return kernels->lanes == floats.lanes && kernels->group_rows == floats.group_rows;
+  return quantized_kernels<ElementOf<Stored>>() != nullptr && problem.quantization.slot_rows >= fewest_rows &&
+         problem.key_dim <= widest_key;
 }
 
 template <class Stored>

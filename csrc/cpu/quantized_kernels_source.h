@@ -9,28 +9,41 @@ STM_FAST_INLINE Vector<float> to_float(From x) {
   return __builtin_convertvector(x, Vector<float>);
 }
 
+// What all scores of one vector of lanes have in common.
+template <class Element>
+struct LaneScales {
+  static constexpr Index terms = directions<Element>;
+
+  STM_FAST_INLINE LaneScales(const ScoreScales<Element>& scales, Index stride, Index lane)
+      : scale(load(scales.lane_scale + lane)), offset(load(scales.lane_offset + lane)) {
+    STM_FAST_UNROLL for (Index t = 0; t < terms; ++t) { term[t] = load(scales.lane_terms + t * stride + lane); }
+  }
+  Vector<float> scale, offset, term[terms + 1];
+};
+
+template <class Element>
+STM_FAST_INLINE Vector<float> score_of(Vector<Register<Element>> sum, Index row, const ScoreScales<Element>& scales,
+                                       const LaneScales<Element>& of_lanes) {
+  constexpr Index terms = directions<Element>;
+  Vector<float> score = of_lanes.offset;
+  STM_FAST_UNROLL for (Index t = 0; t < terms; ++t) {
+    score += fill(scales.row_terms[row * terms + t]) * of_lanes.term[t];
+  }
+  return score + to_float(sum) * fill(scales.row_scale[row]) * of_lanes.scale;
+}
+
 template <class Element>
 STM_FAST_INLINE void scores_of_group(const Product<Element>& product, Index row, const ScoreScales<Element>& scales) {
-  constexpr Index terms = directions<Element>;
   Vector<Register<Element>> sum[group_rows][vectors];
   STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
     STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) { sum[i][j] = fill(scales.start[row + i]); }
   }
   add_group<Element, true, vectors>(product, product.a + row * product.depth, sum);
   STM_FAST_UNROLL for (Index j = 0; j < vectors; ++j) {
-    const Vector<float> lane_scale = load(scales.lane_scale + j * width<float>);
-    const Vector<float> lane_offset = load(scales.lane_offset + j * width<float>);
-    Vector<float> lane_terms[terms + 1];
-    STM_FAST_UNROLL for (Index t = 0; t < terms; ++t) {
-      lane_terms[t] = load(scales.lane_terms + t * product.c_stride + j * width<float>);
-    }
+    const LaneScales<Element> of_lanes(scales, product.c_stride, j * width<float>);
     STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
-      Vector<float> score = lane_offset;
-      STM_FAST_UNROLL for (Index t = 0; t < terms; ++t) {
-        score += fill(scales.row_terms[(row + i) * terms + t]) * lane_terms[t];
-      }
-      score += to_float(sum[i][j]) * fill(scales.row_scale[row + i]) * lane_scale;
-      store(product.c + (row + i) * product.c_stride + j * width<float>, score);
+      store(product.c + (row + i) * product.c_stride + j * width<float>,
+            score_of(sum[i][j], row + i, scales, of_lanes));
     }
   }
 }
@@ -93,6 +106,13 @@ STM_FAST_TARGET void softmax_step_of_block(float* scores, Index rows, Index stri
   }
 }
 
+// C and its scaled sum of a block.
+template <class Sums>
+STM_FAST_INLINE Vector<float> with_part(const float* c, Sums sum, float row_scale, Vector<float> rescale,
+                                        Vector<float> part_scale) {
+  return rescale * load(c) + part_scale * (to_float(sum) * fill(row_scale));
+}
+
 template <class Element>
 STM_FAST_TARGET void add_values(const Product<Element>& product, const float* row_scale, const BlockSoftmax& state) {
   for (Index row = 0; row < product.rows; row += group_rows) {
@@ -103,8 +123,7 @@ STM_FAST_TARGET void add_values(const Product<Element>& product, const float* ro
       const Vector<float> part_scale = load(state.part_scale + j * width<float>);
       STM_FAST_UNROLL for (Index i = 0; i < group_rows; ++i) {
         float* const at = product.c + (row + i) * product.c_stride + j * width<float>;
-        const Vector<float> part = to_float(sum[i][j]) * fill(row_scale[row + i]);
-        store(at, rescale * load(at) + part_scale * part);
+        store(at, with_part(at, sum[i][j], row_scale[row + i], rescale, part_scale));
       }
     }
   }
@@ -112,7 +131,8 @@ STM_FAST_TARGET void add_values(const Product<Element>& product, const float* ro
 
 template <class Element>
 constexpr QuantizedKernels<Element> quantized_table = {
-    group_rows, lanes<float>, scores<Element>, softmax_step_of_block<Element>, add_values<Element>,
+    group_rows,          lanes<float>,          scores<Element>, softmax_step_of_block<Element>,
+    add_values<Element>, scaled_product<float>, nullptr,
 };
 
 }  // namespace stm_fast::STM_FAST_ISA

@@ -18,7 +18,7 @@ extern const PairKernels pair_kernels;
 extern const QuantizedKernels<ByteQuad> byte_kernels;
 }  // namespace emulated
 namespace emulated_amx {
-extern const ForwardKernels<BFloat16Pair> tile_kernels;
+extern const AmxKernels amx_kernels;
 }
 namespace avx2 {
 extern const FloatKernels float_kernels;
@@ -36,7 +36,7 @@ namespace avx512_bf16 {
 extern const PairKernels pair_kernels;
 }
 namespace amx {
-extern const ForwardKernels<BFloat16Pair> tile_kernels;
+extern const AmxKernels amx_kernels;
 bool permitted();
 }  // namespace amx
 
@@ -48,7 +48,7 @@ struct InstructionSet {
   const FloatKernels* floats;
   const PairKernels* pairs = nullptr;
   const QuantizedKernels<ByteQuad>* bytes = nullptr;
-  const ForwardKernels<BFloat16Pair>* tiles = nullptr;  // of AMX
+  const AmxKernels* tiles = nullptr;
 };
 
 bool always() { return true; }
@@ -66,7 +66,7 @@ bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vn
 bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 bool has_amx() {
   return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-         amx::permitted();
+         __builtin_cpu_supports("amx-int8") && amx::permitted();
 }
 
 #endif
@@ -74,8 +74,7 @@ bool has_amx() {
 // the best first; sets after "portable" are chosen by name only
 const InstructionSet sets[] = {
 #if defined(__x86_64__)
-    {"amx", has_amx, &avx512::float_kernels, &avx512_bf16::pair_kernels, &avx512_vnni::byte_kernels,
-     &amx::tile_kernels},
+    {"amx", has_amx, &avx512::float_kernels, &avx512_bf16::pair_kernels, &avx512_vnni::byte_kernels, &amx::amx_kernels},
     {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512_bf16::pair_kernels, &avx512_vnni::byte_kernels},
     {"avx512_vnni", has_avx512_vnni, &avx512::float_kernels, nullptr, &avx512_vnni::byte_kernels},
     {"avx512", has_avx512, &avx512::float_kernels},
@@ -85,7 +84,7 @@ const InstructionSet sets[] = {
     {"portable", always, &portable::float_kernels},
     {"emulated", always, &emulated::float_kernels, &emulated::pair_kernels, &emulated::byte_kernels},
     {"emulated_amx", always, &emulated::float_kernels, &emulated::pair_kernels, &emulated::byte_kernels,
-     &emulated_amx::tile_kernels},
+     &emulated_amx::amx_kernels},
 };
 
 const InstructionSet& choose() {
@@ -128,15 +127,15 @@ const TileKernels<double>& tile_kernels<double>() {
   return chosen().floats->doubles;
 }
 const ForwardKernels<BFloat16Pair>* pair_kernels() {
-  return chosen().tiles != nullptr ? chosen().tiles : of_pairs(&PairKernels::forward);
+  return chosen().tiles != nullptr ? &chosen().tiles->forward : of_pairs(&PairKernels::forward);
 }
 template <>
 const QuantizedKernels<BFloat16Pair>* quantized_kernels<BFloat16Pair>() {
-  return of_pairs(&PairKernels::quantized);
+  return chosen().tiles != nullptr ? &chosen().tiles->quantized : of_pairs(&PairKernels::quantized);
 }
 template <>
 const QuantizedKernels<ByteQuad>* quantized_kernels<ByteQuad>() {
-  return chosen().bytes;
+  return chosen().tiles != nullptr ? &chosen().tiles->bytes : chosen().bytes;
 }
 const BottleneckKernels& bottleneck_kernels() { return chosen().floats->bottlenecks; }
 const PixelKernels<BFloat16Pair>* bottleneck_pair_kernels() { return of_pairs(&PairKernels::bottlenecks); }

@@ -1,5 +1,5 @@
-// The forward kernels for AMX: products of bfloat16 numbers by tiles. They have never run on a machine that has it:
-// their tests run the same source with emulated tiles.
+// The forward kernels for AMX: products of bfloat16 numbers and of bytes by tiles. They have never run on a machine
+// that has it: their tests run the same source with emulated tiles.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -9,9 +9,9 @@
 #endif
 
 #define STM_FAST_ISA amx
-#define STM_FAST_TARGET                                                             \
-  __attribute__((                                                                   \
-      target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,amx-tile,amx-bf16," \
+#define STM_FAST_TARGET                                                                      \
+  __attribute__((                                                                            \
+      target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,amx-tile,amx-bf16,amx-int8," \
              "prefer-vector-width=512")))
 #define STM_FAST_VECTOR_BYTES 64
 #define STM_FAST_GROUP_ROWS 16
@@ -33,10 +33,13 @@
     _tile_loadd(tile, from, stride);           \
   } while (false)
 #define STM_FAST_TILE_STORE(tile, to, stride) _tile_stored(tile, to, stride)
-#define STM_FAST_TILE_DOT(sum, left, right) _tile_dpbf16ps(sum, left, right)
+#define STM_FAST_TILE_DOT_PAIRS(sum, left, right) _tile_dpbf16ps(sum, left, right)
+#define STM_FAST_TILE_DOT_QUADS(sum, left, right) _tile_dpbsud(sum, left, right)
 
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
+#include "quantized_kernels_source.h"
+// which needs the second
 #include "amx_kernels_source.h"
 
 namespace stm_fast::amx {

@@ -13,9 +13,7 @@
 #define STM_FAST_MULTIPLY_ADD_PAIRS(sum, left, right) \
   multiply_add_half(multiply_add_half(sum, (left), (right)), (left) << 16, (right) << 16)
 
-#define STM_FAST_MULTIPLY_ADD_QUADS(sum, left, right)                                                                 \
-  ((sum) + product_of_bytes(left, right, 24) + product_of_bytes(left, right, 16) + product_of_bytes(left, right, 8) + \
-   product_of_bytes(left, right, 0))
+#define STM_FAST_MULTIPLY_ADD_QUADS(sum, left, right) multiply_add_quads(sum, left, right)
 
 #include "kernel_sets.h"
 #include "tile_kernels_source.h"

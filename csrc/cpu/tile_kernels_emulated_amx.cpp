@@ -17,7 +17,8 @@
 #define STM_FAST_TILE_ZERO(tile) emulated::tiles[tile] = {}
 #define STM_FAST_TILE_LOAD(tile, from, stride) emulated::load_tile(tile, from, stride)
 #define STM_FAST_TILE_STORE(tile, to, stride) emulated::store_tile(tile, to, stride)
-#define STM_FAST_TILE_DOT(sum, left, right) emulated::multiply_tiles(sum, left, right)
+#define STM_FAST_TILE_DOT_PAIRS(sum, left, right) emulated::multiply_pairs(sum, left, right)
+#define STM_FAST_TILE_DOT_QUADS(sum, left, right) emulated::multiply_quads(sum, left, right)
 
 namespace stm_fast::emulated {
 
@@ -63,7 +64,7 @@ inline void store_tile(int tile, void* to, Index stride) {
 
 // tdpbf16ps: in each step of the depth a row of B is multiplied with one pair of each row of A. The numbers of a pair
 // have sums of their own, which are added at the end.
-inline void multiply_tiles(int sum, int left, int right) {
+inline void multiply_pairs(int sum, int left, int right) {
   check(true);
   for (Index row = 0; row < 16; ++row) {
     Floats lower = {}, upper = {};
@@ -81,8 +82,25 @@ inline void multiply_tiles(int sum, int left, int right) {
   }
 }
 
+// tdpbsud: the same with four products of bytes, those of A with a sign, and exact sums.
+inline void multiply_quads(int sum, int left, int right) {
+  check(true);
+  for (Index row = 0; row < 16; ++row) {
+    Integers total;
+    std::memcpy(&total, tiles[sum].elements[row], sizeof(total));
+    for (Index k = 0; k < 16; ++k) {
+      Bits others;
+      std::memcpy(&others, tiles[right].elements[k], sizeof(others));
+      total = multiply_add_quads(total, tiles[left].elements[row][k] - Bits{}, others);
+    }
+    std::memcpy(tiles[sum].elements[row], &total, sizeof(total));
+  }
+}
+
 }  // namespace stm_fast::emulated
 
 #include "tile_kernels_source.h"
-// which needs the macros of the first
+// which need the macros of the first
+#include "quantized_kernels_source.h"
+// which needs the second
 #include "amx_kernels_source.h"

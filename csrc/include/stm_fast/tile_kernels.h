@@ -188,6 +188,11 @@ struct QuantizedKernels {
   void (*softmax_step)(float* scores, Index rows, Index stride, const BlockSoftmax&);
   // C = rescale[lane] * C + row_scale[row] * part_scale[lane] * A B, A packed
   void (*add_values)(const Product<Element>&, const float* row_scale, const BlockSoftmax&);
+
+  // C = scale * A B of floats, with the same groups of rows and the same lanes
+  void (*scaled_product)(const Product<float>&, float scale);
+  // as in ForwardKernels
+  void (*arrange)(Element* a, Index groups, Index depth);
 };
 
 // The kernels in use; T is float or double. Throws std::runtime_error if STM_FAST_CPU names none that this machine has.
