@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from convolutions import assert_near_direct, by_winograd, random_conv
-from instruction_sets import CONVOLVE_BFLOAT16, MULTIPLY_BFLOAT16, MULTIPLY_BYTES
+from instruction_sets import BACKWARD_BFLOAT16, CONVOLVE_BFLOAT16, MULTIPLY_BFLOAT16, MULTIPLY_BYTES
 from quantized_reads import bounds, read
 from stm_fast import _C, memory_read
 from stm_fast.ops.quantized import memory_read_quantized, quantize_memory
@@ -82,6 +82,14 @@ def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
     assert (memory_read(query, key, value, backend="cpp") == 0).all() == by_pairs
     assert (memory_read(query[:, :16], key, value, backend="cpp") != 0).all()
     assert (memory_read(query, key, value, similarity="l2", backend="cpp") != 0).all()
+
+
+def test_gradients_are_of_the_numbers_that_the_set_multiplies() -> None:
+    # denormal numbers, as above, of which each gradient has a normal sum of 25
+    query, key = (torch.ones(1, count, 4, dtype=torch.bfloat16, requires_grad=True) for count in (25, 1))
+    value = torch.ones(1, 1, 3, dtype=torch.bfloat16, requires_grad=True)
+    memory_read(query, key, value, backend="cpp").backward(torch.full((1, 25, 3), 2.0**-130, dtype=torch.bfloat16))
+    assert (value.grad == 0).all() == (_C.instructions() in BACKWARD_BFLOAT16)
 
 
 def test_products_of_bytes_are_used_where_there_are_any() -> None:

@@ -11,6 +11,8 @@ MULTIPLY_BFLOAT16 = ("amx", "avx512_bf16", "emulated", "emulated_amx")
 MULTIPLY_BYTES = (*MULTIPLY_BFLOAT16, "avx512_vnni", "avx_vnni")
 # with AMX, convolutions in bfloat16 are left to PyTorch
 CONVOLVE_BFLOAT16 = ("avx512_bf16", "emulated")
+# the tiles of AMX have another shape than those of the backward read's other products
+BACKWARD_BFLOAT16 = ("avx512_bf16", "emulated")
 
 
 def run_cases(instructions: str, cases: Path, folder: Path, *arguments: str) -> Ended:

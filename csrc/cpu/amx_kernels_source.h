@@ -232,7 +232,8 @@ constexpr QuantizedKernels<Element> quantized_tiles = {
 };
 
 extern const AmxKernels amx_kernels = {
-    {group_rows, lanes<float>, scaled_tiles, rescale_and_add_tiles, softmax_step<BFloat16Pair>, arrange<BFloat16Pair>},
+    {group_rows, lanes<float>, scaled_tiles, rescale_and_add_tiles, softmax_step<BFloat16Pair>, arrange<BFloat16Pair>,
+     nullptr},
     quantized_tiles<BFloat16Pair>,
     quantized_tiles<ByteQuad>,
 };

@@ -4,13 +4,24 @@
 //   dQ = scale * dS K      dK = scale * dS^T Q
 // A task owns a range of memory rows, so dK and dV are summed in one place. Each task sums its own dQ; the sums of the
 // tasks are added in the order of the tasks, so that two runs are bit-equal.
+//
+// Of bfloat16 tensors, dP, dV and, for the dot product, dK are products of pairs, where the machine multiplies them: P
+// and dS are rounded for that, as they are where they are stored.
 #include <vector>
 
+#include "clones.h"
 #include "softmax_weights.h"
 
 namespace stm_fast {
 
 namespace {
+
+STM_FAST_CLONES
+void narrow_row(const float* __restrict row, Index count, BFloat16* __restrict narrowed) {
+  for (Index i = 0; i < count; ++i) {
+    narrowed[i] = narrow<BFloat16>(row[i]);
+  }
+}
 
 // The query side of the backward products. Delta is computed once for all tasks. Features in rows, and the gradient of
 // the output, are packed again for each block of rows, right before the product that reads them, or read in place where
@@ -41,15 +52,17 @@ class QuerySide {
   // [lanes] of a panel
   const T* delta(Index object, Index panel) const { return delta_ + (object * scores_.blocks.panels + panel) * lanes_; }
   // A factor of a product: rows of lanes, `stride` apart, the last ones `unused`.
+  template <class Element>
   struct Lanes {
-    const T* data;
+    const Element* data;
     Index stride;
     Index unused;
   };
 
-  // The features of queries from `query` on, as panels [feature panels][queries][lanes] in `buffers` or in place.
-  template <class Task>
-  void for_feature_rows(Index object, Index query, Index queries, T* buffer, T* packed, const Task& task) const {
+  // The features of queries from `query` on, as panels [feature panels][queries in elements][lanes] in `packed` or in
+  // place.
+  template <class Element, class Task>
+  void for_feature_rows(Index object, Index query, Index queries, T* buffer, Element* packed, const Task& task) const {
     const Index features = scores_.features.dim();
     const bool in_place = scores_.features.are_stored() && reads_in_place(problem_.query, features);
     if (!in_place) {
@@ -60,11 +73,11 @@ class QuerySide {
       if constexpr (std::is_same_v<Stored, T>) {
         if (in_place) {
           const Matrix<const T> rows = problem_.query[object].from_row(query);
-          task(panel, Lanes{rows.data + panel * lanes_, rows.row_stride, unused});
+          task(panel, Lanes<T>{rows.data + panel * lanes_, rows.row_stride, unused});
           continue;
         }
       }
-      task(panel, Lanes{packed + panel * queries * lanes_, lanes_, unused});
+      task(panel, Lanes<Element>{packed + panel * depth_of<Element>(queries) * lanes_, lanes_, unused});
     }
   }
 
@@ -79,8 +92,10 @@ class QuerySide {
                   std::min(channels, problem_.value_dim - c), lanes_, columns + depth_of<Element>(c) * lanes_);
     }
   }
-  // The same for queries from `query` on and the channels of a panel: [queries][lanes] in `packed` or in place.
-  Lanes grad_out_rows(Index object, Index column_panel, Index query, Index queries, T* packed) const {
+  // The same for queries from `query` on and the channels of a panel: [queries in elements][lanes] in `packed` or in
+  // place.
+  template <class Element>
+  Lanes<Element> grad_out_rows(Index object, Index column_panel, Index query, Index queries, Element* packed) const {
     const Index first = column_panel * lanes_, unused = unused_lanes(column_panel, problem_.value_dim);
     const Matrix<const Stored> rows = gradients_.grad_out[object].from_row(query);
     if constexpr (std::is_same_v<Stored, T>) {
@@ -145,7 +160,6 @@ struct Task {
 template <class Stored>
 class BackwardPass {
   using T = Accumulator<Stored>;
-  using Lanes = typename QuerySide<Stored>::Lanes;
 
  public:
   BackwardPass(const Scores<Stored>& scores, const Parallel& parallel, const ReadGradients<Stored>& gradients)
@@ -199,15 +213,17 @@ class BackwardPass {
       columns = carver.take<T>(std::max({queries * pass.query_side_.wide_features(), queries * pass.lanes(),
                                          pass.problem_.value_dim * pass.lanes()}));
       buffer = carver.take<T>(std::max(rows, queries) * features);
+      narrowed = carver.take<BFloat16>(queries);
     }
-    T* keys;           // [row groups][features][group_rows]
-    T* key_columns;    // [feature groups][rows][group_rows]
-    T* values;         // [row groups][value_dim][group_rows], or pairs of numbers
-    T* weights;        // [rows][queries of a block]: P
-    T* grad_scores;    // [rows][queries of a block]: dP, then dS
-    T* grad_features;  // [feature panels][rows][lanes]: dK / scale, of one object
-    T* grad_values;    // [value panels][rows][lanes]
-    T* grad_keys;      // [rows][key_dim], of all objects
+    T* keys;             // [row groups][features][group_rows]
+    T* key_columns;      // [feature groups][rows][group_rows]
+    T* values;           // [row groups][value_dim][group_rows], or pairs of numbers
+    T* weights;          // [rows][queries of a block]: P
+    T* grad_scores;      // [rows][queries of a block]: dP, then dS
+    T* grad_features;    // [feature panels][rows][lanes]: dK / scale, of one object
+    T* grad_values;      // [value panels][rows][lanes]
+    T* grad_keys;        // [rows][key_dim], of all objects
+    BFloat16* narrowed;  // [queries of a block]
     T* columns;  // of the gradient of the output: [value_dim][lanes] of a panel of queries, or [queries][lanes] of
                  // one of channels; of the features: [feature panels][queries][lanes]
     T* buffer;   // for features before packing
@@ -269,7 +285,7 @@ class BackwardPass {
   // All queries of an object against one block of its rows.
   void pass_over_queries(Index object, Index row, Index rows, const Workspace& work, T* grad_queries) const {
     scores_.features.pack_keys(object, row, rows, kernels_.group_rows, work.buffer, work.keys, work.key_columns);
-    with_element([&]<class Element>(Element) {
+    with_element(true, [&]<class Element>(Element) {
       pack_panels(problem_.value[object].from_row(row), rows, problem_.value_dim, kernels_.group_rows,
                   reinterpret_cast<Element*>(work.values));
     });
@@ -283,29 +299,54 @@ class BackwardPass {
         kernels_.add_product({padded_features_, rows, work.key_columns, 0, work.grad_scores + column, tile_stride(),
                               grad_queries + panel * lanes() * padded_features_, lanes()});
       }
-      const Index queries = blocks_.queries_in_block(block);
-      for (Index panel = 0; panel < query_side_.wide_values() / lanes(); ++panel) {
-        const Lanes columns = query_side_.grad_out_rows(object, panel, query, queries, work.columns);
-        add_queries(work.weights, columns, queries, rows, work.grad_values + panel * padded_rows() * lanes());
-      }
-      query_side_.for_feature_rows(
-          object, query, queries, work.buffer, work.columns, [&](Index panel, const Lanes& columns) {
-            add_queries(work.grad_scores, columns, queries, rows, work.grad_features + panel * padded_rows() * lanes());
-          });
+      add_values_and_features(object, query, blocks_.queries_in_block(block), rows, work);
     }
   }
 
-  // Calls task(Element{}) for the type in which values and the gradient of the output, both as stored, are multiplied.
-  // Tiles of AMX have another shape than those of the other products.
+  // Adds the products with a block of queries, whose tiles are made.
+  void add_values_and_features(Index object, Index query, Index queries, Index rows, const Workspace& work) const {
+    with_element(true, [&]<class Element>(Element) {
+      const Element* const tile = rows_of<Element>(work.weights, rows, queries, work);
+      auto* const packed = reinterpret_cast<Element*>(work.columns);
+      for (Index panel = 0; panel < query_side_.wide_values() / lanes(); ++panel) {
+        add_queries(tile, query_side_.grad_out_rows(object, panel, query, queries, packed), queries, rows,
+                    work.grad_values + panel * padded_rows() * lanes());
+      }
+    });
+    with_element(scores_.features.are_stored(), [&]<class Element>(Element) {
+      const Element* const tile = rows_of<Element>(work.grad_scores, rows, queries, work);
+      query_side_.for_feature_rows(object, query, queries, work.buffer, reinterpret_cast<Element*>(work.columns),
+                                   [&](Index panel, const auto& columns) {
+                                     add_queries(tile, columns, queries, rows,
+                                                 work.grad_features + panel * padded_rows() * lanes());
+                                   });
+    });
+  }
+
+  // Calls task(Element{}) for the type in which tensors are multiplied: pairs if they are `stored` as bfloat16 numbers
+  // and the machine multiplies those with tiles of the same shape, which those of AMX have not.
   template <class Task>
-  void with_element(const Task& task) const {
+  void with_element(bool stored, const Task& task) const {
     if constexpr (std::is_same_v<Stored, BFloat16>) {
       const auto* const pairs = pair_kernels();
-      if (pairs != nullptr && pairs->lanes == lanes() && pairs->group_rows == kernels_.group_rows) {
+      if (stored && pairs != nullptr && pairs->lanes == lanes() && pairs->group_rows == kernels_.group_rows) {
         return task(BFloat16Pair{});
       }
     }
     task(T{});
+  }
+
+  // A tile [rows][queries] for products along the queries: pairs in place of the first half of each row.
+  template <class Element>
+  const Element* rows_of(T* tile, Index rows, Index queries, const Workspace& work) const {
+    if constexpr (std::is_same_v<Element, BFloat16Pair>) {
+      const Index count = round_up(queries, 2);  // the lane after an odd last query has a weight of 0
+      for (Index j = 0; j < rows; ++j) {
+        narrow_row(tile + j * tile_stride(), count, work.narrowed);
+        std::memcpy(tile + j * tile_stride(), work.narrowed, count * sizeof(BFloat16));
+      }
+    }
+    return reinterpret_cast<const Element*>(tile);
   }
 
   // P and dS of one panel of queries against the packed rows, at `column` of the tiles.
@@ -314,7 +355,7 @@ class BackwardPass {
     T* weights = work.weights + column;
     T* grad_scores = work.grad_scores + column;
     weights_.tile(object, panel, row, rows, work.keys, weights, stride);
-    with_element([&]<class Element>(Element) {
+    with_element(true, [&]<class Element>(Element) {
       auto* const columns = reinterpret_cast<Element*>(work.columns);
       query_side_.pack_grad_out(object, panel, columns);
       kernels_of<Element>().scaled_product({rows, depth_of<Element>(value_dim), reinterpret_cast<Element*>(work.values),
@@ -325,9 +366,11 @@ class BackwardPass {
   }
 
   // sums[row][lane] += sum over the queries of a block of tile[row][query] * columns[query][lane].
-  void add_queries(const T* tile, const Lanes& columns, Index queries, Index rows, T* sums) const {
-    kernels_.add_product_of_rows(
-        {rows, queries, tile, tile_stride(), columns.data, columns.stride, sums, lanes(), columns.unused});
+  template <class Element>
+  void add_queries(const Element* tile, const typename QuerySide<Stored>::template Lanes<Element>& columns,
+                   Index queries, Index rows, T* sums) const {
+    kernels_of<Element>().add_product_of_rows({rows, depth_of<Element>(queries), tile, tile_stride(), columns.data,
+                                               columns.stride, sums, lanes(), columns.unused});
   }
 
   // Row `row` of panels [panels][rows][lanes].

@@ -111,13 +111,16 @@ class Features {
     pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
   }
 
-  // Panels [divide_up(dim, width)][count][width] of queries transposed.
-  void pack_query_columns(Index object, Index first, Index count, Index width, T* buffer, T* columns) const {
-    if (!is_dot_) {
-      for (Index i = 0; i < count; ++i) {
-        of_query(object, first + i, buffer + i * dim_);
+  // Panels [divide_up(dim, width)][count in elements][width] of queries transposed; pairs as for pack_queries.
+  template <class Element>
+  void pack_query_columns(Index object, Index first, Index count, Index width, T* buffer, Element* columns) const {
+    if constexpr (std::is_same_v<Element, T>) {
+      if (!is_dot_) {
+        for (Index i = 0; i < count; ++i) {
+          of_query(object, first + i, buffer + i * dim_);
+        }
+        return pack_panels(Matrix<const T>{buffer, dim_, 1}.transposed(), dim_, count, width, columns);
       }
-      return pack_panels(Matrix<const T>{buffer, dim_, 1}.transposed(), dim_, count, width, columns);
     }
     pack_panels(problem_.query[object].from_row(first).transposed(), dim_, count, width, columns);
   }

@@ -182,9 +182,9 @@ template <class Element>
 STM_FAST_TARGET void rescale_and_add_product(const Product<Element>& product, const Sum<Element>* scale) {
   multiply<Element, Update::rescale, true, vectors>(product, scale);
 }
-template <class T>
-STM_FAST_TARGET void add_product_of_rows(const Product<T>& product) {
-  multiply_used<T, Update::add, false>(product, nullptr);
+template <class Element>
+STM_FAST_TARGET void add_product_of_rows(const Product<Element>& product) {
+  multiply_used<Element, Update::add, false>(product, nullptr);
 }
 
 // Replaces the scores of one vector of queries by their weights; returns the sum of the weights.
@@ -537,8 +537,13 @@ STM_FAST_TARGET void softmax_backward(const T* weights, T* grad_weights, Index r
 
 template <class Element>
 constexpr ForwardKernels<Element> forward_table = {
-    group_rows, lanes<Sum<Element>>, scaled_product<Element>, rescale_and_add_product<Element>, softmax_step<Element>,
+    group_rows,
+    lanes<Sum<Element>>,
+    scaled_product<Element>,
+    rescale_and_add_product<Element>,
+    softmax_step<Element>,
     nullptr,
+    add_product_of_rows<Element>,
 };
 
 template <class Stored>
@@ -546,9 +551,8 @@ constexpr RowKernels<Stored> row_table = {scores_of_rows<Stored>, rescale_and_ad
 
 template <class T>
 constexpr TileKernels<T> table = {
-    forward_table<T>,    width<T>,        strip_lanes<T>, softmax_step_of_rows<T>, row_table<T>,
-    row_table<BFloat16>, scale_strips<T>, add_product<T>, add_product_of_rows<T>,  weights<T>,
-    softmax_backward<T>,
+    forward_table<T>, width<T>,       strip_lanes<T>, softmax_step_of_rows<T>, row_table<T>, row_table<BFloat16>,
+    scale_strips<T>,  add_product<T>, weights<T>,     softmax_backward<T>,
 };
 
 }  // namespace stm_fast::STM_FAST_ISA

@@ -99,7 +99,7 @@ struct RowKernels {
   void (*rescale_and_add_strips)(const StripProduct<Stored>&);
 };
 
-// The kernels of the dense forward read.
+// The kernels of the dense forward read, and the product of the backward read that can be of pairs, too.
 template <class Element>
 struct ForwardKernels {
   using T = Sum<Element>;
@@ -118,6 +118,8 @@ struct ForwardKernels {
 
   // Rearranges groups of packed rows of A, in place, as these products read them; null if they read them as packed.
   void (*arrange)(Element* a, Index groups, Index depth);
+
+  void (*add_product_of_rows)(const Product<Element>&);  // C += A B, A row by row; null if rows are arranged
 };
 
 template <class T>
@@ -142,8 +144,7 @@ struct TileKernels : ForwardKernels<T> {
   // not finite.
   bool (*scale_strips)(const T* sums, Index strips, Index stride, T scale, T* row);
 
-  void (*add_product)(const Product<T>&);          // C += A B, A packed, all lanes used
-  void (*add_product_of_rows)(const Product<T>&);  // C += A B, A row by row
+  void (*add_product)(const Product<T>&);  // C += A B, A packed, all lanes used
 
   // Turns scores [rows, lanes] into weights exp(score - largest[lane]) * factor[lane].
   void (*weights)(T* scores, Index rows, Index stride, const T* largest, const T* factor);
