@@ -324,7 +324,7 @@ class BackwardPass {
   }
 
   // Calls task(Element{}) for the type in which tensors are multiplied: pairs if they are `stored` as bfloat16 numbers
-  // and the machine multiplies those with tiles of the same shape, which those of AMX have not.
+  // and the machine multiplies those by tiles of the shape of the other products, unlike the tiles of AMX.
   template <class Task>
   void with_element(bool stored, const Task& task) const {
     if constexpr (std::is_same_v<Stored, BFloat16>) {
@@ -336,7 +336,7 @@ class BackwardPass {
     task(T{});
   }
 
-  // A tile [rows][queries] for products along the queries: pairs in place of the first half of each row.
+  // A tile [rows][queries] as the factor of a sum over queries; of pairs, they replace the first half of each row.
   template <class Element>
   const Element* rows_of(T* tile, Index rows, Index queries, const Workspace& work) const {
     if constexpr (std::is_same_v<Element, BFloat16Pair>) {
