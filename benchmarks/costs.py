@@ -32,7 +32,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference.engine import VideoSegmenter
-from stm_fast.network.deploy.precision import cpu_instructions, has_bfloat16
+from stm_fast.network.deploy.precision import has_bfloat16
 from stm_fast.network.released import DEFAULT
 from stm_fast.ops import memory_read
 from stm_fast.tasks.choice import NetworkChoice
@@ -64,8 +64,7 @@ def networks(
     EfficientNet-Lite, whose bottlenecks are the package's own, run in it.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device if device == "cuda" else f"{device}-{cpu_instructions().split(', ')[-1].lower()}"
-    output = (output or RESULTS / f"networks-{kind}.json").resolve()
+    output = (output or RESULTS / f"networks-{_kind(device)}.json").resolve()
     record = Record[FrameRow](describe_machine(device), {"rounds": rounds})
     reduced = has_bfloat16(torch.device(device))
     with tempfile.TemporaryDirectory() as folder, chdir(folder):  # records name the weights without their folder
@@ -79,6 +78,15 @@ def networks(
                 record.rows += rows
                 record.write(output)
                 print("", *stage_table(rows).lines(), sep="\n", flush=True)
+
+
+def _kind(device: str) -> str:
+    """A device in names of results: a CPU with the extension's instruction set."""
+    if device == "cuda":
+        return device
+    from stm_fast import _C
+
+    return f"{device}-{_C.instructions()}"
 
 
 @dataclass(frozen=True)

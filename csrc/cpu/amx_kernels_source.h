@@ -18,6 +18,16 @@
 
 #include "kernel_sets.h"
 
+// a macro, because the numbers of tiles must be literals
+#define STM_FAST_TILE_DOT(Element, sum, left, right)   \
+  do {                                                 \
+    if constexpr (std::is_same_v<Element, ByteQuad>) { \
+      STM_FAST_TILE_DOT_QUADS(sum, left, right);       \
+    } else {                                           \
+      STM_FAST_TILE_DOT_PAIRS(sum, left, right);       \
+    }                                                  \
+  } while (false)
+
 namespace stm_fast::STM_FAST_ISA {
 
 constexpr Index tile = 16;  // rows, elements of the depth, lanes
@@ -91,26 +101,15 @@ struct LastTiles {
 template <class Element>
 STM_FAST_INLINE void add_tiles(const Element* a, Index next_group, const Element* b, Index b_stride, bool both) {
   constexpr Index bytes = sizeof(Element);
-  constexpr bool quads = std::is_same_v<Element, ByteQuad>;
   STM_FAST_TILE_LOAD(6, b, b_stride * bytes);
   STM_FAST_TILE_LOAD(7, b + tile, b_stride * bytes);
   STM_FAST_TILE_LOAD(4, a, tile * bytes);
-  if constexpr (quads) {
-    STM_FAST_TILE_DOT_QUADS(0, 4, 6);
-    STM_FAST_TILE_DOT_QUADS(1, 4, 7);
-  } else {
-    STM_FAST_TILE_DOT_PAIRS(0, 4, 6);
-    STM_FAST_TILE_DOT_PAIRS(1, 4, 7);
-  }
+  STM_FAST_TILE_DOT(Element, 0, 4, 6);
+  STM_FAST_TILE_DOT(Element, 1, 4, 7);
   if (both) {
     STM_FAST_TILE_LOAD(5, a + next_group, tile * bytes);
-    if constexpr (quads) {
-      STM_FAST_TILE_DOT_QUADS(2, 5, 6);
-      STM_FAST_TILE_DOT_QUADS(3, 5, 7);
-    } else {
-      STM_FAST_TILE_DOT_PAIRS(2, 5, 6);
-      STM_FAST_TILE_DOT_PAIRS(3, 5, 7);
-    }
+    STM_FAST_TILE_DOT(Element, 2, 5, 6);
+    STM_FAST_TILE_DOT(Element, 3, 5, 7);
   }
 }
 
@@ -235,7 +234,7 @@ extern const AmxKernels amx_kernels = {
     {group_rows, lanes<float>, scaled_tiles, rescale_and_add_tiles, softmax_step<BFloat16Pair>, arrange<BFloat16Pair>,
      nullptr},
     quantized_tiles<BFloat16Pair>,
-    quantized_tiles<ByteQuad>,
 };
+extern const QuantizedKernels<ByteQuad> byte_kernels = quantized_tiles<ByteQuad>;
 
 }  // namespace stm_fast::STM_FAST_ISA

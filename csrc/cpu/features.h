@@ -102,10 +102,7 @@ class Features {
   void pack_queries(Index object, Index first, Index count, Index width, T* buffer, Element* panels) const {
     if constexpr (std::is_same_v<Element, T>) {
       if (!is_dot_) {
-        for (Index i = 0; i < count; ++i) {
-          of_query(object, first + i, buffer + i * dim_);
-        }
-        return pack_panels(Matrix<const T>{buffer, dim_, 1}, count, dim_, width, panels);
+        return pack_panels(of_queries(object, first, count, buffer), count, dim_, width, panels);
       }
     }
     pack_panels(problem_.query[object].from_row(first), count, dim_, width, panels);
@@ -116,10 +113,7 @@ class Features {
   void pack_query_columns(Index object, Index first, Index count, Index width, T* buffer, Element* columns) const {
     if constexpr (std::is_same_v<Element, T>) {
       if (!is_dot_) {
-        for (Index i = 0; i < count; ++i) {
-          of_query(object, first + i, buffer + i * dim_);
-        }
-        return pack_panels(Matrix<const T>{buffer, dim_, 1}.transposed(), dim_, count, width, columns);
+        return pack_panels(of_queries(object, first, count, buffer).transposed(), dim_, count, width, columns);
       }
     }
     pack_panels(problem_.query[object].from_row(first).transposed(), dim_, count, width, columns);
@@ -149,6 +143,13 @@ class Features {
   T shrinkage(Index object, Index j) const { return problem_.shrinkage ? problem_.shrinkage[object].at(j, 0) : T(1); }
   T selection(Index object, Index i, Index c) const {
     return problem_.selection ? problem_.selection[object].at(i, c) : T(1);
+  }
+
+  Matrix<const T> of_queries(Index object, Index first, Index count, T* buffer) const {
+    for (Index i = 0; i < count; ++i) {
+      of_query(object, first + i, buffer + i * dim_);
+    }
+    return {buffer, dim_, 1};
   }
 
   void of_key_unscaled(Index object, Index j, T* feature) const {

@@ -26,11 +26,10 @@ struct PairKernels {
   WinogradKernels<BFloat16, BFloat16> winograd;
 };
 
-// Products by the tiles of AMX.
+// Products of bfloat16 numbers by the tiles of AMX.
 struct AmxKernels {
   ForwardKernels<BFloat16Pair> forward;
   QuantizedKernels<BFloat16Pair> quantized;
-  QuantizedKernels<ByteQuad> bytes;
 };
 
 }  // namespace stm_fast

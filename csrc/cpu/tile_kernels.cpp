@@ -19,7 +19,8 @@ extern const QuantizedKernels<ByteQuad> byte_kernels;
 }  // namespace emulated
 namespace emulated_amx {
 extern const AmxKernels amx_kernels;
-}
+extern const QuantizedKernels<ByteQuad> byte_kernels;
+}  // namespace emulated_amx
 namespace avx2 {
 extern const FloatKernels float_kernels;
 }
@@ -37,6 +38,7 @@ extern const PairKernels pair_kernels;
 }
 namespace amx {
 extern const AmxKernels amx_kernels;
+extern const QuantizedKernels<ByteQuad> byte_kernels;
 bool permitted();
 }  // namespace amx
 
@@ -74,7 +76,7 @@ bool has_amx() {
 // the best first; sets after "portable" are chosen by name only
 const InstructionSet sets[] = {
 #if defined(__x86_64__)
-    {"amx", has_amx, &avx512::float_kernels, &avx512_bf16::pair_kernels, &avx512_vnni::byte_kernels, &amx::amx_kernels},
+    {"amx", has_amx, &avx512::float_kernels, &avx512_bf16::pair_kernels, &amx::byte_kernels, &amx::amx_kernels},
     {"avx512_bf16", has_avx512_bf16, &avx512::float_kernels, &avx512_bf16::pair_kernels, &avx512_vnni::byte_kernels},
     {"avx512_vnni", has_avx512_vnni, &avx512::float_kernels, nullptr, &avx512_vnni::byte_kernels},
     {"avx512", has_avx512, &avx512::float_kernels},
@@ -83,7 +85,7 @@ const InstructionSet sets[] = {
 #endif
     {"portable", always, &portable::float_kernels},
     {"emulated", always, &emulated::float_kernels, &emulated::pair_kernels, &emulated::byte_kernels},
-    {"emulated_amx", always, &emulated::float_kernels, &emulated::pair_kernels, &emulated::byte_kernels,
+    {"emulated_amx", always, &emulated::float_kernels, &emulated::pair_kernels, &emulated_amx::byte_kernels,
      &emulated_amx::amx_kernels},
 };
 
@@ -135,7 +137,7 @@ const QuantizedKernels<BFloat16Pair>* quantized_kernels<BFloat16Pair>() {
 }
 template <>
 const QuantizedKernels<ByteQuad>* quantized_kernels<ByteQuad>() {
-  return chosen().tiles != nullptr ? &chosen().tiles->bytes : chosen().bytes;
+  return chosen().bytes;
 }
 const BottleneckKernels& bottleneck_kernels() { return chosen().floats->bottlenecks; }
 const PixelKernels<BFloat16Pair>* bottleneck_pair_kernels() { return of_pairs(&PairKernels::bottlenecks); }
