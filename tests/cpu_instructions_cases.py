@@ -85,7 +85,7 @@ def test_products_are_of_the_numbers_that_the_set_multiplies() -> None:
 
 
 def test_gradients_are_of_the_numbers_that_the_set_multiplies() -> None:
-    # denormal numbers, as above, of which each gradient has a normal sum of 25
+    # denormal numbers, as above: the gradient of a value is the sum of 25 of them, which is normal
     query, key = (torch.ones(1, count, 4, dtype=torch.bfloat16, requires_grad=True) for count in (25, 1))
     value = torch.ones(1, 1, 3, dtype=torch.bfloat16, requires_grad=True)
     memory_read(query, key, value, backend="cpp").backward(torch.full((1, 25, 3), 2.0**-130, dtype=torch.bfloat16))

@@ -79,6 +79,9 @@ def test_winograd_refuses_unsupported_inputs():
         winograd.conv3x3(x, ready.weight, ready.bias[:8], 8)
     with pytest.raises(RuntimeError, match="residual: its shape differs from that of out"):
         winograd.conv3x3(x, ready.weight, ready.bias, 8, residual=x[:, :4])
+    images, small = torch.randn(1, 8, 8, 8), torch.zeros(36, 1, 8, 16)
+    with pytest.raises(RuntimeError, match="weight2: found other tiles than those of weight1"):
+        torch.ops.stm_fast.winograd_residual_block(images, ready.weight, ready.bias, small, ready.bias)
 
 
 @pytest.mark.slow
