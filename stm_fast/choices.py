@@ -13,7 +13,15 @@ Precision = Literal["float32", "bfloat16", "float16", "auto"]
 # as torch.compile names them; "reduce-overhead" replays CUDA graphs
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Arch = Literal["lite0", "lite2", "resnet18", "resnet50"]  # of an untrained network
-Overlay = Literal["video", "pictures", "none"]
+# what a run writes, see `runs.sinks`
+Result = Literal[
+    "masks",
+    "overlay",
+    "pictures",
+    "csv",
+]
+RESULTS: tuple[Result, ...] = get_args(Result)
+DEFAULT_RESULTS: tuple[Result, ...] = ("masks", "overlay", "csv")
 VideoSetName = Literal["davis16", "davis17", "youtube-vos", "folder"]  # of videos in files, see `data.sequences`
 SetName = Literal[VideoSetName, "synthetic"]
 

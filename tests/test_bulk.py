@@ -51,7 +51,7 @@ def many(tmp_path):
 
 def arguments(folder, weights, sources, *more):
     places = ("--masks", folder / "masks", "--output", folder / "out", "--weights", weights)
-    return [str(argument) for argument in ("segment", *sources, *places, "--overlay", "none", *more)]
+    return [str(argument) for argument in ("segment", *sources, *places, "--write", "masks,csv", *more)]
 
 
 def changed(folder):
@@ -260,7 +260,7 @@ def segment_together(rank, folder, store, kill_at, stop_at):
             folder / "masks/in.png",
             folder / "out",
             model=small_network(),
-            overlay="none",
+            write=("masks", "csv"),
             resume=True,
             checkpoint_seconds=0,
             group=dist.group.WORLD,
@@ -297,7 +297,9 @@ def test_processes_that_share_a_memory_stop_fail_and_resume_together(tmp_path):
     write_video(folder / "in.mp4", 16)
     mask(folder / "masks/in.png", 3)
     torch.manual_seed(0)
-    segment_video(folder / "in.mp4", folder / "masks/in.png", tmp_path / "one", model=small_network(), overlay="none")
+    segment_video(
+        folder / "in.mp4", folder / "masks/in.png", tmp_path / "one", model=small_network(), write=("masks", "csv")
+    )
     assert together(folder, stop_at=4) == [4, 4], "both stop at the frame where one is asked to"
     assert together(folder, kill_at=6) == [99, -signal.SIGKILL]
     message = (folder / "lost.txt").read_text()
@@ -338,7 +340,7 @@ def test_processes_divide_the_videos(tmp_path, many, weights):
 @pytest.mark.slow
 def test_torchrun_shares_a_memory(tmp_path, many, weights):
     source, given = many[0], tmp_path / "masks/a.png"
-    common = ["--output", str(tmp_path / "out"), "--weights", str(weights), "--overlay", "none", "--shard-memory"]
+    common = ["--output", str(tmp_path / "out"), "--weights", str(weights), "--write", "masks,csv", "--shard-memory"]
     found = torchrun("segment", str(source), "--masks", str(given), *common, folder=tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("4 frames, objects 3") == 1

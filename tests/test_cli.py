@@ -129,7 +129,7 @@ def test_segment_takes_the_weights_of_the_package(place):
 
 @pytest.mark.slow
 def test_an_untrained_network_warns_the_user(place):
-    result = place.segment("--overlay", "none", "--arch", "resnet18", weights="default")
+    result = place.segment("--write", "masks,csv", "--arch", "resnet18", weights="default")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1:] == [
         "The network is untrained, as requested by --arch: its masks are meaningless."
@@ -138,7 +138,7 @@ def test_an_untrained_network_warns_the_user(place):
 
 def test_a_mask_named_after_a_later_frame_is_used_there_with_a_note(place):
     later = place.mask.rename(place.folder / "00004.png")
-    result = place.segment("--overlay", "none", masks=later)
+    result = place.segment("--write", "masks,csv", masks=later)
     assert result.exit_code == 0, result.output
     note, estimate = result.stderr.splitlines()
     assert note == f"stm-fast: {later}: named after frame 00004, so used for that frame; --mask-frame selects another"
@@ -316,9 +316,9 @@ def test_masks_that_match_no_frame(place):
 
 @pytest.mark.slow
 def test_an_output_folder_with_results(place):
-    assert place.segment("--overlay", "none").exit_code == 0
+    assert place.segment("--write", "masks,csv").exit_code == 0
     place.refuses("out: the output folder is not empty", "--overwrite")
-    assert place.segment("--overlay", "none", "--overwrite").exit_code == 0
+    assert place.segment("--write", "masks,csv", "--overwrite").exit_code == 0
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ truth = f"{inputs}/davis/Annotations/480p"
 for arguments in (
     ["convert", f"{inputs}/weights.safetensors", "converted.safetensors"],
     ["segment", f"{inputs}/clip", "--masks", f"{inputs}/masks", "-o", "segmented", *network],
-    ["segment", f"{inputs}/clip", "--masks", f"{inputs}/masks", "-o", "pictures", "--overlay=pictures", *network],
+    ["segment", f"{inputs}/clip", "--masks", f"{inputs}/masks", "-o", "pictures", "--write=pictures,masks", *network],
     ["evaluate", "davis17", "--data", f"{inputs}/davis", "-o", "davis", "--workers=1", *network],
     ["evaluate", "davis17", "--only-score", "davis/Annotations", truth, "-o", "scored", "--workers=1", "--report"],
     ["evaluate", "youtube-vos", "--data", f"{inputs}/youtube", "-o", "youtube", *network],

@@ -143,6 +143,10 @@ def writes(*names: str) -> Effect:
     return lambda _: all(Path(name).exists() for name in names)
 
 
+def writes_only(*names: str) -> Effect:
+    return lambda _: sorted(path.name for path in OUT.iterdir()) == sorted(names)
+
+
 def says(words: str) -> Effect:
     return lambda seen: words in seen.stdout
 
@@ -316,18 +320,18 @@ SEGMENT = [
             "sources": (CLIP, lambda _: len(masks_in(OUT)) == FRAMES),
             "--masks": (FIRST, lambda _: np.array_equal(masks_in(OUT)[0], read_mask(FIRST).ids)),
             "--output": ("out", same_masks),
-            "--overlay": ("video", writes("out/overlay.mp4")),
+            "--write": ("masks,overlay", writes_only("masks", "overlay.mp4")),
             "--overwrite": (None, lambda _: not Path("out/masks/00099.png").exists()),
         },
         before=lambda: earlier_results("out/masks"),
     ),
     Run(
         {
-            "--overlay": ("pictures", writes("out/overlay/00000.jpg")),
+            "--write": ("pictures,masks,csv", writes_only("masks", "overlay", "scores.csv")),
             "--checkpoint-seconds": (0, lambda seen: len(seen.checkpoints) > 1),
         }
     ),
-    Run({"--overlay": ("none", lambda _: sorted(path.name for path in OUT.iterdir()) == ["masks", "scores.csv"])}),
+    Run({"--write": ("overlay", writes_only("overlay.mp4"))}),
     Run({"--mask-frame": (2, lambda _: [ids.any() for ids in masks_in(OUT)[:3]] == [False, False, True])}),
     Run({"--resume": (None, lambda seen: same_masks(seen) and seen.summary.resumed_at == 1)}, before=interrupted),
     # test_bulk.py runs it under torchrun
@@ -684,7 +688,7 @@ def model():
 @pytest.fixture(scope="module")
 def default_masks(model, inputs, tmp_path_factory):
     output = tmp_path_factory.mktemp("default") / "out"
-    segment_video(inputs / CLIP, inputs / FIRST, output, model=model, overlay="none")
+    segment_video(inputs / CLIP, inputs / FIRST, output, model=model, write=("masks", "csv"))
     return masks_in(output)
 
 
@@ -694,7 +698,7 @@ def test_every_field_means_the_same_in_segment_and_in_evaluate(
 ):
     enter(tmp_path / "run", inputs, monkeypatch)
     memory = MemoryConfig(**fields)
-    segment_video(CLIP, FIRST, OUT, model=model, memory=memory, overlay="none")
+    segment_video(CLIP, FIRST, OUT, model=model, memory=memory, write=("masks", "csv"))
     Path("sets/timings").mkdir(parents=True)
     run_sequences(davis17(Path("davis"), "val")[:1], Path("sets"), model, RunOptions(memory))
     found, evaluated = masks_in(OUT), masks_in(Path("sets"))

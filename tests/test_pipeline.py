@@ -132,7 +132,9 @@ def test_variable_frame_rate_is_kept_in_the_overlay(tmp_path, model):
 def test_a_folder_keeps_its_names(tmp_path, model):
     source = folder(tmp_path / "in", ["f1.png", "f2.png", "f10.png"])
     mask(tmp_path / "given/f2.png", square(255, 8))
-    summary = segment_video(source, tmp_path / "given", tmp_path / "out", model=model, overlay="pictures")
+    summary = segment_video(
+        source, tmp_path / "given", tmp_path / "out", model=model, write=("masks", "pictures", "csv")
+    )
     assert files(tmp_path / "out") == sorted(
         [f"{kind}/f{n}.{suffix}" for n in (1, 2, 10) for kind, suffix in (("masks", "png"), ("overlay", "jpg"))]
     )
@@ -142,7 +144,9 @@ def test_a_folder_keeps_its_names(tmp_path, model):
 
 
 def test_masks_alone(tmp_path, model):
-    segment_video(video(tmp_path / "in.mp4", 3), mask(tmp_path / "m.png"), tmp_path / "o", model=model, overlay="none")
+    segment_video(
+        video(tmp_path / "in.mp4", 3), mask(tmp_path / "m.png"), tmp_path / "o", model=model, write=("masks", "csv")
+    )
     assert files(tmp_path / "o") == numbered(3)
 
 
@@ -153,7 +157,7 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(tmp_path, model):
     with pytest.raises(InputError, match="not empty"):
         segment_video(video(tmp_path / "short.mp4", 2), given, out, model=model)
     assert len(files(out)) == 7
-    segment_video(tmp_path / "short.mp4", given, out, model=model, overlay="none", overwrite=True)
+    segment_video(tmp_path / "short.mp4", given, out, model=model, write=("masks", "csv"), overwrite=True)
     assert files(out) == [*numbered(2), "notes.txt"]
 
 
@@ -195,7 +199,7 @@ def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypa
 
     monkeypatch.setattr(video_run, "open_frames", lambda source, masks: Counted(source))
     monkeypatch.setattr(sinks.Results, "write", slow)
-    segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, overlay="none")
+    segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, write=("masks", "csv"))
     assert len(most) == 40
     # the frames in the queues, and one held by each of the three threads
     assert max(most) <= 2 * FRAMES_WAITING + 3
@@ -206,7 +210,12 @@ def test_frames_are_written_while_later_ones_are_segmented(tmp_path, model):
     seen = []
     source, given, out = video(tmp_path / "in.mp4", 30), mask(tmp_path / "m.png"), tmp_path / "out"
     segment_video(
-        source, given, out, model=model, overlay="none", progress=lambda *_: seen.append(len(files(out / "masks")))
+        source,
+        given,
+        out,
+        model=model,
+        write=("masks", "csv"),
+        progress=lambda *_: seen.append(len(files(out / "masks"))),
     )
     assert seen[-1] >= 30 - FRAMES_WAITING - 2
     assert all(a <= b for a, b in pairwise(seen))
@@ -319,7 +328,7 @@ def test_a_mask_beyond_a_video_of_unknown_length_is_named_at_the_end(tmp_path, m
 
 def test_an_output_that_holds_an_input_is_refused(tmp_path, model):
     out, given = tmp_path / "out", mask(tmp_path / "m.png")
-    segment_video(video(tmp_path / "in.mp4", 3), given, out, model=model, overlay="pictures")
+    segment_video(video(tmp_path / "in.mp4", 3), given, out, model=model, write=("masks", "pictures", "csv"))
     before = files(out)
     words = "the output folder holds the input"
     for source, masks in ((tmp_path / "in.mp4", out / "masks"), (out / "overlay", given)):
@@ -462,7 +471,7 @@ def test_one_mask_of_a_later_frame_works_like_a_folder_that_holds_it(tmp_path, m
         ("option", mask(tmp_path / "first.png"), {"mask_frame": 1}),
     ):
         caplog.clear()
-        segment_video(source, masks, tmp_path / name, model=model, overlay="none", **options)
+        segment_video(source, masks, tmp_path / name, model=model, write=("masks", "csv"), **options)
         notes = [f"{given}: named after frame 00001, so used for that frame; mask_frame selects another"]
         assert caplog.messages == (notes if name == "file" else [])
     assert not read_mask(tmp_path / "file/masks/00000.png").ids.any(), "everything is background before the mask"
@@ -473,7 +482,7 @@ def test_one_mask_of_a_later_frame_works_like_a_folder_that_holds_it(tmp_path, m
 
 def test_a_run_is_resumed_only_with_its_mask_at_the_same_frame(tmp_path, model):
     source, given, out = video(tmp_path / "in.mp4", 3), mask(tmp_path / "00001.png"), tmp_path / "out"
-    options = {"model": model, "overlay": "none", "resume": True}
+    options = {"model": model, "write": ("masks", "csv"), "resume": True}
     with pytest.raises(InterruptedRun):
         segment_video(source, given, out, should_stop=lambda: True, **options)
     for mask_frame in (0, 2):
@@ -505,7 +514,7 @@ def test_a_mask_among_the_frames_is_not_a_frame(tmp_path, suffix, link):
 def test_a_run_with_a_mask_among_its_frames(tmp_path, model, caplog):
     source, out = folder(tmp_path / "in", ["img_0.jpg", "img_1.jpg"]), tmp_path / "out"
     given = mask(source / "first.png")
-    segment_video(source, given, out, model=model, overlay="none")
+    segment_video(source, given, out, model=model, write=("masks", "csv"))
     assert files(out) == ["masks/img_0.png", "masks/img_1.png"]
     assert caplog.messages == [f"{given}: given as a mask, so excluded from the frames"]
     assert np.array_equal(read_mask(out / "masks/img_0.png").ids, read_mask(given).ids)
@@ -550,13 +559,7 @@ def test_folders_of_masks_and_frames_may_be_nested(tmp_path):
 def test_other_wrong_options_are_refused(tmp_path, model):
     source, given, out = video(tmp_path / "in.mp4", 3), mask(tmp_path / "m.png"), tmp_path / "out"
     refused("found a file, expected an output folder", source, given, source, model)
-    refused(
-        "overlay: found 'hologram', expected one of video, pictures, none",
-        source,
-        given,
-        out,
-        model,
-        overlay="hologram",
-    )
+    refused("write: found 'hologram', expected some of masks, ", source, given, out, model, write=["hologram"])
+    refused("write: found nothing, expected some of masks, ", source, given, out, model, write=[])
     refused("backend: found 'abacus'", source, given, out, model, backend="abacus")
     refused("max_size: found 3", source, given, out, model, max_size=3)

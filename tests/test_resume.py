@@ -151,9 +151,9 @@ def test_a_segmenter_accepts_only_a_state_of_its_own_kind(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlay", ["video", "pictures", "none"])
-def test_an_interrupted_run_resumes_to_the_same_results(place, overlay):
-    options = {"overlay": overlay, "max_size": 24}
+@pytest.mark.parametrize("write", [("masks", "overlay", "csv"), ("pictures",), ("overlay",)])
+def test_an_interrupted_run_resumes_to_the_same_results(place, write):
+    options = {"write": write, "max_size": 24}
     place.segment(place.folder / "whole", **options)
     with pytest.raises(InterruptedRun, match="interrupted after 4 frames; all files") as caught:
         place.segment(stop_at=4, **options)
@@ -190,7 +190,13 @@ def test_checkpoints_are_written_during_the_run(place, monkeypatch):
         assert states == ([f".resume-{record['frames']}-0.safetensors"] if record["frames"] else [])
 
     segment_video(
-        place.video, place.masks, place.out, model=place.model, checkpoint_seconds=0, overlay="none", progress=look
+        place.video,
+        place.masks,
+        place.out,
+        model=place.model,
+        checkpoint_seconds=0,
+        write=("masks", "csv"),
+        progress=look,
     )
     assert positions == sorted(positions)
     assert len(set(positions)) > 2
@@ -200,24 +206,24 @@ def test_checkpoints_are_written_during_the_run(place, monkeypatch):
 
 @pytest.mark.slow
 def test_a_folder_without_an_interrupted_run_is_filled_or_refused(place):
-    place.segment(resume=True, overlay="none")
+    place.segment(resume=True, write=("masks", "csv"))
     with pytest.raises(InputError, match="not empty, and holds no interrupted run"):
-        place.segment(resume=True, overlay="none")
+        place.segment(resume=True, write=("masks", "csv"))
     with pytest.raises(InterruptedRun):
-        place.segment(overwrite=True, stop_at=3, overlay="none")
+        place.segment(overwrite=True, stop_at=3, write=("masks", "csv"))
     with pytest.raises(InputError, match="holds a run; resume=True continues it"):
-        place.segment(overlay="none")
+        place.segment(write=("masks", "csv"))
     (place.folder / "killed").mkdir()
     (place.folder / "killed/.resume.json.123.partial").write_text("{")
-    place.segment(place.folder / "killed", resume=True, overlay="none")
+    place.segment(place.folder / "killed", resume=True, write=("masks", "csv"))
     assert sorted(os.listdir(place.folder / "killed")) == ["masks", "scores.csv"]
 
 
 @pytest.mark.slow
 def test_a_record_says_that_a_run_is_done(place):
-    place.segment(overlay="none", leave_record=True)
+    place.segment(write=("masks", "csv"), leave_record=True)
     before = {path: path.stat().st_mtime_ns for path in place.out.rglob("*")}
-    summary = place.segment(overlay="none", leave_record=True, resume=True)
+    summary = place.segment(write=("masks", "csv"), leave_record=True, resume=True)
     assert (summary.frames, summary.resumed_at, summary.seconds) == (14, 14, 0.0)
     assert summary.object_ids == [3, 7, 200]
     assert {path: path.stat().st_mtime_ns for path in place.out.rglob("*")} == before
@@ -229,7 +235,10 @@ def test_a_record_says_that_a_run_is_done(place):
         ({"max_size": 16}, "its max_size: found None, expected 16"),
         ({"min_size": 96}, "its min_size: found 1, expected 96"),
         ({"memory": MemoryConfig(every=3)}, r"its memory: found every 5, .*expected every 3"),
-        ({"overlay": "pictures"}, "its overlay: found none, expected pictures"),
+        (
+            {"write": ("masks", "pictures", "csv")},
+            r"its write: found \['csv', 'masks'\], expected \['csv', 'masks', 'pictures'\]",
+        ),
         ("video", "its video: found in.mp4"),
         ("mask", "its masks: found"),
         ("weights", "its weights_sha256: found"),
@@ -237,9 +246,9 @@ def test_a_record_says_that_a_run_is_done(place):
 )
 def test_another_run_is_not_resumed(place, change, words):
     with pytest.raises(InterruptedRun):
-        place.segment(stop_at=3, overlay="none")
+        place.segment(stop_at=3, write=("masks", "csv"))
     before = contents(place.out)
-    options = {"overlay": "none"}
+    options = {"write": ("masks", "csv")}
     if change == "video":
         video(place.video, 15)
     elif change == "mask":
@@ -261,7 +270,7 @@ def interrupted(tmp_path_factory, model):
     place = Place(tmp_path_factory.mktemp("interrupted"), model, count=5)
     (place.masks / "00005.png").unlink()
     with pytest.raises(InterruptedRun):
-        place.segment(stop_at=3, overlay="none")
+        place.segment(stop_at=3, write=("masks", "csv"))
     return place, contents(place.out)
 
 
@@ -286,7 +295,7 @@ STATE = ".resume-3-0.safetensors"
 def assert_refused(place, words):
     before = contents(place.out)
     with pytest.raises(InputError, match=words) as caught:
-        place.segment(resume=True, overlay="none")
+        place.segment(resume=True, write=("masks", "csv"))
     assert "\n" not in str(caught.value)
     assert "overwrite=True" in str(caught.value)
     assert contents(place.out) == before
@@ -365,8 +374,8 @@ def test_a_flipped_bit_of_a_state_is_refused(interrupted, folder_of):
     (place.out / STATE).unlink()
     assert_refused(place, r"\.resume-3-0\.safetensors: the checkpoint is damaged \(No such file")
     folder_of()
-    place.segment(place.folder / "whole", overlay="none", overwrite=True)
-    place.segment(resume=True, overlay="none")
+    place.segment(place.folder / "whole", write=("masks", "csv"), overwrite=True)
+    place.segment(resume=True, write=("masks", "csv"))
     assert contents(place.out) == contents(place.folder / "whole")
 
 
@@ -427,7 +436,7 @@ def test_a_missing_mask_of_a_finished_frame_is_named(interrupted, folder_of):
     place, _ = interrupted
     (place.out / "masks/00001.png").unlink()
     with pytest.raises(InputError, match=r"masks/00001\.png: no such file, .* start again with overwrite=True"):
-        place.segment(resume=True, overlay="none")
+        place.segment(resume=True, write=("masks", "csv"))
 
 
 def test_checkpoints_take_at_most_a_tenth_of_the_time(monkeypatch):

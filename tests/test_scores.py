@@ -57,7 +57,7 @@ def test_a_run_writes_the_scores_of_every_object_that_exists(tmp_path):
         ids[4:20, left : left + 12] = number
         write_mask(tmp_path / "given" / f"{index}.png", ids)
     model = stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
-    segment_video(tmp_path / "in", tmp_path / "given", tmp_path / "out", model=model, overlay="none")
+    segment_video(tmp_path / "in", tmp_path / "given", tmp_path / "out", model=model, write=("masks", "csv"))
     header, *found = rows(tmp_path / "out")
     assert header == HEADER
     expected = [("1", "4"), ("2", "4"), ("3", "4"), ("3", "9"), ("4", "4"), ("4", "9")]

@@ -82,7 +82,7 @@ MISTAKES = (
     ((*SEGMENT, "--backend", "abacus"), "'abacus' is not one of 'auto'"),
     ((*SEGMENT, "--dtype", "int8"), "'int8' is not one of 'float32'"),
     ((*SEGMENT, "--compile", "magic"), "'magic' is not one of 'default'"),
-    ((*SEGMENT, "--overlay", "hologram"), "'hologram' is not one of 'video'"),
+    ((*SEGMENT, "--write", "masks,hologram"), "found 'hologram', expected some of masks, overlay"),
     ((*SEGMENT, "--weights", "absent.pth"), "absent.pth: no such file, expected a checkpoint"),
     ((*SEGMENT, "--weights", "clip.mp4", "--arch", "resnet18"), "--arch: found resnet18 with --weights clip.mp4"),
     (("demo", "-o", "full"), "full: the output folder is not empty"),

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from stm_fast.choices import Arch, BackendName, CompileMode, Precision
+from stm_fast.choices import RESULTS, Arch, BackendName, CompileMode, Precision, Result
 from stm_fast.commands.numbers import whole
 from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError, shown
 from stm_fast.inference.options import RunOptions, check_sizes
 from stm_fast.network.released import DEFAULT, MIN_SIZE
 from stm_fast.tasks.choice import NetworkChoice
@@ -34,6 +35,11 @@ MinSize = Annotated[
 Backend = Annotated[
     BackendName,
     _network_option(help="The implementation of the memory read; 'stm-fast info' lists those available here."),
+]
+
+Write = Annotated[
+    str,
+    typer.Option(metavar="RESULTS", help=f"The results to write, separated by commas: some of {', '.join(RESULTS)}."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
@@ -77,3 +83,12 @@ def run_options(
     smallest = network.smallest_side(min_size, max_size)
     check_sizes(max_size, smallest)
     return RunOptions(memory, max_size, smallest, backend, tuple(scales or (1.0,)), flip)
+
+
+def results(write: str) -> tuple[Result, ...]:
+    """The results that --write lists. Raises InputError for an unknown one."""
+    names = [name.strip() for name in write.split(",")]
+    unknown = [name for name in names if name not in RESULTS]
+    if unknown:
+        raise InputError(f"--write: found {shown(unknown[0])}, expected some of {', '.join(RESULTS)}")
+    return tuple(result for result in RESULTS if result in names)

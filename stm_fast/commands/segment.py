@@ -1,14 +1,13 @@
-"""stm-fast segment: masks and an overlay of a video."""
+"""stm-fast segment: masks, an overlay and other results of a video."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stm_fast.choices import Overlay
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
-from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite, run_options
+from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite, Write, results, run_options
 from stm_fast.errors import InputError, require_folder, require_present
 from stm_fast.runs.output_folder import OutputOptions, check_output, plan
 from stm_fast.runs.ranks import launched
@@ -46,7 +45,7 @@ def segment(
     max_size: MaxSize = None,
     min_size: MinSize = None,
     backend: Backend = "auto",
-    overlay: Annotated[Overlay, typer.Option(help="What to write for viewing besides the masks.")] = "video",
+    write: Write = "masks,overlay,csv",
     overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the interrupted run in the output folder.")] = False,
     checkpoint_seconds: Annotated[
@@ -73,6 +72,7 @@ def segment(
     if len(sources) > 1 and mask_frame is not None:
         raise InputError(f"--mask-frame: found {mask_frame} with {len(sources)} videos, expected one")
     options = run_options(network, memory, max_size, min_size, backend)
+    outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds)
     jobs = plan(sources, masks, output)
     if len(jobs) > 1:
         require_folder(masks, "of masks, expected one that has masks for each video")
@@ -86,7 +86,7 @@ def segment(
         [job._replace(mask_frame=mask_frame) for job in jobs],
         network=network,
         options=options,
-        outputs=OutputOptions(overlay, overwrite, resume, checkpoint_seconds),
+        outputs=outputs,
         shard_memory=shard_memory,
     )
     raise typer.Exit(code)

@@ -8,7 +8,7 @@ and a state names its run, rank and position, so that damaged or mixed up files 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stm_fast.choices import Result
 from stm_fast.errors import InputError, option, reading
 from stm_fast.inference.objects import MAX_ID
 from stm_fast.inference.options import RunOptions
@@ -169,7 +170,7 @@ def describe_network(model: STM) -> Description:
 
 
 def describe_video_run(
-    source: Path, given: GivenMasks, model: STM, options: RunOptions, overlay: str, ranks: int
+    source: Path, given: GivenMasks, model: STM, options: RunOptions, write: Collection[Result], ranks: int
 ) -> Description:
     """Describes a run over one video, which is identified by name, size and modification time; masks, by content.
 
@@ -184,7 +185,7 @@ def describe_video_run(
             "compiled": model.compiled,
             "device": next(model.parameters()).device.type,
             **options.described(),
-            "overlay": overlay,
+            "write": sorted(write),
             "ranks": ranks,
             "stm_fast": __version__,
         }

@@ -1,14 +1,14 @@
 """Videos and their output folders: which belong together, and whether a run may write there."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
-from stm_fast.choices import Overlay
-from stm_fast.errors import InputError, check_name, option, reading
+from stm_fast.choices import DEFAULT_RESULTS, RESULTS, Result
+from stm_fast.errors import InputError, check_name, option, reading, shown
 from stm_fast.listing import mask_of
 from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
 
@@ -24,19 +24,20 @@ _MOST_LINKS = 40
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How to use an output folder, see :func:`stm_fast.segment_video`. Raises InputError for an unknown overlay."""
+    """How to use an output folder, see :func:`stm_fast.segment_video`. Raises InputError for an unknown result."""
 
-    overlay: Overlay = "video"
+    write: Collection[Result] = DEFAULT_RESULTS
     overwrite: bool = False
     resume: bool = False
     checkpoint_seconds: float = 60.0
     leave_record: bool = False
 
     def __post_init__(self) -> None:
-        if self.overlay not in get_args(Overlay):
-            raise InputError(
-                f"{option('overlay')}: found {self.overlay!r}, expected one of {', '.join(get_args(Overlay))}"
-            )
+        for result in self.write:
+            if result not in RESULTS:
+                raise InputError(f"{option('write')}: found {shown(result)}, expected some of {', '.join(RESULTS)}")
+        if not self.write:
+            raise InputError(f"{option('write')}: found nothing, expected some of {', '.join(RESULTS)}")
 
 
 class Job(NamedTuple):
@@ -148,6 +149,19 @@ def remove_earlier(folder: Path) -> None:
     masks, overlay = parts_of(folder)
     for earlier in (*masks.glob("*.png"), *overlay.glob("*.jpg"), folder / "overlay.mp4", folder / SCORES):
         earlier.unlink(missing_ok=True)
+
+
+def remove_working_files(folder: Path, write: Collection[Result]) -> None:
+    """Removes masks and scores that were written only to resume the run, and are not among its results."""
+    masks, _ = parts_of(folder)
+    with writing(folder):
+        if "masks" not in write:
+            for mask in masks.glob("*.png"):
+                mask.unlink(missing_ok=True)
+            with suppress(OSError):  # contains files of the user
+                masks.rmdir()
+        if "csv" not in write:
+            (folder / SCORES).unlink(missing_ok=True)
 
 
 def parts_of(folder: Path) -> tuple[Path, Path]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from stm_fast.choices import Overlay
+from stm_fast.choices import Result
 from stm_fast.errors import require_file
 from stm_fast.runs.loop import Segmented
 from stm_fast.runs.output_folder import START_AGAIN, parts_of, remove_earlier
@@ -74,11 +74,20 @@ class Results(ExitStack):
         self._scores: ScoreTable | None = None
 
     def open(
-        self, folder: Path, reader: FrameReader, palette: bytes | None, overlay: Overlay, done: int, scores: int
+        self,
+        folder: Path,
+        reader: FrameReader,
+        palette: bytes | None,
+        write: Collection[Result],
+        done: int,
+        scores: int,
     ) -> None:
         """Prepares the folder.
 
+        Masks and scores are always written, because resuming a run needs them; see `remove_working_files`.
+
         Args:
+            write: the results that the user asked for.
             done: the number of frames that an earlier process has segmented. If there are none, earlier results are
                 removed, because a shorter run must not leave frames of a longer one.
             scores: the checksum of the score table of these frames, from `sync`.
@@ -92,10 +101,10 @@ class Results(ExitStack):
         masks, pictures = parts_of(folder)
         mask_writer = MaskWriter(masks, palette)
         self._add(masks_to(mask_writer), mask_writer.sync)
-        if overlay == "video":
+        if "overlay" in write:
             video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
             self._add(overlay_video_to(self.enter_context(video), masks, palette))
-        elif overlay == "pictures":
+        if "pictures" in write:
             picture_writer = OverlayImageWriter(pictures)
             self._add(overlay_images_to(picture_writer, palette), picture_writer.sync)
         self._scores = self.enter_context(closing(ScoreTable(folder, done, scores if done else None)))

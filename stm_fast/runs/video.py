@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch.distributed import ProcessGroup
 
-from stm_fast.choices import Overlay
+from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.augmentation import plain_segmenter
 from stm_fast.inference.options import RunOptions
@@ -20,7 +20,7 @@ from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, desc
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
 from stm_fast.runs.given import find_masks, match_masks
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
-from stm_fast.runs.output_folder import Job, OutputOptions, check_output
+from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_working_files
 from stm_fast.runs.ranks import Ranks, of_group
 from stm_fast.runs.sinks import Results
 from stm_fast.video import open_frames
@@ -69,7 +69,7 @@ def segment_video(
     max_size: int | None = None,
     min_size: int = 1,
     backend: str = "auto",
-    overlay: Overlay = "video",
+    write: Collection[Result] = DEFAULT_RESULTS,
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
@@ -81,11 +81,11 @@ def segment_video(
 ) -> Summary:
     """Segments a video from the masks of some of its frames.
 
-    Writes ``masks/<frame>.png``, ``scores.csv`` (the confidence in each object in each frame, see `object_scores`) and
-    an overlay into `output`. The input is checked before anything is written. Memory does not grow with the length of
-    the video, except for the memory bank. Files appear complete or not at all, except for ``scores.csv``, which grows.
-    A run that ends early, for any reason, leaves a checkpoint; with `resume` it continues to the same masks, on a CPU
-    bit for bit.
+    Writes ``masks/<frame>.png``, ``scores.csv`` (the confidence in each object in each frame, see `object_scores`), an
+    overlay and other results into `output`. The input is checked before anything is written. Memory does not grow with
+    the length of the video, except for the memory bank. Files appear complete or not at all, except for ``scores.csv``,
+    which grows. A run that ends early, for any reason, leaves a checkpoint; with `resume` it continues to the same
+    masks, on a CPU bit for bit.
 
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
@@ -95,7 +95,7 @@ def segment_video(
         output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
-        overlay: "video" for ``overlay.mp4``, "pictures" for ``overlay/<frame>.jpg``, or "none".
+        write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv".
         resume: continue the interrupted run in `output`; start one if the folder is empty.
         checkpoint_seconds: minimum time between checkpoints, which take at most a tenth of the run time.
         leave_record: leave a hidden file that marks the run as finished, so that `resume` does nothing.
@@ -112,7 +112,7 @@ def segment_video(
     """
     job = Job(Path(source), Path(masks), Path(output), mask_frame)
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
-    outputs = OutputOptions(overlay, overwrite, resume, checkpoint_seconds, leave_record)
+    outputs = OutputOptions(tuple(write), overwrite, resume, checkpoint_seconds, leave_record)
     hooks = Hooks(should_stop, progress or _ignore, estimated or _ignore)
     return segment_job(job, model, options, outputs, hooks, of_group(group))
 
@@ -136,7 +136,7 @@ class _VideoRun:
         self._given = given = match_masks(masks, reader, job.mask_frame)
         options = replace(options, memory=with_known_size(options.memory, reader.frame_count, given.files))
         self._segmenter = plain_segmenter(model, options, Shard(ranks.group))
-        described = describe_video_run(job.source, given, model, options, outputs.overlay, ranks.world)
+        described = describe_video_run(job.source, given, model, options, outputs.write, ranks.world)
         self._checkpoint = Checkpoint(job.output, described, ranks)
         self._workload = workload_of(model, options, (reader.height, reader.width), given, ranks.world)
         self._results = Results()
@@ -160,10 +160,12 @@ class _VideoRun:
         scores = 0 if position is None else position.scores
         palette = self._given.palette
         with self._results as results:
-            ranks.lead(lambda: results.open(job.output, self._reader, palette, outputs.overlay, first, scores))
+            ranks.lead(lambda: results.open(job.output, self._reader, palette, outputs.write, first, scores))
             frames = self._run(first)
         ids = self._segmenter.object_ids
         self._checkpoint.finish(frames, ids, leave_record=outputs.leave_record)
+        if ranks.leads:
+            remove_working_files(job.output, outputs.write)
         return Summary(frames, time.perf_counter() - start, ids, job.output, first)
 
     def _restore(self, position: Position | None) -> int:
