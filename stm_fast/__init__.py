@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from stm_fast.ops import MemoryRead, kernelized_memory_read, memory_read, merge_reads, read_rows
     from stm_fast.ops.adapters.live import Adapted, adapt
+    from stm_fast.runs.lazy import segment
     from stm_fast.runs.video import segment_video
     from stm_fast.versions import __version__
 else:
@@ -45,6 +46,7 @@ else:
             ),
             "stm_fast.ops": ("MemoryRead", "kernelized_memory_read", "memory_read", "merge_reads", "read_rows"),
             "stm_fast.ops.adapters.live": ("Adapted", "adapt"),
+            "stm_fast.runs.lazy": ("segment",),
             "stm_fast.runs.video": ("segment_video",),
             "stm_fast.versions": ("__version__",),
         },
@@ -66,6 +68,7 @@ __all__ = [
     "merge_reads",
     "read_rows",
     "save_checkpoint",
+    "segment",
     "segment_video",
     "stm_lite0",
     "stm_lite2",

@@ -112,7 +112,7 @@ def test_segment(place):
     *_, last = result.stdout.splitlines()
     assert last.startswith("6 frames, objects 3, ")
     assert last.endswith(f"frames/s, results in {place.out}")
-    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4", "scores.csv"]
+    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4", "run.json", "scores.csv"]
     assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, one_object())
 
 

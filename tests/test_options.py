@@ -320,18 +320,18 @@ SEGMENT = [
             "sources": (CLIP, lambda _: len(masks_in(OUT)) == FRAMES),
             "--masks": (FIRST, lambda _: np.array_equal(masks_in(OUT)[0], read_mask(FIRST).ids)),
             "--output": ("out", same_masks),
-            "--write": ("masks,overlay", writes_only("masks", "overlay.mp4")),
+            "--write": ("masks,overlay", writes_only("masks", "overlay.mp4", "run.json")),
             "--overwrite": (None, lambda _: not Path("out/masks/00099.png").exists()),
         },
         before=lambda: earlier_results("out/masks"),
     ),
     Run(
         {
-            "--write": ("pictures,masks,csv", writes_only("masks", "overlay", "scores.csv")),
+            "--write": ("pictures,masks,csv", writes_only("masks", "overlay", "run.json", "scores.csv")),
             "--checkpoint-seconds": (0, lambda seen: len(seen.checkpoints) > 1),
         }
     ),
-    Run({"--write": ("overlay", writes_only("overlay.mp4"))}),
+    Run({"--write": ("overlay", writes_only("overlay.mp4", "run.json"))}),
     Run({"--mask-frame": (2, lambda _: [ids.any() for ids in masks_in(OUT)[:3]] == [False, False, True])}),
     Run({"--resume": (None, lambda seen: same_masks(seen) and seen.summary.resumed_at == 1)}, before=interrupted),
     # test_bulk.py runs it under torchrun

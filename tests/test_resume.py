@@ -201,7 +201,7 @@ def test_checkpoints_are_written_during_the_run(place, monkeypatch):
     assert positions == sorted(positions)
     assert len(set(positions)) > 2
     assert all(position <= index for index, position in enumerate(positions))
-    assert sorted(os.listdir(place.out)) == ["masks", "scores.csv"]
+    assert sorted(os.listdir(place.out)) == ["masks", "run.json", "scores.csv"]
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_folder_without_an_interrupted_run_is_filled_or_refused(place):
     (place.folder / "killed").mkdir()
     (place.folder / "killed/.resume.json.123.partial").write_text("{")
     place.segment(place.folder / "killed", resume=True, write=("masks", "csv"))
-    assert sorted(os.listdir(place.folder / "killed")) == ["masks", "scores.csv"]
+    assert sorted(os.listdir(place.folder / "killed")) == ["masks", "run.json", "scores.csv"]
 
 
 @pytest.mark.slow
@@ -549,7 +549,7 @@ def test_partial_files_of_a_killed_write_are_removed_later(tmp_path, model, die,
         assert path.read_bytes() == expected[f"masks/{path.name}"]
     place.segment(resume=True)
     assert contents(place.out) == expected
-    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4", "scores.csv"]
+    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4", "run.json", "scores.csv"]
 
 
 # nothing piles up

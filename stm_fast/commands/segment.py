@@ -42,6 +42,10 @@ def segment(
             help="The frame that a single mask belongs to, whatever its own name: a frame's name, or its index from 0.",
         ),
     ] = None,
+    both: Annotated[
+        bool,
+        typer.Option("--both", help="Also segment the frames before the first mask, backwards from it."),
+    ] = False,
     max_size: MaxSize = None,
     min_size: MinSize = None,
     backend: Backend = "auto",
@@ -83,7 +87,7 @@ def segment(
     from stm_fast.tasks.segment import segment_videos
 
     code = segment_videos(
-        [job._replace(mask_frame=mask_frame) for job in jobs],
+        [job._replace(mask_frame=mask_frame, both=both) for job in jobs],
         network=network,
         options=options,
         outputs=outputs,

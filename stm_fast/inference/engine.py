@@ -169,6 +169,25 @@ class VideoSegmenter:
         self._frame_count += 1
         return full
 
+    def prime(self, given: "Iterable[tuple[Tensor | np.ndarray[Any, Any], Tensor | np.ndarray[Any, Any]]]") -> None:
+        """Memorizes frames with given masks that come later in the video, or came before, without counting them.
+
+        They are never evicted. The last one acts as the previous frame of the next step: pass the nearest one last. To
+        segment a video backwards, prime the frame that has a mask, then step through the frames before it, in reverse.
+
+        Args:
+            given: pairs of a frame and its mask, as `step` takes them.
+
+        Raises:
+            InputError, TypeError: as `step` does, at the first wrong pair; those before it are memorized.
+        """
+        count = self._frame_count
+        try:
+            for frame, mask in given:
+                self.step(frame, mask)
+        finally:
+            self._frame_count = count
+
     def propagate(
         self,
         frames: "Iterable[Tensor | np.ndarray[Any, Any]]",

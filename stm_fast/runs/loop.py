@@ -21,9 +21,10 @@ FRAMES_WAITING = 4  # in each queue: before and after the network
 _END: Any = object()
 
 Ids = npt.NDArray[np.uint8]  # [H, W]
-# from a frame and the ids of the current objects to the mask given for it and the ids in it that count (None for all);
-# None for a frame without a mask
-Prompts = Callable[[Frame, list[int]], tuple[Ids, list[int] | None] | None]
+# a given mask, and the ids in it that count; None for all
+Prompt = tuple[Ids, list[int] | None]
+# from a frame and the ids of the current objects to the mask given for the frame, if any
+Prompts = Callable[[Frame, list[int]], Prompt | None]
 
 
 class Segmenter(Protocol):
@@ -57,11 +58,11 @@ def run(
     """Segments frames one by one, keeping none.
 
     Args:
-        frames: of one video, in order.
+        frames: of one video, in the order in which they are segmented.
         prompts: the given masks.
-        segmenter: its state is that before frame `first`.
+        segmenter: its state is that before the first frame that is not done.
         put: takes each frame with its mask.
-        first: the frames before it are done; they are passed on without a mask.
+        first: the number of frames that are done; they are passed on without a mask.
         with_scores: also compute `object_scores`.
         measure: a context around the network on each frame, from pixels and masks in memory to ids in memory.
         after: called after each frame with the number of frames done.
@@ -71,18 +72,28 @@ def run(
     """
     done = 0
     for frame in frames:
-        if frame.index < first:
+        if done < first:
             put(Segmented(frame, None, {}))
         else:
-            mask, objects = prompts(frame, segmenter.object_ids) or (None, None)
+            prompt = prompts(frame, segmenter.object_ids)
             with measure():
-                picture = torch.from_numpy(frame.image).permute(2, 0, 1)  # [3, H, W]
-                prob = segmenter.step(picture, None if mask is None else torch.from_numpy(mask), objects)
+                prob = step(frame, prompt, segmenter)
                 segmented = _segmented(frame, prob, segmenter.object_ids, with_scores)
             put(segmented)
-        done = frame.index + 1
+        done += 1
         after(done)
     return done
+
+
+def step(frame: Frame, prompt: Prompt | None, segmenter: Segmenter) -> Tensor:
+    """Segments a frame with the mask given for it, if any: probabilities ``[1 + O, H, W]``."""
+    mask, objects = prompt or (None, None)
+    return segmenter.step(as_tensor(frame), None if mask is None else torch.from_numpy(mask), objects)
+
+
+def as_tensor(frame: Frame) -> Tensor:
+    """The pixels of a frame, uint8 [3, H, W]; they share its memory."""
+    return torch.from_numpy(frame.image).permute(2, 0, 1)
 
 
 def _segmented(frame: Frame, prob: Tensor, object_ids: list[int], with_scores: bool) -> Segmented:

@@ -17,6 +17,7 @@ RECORD = ".resume.json"
 STATES = ".resume-*.safetensors"
 # see `score_table`
 SCORES = "scores.csv"
+RUN = "run.json"  # see `write_run_record`
 START_AGAIN = f"start again with {option('overwrite', True)}"
 # in a chain; Linux treats longer ones as loops
 _MOST_LINKS = 40
@@ -47,6 +48,7 @@ class Job(NamedTuple):
     masks: Path  # for one of many videos, the folder with the masks of all
     output: Path
     mask_frame: int | str | None = None  # that a single mask belongs to; None to go by its name
+    both: bool = False  # also segment the frames before the first given mask, backwards
 
     @property
     def name(self) -> str:
@@ -145,9 +147,15 @@ def remove_results(folder: Path) -> None:
 
 
 def remove_earlier(folder: Path) -> None:
-    """Removes masks, overlays and scores of an earlier run."""
+    """Removes the results of an earlier run."""
     masks, overlay = parts_of(folder)
-    for earlier in (*masks.glob("*.png"), *overlay.glob("*.jpg"), folder / "overlay.mp4", folder / SCORES):
+    for earlier in (
+        *masks.glob("*.png"),
+        *overlay.glob("*.jpg"),
+        folder / "overlay.mp4",
+        folder / SCORES,
+        folder / RUN,
+    ):
         earlier.unlink(missing_ok=True)
 
 

@@ -81,6 +81,8 @@ class Results(ExitStack):
         write: Collection[Result],
         done: int,
         scores: int,
+        *,
+        in_order: bool = True,
     ) -> None:
         """Prepares the folder.
 
@@ -90,7 +92,8 @@ class Results(ExitStack):
             write: the results that the user asked for.
             done: the number of frames that an earlier process has segmented. If there are none, earlier results are
                 removed, because a shorter run must not leave frames of a longer one.
-            scores: the checksum of the score table of these frames, from `sync`.
+            scores: the checksum of the score table of these frames.
+            in_order: whether frames come in the order of the video; a result that needs that is otherwise left out.
         """
         if not done:
             with writing(folder):
@@ -101,7 +104,7 @@ class Results(ExitStack):
         masks, pictures = parts_of(folder)
         mask_writer = MaskWriter(masks, palette)
         self._add(masks_to(mask_writer), mask_writer.sync)
-        if "overlay" in write:
+        if "overlay" in write and in_order:
             video = OverlayVideoWriter(folder / "overlay.mp4", reader.width, reader.height, reader.frame_rate)
             self._add(overlay_video_to(self.enter_context(video), masks, palette))
         if "pictures" in write:
@@ -115,11 +118,15 @@ class Results(ExitStack):
         for sink in self._sinks:
             sink(segmented)
 
-    def sync(self) -> int:
-        """Waits until masks, overlay images and scores are on disk; returns the checksum of the score table."""
+    @property
+    def checksum(self) -> int:
+        """Of the score table; 0 without one."""
+        return 0 if self._scores is None else self._scores.checksum
+
+    def sync(self) -> None:
+        """Waits until masks, overlay images and scores are on disk."""
         for sync in self._syncs:
             sync()
-        return 0 if self._scores is None else self._scores.checksum
 
     def _add(self, sink: Sink, *syncs: Callable[[], None]) -> None:
         self._sinks.append(sink)

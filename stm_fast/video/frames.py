@@ -60,3 +60,6 @@ class FrameReader(ABC):
     @abstractmethod
     def name_of(self, index: int) -> str:
         """The name of a frame, as in `Frame`. An index past the end is a programming error."""
+
+    def backward(self, before=None):
+        yield from reversed(list(self)[:before])
