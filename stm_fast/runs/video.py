@@ -67,7 +67,7 @@ def segment_video(
     mask_frame: int | str | None = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
-    min_size: int = 1,
+    min_size: int | None = None,
     backend: str = "auto",
     write: Collection[Result] = DEFAULT_RESULTS,
     overwrite: bool = False,
@@ -134,6 +134,7 @@ class _VideoRun:
         masks = find_masks(job.masks, job.source)
         self._reader = reader = open_frames(job.source, masks.files)
         self._given = given = match_masks(masks, reader, job.mask_frame)
+        options = options.for_weights(model.min_size)
         options = replace(options, memory=with_known_size(options.memory, reader.frame_count, given.files))
         self._segmenter = plain_segmenter(model, options, Shard(ranks.group))
         described = describe_video_run(job.source, given, model, options, outputs.write, ranks.world)
