@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stm_fast.inference.engine import Segmentation, VideoSegmenter
     from stm_fast.network import (
         STM,
+        load,
         load_checkpoint,
         save_checkpoint,
         stm_lite0,
@@ -36,6 +37,7 @@ else:
             "stm_fast.inference.engine": ("Segmentation", "VideoSegmenter"),
             "stm_fast.network": (
                 "STM",
+                "load",
                 "load_checkpoint",
                 "save_checkpoint",
                 "stm_lite0",
@@ -63,6 +65,7 @@ __all__ = [
     "__version__",
     "adapt",
     "kernelized_memory_read",
+    "load",
     "load_checkpoint",
     "memory_read",
     "merge_reads",

@@ -519,9 +519,18 @@ def inputs(tmp_path_factory):
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Caches results by the choice of a network, which many runs share; compiled networks are not cached."""
-    cached = functools.cache(function)
-    return lambda *arguments: cached(*arguments) if arguments[-1].compile is None else function(*arguments)
+    """Caches results by the choice of a network, which many runs share; compiled networks are not cached.
+
+    The networks do not upscale small frames, so that the runs are short.
+    """
+
+    def quick(*arguments: Any) -> Any:
+        model = function(*arguments)
+        model.min_size = 1
+        return model
+
+    cached = functools.cache(quick)
+    return lambda *arguments: cached(*arguments) if arguments[-1].compile is None else quick(*arguments)
 
 
 load_once, load_model_once, prepare_once = map(once, (load_for_inference, load_model, prepare))
@@ -574,7 +583,6 @@ def seen(monkeypatch):
     monkeypatch.setattr("stm_fast.inference.augmentation.VideoSegmenter", RecordedSegmenter)
     monkeypatch.setattr("stm_fast.runs.video.Checkpoint", RecordedCheckpoint)
     monkeypatch.setattr(torch, "compile", compile_quickly)
-    monkeypatch.setattr("stm_fast.tasks.choice.MIN_SIZE", 1)
     small_clip = functools.partial(SyntheticClip, height=32, width=48)
     monkeypatch.setattr("stm_fast.tasks.demo.SyntheticClip", small_clip)
     monkeypatch.setattr("stm_fast.data.synthetic_set.SyntheticClip", small_clip)

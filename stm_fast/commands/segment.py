@@ -75,7 +75,7 @@ def segment(
         raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
     if len(sources) > 1 and mask_frame is not None:
         raise InputError(f"--mask-frame: found {mask_frame} with {len(sources)} videos, expected one")
-    options = run_options(network, memory, max_size, min_size, backend)
+    options = run_options(memory, max_size, min_size, backend)
     outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds)
     jobs = plan(sources, masks, output)
     if len(jobs) > 1:

@@ -15,7 +15,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.arrays import as_frame, as_ids, as_mask, in_pixels, in_unit_range, resized
 from stm_fast.inference.objects import Presence, impose, label, object_scores, split_mask
-from stm_fast.inference.options import check_sizes, network_size
+from stm_fast.inference.options import check_sizes, network_size, smallest_side
 from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.network.shared_trunk import SharedKeyValue
@@ -64,7 +64,8 @@ class VideoSegmenter:
         memory: which frames to remember, in which format and where.
         max_size: downscale for the network so that the shorter side is at most this many pixels; masks come back at the
             frame's own size.
-        min_size: upscale frames whose shorter side is below this.
+        min_size: upscale frames whose shorter side is below this; by default `model.min_size`, which suits the weights,
+            but at most `max_size`.
         backend: for the memory read, as in :func:`stm_fast.ops.memory_read`.
         shard: this process's part of the memory, if several processes segment the same video together.
 
@@ -80,17 +81,17 @@ class VideoSegmenter:
         *,
         memory: MemoryConfig | None = None,
         max_size: int | None = None,
-        min_size: int = 1,
+        min_size: int | None = None,
         backend: str = "auto",
         shard: Shard | None = None,
     ) -> None:
         max_size = None if max_size is None else integer(max_size, "max_size", "an integer or None")
-        min_size = integer(min_size, "min_size")
+        min_size = None if min_size is None else integer(min_size, "min_size", "an integer or None")
         check_sizes(max_size, min_size)
         check_backend(model, backend)
         self._model = model.eval()
         self._memory = memory or MemoryConfig()
-        self._max_size, self._min_size = max_size, min_size
+        self._max_size, self._min_size = max_size, smallest_side(min_size, max_size, model.min_size)
         known = self._memory.frames
         slots = None if known is None else known + self._memory.previous
         heads = model.query_key_value

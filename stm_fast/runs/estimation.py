@@ -16,7 +16,7 @@ import torch
 
 from stm_fast.config import MemoryConfig, Place
 from stm_fast.errors import InputError, option, require_folder
-from stm_fast.inference.options import RunOptions, network_size
+from stm_fast.inference.options import RunOptions, network_size, smallest_side
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
@@ -50,6 +50,11 @@ class Workload(NamedTuple):
     def memory(self) -> MemoryConfig:
         """The options of the memory."""
         return self.options.memory
+
+    @property
+    def min_size(self) -> int:
+        """That of the `VideoSegmenter`."""
+        return smallest_side(self.options.min_size, self.options.max_size, self.model.min_size)
 
     def with_memory(self, **changes: Any) -> Self:
         """The same run with other options of the memory."""
@@ -123,7 +128,7 @@ def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: G
 def estimate(run: Workload) -> Estimate:
     """The peak memory of a run."""
     parameter = next(run.model.parameters())
-    height, width = network_size(run.full_size, run.options.max_size, run.options.min_size)
+    height, width = network_size(run.full_size, run.options.max_size, run.min_size)
     activations = activation_bytes(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
     parameters = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
     stride = run.model.stride
@@ -156,7 +161,7 @@ def check_fits(run: Workload) -> Estimate:
     lacking = _lacking(needed)
     if lacking is None:
         return needed
-    size = option("min_size" if min(run.full_size) < run.options.min_size else "max_size")
+    size = option("min_size" if min(run.full_size) < run.min_size else "max_size")
     options = ", ".join(_options_that_fit(run)) or f"none; use a smaller {size}"
     raise InputError(f"memory: the run needs {lacking}; options that would fit: {options}")
 

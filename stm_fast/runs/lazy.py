@@ -8,7 +8,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.inference.engine import Segmentation
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
-from stm_fast.network.checkpoint import load_network as load
+from stm_fast.network.loading import load
 from stm_fast.runs.loop import FRAMES_WAITING, prefetch, step
 from stm_fast.runs.output_folder import Job
 from stm_fast.runs.passes import OpenedJob, open_job

@@ -64,6 +64,7 @@ def open_job(job: Job, model: STM, options: RunOptions, shard: Shard | None = No
     masks = find_masks(job.masks, job.source)
     reader = open_frames(job.source, masks.files)
     given = match_masks(masks, reader, job.mask_frame)
+    options = options.for_weights(model.min_size)
     memory = with_known_size(options.memory, reader.frame_count, given.ids, job.both)
     options = replace(options, memory=memory)
     segmenter = plain_segmenter(model, options, shard)

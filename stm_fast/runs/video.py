@@ -66,7 +66,7 @@ def segment_video(
     both: bool = False,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
-    min_size: int = 1,
+    min_size: int | None = None,
     backend: str = "auto",
     write: Collection[Result] = DEFAULT_RESULTS,
     overwrite: bool = False,
@@ -193,11 +193,12 @@ class _VideoRun:
                 self._ranks.lead(partial(self._open, results, one, done, scores))
                 frames = self._run(one, results, done)
                 done, scores = frames, results.checksum
-                if one.until is not None:
+                if one.until is None:
+                    self._opened.given.check_all_used(frames)
+                else:
                     results.sync()
                     # the next pass starts with an empty memory
                     self._checkpoint.save(done, self._segmenter.object_ids, {}, scores)
-        self._opened.given.check_all_used(frames)
         return frames
 
     def _open(self, results: Results, one: Pass, done: int, scores: int) -> None:
