@@ -332,6 +332,7 @@ SEGMENT = [
         }
     ),
     Run({"--write": ("overlay", writes_only("overlay.mp4", "run.json"))}),
+    Run({"--mask-frame": (2, lambda _: masks_in(OUT)[2].any()), "--both": (None, lambda _: masks_in(OUT)[0].any())}),
     Run({"--mask-frame": (2, lambda _: [ids.any() for ids in masks_in(OUT)[:3]] == [False, False, True])}),
     Run({"--resume": (None, lambda seen: same_masks(seen) and seen.summary.resumed_at == 1)}, before=interrupted),
     # test_bulk.py runs it under torchrun
