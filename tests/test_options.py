@@ -191,7 +191,7 @@ def earlier_results(folder: str) -> None:
 def interrupted() -> None:
     """A run that ends after its first frame."""
     with pytest.raises(InterruptedRun):
-        segment_video(CLIP, FIRST, OUT, model=for_inference(stm_lite2()), should_stop=lambda: True)
+        segment_video(CLIP, FIRST, OUT, model=for_inference(stm_lite2()), min_size=1, should_stop=lambda: True)
 
 
 def corrupted() -> None:
@@ -691,7 +691,9 @@ def test_the_table_covers_every_field_and_every_choice():
 
 @pytest.fixture(scope="module")
 def model():
-    return for_inference(stm_lite2())
+    model = for_inference(stm_lite2())
+    model.min_size = 1
+    return model
 
 
 @pytest.fixture(scope="module")
