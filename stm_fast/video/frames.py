@@ -54,6 +54,13 @@ class FrameReader(ABC):
         """Frames from the first. Raises InputError, which names the frame, if one cannot be decoded."""
 
     @abstractmethod
+    def backward(self, before: int | None = None) -> Iterator[Frame]:
+        """The frames before one, or all, from the last to frame 0; otherwise as `iter()` gives them.
+
+        Memory is bounded. Raises InputError as `iter()` does, but possibly before the first frame is given.
+        """
+
+    @abstractmethod
     def index_of(self, name: str) -> int | None:
         """The index of the frame with this name, or None."""
 
