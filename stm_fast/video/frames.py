@@ -67,6 +67,3 @@ class FrameReader(ABC):
     @abstractmethod
     def name_of(self, index: int) -> str:
         """The name of a frame, as in `Frame`. An index past the end is a programming error."""
-
-    def backward(self, before: int | None = None) -> Iterator[Frame]:
-        yield from reversed(list(self)[:before])
