@@ -9,6 +9,7 @@ from PIL import Image
 
 from stm_fast.inference.engine import Segmentation
 from stm_fast.inference.objects import object_scores
+from stm_fast.inference.sightings import Sighting
 from stm_fast.network import stm_resnet18
 from stm_fast.runs.loop import Segmented
 from stm_fast.runs.score_table import ScoreTable, Sight, sights
@@ -74,13 +75,14 @@ def test_a_resumed_run_keeps_the_lines_of_finished_frames(tmp_path):
     ids = np.full((3, 3), 2, np.uint8)
     table = ScoreTable(tmp_path, 0)
     for index in range(4):
-        table.write(Segmented(frame(index), ids, {2: 0.5}))
+        table.write(Segmented(frame(index), ids, [Sighting(2, 9, 0.5, 0.5, "doubtful")]))
     table.sync()
     table.close()
     with (tmp_path / "scores.csv").open("a") as file:
         file.write("4,00004,2,9")  # a process was killed here
     table = ScoreTable(tmp_path, 3)
-    table.write(Segmented(frame(3, 'a "name", odd'), ids, {2: 0.25, 7: 0.0}))
+    seen = [Sighting(2, 9, 0.25, 0.25, "doubtful"), Sighting(7, 0, 0.0, 0.0, "lost")]
+    table.write(Segmented(frame(3, 'a "name", odd'), ids, seen))
     table.close()
     assert rows(tmp_path) == [
         HEADER,
@@ -99,7 +101,8 @@ def test_the_summary_names_objects_that_were_not_found(tmp_path, capsys):
         ids = np.zeros((3, 3), np.uint8)
         ids[0] = 1
         ids[1] = 5 * seen
-        table.write(Segmented(frame(index), ids, {1: 0.9, 5: 0.7 * seen}))
+        found = Sighting(5, 3, 0.7, 0.7, "found") if seen else Sighting(5, 0, 0.0, 0.0, "lost")
+        table.write(Segmented(frame(index), ids, [Sighting(1, 3, 0.9, 0.9, "found"), found]))
     table.close()
     assert sights(tmp_path) == [Sight(1, 5, 0, "00004"), Sight(5, 5, 3, "00002")]
     print_summary(Summary(5, 2.0, [1, 5], tmp_path))

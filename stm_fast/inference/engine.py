@@ -3,8 +3,8 @@
 O objects, H x W the frame as the user gave it, h x w the frame as the network sees it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from stm_fast.errors import InputError
 from stm_fast.inference.arrays import as_frame, as_ids, as_mask, in_pixels, in_unit_range, resized
 from stm_fast.inference.objects import Presence, impose, label, object_scores, split_mask
 from stm_fast.inference.options import check_sizes, network_size, smallest_side
+from stm_fast.inference.sightings import Sighting, Watch
 from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.network.shared_trunk import SharedKeyValue
@@ -28,6 +29,7 @@ class Segmentation(NamedTuple):
     frame_index: int  # from 0
     prob: Tensor  # [1 + O, H, W] float32, sums to 1 over the channels; channel 0 is the background
     object_ids: list[int]  # of channels 1, 2, ...
+    sightings: Sequence[Sighting] = ()  # of each object: found, doubtful or lost
 
     @property
     def mask(self) -> Tensor:
@@ -38,6 +40,10 @@ class Segmentation(NamedTuple):
     def scores(self) -> Tensor:
         """Confidence in each object, ``[O]`` float32: the expected J; 0 for an object without pixels."""
         return object_scores(self.prob, self.mask, self.object_ids)
+
+    def watched(self, watch: Watch, given: Collection[int]) -> Self:
+        """The same with its sightings, as the next frame of `watch`; `given` are the ids of masks from the user."""
+        return self._replace(sightings=watch.see(self.prob, self.mask, self.object_ids, given))
 
 
 # how far values of a frame may exceed [0, 1]: resampling overshoots a little
@@ -209,10 +215,11 @@ class VideoSegmenter:
             raise TypeError(f"masks: found {type(masks).__name__}, expected a mapping from positions of frames")
         for position in masks or ():
             integer(position, "masks", "integers as keys")
+        watch = Watch()
         for position, frame in enumerate(frames):
-            index = self._frame_count
-            prob = self.step(frame, (masks or {}).get(position))
-            yield Segmentation(index, prob, self.object_ids)
+            result = Segmentation(self._frame_count, self.step(frame, (masks or {}).get(position)), self.object_ids)
+            given_ids = [] if self._seen is None else self._seen.given_ids
+            yield result.watched(watch, given_ids)
 
     def delete_objects(self, ids: Iterable[int]) -> None:
         """Forgets objects; the others keep their ids and their memory.

@@ -7,9 +7,10 @@ from pathlib import Path
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.engine import Segmentation
 from stm_fast.inference.options import RunOptions
+from stm_fast.inference.sightings import Watch
 from stm_fast.network import STM
 from stm_fast.network.loading import load
-from stm_fast.runs.loop import FRAMES_WAITING, prefetch, step
+from stm_fast.runs.loop import FRAMES_WAITING, given_ids, prefetch, step
 from stm_fast.runs.output_folder import Job
 from stm_fast.runs.passes import OpenedJob, open_job
 
@@ -51,9 +52,11 @@ def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
     segmenter, count = job.segmenter, 0
     for one in job.passes:
         one.begin(segmenter)
+        watch = Watch()
         with closing(prefetch(one.frames(), FRAMES_WAITING)) as frames:
             for count, frame in enumerate(frames, start=1):
                 if count > one.before:
-                    prob = step(frame, one.prompts(frame, segmenter.object_ids), segmenter)
-                    yield Segmentation(frame.index, prob, segmenter.object_ids)
+                    prompt = one.prompts(frame, segmenter.object_ids)
+                    result = Segmentation(frame.index, step(frame, prompt, segmenter), segmenter.object_ids)
+                    yield result.watched(watch, given_ids(prompt))
     job.given.check_all_used(count)

@@ -1,7 +1,7 @@
 """The loop over the frames of a video, which all runs share, and the threads for decoding and writing around it."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stm_fast.inference.objects import label, object_scores
-from stm_fast.video import Frame
+from stm_fast.inference.objects import label
+from stm_fast.inference.sightings import Sighting, Watch
+from stm_fast.video import Frame, object_ids
 
 Item = TypeVar("Item")
 
@@ -41,7 +42,7 @@ class Segmented(NamedTuple):
 
     frame: Frame
     ids: Ids | None  # [H, W]; None if an earlier process wrote the mask
-    scores: dict[int, float]  # of each current object, if requested
+    sightings: Sequence[Sighting] = ()  # of each current object, if requested
 
 
 def run(
@@ -51,7 +52,7 @@ def run(
     put: Callable[[Segmented], None],
     *,
     first: int = 0,
-    with_scores: bool = False,
+    watch: Watch | None = None,
     measure: Callable[[], AbstractContextManager[object]] = nullcontext,
     after: Callable[[int], None] = lambda done: None,
 ) -> int:
@@ -63,7 +64,7 @@ def run(
         segmenter: its state is that before the first frame that is not done.
         put: takes each frame with its mask.
         first: the number of frames that are done; they are passed on without a mask.
-        with_scores: also compute `object_scores`.
+        watch: what tells objects that are found from those that are lost; None to leave that out.
         measure: a context around the network on each frame, from pixels and masks in memory to ids in memory.
         after: called after each frame with the number of frames done.
 
@@ -73,16 +74,24 @@ def run(
     done = 0
     for frame in frames:
         if done < first:
-            put(Segmented(frame, None, {}))
+            put(Segmented(frame, None))
         else:
             prompt = prompts(frame, segmenter.object_ids)
             with measure():
                 prob = step(frame, prompt, segmenter)
-                segmented = _segmented(frame, prob, segmenter.object_ids, with_scores)
+                segmented = _segmented(frame, prob, segmenter.object_ids, watch, given_ids(prompt))
             put(segmented)
         done += 1
         after(done)
     return done
+
+
+def given_ids(prompt: Prompt | None) -> list[int]:
+    """The ids that a given mask counts for."""
+    if prompt is None:
+        return []
+    mask, objects = prompt
+    return object_ids(mask) if objects is None else objects
 
 
 def step(frame: Frame, prompt: Prompt | None, segmenter: Segmenter) -> Tensor:
@@ -96,10 +105,10 @@ def as_tensor(frame: Frame) -> Tensor:
     return torch.from_numpy(frame.image).permute(2, 0, 1)
 
 
-def _segmented(frame: Frame, prob: Tensor, object_ids: list[int], with_scores: bool) -> Segmented:
-    found = label(prob, object_ids)
-    scores = object_scores(prob, found, object_ids).tolist() if with_scores else None
-    return Segmented(frame, found.cpu().numpy(), dict(zip(object_ids, scores, strict=True)) if scores else {})
+def _segmented(frame: Frame, prob: Tensor, ids: list[int], watch: Watch | None, given: list[int]) -> Segmented:
+    mask = label(prob, ids)
+    sightings = [] if watch is None else watch.see(prob, mask, ids, given)
+    return Segmented(frame, mask.cpu().numpy(), sightings)
 
 
 def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:

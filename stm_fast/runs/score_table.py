@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from stm_fast.csv_file import csv_lines, open_csv, read_csv
 from stm_fast.errors import InputError, reading
 from stm_fast.runs.loop import Segmented
@@ -59,13 +57,10 @@ class ScoreTable:
 
     def write(self, segmented: Segmented) -> None:
         """Writes the lines of one frame; those of a frame without ids exist already."""
-        frame, ids, scores = segmented
+        frame, ids, sightings = segmented
         if ids is None:
             return
-        pixels = np.bincount(ids.ravel(), minlength=256)
-        lines = csv_lines(
-            (frame.index, frame.name, number, pixels[number], f"{score:.3f}") for number, score in scores.items()
-        )
+        lines = csv_lines((frame.index, frame.name, one.object_id, one.pixels, f"{one.score:.3f}") for one in sightings)
         with writing(self._path):
             self._file.write(lines)
         self.checksum = _crc(lines, self.checksum)

@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.options import RunOptions
+from stm_fast.inference.sightings import Watch
 from stm_fast.memory import Shard
 from stm_fast.network import STM
 from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run, write_run_record
@@ -213,7 +214,7 @@ class _VideoRun:
             def advance(done: int) -> None:
                 self._advance(max(first, done), done > first, writer, results)
 
-            return run(frames, one.prompts, self._segmenter, writer.put, first=first, with_scores=True, after=advance)
+            return run(frames, one.prompts, self._segmenter, writer.put, first=first, watch=Watch(), after=advance)
 
     def _advance(self, done: int, is_new: bool, writer: BackgroundWriter[Segmented], results: Results) -> None:
         """After each frame: reports progress, saves a checkpoint if one is due, and stops on request."""
