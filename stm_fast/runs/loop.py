@@ -1,7 +1,7 @@
 """The loop over the frames of a video, which all runs share, and the threads for decoding and writing around it."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -42,6 +42,8 @@ class Segmented(NamedTuple):
     frame: Frame
     ids: Ids | None  # [H, W]; None if an earlier process wrote the mask
     scores: dict[int, float]  # of each current object, if requested
+    object_ids: Sequence[int] = ()  # of the channels of `prob`, from the second on
+    prob: Tensor | None = None  # [1 + O, H, W] float32 on the CPU, if requested
 
 
 def run(
@@ -52,6 +54,7 @@ def run(
     *,
     first: int = 0,
     with_scores: bool = False,
+    keep_prob: bool = False,
     measure: Callable[[], AbstractContextManager[object]] = nullcontext,
     after: Callable[[int], None] = lambda done: None,
 ) -> int:
@@ -64,6 +67,7 @@ def run(
         put: takes each frame with its mask.
         first: the number of frames that are done; they are passed on without a mask.
         with_scores: also compute `object_scores`.
+        keep_prob: also pass the probabilities on; from a GPU, they are copied.
         measure: a context around the network on each frame, from pixels and masks in memory to ids in memory.
         after: called after each frame with the number of frames done.
 
@@ -79,6 +83,8 @@ def run(
             with measure():
                 prob = step(frame, prompt, segmenter)
                 segmented = _segmented(frame, prob, segmenter.object_ids, with_scores)
+                if keep_prob:
+                    segmented = segmented._replace(object_ids=segmenter.object_ids, prob=prob.cpu())
             put(segmented)
         done += 1
         after(done)

@@ -59,7 +59,7 @@ class ScoreTable:
 
     def write(self, segmented: Segmented) -> None:
         """Writes the lines of one frame; those of a frame without ids exist already."""
-        frame, ids, scores = segmented
+        frame, ids, scores = segmented[:3]
         if ids is None:
             return
         pixels = np.bincount(ids.ravel(), minlength=256)
