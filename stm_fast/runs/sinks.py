@@ -233,7 +233,8 @@ class Results(ExitStack):
         pictures = {"overlay": overlay_of(folder / "masks", palette), "matte": matte}
         for kind in VIDEO_WRITERS:
             if kind.result in write:
-                video = kind(folder / VIDEOS[kind.result], reader.width, reader.height, reader.frame_rate)
+                sound = reader.sound() if kind.result == "overlay" else None
+                video = kind(folder / VIDEOS[kind.result], reader.width, reader.height, reader.frame_rate, sound)
                 self._add(video_to(self.enter_context(video), pictures.get(kind.result, with_alpha(matte))))
 
     def _add(self, sink: Sink, *syncs: Callable[[], None]) -> None:

@@ -5,9 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from stm_fast.video.sound import Sound
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,3 +74,7 @@ class FrameReader(ABC):
 
     def backward(self, before: int | None = None) -> Iterator[Frame]:
         yield from reversed(list(self)[:before])
+
+    def sound(self) -> "Sound | None":
+        """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
+        return None

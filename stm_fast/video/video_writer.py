@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,11 @@ from stm_fast.whole_file import make_folder, new_partial, writing
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from stm_fast.video.sound import Sound
 
 # between two frames, which MP4 and MOV store in 31 bits
 MAX_TICKS = 2**31 - 1
@@ -51,14 +54,17 @@ class VideoWriter:
     # time stamp ticks per second: the unit of MPEG, a multiple of 24, 25, 30, 50, 60 and 30000/1001
     clock: ClassVar[int] = 90_000
 
-    def __init__(self, path: str | Path, width: int, height: int, frame_rate: Fraction) -> None:
-        """Size in pixels; `frame_rate` in frames per second, the average if it varies.
+    def __init__(
+        self, path: str | Path, width: int, height: int, frame_rate: Fraction, sound: Sound | None = None
+    ) -> None:
+        """Size in pixels; `frame_rate` in frames per second, the average if it varies; the sound is closed at the end.
 
         Raises InputError if PyAV or its encoder is missing, or the file cannot be written.
         """
         self.path = Path(path)
         self.width, self.height = width, height
         self.frame_rate = Fraction(frame_rate)
+        self._sound = sound
         self.require_encoder(self.path)
         make_folder(self.path.parent)
         self._partial = new_partial(self.path)
@@ -67,6 +73,8 @@ class VideoWriter:
             self._container: OutputContainer | None = self._open()
             try:
                 self._stream = self._add_stream(self._container)
+                if sound is not None:
+                    sound.add_to(self._container)
             except BaseException:
                 self.abort()
                 raise
@@ -101,7 +109,7 @@ class VideoWriter:
             raise ValueError(f"image: {image.dtype} {image.shape}, expected uint8 {list(expected)}")
         tick = max(round(time * self.clock), self._last_tick + 1)
         self._last_tick = tick if self._last_tick < 0 else min(tick, self._last_tick + MAX_TICKS)
-        self._encode(self._container, self._to_frame(image))
+        self._mux(self._container, self._packets(self._to_frame(image)))
 
     def close(self) -> None:
         """Finishes the file under its final name; without any frame there is no file. A second call does nothing."""
@@ -110,7 +118,7 @@ class VideoWriter:
         if self._last_tick < 0:
             self.abort()
             return
-        self._encode(self._container, None)
+        self._mux(self._container, self._last_packets())
         try:
             with self._encoding():
                 self._container.close()
@@ -119,6 +127,7 @@ class VideoWriter:
             self.abort()
             raise
         self._container = None
+        self._close_sound()
 
     def abort(self) -> None:
         """Discards the video and removes what was written. Does nothing after `close()`."""
@@ -127,6 +136,7 @@ class VideoWriter:
         import av
 
         container, self._container = self._container, None
+        self._close_sound()
         # on a full disk, closing the file fails too
         with suppress(OSError, ValueError, av.FFmpegError):
             container.close()
@@ -186,11 +196,31 @@ class VideoWriter:
         frame.duration = round(self.clock / self.frame_rate)
         return frame
 
-    def _encode(self, container: OutputContainer, frame: VideoFrame | None) -> None:
-        """Encodes one frame, or flushes the encoder if None."""
+    @property
+    def _last_time(self) -> Fraction:
+        return Fraction(self._last_tick, self.clock)
+
+    def _packets(self, frame: VideoFrame) -> Iterator[Packet[Any]]:
+        """What is written with a frame: the sound before it, and what the encoder gives."""
+        if self._sound is not None:
+            yield from self._sound.until(self._last_time)
+        yield from self._stream.encode(frame)
+
+    def _last_packets(self) -> Iterator[Packet[Any]]:
+        """What is written at the end: the sound of the last frame, and what the encoders hold."""
+        if self._sound is not None:
+            yield from self._sound.until(self._last_time + 1 / self.frame_rate)
+            yield from self._sound.rest()
+        yield from self._stream.encode(None)
+
+    def _close_sound(self) -> None:
+        if self._sound is not None:
+            self._sound.close()
+
+    def _mux(self, container: OutputContainer, packets: Iterator[Packet[Any]]) -> None:
         try:
             with self._encoding():
-                for packet in self._stream.encode(frame):
+                for packet in packets:
                     container.mux(packet)
         except BaseException:
             self.abort()
