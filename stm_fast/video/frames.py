@@ -72,9 +72,6 @@ class FrameReader(ABC):
     def name_of(self, index: int) -> str:
         """The name of a frame, as in `Frame`. An index past the end is a programming error."""
 
-    def backward(self, before: int | None = None) -> Iterator[Frame]:
-        yield from reversed(list(self)[:before])
-
     def sound(self) -> "Sound | None":
         """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
         return None

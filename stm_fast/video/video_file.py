@@ -99,7 +99,7 @@ class VideoFile(FrameReader):
         with _open_stream(self.path) as (container, stream):
             if not container.streams.audio:
                 return None
-            origin = _stamp(next(self._decoded(container.demux(stream)))) or 0.0
+            origin = _seconds(next(self._decoded(container.demux(stream)))) or 0.0
         return Sound(self.path, _open_stream(self.path), Fraction(origin))
 
     def _shown(self, before: int | None = None) -> Iterator[tuple[float, VideoFrame]]:
