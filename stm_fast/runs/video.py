@@ -143,9 +143,7 @@ class _VideoRun:
         size = (opened.reader.height, opened.reader.width)
         self._device = next(model.parameters()).device
         self._keep_prob = needs_prob(outputs.write)
-        self._workload = workload_of(
-            model, opened.options, size, opened.given, ranks.world, keep_prob=self._keep_prob
-        )
+        self._workload = workload_of(model, opened.options, size, opened.given, ranks.world, keep_prob=self._keep_prob)
         self._timer = CheckpointTimer(outputs.checkpoint_seconds)
 
     def segment(self) -> Summary:
