@@ -75,7 +75,7 @@ ENCODE = """
 import sys
 from fractions import Fraction
 from stm_fast.data.synthetic import SyntheticClip
-from stm_fast.video.writer import OverlayVideoWriter
+from stm_fast.video import OverlayVideoWriter
 with OverlayVideoWriter(sys.argv[1], 432, 240, Fraction(24)) as video:
     for index, shot in enumerate(SyntheticClip(seed=1, frames=24, height=240, width=432, objects=3)):
         video.write(shot.image, index / 24)

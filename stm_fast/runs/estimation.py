@@ -45,6 +45,7 @@ class Workload(NamedTuple):
     frames: int | None = None  # that stay in memory without a cap; None if unknown
     given_frames: int = 1  # the largest number of given masks of any object
     world: int = 1  # processes among which the memory is split
+    keep_prob: bool = False  # until the results are written
 
     @property
     def memory(self) -> MemoryConfig:
@@ -67,7 +68,7 @@ class Estimate(NamedTuple):
     parameters: int
     activations: int
     bank: BankEstimate
-    waiting: int  # frames in the queues between decoding, network and writing, in host memory
+    waiting: int  # frames and probabilities in the queues between decoding, network and writing, in host memory
     memory: MemoryConfig
     device: torch.device
 
@@ -101,12 +102,21 @@ class Estimate(NamedTuple):
         return (self.bank.bank or 0) if self.memory.place in places else 0
 
 
-def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: GivenMasks, world: int = 1) -> Workload:
+def workload_of(
+    model: STM,
+    options: RunOptions,
+    size: tuple[int, int],
+    given: GivenMasks,
+    world: int = 1,
+    *,
+    keep_prob: bool = False,
+) -> Workload:
     """The workload of a video, before its first frame.
 
     Args:
         options: with the number of frames that stay in memory, if the length of the video is known.
         size: H, W of its frames.
+        keep_prob: as in `run`.
 
     Raises:
         InputError: a cap below the number of an object's given masks, which are never evicted.
@@ -122,7 +132,7 @@ def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: G
                 "given masks, which are never evicted"
             )
     later, given_frames = len(every - first), max(counts.values())
-    return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world)
+    return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world, keep_prob)
 
 
 def estimate(run: Workload) -> Estimate:
@@ -144,7 +154,11 @@ def estimate(run: Workload) -> Estimate:
         world=run.world,
     )
     # both queues, and the frames that their threads hold
-    waiting = (2 * FRAMES_WAITING + 3) * 3 * run.full_size[0] * run.full_size[1]
+    pixels = run.full_size[0] * run.full_size[1]
+    waiting = (2 * FRAMES_WAITING + 3) * 3 * pixels
+    if run.keep_prob:
+        # those that wait to be written, that are being written, and that come next
+        waiting += (FRAMES_WAITING + 2) * (1 + run.objects) * 4 * pixels
     return Estimate(parameters, activations, bank, waiting, run.memory, parameter.device)
 
 

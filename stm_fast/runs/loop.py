@@ -43,6 +43,8 @@ class Segmented(NamedTuple):
     frame: Frame
     ids: Ids | None  # [H, W]; None if an earlier process wrote the mask
     sightings: Sequence[Sighting] = ()  # of each current object, if requested
+    object_ids: Sequence[int] = ()  # of the channels of `prob`, from the second on
+    prob: Tensor | None = None  # [1 + O, H, W] float32 on the CPU, if requested
 
 
 def run(
@@ -53,6 +55,7 @@ def run(
     *,
     first: int = 0,
     watch: Watch | None = None,
+    keep_prob: bool = False,
     measure: Callable[[], AbstractContextManager[object]] = nullcontext,
     after: Callable[[int], None] = lambda done: None,
 ) -> int:
@@ -65,6 +68,7 @@ def run(
         put: takes each frame with its mask.
         first: the number of frames that are done; they are passed on without a mask.
         watch: what tells objects that are found from those that are lost; None to leave that out.
+        keep_prob: also pass the probabilities on; from a GPU, they are copied.
         measure: a context around the network on each frame, from pixels and masks in memory to ids in memory.
         after: called after each frame with the number of frames done.
 
@@ -80,6 +84,8 @@ def run(
             with measure():
                 prob = step(frame, prompt, segmenter)
                 segmented = _segmented(frame, prob, segmenter.object_ids, watch, given_ids(prompt))
+                if keep_prob:
+                    segmented = segmented._replace(object_ids=segmenter.object_ids, prob=prob.cpu())
             put(segmented)
         done += 1
         after(done)

@@ -18,6 +18,16 @@ STATES = ".resume-*.safetensors"
 # see `score_table`
 SCORES = "scores.csv"
 RUN = "run.json"  # see `write_run_record`
+# 8-bit mattes of a run's frames, kept until its videos are complete
+MATTES = ".matte"
+VIDEOS: dict[Result, str] = {
+    "overlay": "overlay.mp4",
+    "matte": "matte.mp4",
+    "alpha": "alpha.mov",
+    "webm": "alpha.webm",
+}
+# folders with files for each frame
+_FRAME_FILES = {"masks": "*.png", "overlay": "*.jpg", "cutout": "*.png", "soft": "*.png", MATTES: "*.png"}
 START_AGAIN = f"start again with {option('overwrite', True)}"
 # in a chain; Linux treats longer ones as loops
 _MOST_LINKS = 40
@@ -142,39 +152,40 @@ def remove_results(folder: Path) -> None:
             earlier.unlink(missing_ok=True)
         remove_earlier(folder)
         for part in parts_of(folder):
-            with suppress(OSError):  # missing, or it contains files of the user
-                part.rmdir()
+            _remove_if_empty(part)
 
 
 def remove_earlier(folder: Path) -> None:
     """Removes the results of an earlier run."""
-    masks, overlay = parts_of(folder)
-    for earlier in (
-        *masks.glob("*.png"),
-        *overlay.glob("*.jpg"),
-        folder / "overlay.mp4",
-        folder / SCORES,
-        folder / RUN,
-    ):
-        earlier.unlink(missing_ok=True)
+    for name in _FRAME_FILES:
+        _remove_frame_files(folder, name)
+    for name in (*VIDEOS.values(), SCORES, RUN):
+        (folder / name).unlink(missing_ok=True)
 
 
 def remove_working_files(folder: Path, write: Collection[Result]) -> None:
-    """Removes masks and scores that were written only to resume the run, and are not among its results."""
-    masks, _ = parts_of(folder)
+    """Removes files that were written only to resume the run, and are not among its results."""
     with writing(folder):
-        if "masks" not in write:
-            for mask in masks.glob("*.png"):
-                mask.unlink(missing_ok=True)
-            with suppress(OSError):  # contains files of the user
-                masks.rmdir()
+        for name in (MATTES,) if "masks" in write else (MATTES, "masks"):
+            _remove_frame_files(folder, name)
+            _remove_if_empty(folder / name)
         if "csv" not in write:
             (folder / SCORES).unlink(missing_ok=True)
 
 
-def parts_of(folder: Path) -> tuple[Path, Path]:
-    """The folders of masks and overlay images."""
-    return folder / "masks", folder / "overlay"
+def parts_of(folder: Path) -> list[Path]:
+    """The folders in an output folder that have files for each frame."""
+    return [folder / name for name in _FRAME_FILES]
+
+
+def _remove_frame_files(folder: Path, name: str) -> None:
+    for earlier in (folder / name).glob(_FRAME_FILES[name]):
+        earlier.unlink(missing_ok=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # missing, or it contains files of the user
+        folder.rmdir()
 
 
 def _holds_anything(folder: Path) -> bool:

@@ -57,7 +57,7 @@ class ScoreTable:
 
     def write(self, segmented: Segmented) -> None:
         """Writes the lines of one frame; those of a frame without ids exist already."""
-        frame, ids, sightings = segmented
+        frame, ids, sightings = segmented[:3]
         if ids is None:
             return
         lines = csv_lines((frame.index, frame.name, one.object_id, one.pixels, f"{one.score:.3f}") for one in sightings)

@@ -22,7 +22,7 @@ from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, pref
 from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_working_files
 from stm_fast.runs.passes import Pass, open_job
 from stm_fast.runs.ranks import Ranks, of_group
-from stm_fast.runs.sinks import Results
+from stm_fast.runs.sinks import Results, needs_prob, require_encoders
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,11 @@ def segment_video(
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
         both: also segment the frames before the first given mask, backwards from it, with the objects of that mask.
             Otherwise nothing is found in them. Objects that first appear in a later mask are segmented from there on.
-        write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv".
+        write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv";
+            of the soft masks, all objects together: "matte" (``matte.mp4``, white is object), "alpha" (``alpha.mov``,
+            ProRes 4444 with straight alpha), "webm" (``alpha.webm``, VP9 with alpha), "cutout"
+            (``cutout/<frame>.png``, RGBA); "soft" (``soft/<frame>.<object>.png``, 16 bits, 65535 times the
+            probability).
         resume: continue the interrupted run in `output`; start one if the folder is empty.
         checkpoint_seconds: minimum time between checkpoints, which take at most a tenth of the run time.
         leave_record: leave a hidden file that marks the run as finished, so that `resume` does nothing.
@@ -139,7 +143,8 @@ class _VideoRun:
         self._checkpoint = Checkpoint(job.output, self._described, ranks)
         size = (opened.reader.height, opened.reader.width)
         self._device = next(model.parameters()).device
-        self._workload = workload_of(model, opened.options, size, opened.given, ranks.world)
+        self._keep_prob = needs_prob(outputs.write)
+        self._workload = workload_of(model, opened.options, size, opened.given, ranks.world, keep_prob=self._keep_prob)
         self._timer = CheckpointTimer(outputs.checkpoint_seconds)
 
     def segment(self) -> Summary:
@@ -150,6 +155,7 @@ class _VideoRun:
             return Summary(position.frames, 0.0, position.object_ids, job.output, position.frames)
         inputs = (job.source, job.masks)
         ranks.lead(lambda: check_output(job.output, outputs.overwrite, inputs, resume=outputs.resume))
+        ranks.lead(lambda: require_encoders(job.output, outputs.write))
         estimate = check_fits(self._workload)
         for note in self._opened.given.notes if ranks.leads else ():
             logger.warning(note)
@@ -214,7 +220,16 @@ class _VideoRun:
             def advance(done: int) -> None:
                 self._advance(max(first, done), done > first, writer, results)
 
-            return run(frames, one.prompts, self._segmenter, writer.put, first=first, watch=Watch(), after=advance)
+            return run(
+                frames,
+                one.prompts,
+                self._segmenter,
+                writer.put,
+                first=first,
+                watch=Watch(),
+                keep_prob=self._keep_prob and self._ranks.leads,
+                after=advance,
+            )
 
     def _advance(self, done: int, is_new: bool, writer: BackgroundWriter[Segmented], results: Results) -> None:
         """After each frame: reports progress, saves a checkpoint if one is due, and stops on request."""

@@ -5,9 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from stm_fast.video.sound import Sound
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,3 +71,7 @@ class FrameReader(ABC):
     @abstractmethod
     def name_of(self, index: int) -> str:
         """The name of a frame, as in `Frame`. An index past the end is a programming error."""
+
+    def sound(self) -> "Sound | None":
+        """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
+        return None

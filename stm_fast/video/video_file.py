@@ -24,6 +24,7 @@ from stm_fast.video.display_matrix import orientation_of
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.packet_count import PacketCount, VideoPacket
 from stm_fast.video.rewind import FrameRecord, HeldFrames
+from stm_fast.video.sound import Sound
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,13 @@ class VideoFile(FrameReader):
 
     def name_of(self, index: int) -> str:
         return f"{index:05d}"
+
+    def sound(self) -> Sound | None:
+        with _open_stream(self.path) as (container, stream):
+            if not container.streams.audio:
+                return None
+            origin = _seconds(next(self._decoded(container.demux(stream)))) or 0.0
+        return Sound(self.path, _open_stream(self.path), Fraction(origin))
 
     def _shown(self, before: int | None = None) -> Iterator[tuple[float, VideoFrame]]:
         """The frames before one, or all. Raises InputError at one that cannot be decoded or has another size."""
