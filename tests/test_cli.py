@@ -111,7 +111,7 @@ def test_segment(place):
     *_, last = result.stdout.splitlines()
     assert last.startswith("6 frames, objects 3, ")
     assert last.endswith(f"frames/s, results in {place.out}")
-    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4", "run.json", "scores.csv"]
+    assert sorted(os.listdir(place.out)) == ["masks", "objects.csv", "overlay.mp4", "run.json"]
     assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, one_object())
 
 
@@ -336,7 +336,7 @@ def test_a_disk_that_fills_up(place, small_disk):
     estimate, why = result.stderr.splitlines()
     assert estimate.startswith("memory: ")
     assert why.startswith(f"stm-fast: disk full while writing {small_disk}")
-    grows = (".resume.json", "scores.csv")
+    grows = (".resume.json", "objects.csv")
     found = [path for path in (small_disk / "out").rglob("*") if path.is_file() and path.name not in grows]
     assert found
     for path in found:
@@ -413,7 +413,7 @@ def test_ctrl_c_leaves_only_whole_files(place):
         f".resume-{len(found)}-0.safetensors",
         ".resume.json",
         "masks",
-        "scores.csv",
+        "objects.csv",
     ]
     for path in found:
         assert read_mask(path).ids.shape == (HEIGHT, WIDTH)

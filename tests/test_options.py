@@ -327,7 +327,7 @@ SEGMENT = [
     ),
     Run(
         {
-            "--write": ("pictures,masks,csv", writes_only("masks", "overlay", "run.json", "scores.csv")),
+            "--write": ("pictures,masks,csv", writes_only("masks", "overlay", "run.json", "objects.csv")),
             "--checkpoint-seconds": (0, lambda seen: len(seen.checkpoints) > 1),
         }
     ),

@@ -74,7 +74,7 @@ def mask(path, ids=None, palette=None):
 def files(folder):
     """All but the scores and the record, which have their own tests."""
     found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return sorted(name for name in found if not name.endswith(("scores.csv", "run.json")))
+    return sorted(name for name in found if not name.endswith(("objects.csv", "run.json")))
 
 
 def numbered(count, pattern="masks/{:05d}.png"):

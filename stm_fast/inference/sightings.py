@@ -3,7 +3,7 @@
 O objects, H x W pixels.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -13,10 +13,12 @@ from stm_fast.inference.objects import LEAST_SHARE, mask_sums
 State = Literal["found", "doubtful", "lost"]
 STATES: tuple[State, ...] = get_args(State)
 
-# mean probability below which a mask is doubtful
+# expected J below which a mask is doubtful
 _LIKELY = 0.7
-# how many times larger or smaller than in the frame before an object may be
+# how many times larger or smaller than usual an object may be
 _MOST_CHANGE = 2.0
+# how much the usual size may change in a frame in which the object is doubtful
+_FOLLOW = 1.02
 
 
 class Sighting(NamedTuple):
@@ -32,20 +34,14 @@ class Sighting(NamedTuple):
 class Watch:
     """Compares each object with the frames before.
 
-    An object is "lost" without pixels, or with fewer than 5 % of those that it had when it was last seen; "doubtful" if
-    its pixels are improbable or their number has changed abruptly; otherwise, and in a frame for which its mask was
-    given, "found". The rule finds masks that the network itself finds unlikely, not masks of a wrong object that the
-    network takes for the right one.
-
-    Args:
-        earlier: what was seen in earlier frames, frame by frame.
+    An object is "lost" without pixels, or with fewer than 5 % of those that it had when it was last found; "doubtful"
+    with less than half or more than twice of them, or with a score below 0.7; otherwise, and in a frame for which its
+    mask was given, "found". An object that stays doubtful may be right after all: what it is compared with then follows
+    it by 2 % a frame.
     """
 
-    def __init__(self, earlier: Iterable[Sighting] = ()) -> None:
-        self._last: dict[int, int] = {}  # pixels in the frame before
-        self._seen: dict[int, int] = {}  # pixels when an object was not lost
-        for sighting in earlier:
-            self._note(sighting)
+    def __init__(self) -> None:
+        self._usual: dict[int, float] = {}  # pixels when an object was last found
 
     def see(self, prob: Tensor, mask: Tensor, ids: Sequence[int], given: Collection[int] = ()) -> list[Sighting]:
         """What is seen in the next frame, in the order of `ids`.
@@ -59,19 +55,23 @@ class Watch:
         sightings = []
         for object_id, pixels, inside, total in zip(ids, *mask_sums(prob, mask, ids).tolist(), strict=True):
             probability, score = inside / max(pixels, 1), inside / max(pixels + total - inside, 1)
-            state: State = "found" if object_id in given else self._state(object_id, pixels, probability)
+            state: State = "found" if object_id in given else self._state(object_id, pixels, score)
             sightings.append(Sighting(object_id, int(pixels), probability, score, state))
-            self._note(sightings[-1])
+            self.note(sightings[-1])
         return sightings
 
-    def _state(self, object_id: int, pixels: float, probability: float) -> State:
-        if pixels == 0 or pixels < LEAST_SHARE * self._seen.get(object_id, 0):
-            return "lost"
-        last = self._last.get(object_id, 0) or pixels
-        steady = 1 / _MOST_CHANGE <= pixels / last <= _MOST_CHANGE
-        return "found" if steady and probability >= _LIKELY else "doubtful"
+    def note(self, sighting: Sighting) -> None:
+        """Takes what another watch saw in the next frame."""
+        object_id, pixels = sighting.object_id, sighting.pixels
+        usual = self._usual.get(object_id, pixels)
+        if sighting.state == "found":
+            self._usual[object_id] = pixels
+        elif sighting.state == "doubtful":
+            self._usual[object_id] = min(max(pixels, usual / _FOLLOW), usual * _FOLLOW)
 
-    def _note(self, sighting: Sighting) -> None:
-        self._last[sighting.object_id] = sighting.pixels
-        if sighting.state != "lost":
-            self._seen[sighting.object_id] = sighting.pixels
+    def _state(self, object_id: int, pixels: float, score: float) -> State:
+        usual = self._usual.get(object_id, pixels)
+        if pixels == 0 or pixels < LEAST_SHARE * usual:
+            return "lost"
+        steady = usual / _MOST_CHANGE <= pixels <= usual * _MOST_CHANGE
+        return "found" if steady and score >= _LIKELY else "doubtful"

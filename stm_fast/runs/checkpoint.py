@@ -47,7 +47,7 @@ class Position:
     frames: int  # segmented and written
     finished: bool
     object_ids: list[int]
-    scores: int = 0  # the checksum of the score table, see `ScoreTable`
+    scores: int = 0  # the checksum of the table of these frames, see `ObjectTable`
 
     def check(self) -> None:
         """Raises ValueError for impossible numbers."""
@@ -96,7 +96,7 @@ class Checkpoint:
         """Replaces the checkpoint. The results of the first `frames` frames must be on disk already.
 
         Args:
-            scores: the checksum of the score table.
+            scores: the checksum of the table.
         """
         make_folder(self._folder)
         if state:

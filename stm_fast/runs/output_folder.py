@@ -15,8 +15,8 @@ from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
 # of the checkpoint, see `checkpoint`
 RECORD = ".resume.json"
 STATES = ".resume-*.safetensors"
-# see `score_table`
-SCORES = "scores.csv"
+# see `object_table`
+TABLE = "objects.csv"
 RUN = "run.json"  # see `write_run_record`
 # 8-bit mattes of a run's frames, kept until its videos are complete
 MATTES = ".matte"
@@ -159,7 +159,7 @@ def remove_earlier(folder: Path) -> None:
     """Removes the results of an earlier run."""
     for name in _FRAME_FILES:
         _remove_frame_files(folder, name)
-    for name in (*VIDEOS.values(), SCORES, RUN):
+    for name in (*VIDEOS.values(), TABLE, RUN):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -170,7 +170,7 @@ def remove_working_files(folder: Path, write: Collection[Result]) -> None:
             _remove_frame_files(folder, name)
             _remove_if_empty(folder / name)
         if "csv" not in write:
-            (folder / SCORES).unlink(missing_ok=True)
+            (folder / TABLE).unlink(missing_ok=True)
 
 
 def parts_of(folder: Path) -> list[Path]:

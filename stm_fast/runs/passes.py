@@ -43,6 +43,10 @@ class Pass(NamedTuple):
         """Whether the pass is over once this number of frames is segmented."""
         return self.until is not None and done >= self.until
 
+    def indices(self, done: int) -> range:
+        """Of the frames that are segmented once this number is, in the order of this pass."""
+        return range(done) if self.until is None else range(self.until - 1, self.until - 1 - done, -1)
+
 
 class OpenedJob(NamedTuple):
     """A video that is ready to be segmented: its input was checked, and nothing is written yet.

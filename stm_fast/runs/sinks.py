@@ -14,9 +14,10 @@ from torch import Tensor
 
 from stm_fast.choices import Result
 from stm_fast.errors import require_file
+from stm_fast.inference.sightings import Watch
 from stm_fast.runs.loop import Ids, Segmented
+from stm_fast.runs.object_table import ObjectTable
 from stm_fast.runs.output_folder import MATTES, START_AGAIN, VIDEOS, parts_of, remove_earlier
-from stm_fast.runs.score_table import ScoreTable
 from stm_fast.video import (
     VIDEO_WRITERS,
     CutoutWriter,
@@ -159,7 +160,7 @@ class Results(ExitStack):
         super().__init__()
         self._sinks: list[Sink] = []
         self._syncs: list[Callable[[], None]] = []
-        self._scores: ScoreTable | None = None
+        self._table: ObjectTable | None = None
 
     def open(
         self,
@@ -167,21 +168,21 @@ class Results(ExitStack):
         reader: FrameReader,
         palette: bytes | None,
         write: Collection[Result],
-        done: int,
-        scores: int,
+        done: range,
+        checksum: int,
         *,
         in_order: bool = True,
     ) -> None:
         """Prepares the folder.
 
-        Masks, scores, and the mattes of videos are always written, because resuming a run needs them; see
+        Masks, the table, and the mattes of videos are always written, because resuming a run needs them; see
         `remove_working_files`.
 
         Args:
             write: the results that the user asked for.
-            done: the number of frames that an earlier process has segmented. If there are none, earlier results are
-                removed, because a shorter run must not leave frames of a longer one.
-            scores: the checksum of the score table of these frames.
+            done: the indices of the frames that are segmented, in the order in which frames come. If there are none,
+                earlier results are removed, because a shorter run must not leave frames of a longer one.
+            checksum: of the table of these frames.
             in_order: whether frames come in the order of the video, from the first on. Otherwise no video is written;
                 a later `open` of the same folder, to which all frames come in order, writes them.
         """
@@ -194,8 +195,8 @@ class Results(ExitStack):
         self._open_frame_files(folder, palette, write)
         if in_order:
             self._open_videos(folder, reader, palette, write)
-        self._scores = self.enter_context(closing(ScoreTable(folder, done, scores if done else None)))
-        self._add(self._scores.write, self._scores.sync)
+        self._table = self.enter_context(closing(ObjectTable(folder, done, checksum if done else None)))
+        self._add(self._table.write, self._table.sync)
 
     def write(self, segmented: Segmented) -> None:
         """Writes the results of one frame."""
@@ -204,11 +205,16 @@ class Results(ExitStack):
 
     @property
     def checksum(self) -> int:
-        """Of the score table; 0 without one."""
-        return 0 if self._scores is None else self._scores.checksum
+        """Of the table; 0 before `open`."""
+        return 0 if self._table is None else self._table.checksum
+
+    @property
+    def watch(self) -> Watch | None:
+        """Sees the objects of the next frame, for the table; None before `open`."""
+        return None if self._table is None else self._table.watch
 
     def sync(self) -> None:
-        """Waits until masks, overlay images and scores are on disk."""
+        """Waits until masks, overlay images and the table are on disk."""
         for sync in self._syncs:
             sync()
 

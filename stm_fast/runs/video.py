@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,12 @@ from torch.distributed import ProcessGroup
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.options import RunOptions
-from stm_fast.inference.sightings import Watch
 from stm_fast.memory import Shard
 from stm_fast.network import STM
 from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run, write_run_record
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
+from stm_fast.runs.object_table import Sight, sights
 from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_working_files
 from stm_fast.runs.passes import Pass, open_job
 from stm_fast.runs.ranks import Ranks, of_group
@@ -35,6 +35,7 @@ class Summary(NamedTuple):
     object_ids: list[int]
     output: Path
     resumed_at: int = 0  # frames that an earlier run had done: all, if it was finished
+    sights: Sequence[Sight] = ()  # how often each object was found
 
 
 class InterruptedRun(Exception):
@@ -81,11 +82,11 @@ def segment_video(
 ) -> Summary:
     """Segments a video from the masks of some of its frames.
 
-    Writes ``masks/<frame>.png``, ``scores.csv`` (the confidence in each object in each frame, see `object_scores`), an
+    Writes ``masks/<frame>.png``, ``objects.csv`` (where each object is in each frame, and how certain that is), an
     overlay and other results into `output`. The input is checked before anything is written. Memory does not grow with
-    the length of the video, except for the memory bank. Files appear complete or not at all, except for ``scores.csv``,
-    which grows. A run that ends early, for any reason, leaves a checkpoint; with `resume` it continues to the same
-    masks, on a CPU bit for bit.
+    the length of the video, except for the memory bank. Files appear complete or not at all, except for
+    ``objects.csv``, which grows. A run that ends early, for any reason, leaves a checkpoint; with `resume` it continues
+    to the same masks, on a CPU bit for bit.
 
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
@@ -152,7 +153,8 @@ class _VideoRun:
         job, outputs, ranks = self._job, self._outputs, self._ranks
         position = ranks.together(self._checkpoint.find) if outputs.resume else None
         if position is not None and position.finished:
-            return Summary(position.frames, 0.0, position.object_ids, job.output, position.frames)
+            done = position.frames
+            return Summary(done, 0.0, position.object_ids, job.output, done, sights(job.output))
         inputs = (job.source, job.masks)
         ranks.lead(lambda: check_output(job.output, outputs.overwrite, inputs, resume=outputs.resume))
         ranks.lead(lambda: require_encoders(job.output, outputs.write))
@@ -165,12 +167,13 @@ class _VideoRun:
         first = self._restore(position)
         frames = self._run_passes(first, 0 if position is None else position.scores)
         ids = self._segmenter.object_ids
+        seen = sights(job.output) if ranks.leads else []
         if ranks.leads:
             write_run_record(job.output, self._described, frames, ids, self._device)
         self._checkpoint.finish(frames, ids, leave_record=outputs.leave_record)
         if ranks.leads:
             remove_working_files(job.output, outputs.write)
-        return Summary(frames, time.perf_counter() - start, ids, job.output, first)
+        return Summary(frames, time.perf_counter() - start, ids, job.output, first, seen)
 
     def _restore(self, position: Position | None) -> int:
         """Restores the segmenter; returns the number of frames that are done."""
@@ -188,7 +191,7 @@ class _VideoRun:
 
         Args:
             done: the number of frames that are done.
-            scores: the checksum of their scores.
+            scores: the checksum of the table of these frames.
         """
         frames = 0
         for one in self._opened.passes:
@@ -210,7 +213,7 @@ class _VideoRun:
 
     def _open(self, results: Results, one: Pass, done: int, scores: int) -> None:
         reader, palette, write = self._opened.reader, self._opened.given.palette, self._outputs.write
-        results.open(self._job.output, reader, palette, write, done, scores, in_order=not one.backwards)
+        results.open(self._job.output, reader, palette, write, one.indices(done), scores, in_order=not one.backwards)
 
     def _run(self, one: Pass, results: Results, first: int) -> int:
         """The loop over the frames, between the thread that decodes and the one that writes."""
@@ -226,7 +229,7 @@ class _VideoRun:
                 self._segmenter,
                 writer.put,
                 first=first,
-                watch=Watch(),
+                watch=results.watch,
                 keep_prob=self._keep_prob and self._ranks.leads,
                 after=advance,
             )
