@@ -342,7 +342,7 @@ TRAIN = [
         {
             "config": ("run.yaml", says("1 steps so far")),
             "--output": ("out", writes("out/checkpoint.pt", "out/model.safetensors")),
-            "-o": (["epochs=1", "log.every=1"], lambda _: [line["step"] for line in log()] == [1]),
+            "--set": (["epochs=1", "log.every=1"], lambda _: [line["step"] for line in log()] == [1]),
             "--stop-after-minutes": (0, says("1 steps so far")),
         }
     ),

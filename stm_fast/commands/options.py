@@ -14,10 +14,10 @@ from stm_fast.inference.options import RunOptions, check_sizes
 from stm_fast.network.released import DEFAULT, MIN_SIZE
 from stm_fast.tasks.choice import NetworkChoice
 
-# the panels of options in the help
-INPUT, OUTPUT, NETWORK, SPEED, MEMORY, GENERAL = "Input", "Output", "Network", "Speed", "Memory", "General"
+# the panels of options in the help, in this order
+PANELS = INPUT, OUTPUT, NETWORK, SPEED, MEMORY, GENERAL = "Input", "Output", "Network", "Speed", "Memory", "General"
 input_option, output_option, network_option, speed_option, memory_option, general_option = (
-    partial(typer.Option, rich_help_panel=panel) for panel in (INPUT, OUTPUT, NETWORK, SPEED, MEMORY, GENERAL)
+    partial(typer.Option, rich_help_panel=panel) for panel in PANELS
 )
 
 _LARGEST = 2**14  # pixels of the shorter side

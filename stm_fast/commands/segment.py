@@ -9,6 +9,7 @@ from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
 from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite, Write, results, run_options
 from stm_fast.errors import InputError, require_folder, require_present
+from stm_fast.progress import waiting
 from stm_fast.runs.output_folder import OutputOptions, check_output, plan
 from stm_fast.runs.ranks import launched
 
@@ -84,7 +85,8 @@ def segment(
         require_present(sources[0], "file or folder")
         require_present(masks, "mask file or folder of masks")
         check_output(output, overwrite, (sources[0], masks), resume=resume)
-    from stm_fast.tasks.segment import segment_videos
+    with waiting("loading PyTorch"):
+        from stm_fast.tasks.segment import segment_videos
 
     code = segment_videos(
         [job._replace(mask_frame=mask_frame, both=both) for job in jobs],

@@ -38,6 +38,9 @@ class NetworkChoice:
             raise InputError(
                 f"{option('arch')}: found {self.arch} with {option('weights', self.weights)}, expected one of them"
             )
+        if self.device == "mps":
+            instead = f"expected {option('device', 'cpu')}, which works on Apple's machines"
+            raise InputError(f"{option('device')}: found 'mps', which is not supported, {instead}")
         if _DEVICES.fullmatch(self.device) is None:
             raise InputError(f"{option('device')}: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
         require_file(self.file, "a checkpoint")

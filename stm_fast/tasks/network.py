@@ -1,5 +1,6 @@
 """Loads the network that a command runs."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,14 @@ from stm_fast.network.deploy import for_inference
 from stm_fast.network.deploy.precision import choose_dtype
 from stm_fast.network.mean import into_mean
 from stm_fast.printing import say
+from stm_fast.progress import waiting
 from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
 
+_log = logging.getLogger(__name__)
 
+
+@waiting("loading the network")
 @weights_mapped()
 def load_model(choice: NetworkChoice) -> STM:
     """The network on its device. Raises InputError if it cannot be loaded or the device does not exist."""
@@ -36,10 +41,13 @@ def load_for_inference(choice: NetworkChoice) -> STM:
     return prepare(load_model(choice), choice)
 
 
+@waiting("loading the network")
 @weights_mapped()
 def prepare(model: STM, choice: NetworkChoice) -> STM:
     """Prepares a network for inference."""
-    dtype = choose_dtype(choice.dtype, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    dtype = choose_dtype(choice.dtype, device)
+    _log.info("network: %s, on %s in %s", model.architecture, device, str(dtype).removeprefix("torch."))
     return for_inference(model, dtype=dtype, compile=choice.compile)
 
 
