@@ -63,7 +63,7 @@ def segment(
     ] = None,
     both: Annotated[
         bool,
-        typer.Option("--both", help="Also segment the frames before the first mask, backwards from it."),
+        input_option("--both", help="The frames before the first mask are segmented too, backwards from it."),
     ] = False,
     max_size: MaxSize = None,
     min_size: MinSize = None,
