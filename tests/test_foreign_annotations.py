@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from stm_fast.__main__ import app
 from stm_fast.data.clips import ClipDataset, SampleKey
 from stm_fast.data.coco import CocoSource
-from stm_fast.data.coco_shapes import MAX_PIXELS, check_shape, rasterize
+from stm_fast.video.coco_shapes import MAX_PIXELS, check_shape, rasterize
 from stm_fast.data.images import image_source
 from stm_fast.data.sbd import read_mat
 from stm_fast.errors import InputError
