@@ -58,6 +58,9 @@ class Boxes(NamedTuple):
     files: tuple[Path, ...] = ()
 
 
+NO_BOXES = Boxes()
+
+
 def boxes_of_options(texts: Sequence[str], file: Path | None) -> Boxes:
     """The boxes of the command line: of the option ``--box``, and of a file. Raises InputError."""
     prompts = tuple(map(parse_box, texts))
@@ -73,7 +76,7 @@ def boxes_of(given: object) -> Boxes:
             a mapping from object ids to boxes.
     """
     if given is None:
-        return Boxes()
+        return NO_BOXES
     if isinstance(given, Boxes):
         return given
     if isinstance(given, str | Path):

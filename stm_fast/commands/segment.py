@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from stm_fast.boxes import Boxes, boxes_of_options
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
 from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite, Write, results, run_options
@@ -17,16 +18,6 @@ def segment(
     sources: Annotated[
         list[Path], typer.Argument(metavar="SOURCE", help="Video files, or folders of jpg, png or webp frames.")
     ],
-    masks: Annotated[
-        Path,
-        typer.Option(
-            "--masks",
-            "-m",
-            help="A mask of object ids, or in black and white, for the first frame or for the frame that it is named "
-            "after (00066.png); or a folder of masks named after their frames. For several videos: a folder with "
-            "one or the other for each video, named after it.",
-        ),
-    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -35,11 +26,39 @@ def segment(
     ],
     network: Network,
     memory: Memory,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            "--masks",
+            "-m",
+            help="A mask of object ids, or in black and white, for the first frame or for the frame that it is named "
+            "after (00066.png); a folder of masks named after their frames; a TIFF with a page for each frame; or "
+            "annotations of COCO, YouTube-VIS or LabelMe. For several videos: a folder with one of these for each "
+            "video, named after it.",
+        ),
+    ] = None,
     mask_frame: Annotated[
         str | None,
         typer.Option(
             metavar="FRAME",
             help="The frame that a single mask belongs to, whatever its own name: a frame's name, or its index from 0.",
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,WIDTH,HEIGHT[@FRAME]",
+            help="A box around an object, in pixels, in the first frame or in the one after the @; can be repeated. "
+            "A number and a colon before it give the object's id. GrabCut makes the mask, which is written into "
+            "the folder 'given' of the output.",
+        ),
+    ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Boxes as a CSV file with the columns frame, object, x, y, width and height, or as JSON: "
+            "{frame: {object: [x, y, width, height]}}.",
         ),
     ] = None,
     max_size: MaxSize = None,
@@ -73,20 +92,32 @@ def segment(
         raise InputError(f"--mask-frame: found {mask_frame} with {len(sources)} videos, expected one")
     options = run_options(network, memory, max_size, min_size, backend)
     outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds)
-    jobs = plan(sources, masks, output)
-    if len(jobs) > 1:
+    given = _boxes(box or [], boxes, masks, len(sources))
+    jobs = [job._replace(mask_frame=mask_frame, boxes=given) for job in plan(sources, masks, output)]
+    if len(jobs) > 1 and masks is not None:
         require_folder(masks, "of masks, expected one that has masks for each video")
     elif world == 1:  # with several processes, another one may already be writing there
         require_present(sources[0], "file or folder")
-        require_present(masks, "mask file or folder of masks")
-        check_output(output, overwrite, (sources[0], masks), resume=resume)
+        if masks is not None:
+            require_present(masks, "mask file or folder of masks")
+        check_output(output, overwrite, jobs[0].inputs, resume=resume)
     from stm_fast.tasks.segment import segment_videos
 
     code = segment_videos(
-        [job._replace(mask_frame=mask_frame) for job in jobs],
+        jobs,
         network=network,
         options=options,
         outputs=outputs,
         shard_memory=shard_memory,
     )
     raise typer.Exit(code)
+
+
+def _boxes(texts: list[str], file: Path | None, masks: Path | None, videos: int) -> Boxes:
+    """The boxes of a video. Raises InputError if there are neither boxes nor masks, or boxes for several videos."""
+    boxes = boxes_of_options(texts, file)
+    if boxes.prompts and videos > 1:
+        raise InputError(f"{'--box' if texts else '--boxes'}: found with {videos} videos, expected one")
+    if masks is None and not boxes.prompts:
+        raise InputError("--masks: missing, expected masks" + (", or --box or --boxes" if videos == 1 else ""))
+    return boxes

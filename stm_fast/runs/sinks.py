@@ -98,7 +98,7 @@ class Results(ExitStack):
         # from a killed process
         for part in (folder, *parts_of(folder)):
             remove_left_over(part)
-        masks, pictures = parts_of(folder)
+        masks, pictures, _ = parts_of(folder)
         mask_writer = MaskWriter(masks, palette)
         self._add(masks_to(mask_writer), mask_writer.sync)
         if "overlay" in write:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch.distributed import ProcessGroup
 
+from stm_fast.boxes import boxes_of
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.augmentation import plain_segmenter
@@ -20,7 +21,8 @@ from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, desc
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
 from stm_fast.runs.given import find_masks, match_masks
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
-from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_working_files
+from stm_fast.runs.mask_sources import Masks
+from stm_fast.runs.output_folder import Job, OutputOptions, check_output, parts_of, remove_working_files
 from stm_fast.runs.ranks import Ranks, of_group
 from stm_fast.runs.sinks import Results
 from stm_fast.video import open_frames
@@ -60,11 +62,12 @@ class Hooks(NamedTuple):
 
 def segment_video(
     source: str | Path,
-    masks: str | Path,
+    masks: Masks | None,
     output: str | Path,
     *,
     model: STM,
     mask_frame: int | str | None = None,
+    boxes: object = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
     min_size: int = 1,
@@ -90,11 +93,15 @@ def segment_video(
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
-            frame 33 of a video), or a folder of masks named after their frames. Objects may first appear in later
-            masks; 255 next to other ids is void. Masks among the frames are not treated as frames.
+            frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
+            such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255
+            alone is object 1, and next to other ids it is void. Masks among the frames are not treated as frames. None
+            if there are only boxes.
         output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
+        boxes: boxes around objects, as `boxes_of` accepts them; their masks are made with GrabCut, which needs OpenCV,
+            and written into ``given/``. Where a box and a mask overlap in a frame, the mask counts.
         write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv".
         resume: continue the interrupted run in `output`; start one if the folder is empty.
         checkpoint_seconds: minimum time between checkpoints, which take at most a tenth of the run time.
@@ -110,7 +117,7 @@ def segment_video(
         InterruptedRun: `should_stop` returned True.
         RankLostError: another process of the group is gone.
     """
-    job = Job(Path(source), Path(masks), Path(output), mask_frame)
+    job = Job(Path(source), masks, Path(output), mask_frame, boxes_of(boxes))
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     outputs = OutputOptions(tuple(write), overwrite, resume, checkpoint_seconds, leave_record)
     hooks = Hooks(should_stop, progress or _ignore, estimated or _ignore)
@@ -133,8 +140,8 @@ class _VideoRun:
         self._job, self._outputs, self._hooks, self._ranks = job, outputs, hooks, ranks
         masks = find_masks(job.masks, job.source)
         self._reader = reader = open_frames(job.source, masks.files)
-        self._given = given = match_masks(masks, reader, job.mask_frame)
-        options = replace(options, memory=with_known_size(options.memory, reader.frame_count, given.files))
+        self._given = given = match_masks(masks, reader, job.mask_frame, job.boxes)
+        options = replace(options, memory=with_known_size(options.memory, reader.frame_count, given.ids))
         self._segmenter = plain_segmenter(model, options, Shard(ranks.group))
         described = describe_video_run(job.source, given, model, options, outputs.write, ranks.world)
         self._checkpoint = Checkpoint(job.output, described, ranks)
@@ -148,8 +155,7 @@ class _VideoRun:
         position = ranks.together(self._checkpoint.find) if outputs.resume else None
         if position is not None and position.finished:
             return Summary(position.frames, 0.0, position.object_ids, job.output, position.frames)
-        inputs = (job.source, job.masks)
-        ranks.lead(lambda: check_output(job.output, outputs.overwrite, inputs, resume=outputs.resume))
+        ranks.lead(lambda: check_output(job.output, outputs.overwrite, job.inputs, resume=outputs.resume))
         estimate = check_fits(self._workload)
         for note in self._given.notes if ranks.leads else ():
             logger.warning(note)
@@ -161,6 +167,7 @@ class _VideoRun:
         palette = self._given.palette
         with self._results as results:
             ranks.lead(lambda: results.open(job.output, self._reader, palette, outputs.write, first, scores))
+            ranks.lead(lambda: self._given.write(parts_of(job.output)[2], self._reader))
             frames = self._run(first)
         ids = self._segmenter.object_ids
         self._checkpoint.finish(frames, ids, leave_record=outputs.leave_record)

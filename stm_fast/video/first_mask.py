@@ -4,9 +4,10 @@ H x W pixels; places x, y are in pixels from the upper left corner of the image.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -136,8 +137,7 @@ def _by_grabcut(
     clicks: list[tuple[tuple[float, float], int]],
 ) -> Bools:
     """The mask [H, W] that GrabCut finds in a part of the image."""
-    import cv2
-
+    cv2: Any = import_module("cv2")  # optional
     left, top, right, bottom = part
     side = max(right - left, bottom - top)
     scale = min(_MOST_SCALE, max(1, _LEAST_SIDE / side), _MOST_SIDE / side)
@@ -162,8 +162,7 @@ def _by_grabcut(
 
 def _grabcut(picture: Picture, guess: Picture, rounds: int) -> None:
     """Improves the guess [h, w] in place; if one of its two classes is empty, nothing is an object."""
-    import cv2
-
+    cv2: Any = import_module("cv2")  # optional
     foreground = np.isin(guess, (cv2.GC_FGD, cv2.GC_PR_FGD))
     if foreground.all() or not foreground.any():
         return
