@@ -38,7 +38,7 @@ class BoxMasks(NamedTuple):
         """The mask of a frame, ids [H, W]; None if it has no box."""
         if index not in self.packed:
             return None
-        return np.frombuffer(zlib.decompress(self.packed[index]), np.uint8).reshape(self.shape)
+        return np.frombuffer(zlib.decompress(self.packed[index]), np.uint8).reshape(self.shape).copy()
 
 
 NO_MASKS = BoxMasks()

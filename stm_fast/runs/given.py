@@ -24,6 +24,7 @@ from stm_fast.video import (
     require_objects,
     write_mask,
 )
+from stm_fast.whole_file import make_folder
 
 __all__ = ["GivenMasks", "find_masks", "match_masks"]
 
@@ -83,7 +84,10 @@ class GivenMasks(NamedTuple):
 
         Raises InputError if that fails.
         """
-        for index in self.ids if self.boxed.packed else ():
+        if not self.boxed.packed:
+            return
+        make_folder(folder)
+        for index in self.ids:
             ids = self.read(index)
             assert ids is not None
             write_mask(folder / f"{reader.name_of(index)}.png", ids, self.palette)

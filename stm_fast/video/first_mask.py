@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
 
 from stm_fast.boxes import Box
 from stm_fast.errors import InputError
@@ -146,6 +145,8 @@ def _by_grabcut(
     picture = cv2.resize(np.ascontiguousarray(image[top:bottom, left:right]), size, interpolation=how)
     guess = np.full((bottom - top, right - left), cv2.GC_BGD, np.uint8)
     guess[inside[1] - top : inside[3] - top, inside[0] - left : inside[2] - left] = cv2.GC_PR_FGD
+    if inside == part:  # the whole image: no background is known
+        guess[~_ellipse(inside, (right, bottom))] = cv2.GC_PR_BGD
     guess = cv2.resize(guess, size, interpolation=cv2.INTER_NEAREST)
     with _one_at_a_time:
         _grabcut(picture, guess, _ROUNDS)
@@ -177,8 +178,10 @@ def _grabcut(picture: Picture, guess: Picture, rounds: int) -> None:
 
 
 def _ellipse(inside: tuple[int, int, int, int], size: tuple[int, int]) -> Bools:
-    """The ellipse inscribed in a box, in an image of W x H."""
+    """The ellipse inscribed in a box, in an image of W x H; it has a pixel at least."""
     left, top, right, bottom = inside
-    drawing = Image.new("1", size)
-    ImageDraw.Draw(drawing).ellipse((left, top, right - 1, bottom - 1), fill=1)
-    return np.array(drawing)
+    y, x = np.ogrid[: size[1], : size[0]]
+    across = (2 * x + 1 - left - right) / (right - left)
+    down = (2 * y + 1 - top - bottom) / (bottom - top)
+    found: Bools = across**2 + down**2 <= 1
+    return found

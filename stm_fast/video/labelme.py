@@ -108,10 +108,8 @@ def _drawn(kind: str, points: Points, size: tuple[int, int]) -> Bools:
     if kind == "polygon":
         drawing.polygon(points, fill=1, outline=1)
     elif kind == "rectangle":
-        (left, top), (right, bottom) = (
-            (function(values) for values in zip(*points, strict=True)) for function in (min, max)
-        )
-        drawing.rectangle((left, top, right, bottom), fill=1, outline=1)
+        xs, ys = zip(*points, strict=True)
+        drawing.rectangle((min(xs), min(ys), max(xs), max(ys)), fill=1, outline=1)
     else:
         (x, y), (beside, below) = points
         radius = hypot(beside - x, below - y)
