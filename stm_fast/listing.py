@@ -10,6 +10,8 @@ from stm_fast.errors import InputError, reading
 # compared without regard to case, as in ".PNG"
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _MASK_SUFFIX = ".png"
+_TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+_ANNOTATION_SUFFIX = ".json"
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -26,18 +28,26 @@ def list_masks(folder: Path) -> list[Path]:
 
 
 def split_masks(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The PNGs of a folder in natural order, and its other images; without PNGs, the other images are the masks.
+    """The PNGs of a folder in natural order, or else its TIFFs, or else all images; and its other images.
 
     Raises InputError as `list_images` does, and for two masks with the same stem.
     """
-    images = list_images(folder)
+    images = _files(folder, _IMAGE_SUFFIXES | _TIFF_SUFFIXES)
     masks = _masks_of(images)
-    by_stem(masks)
-    return masks, [file for file in images if file not in masks]
+    taken = set(by_stem(masks).values())
+    return masks, [file for file in images if file not in taken]
+
+
+def list_annotations(folder: Path) -> list[Path]:
+    """The json files of a folder in natural order. Raises InputError as `list_images` does."""
+    return _files(folder, {_ANNOTATION_SUFFIX})
 
 
 def _masks_of(images: list[Path]) -> list[Path]:
-    return [file for file in images if file.suffix.lower() == _MASK_SUFFIX] or images
+    for suffixes in ({_MASK_SUFFIX}, _TIFF_SUFFIXES):
+        if masks := [file for file in images if file.suffix.lower() in suffixes]:
+            return masks
+    return images
 
 
 def by_stem(files: Collection[Path]) -> dict[str, Path]:

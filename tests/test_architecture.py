@@ -25,6 +25,7 @@ FLOORS = {
     "ops": 1,
     "text_file": 1,
     "whole_file": 1,
+    "boxes": 2,
     "record_file": 2,
     "tensor_file": 2,
     "testing": 2,

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from stm_fast.__main__ import app
 from stm_fast.data.clips import ClipDataset, SampleKey
 from stm_fast.data.coco import CocoSource
-from stm_fast.data.coco_shapes import MAX_PIXELS, check_shape, rasterize
 from stm_fast.data.images import image_source
 from stm_fast.data.sbd import read_mat
 from stm_fast.errors import InputError
 from stm_fast.training.log import read_log
+from stm_fast.video.coco_shapes import MAX_PIXELS, check_shape, rasterize
 from training_runs import SMALL, STILL
 
 HEIGHT, WIDTH = SIZE = (32, 48)

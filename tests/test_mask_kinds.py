@@ -82,6 +82,17 @@ def test_one_object_is_read_however_it_was_saved(tmp_path: Path, form: str) -> N
     assert mask.note.startswith("found ")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_one_object_is_object_1_of_a_run(tmp_path: Path, form: str) -> None:
+    picture, name, options = FORMS[form]
+    picture.save(tmp_path / name, **options)
+    given = given_masks(tmp_path / name, open_frames(frames(tmp_path / "in")))
+    assert given.ids == {0: [1]}
+    np.testing.assert_array_equal(given.read(0) * np.uint8(255), read_mask(tmp_path / name).ids)
+    (note,) = given.notes
+    assert note.endswith("; it is object 1")
+
+
 @pytest.mark.parametrize("scale", [2, 8])
 def test_edges_of_an_upscaled_mask_are_not_objects(tmp_path: Path, scale: int) -> None:
     small = shapes(255).resize((WIDTH // scale, HEIGHT // scale), Image.Resampling.NEAREST)
@@ -125,7 +136,7 @@ REFUSED = {
     "noise in JPEG": (Image.effect_noise((WIDTH, HEIGHT), 80), "m.jpg"),
     "a wide blur": (shapes(255).filter(ImageFilter.GaussianBlur(25)), "m.png"),
     "BMP": (shapes(255), "m.bmp"),
-    "16 bits": (Image.fromarray(np.array(shapes(255)).astype(np.uint16)), "m.png"),
+    "16 bits": (Image.fromarray(np.array(shapes(200, 3)).astype(np.uint16) * 2), "m.png"),
 }
 
 
@@ -315,13 +326,15 @@ def test_a_border_of_255_is_void_and_a_note_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"00002\.png: mask without objects: nothing but 255, which is void"):
         given_masks(tmp_path / "given", reader)
     write_mask(tmp_path / "00000.png", alone)
-    assert given_masks(tmp_path / "00000.png", reader)[2:6] == ({0: [255]}, False, given.palette, ())
+    lone = given_masks(tmp_path / "00000.png", reader)
+    assert (lone.ids, lone.palette, object_ids(lone.read(0))) == ({0: [1]}, None, [1])
+    assert lone.notes == (f"{tmp_path / '00000.png'}: found only 0 and 255, treated as object 1",)
 
 
 def test_255_objects_are_objects(tmp_path: Path) -> None:
     write_mask(tmp_path / "00000.png", np.array(Image.fromarray(OBJECTS["255 in a grid"]).resize((WIDTH, HEIGHT), 0)))
     given = given_masks(tmp_path / "00000.png", open_frames(frames(tmp_path / "in")))
-    assert (given.ids[0], given.void, given.notes) == (list(range(1, 256)), False, ())
+    assert (given.ids[0], given.white, given.notes) == (list(range(1, 256)), 255, ())
 
 
 @pytest.mark.parametrize("objects", list(Objects))
@@ -352,7 +365,7 @@ def test_suffixes_of_masks_and_frames_may_have_any_case(tmp_path: Path) -> None:
     write_mask(tmp_path / "given/00000.png", np.array(shapes(1, 2)))
     write_mask(tmp_path / "given/00002.PNG", np.array(shapes(2, 1)))
     given = given_masks(tmp_path / "given", open_frames(source, find_masks(tmp_path / "given", source).files))
-    assert given.files.keys() == {0, 2}
+    assert given.ids.keys() == {0, 2}
     np.testing.assert_array_equal(given.read(2), np.array(shapes(2, 1)))
     write_mask(tmp_path / "given/00000.Png", np.array(shapes(2, 1)))
     with pytest.raises(InputError, match=r"00000\.\w+: same name as .*00000\.\w+, but for the suffix"):
@@ -363,10 +376,10 @@ def test_other_pictures_are_left_out_beside_pngs_and_are_masks_without_them(tmp_
     reader = open_frames(frames(tmp_path / "in"))
     (tmp_path / "given").mkdir()
     shapes(255).save(tmp_path / "given/00002.jpg")
-    assert object_ids(given_masks(tmp_path / "given", reader).read(2)) == [255]
+    assert object_ids(given_masks(tmp_path / "given", reader).read(2)) == [1]
     write_mask(tmp_path / "given/00000.png", np.array(shapes(1, 2)))
     given = given_masks(tmp_path / "given", reader)
-    assert given.files.keys() == {0}
+    assert given.ids.keys() == {0}
     assert given.notes == (f"{tmp_path / 'given/00002.jpg'}: ignored, because the masks next to it are PNGs",)
 
 

@@ -115,9 +115,22 @@ def test_gray_values_of_few_bits_are_ids(tmp_path: Path, bits: int) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png").ids, values)
 
 
-def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.ones((4, 3), np.uint16)).save(tmp_path / "m.png")
-    refuses(tmp_path / "m.png", "8 bits")
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_ids_may_be_stored_in_more_bits(tmp_path: Path, dtype: type) -> None:
+    ids = np.arange(12, dtype=np.uint8).reshape(4, 3)
+    file = tmp_path / ("m.png" if dtype is np.uint16 else "m.tif")
+    Image.fromarray(ids.astype(dtype)).save(file)
+    np.testing.assert_array_equal(read_mask(file).ids, ids)
+    Image.fromarray((ids > 4).astype(dtype) * dtype(2000)).save(file)
+    np.testing.assert_array_equal(read_mask(file).ids, (ids > 4) * np.uint8(255))
+    Image.fromarray(ids.astype(dtype) * dtype(25)).save(file)
+    refuses(file, "values from 0 to 275, expected object ids")
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.5, -1, np.inf])
+def test_numbers_that_are_not_ids_are_refused(tmp_path: Path, value: float) -> None:
+    Image.fromarray(np.array([[0, 1], [2, value]], np.float32)).save(tmp_path / "m.tif")
+    refuses(tmp_path / "m.tif", "expected object ids from 0 to 255")
 
 
 def test_missing_text_and_truncated_files_are_refused(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from training_runs import SMALL as SMALL_TRAINING
 
 pytest.importorskip("av")
 pytest.importorskip("accelerate")
+pytest.importorskip("cv2")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables are for a machine without a CUDA device")
 
 FRAMES = 7
@@ -345,6 +346,21 @@ SEGMENT = [
     ),
     Run({"--write": ("overlay", writes_only("overlay.mp4", "run.json"))}),
     Run({"--mask-frame": (2, lambda _: masks_in(OUT)[2].any()), "--both": (None, lambda _: masks_in(OUT)[0].any())}),
+    Run(
+        {
+            "--box": (
+                ["4,4,20,16", "9:20,8,20,16@1"],
+                lambda _: [ids.max() for ids in masks_in(OUT / "given")] == [1, 9],
+            ),
+            "--write": ("masks", writes("out/given/00001.png")),
+        },
+        without=("--masks",),
+    ),
+    Run(
+        {"--boxes": ("boxes.csv", lambda _: [ids.max() for ids in masks_in(OUT / "given")] == [7])},
+        without=("--masks",),
+        before=lambda: Path("boxes.csv").write_text("frame,object,x,y,width,height\n2,7,4,4,20,16\n"),
+    ),
     Run({"--mask-frame": (2, lambda _: [ids.any() for ids in masks_in(OUT)[:3]] == [False, False, True])}),
     Run({"--resume": (None, lambda seen: same_masks(seen) and seen.summary.resumed_at == 1)}, before=interrupted),
     # test_bulk.py runs it under torchrun

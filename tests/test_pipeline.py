@@ -18,7 +18,7 @@ from stm_fast.inference import augmentation
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM, stm_resnet18
 from stm_fast.runs import passes, sinks
-from stm_fast.runs.given import GivenMasks, find_masks
+from stm_fast.runs.given import find_masks
 from stm_fast.runs.loop import FRAMES_WAITING
 from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import DAVIS_PALETTE, OverlayVideoWriter, open_frames, read_mask, write_mask
@@ -137,9 +137,9 @@ def test_a_folder_keeps_its_names(tmp_path, model):
     assert files(tmp_path / "out") == sorted(
         [f"{kind}/f{n}.{suffix}" for n in (1, 2, 10) for kind, suffix in (("masks", "png"), ("overlay", "jpg"))]
     )
-    assert summary.object_ids == [255]
+    assert summary.object_ids == [1]
     assert not read_mask(tmp_path / "out/masks/f1.png").ids.any(), "everything is background before the first mask"
-    assert np.array_equal(read_mask(tmp_path / "out/masks/f2.png").ids, square(255, 8))
+    assert np.array_equal(read_mask(tmp_path / "out/masks/f2.png").ids, square(1, 8))
 
 
 def test_masks_alone(tmp_path, model):
@@ -393,7 +393,7 @@ def test_an_input_that_links_into_the_output_is_refused(tmp_path, model, kind):
 def frame_of(masks, source, mask_frame=None, **options):
     """The index, and whether the user is notified."""
     given = given_masks(masks, open_frames(source, **options), mask_frame)
-    (index,) = given.files
+    (index,) = given.ids
     assert all("\n" not in note and "mask_frame" in note for note in given.notes)
     return index, len(given.notes)
 
@@ -507,7 +507,8 @@ def test_a_mask_among_the_frames_is_not_a_frame(tmp_path, suffix, link):
     assert [frame.name for frame in reader] == [f"img_{number}" for number in range(3)]
     notes = (f"{source / 'first.png'}: given as a mask, so excluded from the frames",)
     found = given_masks(given, reader)
-    assert found == GivenMasks({0: given}, (48, 32), {0: [1, 7]}, False, DAVIS_PALETTE, notes, found.digest)
+    assert (found.ids, found.white, found.palette, found.notes) == ({0: [1, 7]}, 255, DAVIS_PALETTE, notes)
+    assert found.masks[0].label == str(given)
 
 
 def test_a_run_with_a_mask_among_its_frames(tmp_path, model, caplog):
@@ -527,11 +528,11 @@ def test_masks_beside_the_frames_with_the_same_names(tmp_path):
         open_frames(source)
     reader = open_frames(source, find_masks(source, source).files)
     given = given_masks(source, reader)
-    assert (reader.frame_count, given.files.keys()) == (3, {1, 2})
+    assert (reader.frame_count, given.ids.keys()) == (3, {1, 2})
     assert given.notes == (f"{source / '1.png'} and 1 more: given as a mask, so excluded from the frames",)
     (source / "1.png").unlink()
     reader = open_frames(source, [source / "2.png"])
-    assert (reader.frame_count, given_masks(source / "2.png", reader).files.keys()) == (3, {2})
+    assert (reader.frame_count, given_masks(source / "2.png", reader).ids.keys()) == (3, {2})
 
 
 def test_a_file_that_could_be_a_mask_or_a_frame_is_refused(tmp_path, model):
@@ -552,7 +553,7 @@ def test_folders_of_masks_and_frames_may_be_nested(tmp_path):
     inner = folder(frames / "masks/frames", ["0.jpg", "1.jpg"])
     for source in (frames, inner):
         given = given_masks(frames / "masks", open_frames(source, find_masks(frames / "masks", source).files))
-        assert (given.files.keys(), given.notes) == ({1}, ())
+        assert (given.ids.keys(), given.notes) == ({1}, ())
 
 
 def test_other_wrong_options_are_refused(tmp_path, model):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from stm_fast.boxes import Boxes, boxes_of_options
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
 from stm_fast.commands.options import (
@@ -33,16 +34,6 @@ def segment(
             metavar="SOURCE", help="These videos are segmented: video files, or folders of jpg, png or webp frames."
         ),
     ],
-    masks: Annotated[
-        Path,
-        input_option(
-            "--masks",
-            "-m",
-            help="The objects are given by this mask, of object ids or in black and white, for the first frame or the "
-            "frame that it is named after (00066.png); or by a folder of masks named after their frames. For several "
-            "videos the folder contains one or the other for each, named after it.",
-        ),
-    ],
     output: Annotated[
         Path,
         output_option(
@@ -54,6 +45,17 @@ def segment(
     ],
     network: Network,
     memory: Memory,
+    masks: Annotated[
+        Path | None,
+        input_option(
+            "--masks",
+            "-m",
+            help="The objects are given by this mask, of object ids or in black and white, for the first frame or the "
+            "frame that it is named after (00066.png); by a folder of masks named after their frames; by a TIFF with a "
+            "page for each frame; or by annotations of COCO, YouTube-VIS or LabelMe. For several videos the folder "
+            "contains one of these for each, named after it.",
+        ),
+    ] = None,
     mask_frame: Annotated[
         str | None,
         input_option(
@@ -65,6 +67,23 @@ def segment(
         bool,
         input_option("--both", help="The frames before the first mask are segmented too, backwards from it."),
     ] = False,
+    box: Annotated[
+        list[str] | None,
+        input_option(
+            metavar="X,Y,WIDTH,HEIGHT[@FRAME]",
+            help="An object is given by a box around it, in pixels, in the first frame or in the one after the @; this "
+            "can be repeated. A number and a colon before it give the object's id. GrabCut makes the mask, which is "
+            "written into the folder 'given' of the output.",
+        ),
+    ] = None,
+    boxes: Annotated[
+        Path | None,
+        input_option(
+            metavar="FILE",
+            help="Objects are given by the boxes in this file: CSV with the columns frame, object, x, y, width and "
+            "height, or JSON: {frame: {object: [x, y, width, height]}}.",
+        ),
+    ] = None,
     max_size: MaxSize = None,
     min_size: MinSize = None,
     backend: Backend = "auto",
@@ -102,21 +121,33 @@ def segment(
         raise InputError(f"--mask-frame: found {mask_frame} with {len(sources)} videos, expected one")
     options = run_options(memory, max_size, min_size, backend)
     outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds)
-    jobs = plan(sources, masks, output)
-    if len(jobs) > 1:
+    given = _boxes(box or [], boxes, masks, len(sources))
+    jobs = [job._replace(mask_frame=mask_frame, both=both, boxes=given) for job in plan(sources, masks, output)]
+    if len(jobs) > 1 and masks is not None:
         require_folder(masks, "of masks, expected one that has masks for each video")
     elif world == 1:  # with several processes, another one may already be writing there
         require_present(sources[0], "file or folder")
-        require_present(masks, "mask file or folder of masks")
-        check_output(output, overwrite, (sources[0], masks), resume=resume)
+        if masks is not None:
+            require_present(masks, "mask file or folder of masks")
+        check_output(output, overwrite, jobs[0].inputs, resume=resume)
     with waiting("loading PyTorch"):
         from stm_fast.tasks.segment import segment_videos
 
     code = segment_videos(
-        [job._replace(mask_frame=mask_frame, both=both) for job in jobs],
+        jobs,
         network=network,
         options=options,
         outputs=outputs,
         shard_memory=shard_memory,
     )
     raise typer.Exit(code)
+
+
+def _boxes(texts: list[str], file: Path | None, masks: Path | None, videos: int) -> Boxes:
+    """The boxes of a video. Raises InputError if there are neither boxes nor masks, or boxes for several videos."""
+    boxes = boxes_of_options(texts, file)
+    if boxes.prompts and videos > 1:
+        raise InputError(f"{'--box' if texts else '--boxes'}: found with {videos} videos, expected one")
+    if masks is None and not boxes.prompts:
+        raise InputError("--masks: missing, expected masks" + (", or --box or --boxes" if videos == 1 else ""))
+    return boxes

@@ -10,12 +10,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from stm_fast.data.coco_shapes import MAX_PIXELS, check_shape, rasterize
 from stm_fast.data.source import Bytes, Frame, SingleFrameSource, file_frame
 from stm_fast.errors import InputError, check_name, require_folder, shown
 from stm_fast.text_file import read_json
+from stm_fast.video.coco_shapes import HOW_TO_GET_COCO, check_shape, image_size, rasterize
 
-HOW_TO_GET_COCO = "COCO needs pycocotools: pip install 'stm_fast[coco]'"
 _MAX_OBJECTS = 254  # of a mask, whose ids are 8 bits
 _MAX_PATH_LENGTH = 4096  # of Linux
 # line breaks, control characters, and lone surrogates
@@ -38,7 +37,7 @@ class CocoSource(SingleFrameSource):
 
     def __init__(self, images: Path, annotations: Path) -> None:
         if find_spec("pycocotools") is None:
-            raise InputError(HOW_TO_GET_COCO)
+            raise InputError(f"COCO {HOW_TO_GET_COCO}")
         require_folder(images, "of images")
         self._images, self._annotations = images, annotations
         self._items = _read_items(annotations)
@@ -152,17 +151,7 @@ def _check_image(image: dict[str, Any]) -> tuple[int, int]:
         raise InputError(f"found file_name {shown(name)}, expected the name of an image")
     for part in PurePath(name).parts or ("",):
         check_name(part, "file_name")
-    height, width = (_side(image, key) for key in ("height", "width"))
-    if height * width > MAX_PIXELS:
-        raise InputError(f"found {width}x{height} pixels, expected at most {MAX_PIXELS} in all")
-    return height, width
-
-
-def _side(image: dict[str, Any], key: str) -> int:
-    side = image.get(key)
-    if type(side) is not int or not 1 <= side <= MAX_PIXELS:
-        raise InputError(f"found {key} {shown(side)}, expected 1 to {MAX_PIXELS} pixels")
-    return side
+    return image_size(image)
 
 
 def _check_instance(instance: dict[str, Any], size: tuple[int, int]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from stm_fast.boxes import boxes_of
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.engine import Segmentation
 from stm_fast.inference.options import RunOptions
@@ -11,17 +12,19 @@ from stm_fast.inference.sightings import Watch
 from stm_fast.network import STM
 from stm_fast.network.loading import load
 from stm_fast.runs.loop import FRAMES_WAITING, given_ids, prefetch, step
+from stm_fast.runs.mask_sources import Masks
 from stm_fast.runs.output_folder import Job
 from stm_fast.runs.passes import OpenedJob, open_job
 
 
 def segment(
     source: str | Path,
-    masks: str | Path,
+    masks: Masks | None = None,
     *,
     model: STM | None = None,
     mask_frame: int | str | None = None,
     both: bool = False,
+    boxes: object = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
     min_size: int | None = None,
@@ -32,7 +35,7 @@ def segment(
     The input is checked at once. A frame is segmented when its result is asked for; a few frames are decoded ahead.
 
     Args:
-        source, masks, mask_frame, both: as in :func:`stm_fast.segment_video`.
+        source, masks, mask_frame, both, boxes: as in :func:`stm_fast.segment_video`.
         model: from :func:`stm_fast.load`; by default the package's weights.
         memory, max_size, min_size, backend: as in :class:`stm_fast.VideoSegmenter`.
 
@@ -45,7 +48,7 @@ def segment(
     """
     model = load() if model is None else model
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
-    return _segmentations(open_job(Job(Path(source), Path(masks), Path(), mask_frame, both), model, options))
+    return _segmentations(open_job(Job(Path(source), masks, Path(), mask_frame, both, boxes_of(boxes)), model, options))
 
 
 def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:

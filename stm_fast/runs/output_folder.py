@@ -1,16 +1,20 @@
 """Videos and their output folders: which belong together, and whether a run may write there."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from stm_fast.boxes import Boxes
 from stm_fast.choices import DEFAULT_RESULTS, RESULTS, Result
 from stm_fast.errors import InputError, check_name, option, reading, shown
 from stm_fast.listing import mask_of
 from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
+
+if TYPE_CHECKING:
+    from stm_fast.runs.mask_sources import Masks
 
 # of the checkpoint, see `checkpoint`
 RECORD = ".resume.json"
@@ -26,11 +30,22 @@ VIDEOS: dict[Result, str] = {
     "alpha": "alpha.mov",
     "webm": "alpha.webm",
 }
+# the folder of the masks that were made of boxes
+GIVEN = "given"
 # folders with files for each frame
-_FRAME_FILES = {"masks": "*.png", "overlay": "*.jpg", "cutout": "*.png", "soft": "*.png", MATTES: "*.png"}
+_FRAME_FILES = {
+    "masks": "*.png",
+    "overlay": "*.jpg",
+    "cutout": "*.png",
+    "soft": "*.png",
+    MATTES: "*.png",
+    GIVEN: "*.png",
+}
 START_AGAIN = f"start again with {option('overwrite', True)}"
 # in a chain; Linux treats longer ones as loops
 _MOST_LINKS = 40
+# of files with masks that are not images, or several
+_OTHER_SUFFIXES = (".json", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,21 @@ class OutputOptions:
 
 
 class Job(NamedTuple):
-    """One video with its masks and its output folder."""
+    """One video with its masks and its output folder.
+
+    Attributes:
+        masks: for one of many videos, the folder with the masks of all.
+        mask_frame: the frame that a single mask belongs to; None to go by its name.
+        both: also segment the frames before the first given mask, backwards.
+        boxes: of objects whose masks are to be made.
+    """
 
     source: Path
-    masks: Path  # for one of many videos, the folder with the masks of all
+    masks: "Masks | None"
     output: Path
-    mask_frame: int | str | None = None  # that a single mask belongs to; None to go by its name
-    both: bool = False  # also segment the frames before the first given mask, backwards
+    mask_frame: int | str | None = None
+    both: bool = False
+    boxes: Boxes = Boxes()
 
     @property
     def name(self) -> str:
@@ -66,19 +89,30 @@ class Job(NamedTuple):
         path = self.source
         return os.path.basename(os.path.realpath(path)) if path.is_dir() else path.stem
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that must not be in the output folder."""
+        several = self.masks.values() if isinstance(self.masks, Mapping) else (self.masks,)
+        masks = [Path(one) for one in several if isinstance(one, str | Path)]
+        return [self.source, *masks, *self.boxes.files]
+
     def with_own_masks(self) -> "Job":
-        """The job with the video's own masks: ``masks/<name>.png``, another image, or the folder ``masks/<name>``.
+        """The job with the video's own masks: ``masks/<name>.png``, another file, or the folder ``masks/<name>``.
 
         Raises:
             InputError: there is none, or there are two images.
         """
-        for path in (mask_of(self.masks, self.name), self.masks / self.name):
+        folder = self.masks
+        if not isinstance(folder, Path):
+            raise InputError(f"{option('masks')}: found no folder, expected one with masks for each video")
+        named = (folder / f"{self.name}{suffix}" for suffix in _OTHER_SUFFIXES)
+        for path in (mask_of(folder, self.name), *named, folder / self.name):
             if path.exists():
                 return self._replace(masks=path)
-        raise InputError(f"{self.masks}: no masks for {self.source}, expected {self.name}.png or a folder {self.name}")
+        raise InputError(f"{folder}: no masks for {self.source}, expected {self.name}.png or a folder {self.name}")
 
 
-def plan(sources: Sequence[Path], masks: Path, output: Path) -> list[Job]:
+def plan(sources: Sequence[Path], masks: Path | None, output: Path) -> list[Job]:
     """A job for each video. A single video gets `output` itself, several get a subfolder each.
 
     Raises:
@@ -100,7 +134,7 @@ def plan(sources: Sequence[Path], masks: Path, output: Path) -> list[Job]:
     inputs = [*sources]
     for job in jobs.values():
         with suppress(InputError):  # a video without masks is reported when it is processed
-            inputs.append(job.with_own_masks().masks)
+            inputs += job.with_own_masks().inputs
     check_apart([job.output for job in jobs.values()], inputs)
     return list(jobs.values())
 

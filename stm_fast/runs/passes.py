@@ -67,7 +67,7 @@ def open_job(job: Job, model: STM, options: RunOptions, shard: Shard | None = No
     """Opens a video and its masks. Raises InputError for anything wrong with them."""
     masks = find_masks(job.masks, job.source)
     reader = open_frames(job.source, masks.files)
-    given = match_masks(masks, reader, job.mask_frame)
+    given = match_masks(masks, reader, job.mask_frame, job.boxes)
     options = options.for_weights(model.min_size)
     memory = with_known_size(options.memory, reader.frame_count, given.ids, job.both)
     options = replace(options, memory=memory)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch.distributed import ProcessGroup
 
+from stm_fast.boxes import boxes_of
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
 from stm_fast.inference.options import RunOptions
@@ -18,8 +19,9 @@ from stm_fast.network import STM
 from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run, write_run_record
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
+from stm_fast.runs.mask_sources import Masks
 from stm_fast.runs.object_table import Sight, sights
-from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_working_files
+from stm_fast.runs.output_folder import GIVEN, Job, OutputOptions, check_output, remove_working_files
 from stm_fast.runs.passes import Pass, open_job
 from stm_fast.runs.ranks import Ranks, of_group
 from stm_fast.runs.sinks import Results, needs_prob, require_encoders
@@ -60,12 +62,13 @@ class Hooks(NamedTuple):
 
 def segment_video(
     source: str | Path,
-    masks: str | Path,
+    masks: Masks | None,
     output: str | Path,
     *,
     model: STM,
     mask_frame: int | str | None = None,
     both: bool = False,
+    boxes: object = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
     min_size: int | None = None,
@@ -91,13 +94,17 @@ def segment_video(
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
-            frame 33 of a video), or a folder of masks named after their frames. Objects may first appear in later
-            masks; 255 next to other ids is void. Masks among the frames are not treated as frames.
+            frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
+            such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255
+            alone is object 1, and next to other ids it is void. Masks among the frames are not treated as frames. None
+            if there are only boxes.
         output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
         both: also segment the frames before the first given mask, backwards from it, with the objects of that mask.
             Otherwise nothing is found in them. Objects that first appear in a later mask are segmented from there on.
+        boxes: boxes around objects, as `boxes_of` accepts them; their masks are made with GrabCut, which needs OpenCV,
+            and written into ``given/``. Where a box and a mask overlap in a frame, the mask counts.
         write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv";
             of the soft masks, all objects together: "matte" (``matte.mp4``, white is object), "alpha" (``alpha.mov``,
             ProRes 4444 with straight alpha), "webm" (``alpha.webm``, VP9 with alpha), "cutout"
@@ -117,7 +124,7 @@ def segment_video(
         InterruptedRun: `should_stop` returned True.
         RankLostError: another process of the group is gone.
     """
-    job = Job(Path(source), Path(masks), Path(output), mask_frame, both)
+    job = Job(Path(source), masks, Path(output), mask_frame, both, boxes_of(boxes))
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     outputs = OutputOptions(tuple(write), overwrite, resume, checkpoint_seconds, leave_record)
     hooks = Hooks(should_stop, progress or _ignore, estimated or _ignore)
@@ -155,8 +162,7 @@ class _VideoRun:
         if position is not None and position.finished:
             done = position.frames
             return Summary(done, 0.0, position.object_ids, job.output, done, sights(job.output))
-        inputs = (job.source, job.masks)
-        ranks.lead(lambda: check_output(job.output, outputs.overwrite, inputs, resume=outputs.resume))
+        ranks.lead(lambda: check_output(job.output, outputs.overwrite, job.inputs, resume=outputs.resume))
         ranks.lead(lambda: require_encoders(job.output, outputs.write))
         estimate = check_fits(self._workload)
         for note in self._opened.given.notes if ranks.leads else ():
@@ -215,6 +221,7 @@ class _VideoRun:
     def _open(self, results: Results, one: Pass, done: int, scores: int) -> None:
         reader, palette, write = self._opened.reader, self._opened.given.palette, self._outputs.write
         results.open(self._job.output, reader, palette, write, one.indices(done), scores, in_order=not one.backwards)
+        self._opened.given.write(self._job.output / GIVEN, reader)
 
     def _run(self, one: Pass, results: Results, first: int) -> int:
         """The loop over the frames, between the thread that decodes and the one that writes."""

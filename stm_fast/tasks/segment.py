@@ -115,7 +115,7 @@ def _clear(jobs: Sequence[Job]) -> None:
     """Removes earlier results of all videos, so that the run can be resumed without --overwrite."""
     for job in jobs:
         with suppress(InputError):  # reported when that video is processed
-            check_output(job.output, True, (job.source, job.with_own_masks().masks))
+            check_output(job.output, True, job.with_own_masks().inputs)
             remove_results(job.output)
 
 

@@ -43,7 +43,7 @@ os.register_at_fork(before=_filters.acquire, after_in_parent=_filters.release, a
 
 
 @contextmanager
-def _decoding(file: Path, what: str) -> Iterator[None]:
+def decoding(file: Path, what: str) -> Iterator[None]:
     """Turns exceptions raised by Pillow inside the block into an InputError that names the file."""
     try:
         # a pipe would block, and a device would be read without end
@@ -61,25 +61,31 @@ def _decoding(file: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_image(file: Path, what: str = "image") -> Iterator[Image.Image]:
+def open_image(file: Path, what: str = "image", *, deep: bool = False) -> Iterator[Image.Image]:
     """An image whose header was read; its pixels are not decoded yet.
 
     Args:
         what: what the file should be, for messages.
+        deep: accept more than 8 bits per channel.
 
     Raises:
         InputError: no such file, a damaged one, more than 8 bits per channel, or more pixels than Pillow allows (about
             180 million); also for exceptions of Pillow inside the block.
     """
-    with _decoding(file, what):
+    with decoding(file, what):
         # Pillow warns of large images, whose size is checked, and of damaged EXIF data, which is not used
         with _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(file, formats=_FORMATS)
         with image:
-            if image.mode.startswith(_DEEP_MODES):
+            if is_deep(image) and not deep:
                 raise InputError(f"{file}: {what} of mode {image.mode}, expected 8 bits per channel")
             yield image
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image has more than 8 bits per channel."""
+    return image.mode.startswith(_DEEP_MODES)
 
 
 def orientation(image: Image.Image) -> int:

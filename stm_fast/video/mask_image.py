@@ -13,20 +13,17 @@ from PIL import Image
 
 from stm_fast.errors import InputError
 from stm_fast.video.antialiasing import HALF, WHITE, count_values, find_shades, is_black_and_white
-from stm_fast.video.image_file import UPRIGHT, open_image, orientation, upright, upright_size
+from stm_fast.video.image_file import UPRIGHT, is_deep, open_image, orientation, upright, upright_size
+from stm_fast.video.mask_size import check_mask_size, to_size
 
 Ids = npt.NDArray[np.uint8]
 
 _LOSSY = ("JPEG", "MPO", "WEBP")
-_FORMATS = ("PNG", *_LOSSY)
+_FORMATS = ("PNG", "TIFF", *_LOSSY)
 _ID_MODES = ("P", "L", "1")
 _COLOR_MODES = ("RGB", "RGBA", "LA")
-# pixels of a mask whose frame size is not known; 8K UHD has fewer
-_MAX_PIXELS = 2**25
 # pixels of a color image that are converted at a time
 _STRIP_PIXELS = 2**20
-# how many times larger or smaller than the frames a mask may be
-_MAX_SCALE = 8
 # difference in a color channel that rounding, and that JPEG, may cause in a shade
 _NEAR, _NEAR_LOSSY = 4, 32
 # brightest palette entry that counts as black
@@ -60,7 +57,7 @@ def read_written_mask(path: str | Path) -> MaskImage:
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> MaskImage:
     """A mask given by the user: object ids, or one object in black and white. Anything ambiguous is refused.
 
-    The values of palette and grayscale PNGs are ids and are kept: a 0/255 mask is one object whose id is 255. Other
+    The values of palette and grayscale PNGs and TIFFs are ids and are kept: the object of a 0/255 mask is 255. Other
     images (RGB, RGBA, JPEG, WebP) must be black and one other color, which becomes object 255. Soft edges of one object
     are accepted: pixels at least half as bright as its inside belong to it. `note` says how the file was interpreted.
     A mask without any object is read too: see `require_objects`.
@@ -72,50 +69,41 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> MaskImag
 
     Raises:
         InputError: no such file, a damaged one, another aspect ratio, more colors, anti-aliased edges of several
-            objects, a palette whose black is not index 0, or more than 8 bits per pixel.
+            objects, a palette whose black is not index 0, or ids above 255.
     """
     path = Path(path)
-    with open_image(path, "mask") as image:
-        _check_kind(path, image)
-        _check_size(path, upright_size(image), size)
-        turn = orientation(image)
-        if image.mode in _COLOR_MODES or image.format != "PNG":
-            found = _one_object(path, image)
-        else:
-            found = _ids(image)
-            if found.palette is not None:
-                _check_background(path, found.ids, found.palette)
-            found = _without_soft_edges(path, found)
+    with open_image(path, "mask", deep=True) as image:
+        return mask_of_image(path, image, size)
+
+
+def mask_of_image(label: str | Path, image: Image.Image, size: tuple[int, int] | None) -> MaskImage:
+    """`read_mask` for an opened image, or for the current page of one; `label` names it in messages."""
+    _check_kind(label, image)
+    check_mask_size(label, upright_size(image), size)
+    turn = orientation(image)
+    if image.mode in _COLOR_MODES or image.format in _LOSSY:
+        found = _one_object(label, image)
+    else:
+        found = MaskImage(_deep_ids(label, image), None) if is_deep(image) else _ids(image)
+        if found.palette is not None:
+            _check_background(label, found.ids, found.palette)
+        found = _without_soft_edges(label, found)
     if turn != UPRIGHT:
         found = found._replace(ids=upright(Image.fromarray(found.ids), turn))
-    return found if size is None else _resized(found, size)
+    return found if size is None else resized(found, size)
 
 
-def _check_kind(path: Path, image: Image.Image) -> None:
+def resized(mask: MaskImage, size: tuple[int, int]) -> MaskImage:
+    """The mask resized to W, H by nearest neighbor, with a note."""
+    ids, how = to_size(mask.ids, size)
+    return MaskImage(ids, mask.palette, "; ".join(filter(None, (mask.note, how))) or None)
+
+
+def _check_kind(label: str | Path, image: Image.Image) -> None:
     if image.format not in _FORMATS:
-        raise InputError(f"{path}: mask is {image.format}, expected a palette PNG whose values are object ids")
-    if image.mode not in _ID_MODES + _COLOR_MODES:
-        raise InputError(f"{path}: mask has mode {image.mode}, expected 8 bits per pixel")
-
-
-def _check_size(path: Path, found: tuple[int, int], expected: tuple[int, int] | None) -> None:
-    """Checks the size in the header, before anything is decoded."""
-    text = "x".join(map(str, found))
-    if found != expected and found[0] * found[1] > _MAX_PIXELS:
-        raise InputError(f"{path}: mask of {text}, expected at most {_MAX_PIXELS} pixels")
-    if expected is None or found == expected:
-        return
-    scale = expected[0] / found[0]
-    (least, most), (least_expected, most_expected) = _aspect(found), _aspect(expected)
-    alike = least <= most_expected and least_expected <= most
-    if not alike or not 1 / _MAX_SCALE <= scale <= _MAX_SCALE:
-        raise InputError(f"{path}: mask of {text}, expected {expected[0]}x{expected[1]} like the frames")
-
-
-def _aspect(size: tuple[int, int]) -> tuple[float, float]:
-    """The smallest and the largest aspect ratio whose sides round to these."""
-    width, height = size
-    return (width - 0.5) / (height + 0.5), (width + 0.5) / (height - 0.5)
+        raise InputError(f"{label}: mask is {image.format}, expected a palette PNG whose values are object ids")
+    if image.mode not in _ID_MODES + _COLOR_MODES and not is_deep(image):
+        raise InputError(f"{label}: mask has mode {image.mode}, expected one channel of object ids, or black and white")
 
 
 def _ids(image: Image.Image) -> MaskImage:
@@ -127,13 +115,25 @@ def _ids(image: Image.Image) -> MaskImage:
     return MaskImage(ids, palette)
 
 
+def _deep_ids(label: str | Path, image: Image.Image) -> Ids:
+    """Ids that are stored in 16 or 32 bits, as whole numbers or not."""
+    values = np.array(image)
+    least, most = values.min(), values.max()
+    if most > WHITE and np.isin(values, (0, most)).all():
+        return np.where(values > 0, np.uint8(WHITE), np.uint8(0))  # black and white
+    # false for a NaN too
+    if not (least >= 0 and most <= WHITE and (values == np.rint(values)).all()):
+        raise InputError(f"{label}: mask has values from {least:g} to {most:g}, expected object ids from 0 to {WHITE}")
+    return values.astype(np.uint8)
+
+
 def _gray_step(image: Image.Image) -> np.uint8:
     """The factor by which Pillow multiplies 2-bit and 4-bit gray values, to spread them over 0 to 255."""
     raw_mode = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
     return np.uint8({"L;2": 85, "L;4": 17}.get(str(raw_mode), 1))
 
 
-def _check_background(path: Path, ids: Ids, palette: bytes) -> None:
+def _check_background(label: str | Path, ids: Ids, palette: bytes) -> None:
     """Refuses a black background at an index other than 0, as written by programs that choose their own palette."""
     colors = np.frombuffer(palette, np.uint8).reshape(-1, 3)
     used = np.flatnonzero(count_values(ids)[: len(colors)])
@@ -143,36 +143,37 @@ def _check_background(path: Path, ids: Ids, palette: bytes) -> None:
     if black is not None and black[0] and colors[0].max() > _DARK:
         first = ", ".join(map(str, colors[0].tolist()))
         raise InputError(
-            f"{path}: index 0, the background, has the color ({first}), and black is index {black[0]}; "
+            f"{label}: index 0, the background, has the color ({first}), and black is index {black[0]}; "
             "expected black at index 0, or a black-and-white image without a palette"
         )
 
 
-def _without_soft_edges(path: Path, mask: MaskImage) -> MaskImage:
+def _without_soft_edges(label: str | Path, mask: MaskImage) -> MaskImage:
     shades = find_shades(mask.ids)
     if shades is None:
         return mask
     if not shades.one_object:
         where = f"{_listed(shades.edges)} occur only along edges, next to {_listed(shades.others)}"
-        raise InputError(f"{path}: mask looks anti-aliased: {where}; save it with hard edges")
+        raise InputError(f"{label}: mask looks anti-aliased: {where}; save it with hard edges")
     brightest = max(shades.others)
     ids = np.where(mask.ids >= (brightest + 1) // 2, np.uint8(brightest), np.uint8(0))
-    note = f"found soft edges, assigned pixels at least half as bright to object {brightest}"
+    the_object = "the object" if brightest == WHITE else f"object {brightest}"
+    note = f"found soft edges, assigned pixels at least half as bright to {the_object}"
     return MaskImage(ids, mask.palette, note)
 
 
-def _one_object(path: Path, image: Image.Image) -> MaskImage:
+def _one_object(label: str | Path, image: Image.Image) -> MaskImage:
     """An image of black and one other color, as object 255."""
     lossy = image.format in _LOSSY
     kind = f"{image.format} of mode {image.mode}"
     gray = _brightness(image, _NEAR_LOSSY if lossy else _NEAR)
     if gray is None:
         expected = "expected black and one other color, or a palette or grayscale PNG of object ids"
-        raise InputError(f"{path}: mask has colors ({kind}), {expected}")
+        raise InputError(f"{label}: mask has colors ({kind}), {expected}")
     if not is_black_and_white(gray) and (lossy or not _is_blurred(gray)):
-        raise InputError(f"{path}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
+        raise InputError(f"{label}: mask is {kind} in many shades, expected black and white, or a PNG of object ids")
     ids = np.where(gray >= HALF, np.uint8(WHITE), np.uint8(0))
-    return MaskImage(ids, None, f"found one color besides the background ({kind}), treated it as object {WHITE}")
+    return MaskImage(ids, None, f"found one color besides the background ({kind}), treated it as one object")
 
 
 def _is_blurred(gray: Ids) -> bool:
@@ -212,16 +213,6 @@ def _strips(image: Image.Image) -> Iterator[npt.NDArray[np.uint16]]:
 
 def _brightest(rgb: npt.NDArray[np.uint16]) -> tuple[int, ...]:
     return tuple(rgb.reshape(-1, 3)[rgb.max(-1).argmax()].tolist())
-
-
-def _resized(mask: MaskImage, size: tuple[int, int]) -> MaskImage:
-    """The mask resized to W, H by nearest neighbor."""
-    height, width = mask.ids.shape
-    if (width, height) == size:
-        return mask
-    ids = np.array(Image.fromarray(mask.ids).resize(size, Image.Resampling.NEAREST))
-    note = f"found {width}x{height}, resized it to {size[0]}x{size[1]} like the frames"
-    return MaskImage(ids, mask.palette, note if mask.note is None else f"{mask.note}; {note}")
 
 
 def _listed(values: set[int]) -> str:

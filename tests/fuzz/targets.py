@@ -138,7 +138,7 @@ def _find_masks(folder: Path) -> None:
 
     reader = open_frames(folder / "frames")
     given = match_masks(find_masks(folder / "masks", reader.path), reader)
-    assert set(given.files) == {0, 2}
+    assert set(given.ids) == {0, 2}
 
 
 def _read_coco(folder: Path) -> None:

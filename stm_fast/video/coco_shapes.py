@@ -10,6 +10,7 @@ A shape, called ``segmentation`` in the file, is one of
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from math import isnan
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.errors import InputError, shown
+
+HOW_TO_GET_COCO = "needs pycocotools: pip install 'stm_fast[coco]'"
 
 Counts = npt.NDArray[np.int64]
 
@@ -34,6 +37,14 @@ _PACKED = re.compile("(?:[P-o]{0,5}[0-O])+")
 _MAX_CHARACTERS = 6  # per number
 
 
+def image_size(entry: dict[str, Any]) -> tuple[int, int]:
+    """The size H, W in the entry of an image. Raises InputError, which does not name the entry, for an invalid one."""
+    height, width = (_side(entry, key) for key in ("height", "width"))
+    if height * width > MAX_PIXELS:
+        raise InputError(f"found {width}x{height} pixels, expected at most {MAX_PIXELS} in all")
+    return height, width
+
+
 def check_shape(shape: Any, size: tuple[int, int]) -> None:
     """Raises InputError, which does not name the entry, if `shape` is not valid in an image of `size` H, W."""
     if isinstance(shape, list):
@@ -45,11 +56,29 @@ def check_shape(shape: Any, size: tuple[int, int]) -> None:
 
 
 def rasterize(shape: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The mask bool [W * H], column-major, as pycocotools draws a shape that `check_shape` accepts."""
+    """The mask bool [W * H], column-major, as pycocotools draws a shape that `check_shape` accepts.
+
+    Raises InputError if the shape is of polygons, and pycocotools is not installed.
+    """
+    parts = [shape] if isinstance(shape, dict) else _run_lengths(shape, size)
+    return _filled([_lengths(part["counts"]) for part in parts])
+
+
+def _run_lengths(polygons: list[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Polygons as run lengths, each by itself."""
+    if find_spec("pycocotools") is None:
+        raise InputError(f"drawing polygons {HOW_TO_GET_COCO}")
     from pycocotools import mask
 
-    parts = [shape] if isinstance(shape, dict) else mask.frPyObjects(shape, *size)
-    return _filled([_lengths(part["counts"]) for part in parts])
+    found: list[dict[str, Any]] = mask.frPyObjects(polygons, *size)
+    return found
+
+
+def _side(entry: dict[str, Any], key: str) -> int:
+    side = entry.get(key)
+    if type(side) is not int or not 1 <= side <= MAX_PIXELS:
+        raise InputError(f"found {key} {shown(side)}, expected 1 to {MAX_PIXELS} pixels")
+    return side
 
 
 def _filled(parts: Sequence[Counts]) -> npt.NDArray[np.bool_]:
