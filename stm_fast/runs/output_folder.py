@@ -26,6 +26,7 @@ VIDEOS: dict[Result, str] = {
     "alpha": "alpha.mov",
     "webm": "alpha.webm",
 }
+ANNOTATIONS: dict[Result, str] = {"coco": "coco.json", "rle": "rle.json"}
 # folders with files for each frame
 _FRAME_FILES = {"masks": "*.png", "overlay": "*.jpg", "cutout": "*.png", "soft": "*.png", MATTES: "*.png"}
 START_AGAIN = f"start again with {option('overwrite', True)}"
@@ -159,7 +160,7 @@ def remove_earlier(folder: Path) -> None:
     """Removes the results of an earlier run."""
     for name in _FRAME_FILES:
         _remove_frame_files(folder, name)
-    for name in (*VIDEOS.values(), TABLE, RUN):
+    for name in (*VIDEOS.values(), *ANNOTATIONS.values(), TABLE, RUN):
         (folder / name).unlink(missing_ok=True)
 
 
