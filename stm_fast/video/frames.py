@@ -72,6 +72,10 @@ class FrameReader(ABC):
     def name_of(self, index: int) -> str:
         """The name of a frame, as in `Frame`. An index past the end is a programming error."""
 
+    def file_name(self, index: int) -> str:
+        """The name of the image of a frame, or that which it would have as a JPEG."""
+        return f"{self.name_of(index)}.jpg"
+
     def sound(self) -> "Sound | None":
         """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
         return None

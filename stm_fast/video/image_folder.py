@@ -54,6 +54,9 @@ class ImageFolder(FrameReader):
     def name_of(self, index: int) -> str:
         return self._files[index].stem
 
+    def file_name(self, index: int) -> str:
+        return self._files[index].name
+
     def _read(self, index: int) -> Frame:
         file = self._files[index]
         with open_image(file) as image:
