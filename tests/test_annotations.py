@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from small_inputs import HEIGHT, WIDTH, small_network, write_video
+from small_inputs import HEIGHT, WIDTH, given_masks, small_network, write_video
 from stm_fast.runs import annotations
 from stm_fast.runs.video import InterruptedRun, segment_video
-from stm_fast.video import read_written_mask, write_mask
+from stm_fast.video import open_frames, read_written_mask, write_mask
 from stm_fast.video.run_lengths import encode
 
 pytest.importorskip("av")
@@ -46,8 +46,8 @@ def segment(clip, output, *, source="clip.mp4", stop_at=None, write=EVERYTHING, 
         output,
         model=small_network(),
         write=write,
-        should_stop=lambda: len(done) == stop_at,
-        progress=lambda *_: done.append(None),
+        should_stop=lambda: done[-1] == stop_at,
+        progress=lambda frames, _: done.append(frames),
         **options,
     )
 
@@ -124,6 +124,20 @@ def test_images_of_a_folder_keep_their_names(clip, tmp_path):
     assert [image["file_name"] for image in coco["images"]] == names
     assert video["videos"][0]["file_names"] == names
     assert sorted(os.listdir(out)) == ["coco.json", "rle.json", "run.json"]
+
+
+@pytest.mark.parametrize("name", ["coco.json", "rle.json"])
+def test_they_can_be_given_as_masks(clip, out, tmp_path, name):
+    reader = open_frames(clip / "clip.mp4")
+    given = given_masks(out / name, reader)
+    assert given.names == {4: "object 4", 200: "object 200"}
+    masks = {index: ids_of(out, index) for index in range(FRAMES)}
+    assert sorted(given.ids) == [index for index, ids in masks.items() if ids.any()]
+    for index in given.ids:
+        assert np.array_equal(given.read(index), masks[index])
+    segment_video(clip / "clip.mp4", out / name, tmp_path, model=small_network(), write=("masks", "coco", "rle"))
+    for index, ids in masks.items():
+        assert np.array_equal(ids_of(tmp_path, index), ids)
 
 
 @pytest.mark.parametrize("both", [False, True])

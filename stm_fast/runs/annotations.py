@@ -4,7 +4,7 @@ One mask is held at a time, and the files are the same after a resumed run.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from operator import attrgetter
@@ -29,7 +29,7 @@ class _Shape(NamedTuple):
 
 
 def write_annotations(
-    folder: Path, reader: FrameReader, frames: int, object_ids: Collection[int], write: Collection[Result]
+    folder: Path, reader: FrameReader, frames: int, objects: Mapping[int, str], write: Collection[Result]
 ) -> None:
     """Writes those of the files that are among the results `write`.
 
@@ -37,20 +37,19 @@ def write_annotations(
         folder: the output folder, with the masks and the table of the whole run.
         reader: of the video.
         frames: their number.
-        object_ids: of all objects of the run.
+        objects: the names of all objects of the run, by id.
 
     Raises:
         InputError: a mask or the table is missing or damaged, or a file cannot be written.
     """
-    ids = sorted(object_ids)
-    categories = [{"id": number, "name": f"object {number}", "supercategory": "object"} for number in ids]
+    categories = [{"id": number, "name": name, "supercategory": "object"} for number, name in sorted(objects.items())]
     for result, fill in _WRITERS.items():
         if result in write:
             path = folder / ANNOTATIONS[result]
             with whole_file(path, durable=True) as partial, partial.open("w", encoding="ascii", newline="\n") as file:
                 file.write('{\n"categories": ')
                 _write_list(file, categories)
-                fill(file, folder, reader, range(frames), ids)
+                fill(file, folder, reader, range(frames), sorted(objects))
                 file.write("\n}\n")
 
 

@@ -177,7 +177,8 @@ class _VideoRun:
         ids = self._segmenter.object_ids
         seen = sights(job.output) if ranks.leads else []
         if ranks.leads:
-            write_annotations(job.output, self._opened.reader, frames, ids, outputs.write)
+            objects = {number: self._opened.given.names.get(number, f"object {number}") for number in ids}
+            write_annotations(job.output, self._opened.reader, frames, objects, outputs.write)
             write_run_record(job.output, self._described, frames, ids, self._device)
         self._checkpoint.finish(frames, ids, leave_record=outputs.leave_record)
         if ranks.leads:
