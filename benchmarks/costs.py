@@ -147,7 +147,7 @@ def clips(frames: int, size: tuple[int, int], seeds: int, videos: list[str]) -> 
 
 
 def segmented(model: STM, clip: Clip, memory: MemoryConfig, max_size: int) -> list[Tensor]:
-    segmenter = VideoSegmenter(model, memory=memory, max_size=max_size)
+    segmenter = VideoSegmenter(model, memory=memory, max_size=max_size, min_size=1)
     return [result.mask for result in segmenter.propagate(clip.frames, {0: clip.mask})]
 
 

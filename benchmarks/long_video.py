@@ -190,7 +190,7 @@ def variant(name: str, work: Work, model: STM, folder: Path) -> tuple[Segmenter,
         published = Published(model, work.every)
         loop = published.loop
         return published, lambda: 0 if loop.keys is None else loop.keys.nbytes + loop.values.nbytes
-    segmenter = VideoSegmenter(for_inference(model), memory=memory_of(name, work, folder))
+    segmenter = VideoSegmenter(for_inference(model), memory=memory_of(name, work, folder), min_size=1)
     return segmenter, lambda: segmenter.bank.nbytes
 
 

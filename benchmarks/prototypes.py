@@ -84,7 +84,7 @@ def main(
     }
     for name, played in clips(clip or [], seeds, frames):
         for policy, memory in policies.items():
-            segmenter = VideoSegmenter(model, memory=memory, max_size=max_size)
+            segmenter = VideoSegmenter(model, memory=memory, max_size=max_size, min_size=1)
             record.rows.append(PolicyRow(name, policy, frames, *followed(segmenter, played, frames)))
             print(record.rows[-1], flush=True)
             if output is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stm_fast.inference.engine import Segmentation, VideoSegmenter
     from stm_fast.network import (
         STM,
+        load,
         load_checkpoint,
         save_checkpoint,
         stm_lite0,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
     from stm_fast.ops import MemoryRead, kernelized_memory_read, memory_read, merge_reads, read_rows
     from stm_fast.ops.adapters.live import Adapted, adapt
+    from stm_fast.runs.lazy import segment
     from stm_fast.runs.video import segment_video
     from stm_fast.versions import __version__
 else:
@@ -35,6 +37,7 @@ else:
             "stm_fast.inference.engine": ("Segmentation", "VideoSegmenter"),
             "stm_fast.network": (
                 "STM",
+                "load",
                 "load_checkpoint",
                 "save_checkpoint",
                 "stm_lite0",
@@ -45,6 +48,7 @@ else:
             ),
             "stm_fast.ops": ("MemoryRead", "kernelized_memory_read", "memory_read", "merge_reads", "read_rows"),
             "stm_fast.ops.adapters.live": ("Adapted", "adapt"),
+            "stm_fast.runs.lazy": ("segment",),
             "stm_fast.runs.video": ("segment_video",),
             "stm_fast.versions": ("__version__",),
         },
@@ -61,11 +65,13 @@ __all__ = [
     "__version__",
     "adapt",
     "kernelized_memory_read",
+    "load",
     "load_checkpoint",
     "memory_read",
     "merge_reads",
     "read_rows",
     "save_checkpoint",
+    "segment",
     "segment_video",
     "stm_lite0",
     "stm_lite2",

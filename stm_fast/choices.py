@@ -18,6 +18,11 @@ Result = Literal[
     "masks",
     "overlay",
     "pictures",
+    "matte",
+    "alpha",
+    "webm",
+    "cutout",
+    "soft",
     "csv",
 ]
 RESULTS: tuple[Result, ...] = get_args(Result)

@@ -92,7 +92,7 @@ def test_a_video_named_with_dots_is_refused_unless_it_is_the_only_one(tmp_path, 
     assert changed(tmp_path) == before
     alone = [*arguments(tmp_path, weights, [dots]), "--masks", str(tmp_path / "masks/...png")]
     assert CliRunner().invoke(app, alone).exit_code == 0
-    assert sorted(os.listdir(tmp_path / "out")) == ["masks", "scores.csv"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["masks", "objects.csv", "run.json"]
 
 
 def test_two_names_for_one_folder_are_refused(tmp_path):
@@ -315,7 +315,7 @@ def test_processes_that_share_a_memory_stop_fail_and_resume_together(tmp_path):
     assert "-1.safetensors: the checkpoint is damaged" in (folder / "error1.txt").read_text()
     state.write_bytes(whole)
     assert together(folder) == [0, 0]
-    assert sorted(os.listdir(folder / "out")) == ["masks", "scores.csv"]
+    assert sorted(os.listdir(folder / "out")) == ["masks", "objects.csv", "run.json"]
     resumed = {path.name: path.read_bytes() for path in (folder / "out/masks").iterdir()}
     (folder / "out").rename(folder / "first")
     assert together(folder) == [0, 0]
@@ -344,7 +344,7 @@ def test_torchrun_shares_a_memory(tmp_path, many, weights):
     found = torchrun("segment", str(source), "--masks", str(given), *common, folder=tmp_path)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("4 frames, objects 3") == 1
-    assert sorted(os.listdir(tmp_path / "out")) == ["masks", "scores.csv"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["masks", "objects.csv", "run.json"]
     again = run_ranks("segment", str(source), "--masks", str(given), *common, folder=tmp_path)
     assert all(ended.returncode == 2 for ended in again), again
     assert any("the output folder is not empty" in ended.stderr for ended in again), again

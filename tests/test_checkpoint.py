@@ -95,6 +95,7 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
             "unit_keys": "False",
             "position_waves": "0",
             "shared_trunk": "False",
+            "min_size": "1",
         }
 
 

@@ -23,7 +23,6 @@ from stm_fast.errors import InputError, Message, option
 from stm_fast.network import load_checkpoint, released, save_checkpoint, stm_resnet18
 from stm_fast.network.checkpoint import published_name
 from stm_fast.ops.backends import BACKENDS
-from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.flags import with_flags
 from stm_fast.video import read_mask, write_mask
 
@@ -112,7 +111,7 @@ def test_segment(place):
     *_, last = result.stdout.splitlines()
     assert last.startswith("6 frames, objects 3, ")
     assert last.endswith(f"frames/s, results in {place.out}")
-    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4", "scores.csv"]
+    assert sorted(os.listdir(place.out)) == ["masks", "objects.csv", "overlay.mp4", "run.json"]
     assert np.array_equal(read_mask(place.out / "masks/00000.png").ids, one_object())
 
 
@@ -337,7 +336,7 @@ def test_a_disk_that_fills_up(place, small_disk):
     estimate, why = result.stderr.splitlines()
     assert estimate.startswith("memory: ")
     assert why.startswith(f"stm-fast: disk full while writing {small_disk}")
-    grows = (".resume.json", "scores.csv")
+    grows = (".resume.json", "objects.csv")
     found = [path for path in (small_disk / "out").rglob("*") if path.is_file() and path.name not in grows]
     assert found
     for path in found:
@@ -372,27 +371,6 @@ def test_a_pickle_with_code(place, command):
         assert_refused(run("convert", bomb, place.folder / "x.safetensors"), "bomb.pth: not a checkpoint")
         assert not (place.folder / "x.safetensors").exists()
     assert not mark.exists()
-
-
-@pytest.mark.parametrize(
-    ("weights", "arch", "min_size", "max_size", "expected"),
-    [
-        ("default", None, None, None, released.MIN_SIZE),
-        ("default", None, None, 240, 240),  # the user's choice has priority
-        ("default", None, 1, None, 1),
-        (released.FILE, None, None, None, released.MIN_SIZE),
-        ("open", None, None, None, released.MIN_SIZE),
-        ("default", "resnet18", None, None, 1),
-        ("own.pth", None, None, None, 1),
-        ("own.pth", None, 300, None, 300),
-    ],
-)
-def test_small_frames_are_enlarged_by_default_for_the_weights_that_need_it(
-    weights, arch, min_size, max_size, expected, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    Path("own.pth").touch()
-    assert NetworkChoice(Path(weights), arch).smallest_side(min_size, max_size) == expected
 
 
 # the real program
@@ -435,7 +413,7 @@ def test_ctrl_c_leaves_only_whole_files(place):
         f".resume-{len(found)}-0.safetensors",
         ".resume.json",
         "masks",
-        "scores.csv",
+        "objects.csv",
     ]
     for path in found:
         assert read_mask(path).ids.shape == (HEIGHT, WIDTH)

@@ -64,7 +64,7 @@ def test_two_processes_write_the_same_bytes(tmp_path):
     ]
     assert [process.wait() for process in processes] == [0, 0]
     one, other = (contents(tmp_path / f"out{seed}") for seed in SEEDS)
-    written = {"converted.safetensors", "segmented/overlay.mp4", "segmented/scores.csv", "segmented/masks/00003.png"}
+    written = {"converted.safetensors", "segmented/overlay.mp4", "segmented/objects.csv", "segmented/masks/00003.png"}
     written |= {"pictures/overlay/00003.jpg", "davis/run.json", "davis/results.json", "davis/timings/blob.json"}
     written |= {"davis/global_results-val.csv", "scored/report.html", "youtube/submission.zip"}
     assert written <= one.keys()
@@ -75,7 +75,7 @@ ENCODE = """
 import sys
 from fractions import Fraction
 from stm_fast.data.synthetic import SyntheticClip
-from stm_fast.video.writer import OverlayVideoWriter
+from stm_fast.video import OverlayVideoWriter
 with OverlayVideoWriter(sys.argv[1], 432, 240, Fraction(24)) as video:
     for index, shot in enumerate(SyntheticClip(seed=1, frames=24, height=240, width=432, objects=3)):
         video.write(shot.image, index / 24)

@@ -13,68 +13,33 @@ import pytest
 from stm_fast.errors import InputError
 from stm_fast.video import containers
 from stm_fast.video.reader import open_frames
-from video_files import Sent, number_of, numbered_picture, remux, write_video
+from video_files import (
+    B_FRAMES,
+    CLOCK,
+    FRAMES,
+    MPEG2,
+    MPEG4,
+    OPEN_H264,
+    OPEN_HEVC,
+    UNKNOWN,
+    VIDEOS,
+    Sent,
+    emptied,
+    from_the_second_key,
+    make,
+    nine_frames_earlier,
+    number_of,
+    numbered_picture,
+    packed,
+    remux,
+    two_in_one_packet_of_vp9,
+    with_hidden_frames_of_vp8,
+    with_repeated_frames,
+    with_spoiled_keys,
+    write_video,
+)
 
 video_file = pytest.importorskip("stm_fast.video.video_file")  # which imports PyAV
-
-FRAMES = 30
-CLOCK = Fraction(1, 25)
-B_FRAMES = {"bf": "3", "b-adapt": "0"}
-OPEN_GROUPS = "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"
-OPEN_HEVC = {"codec": "libx265", "encoder": {"x265-params": f"{OPEN_GROUPS}:log-level=none"}}
-OPEN_H264 = {"encoder": {"x264-params": f"{OPEN_GROUPS}:b-adapt=0"}}
-MPEG2 = {"codec": "mpeg2video", "encoder": {"bf": "2", "g": "10"}}
-MPEG4 = {"codec": "mpeg4", "encoder": {"bf": "2", "g": "10"}}
-SPARSE = [Fraction(3 * k, 25) for k in range(FRAMES)]
-VIDEOS: dict[str, dict[str, Any]] = {
-    "plain.mp4": {},
-    "b_frames.mp4": {"encoder": B_FRAMES},
-    "open_groups.mp4": OPEN_H264,
-    "open_groups.mkv": OPEN_HEVC,
-    "plain.mov": {},
-    "fragments.mp4": {"container": {"movflags": "frag_keyframe"}, "encoder": {"g": "10"}},
-    "stream.mp4": {"container": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}, "encoder": {"g": "10"}},
-    "later.mp4": {"times": [Fraction(k, 25) + 7 for k in range(FRAMES)]},
-    "varying.mp4": {"times": [Fraction(k * k, 100) for k in range(FRAMES)]},
-    "plain.mkv": {"encoder": B_FRAMES},
-    "vp8.webm": {"codec": "libvpx"},
-    "vp9.webm": {"codec": "libvpx-vp9"},
-    "av1.mkv": {"codec": "libsvtav1", "encoder": {"preset": "10"}},
-    "plain.avi": {"codec": "mpeg4"},
-    "skipped.avi": {"times": SPARSE},
-    "mpeg4_skipped.avi": {"codec": "mpeg4", "times": SPARSE},
-    "still.avi": {"codec": "mpeg4", "still": True},
-    "pictures.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
-    "plain.ts": {"encoder": B_FRAMES},
-    "mpeg2.ts": MPEG2,
-    "mpeg2.mpg": MPEG2,
-    "mpeg2.m2v": MPEG2,
-    "plain.flv": {"encoder": B_FRAMES},
-    "old.flv": {"codec": "flv"},
-    "plain.gif": {"codec": "gif", "pix_fmt": "rgb8"},
-    "still.gif": {"codec": "gif", "pix_fmt": "rgb8", "still": True},
-    "plain.mjpeg": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
-    "plain.h264": {"encoder": B_FRAMES},
-    "plain.hevc": OPEN_HEVC,
-    "lossless.mkv": {"codec": "ffv1"},
-    "plain.nut": {},
-}
-UNKNOWN: dict[str, dict[str, Any]] = {
-    "plain.wmv": {"codec": "wmv2"},
-    # fields may be separate packets
-    "interlaced.mp4": {"encoder": {"flags": "+ildct", "x264-params": "tff=1"}},
-}
-
-
-def make(folder: Path, name: str, *, still: bool = False, **options: Any) -> Path:
-    import av
-
-    try:
-        av.codec.Codec(options.get("codec", "libx264"), "w")
-    except av.codec.codec.UnknownCodecError:
-        pytest.skip("this PyAV has no such encoder")
-    pictures = [numbered_picture(0 if still else k) for k in range(FRAMES)]
-    return write_video(folder / name, pictures, clock=CLOCK if "times" not in options else Fraction(1, 100), **options)
 
 
 def counted(path: Path) -> tuple[int | None, int]:
@@ -100,11 +65,6 @@ def test_one_frame_is_one_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
 def test_frames_that_an_edit_list_cuts_off_are_not_counted(tmp_path: Path, suffix: str) -> None:
     whole = make(tmp_path, f"whole.{suffix}", encoder=B_FRAMES)
-
-    def nine_frames_earlier(packets: list[Sent]) -> list[Sent]:
-        step = packets[0].duration
-        return [sent._replace(pts=sent.pts - 9 * step, dts=sent.dts - 9 * step) for sent in packets]
-
     reader = open_frames(remux(whole, tmp_path / f"cut.{suffix}", nine_frames_earlier))
     assert reader.frame_count == FRAMES - 9
     assert [number_of(frame.image) for frame in reader] == list(range(9, FRAMES))
@@ -116,11 +76,6 @@ def test_frames_that_an_edit_list_cuts_off_are_not_counted(tmp_path: Path, suffi
 def test_a_video_cut_in_an_open_group_of_pictures(tmp_path: Path, options: dict[str, Any], suffix: str) -> None:
     """The frames before its first key frame refer to missing frames, and no decoder shows them."""
     whole = make(tmp_path, f"whole.{suffix}", **options)
-
-    def from_the_second_key(packets: list[Sent]) -> list[Sent]:
-        second = [at for at, sent in enumerate(packets) if sent.key][1]
-        return packets[second:]
-
     count, found = counted(remux(whole, tmp_path / f"cut.{suffix}", from_the_second_key))
     assert found <= 20
     # an MP4 file states this itself
@@ -132,26 +87,7 @@ def test_a_video_cut_in_an_open_group_of_pictures(tmp_path: Path, options: dict[
 @pytest.mark.parametrize("suffix", ["avi", "mov", "mkv", "nut"])
 def test_empty_packets_are_not_frames(tmp_path: Path, suffix: str) -> None:
     whole = make(tmp_path, "whole.avi", codec="mjpeg", pix_fmt="yuvj420p")
-
-    def emptied(packets: list[Sent]) -> list[Sent]:
-        return [sent._replace(data=b"") if at % 6 == 4 else sent for at, sent in enumerate(packets)]
-
     assert counted(remux(whole, tmp_path / f"v.{suffix}", emptied)) == (FRAMES - 5, FRAMES - 5)
-
-
-def every_fifth(packets: list[Sent], change: Callable[[bytes], bytes]) -> list[Sent]:
-    return [sent._replace(data=change(sent.data)) if at % 5 == 3 else sent for at, sent in enumerate(packets)]
-
-
-def with_hidden_frames_of_vp8(packets: list[Sent]) -> list[Sent]:
-    return every_fifth(packets, lambda data: bytes([data[0] & ~0x10]) + data[1:])
-
-
-def two_in_one_packet_of_vp9(packets: list[Sent]) -> list[Sent]:
-    first, second = packets[1].data, packets[2].data
-    marker = bytes([0b110_01_001])
-    index = marker + len(first).to_bytes(2, "little") + len(second).to_bytes(2, "little") + marker
-    return [packets[0], packets[1]._replace(data=first + second + index), *packets[3:]]
 
 
 def test_hidden_frames_are_not_counted(tmp_path: Path) -> None:
@@ -162,20 +98,6 @@ def test_hidden_frames_are_not_counted(tmp_path: Path) -> None:
 def test_frames_that_share_a_packet_are_counted(tmp_path: Path) -> None:
     whole = make(tmp_path, "whole.webm", codec="libvpx-vp9")
     assert counted(remux(whole, tmp_path / "v.webm", two_in_one_packet_of_vp9)) == (FRAMES, FRAMES)
-
-
-VOP = b"\0\0\1\xb6"
-
-
-def with_repeated_frames(packets: list[Sent]) -> list[Sent]:
-    """A repeated picture: type P, no second, and the bit for "not coded"."""
-    return every_fifth(packets, lambda data: data[: data.index(VOP)] + VOP + b"\x50\x5f")
-
-
-def packed(packets: list[Sent]) -> list[Sent]:
-    """As DivX packs B-frames: two pictures in a packet, and one that is not coded after them."""
-    both = packets[1]._replace(data=packets[1].data + packets[2].data)
-    return [packets[0], both, packets[2]._replace(data=VOP + b"\x51\x5f"), *packets[3:]]
 
 
 @pytest.mark.parametrize("edit", [with_repeated_frames, packed])
@@ -189,12 +111,8 @@ def test_packets_that_may_hold_no_frame_or_two(
 
 def test_frames_that_a_decoder_drops_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The HEVC decoder silently drops frames that depend on a damaged one."""
-
-    def spoiled(packets: list[Sent]) -> list[Sent]:
-        return [sent._replace(data=sent.data[:5] + bytes(len(sent.data) - 5)) if sent.key else sent for sent in packets]
-
     whole = make(tmp_path, "whole.mkv", **OPEN_HEVC)
-    path = remux(whole, tmp_path / "v.mkv", lambda packets: packets[:5] + spoiled(packets[5:]))
+    path = remux(whole, tmp_path / "v.mkv", lambda packets: packets[:5] + with_spoiled_keys(packets[5:]))
     count, found = counted(path)
     assert count == FRAMES > found
     assert caplog.messages == [f"{path}: damaged: {found} of {FRAMES} frames could be decoded"]

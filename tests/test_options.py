@@ -192,7 +192,7 @@ def earlier_results(folder: str) -> None:
 def interrupted() -> None:
     """A run that ends after its first frame."""
     with pytest.raises(InterruptedRun):
-        segment_video(CLIP, FIRST, OUT, model=for_inference(stm_lite2()), should_stop=lambda: True)
+        segment_video(CLIP, FIRST, OUT, model=for_inference(stm_lite2()), min_size=1, should_stop=lambda: True)
 
 
 def corrupted() -> None:
@@ -321,18 +321,19 @@ SEGMENT = [
             "sources": (CLIP, lambda _: len(masks_in(OUT)) == FRAMES),
             "--masks": (FIRST, lambda _: np.array_equal(masks_in(OUT)[0], read_mask(FIRST).ids)),
             "--output": ("out", same_masks),
-            "--write": ("masks,overlay", writes_only("masks", "overlay.mp4")),
+            "--write": ("masks,overlay", writes_only("masks", "overlay.mp4", "run.json")),
             "--overwrite": (None, lambda _: not Path("out/masks/00099.png").exists()),
         },
         before=lambda: earlier_results("out/masks"),
     ),
     Run(
         {
-            "--write": ("pictures,masks,csv", writes_only("masks", "overlay", "scores.csv")),
+            "--write": ("pictures,masks,csv", writes_only("masks", "overlay", "run.json", "objects.csv")),
             "--checkpoint-seconds": (0, lambda seen: len(seen.checkpoints) > 1),
         }
     ),
-    Run({"--write": ("overlay", writes_only("overlay.mp4"))}),
+    Run({"--write": ("overlay", writes_only("overlay.mp4", "run.json"))}),
+    Run({"--mask-frame": (2, lambda _: masks_in(OUT)[2].any()), "--both": (None, lambda _: masks_in(OUT)[0].any())}),
     Run(
         {
             "--box": (
@@ -535,9 +536,18 @@ def inputs(tmp_path_factory):
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Caches results by the choice of a network, which many runs share; compiled networks are not cached."""
-    cached = functools.cache(function)
-    return lambda *arguments: cached(*arguments) if arguments[-1].compile is None else function(*arguments)
+    """Caches results by the choice of a network, which many runs share; compiled networks are not cached.
+
+    The networks do not upscale small frames, so that the runs are short.
+    """
+
+    def quick(*arguments: Any) -> Any:
+        model = function(*arguments)
+        model.min_size = 1
+        return model
+
+    cached = functools.cache(quick)
+    return lambda *arguments: cached(*arguments) if arguments[-1].compile is None else quick(*arguments)
 
 
 load_once, load_model_once, prepare_once = map(once, (load_for_inference, load_model, prepare))
@@ -590,7 +600,6 @@ def seen(monkeypatch):
     monkeypatch.setattr("stm_fast.inference.augmentation.VideoSegmenter", RecordedSegmenter)
     monkeypatch.setattr("stm_fast.runs.video.Checkpoint", RecordedCheckpoint)
     monkeypatch.setattr(torch, "compile", compile_quickly)
-    monkeypatch.setattr("stm_fast.tasks.choice.MIN_SIZE", 1)
     small_clip = functools.partial(SyntheticClip, height=32, width=48)
     monkeypatch.setattr("stm_fast.tasks.demo.SyntheticClip", small_clip)
     monkeypatch.setattr("stm_fast.data.synthetic_set.SyntheticClip", small_clip)
@@ -698,7 +707,9 @@ def test_the_table_covers_every_field_and_every_choice():
 
 @pytest.fixture(scope="module")
 def model():
-    return for_inference(stm_lite2())
+    model = for_inference(stm_lite2())
+    model.min_size = 1
+    return model
 
 
 @pytest.fixture(scope="module")

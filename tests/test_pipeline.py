@@ -17,8 +17,7 @@ from stm_fast.errors import InputError
 from stm_fast.inference import augmentation
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM, stm_resnet18
-from stm_fast.runs import sinks
-from stm_fast.runs import video as video_run
+from stm_fast.runs import passes, sinks
 from stm_fast.runs.given import find_masks
 from stm_fast.runs.loop import FRAMES_WAITING
 from stm_fast.runs.video import InterruptedRun, segment_video
@@ -73,9 +72,9 @@ def mask(path, ids=None, palette=None):
 
 
 def files(folder):
-    """All but the scores, which have their own tests."""
+    """All but the scores and the record, which have their own tests."""
     found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return sorted(name for name in found if not name.endswith("scores.csv"))
+    return sorted(name for name in found if not name.endswith(("objects.csv", "run.json")))
 
 
 def numbered(count, pattern="masks/{:05d}.png"):
@@ -197,7 +196,7 @@ def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypa
         most.append(len(alive))
         original(self, segmented)
 
-    monkeypatch.setattr(video_run, "open_frames", lambda source, masks: Counted(source))
+    monkeypatch.setattr(passes, "open_frames", lambda source, masks: Counted(source))
     monkeypatch.setattr(sinks.Results, "write", slow)
     segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, write=("masks", "csv"))
     assert len(most) == 40
@@ -319,7 +318,7 @@ def test_a_mask_beyond_a_video_of_unknown_length_is_named_at_the_end(tmp_path, m
         reader.frame_count = None
         return reader
 
-    monkeypatch.setattr(video_run, "open_frames", without_count)
+    monkeypatch.setattr(passes, "open_frames", without_count)
     mask(tmp_path / "given/00000.png"), mask(tmp_path / "given/00009.png")
     with pytest.raises(InputError, match=r"00009\.png: no frame for this mask, the video ended after 4 frames"):
         segment_video(source, tmp_path / "given", tmp_path / "out", model=model)

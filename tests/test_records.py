@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from stm_fast.csv_file import csv_lines, open_csv, read_csv
 from stm_fast.errors import InputError
 from stm_fast.record_file import difference, read_record_file, typed, write_record_file
-from stm_fast.runs.score_table import ScoreTable, sights
 from stm_fast.tensor_file import read_tensors, write_tensors
 from stm_fast.training.log import TrainingLog, read_log
 
@@ -234,57 +233,6 @@ def test_any_name_is_read_back_unchanged(tmp_path):
         file.write(csv_lines(("1", name, "2") for name in names))
     with open_csv(tmp_path / "x.csv", "r") as file:
         assert list(read_csv(file)) == [["1", name, "2"] for name in names]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", r"found \[\], expected index,frame,object,pixels,score"),
-        ("index,frame\n", "expected index,frame,object,pixels,score"),
-        (HEADER.replace(",", ";"), "expected index,frame,object,pixels,score"),
-        (HEADER + "0,a,1,4\n", "found the line"),
-        (HEADER + "0,a,1,4,0.5,1\n", "found the line"),
-        (HEADER + "\n", "found the line"),
-        (HEADER + "0,,1,4,0.5\n", "found the line"),
-        (HEADER + "0,a,x,4,0.5\n", "found the line"),
-        (HEADER + "0,a,0,4,0.5\n", "found the line"),
-        (HEADER + "0,a,256,4,0.5\n", "found the line"),
-        (HEADER + "0,a,1,-4,0.5\n", "found the line"),
-        (HEADER + "0,a,1,\u0664,0.5\n", "found the line"),
-        (HEADER + "\u00b2,a,1,4,0.5\n", "found the line"),
-        (HEADER + f"0,a,1,{'9' * 5000},0.5\n", "found the line"),
-        (HEADER + "0,a,1,4,nan\n", "found the line"),
-        (HEADER + "0,a,1,4\0,0.5\n", "found the line"),
-        (HEADER + '0,"a,1,4,0.5\n', "unexpected end of data"),
-        (HEADER + '0,"a"b,1,4,0.5\n', "expected after"),
-        (HEADER + f"0,{'a' * 200_000},1,4,0.5\n", "found the line"),
-        (HEADER + '0,"' + "a\n" * 100_000 + '",1,4,0.5\n', "field larger than field limit"),
-    ],
-    ids=lambda text: ascii(text[len(HEADER) : len(HEADER) + 12]),
-)
-def test_a_malformed_table_of_scores_is_refused(tmp_path, text, words):
-    (tmp_path / "scores.csv").write_text(text, newline="")
-    with pytest.raises(InputError, match=words) as caught:
-        sights(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'scores.csv'}: ")
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
-
-
-def test_kept_lines_of_scores_must_be_as_written(tmp_path):
-    file, lines = tmp_path / "scores.csv", "".join(f"{number},a,1,4,0.500\n" for number in range(3))
-    file.write_text(HEADER + lines)
-    table = ScoreTable(tmp_path, 2)
-    checksum = table.checksum
-    table.close()
-    assert file.read_text() == HEADER + lines[: 2 * len(lines) // 3]
-    file.write_text(HEADER + lines + '3,"')
-    ScoreTable(tmp_path, 2, checksum).close()
-    for damaged in (HEADER + lines.replace("4", "5", 1), HEADER + lines[20:], HEADER + "\n" + lines, ""):
-        file.write_text(damaged)
-        with pytest.raises(InputError, match=r"scores\.csv: the lines of the first 2 frames .* with overwrite=True"):
-            ScoreTable(tmp_path, 2, checksum)
-        assert file.read_text() == damaged
 
 
 # the log of a training run

@@ -46,6 +46,7 @@ def model() -> STM:
     network = stm_lite2()
     with torch.no_grad():
         network.query_key_value.distance += math.log(6)
+    network.min_size = 1
     return for_inference(network)
 
 

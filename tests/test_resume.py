@@ -201,7 +201,7 @@ def test_checkpoints_are_written_during_the_run(place, monkeypatch):
     assert positions == sorted(positions)
     assert len(set(positions)) > 2
     assert all(position <= index for index, position in enumerate(positions))
-    assert sorted(os.listdir(place.out)) == ["masks", "scores.csv"]
+    assert sorted(os.listdir(place.out)) == ["masks", "objects.csv", "run.json"]
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_folder_without_an_interrupted_run_is_filled_or_refused(place):
     (place.folder / "killed").mkdir()
     (place.folder / "killed/.resume.json.123.partial").write_text("{")
     place.segment(place.folder / "killed", resume=True, write=("masks", "csv"))
-    assert sorted(os.listdir(place.folder / "killed")) == ["masks", "scores.csv"]
+    assert sorted(os.listdir(place.folder / "killed")) == ["masks", "objects.csv", "run.json"]
 
 
 @pytest.mark.slow
@@ -425,11 +425,11 @@ def test_a_state_that_does_not_fit_is_refused(interrupted, folder_of, name, chan
     assert_refused(place, r"the checkpoint is damaged \(VideoSegmenter.load_state_dict: the state does not fit")
 
 
-def test_damaged_scores_of_finished_frames_are_refused(interrupted, folder_of):
+def test_a_damaged_table_of_finished_frames_are_refused(interrupted, folder_of):
     place, files = interrupted
-    for damaged in (files["scores.csv"].replace(b"0", b"1", 1), files["scores.csv"][:60], b"", b"\xff\n"):
-        folder_of(**{"scores.csv": damaged})
-        assert_refused(place, r"scores\.csv: the lines of the first 3 frames")
+    for damaged in (files["objects.csv"].replace(b"0", b"1", 1), files["objects.csv"][:60], b"", b"\xff\n"):
+        folder_of(**{"objects.csv": damaged})
+        assert_refused(place, r"objects\.csv: the lines of the first 3 frames")
 
 
 def test_a_missing_mask_of_a_finished_frame_is_named(interrupted, folder_of):
@@ -549,7 +549,7 @@ def test_partial_files_of_a_killed_write_are_removed_later(tmp_path, model, die,
         assert path.read_bytes() == expected[f"masks/{path.name}"]
     place.segment(resume=True)
     assert contents(place.out) == expected
-    assert sorted(os.listdir(place.out)) == ["masks", "overlay.mp4", "scores.csv"]
+    assert sorted(os.listdir(place.out)) == ["masks", "objects.csv", "overlay.mp4", "run.json"]
 
 
 # nothing piles up

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from stm_fast.errors import InputError
+from stm_fast.video import OverlayVideoWriter
 from stm_fast.video.reader import open_frames
-from stm_fast.video.writer import MaskWriter, OverlayImageWriter, OverlayVideoWriter
+from stm_fast.video.writer import MaskWriter, OverlayImageWriter
 from video_files import needs_av, number_of, numbered_picture, write_video
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

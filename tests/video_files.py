@@ -72,3 +72,110 @@ def remux(source: Path, target: Path, edit: Callable[[list[Sent]], list[Sent]], 
             packet.time_base, packet.stream = stream.time_base, copy
             written.mux(packet)
     return target
+
+
+FRAMES = 30
+CLOCK = Fraction(1, 25)
+B_FRAMES = {"bf": "3", "b-adapt": "0"}
+OPEN_GROUPS = "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"
+OPEN_HEVC = {"codec": "libx265", "encoder": {"x265-params": f"{OPEN_GROUPS}:log-level=none"}}
+OPEN_H264 = {"encoder": {"x264-params": f"{OPEN_GROUPS}:b-adapt=0"}}
+MPEG2 = {"codec": "mpeg2video", "encoder": {"bf": "2", "g": "10"}}
+MPEG4 = {"codec": "mpeg4", "encoder": {"bf": "2", "g": "10"}}
+SPARSE = [Fraction(3 * k, 25) for k in range(FRAMES)]
+VIDEOS: dict[str, dict[str, Any]] = {
+    "plain.mp4": {},
+    "b_frames.mp4": {"encoder": B_FRAMES},
+    "open_groups.mp4": OPEN_H264,
+    "open_groups.mkv": OPEN_HEVC,
+    "plain.mov": {},
+    "fragments.mp4": {"container": {"movflags": "frag_keyframe"}, "encoder": {"g": "10"}},
+    "stream.mp4": {"container": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}, "encoder": {"g": "10"}},
+    "later.mp4": {"times": [Fraction(k, 25) + 7 for k in range(FRAMES)]},
+    "varying.mp4": {"times": [Fraction(k * k, 100) for k in range(FRAMES)]},
+    "plain.mkv": {"encoder": B_FRAMES},
+    "vp8.webm": {"codec": "libvpx"},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "av1.mkv": {"codec": "libsvtav1", "encoder": {"preset": "10"}},
+    "plain.avi": {"codec": "mpeg4"},
+    "skipped.avi": {"times": SPARSE},
+    "mpeg4_skipped.avi": {"codec": "mpeg4", "times": SPARSE},
+    "still.avi": {"codec": "mpeg4", "still": True},
+    "pictures.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "plain.ts": {"encoder": B_FRAMES},
+    "mpeg2.ts": MPEG2,
+    "mpeg2.mpg": MPEG2,
+    "mpeg2.m2v": MPEG2,
+    "plain.flv": {"encoder": B_FRAMES},
+    "old.flv": {"codec": "flv"},
+    "plain.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+    "still.gif": {"codec": "gif", "pix_fmt": "rgb8", "still": True},
+    "plain.mjpeg": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "plain.h264": {"encoder": B_FRAMES},
+    "plain.hevc": OPEN_HEVC,
+    "lossless.mkv": {"codec": "ffv1"},
+    "plain.nut": {},
+}
+UNKNOWN: dict[str, dict[str, Any]] = {
+    "plain.wmv": {"codec": "wmv2"},
+    # fields may be separate packets
+    "interlaced.mp4": {"encoder": {"flags": "+ildct", "x264-params": "tff=1"}},
+}
+
+
+def make(folder: Path, name: str, *, still: bool = False, **options: Any) -> Path:
+    import av
+
+    try:
+        av.codec.Codec(options.get("codec", "libx264"), "w")
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip("this PyAV has no such encoder")
+    pictures = [numbered_picture(0 if still else k) for k in range(FRAMES)]
+    return write_video(folder / name, pictures, clock=CLOCK if "times" not in options else Fraction(1, 100), **options)
+
+
+def nine_frames_earlier(packets: list[Sent]) -> list[Sent]:
+    step = packets[0].duration
+    return [sent._replace(pts=sent.pts - 9 * step, dts=sent.dts - 9 * step) for sent in packets]
+
+
+def from_the_second_key(packets: list[Sent]) -> list[Sent]:
+    second = [at for at, sent in enumerate(packets) if sent.key][1]
+    return packets[second:]
+
+
+def emptied(packets: list[Sent]) -> list[Sent]:
+    return [sent._replace(data=b"") if at % 6 == 4 else sent for at, sent in enumerate(packets)]
+
+
+def with_spoiled_keys(packets: list[Sent]) -> list[Sent]:
+    return [sent._replace(data=sent.data[:5] + bytes(len(sent.data) - 5)) if sent.key else sent for sent in packets]
+
+
+def every_fifth(packets: list[Sent], change: Callable[[bytes], bytes]) -> list[Sent]:
+    return [sent._replace(data=change(sent.data)) if at % 5 == 3 else sent for at, sent in enumerate(packets)]
+
+
+def with_hidden_frames_of_vp8(packets: list[Sent]) -> list[Sent]:
+    return every_fifth(packets, lambda data: bytes([data[0] & ~0x10]) + data[1:])
+
+
+def two_in_one_packet_of_vp9(packets: list[Sent]) -> list[Sent]:
+    first, second = packets[1].data, packets[2].data
+    marker = bytes([0b110_01_001])
+    index = marker + len(first).to_bytes(2, "little") + len(second).to_bytes(2, "little") + marker
+    return [packets[0], packets[1]._replace(data=first + second + index), *packets[3:]]
+
+
+VOP = b"\0\0\1\xb6"
+
+
+def with_repeated_frames(packets: list[Sent]) -> list[Sent]:
+    """A repeated picture: type P, no second, and the bit for "not coded"."""
+    return every_fifth(packets, lambda data: data[: data.index(VOP)] + VOP + b"\x50\x5f")
+
+
+def packed(packets: list[Sent]) -> list[Sent]:
+    """As DivX packs B-frames: two pictures in a packet, and one that is not coded after them."""
+    both = packets[1]._replace(data=packets[1].data + packets[2].data)
+    return [packets[0], both, packets[2]._replace(data=VOP + b"\x51\x5f"), *packets[3:]]

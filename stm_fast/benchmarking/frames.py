@@ -190,7 +190,7 @@ def _published_step(model: STM, workload: FrameWorkload, clip: _Clip) -> Step:
 
 
 def _engine_step(model: STM, workload: FrameWorkload, clip: _Clip, memory: MemoryConfig) -> Step:
-    segmenter = VideoSegmenter(model, memory=replace(memory, frames=workload.memory_frames))
+    segmenter = VideoSegmenter(model, memory=replace(memory, frames=workload.memory_frames), min_size=1)
     segmenter.step(clip.image(0), clip.ids)
     segmenter.step(clip.image(1))
     for index in range(1, workload.memory_frames):

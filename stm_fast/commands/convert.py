@@ -14,7 +14,7 @@ from stm_fast.whole_file import refuse_input
 
 def convert(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="SOURCE...",
             help="A published .pth, with or without 'module.' in its names, or one of ours. Several are averaged; one "
@@ -31,7 +31,7 @@ def convert(
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors")
     checkpoints = [NetworkChoice(source, device="cpu") for source in sources]
-    refuse_input(target, [checkpoint.file for checkpoint in checkpoints])
+    refuse_input(target, [checkpoint.file for checkpoint in checkpoints if checkpoint.file is not None])
     from stm_fast.tasks.network import convert_checkpoints
 
     convert_checkpoints(checkpoints, target, half=half)

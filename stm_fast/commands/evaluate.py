@@ -87,7 +87,7 @@ def evaluate(
         data = output / "data"
     if data is None or output is None:
         raise InputError(f"{'--data' if data is None else '--output'}: missing, needed to run a set")
-    options = run_options(network, memory, max_size, min_size, backend, scale, flip)
+    options = run_options(memory, max_size, min_size, backend, scale, flip)
     from stm_fast.tasks.sets import open_set
 
     sequences = open_set(benchmark, data, split, sequence or [], output)

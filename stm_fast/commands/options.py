@@ -1,7 +1,6 @@
 """Options shared by several commands."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,25 +10,25 @@ from stm_fast.commands.numbers import whole
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError, shown
 from stm_fast.inference.options import RunOptions, check_sizes
+from stm_fast.network.architecture import MIN_SIZES
 from stm_fast.network.released import DEFAULT, MIN_SIZE
 from stm_fast.tasks.choice import NetworkChoice
 
-_LARGEST = 2**14  # pixels of the shorter side
 _network_option = partial(typer.Option, rich_help_panel="Network")
 
 MaxSize = Annotated[
     int | None,
     _network_option(
-        **whole(16, _LARGEST),
+        **whole(16, MIN_SIZES[1]),
         help="Downscale larger frames for the network, to this many pixels on the shorter side.",
     ),
 ]
 MinSize = Annotated[
     int | None,
     _network_option(
-        **whole(1, _LARGEST),
-        help="Upscale smaller frames for the network, to this many pixels on the shorter side; by default "
-        f"{MIN_SIZE} with the package's own weights, and no upscaling with others.",
+        **whole(*MIN_SIZES),
+        help="Upscale smaller frames for the network, to this many pixels on the shorter side; by default the size "
+        f"that is stored with the weights: {MIN_SIZE} for the package's own, none for a published checkpoint.",
     ),
 ]
 Backend = Annotated[
@@ -46,12 +45,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing r
 
 def network_choice(
     weights: Annotated[
-        Path,
+        str,
         _network_option(
             help="A checkpoint: one of our .safetensors files, or the published .pth; 'default' is the package's own, "
-            "'open' the one trained without DAVIS."
+            "'open' the one trained without DAVIS. A name like user/repo that is no path is downloaded from the "
+            "Hugging Face hub.",
+            metavar="<path>",
         ),
-    ] = Path(DEFAULT),
+    ] = DEFAULT,
     arch: Annotated[
         Arch | None, _network_option(help="Use an untrained network of this kind instead of the default weights.")
     ] = None,
@@ -71,7 +72,6 @@ Network = Annotated[NetworkChoice, network_choice]
 
 
 def run_options(
-    network: NetworkChoice,
     memory: MemoryConfig,
     max_size: int | None,
     min_size: int | None,
@@ -80,9 +80,8 @@ def run_options(
     flip: bool = False,
 ) -> RunOptions:
     """The options that masks depend on. Raises InputError if the sizes contradict each other."""
-    smallest = network.smallest_side(min_size, max_size)
-    check_sizes(max_size, smallest)
-    return RunOptions(memory, max_size, smallest, backend, tuple(scales or (1.0,)), flip)
+    check_sizes(max_size, min_size)
+    return RunOptions(memory, max_size, min_size, backend, tuple(scales or (1.0,)), flip)
 
 
 def results(write: str) -> tuple[Result, ...]:

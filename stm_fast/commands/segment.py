@@ -44,6 +44,10 @@ def segment(
             help="The frame that a single mask belongs to, whatever its own name: a frame's name, or its index from 0.",
         ),
     ] = None,
+    both: Annotated[
+        bool,
+        typer.Option("--both", help="Also segment the frames before the first mask, backwards from it."),
+    ] = False,
     box: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,10 +94,10 @@ def segment(
         raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
     if len(sources) > 1 and mask_frame is not None:
         raise InputError(f"--mask-frame: found {mask_frame} with {len(sources)} videos, expected one")
-    options = run_options(network, memory, max_size, min_size, backend)
+    options = run_options(memory, max_size, min_size, backend)
     outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds)
     given = _boxes(box or [], boxes, masks, len(sources))
-    jobs = [job._replace(mask_frame=mask_frame, boxes=given) for job in plan(sources, masks, output)]
+    jobs = [job._replace(mask_frame=mask_frame, both=both, boxes=given) for job in plan(sources, masks, output)]
     if len(jobs) > 1 and masks is not None:
         require_folder(masks, "of masks, expected one that has masks for each video")
     elif world == 1:  # with several processes, another one may already be writing there

@@ -1,6 +1,5 @@
 """The results of an evaluation: a JSON record, and the tables of the DAVIS toolkit."""
 
-import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,9 +12,8 @@ import torch
 from stm_fast.csv_file import csv_lines, open_csv
 from stm_fast.evaluation.benchmark_sets import Timing
 from stm_fast.evaluation.scoring import ObjectScore
-from stm_fast.network.deploy.precision import cpu_instructions
 from stm_fast.printing import printable, say
-from stm_fast.versions import version_of
+from stm_fast.runs.environment import environment
 from stm_fast.whole_file import whole_file
 
 Record = dict[str, Any]
@@ -60,18 +58,6 @@ def speed(timings: list[Timing]) -> Record:
         "frames_per_second": frames / whole,
         "stage_seconds": dict(stages),
     }
-
-
-def environment(device: torch.device | None) -> dict[str, str]:
-    """Versions, machine and device."""
-    packages = ("stm_fast", "torch", "torchvision", "triton", "numpy", "pillow")
-    found = {package: version_of(package) or "not installed" for package in packages}
-    found["python"] = platform.python_version()
-    found["machine"] = f"{platform.system()} {platform.machine()}, {cpu_instructions()}"
-    if device is not None:
-        cuda = device.type == "cuda"
-        found["device"] = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
-    return found
 
 
 def _object(score: ObjectScore) -> Record:

@@ -3,8 +3,8 @@
 O objects, H x W the frame as the user gave it, h x w the frame as the network sees it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.arrays import as_frame, as_ids, as_mask, in_pixels, in_unit_range, resized
 from stm_fast.inference.objects import Presence, impose, label, object_scores, split_mask
-from stm_fast.inference.options import check_sizes, network_size
+from stm_fast.inference.options import check_sizes, network_size, smallest_side
+from stm_fast.inference.sightings import Sighting, Watch
 from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.network.shared_trunk import SharedKeyValue
@@ -28,6 +29,7 @@ class Segmentation(NamedTuple):
     frame_index: int  # from 0
     prob: Tensor  # [1 + O, H, W] float32, sums to 1 over the channels; channel 0 is the background
     object_ids: list[int]  # of channels 1, 2, ...
+    sightings: Sequence[Sighting] = ()  # of each object: found, doubtful or lost
 
     @property
     def mask(self) -> Tensor:
@@ -38,6 +40,10 @@ class Segmentation(NamedTuple):
     def scores(self) -> Tensor:
         """Confidence in each object, ``[O]`` float32: the expected J; 0 for an object without pixels."""
         return object_scores(self.prob, self.mask, self.object_ids)
+
+    def watched(self, watch: Watch, given: Collection[int]) -> Self:
+        """The same with its sightings, as the next frame of `watch`; `given` are the ids of masks from the user."""
+        return self._replace(sightings=watch.see(self.prob, self.mask, self.object_ids, given))
 
 
 # how far values of a frame may exceed [0, 1]: resampling overshoots a little
@@ -64,7 +70,8 @@ class VideoSegmenter:
         memory: which frames to remember, in which format and where.
         max_size: downscale for the network so that the shorter side is at most this many pixels; masks come back at the
             frame's own size.
-        min_size: upscale frames whose shorter side is below this.
+        min_size: upscale frames whose shorter side is below this; by default `model.min_size`, which suits the weights,
+            but at most `max_size`.
         backend: for the memory read, as in :func:`stm_fast.ops.memory_read`.
         shard: this process's part of the memory, if several processes segment the same video together.
 
@@ -80,17 +87,17 @@ class VideoSegmenter:
         *,
         memory: MemoryConfig | None = None,
         max_size: int | None = None,
-        min_size: int = 1,
+        min_size: int | None = None,
         backend: str = "auto",
         shard: Shard | None = None,
     ) -> None:
         max_size = None if max_size is None else integer(max_size, "max_size", "an integer or None")
-        min_size = integer(min_size, "min_size")
+        min_size = None if min_size is None else integer(min_size, "min_size", "an integer or None")
         check_sizes(max_size, min_size)
         check_backend(model, backend)
         self._model = model.eval()
         self._memory = memory or MemoryConfig()
-        self._max_size, self._min_size = max_size, min_size
+        self._max_size, self._min_size = max_size, smallest_side(min_size, max_size, model.min_size)
         known = self._memory.frames
         slots = None if known is None else known + self._memory.previous
         heads = model.query_key_value
@@ -169,6 +176,25 @@ class VideoSegmenter:
         self._frame_count += 1
         return full
 
+    def prime(self, given: "Iterable[tuple[Tensor | np.ndarray[Any, Any], Tensor | np.ndarray[Any, Any]]]") -> None:
+        """Memorizes frames with given masks that come later in the video, or came before, without counting them.
+
+        They are never evicted. The last one acts as the previous frame of the next step: pass the nearest one last. To
+        segment a video backwards, prime the frame that has a mask, then step through the frames before it, in reverse.
+
+        Args:
+            given: pairs of a frame and its mask, as `step` takes them.
+
+        Raises:
+            InputError, TypeError: as `step` does, at the first wrong pair; those before it are memorized.
+        """
+        count = self._frame_count
+        try:
+            for frame, mask in given:
+                self.step(frame, mask)
+        finally:
+            self._frame_count = count
+
     def propagate(
         self,
         frames: "Iterable[Tensor | np.ndarray[Any, Any]]",
@@ -189,10 +215,11 @@ class VideoSegmenter:
             raise TypeError(f"masks: found {type(masks).__name__}, expected a mapping from positions of frames")
         for position in masks or ():
             integer(position, "masks", "integers as keys")
+        watch = Watch()
         for position, frame in enumerate(frames):
-            index = self._frame_count
-            prob = self.step(frame, (masks or {}).get(position))
-            yield Segmentation(index, prob, self.object_ids)
+            result = Segmentation(self._frame_count, self.step(frame, (masks or {}).get(position)), self.object_ids)
+            given_ids = [] if self._seen is None else self._seen.given_ids
+            yield result.watched(watch, given_ids)
 
     def delete_objects(self, ids: Iterable[int]) -> None:
         """Forgets objects; the others keep their ids and their memory.

@@ -13,7 +13,7 @@ from stm_fast.ops import probabilities
 
 MAX_ID = 255  # what a palette PNG can hold
 # of the pixels that an object had when it was last visible; with fewer it is lost
-_LEAST_SHARE = 0.05
+LEAST_SHARE = 0.05
 _LIKELY = 0.5
 
 
@@ -96,12 +96,20 @@ def object_scores(prob: Tensor, mask: Tensor, ids: Sequence[int]) -> Tensor:
         mask: ``[H, W]``, the result of `label`.
         ids: of the channels after the background.
     """
-    scores = prob.new_zeros(len(ids))
+    pixels, inside, total = mask_sums(prob, mask, ids).unbind()
+    return (inside / (pixels + total - inside).clamp(min=1)).float()
+
+
+def mask_sums(prob: Tensor, mask: Tensor, ids: Sequence[int]) -> Tensor:
+    """For each object its pixels, the sum of its probability over them, and that over the frame: ``[3, O]`` float64.
+
+    The arguments are those of `object_scores`.
+    """
+    sums = prob.new_zeros(3, len(ids), dtype=torch.float64)
     for index, (plane, object_id) in enumerate(zip(prob[1:], ids, strict=True)):
         own = mask == object_id
-        inside = (plane * own).sum()
-        scores[index] = inside / (own.sum() + plane.sum() - inside).clamp(min=1)
-    return scores
+        sums[:, index] = torch.stack([own.sum().double(), (plane * own).sum(), plane.sum()])
+    return sums
 
 
 def label(prob: Tensor, ids: Sequence[int]) -> Tensor:
@@ -127,7 +135,7 @@ class Presence:
         """Updates with the next frame's soft masks ``[O, h, w]``; objects whose masks are `given` count as visible."""
         found = (objects > _LIKELY).sum((1, 2)).tolist()
         before = self._pixels + [0] * (len(found) - len(self._pixels))
-        shrunk = [now < _LEAST_SHARE * then for now, then in zip(found, before, strict=True)]
+        shrunk = [now < LEAST_SHARE * then for now, then in zip(found, before, strict=True)]
         self.lost = [index for index, gone in enumerate(shrunk) if gone and index not in given]
         self._pixels = [before[index] if index in self.lost else now for index, now in enumerate(found)]
 

@@ -84,14 +84,24 @@ def stays(config: MemoryConfig, frame: int, given: bool) -> bool:
     return given or (config.every is not None and frame % config.every == 0)
 
 
-def frames_that_stay(config: MemoryConfig, frame_count: int, given: Collection[int]) -> int:
-    """The largest number of a video's frames in memory at a time; frames before the first given mask do not count."""
-    count = sum(stays(config, frame, frame in given) for frame in range(min(given), frame_count))
+def frames_that_stay(config: MemoryConfig, frame_count: int, given: Collection[int], both: bool = False) -> int:
+    """The largest number of a video's frames in memory at a time.
+
+    Args:
+        both: the frames before the first given mask are segmented backwards, with a memory of their own; otherwise they
+            do not count.
+    """
+    first = min(given)
+    count = sum(stays(config, frame, frame in given) for frame in range(first, frame_count))
+    if both:
+        count = max(count, len(given) + sum(stays(config, frame, False) for frame in range(first)))
     return count if config.max_frames is None else min(count, config.max_frames)
 
 
-def with_known_size(config: MemoryConfig, frame_count: int | None, given: Collection[int]) -> MemoryConfig:
+def with_known_size(
+    config: MemoryConfig, frame_count: int | None, given: Collection[int], both: bool = False
+) -> MemoryConfig:
     """The configuration with the number of frames that will stay, if the video's number of frames is known."""
     if config.frames is not None or frame_count is None:
         return config
-    return replace(config, frames=frames_that_stay(config, frame_count, given))
+    return replace(config, frames=frames_that_stay(config, frame_count, given, both))

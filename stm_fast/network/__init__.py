@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from stm_fast.network.architecture import Architecture
     from stm_fast.network.builders import stm_lite0, stm_lite2, stm_resnet18, stm_resnet18_half, stm_resnet50
     from stm_fast.network.checkpoint import architecture_of, load_checkpoint, save_checkpoint
+    from stm_fast.network.loading import load
     from stm_fast.network.object_batch import ObjectBatch
     from stm_fast.network.stm import STM, QueryFeatures
 else:
@@ -23,6 +24,7 @@ else:
                 "stm_resnet50",
             ),
             "stm_fast.network.checkpoint": ("architecture_of", "load_checkpoint", "save_checkpoint"),
+            "stm_fast.network.loading": ("load",),
             "stm_fast.network.object_batch": ("ObjectBatch",),
             "stm_fast.network.stm": ("STM", "QueryFeatures"),
         },
@@ -34,6 +36,7 @@ __all__ = [
     "ObjectBatch",
     "QueryFeatures",
     "architecture_of",
+    "load",
     "load_checkpoint",
     "save_checkpoint",
     "stm_lite0",

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+# smallest and largest `STM.min_size`
+MIN_SIZES = (1, 2**14)
 STRIDE = 16  # pixels of a frame per pixel of a key, in each direction
 # smallest and largest; the largest width is eight times the published one, and with more than 32 waves the shortest
 # would be shorter than a pixel of any frame

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from stm_fast.errors import InputError
-from stm_fast.network.architecture import Architecture
+from stm_fast.errors import InputError, shown
+from stm_fast.network.architecture import MIN_SIZES, Architecture
 from stm_fast.network.efficientnet import EfficientNetLite, from_published
 from stm_fast.network.encoders import BACKBONES
 from stm_fast.network.entries import read_entries
@@ -81,11 +81,12 @@ def load_network(path: str | Path) -> STM:
     model.load_state_dict(
         {name: tensor.contiguous().clone() for name, tensor in _converted(file, model).items()}, assign=True
     )
+    model.min_size = file.min_size
     return model
 
 
 def load_checkpoint(model: STM, path: str | Path) -> None:
-    """Loads all weights of a network, in place.
+    """Loads all weights of a network, and their `min_size`, in place.
 
     Args:
         model: the network; its device and dtype do not change.
@@ -97,7 +98,9 @@ def load_checkpoint(model: STM, path: str | Path) -> None:
         InputError: no such file, not a checkpoint of tensors, another architecture, or entries that are missing,
             unexpected, of the wrong shape or not finite; then the model is unchanged.
     """
-    _load(model, _read(path))
+    file = _read(path)
+    _load(model, file)
+    model.min_size = file.min_size
 
 
 def load_start(model: STM, path: str | Path) -> None:
@@ -128,23 +131,34 @@ def load_start(model: STM, path: str | Path) -> None:
 def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None:
     """Writes all weights as safetensors, atomically.
 
-    The file's metadata name the format and the architecture.
+    The file's metadata name the format, the architecture and `min_size`.
 
     Args:
         half: stores convolutions as float16; statistics, scales and shifts keep their dtype.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or the network is a copy from `for_inference`.
     """
+    require_original(model, path)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if half:
         kernels = (name for name, weight in model.named_parameters() if weight.ndim > 1)
         state |= {name: state[name].half() for name in kernels}
     facts = {name: str(value) for name, value in dataclasses.asdict(model.architecture).items()}
+    facts["min_size"] = str(model.min_size)
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
     write_tensors(path, state, {"format": FORMAT, **facts})
+
+
+def require_original(model: STM, path: str | Path) -> None:
+    """Raises InputError if a network that would be saved at `path` is a copy from `for_inference`."""
+    if model.prepared:
+        raise InputError(
+            f"{path}: found a network prepared for inference, whose weights are packed, expected the original, as from "
+            "STM.from_pretrained"
+        )
 
 
 def architecture_of(path: str | Path) -> Architecture:
@@ -220,6 +234,7 @@ class _File(NamedTuple):
     in_file: dict[str, str]  # names in the file, by our names
     others: set[str]  # our names of entries that are not tensors
     missing_name: Callable[[str], str]  # the name in the file, by our name, of an entry that is missing
+    min_size: int
 
 
 def _read(path: str | Path) -> _File:
@@ -232,7 +247,17 @@ def _read(path: str | Path) -> _File:
         {our_name(name): in_file for name, in_file in entries.in_file.items()},
         {our_name(name) for name in entries.others},
         published_name if published else our_name,
+        _min_size(entries.metadata, path),
     )
+
+
+def _min_size(metadata: Mapping[str, str], path: str | Path) -> int:
+    """`STM.min_size` of a file; 1 if it states none."""
+    least, most = MIN_SIZES
+    found = metadata.get("min_size", "1") if metadata.get("format") == FORMAT else "1"
+    if not (found.isascii() and found.isdigit() and len(found) < 6 and least <= int(found) <= most):
+        raise InputError(f"{path}: min_size: found {shown(found)}, expected {least} to {most}")
+    return int(found)
 
 
 def _load(model: STM, file: _File) -> None:

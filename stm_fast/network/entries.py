@@ -33,11 +33,13 @@ class Entries(NamedTuple):
         tensors: strided and real, on the CPU; memory-mapped if the format allows that.
         in_file: names in the file, by names without wrappers.
         others: names, without wrappers, of entries that are not tensors.
+        metadata: of a safetensors file.
     """
 
     tensors: dict[str, Tensor]
     in_file: dict[str, str]
     others: set[str]
+    metadata: dict[str, str]
 
 
 def read_entries(path: Path) -> Entries:
@@ -52,23 +54,29 @@ def read_entries(path: Path) -> Entries:
             not a plain tensor.
     """
     require_file(path, "a checkpoint")
-    entries = _named_tensors(_content(path), path)
+    content, metadata = _content(path)
+    entries = _named_tensors(content, path)
     for name, tensor in entries.tensors.items():
         unusual = unusual_kind(tensor)
         if unusual:
             raise InputError(f"{path}: entry {entries.in_file[name]!r} is {unusual}, expected a plain tensor")
     _check_bytes(entries, path)
-    return entries
+    return entries._replace(metadata=metadata)
 
 
-def _content(path: Path) -> Any:
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: eight bytes for the length of the JSON that follows."""
     with reading(path), path.open("rb") as file:
-        start = file.read(9)
+        return file.read(9)[8:] == b"{"
+
+
+def _content(path: Path) -> tuple[Any, dict[str, str]]:
+    safe = is_safetensors(path)
     try:
-        # safetensors: eight bytes for the length of the JSON that follows
-        if start[8:] == b"{":
-            return safetensors.torch.load_file(path)
-        return load_torch_file(path, mapped=True)
+        if safe:
+            with safetensors.safe_open(path, "pt") as file:
+                return safetensors.torch.load_file(path), file.metadata() or {}
+        return load_torch_file(path, mapped=True), {}
     except InvalidFileError as error:
         why: object = error
     # damaged or hostile files can raise any exception
@@ -88,7 +96,7 @@ def _named_tensors(content: object, path: Path) -> Entries:
         first = next(iter(content.items()), None)
         found = "nothing" if first is None else f"entry {str(first[0])[:99]!r}, {type(first[1]).__name__}"
         raise InputError(f"{path}: found {found}, expected a state dict of named tensors")
-    entries = Entries({}, {}, set())
+    entries = Entries({}, {}, set(), {})
     for in_file, tensor in content.items():
         if not isinstance(tensor, Tensor):
             entries.others.add(_without_wrappers(str(in_file)))

@@ -15,6 +15,8 @@ def into_mean(models: Sequence[STM]) -> STM:
     The mean of several runs from the same initial weights often scores better than each of them ("Model soups",
     Wortsman et al., ICML 2022).
 
+    Its `min_size` becomes the largest of theirs.
+
     Raises:
         InputError: models of different architectures.
     """
@@ -22,6 +24,7 @@ def into_mean(models: Sequence[STM]) -> STM:
     for other in rest:
         if other.architecture != first.architecture:
             raise InputError(f"mean: found {first.architecture} and {other.architecture}, expected equal ones")
+    first.min_size = max(model.min_size for model in models)
     states = [model.state_dict() for model in models]
     for name, tensor in states[0].items():
         if tensor.is_floating_point():

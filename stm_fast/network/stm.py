@@ -1,6 +1,7 @@
 """The Space-Time Memory network (Oh, Lee, Xu and Kim, ICCV 2019)."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,9 @@ class STM(nn.Module):
         value_dim: channels of a value, Cv.
         stride: pixels of a frame per pixel of a key, in each direction.
         architecture: the constructor's arguments.
+        min_size: frames whose shorter side is below this are upscaled by `VideoSegmenter`, because it suits the
+            weights; it is loaded and saved with them.
+        prepared: whether it is a copy from `for_inference`.
         compiled: whether parts are compiled; their results are then only valid until the next frame.
 
     With `shared_trunk`, one trunk encodes a frame for query and memory, followed by light heads
@@ -55,6 +59,8 @@ class STM(nn.Module):
     """
 
     stride = STRIDE
+    min_size = 1
+    prepared = False
     compiled = False
     # None with a shared trunk, where the query encoder also encodes frames for the memory
     memory_encoder: MemoryEncoder | None
@@ -218,6 +224,61 @@ class STM(nn.Module):
     def forward(self, frame: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The same as `segment`."""
         return self.segment(frame, keys, values)
+
+    @classmethod
+    def from_pretrained(cls, weights: str | Path, *, revision: str | None = None, **options: Any) -> "STM":
+        """The network of a folder, a file or a repository of the Hugging Face hub, in float32 on the CPU.
+
+        It can be trained and saved; :func:`stm_fast.load` prepares it for inference. Only a repository uses the
+        network, through huggingface_hub, and only its ``config.json`` and ``model.safetensors`` are read.
+
+        Args:
+            weights: as for :func:`stm_fast.load`.
+            revision: a branch, a tag or a commit of the repository.
+            options: of `huggingface_hub.hf_hub_download`: `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Raises:
+            InputError: as :func:`stm_fast.load` does.
+        """
+        from stm_fast.network.loading import load_weights
+
+        return load_weights(weights, revision, **options).eval()
+
+    def save_pretrained(self, folder: str | Path, *, license: str = "unknown") -> None:
+        """Writes ``model.safetensors``, ``config.json`` and a model card, ``README.md``, for `from_pretrained`.
+
+        Earlier weights in the folder are replaced; a README.md is kept.
+
+        Args:
+            license: of the weights, for the header of the model card: an identifier of the hub such as "apache-2.0".
+
+        Raises:
+            InputError: a copy from `for_inference`, an invalid `license`, or files that cannot be written.
+        """
+        from stm_fast.network.folder import write_network
+
+        write_network(self, Path(folder), license)
+
+    def push_to_hub(self, repo_id: str, *, license: str = "unknown", **options: Any) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face hub; a README.md that is there is kept.
+
+        Args:
+            repo_id: ``user/repo``; the repository is created if it does not exist.
+            license: as in `save_pretrained`.
+            options: of `huggingface_hub.ModelHubMixin.push_to_hub`: `token`, `private`, `branch`, `commit_message`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: as `save_pretrained` does; huggingface_hub is missing, or the upload fails.
+        """
+        from stm_fast.network.places import repository
+
+        found = repository(repo_id)
+        from stm_fast.network.hub import push
+
+        return push(self, found, license, **options)
 
     def encoders(self) -> list[MemoryEncoder | QueryEncoder | EfficientNetLite]:
         """The two encoders, or the shared one."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stm_fast.choices import Result
@@ -23,8 +24,9 @@ from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.record_file import as_json, difference, read_record_file, typed, write_record_file
+from stm_fast.runs.environment import environment
 from stm_fast.runs.given import GivenMasks
-from stm_fast.runs.output_folder import RECORD, START_AGAIN, STATES
+from stm_fast.runs.output_folder import RECORD, RUN, START_AGAIN, STATES, Job
 from stm_fast.runs.ranks import Ranks
 from stm_fast.tensor_file import read_tensors, write_tensors
 from stm_fast.versions import __version__
@@ -45,7 +47,7 @@ class Position:
     frames: int  # segmented and written
     finished: bool
     object_ids: list[int]
-    scores: int = 0  # the checksum of the score table, see `ScoreTable`
+    scores: int = 0  # the checksum of the table of these frames, see `ObjectTable`
 
     def check(self) -> None:
         """Raises ValueError for impossible numbers."""
@@ -94,7 +96,7 @@ class Checkpoint:
         """Replaces the checkpoint. The results of the first `frames` frames must be on disk already.
 
         Args:
-            scores: the checksum of the score table.
+            scores: the checksum of the table.
         """
         make_folder(self._folder)
         if state:
@@ -170,7 +172,7 @@ def describe_network(model: STM) -> Description:
 
 
 def describe_video_run(
-    source: Path, given: GivenMasks, model: STM, options: RunOptions, write: Collection[Result], ranks: int
+    job: Job, given: GivenMasks, model: STM, options: RunOptions, write: Collection[Result], ranks: int
 ) -> Description:
     """Describes a run over one video, which is identified by name, size and modification time; masks, by content.
 
@@ -179,8 +181,9 @@ def describe_video_run(
     """
     return as_json(
         {
-            "video": _identity(source),
+            "video": _identity(job.source),
             "masks": given.digest,
+            "both": job.both,
             **describe_network(model),
             "compiled": model.compiled,
             "device": next(model.parameters()).device.type,
@@ -190,6 +193,20 @@ def describe_video_run(
             "stm_fast": __version__,
         }
     )
+
+
+def write_run_record(folder: Path, run: Description, frames: int, object_ids: list[int], device: torch.device) -> None:
+    """Writes run.json: what was segmented, with which network, options and versions. It has no times of day.
+
+    Args:
+        run: from `describe_video_run`.
+        device: of the network.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    found = {"frames": frames, "objects": object_ids}
+    write_record_file(folder / RUN, {"run": run, **found, "environment": environment(device)})
 
 
 def check_same(folder: Path, found: Description, expected: Mapping[str, Any], advice: str) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from stm_fast.config import MemoryConfig, Place
 from stm_fast.errors import InputError, option, require_folder
-from stm_fast.inference.options import RunOptions, network_size
+from stm_fast.inference.options import RunOptions, network_size, smallest_side
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import STM
@@ -45,11 +45,17 @@ class Workload(NamedTuple):
     frames: int | None = None  # that stay in memory without a cap; None if unknown
     given_frames: int = 1  # the largest number of given masks of any object
     world: int = 1  # processes among which the memory is split
+    keep_prob: bool = False  # until the results are written
 
     @property
     def memory(self) -> MemoryConfig:
         """The options of the memory."""
         return self.options.memory
+
+    @property
+    def min_size(self) -> int:
+        """That of the `VideoSegmenter`."""
+        return smallest_side(self.options.min_size, self.options.max_size, self.model.min_size)
 
     def with_memory(self, **changes: Any) -> Self:
         """The same run with other options of the memory."""
@@ -62,7 +68,7 @@ class Estimate(NamedTuple):
     parameters: int
     activations: int
     bank: BankEstimate
-    waiting: int  # frames in the queues between decoding, network and writing, in host memory
+    waiting: int  # frames and probabilities in the queues between decoding, network and writing, in host memory
     memory: MemoryConfig
     device: torch.device
 
@@ -96,12 +102,21 @@ class Estimate(NamedTuple):
         return (self.bank.bank or 0) if self.memory.place in places else 0
 
 
-def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: GivenMasks, world: int = 1) -> Workload:
+def workload_of(
+    model: STM,
+    options: RunOptions,
+    size: tuple[int, int],
+    given: GivenMasks,
+    world: int = 1,
+    *,
+    keep_prob: bool = False,
+) -> Workload:
     """The workload of a video, before its first frame.
 
     Args:
         options: with the number of frames that stay in memory, if the length of the video is known.
         size: H, W of its frames.
+        keep_prob: as in `run`.
 
     Raises:
         InputError: a cap below the number of an object's given masks, which are never evicted.
@@ -117,13 +132,13 @@ def workload_of(model: STM, options: RunOptions, size: tuple[int, int], given: G
                 "given masks, which are never evicted"
             )
     later, given_frames = len(every - first), max(counts.values())
-    return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world)
+    return Workload(model, options, size, len(every), later, options.memory.frames, given_frames, world, keep_prob)
 
 
 def estimate(run: Workload) -> Estimate:
     """The peak memory of a run."""
     parameter = next(run.model.parameters())
-    height, width = network_size(run.full_size, run.options.max_size, run.options.min_size)
+    height, width = network_size(run.full_size, run.options.max_size, run.min_size)
     activations = activation_bytes(run.model.architecture, (height, width), run.full_size, run.objects, parameter.dtype)
     parameters = sum(tensor.nbytes for tensor in (*run.model.parameters(), *run.model.buffers()))
     stride = run.model.stride
@@ -139,7 +154,11 @@ def estimate(run: Workload) -> Estimate:
         world=run.world,
     )
     # both queues, and the frames that their threads hold
-    waiting = (2 * FRAMES_WAITING + 3) * 3 * run.full_size[0] * run.full_size[1]
+    pixels = run.full_size[0] * run.full_size[1]
+    waiting = (2 * FRAMES_WAITING + 3) * 3 * pixels
+    if run.keep_prob:
+        # those that wait to be written, that are being written, and that come next
+        waiting += (FRAMES_WAITING + 2) * (1 + run.objects) * 4 * pixels
     return Estimate(parameters, activations, bank, waiting, run.memory, parameter.device)
 
 
@@ -156,7 +175,7 @@ def check_fits(run: Workload) -> Estimate:
     lacking = _lacking(needed)
     if lacking is None:
         return needed
-    size = option("min_size" if min(run.full_size) < run.options.min_size else "max_size")
+    size = option("min_size" if min(run.full_size) < run.min_size else "max_size")
     options = ", ".join(_options_that_fit(run)) or f"none; use a smaller {size}"
     raise InputError(f"memory: the run needs {lacking}; options that would fit: {options}")
 

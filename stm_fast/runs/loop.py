@@ -1,7 +1,7 @@
 """The loop over the frames of a video, which all runs share, and the threads for decoding and writing around it."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stm_fast.inference.objects import label, object_scores
-from stm_fast.video import Frame
+from stm_fast.inference.objects import label
+from stm_fast.inference.sightings import Sighting, Watch
+from stm_fast.video import Frame, object_ids
 
 Item = TypeVar("Item")
 
@@ -21,9 +22,10 @@ FRAMES_WAITING = 4  # in each queue: before and after the network
 _END: Any = object()
 
 Ids = npt.NDArray[np.uint8]  # [H, W]
-# from a frame and the ids of the current objects to the mask given for it and the ids in it that count (None for all);
-# None for a frame without a mask
-Prompts = Callable[[Frame, list[int]], tuple[Ids, list[int] | None] | None]
+# a given mask, and the ids in it that count; None for all
+Prompt = tuple[Ids, list[int] | None]
+# from a frame and the ids of the current objects to the mask given for the frame, if any
+Prompts = Callable[[Frame, list[int]], Prompt | None]
 
 
 class Segmenter(Protocol):
@@ -40,7 +42,9 @@ class Segmented(NamedTuple):
 
     frame: Frame
     ids: Ids | None  # [H, W]; None if an earlier process wrote the mask
-    scores: dict[int, float]  # of each current object, if requested
+    sightings: Sequence[Sighting] = ()  # of each current object, if requested
+    object_ids: Sequence[int] = ()  # of the channels of `prob`, from the second on
+    prob: Tensor | None = None  # [1 + O, H, W] float32 on the CPU, if requested
 
 
 def run(
@@ -50,19 +54,21 @@ def run(
     put: Callable[[Segmented], None],
     *,
     first: int = 0,
-    with_scores: bool = False,
+    watch: Watch | None = None,
+    keep_prob: bool = False,
     measure: Callable[[], AbstractContextManager[object]] = nullcontext,
     after: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Segments frames one by one, keeping none.
 
     Args:
-        frames: of one video, in order.
+        frames: of one video, in the order in which they are segmented.
         prompts: the given masks.
-        segmenter: its state is that before frame `first`.
+        segmenter: its state is that before the first frame that is not done.
         put: takes each frame with its mask.
-        first: the frames before it are done; they are passed on without a mask.
-        with_scores: also compute `object_scores`.
+        first: the number of frames that are done; they are passed on without a mask.
+        watch: what tells objects that are found from those that are lost; None to leave that out.
+        keep_prob: also pass the probabilities on; from a GPU, they are copied.
         measure: a context around the network on each frame, from pixels and masks in memory to ids in memory.
         after: called after each frame with the number of frames done.
 
@@ -71,24 +77,44 @@ def run(
     """
     done = 0
     for frame in frames:
-        if frame.index < first:
-            put(Segmented(frame, None, {}))
+        if done < first:
+            put(Segmented(frame, None))
         else:
-            mask, objects = prompts(frame, segmenter.object_ids) or (None, None)
+            prompt = prompts(frame, segmenter.object_ids)
             with measure():
-                picture = torch.from_numpy(frame.image).permute(2, 0, 1)  # [3, H, W]
-                prob = segmenter.step(picture, None if mask is None else torch.from_numpy(mask), objects)
-                segmented = _segmented(frame, prob, segmenter.object_ids, with_scores)
+                prob = step(frame, prompt, segmenter)
+                segmented = _segmented(frame, prob, segmenter.object_ids, watch, given_ids(prompt))
+                if keep_prob:
+                    segmented = segmented._replace(object_ids=segmenter.object_ids, prob=prob.cpu())
             put(segmented)
-        done = frame.index + 1
+        done += 1
         after(done)
     return done
 
 
-def _segmented(frame: Frame, prob: Tensor, object_ids: list[int], with_scores: bool) -> Segmented:
-    found = label(prob, object_ids)
-    scores = object_scores(prob, found, object_ids).tolist() if with_scores else None
-    return Segmented(frame, found.cpu().numpy(), dict(zip(object_ids, scores, strict=True)) if scores else {})
+def given_ids(prompt: Prompt | None) -> list[int]:
+    """The ids that a given mask counts for."""
+    if prompt is None:
+        return []
+    mask, objects = prompt
+    return object_ids(mask) if objects is None else objects
+
+
+def step(frame: Frame, prompt: Prompt | None, segmenter: Segmenter) -> Tensor:
+    """Segments a frame with the mask given for it, if any: probabilities ``[1 + O, H, W]``."""
+    mask, objects = prompt or (None, None)
+    return segmenter.step(as_tensor(frame), None if mask is None else torch.from_numpy(mask), objects)
+
+
+def as_tensor(frame: Frame) -> Tensor:
+    """The pixels of a frame, uint8 [3, H, W]; they share its memory."""
+    return torch.from_numpy(frame.image).permute(2, 0, 1)
+
+
+def _segmented(frame: Frame, prob: Tensor, ids: list[int], watch: Watch | None, given: list[int]) -> Segmented:
+    mask = label(prob, ids)
+    sightings = [] if watch is None else watch.see(prob, mask, ids, given)
+    return Segmented(frame, mask.cpu().numpy(), sightings)
 
 
 def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from stm_fast.boxes import Boxes
+from stm_fast.boxes import NO_BOXES, Boxes
 from stm_fast.choices import DEFAULT_RESULTS, RESULTS, Result
 from stm_fast.errors import InputError, check_name, option, reading, shown
 from stm_fast.listing import mask_of
@@ -19,10 +19,27 @@ if TYPE_CHECKING:
 # of the checkpoint, see `checkpoint`
 RECORD = ".resume.json"
 STATES = ".resume-*.safetensors"
-# see `score_table`
-SCORES = "scores.csv"
-# the folder of the masks that were made of boxes
-GIVEN = "given"
+# see `object_table`
+TABLE = "objects.csv"
+GIVEN = "given"  # the folder of the given masks, if some were made of boxes
+RUN = "run.json"  # see `write_run_record`
+# 8-bit mattes of a run's frames, kept until its videos are complete
+MATTES = ".matte"
+VIDEOS: dict[Result, str] = {
+    "overlay": "overlay.mp4",
+    "matte": "matte.mp4",
+    "alpha": "alpha.mov",
+    "webm": "alpha.webm",
+}
+# folders with files for each frame
+_FRAME_FILES = {
+    "masks": "*.png",
+    "overlay": "*.jpg",
+    "cutout": "*.png",
+    "soft": "*.png",
+    MATTES: "*.png",
+    GIVEN: "*.png",
+}
 START_AGAIN = f"start again with {option('overwrite', True)}"
 # in a chain; Linux treats longer ones as loops
 _MOST_LINKS = 40
@@ -54,6 +71,7 @@ class Job(NamedTuple):
     Attributes:
         masks: for one of many videos, the folder with the masks of all.
         mask_frame: the frame that a single mask belongs to; None to go by its name.
+        both: also segment the frames before the first given mask, backwards.
         boxes: of objects whose masks are to be made.
     """
 
@@ -61,7 +79,8 @@ class Job(NamedTuple):
     masks: "Masks | None"
     output: Path
     mask_frame: int | str | None = None
-    boxes: Boxes = Boxes()
+    both: bool = False
+    boxes: Boxes = NO_BOXES
 
     @property
     def name(self) -> str:
@@ -166,34 +185,40 @@ def remove_results(folder: Path) -> None:
             earlier.unlink(missing_ok=True)
         remove_earlier(folder)
         for part in parts_of(folder):
-            with suppress(OSError):  # missing, or it contains files of the user
-                part.rmdir()
+            _remove_if_empty(part)
 
 
 def remove_earlier(folder: Path) -> None:
-    """Removes masks, overlays and scores of an earlier run, and the masks that were made of its boxes."""
-    masks, overlay, given = parts_of(folder)
-    pictures = (*masks.glob("*.png"), *overlay.glob("*.jpg"), *given.glob("*.png"))
-    for earlier in (*pictures, folder / "overlay.mp4", folder / SCORES):
-        earlier.unlink(missing_ok=True)
+    """Removes the results of an earlier run."""
+    for name in _FRAME_FILES:
+        _remove_frame_files(folder, name)
+    for name in (*VIDEOS.values(), TABLE, RUN):
+        (folder / name).unlink(missing_ok=True)
 
 
 def remove_working_files(folder: Path, write: Collection[Result]) -> None:
-    """Removes masks and scores that were written only to resume the run, and are not among its results."""
-    masks = parts_of(folder)[0]
+    """Removes files that were written only to resume the run, and are not among its results."""
     with writing(folder):
-        if "masks" not in write:
-            for mask in masks.glob("*.png"):
-                mask.unlink(missing_ok=True)
-            with suppress(OSError):  # contains files of the user
-                masks.rmdir()
+        for name in (MATTES,) if "masks" in write else (MATTES, "masks"):
+            _remove_frame_files(folder, name)
+            _remove_if_empty(folder / name)
         if "csv" not in write:
-            (folder / SCORES).unlink(missing_ok=True)
+            (folder / TABLE).unlink(missing_ok=True)
 
 
-def parts_of(folder: Path) -> tuple[Path, Path, Path]:
-    """The folders of masks, overlay images, and masks that were made of boxes."""
-    return folder / "masks", folder / "overlay", folder / GIVEN
+def parts_of(folder: Path) -> list[Path]:
+    """The folders in an output folder that have files for each frame."""
+    return [folder / name for name in _FRAME_FILES]
+
+
+def _remove_frame_files(folder: Path, name: str) -> None:
+    for earlier in (folder / name).glob(_FRAME_FILES[name]):
+        earlier.unlink(missing_ok=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # missing, or it contains files of the user
+        folder.rmdir()
 
 
 def _holds_anything(folder: Path) -> bool:

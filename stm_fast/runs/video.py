@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,19 +13,18 @@ from torch.distributed import ProcessGroup
 from stm_fast.boxes import boxes_of
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
-from stm_fast.inference.augmentation import plain_segmenter
 from stm_fast.inference.options import RunOptions
-from stm_fast.memory import Shard, with_known_size
+from stm_fast.memory import Shard
 from stm_fast.network import STM
-from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run
+from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run, write_run_record
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
-from stm_fast.runs.given import find_masks, match_masks
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
 from stm_fast.runs.mask_sources import Masks
-from stm_fast.runs.output_folder import Job, OutputOptions, check_output, parts_of, remove_working_files
+from stm_fast.runs.object_table import Sight, sights
+from stm_fast.runs.output_folder import GIVEN, Job, OutputOptions, check_output, remove_working_files
+from stm_fast.runs.passes import Pass, open_job
 from stm_fast.runs.ranks import Ranks, of_group
-from stm_fast.runs.sinks import Results
-from stm_fast.video import open_frames
+from stm_fast.runs.sinks import Results, needs_prob, require_encoders
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ class Summary(NamedTuple):
     object_ids: list[int]
     output: Path
     resumed_at: int = 0  # frames that an earlier run had done: all, if it was finished
+    sights: Sequence[Sight] = ()  # how often each object was found
 
 
 class InterruptedRun(Exception):
@@ -67,10 +67,11 @@ def segment_video(
     *,
     model: STM,
     mask_frame: int | str | None = None,
+    both: bool = False,
     boxes: object = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
-    min_size: int = 1,
+    min_size: int | None = None,
     backend: str = "auto",
     write: Collection[Result] = DEFAULT_RESULTS,
     overwrite: bool = False,
@@ -84,11 +85,11 @@ def segment_video(
 ) -> Summary:
     """Segments a video from the masks of some of its frames.
 
-    Writes ``masks/<frame>.png``, ``scores.csv`` (the confidence in each object in each frame, see `object_scores`), an
+    Writes ``masks/<frame>.png``, ``objects.csv`` (where each object is in each frame, and how certain that is), an
     overlay and other results into `output`. The input is checked before anything is written. Memory does not grow with
-    the length of the video, except for the memory bank. Files appear complete or not at all, except for ``scores.csv``,
-    which grows. A run that ends early, for any reason, leaves a checkpoint; with `resume` it continues to the same
-    masks, on a CPU bit for bit.
+    the length of the video, except for the memory bank. Files appear complete or not at all, except for
+    ``objects.csv``, which grows. A run that ends early, for any reason, leaves a checkpoint; with `resume` it continues
+    to the same masks, on a CPU bit for bit.
 
     Args:
         source: a video file, or a folder of jpg, png or webp frames.
@@ -100,9 +101,15 @@ def segment_video(
         output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
+        both: also segment the frames before the first given mask, backwards from it, with the objects of that mask.
+            Otherwise nothing is found in them. Objects that first appear in a later mask are segmented from there on.
         boxes: boxes around objects, as `boxes_of` accepts them; their masks are made with GrabCut, which needs OpenCV,
             and written into ``given/``. Where a box and a mask overlap in a frame, the mask counts.
-        write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv".
+        write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv";
+            of the soft masks, all objects together: "matte" (``matte.mp4``, white is object), "alpha" (``alpha.mov``,
+            ProRes 4444 with straight alpha), "webm" (``alpha.webm``, VP9 with alpha), "cutout"
+            (``cutout/<frame>.png``, RGBA); "soft" (``soft/<frame>.<object>.png``, 16 bits, 65535 times the
+            probability).
         resume: continue the interrupted run in `output`; start one if the folder is empty.
         checkpoint_seconds: minimum time between checkpoints, which take at most a tenth of the run time.
         leave_record: leave a hidden file that marks the run as finished, so that `resume` does nothing.
@@ -117,7 +124,7 @@ def segment_video(
         InterruptedRun: `should_stop` returned True.
         RankLostError: another process of the group is gone.
     """
-    job = Job(Path(source), masks, Path(output), mask_frame, boxes_of(boxes))
+    job = Job(Path(source), masks, Path(output), mask_frame, both, boxes_of(boxes))
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     outputs = OutputOptions(tuple(write), overwrite, resume, checkpoint_seconds, leave_record)
     hooks = Hooks(should_stop, progress or _ignore, estimated or _ignore)
@@ -138,15 +145,14 @@ class _VideoRun:
         self, job: Job, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
     ) -> None:
         self._job, self._outputs, self._hooks, self._ranks = job, outputs, hooks, ranks
-        masks = find_masks(job.masks, job.source)
-        self._reader = reader = open_frames(job.source, masks.files)
-        self._given = given = match_masks(masks, reader, job.mask_frame, job.boxes)
-        options = replace(options, memory=with_known_size(options.memory, reader.frame_count, given.ids))
-        self._segmenter = plain_segmenter(model, options, Shard(ranks.group))
-        described = describe_video_run(job.source, given, model, options, outputs.write, ranks.world)
-        self._checkpoint = Checkpoint(job.output, described, ranks)
-        self._workload = workload_of(model, options, (reader.height, reader.width), given, ranks.world)
-        self._results = Results()
+        self._opened = opened = open_job(job, model, options, Shard(ranks.group))
+        self._segmenter = opened.segmenter
+        self._described = describe_video_run(job, opened.given, model, opened.options, outputs.write, ranks.world)
+        self._checkpoint = Checkpoint(job.output, self._described, ranks)
+        size = (opened.reader.height, opened.reader.width)
+        self._device = next(model.parameters()).device
+        self._keep_prob = needs_prob(outputs.write)
+        self._workload = workload_of(model, opened.options, size, opened.given, ranks.world, keep_prob=self._keep_prob)
         self._timer = CheckpointTimer(outputs.checkpoint_seconds)
 
     def segment(self) -> Summary:
@@ -154,64 +160,99 @@ class _VideoRun:
         job, outputs, ranks = self._job, self._outputs, self._ranks
         position = ranks.together(self._checkpoint.find) if outputs.resume else None
         if position is not None and position.finished:
-            return Summary(position.frames, 0.0, position.object_ids, job.output, position.frames)
+            done = position.frames
+            return Summary(done, 0.0, position.object_ids, job.output, done, sights(job.output))
         ranks.lead(lambda: check_output(job.output, outputs.overwrite, job.inputs, resume=outputs.resume))
+        ranks.lead(lambda: require_encoders(job.output, outputs.write))
         estimate = check_fits(self._workload)
-        for note in self._given.notes if ranks.leads else ():
+        for note in self._opened.given.notes if ranks.leads else ():
             logger.warning(note)
         self._hooks.estimated(estimate)
 
         start = time.perf_counter()
         first = self._restore(position)
-        scores = 0 if position is None else position.scores
-        palette = self._given.palette
-        with self._results as results:
-            ranks.lead(lambda: results.open(job.output, self._reader, palette, outputs.write, first, scores))
-            ranks.lead(lambda: self._given.write(parts_of(job.output)[2], self._reader))
-            frames = self._run(first)
+        frames = self._run_passes(first, 0 if position is None else position.scores)
         ids = self._segmenter.object_ids
+        seen = sights(job.output) if ranks.leads else []
+        if ranks.leads:
+            write_run_record(job.output, self._described, frames, ids, self._device)
         self._checkpoint.finish(frames, ids, leave_record=outputs.leave_record)
         if ranks.leads:
             remove_working_files(job.output, outputs.write)
-        return Summary(frames, time.perf_counter() - start, ids, job.output, first)
+        return Summary(frames, time.perf_counter() - start, ids, job.output, first, seen)
 
     def _restore(self, position: Position | None) -> int:
-        """Restores the segmenter; returns the next frame to segment."""
+        """Restores the segmenter; returns the number of frames that are done."""
         if position is None:
             # from here on, a killed run can be resumed
             self._checkpoint.save(0, [], {})
             return 0
-        if position.frames > 0:
+        # a pass starts with an empty memory
+        if position.frames not in [one.before for one in self._opened.passes]:
             self._checkpoint.restore(position, self._segmenter.load_state_dict)
         return position.frames
 
-    def _run(self, first: int) -> int:
+    def _run_passes(self, done: int, scores: int) -> int:
+        """The passes that are not over; returns the number of frames.
+
+        Args:
+            done: the number of frames that are done.
+            scores: the checksum of the table of these frames.
+        """
+        frames = 0
+        for one in self._opened.passes:
+            if one.is_over(done):
+                continue
+            if done <= one.before:
+                one.begin(self._segmenter)
+            with Results() as results:
+                self._ranks.lead(partial(self._open, results, one, done, scores))
+                frames = self._run(one, results, done)
+                done, scores = frames, results.checksum
+                if one.until is None:
+                    self._opened.given.check_all_used(frames)
+                else:
+                    results.sync()
+                    # the next pass starts with an empty memory
+                    self._checkpoint.save(done, self._segmenter.object_ids, {}, scores)
+        return frames
+
+    def _open(self, results: Results, one: Pass, done: int, scores: int) -> None:
+        reader, palette, write = self._opened.reader, self._opened.given.palette, self._outputs.write
+        results.open(self._job.output, reader, palette, write, one.indices(done), scores, in_order=not one.backwards)
+        self._opened.given.write(self._job.output / GIVEN, reader)
+
+    def _run(self, one: Pass, results: Results, first: int) -> int:
         """The loop over the frames, between the thread that decodes and the one that writes."""
-        decoded = prefetch(self._reader, FRAMES_WAITING)
-        with BackgroundWriter(self._results.write, FRAMES_WAITING) as writer, closing(decoded) as frames:
-            count = run(
+        decoded = prefetch(one.frames(), FRAMES_WAITING)
+        with BackgroundWriter(results.write, FRAMES_WAITING) as writer, closing(decoded) as frames:
+
+            def advance(done: int) -> None:
+                self._advance(max(first, done), done > first, writer, results)
+
+            return run(
                 frames,
-                self._given.prompt,
+                one.prompts,
                 self._segmenter,
                 writer.put,
                 first=first,
-                with_scores=True,
-                after=lambda done: self._advance(first, done, writer),
+                watch=results.watch,
+                keep_prob=self._keep_prob and self._ranks.leads,
+                after=advance,
             )
-            self._given.check_all_used(count)
-        return count
 
-    def _advance(self, first: int, done: int, writer: BackgroundWriter[Segmented]) -> None:
+    def _advance(self, done: int, is_new: bool, writer: BackgroundWriter[Segmented], results: Results) -> None:
         """After each frame: reports progress, saves a checkpoint if one is due, and stops on request."""
-        self._hooks.progress(done, self._reader.frame_count)
+        self._hooks.progress(done, self._opened.reader.frame_count)
         stop, due = self._ranks.any(self._hooks.should_stop(), self._timer.due)
-        if (stop or due) and done > first:
+        if (stop or due) and is_new:
             with self._timer.saving():
                 writer.flush()
-                written = self._results.sync()
-                self._checkpoint.save(done, self._segmenter.object_ids, self._segmenter.state_dict(), written)
+                results.sync()
+                state = self._segmenter.state_dict()
+                self._checkpoint.save(done, self._segmenter.object_ids, state, results.checksum)
         if stop:
-            raise InterruptedRun(max(done, first))
+            raise InterruptedRun(done)
 
 
 def _ignore(*_: object) -> None:

@@ -1,15 +1,13 @@
 """The network that a command runs, before it is loaded."""
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from stm_fast.choices import Arch, CompileMode, Precision
-from stm_fast.errors import InputError, option, require_file
-from stm_fast.network.released import DEFAULT, FILES, MIN_SIZE, weights_file
-
-_DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
+from stm_fast.errors import InputError, option
+from stm_fast.network.device import check_device
+from stm_fast.network.places import file_of, find_weights
+from stm_fast.network.released import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,7 @@ class NetworkChoice:
     """A network, and how to run it.
 
     Args:
-        weights: a checkpoint; "default" and "open" are those of the package.
+        weights: as for :func:`stm_fast.load`: a checkpoint, "default" or "open", or a repository of the hub.
         arch: an untrained network instead of the default weights.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" selects the fastest one of the device.
@@ -27,7 +25,7 @@ class NetworkChoice:
         InputError: no such checkpoint or device, or both weights and an untrained network.
     """
 
-    weights: Path = Path(DEFAULT)
+    weights: str | Path = DEFAULT
     arch: Arch | None = None
     device: str = "auto"
     dtype: Precision = "float32"
@@ -38,24 +36,15 @@ class NetworkChoice:
             raise InputError(
                 f"{option('arch')}: found {self.arch} with {option('weights', self.weights)}, expected one of them"
             )
-        if _DEVICES.fullmatch(self.device) is None:
-            raise InputError(f"{option('device')}: found {self.device[:40]!r}, expected auto, cpu, cuda or cuda:N")
-        require_file(self.file, "a checkpoint")
+        check_device(self.device)
+        find_weights(self.weights)
 
     @property
-    def file(self) -> Path:
-        """The file of the weights."""
-        return weights_file(self.weights)
+    def file(self) -> Path | None:
+        """The file of the weights; None if they are on the hub."""
+        return file_of(find_weights(self.weights))
 
     @property
     def untrained(self) -> bool:
         """Whether the network is untrained."""
         return self.arch is not None
-
-    def smallest_side(self, min_size: int | None, max_size: int | None = None) -> int:
-        """`min_size` of the `VideoSegmenter`: as requested, otherwise the one that suits the weights."""
-        if min_size is not None:
-            return min_size
-        if self.untrained or os.path.realpath(self.file) not in map(str, FILES.values()):
-            return 1
-        return MIN_SIZE if max_size is None else min(MIN_SIZE, max_size)

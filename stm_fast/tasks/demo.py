@@ -38,7 +38,6 @@ def run_demo(
             mask,
             output / "result",
             model=model,
-            min_size=network.smallest_side(None),
             backend=backend,
             overwrite=overwrite,
             progress=advance,

@@ -78,6 +78,7 @@ def evaluate_set(
         InputError: an output folder of another run, or data, weights or options that do not fit.
     """
     model = load_model(network)
+    options = options.for_weights(model.min_size)
     prepared = prepare(model, network)
     AugmentedSegmenter(prepared, options)  # refuses invalid options before any work
     run = describe_run(model, set_name, split, options)

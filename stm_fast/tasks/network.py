@@ -6,13 +6,10 @@ from pathlib import Path
 
 import torch
 
-from stm_fast.errors import InputError, option
 from stm_fast.heap import weights_mapped
-from stm_fast.network import STM, save_checkpoint
+from stm_fast.network import STM, loading, save_checkpoint
 from stm_fast.network.architecture import NETWORKS
-from stm_fast.network.checkpoint import load_network
-from stm_fast.network.deploy import for_inference
-from stm_fast.network.deploy.precision import choose_dtype
+from stm_fast.network.device import choose_device
 from stm_fast.network.mean import into_mean
 from stm_fast.printing import say
 from stm_fast.runs.ranks import launched
@@ -22,12 +19,13 @@ from stm_fast.tasks.choice import NetworkChoice
 @weights_mapped()
 def load_model(choice: NetworkChoice) -> STM:
     """The network on its device. Raises InputError if it cannot be loaded or the device does not exist."""
-    device = _device(choice.device)
+    # a device for each of the processes that torchrun starts on this machine
+    device = choose_device(choice.device, launched().local_rank)
     if choice.arch is not None:
         torch.manual_seed(0)
         model = STM(**asdict(NETWORKS[choice.arch]))
     else:
-        model = load_network(choice.file)
+        model = loading.load_weights(choice.weights)
     return model.to(device).eval()
 
 
@@ -39,8 +37,7 @@ def load_for_inference(choice: NetworkChoice) -> STM:
 @weights_mapped()
 def prepare(model: STM, choice: NetworkChoice) -> STM:
     """Prepares a network for inference."""
-    dtype = choose_dtype(choice.dtype, next(model.parameters()).device)
-    return for_inference(model, dtype=dtype, compile=choice.compile)
+    return loading.prepare(model, choice.dtype, choice.compile)
 
 
 def convert_checkpoints(sources: Sequence[NetworkChoice], target: Path, *, half: bool) -> None:
@@ -52,15 +49,3 @@ def convert_checkpoints(sources: Sequence[NetworkChoice], target: Path, *, half:
     model = into_mean([load_model(source) for source in sources])
     save_checkpoint(model, target, half=half)
     say(f"{target}: {model.architecture}")
-
-
-def _device(name: str) -> torch.device:
-    count = torch.cuda.device_count()
-    if name == "auto":
-        # a device for each of the processes that torchrun starts on this machine
-        index = launched().local_rank
-        return torch.device("cuda", index % count) if count else torch.device("cpu")
-    _, _, number = name.partition(":")
-    if name != "cpu" and int(number or 0) >= count:
-        raise InputError(f"{option('device')}: found {name!r}, but this machine has {count} CUDA devices")
-    return torch.device(name)

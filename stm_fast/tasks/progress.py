@@ -8,8 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from stm_fast.printing import printable, say
-from stm_fast.runs.output_folder import SCORES
-from stm_fast.runs.score_table import sights
+from stm_fast.runs.object_table import MOST_SPANS, Sight
 from stm_fast.runs.video import Summary
 
 # file names must not be interpreted as markup
@@ -42,16 +41,28 @@ def task_name(untrained: bool) -> str:
 
 
 def print_summary(summary: Summary) -> None:
-    """Prints a summary, after a line for each object that was not found in some frames."""
-    for sight in sights(summary.output):
-        if sight.missing:
-            where = f"not found in {sight.missing} of {sight.frames} frames, last found in {sight.last}"
-            say(f"{summary.output / SCORES}: object {sight.object_id} {where}")
+    """Prints a summary, after a line for each object that was lost or doubtful in some frames."""
+    for sight in summary.sights:
+        if sight.lost or sight.doubtful:
+            say(f"object {sight.object_id}: {_trouble(sight)}")
     objects = ", ".join(map(str, summary.object_ids))
     speed = "finished earlier"
     if summary.frames > summary.resumed_at:
         speed = f"{(summary.frames - summary.resumed_at) / summary.seconds:.2f} frames/s"
     say(f"{summary.frames} frames, objects {objects}, {speed}, results in {summary.output}")
+
+
+def _trouble(sight: Sight) -> str:
+    """As "lost in 37 of 66 frames, last found in 00028; doubtful in 3 frames (00025, 00027 to 00028)"."""
+    parts = []
+    if sight.lost:
+        last = f", last found in {sight.last}" if sight.state == "lost" and sight.last else ""
+        parts.append(f"lost in {sight.lost} of {sight.frames} frames{last}")
+    if sight.doubtful:
+        shown = [first if first == last else f"{first} to {last}" for first, last in sight.spans[:MOST_SPANS]]
+        where = ", ".join(shown + ["..."] * (len(sight.spans) > MOST_SPANS))
+        parts.append(f"doubtful in {sight.doubtful} frame{'s' * (sight.doubtful > 1)} ({where})")
+    return "; ".join(parts)
 
 
 def print_untrained() -> None:

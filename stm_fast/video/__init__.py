@@ -14,18 +14,23 @@ from stm_fast.video.masks import (
 )
 from stm_fast.video.overlay import draw_overlay
 from stm_fast.video.reader import open_frames
-from stm_fast.video.writer import MaskWriter, OverlayImageWriter, OverlayVideoWriter
+from stm_fast.video.video_writer import VIDEO_WRITERS, OverlayVideoWriter, VideoWriter
+from stm_fast.video.writer import CutoutWriter, MaskWriter, OverlayImageWriter, SoftMaskWriter
 
 __all__ = [
     "DAVIS_PALETTE",
+    "VIDEO_WRITERS",
     "VOID",
     "VOID_NOTE",
+    "CutoutWriter",
     "Frame",
     "FrameReader",
     "MaskImage",
     "MaskWriter",
     "OverlayImageWriter",
     "OverlayVideoWriter",
+    "SoftMaskWriter",
+    "VideoWriter",
     "draw_overlay",
     "has_void",
     "object_ids",

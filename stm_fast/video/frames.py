@@ -5,9 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from stm_fast.video.sound import Sound
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +58,20 @@ class FrameReader(ABC):
         """Frames from the first. Raises InputError, which names the frame, if one cannot be decoded."""
 
     @abstractmethod
+    def backward(self, before: int | None = None) -> Iterator[Frame]:
+        """The frames before one, or all, from the last to frame 0; otherwise as `iter()` gives them.
+
+        Memory is bounded. Raises InputError as `iter()` does, but possibly before the first frame is given.
+        """
+
+    @abstractmethod
     def index_of(self, name: str) -> int | None:
         """The index of the frame with this name, or None."""
 
     @abstractmethod
     def name_of(self, index: int) -> str:
         """The name of a frame, as in `Frame`. An index past the end is a programming error."""
+
+    def sound(self) -> "Sound | None":
+        """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
+        return None

@@ -43,18 +43,24 @@ class ImageFolder(FrameReader):
             self._check_size(file, _read_size(file))
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, file in enumerate(self._files):
-            with open_image(file) as image:
-                # the file may have been replaced since
-                self._check_size(file, upright_size(image))
-                pixels = _decode(image)
-            yield Frame(index, float(index / self.frame_rate), file.stem, pixels)
+        return map(self._read, range(len(self._files)))
+
+    def backward(self, before: int | None = None) -> Iterator[Frame]:
+        return map(self._read, reversed(range(len(self._files))[:before]))
 
     def index_of(self, name: str) -> int | None:
         return next((index for index, file in enumerate(self._files) if file.stem == name), None)
 
     def name_of(self, index: int) -> str:
         return self._files[index].stem
+
+    def _read(self, index: int) -> Frame:
+        file = self._files[index]
+        with open_image(file) as image:
+            # the file may have been replaced since
+            self._check_size(file, upright_size(image))
+            pixels = _decode(image)
+        return Frame(index, float(index / self.frame_rate), file.stem, pixels)
 
     def _check_size(self, file: Path, size: tuple[int, int]) -> None:
         if size != (self.width, self.height):

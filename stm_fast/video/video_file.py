@@ -3,11 +3,11 @@
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -20,8 +20,11 @@ from av.video.stream import VideoStream
 
 from stm_fast.errors import InputError, reason_of
 from stm_fast.video import containers
+from stm_fast.video.display_matrix import orientation_of
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.packet_count import PacketCount, VideoPacket
+from stm_fast.video.rewind import FrameRecord, HeldFrames
+from stm_fast.video.sound import Sound
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ _NOT_VIDEO_FORMATS = frozenset(
 )
 # of a frame number
 _MAX_DIGITS = 18
+# frames that a decoder may show before the frame at which a file was positioned
+_MOST_EARLIER = 300
 
 
 class VideoFile(FrameReader):
@@ -59,27 +64,28 @@ class VideoFile(FrameReader):
             self.frame_rate = _frame_rate(stream)
             count = PacketCount(path, container, stream)
             packets = count.watch(container.demux(stream))
-            first = next(self._decode(packets))
+            _, first = next(self._timed(packets))
+            with self._decoding(0):
+                # read once: PyAV's side data and its frame form a reference cycle
+                self._orientation = orientation_of(first)
+            self.height, self.width = self._convert(0, 0.0, first).image.shape[:2]
             # a damaged frame is reported by name when it is reached
             with suppress(av.FFmpegError):
                 self.frame_count = count.finish(packets)
-        self.height, self.width = first.image.shape[:2]
 
     def __iter__(self) -> Iterator[Frame]:
-        decoded = 0
-        with _open_stream(self.path) as (container, stream):
-            for frame in self._decode(container.demux(stream)):
-                if frame.image.shape[:2] != (self.height, self.width):
-                    height, width = frame.image.shape[:2]
-                    raise InputError(
-                        f"{self.path}: frame {frame.index} is {width}x{height}, expected {self.width}x{self.height} "
-                        "like frame 0"
-                    )
-                yield frame
-                decoded += 1
-        if self.frame_count not in (None, decoded):
-            # decoders silently drop frames of a damaged file
-            logger.warning("%s: damaged: %d of %d frames could be decoded", self.path, decoded, self.frame_count)
+        for index, (time, stored) in enumerate(self._shown()):
+            yield self._convert(index, time, stored)
+
+    def backward(self, before: int | None = None) -> Iterator[Frame]:
+        record, held = self._record(before)
+        while held:
+            first = held.first
+            while held:
+                # no frame stays in a variable: FFmpeg frees the memory of all decoded frames together
+                yield self._convert(held.last, record.times[held.last], held.pop())
+            if first > 0:
+                held = self._held_before(first, record)
 
     def index_of(self, name: str) -> int | None:
         if not (name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS):
@@ -89,29 +95,59 @@ class VideoFile(FrameReader):
     def name_of(self, index: int) -> str:
         return f"{index:05d}"
 
-    def _decode(self, packets: Iterator[VideoPacket]) -> Iterator[Frame]:
+    def sound(self) -> Sound | None:
+        with _open_stream(self.path) as (container, stream):
+            if not container.streams.audio:
+                return None
+            origin = _seconds(next(self._decoded(container.demux(stream)))) or 0.0
+        return Sound(self.path, _open_stream(self.path), Fraction(origin))
+
+    def _shown(self, before: int | None = None) -> Iterator[tuple[float, VideoFrame]]:
+        """The frames before one, or all. Raises InputError at one that cannot be decoded or has another size."""
+        count = 0
+        with _open_stream(self.path) as (container, stream):
+            for time, stored in islice(self._timed(container.demux(stream)), before):
+                self._check_size(count, stored)
+                yield time, stored
+                count += 1
+        if before is None and self.frame_count not in (None, count):
+            # decoders silently drop frames of a damaged file
+            logger.warning("%s: damaged: %d of %d frames could be decoded", self.path, count, self.frame_count)
+
+    def _check_size(self, index: int, stored: VideoFrame) -> None:
+        width, height = self._orientation.upright_size(stored)
+        if (width, height) != (self.width, self.height):
+            expected = f"{self.width}x{self.height} like frame 0"
+            raise InputError(f"{self.path}: frame {index} is {width}x{height}, expected {expected}")
+
+    def _timed(self, packets: Iterator[VideoPacket]) -> Iterator[tuple[float, VideoFrame]]:
+        """The decoded frames, and when they are shown in seconds since the first."""
         time = 0.0
-        for index, decoded in enumerate(self._decoded(packets)):
-            stamp = _stamp(decoded)
-            with _as_input_error(f"{self.path}: frame {index} cannot be decoded"):
-                if index == 0:
-                    origin = stamp or 0.0
-                    # read once: PyAV's side data and its frame form a reference cycle
-                    orientation = _orientation(decoded)
-                elif stamp is not None and stamp - origin > time:
-                    time = stamp - origin
-                else:
-                    # some containers (AVI) have no usable time stamps: continue at the frame rate
-                    time += float(1 / self.frame_rate)
-                image = cast(npt.NDArray[np.uint8], decoded.to_ndarray(format="rgb24"))  # [H, W, 3]
-            yield Frame(index, time, self.name_of(index), orientation.apply(image))
+        for index, stored in enumerate(self._decoded(packets)):
+            stamp = _seconds(stored)
+            if index == 0:
+                origin = stamp or 0.0
+            elif stamp is not None and stamp - origin > time:
+                time = stamp - origin
+            else:
+                # some containers (AVI) have no usable time stamps: continue at the frame rate
+                time += float(1 / self.frame_rate)
+            yield time, stored
+
+    def _convert(self, index: int, time: float, stored: VideoFrame) -> Frame:
+        with self._decoding(index):
+            image = cast(npt.NDArray[np.uint8], stored.to_ndarray(format="rgb24"))  # [H, W, 3]
+        return Frame(index, time, self.name_of(index), self._orientation.apply(image))
+
+    def _decoding(self, index: int) -> AbstractContextManager[None]:
+        return _as_input_error(f"{self.path}: frame {index} cannot be decoded")
 
     def _decoded(self, packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
         """The decoded frames. Raises InputError at a damaged frame, or if there is none at all."""
         frames = _decode(packets)
         index = 0
         while True:
-            with _as_input_error(f"{self.path}: frame {index} cannot be decoded"):
+            with self._decoding(index):
                 frame = next(frames, None)
             if frame is None:
                 break
@@ -121,6 +157,39 @@ class VideoFile(FrameReader):
             index += 1
         if index == 0:
             raise InputError(f"{self.path}: the video stream contains no frames")
+
+    def _record(self, before: int | None) -> tuple[FrameRecord, HeldFrames]:
+        """What the frames before one are, or all, and the last of them."""
+        record, held = FrameRecord(), HeldFrames()
+        for index, (time, stored) in enumerate(self._shown(before)):
+            record.add(time, stored)
+            held.add(index, stored)
+        return record, held
+
+    def _held_before(self, stop: int, record: FrameRecord) -> HeldFrames:
+        """The last frames before `stop`, from the best place to start at which decoding finds those on record."""
+        for start in record.starts(stop):
+            # not every file can be positioned, and a decoder may need frames before a key frame
+            with suppress(InputError) if start else nullcontext():
+                held = HeldFrames()
+                for index, stored in self._decoded_from(start, stop, record):
+                    if index >= stop:
+                        break
+                    held.add(index, stored)
+                    if index == stop - 1:
+                        return held
+        raise InputError(f"{self.path}: changed while it was read")
+
+    def _decoded_from(self, start: int, stop: int, record: FrameRecord) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames from key frame `start` or one nearby, with their indices, to `stop` or further; fewer if not found."""
+        with _open_stream(self.path) as (container, stream):
+            packets = container.demux(stream)
+            if start == 0:
+                yield from enumerate(self._decoded(packets))
+            else:
+                with _as_input_error(f"{self.path}: cannot be decoded from frame {start}"):
+                    container.seek(record.stamp(start), stream=stream)
+                    yield from record.located(islice(_decode(packets), stop - start + _MOST_EARLIER))
 
 
 def _decode(packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
@@ -206,8 +275,8 @@ def _frame_rate(stream: VideoStream) -> Fraction:
     return DEFAULT_FRAME_RATE
 
 
-def _stamp(frame: VideoFrame) -> float | None:
-    """When a frame is shown, in seconds; None if the file does not say."""
+def _seconds(frame: VideoFrame) -> float | None:
+    """When a frame is shown; None if the file does not say."""
     time = frame.time if frame.pts is not None and frame.time_base else None
     return time if time is not None and math.isfinite(time) else None
 
@@ -220,34 +289,6 @@ def _check_complete(path: Path, container: InputContainer, stream: VideoStream) 
     size = path.stat().st_size
     if end > size:
         raise InputError(f"{path}: truncated: it should have {end} bytes, but has {size}")
-
-
-@dataclass(frozen=True)
-class _Orientation:
-    """Quarter turns and reflections, as a transposition followed by flips."""
-
-    transpose: bool
-    rows: slice
-    columns: slice
-
-    def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The upright image [H, W, 3], contiguous."""
-        turned = image.transpose(1, 0, 2) if self.transpose else image
-        return np.ascontiguousarray(turned[self.rows, self.columns])
-
-
-def _orientation(frame: VideoFrame) -> _Orientation:
-    """The display matrix of a decoded frame, to the nearest quarter turn; upright if it is not close to one."""
-    stored: Any = frame.side_data.get("DISPLAYMATRIX")
-    a, b, c, d = 1, 0, 0, 1
-    if stored is not None:
-        # x' = a x + c y, y' = b x + d y, in the layout of the tkhd matrix of ISO/IEC 14496-12
-        a, b, _, c, d = np.frombuffer(bytes(stored), np.int32)[:5].tolist()
-    transpose = abs(a) < abs(b) and abs(d) < abs(c)
-    if not (transpose or (abs(a) > abs(b) and abs(d) > abs(c))):
-        a, d = 1, 1
-    across, down = (c, b) if transpose else (a, d)
-    return _Orientation(transpose, slice(None, None, -1 if down < 0 else 1), slice(None, None, -1 if across < 0 else 1))
 
 
 @contextmanager

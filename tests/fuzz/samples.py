@@ -248,9 +248,11 @@ def run_records() -> list[Files]:
 RUN = {"set": "davis17", "split": "val", "memory": {"every": 5}, "weights": "abc"}
 
 
-def score_tables() -> list[Files]:
-    rows = [f"{n},{n:05d},{o},{20 * o},0.9{n}" for n in range(3) for o in (1, 2)]
-    return [{"scores.csv": ("index,frame,object,pixels,score\n" + "\n".join(rows) + "\n").encode()}]
+def object_tables() -> list[Files]:
+    header = "index,frame,time,object,pixels,x,y,width,height,center_x,center_y,probability,score,state"
+    cells = [(n, o, "found", "4,5,6,7,8.50,9.50") for n in range(3) for o in (1, 2)] + [(3, 1, "lost", ",,,,,")]
+    rows = [f"{n},{n:05d},0.{n}00000,{o},{20 * o},{box},0.9{n}0,0.500,{state}" for n, o, state, box in cells]
+    return [{"objects.csv": "\n".join([header, *rows, ""]).encode()}]
 
 
 def logs() -> list[Files]:

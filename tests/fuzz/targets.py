@@ -242,12 +242,12 @@ def _read_run(folder: Path) -> None:
     speed(timings)
 
 
-def _read_scores(folder: Path) -> None:
-    from stm_fast.runs.score_table import ScoreTable, sights
+def _read_table(folder: Path) -> None:
+    from stm_fast.runs.object_table import ObjectTable, sights
 
     for sight in sights(folder):
-        assert sight.missing <= sight.frames
-    ScoreTable(folder, 2).close()
+        assert sight.lost + sight.doubtful <= sight.frames
+    ObjectTable(folder, range(2)).close()
     assert all(sight.frames <= 10**6 for sight in sights(folder))
 
 
@@ -289,7 +289,7 @@ _ALL = (
     Target("meta", _read_meta, samples.metas, changed=("meta.json",)),
     Target("resume", _resume, samples.resumes),
     Target("run", _read_run, samples.run_records, sealed=True),
-    Target("scores", _read_scores, samples.score_tables, cases=300),
+    Target("objects", _read_table, samples.object_tables, cases=300),
     Target("log", _read_log, samples.logs, cases=300),
     Target("training", _read_training, samples.trainings, needs=("yaml",)),
     Target("record", _read_record, samples.benchmark_records, cases=300, sealed=True),

@@ -59,6 +59,7 @@ def for_inference(
         InputError: no such mode.
     """
     copy = deepcopy(model).eval().requires_grad_(False)
+    copy.prepared = True
     weight = copy.decoder.compress.weight
     dtype = dtype or weight.dtype
     on_cpu = weight.device.type == "cpu"

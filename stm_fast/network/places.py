@@ -1,0 +1,79 @@
+"""Where weights are: in the package, in a file, in a folder that `STM.save_pretrained` wrote, or on the hub.
+
+Nothing here imports torch or uses the network.
+"""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from stm_fast.errors import InputError, reading, require_file, shown_text
+from stm_fast.network.released import FILES
+
+# the files of a folder that `STM.save_pretrained` wrote
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+HUB = "hf://"
+HOW_TO_GET_HUB = "the Hugging Face hub needs huggingface_hub: pip install 'stm_fast[hub]'"
+_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
+_REPOSITORY = re.compile(rf"({_NAME}/{_NAME})(?:@([\w][\w./-]{{0,254}}))?", re.ASCII)
+# a missing path that ends in one of these is a mistyped file, not a repository
+_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+
+
+class Repository(NamedTuple):
+    """A repository of the Hugging Face hub."""
+
+    name: str  # user/repo
+    revision: str | None = None  # a branch, a tag or a commit; None for the default branch
+
+    def __str__(self) -> str:
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+
+def find_weights(weights: str | Path) -> Path | Repository:
+    """The file, folder or repository that `weights` names.
+
+    Args:
+        weights: "default" or "open" for those of the package, a file, a folder that `STM.save_pretrained` wrote, or
+            ``user/repo`` or ``user/repo@revision`` on the hub, with or without ``hf://`` in front. What exists on this
+            machine wins. Without ``hf://``, a missing path is not looked up on the hub if it ends like a file of
+            weights, or if its first folder exists.
+
+    Raises:
+        InputError: nothing there, or a repository without huggingface_hub to read it.
+    """
+    name = str(weights)
+    if name in FILES:
+        return FILES[name]
+    if name.startswith(HUB):
+        return _repository(name.removeprefix(HUB), name)
+    path = Path(weights)
+    with reading(path):
+        mistyped = path.exists() or path.suffix in _FILES or path.parent.exists()
+        folder = path.is_dir()
+    if not mistyped and _REPOSITORY.fullmatch(name):
+        return _repository(name, name)
+    require_file(path / WEIGHTS if folder else path, "a checkpoint")
+    return path
+
+
+def file_of(place: Path | Repository) -> Path | None:
+    """The file of weights on this machine; None for a repository."""
+    if isinstance(place, Repository):
+        return None
+    return place / WEIGHTS if place.is_dir() else place
+
+
+def repository(name: str) -> Repository:
+    """The repository of that name, with or without ``hf://``. Raises InputError as `find_weights` does."""
+    return _repository(name.removeprefix(HUB), name)
+
+
+def _repository(name: str, given: str) -> Repository:
+    match = _REPOSITORY.fullmatch(name)
+    if match is None:
+        raise InputError(f"{shown_text(given)}: not a name on the hub, expected user/repo or user/repo@revision")
+    if find_spec("huggingface_hub") is None:
+        raise InputError(f"{given}: no such file or folder, and {HOW_TO_GET_HUB}")
+    return Repository(match[1], match[2])

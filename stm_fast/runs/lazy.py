@@ -1,0 +1,65 @@
+"""Segments a video frame by frame, as the results are asked for."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from stm_fast.boxes import boxes_of
+from stm_fast.config import MemoryConfig
+from stm_fast.inference.engine import Segmentation
+from stm_fast.inference.options import RunOptions
+from stm_fast.inference.sightings import Watch
+from stm_fast.network import STM
+from stm_fast.network.loading import load
+from stm_fast.runs.loop import FRAMES_WAITING, given_ids, prefetch, step
+from stm_fast.runs.mask_sources import Masks
+from stm_fast.runs.output_folder import Job
+from stm_fast.runs.passes import OpenedJob, open_job
+
+
+def segment(
+    source: str | Path,
+    masks: Masks | None = None,
+    *,
+    model: STM | None = None,
+    mask_frame: int | str | None = None,
+    both: bool = False,
+    boxes: object = None,
+    memory: MemoryConfig | None = None,
+    max_size: int | None = None,
+    min_size: int | None = None,
+    backend: str = "auto",
+) -> Iterator[Segmentation]:
+    """Segments a video from the masks of some of its frames, and yields the result of each frame; writes nothing.
+
+    The input is checked at once. A frame is segmented when its result is asked for; a few frames are decoded ahead.
+
+    Args:
+        source, masks, mask_frame, both, boxes: as in :func:`stm_fast.segment_video`.
+        model: from :func:`stm_fast.load`; by default the package's weights.
+        memory, max_size, min_size, backend: as in :class:`stm_fast.VideoSegmenter`.
+
+    Yields:
+        The `Segmentation` of every frame. With `both`, those of the frames before the first given mask come first, the
+        last one first: see `Segmentation.frame_index`.
+
+    Raises:
+        InputError: anything wrong with the input, in one line; while iterating, a frame that cannot be decoded.
+    """
+    model = load() if model is None else model
+    options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
+    return _segmentations(open_job(Job(Path(source), masks, Path(), mask_frame, both, boxes_of(boxes)), model, options))
+
+
+def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
+    segmenter, count = job.segmenter, 0
+    for one in job.passes:
+        one.begin(segmenter)
+        watch = Watch()
+        with closing(prefetch(one.frames(), FRAMES_WAITING)) as frames:
+            for count, frame in enumerate(frames, start=1):
+                if count > one.before:
+                    prompt = one.prompts(frame, segmenter.object_ids)
+                    result = Segmentation(frame.index, step(frame, prompt, segmenter), segmenter.object_ids)
+                    yield result.watched(watch, given_ids(prompt))
+    job.given.check_all_used(count)

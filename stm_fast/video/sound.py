@@ -1,0 +1,165 @@
+"""The sound of a video file, copied into another file while its video is written."""
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeAlias
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Discard
+from av.video.stream import VideoStream
+
+from stm_fast.errors import reason_of
+
+logger = logging.getLogger(__name__)
+
+AudioPacket: TypeAlias = "Packet[AudioStream]"  # not a generic type at run time
+
+# codecs that players expect in MP4; anything else is encoded as AAC
+_IN_MP4 = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"})
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+_AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+_BITS_PER_CHANNEL = 80_000  # per second
+# seconds before the first frame, which players decode but do not play: a packet also needs those before it
+_PREROLL = Fraction(1, 10)
+
+
+class Sound:
+    """The audio streams of a file, read while the frames of a video are written next to them.
+
+    Each part of the sound keeps its time relative to the first frame. A context manager, which closes the file.
+    """
+
+    def __init__(
+        self, path: Path, opened: AbstractContextManager[tuple[InputContainer, VideoStream]], origin: Fraction
+    ) -> None:
+        """Opens the file.
+
+        Args:
+            path: of the file, for messages.
+            opened: the file, with all streams but its video discarded; it is closed with the sound.
+            origin: the time stamp of the first frame, in seconds.
+        """
+        self._path, self._origin = path, origin
+        self._tracks: dict[int, _Copied | _Encoded] = {}
+        self._waiting: AudioPacket | None = None
+        with ExitStack() as stack:
+            container, video = stack.enter_context(opened)
+            self._container = container
+            video.discard = Discard.all
+            for stream in container.streams.audio:
+                stream.discard = Discard.default
+            self._file = stack.pop_all()
+
+    def add_to(self, container: OutputContainer) -> None:
+        """Adds the audio streams to an MP4 file; one that cannot be read is left out, with a warning."""
+        for stream in self._container.streams.audio:
+            start = round(self._origin / stream.time_base) if stream.time_base else 0
+            try:
+                self._tracks[stream.index] = (_Copied if _can_copy(stream) else _Encoded)(stream, container, start)
+            except (av.FFmpegError, ValueError) as error:
+                logger.warning("%s: its sound is left out: it cannot be copied (%s)", self._path, reason_of(error))
+        self._packets = self._read()
+        self._waiting = next(self._packets, None)
+
+    def until(self, time: Fraction) -> Iterator[AudioPacket]:
+        """The packets to be written that start before `time`, in seconds since the first frame."""
+        while self._waiting is not None and self._time(self._waiting) < time:
+            packet = self._waiting
+            yield from self._tracks[packet.stream_index].packets(packet)
+            self._waiting = next(self._packets, None)
+
+    def rest(self) -> Iterator[AudioPacket]:
+        """The packets that encoders still hold."""
+        for track in self._tracks.values():
+            yield from track.rest()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _read(self) -> Iterator[AudioPacket]:
+        """The packets with a time stamp."""
+        streams = [self._container.streams[index] for index in self._tracks]
+        try:
+            for packet in self._container.demux(streams) if streams else ():
+                if packet.size and packet.time_base and packet.pts is not None:
+                    yield packet  # type: ignore[misc]
+        except (av.FFmpegError, OSError) as error:
+            logger.warning("%s: the rest of its sound is left out: it is damaged (%s)", self._path, reason_of(error))
+
+    def _time(self, packet: AudioPacket) -> Fraction:
+        assert packet.pts is not None
+        return packet.pts * packet.time_base - self._origin
+
+
+class _Copied:
+    """A stream whose packets are copied. `start` is the time stamp of the first frame, in its time base."""
+
+    def __init__(self, source: AudioStream, container: OutputContainer, start: int) -> None:
+        self._start = start
+        self._target = container.add_stream_from_template(source)
+        self._last: int | None = None
+
+    def packets(self, packet: AudioPacket) -> Iterator[AudioPacket]:
+        assert packet.pts is not None
+        stamp = (packet.pts if packet.dts is None else packet.dts) - self._start
+        # MP4 needs increasing time stamps
+        if stamp * packet.time_base > -_PREROLL and (self._last is None or stamp > self._last):
+            self._last = stamp
+            packet.pts, packet.dts, packet.stream = packet.pts - self._start, stamp, self._target
+            yield packet
+
+    def rest(self) -> Iterator[AudioPacket]:
+        yield from ()
+
+
+class _Encoded:
+    """A stream that is decoded and encoded as AAC. `start` is the time stamp of the first frame, in its time base."""
+
+    def __init__(self, source: AudioStream, container: OutputContainer, start: int) -> None:
+        if source.codec_context is None:
+            raise ValueError("unknown codec")
+        self._source, self._start = source, start
+        rate = source.sample_rate if source.sample_rate in _AAC_RATES else 48_000
+        layout = _AAC_LAYOUTS.get(source.channels, "stereo")
+        self._target: AudioStream = container.add_stream("aac", rate=rate, layout=layout)
+        self._target.bit_rate = _BITS_PER_CHANNEL * self._target.channels
+
+    def packets(self, packet: AudioPacket) -> Iterator[AudioPacket]:
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            return  # damaged: the time stamps of the others stay right
+        for frame in frames:
+            yield from self._encode(frame)
+
+    def rest(self) -> Iterator[AudioPacket]:
+        yield from self._target.encode(None)
+
+    def _encode(self, frame: AudioFrame) -> Iterator[AudioPacket]:
+        if frame.pts is not None and frame.time_base:
+            frame.pts -= self._start
+            # not what ends before the first frame
+            if frame.pts * frame.time_base + Fraction(frame.samples, frame.sample_rate) > 0:
+                yield from self._target.encode(frame)
+
+
+def _can_copy(stream: AudioStream) -> bool:
+    """Whether an MP4 file can hold the stream as it is."""
+    if stream.codec_context is None or stream.codec_context.codec.canonical_name not in _IN_MP4:
+        return False
+    try:
+        with av.open(io.BytesIO(), "w", format="mp4") as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
