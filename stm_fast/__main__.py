@@ -1,22 +1,23 @@
 """The command line: stm-fast demo | segment | train | evaluate | benchmark | convert | info."""
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from stm_fast.commands.benchmark import frames, read, tune
 from stm_fast.commands.convert import convert
 from stm_fast.commands.demo import demo
 from stm_fast.commands.evaluate import evaluate
 from stm_fast.commands.grouped import grouped
+from stm_fast.commands.help import Command, Group
 from stm_fast.commands.info import info
+from stm_fast.commands.options import general_option
 from stm_fast.commands.segment import segment
 from stm_fast.commands.train import train
-from stm_fast.errors import Message, as_input_error
+from stm_fast.commands.verbosity import Quiet, Verbose, notes_printed, set_verbosity
+from stm_fast.errors import as_input_error
 from stm_fast.printing import all_printed, open_streams, say, warn
 from stm_fast.tasks.flags import with_flags
 
@@ -42,7 +43,7 @@ _BENCHMARK_EXAMPLES: dict[Callable[..., None], str] = {
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
-class _OneLineErrors(TyperGroup):
+class _OneLineErrors(Group):
     """Ends with exit code 2 and one line if the user or the system is at fault; any other exception is a bug."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -56,9 +57,9 @@ class _OneLineErrors(TyperGroup):
             raise _bad_input(error) from None
 
     def invoke(self, ctx: Any) -> Any:
-        logging.getLogger("stm_fast").addHandler(_NOTES)
         try:
-            return super().invoke(ctx)
+            with notes_printed():
+                return super().invoke(ctx)
         except _UsageError as error:
             raise _usage_error(error, ctx) from None
         except KeyboardInterrupt:
@@ -69,7 +70,7 @@ class _OneLineErrors(TyperGroup):
             raise _bad_input(error) from None
 
 
-class _HelpWithoutArguments(TyperGroup):
+class _HelpWithoutArguments(Group):
     """Commands inside a command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -96,16 +97,6 @@ def _exit(why: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-class _Notes(logging.Handler):
-    """Prints the package's warnings, such as how ambiguous input was interpreted, as lines on stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        warn(with_flags(record.msg if isinstance(record.msg, Message) else record.getMessage()))
-
-
-_NOTES = _Notes(logging.WARNING)
-
-
 app = typer.Typer(
     cls=_OneLineErrors,
     no_args_is_help=True,
@@ -116,14 +107,14 @@ app = typer.Typer(
     help="Segment the objects of a video from masks of some of its frames, with a Space-Time Memory network.",
 )
 for command, example in _EXAMPLES.items():
-    app.command(epilog=f"Example: {example}")(grouped(command))
+    app.command(cls=Command, epilog=f"Example: {example}")(grouped(command, set_verbosity))
 benchmark = typer.Typer(
     cls=_HelpWithoutArguments,
     epilog="Example: stm-fast benchmark read --quick",
     help="Time memory reads, whole frames, or tiles of the Triton kernels.",
 )
 for command, example in _BENCHMARK_EXAMPLES.items():
-    benchmark.command(epilog=f"Example: {example}")(grouped(command))
+    benchmark.command(cls=Command, epilog=f"Example: {example}")(grouped(command, set_verbosity))
 app.add_typer(benchmark, name="benchmark")
 
 
@@ -138,10 +129,13 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+        bool,
+        general_option("--version", is_eager=True, callback=_print_version, help="Show the version and exit."),
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
 ) -> None:
-    pass
+    set_verbosity(quiet, verbose)
 
 
 def main() -> None:

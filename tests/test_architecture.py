@@ -36,6 +36,7 @@ FLOORS = {
     "data": 4,
     "runs": 5,
     "evaluation": 6,
+    "progress": 6,
     "benchmarking": 7,
     "training": 7,
     "tasks": 8,

@@ -249,9 +249,9 @@ def segment_together(rank, folder, store, kill_at, stop_at):
     )
     done = []
 
-    def progress(*_):
-        done.append(None)
-        if (rank, len(done)) == (1, kill_at):
+    def progress(frames, _):
+        done.append(frames)
+        if (rank, frames) == (1, kill_at):
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
@@ -265,7 +265,7 @@ def segment_together(rank, folder, store, kill_at, stop_at):
             checkpoint_seconds=0,
             group=dist.group.WORLD,
             # only one of them is asked to stop
-            should_stop=lambda: rank == 1 and len(done) == stop_at,
+            should_stop=lambda: rank == 1 and done[-1] == stop_at,
             progress=progress,
         )
     except InterruptedRun as error:
@@ -279,7 +279,7 @@ def segment_together(rank, folder, store, kill_at, stop_at):
     dist.destroy_process_group()
 
 
-def together(folder, kill_at=0, stop_at=0):
+def together(folder, kill_at=None, stop_at=None):
     """The exit codes of processes that resume a run."""
     options = (folder, folder / f"store{time.monotonic_ns()}", kill_at, stop_at)
     ranks = [CONTEXT.Process(target=segment_together, args=(rank, *options)) for rank in range(WORLD)]

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from stm_fast.__main__ import app
 from stm_fast.errors import InputError, as_input_error
 from stm_fast.printing import printable
+from stm_fast.progress import progress_bar
 from stm_fast.runs.ranks import Ranks, launched
 from stm_fast.tasks.interruption import how_to_resume
-from stm_fast.tasks.progress import progress_bar
 from stm_fast.whole_file import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -37,7 +37,8 @@ OPTIONS = [
     (command, parameter.opts[0])
     for command, callback in CALLBACKS.items()
     for parameter in COMMANDS[command].params
-    if is_number(inspect.signature(callback).parameters[parameter.name].annotation)
+    if not getattr(parameter, "count", False)  # -v takes no number
+    and is_number(inspect.signature(callback).parameters[parameter.name].annotation)
 ]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
@@ -24,6 +25,7 @@ import command_line
 from small_inputs import SMALL, write_davis, write_weights, write_youtube
 from stm_fast.__main__ import app
 from stm_fast.benchmarking.records import FrameRow, ReadRow, read_record
+from stm_fast.commands.verbosity import _NOTES
 from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import davis17
 from stm_fast.data.synthetic import SyntheticClip
@@ -282,6 +284,16 @@ MEMORY = [
     Run({"--memory-place": ("host", same_masks), "--no-redetect": (None, remembers(redetect=False))}),
     Run({"--memory-place": ("disk", same_masks), "--memory-folder": ("davis", remembers(folder=Path("davis")))}),
 ]
+QUIET = {"--quiet": (None, lambda _: _NOTES.level == logging.ERROR)}
+VERBOSE = {"--verbose": (None, lambda _: _NOTES.level == logging.INFO)}
+
+
+def with_verbosity(first: Run, second: Run, *others: Run) -> list[Run]:
+    """The runs of a command, the first of them quiet and the second verbose."""
+    pairs = ((first, QUIET), (second, VERBOSE))
+    return [*(run._replace(options=run.options | more) for run, more in pairs), *others]
+
+
 DEMO = [
     Run(
         {
@@ -359,7 +371,7 @@ TRAIN = [
         {
             "config": ("run.yaml", says("1 steps so far")),
             "--output": ("out", writes("out/checkpoint.pt", "out/model.safetensors")),
-            "-o": (["epochs=1", "log.every=1"], lambda _: [line["step"] for line in log()] == [1]),
+            "--set": (["epochs=1", "log.every=1"], lambda _: [line["step"] for line in log()] == [1]),
             "--stop-after-minutes": (0, says("1 steps so far")),
         }
     ),
@@ -470,19 +482,21 @@ BENCHMARK_TUNE = [
     *(refused(name, value, NO_TILES) for name, value in {"--device": "cpu", "--threads": 1, "--output": "x"}.items()),
     *(refused(name, value, NO_TILES) for name, value in {"--shapes": SHAPE, "--device": "auto"}.items()),
     *(refused(name, value, NO_TILES) for name, value in {"--passes": "forward", "--dtypes": "float16"}.items()),
-    refused("--overwrite", None, NO_TILES),
+    *(refused(name, None, NO_TILES) for name in ("--overwrite", "--quiet", "--verbose")),
     refused("--device", "cuda", "--device: found cuda, but this machine has no CUDA device"),
 ]
+# test_verbosity.py runs them before a command
+BEFORE_A_COMMAND = [refused(name, None, "Missing command") for name in ("--quiet", "--verbose")]
 RUNS = {
-    "": [Run({"--version": (None, says("stm_fast 0.1.0"))})],
-    "demo": [*DEMO, NETWORK, *UNTRAINED],
-    "convert": CONVERT,
-    "info": [Run({})],
-    "segment": [*SEGMENT, NETWORK, *UNTRAINED, *EVERY_NETWORK, *SIZES, *MEMORY],
-    "train": TRAIN,
-    "evaluate": [*EVALUATE, NETWORK, *UNTRAINED, *SIZES, *MEMORY],
-    "benchmark read": BENCHMARK_READ,
-    "benchmark frames": BENCHMARK_FRAMES,
+    "": [Run({"--version": (None, says("stm_fast 0.1.0"))}), *BEFORE_A_COMMAND],
+    "demo": with_verbosity(*DEMO, NETWORK, *UNTRAINED),
+    "convert": with_verbosity(*CONVERT, Run({})),
+    "info": with_verbosity(Run({}), Run({})),
+    "segment": with_verbosity(*SEGMENT, NETWORK, *UNTRAINED, *EVERY_NETWORK, *SIZES, *MEMORY),
+    "train": with_verbosity(*TRAIN),
+    "evaluate": with_verbosity(*EVALUATE, NETWORK, *UNTRAINED, *SIZES, *MEMORY),
+    "benchmark read": with_verbosity(*BENCHMARK_READ),
+    "benchmark frames": with_verbosity(*BENCHMARK_FRAMES),
     "benchmark tune": BENCHMARK_TUNE,
 }
 COMMANDS = {"": typer.main.get_command(app)} | command_line.COMMANDS

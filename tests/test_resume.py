@@ -98,8 +98,8 @@ class Place:
             self.masks,
             out or self.out,
             model=self.model,
-            should_stop=lambda: len(done) == stop_at,
-            progress=lambda *_: done.append(None),
+            should_stop=lambda: done[-1] == stop_at,
+            progress=lambda frames, _: done.append(frames),
             **options,
         )
 

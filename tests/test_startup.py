@@ -84,7 +84,12 @@ MISTAKES = (
     ((*SEGMENT, "--min-size", "0"), "'--min-size': found '0', expected a whole number from 1 to 16384"),
     ((*SEGMENT, "--max-size", "32", "--min-size", "64"), "--min-size: found 64, expected 1 to --max-size, 32"),
     ((*SEGMENT, "--device", "abacus"), "--device: found 'abacus'"),
-    ((*SEGMENT, "--device", "mps"), "--device: found 'mps'"),
+    (
+        (*SEGMENT, "--device", "mps"),
+        "--device: found 'mps', which is not supported, expected --device cpu, which works",
+    ),
+    ((*SEGMENT, "-q", "-v"), "--quiet: found with --verbose, expected one of them"),
+    (("-vq", *SEGMENT), "--quiet: found with --verbose, expected one of them"),
     ((*SEGMENT, "--backend", "abacus"), "'abacus' is not one of 'auto'"),
     ((*SEGMENT, "--dtype", "int8"), "'int8' is not one of 'float32'"),
     ((*SEGMENT, "--compile", "magic"), "'magic' is not one of 'default'"),

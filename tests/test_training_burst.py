@@ -255,7 +255,7 @@ def test_the_command_needs_a_gpu(data, environment):
 )
 def test_the_command_writes_two_small_files_from_which_a_cpu_continues(start, data, environment, tmp_path):
     out = tmp_path / "out"
-    options = [word for change in TINY for word in ("-o", change)]
+    options = [word for change in TINY for word in ("--set", change)]
     command = [sys.executable, *start, "--minutes", "0", "--data", str(data), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -77,7 +77,7 @@ def test_a_corrupt_picture_that_a_worker_reads_is_named_in_one_line(train, data)
     for file in (data / "JPEGImages").glob("*/*"):
         file.write_bytes(b"\xff\xd8no")
     before = multiprocessing.active_children()
-    assert_refused(train("-o", "workers=1"), f"{data / 'JPEGImages'}")
+    assert_refused(train("--set", "workers=1"), f"{data / 'JPEGImages'}")
     assert set(multiprocessing.active_children()) <= set(before), "Python would wait forever for a remaining loader"
 
 
@@ -114,12 +114,12 @@ def test_masks_of_other_sizes_are_named(train, data):
     ],
 )
 def test_mistakes_are_reported_in_one_line(train, change, message):
-    assert_refused(train("-o", change), message)
+    assert_refused(train("--set", change), message)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_backend_that_cannot_run_here_is_refused_at_once(train, tmp_path):
-    assert_refused(train("-o", "backend=triton"), "backend 'triton' cannot run")
+    assert_refused(train("--set", "backend=triton"), "backend 'triton' cannot run")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
@@ -128,14 +128,14 @@ def test_weights_that_cannot_be_downloaded_are_reported_in_one_line(train, monke
         raise URLError("no route to host")
 
     monkeypatch.setattr("torchvision.models.ResNet18_Weights.get_state_dict", offline)
-    result = train("-o", "network.backbone=resnet18", "-o", "backbone_weights=imagenet")
+    result = train("--set", "network.backbone=resnet18", "--set", "backbone_weights=imagenet")
     assert_refused(result, "cannot be downloaded (<urlopen error no route to host>)")
 
 
 def test_an_empty_split_is_named(train, data):
     (data / "ImageSets").mkdir()
     (data / "ImageSets" / "train.txt").write_text("\n")
-    assert_refused(train("-o", "data.0.split=train"), "train.txt: found no sequence")
+    assert_refused(train("--set", "data.0.split=train"), "train.txt: found no sequence")
 
 
 def test_a_missing_package_is_named(train, monkeypatch):

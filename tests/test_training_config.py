@@ -136,10 +136,10 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("epochs", "-o epochs: expected key=value"),
-        ("data.1.weight=2", "-o data.1.weight=2: found '1', expected 0 to 0"),
-        ("epochs.most=2", "-o epochs.most=2: found 2 above most, expected keys and values"),
-        ("epochs=[", "-o epochs=[: not YAML"),
+        ("epochs", "--set epochs: expected key=value"),
+        ("data.1.weight=2", "--set data.1.weight=2: found '1', expected 0 to 0"),
+        ("epochs.most=2", "--set epochs.most=2: found 2 above most, expected keys and values"),
+        ("epochs=[", "--set epochs=[: not YAML"),
     ],
 )
 def test_invalid_overrides_are_refused(write, change, message):

@@ -104,7 +104,7 @@ def test_processes_without_a_shared_folder_get_a_message(config, tmp_path):
 def test_bfloat16_trains_nearly_like_float32(config, tmp_path):
     file = config(batch_norm="fixed", log={"every": 1, "pictures": None})
     for precision in ("fp32", "bf16"):
-        run("train", file, "--output", str(tmp_path / precision), "-o", f"precision={precision}", folder=tmp_path)
+        run("train", file, "--output", str(tmp_path / precision), "--set", f"precision={precision}", folder=tmp_path)
     exact, rounded = ([line["loss"] for line in curve(tmp_path / name)] for name in ("fp32", "bf16"))
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.05)

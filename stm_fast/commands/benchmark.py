@@ -2,50 +2,65 @@
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
-
-import typer
 
 from stm_fast.benchmarking.shapes import CPU_MINUTES, Selection, Shape, grid, parse_shape, parse_workload
 from stm_fast.choices import Pass, RouteName, TimedDtype, Variant
 from stm_fast.commands.numbers import real, whole
+from stm_fast.commands.options import input_option, output_option, speed_option
 from stm_fast.errors import InputError, require_file
 from stm_fast.whole_file import refuse_input
 
 _ALL = "all"
 
-Passes = Annotated[str, typer.Option(help=f"Some of: {', '.join(get_args(Pass))}.")]
-Dtypes = Annotated[str | None, typer.Option(help=f"Some of: {', '.join(get_args(TimedDtype))}.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device to time.")]
-Rounds = Annotated[int, typer.Option(**whole(1, 10**6), help="Minimum number of rounds.")]
-Threads = Annotated[int | None, typer.Option(**whole(1, 1024), help="Number of CPU threads.")]
-Memory = Annotated[bool, typer.Option(help="Measure peak memory.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file and its plots.")]
+_list_option = partial(input_option, metavar="LIST")
+
+Passes = Annotated[str, _list_option(help=f"These passes are timed, some of: {', '.join(get_args(Pass))}.")]
+Dtypes = Annotated[
+    str | None, _list_option(help=f"These types of numbers are timed, some of: {', '.join(get_args(TimedDtype))}.")
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], input_option(help="This device is timed; auto is a GPU if there is one.")
+]
+Rounds = Annotated[int, speed_option(**whole(1, 10**6), help="There are at least this many rounds.")]
+Threads = Annotated[int | None, speed_option(**whole(1, 1024), help="The CPU computes with this many threads.")]
+Memory = Annotated[bool, output_option(help="The peak memory is measured.")]
+Output = Annotated[Path, output_option("--output", "-o", help="The results are written into this JSON file.")]
+Overwrite = Annotated[bool, output_option("--overwrite", help="An existing JSON file and its plots are replaced.")]
 
 
 def selection(
     shapes: Annotated[
-        str | None, typer.Option(help="For example 480p-T20-O3 (O objects), 8x14-T1-O1, M48-N32400-O1; or all.")
+        str | None,
+        _list_option(
+            help="Reads of these shapes are timed, such as 480p-T20-O3 (20 frames in memory, 3 objects), 8x14-T1-O1 "
+            "or M48-N32400-O1; or all."
+        ),
     ] = None,
-    routes: Annotated[str | None, typer.Option(help=f"Some of: {', '.join(get_args(RouteName))}.")] = None,
+    routes: Annotated[
+        str | None,
+        _list_option(help=f"These ways to read the memory are timed, some of: {', '.join(get_args(RouteName))}."),
+    ] = None,
     passes: Passes = _ALL,
     dtypes: Dtypes = None,
     device: Device = "auto",
     seconds: Annotated[
-        float, typer.Option(**real(0, 86400), help="Time for the rounds of each shape and dtype.")
+        float, speed_option(**real(0, 86400), help="The rounds of each shape and type take this many seconds.")
     ] = 10.0,
     rounds: Rounds = 5,
     minutes: Annotated[
         float | None,
-        typer.Option(
+        speed_option(
             **real(0, 10**6),
-            help=f"Start no further route after this time; by default {CPU_MINUTES} for the CPU's default shapes.",
+            help=f"No further route is started after this time, by default {CPU_MINUTES} with the CPU's own shapes.",
         ),
     ] = None,
     memory: Memory = True,
-    quick: Annotated[bool, typer.Option("--quick", help="One small shape, few rounds, and nothing compiled.")] = False,
+    quick: Annotated[
+        bool, speed_option("--quick", help="One small shape is timed in few rounds, and nothing is compiled.")
+    ] = False,
 ) -> Selection:
     """The options as a selection. Raises InputError for an unknown name."""
     chosen = Selection(
@@ -66,9 +81,11 @@ def read(
     selection: Annotated[Selection, selection],
     threads: Threads = None,
     plots: Annotated[
-        bool | None, typer.Option(help="Draw log-log plots; by default if matplotlib is installed.")
+        bool | None, output_option(help="Log-log plots are drawn, or not; by default if matplotlib is installed.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="At the end, print the JSON on one line, for scripts.")] = False,
+    json: Annotated[
+        bool, output_option("--json", help="At the end, the JSON is printed on one line, for scripts.")
+    ] = False,
     output: Output = Path("benchmark.json"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -86,10 +103,16 @@ def read(
 
 
 def frames(
-    shapes: Annotated[str, typer.Option(help="As in 480p-T10-O3: T frames in memory, O objects.")] = "480p-T10-O1",
-    variants: Annotated[str | None, typer.Option(help=f"Some of: {', '.join(get_args(Variant))}.")] = None,
+    shapes: Annotated[
+        str, _list_option(help="These workloads are timed: 480p-T10-O3 has 10 frames in memory and 3 objects.")
+    ] = "480p-T10-O1",
+    variants: Annotated[
+        str | None,
+        _list_option(help=f"These ways to segment a frame are timed, some of: {', '.join(get_args(Variant))}."),
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A checkpoint; by default random weights, which take the same time.")
+        Path | None,
+        input_option(help="The network has the weights of this checkpoint; by default random ones, as fast."),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -116,7 +139,9 @@ def frames(
 
 
 def tune(
-    shapes: Annotated[str, typer.Option(help="As for benchmark read.")] = "480p-T5-O1,480p-T20-O3",
+    shapes: Annotated[
+        str, _list_option(help="Tiles are timed with these shapes, as in 'benchmark read'.")
+    ] = "480p-T5-O1,480p-T20-O3",
     passes: Passes = _ALL,
     dtypes: Dtypes = "bfloat16",
     device: Device = "auto",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stm_fast.commands.options import Overwrite
+from stm_fast.commands.options import Overwrite, output_option
 from stm_fast.errors import InputError
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.whole_file import refuse_input
@@ -17,12 +17,16 @@ def convert(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="A published .pth, with or without 'module.' in its names, or one of ours. Several are averaged; one "
-            "listed twice counts twice.",
+            help="The checkpoint is a published .pth, with or without 'module.' in its names, or one of ours. Several "
+            "are averaged; one listed twice counts twice.",
         ),
     ],
-    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    half: Annotated[bool, typer.Option("--half", help="Store convolutions as float16, for half the size.")] = False,
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="The weights are written to this .safetensors file.")
+    ],
+    half: Annotated[
+        bool, output_option("--half", help="Convolutions are stored as float16, for half the size.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a checkpoint, or the mean of several, to a safetensors file. No code in them is ever run."""

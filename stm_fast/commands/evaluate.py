@@ -10,8 +10,19 @@ import typer
 from stm_fast.choices import SetName
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real, whole
-from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, run_options
+from stm_fast.commands.options import (
+    Backend,
+    MaxSize,
+    MinSize,
+    Network,
+    input_option,
+    network_option,
+    output_option,
+    run_options,
+    speed_option,
+)
 from stm_fast.errors import InputError, check_name, shown
+from stm_fast.progress import waiting
 from stm_fast.runs.ranks import launched
 
 _LONGEST_SPLIT = 99
@@ -28,37 +39,59 @@ def _checked_split(split: str, set_name: SetName) -> str:
 
 
 def evaluate(
-    benchmark: Annotated[SetName, typer.Argument(help="The set; it determines how annotations are interpreted.")],
+    benchmark: Annotated[
+        SetName,
+        typer.Argument(metavar="SET", help="This set is run, and its annotations are interpreted as its authors do."),
+    ],
     network: Network,
     memory: Memory,
     data: Annotated[
-        Path | None, typer.Option(help="The root of the set, which contains JPEGImages or the splits.")
+        Path | None, input_option(help="The set is in this folder, which contains JPEGImages or the splits.")
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="By default val for DAVIS, valid for YouTube-VOS, all for a folder; for synthetic, a seed."),
+        input_option(
+            metavar="NAME",
+            help="This part of the set is run: by default val of DAVIS, valid of YouTube-VOS, or all of a folder; of "
+            "synthetic clips, those from this seed on.",
+        ),
     ] = None,
     sequence: Annotated[
-        list[str] | None, typer.Option(help="Run only this sequence of the split; may be repeated.")
+        list[str] | None,
+        input_option(metavar="NAME", help="Only this sequence of the split is run. The option may be repeated."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder for masks and tables.")] = None,
+    output: Annotated[
+        Path | None, output_option("--output", "-o", help="Masks and tables are written into this folder.")
+    ] = None,
     only_score: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="PRED GT", help="Run nothing; score the masks in PRED against GT."),
+        input_option(
+            metavar="PRED GT", help="Nothing is run: the masks in the folder PRED are scored against those in GT."
+        ),
     ] = None,
     max_size: MaxSize = None,
     min_size: MinSize = None,
     scale: Annotated[
-        list[float] | None, typer.Option(**real(0.1, 8), help="Average over frame sizes; one --scale for each.")
+        list[float] | None,
+        network_option(
+            **real(0.1, 8), help="Frames are scaled by this factor. Over several --scale, predictions are averaged."
+        ),
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Also average over mirrored frames.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Write report.html, a self-contained page.")] = False,
+    flip: Annotated[
+        bool, network_option("--flip", help="Predictions are averaged over frames and their mirror images.")
+    ] = False,
+    report: Annotated[
+        bool, output_option("--report", help="A page with scores, curves and the worst frames is written, report.html.")
+    ] = False,
     baselines: Annotated[
         bool,
-        typer.Option("--baselines", help="Also score two baselines: the first mask copied, and an untrained network."),
+        output_option(
+            "--baselines", help="Two baselines are scored too: the first mask copied, and an untrained network."
+        ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(**whole(1, 1024), help="Number of scoring processes; by default one per core.")
+        int | None,
+        speed_option(**whole(1, 1024), help="This many processes compute the scores, by default one per core."),
     ] = None,
     backend: Backend = "auto",
 ) -> None:
@@ -91,7 +124,8 @@ def evaluate(
     from stm_fast.tasks.sets import open_set
 
     sequences = open_set(benchmark, data, split, sequence or [], output)
-    from stm_fast.tasks.evaluate import evaluate_set
+    with waiting("loading PyTorch"):
+        from stm_fast.tasks.evaluate import evaluate_set
 
     evaluate_set(
         sequences,

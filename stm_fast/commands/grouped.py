@@ -6,10 +6,11 @@ from functools import wraps
 from typing import Annotated, Any, get_args, get_origin
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
+def grouped(command: Callable[..., None], *first: Callable[..., None]) -> Callable[..., None]:
     """A command in which a parameter may stand for several options.
 
-    A parameter ``Annotated[T, function]`` is replaced by the parameters of the function, which returns a T.
+    A parameter ``Annotated[T, function]`` is replaced by the parameters of the function, which returns a T. The
+    parameters of the functions `first` are options of the command too; these functions are called before everything.
     """
     signature = inspect.signature(command)
     makers = {name: _maker(parameter) for name, parameter in signature.parameters.items()}
@@ -17,9 +18,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     options: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         options += groups[name][1].values() if name in groups else [parameter]
+    options += [option for function in first for option in inspect.signature(function).parameters.values()]
 
     @wraps(command)
     def call(**given: Any) -> None:
+        for function in first:
+            function(**{part: given.pop(part) for part in inspect.signature(function).parameters})
         made = {name: maker(**{part: given.pop(part) for part in parts}) for name, (maker, parts) in groups.items()}
         command(**given, **made)
 

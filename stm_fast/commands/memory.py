@@ -1,52 +1,69 @@
 """Options of the memory: what it keeps, and where."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from stm_fast.commands.numbers import nbytes, whole
+from stm_fast.commands.options import memory_option
 from stm_fast.config import Evict, MemoryConfig, Place, StorageName
 from stm_fast.errors import InputError, require_folder
 
-_option = partial(typer.Option, rich_help_panel="Memory")
-
 
 def memory_config(
-    every: Annotated[int, _option(**whole(1, 10**9), help="Keep every N-th frame in the memory.")] = 5,
+    every: Annotated[int, memory_option(**whole(1, 10**9), help="Every N-th frame is kept in the memory.")] = 5,
     first_and_previous: Annotated[
-        bool, _option("--first-and-previous", help="Keep only frames with given masks, and the previous one.")
+        bool,
+        memory_option(
+            "--first-and-previous", help="Only frames with given masks and the previous frame are kept in the memory."
+        ),
     ] = False,
     no_previous: Annotated[
-        bool, _option("--no-previous", help="Do not read the previous frame, unless it is kept.")
+        bool, memory_option("--no-previous", help="The previous frame is not read, unless it is kept in the memory.")
     ] = False,
     no_redetect: Annotated[
         bool,
-        _option("--no-redetect", help="Memorize lost objects as absent, and search for them only where they were."),
+        memory_option(
+            "--no-redetect", help="Lost objects are memorized as absent, and searched for only where they were."
+        ),
     ] = False,
     max_frames: Annotated[
         int | None,
-        _option("--max-memory-frames", **whole(1, 10**9), help="Keep at most this many frames per object."),
+        memory_option(
+            "--max-memory-frames", **whole(1, 10**9), help="The memory holds at most this many frames of an object."
+        ),
     ] = None,
     max_bytes: Annotated[
         int | None,
-        _option("--max-memory-bytes", **nbytes(), help="Keep at most this much memory, such as 2.5GB."),
+        memory_option("--max-memory-bytes", **nbytes(), help="The memory takes at most this much space, as in 2.5GB."),
     ] = None,
-    evict: Annotated[Evict, _option(help="Which frame to evict when the memory is full.")] = "oldest",
+    evict: Annotated[
+        Evict,
+        memory_option(
+            help="A full memory evicts the oldest frames, the least used ones, or those that leave the rest even."
+        ),
+    ] = "oldest",
     consolidate: Annotated[
         int | None,
-        _option(**whole(1, 10**9), help="Of a full memory, this many frames hold the most used rows of evicted ones."),
+        memory_option(
+            **whole(1, 10**9),
+            help="This many frames of a full memory hold the most used rows of evicted frames.",
+        ),
     ] = None,
-    memory_storage: Annotated[StorageName, _option(help="Format of the memory's rows.")] = "model",
+    memory_storage: Annotated[
+        StorageName,
+        memory_option(help="The rows of the memory are stored in this format; model is the precision of the network."),
+    ] = "model",
     memory_place: Annotated[
-        Place, _option(help="Where the rows are: with the network, in host memory, or on disk.")
+        Place,
+        memory_option(help="The memory is kept with the network (device), in host memory, or on disk."),
     ] = "device",
     memory_folder: Annotated[
-        Path | None, _option(help="The folder for --memory-place disk; nothing is left in it.")
+        Path | None,
+        memory_option(help="The memory is kept in this folder if --memory-place is disk; nothing is left in it."),
     ] = None,
     memory_graph: Annotated[
-        bool, _option("--memory-graph", help="On a GPU, replay the reads of a full memory from CUDA graphs.")
+        bool,
+        memory_option("--memory-graph", help="On a GPU, reads of a full memory are replayed from CUDA graphs."),
     ] = False,
 ) -> MemoryConfig:
     """The options as a configuration.

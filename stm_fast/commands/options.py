@@ -14,54 +14,73 @@ from stm_fast.network.architecture import MIN_SIZES
 from stm_fast.network.released import DEFAULT, MIN_SIZE
 from stm_fast.tasks.choice import NetworkChoice
 
-_network_option = partial(typer.Option, rich_help_panel="Network")
+# the panels of options in the help, in this order
+PANELS = INPUT, OUTPUT, NETWORK, SPEED, MEMORY, GENERAL = "Input", "Output", "Network", "Speed", "Memory", "General"
+input_option, output_option, network_option, speed_option, memory_option, general_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in PANELS
+)
 
 MaxSize = Annotated[
     int | None,
-    _network_option(
+    network_option(
         **whole(16, MIN_SIZES[1]),
-        help="Downscale larger frames for the network, to this many pixels on the shorter side.",
+        help="Frames whose shorter side has more pixels than this are downscaled for the network, which is faster. "
+        "By default they are not; masks always have the size of the video.",
     ),
 ]
 MinSize = Annotated[
     int | None,
-    _network_option(
+    network_option(
         **whole(*MIN_SIZES),
-        help="Upscale smaller frames for the network, to this many pixels on the shorter side; by default the size "
-        f"that is stored with the weights: {MIN_SIZE} for the package's own, none for a published checkpoint.",
+        help="Frames whose shorter side has fewer pixels than this are upscaled for the network. By default this is "
+        f"the size that is stored with the weights: {MIN_SIZE} for the package's own, none for a published checkpoint.",
     ),
 ]
 Backend = Annotated[
     BackendName,
-    _network_option(help="The implementation of the memory read; 'stm-fast info' lists those available here."),
+    speed_option(
+        help="This implementation reads the memory; auto takes the fastest one, and 'stm-fast info' lists those that "
+        "are available here."
+    ),
 ]
-
 Write = Annotated[
     str,
-    typer.Option(metavar="RESULTS", help=f"The results to write, separated by commas: some of {', '.join(RESULTS)}."),
+    output_option(
+        metavar="RESULTS", help=f"These results are written, separated by commas: some of {', '.join(RESULTS)}."
+    ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
+Overwrite = Annotated[bool, output_option("--overwrite", help="Existing results are replaced.")]
 
 
 def network_choice(
     weights: Annotated[
         str,
-        _network_option(
-            help="A checkpoint: one of our .safetensors files, or the published .pth; 'default' is the package's own, "
-            "'open' the one trained without DAVIS. A name like user/repo that is no path is downloaded from the "
-            "Hugging Face hub.",
-            metavar="<path>",
+        network_option(
+            metavar="WEIGHTS",
+            show_default=False,
+            help="The network is loaded from this checkpoint: one of our .safetensors files, the published .pth, or a "
+            "folder. Without this option the package's own weights are used; 'open' are those trained without DAVIS. A "
+            "name like user/repo that is no path is downloaded from the Hugging Face hub.",
         ),
     ] = DEFAULT,
     arch: Annotated[
-        Arch | None, _network_option(help="Use an untrained network of this kind instead of the default weights.")
+        Arch | None, network_option(help="An untrained network of this kind is used, whose masks are meaningless.")
     ] = None,
-    device: Annotated[str, _network_option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str,
+        speed_option(
+            metavar="DEVICE",
+            help="The network runs on this device: cpu, cuda, or cuda:N for one of several GPUs; auto takes a GPU if "
+            "there is one. Apple's GPUs are not supported.",
+        ),
+    ] = "auto",
     dtype: Annotated[
-        Precision, _network_option(help="Precision of the network; auto uses 16 bits where they are fast.")
+        Precision,
+        speed_option(help="The network computes in this precision; auto takes 16 bits where they are fast."),
     ] = "float32",
     compile: Annotated[
-        CompileMode | None, _network_option(help="Compile the network with torch.compile, in this mode.")
+        CompileMode | None,
+        speed_option(help="The network is compiled with torch.compile, in this mode, which takes a minute at first."),
     ] = None,
 ) -> NetworkChoice:
     """The options as a choice. Raises InputError if they contradict each other or the checkpoint is missing."""

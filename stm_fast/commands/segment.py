@@ -8,61 +8,80 @@ import typer
 from stm_fast.boxes import Boxes, boxes_of_options
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
-from stm_fast.commands.options import Backend, MaxSize, MinSize, Network, Overwrite, Write, results, run_options
+from stm_fast.commands.options import (
+    Backend,
+    MaxSize,
+    MinSize,
+    Network,
+    Overwrite,
+    Write,
+    input_option,
+    memory_option,
+    output_option,
+    results,
+    run_options,
+)
 from stm_fast.errors import InputError, require_folder, require_present
+from stm_fast.progress import waiting
 from stm_fast.runs.output_folder import OutputOptions, check_output, plan
 from stm_fast.runs.ranks import launched
 
 
 def segment(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE", help="Video files, or folders of jpg, png or webp frames.")
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE", help="These videos are segmented: video files, or folders of jpg, png or webp frames."
+        ),
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="A folder that is empty or does not exist; each of several videos gets a subfolder."
+        output_option(
+            "--output",
+            "-o",
+            help="The results are written into this folder, which is empty or does not exist. Each of several videos "
+            "gets a subfolder.",
         ),
     ],
     network: Network,
     memory: Memory,
     masks: Annotated[
         Path | None,
-        typer.Option(
+        input_option(
             "--masks",
             "-m",
-            help="A mask of object ids, or in black and white, for the first frame or for the frame that it is named "
-            "after (00066.png); a folder of masks named after their frames; a TIFF with a page for each frame; or "
-            "annotations of COCO, YouTube-VIS or LabelMe. For several videos: a folder with one of these for each "
-            "video, named after it.",
+            help="The objects are given by this mask, of object ids or in black and white, for the first frame or the "
+            "frame that it is named after (00066.png); by a folder of masks named after their frames; by a TIFF with a "
+            "page for each frame; or by annotations of COCO, YouTube-VIS or LabelMe. For several videos the folder "
+            "contains one of these for each, named after it.",
         ),
     ] = None,
     mask_frame: Annotated[
         str | None,
-        typer.Option(
+        input_option(
             metavar="FRAME",
-            help="The frame that a single mask belongs to, whatever its own name: a frame's name, or its index from 0.",
+            help="A single mask belongs to this frame, whatever its own name: a frame's name, or its index from 0.",
         ),
     ] = None,
     both: Annotated[
         bool,
-        typer.Option("--both", help="Also segment the frames before the first mask, backwards from it."),
+        input_option("--both", help="The frames before the first mask are segmented too, backwards from it."),
     ] = False,
     box: Annotated[
         list[str] | None,
-        typer.Option(
+        input_option(
             metavar="X,Y,WIDTH,HEIGHT[@FRAME]",
-            help="A box around an object, in pixels, in the first frame or in the one after the @; can be repeated. "
-            "A number and a colon before it give the object's id. GrabCut makes the mask, which is written into "
-            "the folder 'given' of the output.",
+            help="An object is given by a box around it, in pixels, in the first frame or in the one after the @; this "
+            "can be repeated. A number and a colon before it give the object's id. GrabCut makes the mask, which is "
+            "written into the folder 'given' of the output.",
         ),
     ] = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(
+        input_option(
             metavar="FILE",
-            help="Boxes as a CSV file with the columns frame, object, x, y, width and height, or as JSON: "
-            "{frame: {object: [x, y, width, height]}}.",
+            help="Objects are given by the boxes in this file: CSV with the columns frame, object, x, y, width and "
+            "height, or JSON: {frame: {object: [x, y, width, height]}}.",
         ),
     ] = None,
     max_size: MaxSize = None,
@@ -70,15 +89,21 @@ def segment(
     backend: Backend = "auto",
     write: Write = "masks,overlay,csv",
     overwrite: Overwrite = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the interrupted run in the output folder.")] = False,
+    resume: Annotated[
+        bool, output_option("--resume", help="The interrupted run in the output folder goes on where it stopped.")
+    ] = False,
     checkpoint_seconds: Annotated[
         float,
-        typer.Option(
-            **real(0, 10**7), help="Minimum time between checkpoints, which take at most a tenth of the run time."
+        output_option(
+            **real(0, 10**7),
+            help="Checkpoints are at least this many seconds apart, and take at most a tenth of the time.",
         ),
     ] = 60.0,
     shard_memory: Annotated[
-        bool, typer.Option("--shard-memory", help="Under torchrun: split the memory of one video among all processes.")
+        bool,
+        memory_option(
+            "--shard-memory", help="Under torchrun, the memory of one video is split among all the processes."
+        ),
     ] = False,
 ) -> None:
     """Segment a video from masks of some of its frames; writes palette PNG masks and an overlay.
@@ -105,7 +130,8 @@ def segment(
         if masks is not None:
             require_present(masks, "mask file or folder of masks")
         check_output(output, overwrite, jobs[0].inputs, resume=resume)
-    from stm_fast.tasks.segment import segment_videos
+    with waiting("loading PyTorch"):
+        from stm_fast.tasks.segment import segment_videos
 
     code = segment_videos(
         jobs,

@@ -8,33 +8,52 @@ from typing import Annotated
 import typer
 
 from stm_fast.commands.numbers import real
+from stm_fast.commands.options import input_option, output_option, speed_option
 from stm_fast.errors import InputError
+from stm_fast.progress import waiting
 from stm_fast.runs.ranks import launched
 from stm_fast.training.run_folder import RunFolder
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file; configs/ has the paper's two stages and smaller ones.")],
-    output: Annotated[Path, typer.Option(help="The folder for weights, checkpoint, log and images.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output where it stopped.")] = False,
-    option: Annotated[
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG",
+            help="The run is described by this YAML file; configs/ has the paper's two stages and smaller ones, and "
+            "config.yaml in the folder of a run is its own.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        output_option(
+            "--output", "-o", help="Weights, checkpoint, configuration, log and images are written into this folder."
+        ),
+    ],
+    resume: Annotated[
+        bool, output_option("--resume", help="The run in the output folder goes on where it stopped.")
+    ] = False,
+    changes: Annotated[
         list[str] | None,
-        typer.Option(
-            "-o", metavar="KEY=VALUE", help="Override an entry of the configuration, as in optimizer.lr=1e-4."
+        input_option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="An entry of the configuration is changed, as in optimizer.lr=1e-4. The option may be repeated.",
         ),
     ] = None,
     skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Skip images that cannot be read, and report how many.")
+        bool, input_option("--skip-corrupt", help="Images that cannot be read are skipped and counted in the log.")
     ] = False,
     stop_after_minutes: Annotated[
         float | None,
-        typer.Option(**real(0, 10**6), help="Stop after this time with a checkpoint; --resume continues from it."),
+        speed_option(**real(0, 10**6), help="The run stops after this time, and --resume continues it."),
     ] = None,
     fit_minutes: Annotated[
         float | None,
-        typer.Option(
+        speed_option(
             **real(0, 10**6),
-            help="Fit the whole schedule and the final scores into this time, with as many epochs as possible.",
+            help="The whole schedule and the final scores fit into this time, with as many epochs as possible.",
         ),
     ] = None,
 ) -> None:
@@ -51,9 +70,10 @@ def train(
     folder.check(resume)
     from stm_fast.training.config_file import read_config
 
-    configuration = read_config(config, option or [])
+    configuration = read_config(config, changes or [])
     folder.check_inputs(configuration.starts)
-    from stm_fast.tasks.train import train_network
+    with waiting("loading PyTorch"):
+        from stm_fast.tasks.train import train_network
 
     code = train_network(
         configuration,

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,18 +75,28 @@ def check_length(sequence: Sequence) -> None:
         raise InputError(f"{sequence.annotations}: found {found} annotated frames, expected at least 3 to score")
 
 
-def score_sequences(pairs: Iterable[tuple[Sequence, Path]], workers: int | None = None) -> list[ObjectScore]:
+def score_sequences(
+    pairs: Iterable[tuple[Sequence, Path]],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[ObjectScore]:
     """The scores of pairs of a sequence and the folder of its results, in this order.
 
     Args:
         workers: number of processes; by default one per core.
+        progress: called at the start and after each sequence, with the number of scored ones and of all.
 
     Raises:
         InputError: as in `score_sequence`, for the first invalid sequence.
     """
     pairs = list(pairs)
     workers = min(workers or os.cpu_count() or 1, len(pairs))
-    return [score for scores in _each(pairs, workers) for score in scores]
+    found: list[ObjectScore] = []
+    progress(0, len(pairs))
+    for done, scores in enumerate(_each(pairs, workers), 1):
+        found += scores
+        progress(done, len(pairs))
+    return found
 
 
 def _each(pairs: list[tuple[Sequence, Path]], workers: int) -> Iterator[list[ObjectScore]]:

@@ -13,6 +13,9 @@ _DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
 
 def check_device(name: str) -> None:
     """Raises InputError for anything but auto, cpu, cuda or cuda:N."""
+    if name == "mps":
+        instead = f"expected {option('device', 'cpu')}, which works on Apple's machines"
+        raise InputError(f"{option('device')}: found 'mps', which is not supported, {instead}")
     if _DEVICES.fullmatch(name) is None:
         raise InputError(f"{option('device')}: found {name[:40]!r}, expected auto, cpu, cuda or cuda:N")
 

@@ -180,18 +180,29 @@ def check_fits(run: Workload) -> Estimate:
     raise InputError(f"memory: the run needs {lacking}; options that would fit: {options}")
 
 
+def near_limit(needed: Estimate) -> str | None:
+    """An addition to the estimate if half of a resource would not suffice; None otherwise."""
+    for what, nbytes, available in _resources(needed):
+        if nbytes > available / 2:
+            return f"; the run needs {_text(nbytes)} {what}, and {_text(available)} is available"
+    return None
+
+
 def _lacking(needed: Estimate) -> str | None:
     """The first resource that is insufficient, for a message; None if all suffice."""
-    checks = [("memory" if needed.device.type == "cpu" else "device memory", needed.memory_bytes, needed.device)]
-    checks.append(("host memory", needed.host_bytes, torch.device("cpu")))
-    for what, nbytes, device in checks:
-        if nbytes > (available := available_bytes(device)):
-            return f"{_text(nbytes)} of {what}, but only {_text(available)} is available"
-    if needed.memory.folder is not None:
-        free = shutil.disk_usage(needed.memory.folder).free
-        if needed.disk_bytes > free:
-            return f"{_text(needed.disk_bytes)} in {needed.memory.folder}, but only {_text(free)} is free"
+    for what, nbytes, available in _resources(needed):
+        if nbytes > available:
+            return f"{_text(nbytes)} {what}, but only {_text(available)} is available"
     return None
+
+
+def _resources(needed: Estimate) -> Iterator[tuple[str, int, int]]:
+    """What is needed of each resource, and what is available, in bytes."""
+    kind = "of memory" if needed.device.type == "cpu" else "of device memory"
+    yield kind, needed.memory_bytes, available_bytes(needed.device)
+    yield "of host memory", needed.host_bytes, available_bytes(torch.device("cpu"))
+    if needed.memory.folder is not None:
+        yield f"in {needed.memory.folder}", needed.disk_bytes, shutil.disk_usage(needed.memory.folder).free
 
 
 def _options_that_fit(run: Workload) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from stm_fast.boxes import NO_BOXES, Boxes
+from stm_fast.boxes import Boxes
 from stm_fast.choices import DEFAULT_RESULTS, RESULTS, Result
 from stm_fast.errors import InputError, check_name, option, reading, shown
 from stm_fast.listing import mask_of
@@ -21,7 +21,6 @@ RECORD = ".resume.json"
 STATES = ".resume-*.safetensors"
 # see `object_table`
 TABLE = "objects.csv"
-GIVEN = "given"  # the folder of the given masks, if some were made of boxes
 RUN = "run.json"  # see `write_run_record`
 # 8-bit mattes of a run's frames, kept until its videos are complete
 MATTES = ".matte"
@@ -31,6 +30,8 @@ VIDEOS: dict[Result, str] = {
     "alpha": "alpha.mov",
     "webm": "alpha.webm",
 }
+# the folder of the masks that were made of boxes
+GIVEN = "given"
 # folders with files for each frame
 _FRAME_FILES = {
     "masks": "*.png",
@@ -80,7 +81,7 @@ class Job(NamedTuple):
     output: Path
     mask_frame: int | str | None = None
     both: bool = False
-    boxes: Boxes = NO_BOXES
+    boxes: Boxes = Boxes()
 
     @property
     def name(self) -> str:

@@ -116,7 +116,7 @@ def segment_video(
         group: processes that segment this video together, each with a part of the memory; rank 0 writes. The group
             needs a backend for CPU tensors, and all processes must see the same files.
         should_stop: called after each frame; the run ends with InterruptedRun when it returns True.
-        progress: called after each frame with the number of frames done, and their total or None if it is unknown.
+        progress: called at the start and after each frame with the number of frames done, and their total or None.
         estimated: called once, before the first frame, with the estimated memory of the run.
 
     Raises:
@@ -199,6 +199,7 @@ class _VideoRun:
             done: the number of frames that are done.
             scores: the checksum of the table of these frames.
         """
+        self._hooks.progress(done, self._opened.reader.frame_count)
         frames = 0
         for one in self._opened.passes:
             if one.is_over(done):

@@ -7,10 +7,11 @@ from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference.engine import check_backend
 from stm_fast.printing import say
+from stm_fast.progress import progress_bar
 from stm_fast.runs.video import Summary, segment_video
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_for_inference
-from stm_fast.tasks.progress import print_summary, print_untrained, progress_bar, task_name
+from stm_fast.tasks.progress import print_summary, print_untrained, task_name
 from stm_fast.video import OverlayVideoWriter, object_ids, read_written_mask, write_mask
 
 _FRAME_RATE = Fraction(24)

@@ -29,11 +29,11 @@ from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.printing import say, warn
+from stm_fast.progress import progress_bar
 from stm_fast.record_file import write_record_file
 from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_model, prepare
-from stm_fast.tasks.progress import progress_bar
 from stm_fast.tasks.sets import to_score
 from stm_fast.whole_file import make_folder
 
@@ -50,7 +50,7 @@ def score_results(
     Raises:
         InputError: as :func:`stm_fast.evaluation.scoring.score_sequence`.
     """
-    scores = score_sequences(pairs, workers)
+    scores = _scored(pairs, workers)
     _finish(make_record(facts, scores, []), scores, pairs, output, report)
 
 
@@ -95,7 +95,7 @@ def evaluate_set(
     if network.untrained:
         warn("the network is untrained, as requested by --arch: its scores are meaningless")
     pairs = [(sequence, output / MASKS / sequence.name) for sequence in to_score(sequences)]
-    scores = score_sequences(pairs, workers)
+    scores = _scored(pairs, workers)
     record = make_record(run, scores, read_timings(sequences, output), next(model.parameters()).device)
     _pack(set_name, sequences, scores, output)
     if baselines and scores:
@@ -128,9 +128,14 @@ def _score_baselines(
     pairs: list[tuple[Sequence, Path]], folder: Path, workers: int | None
 ) -> dict[str, list[ObjectScore]]:
     return {
-        name: score_sequences([(sequence, folder / name / MASKS / sequence.name) for sequence, _ in pairs], workers)
+        name: _scored([(sequence, folder / name / MASKS / sequence.name) for sequence, _ in pairs], workers)
         for name in (COPIED, UNTRAINED)
     }
+
+
+def _scored(pairs: list[tuple[Sequence, Path]], workers: int | None) -> list[ObjectScore]:
+    with progress_bar("scoring", "sequences") as advance:
+        return score_sequences(pairs, workers, advance)
 
 
 def _pack(set_name: SetName, sequences: list[Sequence], scores: list[ObjectScore], output: Path) -> None:

@@ -58,7 +58,8 @@ def how_to_resume() -> tuple[str, str]:
     program = [sys.argv[0]] if is_script else [sys.executable, "-m", "stm_fast"]
     given = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
     # right after the command, because its arguments may contain "--"
-    again = [*given[:1], "--resume", *given[1:]]
+    at = 1 + next(index for index, argument in enumerate(given) if not argument.startswith("-"))
+    again = [*given[:at], "--resume", *given[at:]]
     if launched().world == 1:
         return "To resume:", _joined([*program, *again])
     program = ["--no-python", *program] if is_script else program[1:]

@@ -1,5 +1,6 @@
 """Loads the network that a command runs."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +13,14 @@ from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.device import choose_device
 from stm_fast.network.mean import into_mean
 from stm_fast.printing import say
+from stm_fast.progress import waiting
 from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
 
+_log = logging.getLogger(__name__)
 
+
+@waiting("loading the network")
 @weights_mapped()
 def load_model(choice: NetworkChoice) -> STM:
     """The network on its device. Raises InputError if it cannot be loaded or the device does not exist."""
@@ -34,10 +39,14 @@ def load_for_inference(choice: NetworkChoice) -> STM:
     return prepare(load_model(choice), choice)
 
 
+@waiting("loading the network")
 @weights_mapped()
 def prepare(model: STM, choice: NetworkChoice) -> STM:
     """Prepares a network for inference."""
-    return loading.prepare(model, choice.dtype, choice.compile)
+    prepared = loading.prepare(model, choice.dtype, choice.compile)
+    weight = next(prepared.parameters())
+    _log.info("network: %s, on %s in %s", model.architecture, weight.device, str(weight.dtype).removeprefix("torch."))
+    return prepared
 
 
 def convert_checkpoints(sources: Sequence[NetworkChoice], target: Path, *, half: bool) -> None:

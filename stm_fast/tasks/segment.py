@@ -1,5 +1,6 @@
 """stm-fast segment: segments one video or several."""
 
+import logging
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -9,7 +10,8 @@ from stm_fast.errors import InputError, as_input_error
 from stm_fast.inference.options import RunOptions
 from stm_fast.memory import RankLostError
 from stm_fast.printing import remark, warn
-from stm_fast.runs.estimation import Estimate
+from stm_fast.progress import Advance, progress_bar
+from stm_fast.runs.estimation import Estimate, near_limit
 from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_results
 from stm_fast.runs.ranks import Ranks, joined, launched
 from stm_fast.runs.video import Hooks, InterruptedRun, Summary, segment_job
@@ -17,13 +19,14 @@ from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.flags import with_flags
 from stm_fast.tasks.interruption import how_to_resume, stop_on_signals
 from stm_fast.tasks.network import load_for_inference
-from stm_fast.tasks.progress import print_summary, print_untrained, progress_bar, task_name
+from stm_fast.tasks.progress import print_summary, print_untrained, task_name
+
+_log = logging.getLogger(__name__)
 
 _UNEXPECTED, _WRONG_USE, _RANK_LOST = 1, 2, 1
 
-_Advance = Callable[[int, int | None], None]
 # segments a video, reporting progress to the callback
-_Segment = Callable[[Job, _Advance], Summary]
+_Segment = Callable[[Job, Advance], Summary]
 
 
 def segment_videos(
@@ -55,8 +58,8 @@ def segment_videos(
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
     with stop_on_signals() as stop, joined(shard_memory) as ranks:
 
-        def segment(job: Job, advance: _Advance) -> Summary:
-            return segment_job(job, model, options, outputs, Hooks(stop, advance, _print_estimate), ranks)
+        def segment(job: Job, advance: Advance) -> Summary:
+            return segment_job(job, model, options, outputs, Hooks(stop, advance, _tell_estimate), ranks)
 
         try:
             code = _segment_many(jobs, segment) if several else _segment_one(jobs[0], segment, ranks, network.untrained)
@@ -116,9 +119,11 @@ def _clear(jobs: Sequence[Job]) -> None:
             remove_results(job.output)
 
 
-def _print_estimate(estimate: Estimate) -> None:
+def _tell_estimate(estimate: Estimate) -> None:
+    """Tells the memory that the run will take: on request, or if little more is available."""
     if launched().leads:
-        remark(f"memory: {estimate}")
+        near = near_limit(estimate)
+        _log.log(logging.INFO if near is None else logging.WARNING, "memory: %s%s", estimate, near or "")
 
 
 def _ended(why: Exception, code: int) -> int:

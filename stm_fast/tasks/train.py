@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from stm_fast.printing import remark, say
+from stm_fast.progress import progress_bar, waiting
 from stm_fast.runs.ranks import launched
 from stm_fast.tasks.interruption import how_to_resume, stop_on_signals
-from stm_fast.tasks.progress import progress_bar
 from stm_fast.training.building import build_clip_loss, build_clips
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.trainer import Trainer
@@ -28,8 +28,9 @@ def train_network(
     Raises:
         InputError: data or weights that are missing or do not fit, or another run in the folder.
     """
-    clips = build_clips(config, skip_corrupt)  # before the weights, which may have to be downloaded
-    trainer = Trainer(config, build_clip_loss(config), clips, output, resume=resume)
+    with waiting("loading data and network"):
+        clips = build_clips(config, skip_corrupt)  # before the weights, which may have to be downloaded
+        trainer = Trainer(config, build_clip_loss(config), clips, output, resume=resume)
     leads = launched().leads
     with stop_on_signals() as stop, progress_bar("training", "steps") as bar:
         finished = trainer.run(lambda: stop() or time.monotonic() > deadline, bar if leads else None, end=end)

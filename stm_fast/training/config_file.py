@@ -61,7 +61,7 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
         raise InputError(f"{path}: found {_described(content)}, expected keys and values")
     for change in changes:
         key, equals, value = change.partition("=")
-        option = f"-o {shown_text(change)}"
+        option = f"--set {shown_text(change)}"
         if not key or not equals or key.count(".") > _MAX_DEPTH:
             raise InputError(f"{option}: expected key=value")
         content = _changed(content, key, parsed_yaml(value, option), option)

@@ -91,7 +91,7 @@ class Trainer:
 
         Args:
             stop: called after each step.
-            progress: called with the number of completed steps and the total.
+            progress: called at the start and after each step with the number of completed steps and the total.
             end: when to finish, by `time.monotonic`. The number of epochs, and with it the schedule, is reduced to what
                 fits in the time. The run validates before the first step and after the last one.
 
@@ -125,6 +125,8 @@ class Trainer:
     ) -> bool:
         """Takes steps until the end or a stop. Returns whether it validated after the last one."""
         validated = stopping = False
+        if progress is not None:
+            progress(self.step, self._config.steps)
         before = time.perf_counter()
         # queues the next batch on the GPU before waiting for this step's loss
         prefetch = isinstance(self._clips, DeviceClips)
