@@ -606,7 +606,7 @@ def test_files_left_by_finder_are_not_frames(tmp_path):
         (tmp_path / name).write_bytes(b"no picture")
     (sequence,) = SETS["folder"](tmp_path, "all")
     assert sequence.fully_annotated
-    assert given_masks(tmp_path / "Annotations/blob", open_frames(tmp_path / "JPEGImages/blob")).files.keys() == set(
+    assert given_masks(tmp_path / "Annotations/blob", open_frames(tmp_path / "JPEGImages/blob")).ids.keys() == set(
         range(FRAMES)
     )
 

@@ -67,7 +67,7 @@ MISTAKES = (
     ((*SEGMENT, "--box", "1,2,3"), "--box: found '1,2,3', expected x,y,width,height in pixels"),
     ((*SEGMENT, "--box", "0:1,2,3,4"), "--box: found object '0', expected 1 to 255"),
     ((*SEGMENT, "--boxes", "absent"), "absent: no such file, expected boxes as CSV"),
-    ((*SEGMENT, "--boxes", "clip.mp4"), "clip.mp4: "),
+    ((*SEGMENT, "--boxes", "clip.mp4"), "clip.mp4: line 1: found '', expected a header with frame"),
     ((*SEGMENT, "other.mp4", "--box", "1,2,3,4"), "--box: found with 2 videos, expected one"),
     ((*SEGMENT, "--resume", "--overwrite"), "--resume: found with --overwrite"),
     ((*SEGMENT, "--shard-memory"), "--shard-memory: found 1 videos and 1 processes"),
