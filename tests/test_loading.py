@@ -88,7 +88,7 @@ def test_a_file_is_loaded_in_the_dtype_asked_for(tmp_path):
     ("options", "words"),
     [
         ({"weights": "absent.pth"}, r"absent\.pth: no such file, expected a checkpoint"),
-        ({"device": "mps"}, "device: found 'mps', expected auto, cpu, cuda or cuda:N"),
+        ({"device": "abacus"}, "device: found 'abacus', expected auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:9999"}, "device: found 'cuda:9999', but this machine has"),
         ({"dtype": "int8"}, "dtype: found 'int8'"),
         ({"compile": "magic"}, "compile: found 'magic'"),
@@ -195,6 +195,11 @@ def test_a_prepared_network_is_not_saved(tmp_path):
         with pytest.raises(InputError, match="found a network prepared for inference, whose weights are packed"):
             save()
     assert not os.listdir(tmp_path)
+
+
+def test_a_prepared_network_is_not_prepared_again():
+    with pytest.raises(InputError, match="model: found a network prepared for inference, expected the original"):
+        for_inference(for_inference(small_network()))
 
 
 @pytest.mark.parametrize("license", ["", "MIT License", "mit\ntags: x", "{{", "-"])
