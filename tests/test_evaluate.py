@@ -448,8 +448,8 @@ def test_the_difference_from_another_run_is_named(tmp_path, model):
     text = (output / "run.json").read_text()
     with pytest.raises(InputError, match=r"its dtype: found torch\.float32, expected torch\.float16; give another"):
         claim_output(output, run | {"dtype": "torch.float16"})
-    with pytest.raises(InputError, match="its inference: found min_size 1, expected min_size 2; give another"):
-        claim_output(output, describe_run(model, "davis17", "val", RunOptions(min_size=2)))
+    with pytest.raises(InputError, match="its inference: found max_size None, expected max_size 64; give another"):
+        claim_output(output, describe_run(model, "davis17", "val", RunOptions(max_size=64)))
     (output / "run.json").write_text(json.dumps(json.loads(text)))
     claim_output(output, run)
 

@@ -65,8 +65,12 @@ class _Seen(NamedTuple):
 class VideoSegmenter:
     """Segments the objects of a video from masks of some of its frames (STM section 3.4).
 
+    Use one segmenter per video and thread. Threads may share a network, prepared or not: segmenting changes nothing in
+    it, and on a CPU each thread gets the bits that it would get alone. They may not share a compiled network, whose
+    results are valid only until its next frame.
+
     Args:
-        model: the network; it determines the device and the dtype.
+        model: the network, as from :func:`stm_fast.load`; it determines the device and the dtype.
         memory: which frames to remember, in which format and where.
         max_size: downscale for the network so that the shorter side is at most this many pixels; masks come back at the
             frame's own size.
