@@ -43,7 +43,7 @@ def copied(source: Path, target: Path) -> Path:
 )
 @pytest.mark.parametrize(("start", "first"), [(0.0, 0.0), (7.0, 6.7), (1.0, 1.2)])
 def test_sound_is_in_sync(tmp_path: Path, name: str, codec: str, expected: str, start: float, first: float) -> None:
-    if name.endswith(".avi") and start:
+    if name.endswith(".avi") and (start, first) != (0, 0):
         pytest.skip("AVI has no time stamps")
     source = write_sound_video(tmp_path / name, [(codec, first)], start=start)
     (before,) = hear(source)
@@ -62,7 +62,7 @@ def test_sound_ends_with_the_video_or_earlier(tmp_path: Path, codec: str, sound:
     source = write_sound_video(tmp_path / "a.mov", [(codec, 0.0)], sound=sound)
     (heard,) = hear(copied(source, tmp_path / "overlay.mp4"))
     assert heard.last == pytest.approx(min(sound, 2.0), abs=0.05)
-    assert len(heard.clicks) == (2 if sound < 2 else 4)
+    assert len([time for time in heard.clicks if time < 1.9]) == (2 if sound < 2 else 4)
 
 
 def test_every_audio_stream_is_copied(tmp_path: Path) -> None:
@@ -71,6 +71,13 @@ def test_every_audio_stream_is_copied(tmp_path: Path) -> None:
     assert [heard.codec for heard in found] == ["aac", "aac", "flac"]
     for heard, first in zip(found, (0.0, 0.2, 0.1), strict=True):
         assert [time for time in heard.clicks if time > first + 0.1] == pytest.approx(np.add(KEPT, first), abs=2e-3)
+
+
+def test_sound_that_starts_after_the_video_is_left_out(tmp_path: Path) -> None:
+    for codec in ("aac", "pcm_s16le"):
+        source = write_sound_video(tmp_path / "a.mkv", [(codec, 5.0)])
+        target = copied(source, tmp_path / "overlay.mp4")
+        assert len(list(open_frames(target))) == 50
 
 
 def test_sound_without_a_decoder_is_left_out(

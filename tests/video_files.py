@@ -201,6 +201,7 @@ def write_sound_video(
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.options = {"bf": "0"}
         audio = [container.add_stream(codec, rate=SAMPLES, layout="mono") for codec, _ in tracks]
         for index in range(round(25 * seconds)):
             frame = av.VideoFrame.from_ndarray(numbered_picture(index), format="rgb24")
