@@ -13,6 +13,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from stm_fast.video.sound import Sound
 
+# of a frame number
+_MAX_DIGITS = 18
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -79,3 +82,15 @@ class FrameReader(ABC):
     def sound(self) -> "Sound | None":
         """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
         return None
+
+
+class NumberedFrames(FrameReader):
+    """Frames without names of their own: "00000", "00001" and so on."""
+
+    def index_of(self, name: str) -> int | None:
+        if not (name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS):
+            return None
+        return int(name) if self.frame_count is None or int(name) < self.frame_count else None
+
+    def name_of(self, index: int) -> str:
+        return f"{index:05d}"
