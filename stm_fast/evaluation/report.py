@@ -20,8 +20,9 @@ from stm_fast.evaluation.record import Record
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.inference.stages import STAGES
 from stm_fast.listing import list_images, mask_of
-from stm_fast.video import DAVIS_PALETTE, draw_overlay, read_written_mask
+from stm_fast.video import draw_overlay, read_written_mask
 from stm_fast.video.image_folder import read_frame
+from stm_fast.video.overlay_colors import overlay_colors
 from stm_fast.whole_file import whole_file
 
 STRIPS = 6  # sequences whose worst frames are shown
@@ -191,6 +192,6 @@ def _by_sequence(scores: list[ObjectScore]) -> dict[str, list[ObjectScore]]:
 
 
 def _color(object_id: int) -> str:
-    """The object's color in masks and overlays."""
-    red, green, blue = DAVIS_PALETTE[3 * object_id : 3 * object_id + 3]
+    """The object's color in overlays."""
+    red, green, blue = overlay_colors()[object_id].tolist()
     return f"#{red:02x}{green:02x}{blue:02x}"
