@@ -124,4 +124,5 @@ def _between_stripes(ids: Ids, width: int) -> Pixels:
     rising, falling = ((columns + sign * rows) // width % 2 == 0 for sign in (1, -1))
     kind = np.arange(-1, 255) // len(BRIGHT_COLORS) % 4
     kinds = kind.astype(np.uint8)[ids]
-    return (kinds == 1) & rising | (kinds == 2) & falling | (kinds == 3) & (rising ^ falling)
+    striped: npt.NDArray[np.bool_] = (kinds == 1) & rising | (kinds == 2) & falling | (kinds == 3) & (rising ^ falling)
+    return striped
