@@ -126,6 +126,8 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
         ("runs/best.safetensors", "no such file"),
         ("runs/best.pth", "no such file"),
         ("there/repo", "no such file"),  # its folder exists
+        ("nowhere/repo", "no such file"),  # its folder is a broken link
+        ("there/broken", "no such file"),
         ("there", r"there/model\.safetensors: no such file"),
         ("repo", "no such file"),
         ("../repo", "no such file"),
@@ -140,6 +142,8 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
 def test_other_names_are_never_looked_up(name, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
+    for link in ("nowhere", "there/broken"):
+        Path(link).symlink_to("nothing")
     with pytest.raises(InputError, match=words):
         find_weights(name)
 
