@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from stm_fast.errors import InputError
-from stm_fast.video import Frame, FrameReader, read_mask
+from stm_fast.video import Frame, FrameReader
+from stm_fast.video.image_folder import read_frame
 from stm_fast.video.reader import open_frames
 from tiff_files import write_png, write_tiff
 from video_files import numbered_picture
@@ -297,6 +298,6 @@ def test_a_stack_in_a_folder_of_images_is_refused(tmp_path: Path) -> None:
         open_frames(folder)
 
 
-def test_masks_of_16_bits_are_still_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="mask of mode I;16, expected 8 bits per channel"):
-        read_mask(write_png(tmp_path / "mask.png", gray_stack()[0]))
+def test_a_single_frame_is_scaled_by_its_own_range(tmp_path: Path) -> None:
+    page = gray_stack()[2]
+    np.testing.assert_array_equal(read_frame(write_png(tmp_path / "0.png", page)), scaled(page, 100, page.max()))

@@ -93,7 +93,7 @@ def segment_video(
     to the same masks, on a CPU bit for bit.
 
     Args:
-        source: a video file, or a folder of jpg, png or webp frames.
+        source: a video or TIFF file, or a folder of jpg, png, webp or tif frames.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
             frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
             such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255

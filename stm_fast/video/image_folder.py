@@ -139,6 +139,10 @@ def _read_gray(file: Path) -> npt.NDArray[Any]:
 
 
 def read_frame(file: Path) -> npt.NDArray[np.uint8]:
-    """The image uint8 [H, W, 3] RGB, upright. Raises InputError if it cannot be decoded."""
-    with open_image(file) as image:
-        return to_pixels(image, None)
+    """The image uint8 [H, W, 3] RGB, upright; one of more than 8 bits is scaled by its own range.
+
+    Raises InputError if it cannot be decoded.
+    """
+    with open_image(file, deep=True) as image:
+        gray = range_of([(file, gray_values(image))]) if is_deep(image) else None
+        return to_pixels(image, gray)
