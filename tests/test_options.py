@@ -411,7 +411,7 @@ EVALUATE = [
     ),
     Run(
         {
-            "--only-score": ((FIRST.parents[1],) * 2, lambda seen: "1.000000" in seen.stdout and not seen.options),
+            "--only-score": ((FIRST.parents[1],) * 2, lambda seen: "100.0" in seen.stdout and not seen.options),
             "--workers": (1, says("star_2")),
         },
         without=("--data", "--sequence"),
