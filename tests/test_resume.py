@@ -333,7 +333,7 @@ def test_a_damaged_record_is_refused(interrupted, folder_of, text):
         {"object_ids": [256]},
         {"object_ids": [True]},
         {"object_ids": "3"},
-        {"scores": "0"},
+        {"table": "0"},
         {"run": []},
         {"run": None},
         {"more": 1},
