@@ -304,7 +304,7 @@ def run_frames(session: "Session", stage: "Stage", end: float) -> None:
         code = session.run([sys.executable, "-m", "gpu_times", "frames", *arguments], end)
         rows = read_record(path, FrameRow).rows if path.exists() else []
         for group in by_workload(rows):
-            table = stage_table(group, ("frame", "J to its masks"))
+            table = stage_table(group, ("frame", "J to its masks, %"))
             stage.lines += replace(table, notes=()).transposed().lines()
         if code != 0:
             stage.lines.append(f"  {name}: {session.why_ended(code)}")

@@ -124,8 +124,8 @@ def whole_frames(records: Sequence[Record[FrameRow]], *, by_stage: bool) -> str:
     parts: list[str] = []
     for record in records:
         parts.append(
-            f"{_where(record)}, {_load(record)}. Median of a frame, times the published loop's speed, J to its masks, "
-            "peak memory beyond the loaded network; all variants interleaved."
+            f"{_where(record)}, {_load(record)}. Median of a frame, times the published loop's speed, "
+            "J to its masks in percent, peak memory beyond the loaded network; all variants interleaved."
         )
         parts.append(variant_table(record.rows).markdown())
         parts += [

@@ -24,6 +24,8 @@ Result = Literal[
     "cutout",
     "soft",
     "csv",
+    "coco",
+    "rle",
 ]
 RESULTS: tuple[Result, ...] = get_args(Result)
 DEFAULT_RESULTS: tuple[Result, ...] = ("masks", "overlay", "csv")

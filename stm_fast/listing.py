@@ -8,14 +8,14 @@ from pathlib import Path
 from stm_fast.errors import InputError, reading
 
 # compared without regard to case, as in ".PNG"
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-_MASK_SUFFIX = ".png"
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"}) | _TIFF_SUFFIXES
+_MASK_SUFFIX = ".png"
 _ANNOTATION_SUFFIX = ".json"
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The jpg, png and webp files of a folder, in the natural order of their names.
+    """The jpg, png, webp and tif files of a folder, in the natural order of their names.
 
     Raises InputError if the folder cannot be read or has a broken link.
     """
@@ -32,7 +32,7 @@ def split_masks(folder: Path) -> tuple[list[Path], list[Path]]:
 
     Raises InputError as `list_images` does, and for two masks with the same stem.
     """
-    images = _files(folder, _IMAGE_SUFFIXES | _TIFF_SUFFIXES)
+    images = list_images(folder)
     masks = _masks_of(images)
     taken = set(by_stem(masks).values())
     return masks, [file for file in images if file not in taken]

@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def percent(share: float) -> str:
+    """A share from 0 to 1, as papers print J and F."""
+    return f"{100 * share:.1f}"
+
+
 def say(*lines: str) -> None:
     """Prints results on stdout; a failing stdout does not stop the work."""
     _print(sys.stdout, lines)

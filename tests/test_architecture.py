@@ -37,6 +37,7 @@ FLOORS = {
     "runs": 5,
     "evaluation": 6,
     "progress": 6,
+    "sam2": 6,
     "benchmarking": 7,
     "training": 7,
     "tasks": 8,

@@ -547,7 +547,7 @@ def test_a_record_of_whole_frames_round_trips(tmp_path):
     text = make_tables.whole_frames([read], by_stage=True)
     assert "| resnet50 | 480p-T10-O3 |" in text
     assert "| published loop, in plain PyTorch | 900 ms, 5,000 MB |" in text
-    assert "| for_inference | 300 ms, 3.00x, J 0.9995, 1,000 MB |" in text
+    assert "| for_inference | 300 ms, 3.00x, J 99.95, 1,000 MB |" in text
     assert "| memory encoder | 100 | 100 |" in text
     assert "| frame, 20 to 80 % | 800 to 1000 | 200 to 400 |" in text
     assert "decode 1.0 ms." in text
@@ -563,5 +563,5 @@ def test_masks_of_an_untrained_network_are_only_compared_with_the_same_function(
     workload = replace(FrameWorkload("480p", objects=3, memory_frames=10), weights=weights)
     rows = [FrameRow(workload, name, 3, 0.9, 0.8, 1.0, similarity=0.33) for name in ("published", "prepared", variant)]
     _, prepared, found = (cells[1] for cells in variant_table(rows).rows)
-    assert prepared == "900 ms, 1.00x, J 0.3300"
+    assert prepared == "900 ms, 1.00x, J 33.00"
     assert found == ("900 ms, 1.00x" if weights is None else prepared)

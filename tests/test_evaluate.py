@@ -296,7 +296,7 @@ def test_a_set_is_run_scored_and_recorded(tmp_path):
     lines = (output / "per-sequence_results-val.csv").read_text().splitlines()
     assert lines[0] == "Sequence,J-Mean,F-Mean"
     assert [line.split(",")[0] for line in lines[1:]] == ["blob_1", "blob_2", "star_1", "star_2"]
-    assert "Global results for val" in result.stdout
+    assert "Global results for val, in percent" in result.stdout
     assert "frames/s without loading" in result.stdout
 
 
@@ -448,8 +448,8 @@ def test_the_difference_from_another_run_is_named(tmp_path, model):
     text = (output / "run.json").read_text()
     with pytest.raises(InputError, match=r"its dtype: found torch\.float32, expected torch\.float16; give another"):
         claim_output(output, run | {"dtype": "torch.float16"})
-    with pytest.raises(InputError, match="its inference: found min_size 1, expected min_size 2; give another"):
-        claim_output(output, describe_run(model, "davis17", "val", RunOptions(min_size=2)))
+    with pytest.raises(InputError, match="its inference: found max_size None, expected max_size 64; give another"):
+        claim_output(output, describe_run(model, "davis17", "val", RunOptions(max_size=64)))
     (output / "run.json").write_text(json.dumps(json.loads(text)))
     claim_output(output, run)
 
@@ -631,7 +631,7 @@ def test_only_score(tmp_path):
     truth = root / "Annotations/480p"
     result = run_command("davis17", "--only-score", truth, truth, "-o", tmp_path / "scores", "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "1.000000" in result.stdout
+    assert "100.0" in result.stdout
     assert json.loads((tmp_path / "scores/results.json").read_text())["global"]["J&F-Mean"] == 1
     assert result.stderr == (
         "stm-fast: blob, star: the results are the annotations themselves; their scores are meaningless\n"
@@ -651,7 +651,7 @@ def test_only_score_of_one_folder_of_masks(tmp_path):
     truth = write_davis(tmp_path / "davis") / "Annotations/480p/star"
     result = run_command("folder", "--only-score", truth, truth)
     assert result.exit_code == 0, result.output
-    assert "star_2 1.000000 1.000000" in result.stdout
+    assert "star_2  100.0  100.0" in result.stdout
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """stm_fast.load, folders of weights, the Hugging Face hub, and the frame size that belongs to weights."""
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -17,6 +19,7 @@ from small_inputs import HEIGHT, SIZE, SMALL, draw, small_network, write_sequenc
 from stm_fast import STM, InputError, VideoSegmenter, segment_video, stm_lite2, stm_resnet18
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import load_checkpoint, released, save_checkpoint
+from stm_fast.network.architecture import NETWORKS
 from stm_fast.network.checkpoint import load_network
 from stm_fast.network.deploy import for_inference
 from stm_fast.network.fingerprint import fingerprint
@@ -85,7 +88,7 @@ def test_a_file_is_loaded_in_the_dtype_asked_for(tmp_path):
     ("options", "words"),
     [
         ({"weights": "absent.pth"}, r"absent\.pth: no such file, expected a checkpoint"),
-        ({"device": "mps"}, "device: found 'mps', expected auto, cpu, cuda or cuda:N"),
+        ({"device": "abacus"}, "device: found 'abacus', expected auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:9999"}, "device: found 'cuda:9999', but this machine has"),
         ({"dtype": "int8"}, "dtype: found 'int8'"),
         ({"compile": "magic"}, "compile: found 'magic'"),
@@ -123,6 +126,8 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
         ("runs/best.safetensors", "no such file"),
         ("runs/best.pth", "no such file"),
         ("there/repo", "no such file"),  # its folder exists
+        ("nowhere/repo", "no such file"),  # its folder is a broken link
+        ("there/broken", "no such file"),
         ("there", r"there/model\.safetensors: no such file"),
         ("repo", "no such file"),
         ("../repo", "no such file"),
@@ -137,6 +142,8 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
 def test_other_names_are_never_looked_up(name, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
+    for link in ("nowhere", "there/broken"):
+        Path(link).symlink_to("nothing")
     with pytest.raises(InputError, match=words):
         find_weights(name)
 
@@ -192,6 +199,11 @@ def test_a_prepared_network_is_not_saved(tmp_path):
         with pytest.raises(InputError, match="found a network prepared for inference, whose weights are packed"):
             save()
     assert not os.listdir(tmp_path)
+
+
+def test_a_prepared_network_is_not_prepared_again():
+    with pytest.raises(InputError, match="model: found a network prepared for inference, expected the original"):
+        for_inference(for_inference(small_network()))
 
 
 @pytest.mark.parametrize("license", ["", "MIT License", "mit\ntags: x", "{{", "-"])
@@ -444,3 +456,47 @@ prob = segmenter.step(np.zeros((3, 32, 48), np.uint8), np.ones((32, 48), np.uint
 print(tuple(prob.shape), segmenter.object_ids)
 """
     assert program("-c", lines, folder=Path.cwd()) == ["(2, 32, 48) [1]"]
+
+
+# torch.hub
+
+TORCH_HUB = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ditable" not in repr(finder)]  # as if not installed
+import torch
+model = torch.hub.load("clone", "stm", source="local", device="cpu", dtype="float32")
+import stm_fast
+print(stm_fast.__file__, stm_fast.kernels.__file__)
+segmenter = stm_fast.VideoSegmenter(model, min_size=1)
+segmenter.step(torch.zeros(3, 32, 48), torch.ones(32, 48, dtype=torch.uint8))
+print(tuple(segmenter.step(torch.zeros(3, 32, 48)).shape), model.min_size)
+print(torch.hub.load("clone", "stm_resnet18", source="local", key_dim=16).architecture.key_dim)
+"""
+
+
+@pytest.mark.slow
+def test_torch_hub_loads_a_clone_that_is_not_installed(tmp_path):
+    clone, root = tmp_path / "clone", Path(stm_fast.__file__).parents[1]
+    clone.mkdir()
+    shutil.copy(root / "hubconf.py", clone)
+    for name in ("stm_fast", "kernels"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "kernels")
+        shutil.copytree(root / name, clone / name, ignore=ignored)
+    places = f"{clone}/stm_fast/__init__.py {clone}/kernels/__init__.py"
+    assert program("-c", TORCH_HUB, folder=tmp_path, PYTHONPATH="") == [places, "(2, 32, 48) 480", "16"]
+
+
+def test_torch_hub_has_an_entry_for_every_network():
+    spec = importlib.util.spec_from_file_location("hubconf", Path(stm_fast.__file__).parents[1] / "hubconf.py")
+    hubconf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hubconf)
+    assert {name for name in hubconf.__all__ if name != "stm"} == {f"stm_{name}" for name in NETWORKS}
+    assert hubconf.stm is stm_fast.load
+    assert all(importlib.util.find_spec(name) for name in hubconf.dependencies)
+
+
+def test_the_cards_of_the_package_and_of_saved_weights_have_the_same_header(tmp_path):
+    stm_lite2().save_pretrained(tmp_path, license="cc-by-nc-4.0")
+    own = Path(released.FILE).with_name("README.md")
+    header, saved = (path.read_text().split("---\n")[1] for path in (own, tmp_path / "README.md"))
+    assert header == saved

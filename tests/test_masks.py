@@ -14,7 +14,6 @@ from PIL import Image
 
 from stm_fast.errors import InputError
 from stm_fast.video import masks, read_mask, read_written_mask
-from stm_fast.video.overlay import draw_overlay
 from stm_fast.video.writer import MaskWriter, OverlayImageWriter
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -176,45 +175,6 @@ def test_invalid_arrays_are_programming_errors(
 ) -> None:
     with pytest.raises(error, match="ids"):
         masks.write_mask(tmp_path / "m.png", ids)
-
-
-def test_overlay_tints_objects_and_leaves_the_rest() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    before = image.copy()
-    ids = np.zeros((9, 12), np.uint8)
-    ids[2:7, 3:9] = 1
-    drawn = draw_overlay(image, ids, alpha=0.5)
-    np.testing.assert_array_equal(image, before)
-    np.testing.assert_array_equal(drawn[ids == 0], image[ids == 0])
-    inner = image[3:6, 4:8].astype(int)
-    np.testing.assert_array_equal(drawn[3:6, 4:8], (inner + np.array([128, 0, 0])) // 2)
-    rim = np.ones((5, 6), np.bool_)
-    rim[1:-1, 1:-1] = False
-    assert (drawn[2:7, 3:9][rim] == [192, 128, 128]).all()
-
-
-def test_overlay_uses_the_palette_and_bright_pixels_do_not_wrap() -> None:
-    image = np.full((3, 3, 3), 255, np.uint8)
-    ids = np.full((3, 3), 2, np.uint8)
-    palette = bytes([0, 0, 0, 9, 9, 9, 255, 255, 255])
-    for alpha in (0.0, 0.3, 1.0):
-        assert (draw_overlay(image, ids, palette, alpha) == 255).all()
-    assert (draw_overlay(image, ids, bytes(9), 1.0) == 0).all()
-
-
-def test_the_object_of_a_black_and_white_mask_is_drawn_in_a_visible_color() -> None:
-    image, ids = np.full((9, 9, 3), 200, np.uint8), np.full((9, 9), 255, np.uint8)
-    inner = draw_overlay(image, ids)[4, 4].astype(int)
-    assert inner.max() - inner.min() > 90
-    assert (draw_overlay(image, ids, masks.DAVIS_PALETTE, 1.0)[4, 4] == (224, 224, 192)).all(), "the palette is kept"
-
-
-def test_overlay_checks_its_arguments() -> None:
-    image = np.zeros((3, 4, 3), np.uint8)
-    with pytest.raises(ValueError, match="ids: shape"):
-        draw_overlay(image, np.zeros((4, 3), np.uint8))
-    with pytest.raises(ValueError, match="alpha"):
-        draw_overlay(image, np.zeros((3, 4), np.uint8), alpha=1.5)
 
 
 def test_overlay_pictures(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def segment(clip, output, stop_at=None, **options):
         clip / "given",
         output,
         model=small_network(),
-        should_stop=lambda: len(done) == stop_at,
-        progress=lambda *_: done.append(None),
+        should_stop=lambda: done[-1] == stop_at,
+        progress=lambda frames, _: done.append(frames),
         **{"write": ("masks", "csv")} | options,
     )
 

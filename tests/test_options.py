@@ -345,6 +345,8 @@ SEGMENT = [
         }
     ),
     Run({"--write": ("overlay", writes_only("overlay.mp4", "run.json"))}),
+    Run({"--write": ("matte,cutout,soft", writes_only("cutout", "matte.mp4", "run.json", "soft"))}),
+    Run({"--write": ("alpha,webm", writes_only("alpha.mov", "alpha.webm", "run.json"))}),
     Run({"--mask-frame": (2, lambda _: masks_in(OUT)[2].any()), "--both": (None, lambda _: masks_in(OUT)[0].any())}),
     Run(
         {
@@ -409,7 +411,7 @@ EVALUATE = [
     ),
     Run(
         {
-            "--only-score": ((FIRST.parents[1],) * 2, lambda seen: "1.000000" in seen.stdout and not seen.options),
+            "--only-score": ((FIRST.parents[1],) * 2, lambda seen: "100.0" in seen.stdout and not seen.options),
             "--workers": (1, says("star_2")),
         },
         without=("--data", "--sequence"),

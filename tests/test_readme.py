@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from small_inputs import one_object, write_video
 from stm_fast.ops.adapters.families import FUNCTION_READERS, MODULE_READERS, PLAIN_READERS
+from stm_fast.video import write_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,12 +20,14 @@ VARIABLE = "[A-Z][A-Z0-9_]+"
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["segment", "memory_read"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["segment", "step", "memory_read"])
 def test_examples_run_as_written(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "clip.mp4", 3)
+    write_mask(tmp_path / "first.png", one_object())
     exec(compile(example, "README.md", "exec"), {})
 
 

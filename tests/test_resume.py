@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from processes import CONTEXT
+from stm_fast.choices import DEFAULT_RESULTS, RESULTS
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
@@ -24,6 +25,7 @@ from stm_fast.network import STM, stm_resnet18
 from stm_fast.network.deploy import for_inference
 from stm_fast.record_file import write_record_file
 from stm_fast.runs.checkpoint import RECORD, Checkpoint, CheckpointTimer
+from stm_fast.runs.output_folder import VIDEOS
 from stm_fast.runs.ranks import Ranks
 from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.tensor_file import read_tensors, write_tensors
@@ -151,7 +153,7 @@ def test_a_segmenter_accepts_only_a_state_of_its_own_kind(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("write", [("masks", "overlay", "csv"), ("pictures",), ("overlay",)])
+@pytest.mark.parametrize("write", [RESULTS, ("pictures",), ("overlay",)])
 def test_an_interrupted_run_resumes_to_the_same_results(place, write):
     options = {"write": write, "max_size": 24}
     place.segment(place.folder / "whole", **options)
@@ -455,13 +457,13 @@ def test_checkpoints_take_at_most_a_tenth_of_the_time(monkeypatch):
 # killed runs
 
 
-def resume_in_process(folder):
+def resume_in_process(folder, write=DEFAULT_RESULTS):
     """Runs in a process that will be killed."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = stm_resnet18(key_dim=16, value_dim=32, decoder_dim=16).eval()
     source, masks = folder / "in.mp4", folder / "given"
-    segment_video(source, masks, folder / "out", model=model, resume=True, checkpoint_seconds=0)
+    segment_video(source, masks, folder / "out", model=model, write=write, resume=True, checkpoint_seconds=0)
 
 
 def wait_for_masks(process, out, count, delay):
@@ -475,27 +477,28 @@ def wait_for_masks(process, out, count, delay):
 def test_kill_9_at_any_frame_changes_nothing(tmp_path, model):
     """STM_FAST_KILLS says how often."""
     place = Place(tmp_path, model, count=30 + 10 * KILLS)
-    place.segment(place.folder / "whole")
+    place.segment(place.folder / "whole", write=RESULTS)
     expected = contents(place.folder / "whole")
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
     for _ in range(KILLS):
         before = len(list(place.out.glob("masks/*.png")))
-        process = CONTEXT.Process(target=resume_in_process, args=(place.folder,))
+        process = CONTEXT.Process(target=resume_in_process, args=(place.folder, RESULTS))
         process.start()
         wait_for_masks(process, place.out, before + rng.randrange(1, 7), rng.random() * 0.02)
         process.kill()
         process.join()
         assert process.exitcode == -9, "the process was killed before it ended or failed"
         found = contents(place.out)
-        assert "overlay.mp4" not in found
-        for path in place.out.glob("masks/*.png"):
-            assert path.read_bytes() == expected[f"masks/{path.name}"]
+        assert not set(VIDEOS.values()) & found.keys()
+        for path in place.out.glob("[a-z]*/*"):
+            if not path.name.startswith("."):
+                assert path.read_bytes() == expected[f"{path.parent.name}/{path.name}"]
         if RECORD in found:
             record = json.loads(found[RECORD])
             assert {f"masks/{number:05d}.png" for number in range(record["frames"])} <= found.keys()
-    place.segment(resume=True)
+    place.segment(resume=True, write=RESULTS)
     assert contents(place.out) == expected
 
 

@@ -95,6 +95,8 @@ MISTAKES = (
     ((*SEGMENT, "--compile", "magic"), "'magic' is not one of 'default'"),
     ((*SEGMENT, "--write", "masks,hologram"), "found 'hologram', expected some of masks, overlay"),
     ((*SEGMENT, "--weights", "absent.pth"), "absent.pth: no such file, expected a checkpoint"),
+    ((*SEGMENT, "--weights", "many/absent"), "many/absent: no such file, expected a checkpoint"),
+    ((*SEGMENT, "--weights", "hf://absent"), "hf://absent: not a name on the hub, expected user/repo"),
     ((*SEGMENT, "--weights", "clip.mp4", "--arch", "resnet18"), "--arch: found resnet18 with --weights clip.mp4"),
     (("demo", "-o", "full"), "full: the output folder is not empty"),
     (("demo", "-o", "drawn", "--overwrite"), "drawn/result: found a symbolic link to ../full"),

@@ -1,7 +1,9 @@
 """stm-fast train: what it prints, how it is stopped and resumed, and one clear line for every mistake."""
 
 import multiprocessing
+import re
 import sys
+from dataclasses import fields
 from urllib.error import URLError
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from stm_fast.__main__ import app
+from stm_fast.training.config_file import read_config
 from stm_fast.training.log import read_log
 from stm_fast.video import write_mask
 from training_runs import SMALL
@@ -59,6 +62,48 @@ def test_a_run_is_stopped_and_resumed(train, tmp_path):
     assert resumed.exception is None, resumed.exception
     assert (resumed.exit_code, resumed.stdout) == (0, f"5 steps done, results in {tmp_path / 'run'}\n")
     assert [line["step"] for line in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_a_run_writes_its_configuration_which_gives_the_same_run(train, tmp_path):
+    assert train("--set", "optimizer.lr=2e-3", "--stop-after-minutes", "0").exit_code == 0
+    run, again = tmp_path / "run", tmp_path / "again"
+    expected = read_config(tmp_path / "config.yaml", ["optimizer.lr=2e-3"])
+    assert read_config(run / "config.yaml") == expected
+    assert set(yaml.safe_load((run / "config.yaml").read_text())) == {field.name for field in fields(expected)}
+    # all that a resumed run may change is kept too
+    assert train("--resume", "--set", "optimizer.lr=2e-3", "--set", "log.every=2").exit_code == 0
+    assert read_config(run / "config.yaml").log.every == 2
+    repeated = CliRunner().invoke(app, ["train", str(run / "config.yaml"), "-o", str(again)])
+    assert repeated.exit_code == 0, repeated.output
+    assert (again / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
+    assert (again / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_resumes_from_its_own_configuration(train, tmp_path):
+    assert train("--set", "optimizer.lr=2e-3", "--stop-after-minutes", "0").exit_code == 0
+    run = tmp_path / "run"
+    assert_refused(train("--resume"), "checkpoint.pt: the run began with optimizer.lr 0.002, found 0.001 now")
+    assert read_config(run / "config.yaml").optimizer.lr == 2e-3, "a refused run changes nothing"
+    resumed = CliRunner().invoke(app, ["train", str(run / "config.yaml"), "--output", str(run), "--resume"])
+    assert resumed.stdout == f"5 steps done, results in {run}\n"
+
+
+def test_a_configuration_of_the_user_in_the_folder_of_the_run_is_kept(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    own = tmp_path / "run" / "config.yaml"
+    own.write_text("mine: true\n")
+    assert_refused(train(), f"{own}: found a file of yours where the run writes its own; rename it")
+    assert own.read_text() == "mine: true\n"
+
+
+@pytest.mark.slow
+def test_validation_is_told_in_percent_with_v(train, data):
+    found = train("-v", "--set", f"validation={{kind: folder, path: {data}, split: all, max_size: 32}}")
+    assert found.exit_code == 0, found.output
+    told = [line for line in found.stderr.splitlines() if "step 5" in line]
+    assert re.fullmatch(r"stm-fast: step 5: J&F \d+\.\d, J \d+\.\d, F \d+\.\d in percent", told[0])
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 
 from stm_fast.errors import InputError
 from stm_fast.training.config import Skip, SyntheticData
-from stm_fast.training.config_file import from_plain, read_config
+from stm_fast.training.config_file import from_plain, read_config, write_config
+from stm_fast.training.run_folder import CONFIG_HEADER
 from stm_fast.training.sampler import StepSampler
 from stm_fast.training.schedule import Schedule, max_skip, rate_factor
 from training_runs import SMALL, SMALL_CONFIG
@@ -39,6 +40,16 @@ def write(tmp_path):
 def test_every_shipped_configuration_is_valid(file):
     config = read_config(file)
     assert from_plain(asdict(config), "again") == config
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_written_configuration_is_read_as_it_was(file, tmp_path):
+    changes = ["optimizer.lr=3.3e-7", "data.0.weight=1e-9", "seed=9223372036854775807", "weights='a: b # ü'"]
+    config = read_config(file, changes)
+    written = tmp_path / "written.yaml"
+    write_config(config, written, CONFIG_HEADER)
+    assert read_config(written) == config
+    assert config != read_config(file)
 
 
 def test_the_small_configuration_is_the_same_without_pydantic():

@@ -378,10 +378,6 @@ def test_folders_that_cannot_be_a_clip_are_refused(tmp_path: Path) -> None:
     broken = write_pictures(tmp_path / "broken", ["0.png", "1.png"])
     (broken / "1.png").write_text("not a picture")
     refuses(broken, "not a readable image", name=broken / "1.png")
-    deep = tmp_path / "deep"
-    deep.mkdir()
-    Image.fromarray(np.ones((4, 4), np.uint16)).save(deep / "0.png")
-    refuses(deep, "8 bits", name=deep / "0.png")
 
 
 def test_a_picture_of_another_size_is_refused_before_work_starts(tmp_path: Path) -> None:

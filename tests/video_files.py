@@ -179,3 +179,76 @@ def packed(packets: list[Sent]) -> list[Sent]:
     """As DivX packs B-frames: two pictures in a packet, and one that is not coded after them."""
     both = packets[1]._replace(data=packets[1].data + packets[2].data)
     return [packets[0], both, packets[2]._replace(data=VOP + b"\x51\x5f"), *packets[3:]]
+
+
+SAMPLES = 48_000  # per second
+
+
+def write_sound_video(
+    path: Path, tracks: list[tuple[str, float]], *, start: float = 0.0, seconds: float = 2.0, sound: float = 2.0
+) -> Path:
+    """A video with a click at each half second of its sound.
+
+    Args:
+        path: of the file, whose ending gives its format.
+        tracks: codec of each audio stream, and its first time stamp in seconds.
+        start: the time stamp of the first frame in seconds.
+        seconds: of the video.
+        sound: seconds of the sound.
+    """
+    import av
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.options = {"bf": "0"}
+        audio = [container.add_stream(codec, rate=SAMPLES, layout="mono") for codec, _ in tracks]
+        for index in range(round(25 * seconds)):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(index), format="rgb24")
+            frame.pts, frame.time_base = index + round(25 * start), Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        at = np.arange(round(SAMPLES * sound)) % (SAMPLES // 2)
+        clicks = (np.sin(at * 2 * np.pi * 1000 / SAMPLES) * (at < SAMPLES // 100)).astype(np.float32)  # of 10 ms
+        for stream, (_, first) in zip(audio, tracks, strict=True):
+            for begin in range(0, len(clicks), 1024):
+                part = av.AudioFrame.from_ndarray(clicks[None, begin : begin + 1024], format="fltp", layout="mono")
+                part.sample_rate, part.time_base = SAMPLES, Fraction(1, SAMPLES)
+                part.pts = begin + round(SAMPLES * first)
+                container.mux(stream.encode(part))
+            container.mux(stream.encode(None))
+    return path
+
+
+class Heard(NamedTuple):
+    """An audio stream, in seconds since the first frame of the video."""
+
+    codec: str
+    first: float
+    last: float
+    clicks: list[float]
+
+
+def hear(path: Path) -> list[Heard]:
+    """The audio streams of a video."""
+    import av
+
+    with av.open(str(path)) as container:
+        origin = next(container.decode(video=0)).time
+        count = len(container.streams.audio)
+    return [_hear(path, number, origin or 0.0) for number in range(count)]
+
+
+def _hear(path: Path, number: int, origin: float) -> Heard:
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[number]
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLES)
+        parts = [part for frame in container.decode(stream) for part in resampler.resample(frame)]
+        codec = stream.codec_context.codec.canonical_name
+    first = (parts[0].time or 0.0) - origin
+    wave = np.concatenate([part.to_ndarray().ravel() for part in parts])
+    loud = np.flatnonzero(np.abs(wave) > 0.3)
+    begins = loud[np.diff(loud, prepend=-SAMPLES) > SAMPLES // 10]
+    return Heard(codec, first, first + len(wave) / SAMPLES, (begins / SAMPLES + first).tolist())

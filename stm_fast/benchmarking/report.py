@@ -170,7 +170,7 @@ _FIGURES: dict[str, Callable[[FrameRow, FrameRow], str]] = {  # of a row and the
     "frame, 20 to 80 %": lambda row, first: f"{1000 * row.frame_seconds_20:.0f} to {1000 * row.frame_seconds_80:.0f}",
     "frames/s": lambda row, first: f"{1 / row.frame_seconds:.2f}",
     "x the first": lambda row, first: f"{first.frame_seconds / row.frame_seconds:.2f}",
-    "J to its masks": lambda row, first: f"{row.similarity:.5f}" if _comparable(row) else "",
+    "J to its masks, %": lambda row, first: f"{100 * row.similarity:.3f}" if _comparable(row) else "",
     "peak MiB": lambda row, first: "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
 }
 
@@ -238,7 +238,7 @@ def _frame_cell(row: FrameRow, first: FrameRow) -> str:
     if first.variant == PUBLISHED and row is not first:
         parts.append(f"{first.frame_seconds / row.frame_seconds:.2f}x")
         if _comparable(row):
-            parts.append(f"J {row.similarity:.4f}")
+            parts.append(f"J {100 * row.similarity:.2f}")
     if row.peak_bytes is not None:
         parts.append(f"{row.peak_bytes / 1e6:,.0f} MB")
     return ", ".join(parts)

@@ -123,7 +123,7 @@ def frames(
 ) -> None:
     """Time whole frames by stage, the engine against the published loop, interleaved; prints tables, writes JSON.
 
-    "J to its masks" compares a variant's masks with those of the first variant. Lists are comma-separated.
+    "J to its masks" compares a variant's masks with those of the first variant, in percent. Lists are comma-separated.
     """
     if weights is not None:
         require_file(weights, "a checkpoint")

@@ -83,7 +83,7 @@ def _found(root: Path, pattern: str) -> list[Path]:
 def _paired(images: Iterable[Path], masks: Iterable[Path], place: str) -> list[Pair]:
     images_by_name, masks_by_name = by_stem(list(images)), by_stem(list(masks))
     if not images_by_name:
-        raise InputError(f"{place}: no images found, expected jpg, png or webp files")
+        raise InputError(f"{place}: no images found, expected jpg, png, webp or tif files")
     for name, file in images_by_name.items():
         if name not in masks_by_name:
             raise InputError(f"{file}: no mask of this name")

@@ -74,7 +74,7 @@ def _list_frames(sequence: Sequence) -> list[Path]:
     if sequence.required is not None:
         files = [file for file in files if file.stem in sequence.required]
     if not files:
-        raise InputError(f"{sequence.frames}: no frames in it, expected jpg, png or webp images")
+        raise InputError(f"{sequence.frames}: no frames in it, expected jpg, png, webp or tif images")
     masks = set(sequence.annotated)
     for file in files:
         if file.stem not in masks:

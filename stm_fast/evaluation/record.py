@@ -12,7 +12,7 @@ import torch
 from stm_fast.csv_file import csv_lines, open_csv
 from stm_fast.evaluation.benchmark_sets import Timing
 from stm_fast.evaluation.scoring import ObjectScore
-from stm_fast.printing import printable, say
+from stm_fast.printing import percent, printable, say
 from stm_fast.runs.environment import environment
 from stm_fast.whole_file import whole_file
 
@@ -78,27 +78,27 @@ def overall(scores: list[ObjectScore]) -> dict[str, float]:
 
 
 def print_tables(scores: list[ObjectScore], split: str) -> None:
-    """Prints both tables in the layout of the toolkit."""
-    say(f"--------------------------- Global results for {split} ---------------------------")
-    say(*_aligned(GLOBAL_MEASURES, [[f"{value:.6f}" for value in overall(scores).values()]]))
-    say("", f"---------- Per sequence results for {split} ----------")
-    rows = [[printable(score.name), f"{score.J.mean:.6f}", f"{score.F.mean:.6f}"] for score in scores]
+    """Prints both tables in the layout of the toolkit, in percent as in papers."""
+    say(f"--------------------- Global results for {split}, in percent ---------------------")
+    say(*_aligned(GLOBAL_MEASURES, [[percent(value) for value in overall(scores).values()]]))
+    say("", f"---------- Per sequence results for {split}, in percent ----------")
+    rows = [[printable(score.name), percent(score.J.mean), percent(score.F.mean)] for score in scores]
     say(*_aligned(SEQUENCE_MEASURES, rows))
 
 
 def print_comparison(methods: Mapping[str, list[ObjectScore]]) -> None:
-    """Prints the scores of several methods on the same set, one line each."""
-    say("", "---------- Baselines ----------")
+    """Prints the scores of several methods on the same set in percent, one line each."""
+    say("", "---------- Baselines, in percent ----------")
     measures = ("J&F-Mean", "J-Mean", "F-Mean")
     rows = []
     for name, scores in methods.items():
         measured = overall(scores)
-        rows.append([name, *(f"{measured[measure]:.6f}" for measure in measures)])
+        rows.append([name, *(percent(measured[measure]) for measure in measures)])
     say(*_aligned(("Method", *measures), rows))
 
 
 def write_tables(scores: list[ObjectScore], split: str, folder: Path) -> None:
-    """Writes the two CSV files of the toolkit."""
+    """Writes the two CSV files of the toolkit, with its numbers from 0 to 1."""
     values = [f"{value:.3f}" for value in overall(scores).values()]
     rows = [[score.name, f"{score.J.mean:.3f}", f"{score.F.mean:.3f}"] for score in scores]
     _write_csv(folder / f"global_results-{split}.csv", GLOBAL_MEASURES, [values])

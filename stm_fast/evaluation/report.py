@@ -20,8 +20,10 @@ from stm_fast.evaluation.record import Record
 from stm_fast.evaluation.scoring import ObjectScore
 from stm_fast.inference.stages import STAGES
 from stm_fast.listing import list_images, mask_of
-from stm_fast.video import DAVIS_PALETTE, draw_overlay, read_written_mask
+from stm_fast.printing import percent
+from stm_fast.video import draw_overlay, read_written_mask
 from stm_fast.video.image_folder import read_frame
+from stm_fast.video.overlay_colors import overlay_colors
 from stm_fast.whole_file import whole_file
 
 STRIPS = 6  # sequences whose worst frames are shown
@@ -56,7 +58,7 @@ class _Figure:
     """A frame with its masks, as data URLs."""
 
     frame: str
-    score: float
+    score: str  # in percent
     prediction: str
     annotation: str
 
@@ -76,9 +78,9 @@ def write_report(
     stages = () if speed is None else ("decode", *STAGES, "write")
     page = _TEMPLATES.get_template("report.html").render(
         title=f"{record['run']['set']} {record['run']['split']}",
-        measures={name: f"{value:.3f}" for name, value in (record["global"] or {}).items()},
+        measures={name: percent(value) for name, value in (record["global"] or {}).items()},
         objects=[
-            [score.name, *(f"{value:.3f}" for value in (*score.J, *score.F))]
+            [score.name, *(percent(value) for value in (*score.J, *score.F))]
             for score in sorted(scores, key=lambda score: score.J.mean + score.F.mean)
         ],
         speed=speed,
@@ -94,7 +96,7 @@ def write_report(
 
 
 def line_chart(lines: Listing[Line], labels: Listing[str]) -> Markup:
-    """An SVG chart of values from 0 to 1 over T positions. The name of a line is its tooltip.
+    """An SVG chart of values from 0 to 1 over T positions, in percent. The name of a line is its tooltip.
 
     Args:
         lines: of T values each.
@@ -145,7 +147,7 @@ def _figure(sequence: Sequence, folder: Path, frame: str, score: float) -> _Figu
     found = sequence.normalized(read_written_mask(mask_of(folder, frame)).ids)
     picture = _picture(sequence, frame, found.shape)
     urls = (_data_url(draw_overlay(picture, ids)) for ids in (found, sequence.read_annotation(frame)))
-    return _Figure(frame, score, *urls)
+    return _Figure(frame, percent(score), *urls)
 
 
 def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -191,6 +193,6 @@ def _by_sequence(scores: list[ObjectScore]) -> dict[str, list[ObjectScore]]:
 
 
 def _color(object_id: int) -> str:
-    """The object's color in masks and overlays."""
-    red, green, blue = DAVIS_PALETTE[3 * object_id : 3 * object_id + 3]
+    """The object's color in overlays."""
+    red, green, blue = overlay_colors()[object_id].tolist()
     return f"#{red:02x}{green:02x}{blue:02x}"

@@ -4,7 +4,7 @@ O objects, H x W the frame as the user gave it, h x w the frame as the network s
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from stm_fast.arguments import flag, integer
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.arrays import as_frame, as_ids, as_mask, in_pixels, in_unit_range, resized
+from stm_fast.inference.detections import detections
 from stm_fast.inference.objects import Presence, impose, label, object_scores, split_mask
 from stm_fast.inference.options import check_sizes, network_size, smallest_side
 from stm_fast.inference.sightings import Sighting, Watch
@@ -21,6 +22,9 @@ from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.network.shared_trunk import SharedKeyValue
 from stm_fast.ops import memory_read
+
+if TYPE_CHECKING:
+    import supervision
 
 
 class Segmentation(NamedTuple):
@@ -45,6 +49,16 @@ class Segmentation(NamedTuple):
         """The same with its sightings, as the next frame of `watch`; `given` are the ids of masks from the user."""
         return self._replace(sightings=watch.see(self.prob, self.mask, self.object_ids, given))
 
+    def to_detections(self) -> "supervision.Detections":
+        """For the package supervision, which draws, filters and writes them: the objects that have pixels.
+
+        ``tracker_id`` and ``class_id``, by which annotators color, are the object ids, ``mask`` is ``[O, H, W]`` bool,
+        ``xyxy`` the corner pixels of its box, and ``confidence`` the scores.
+
+        Raises InputError if supervision is not installed.
+        """
+        return detections(self.mask, self.scores, self.object_ids)
+
 
 # how far values of a frame may exceed [0, 1]: resampling overshoots a little
 _OVERSHOOT = 0.5
@@ -65,8 +79,12 @@ class _Seen(NamedTuple):
 class VideoSegmenter:
     """Segments the objects of a video from masks of some of its frames (STM section 3.4).
 
+    Use one segmenter per video and thread. Threads may share a network, prepared or not: segmenting changes nothing in
+    it, and on a CPU each thread gets the bits that it would get alone. They may not share a compiled network, whose
+    results are valid only until its next frame.
+
     Args:
-        model: the network; it determines the device and the dtype.
+        model: the network, as from :func:`stm_fast.load`; it determines the device and the dtype.
         memory: which frames to remember, in which format and where.
         max_size: downscale for the network so that the shorter side is at most this many pixels; masks come back at the
             frame's own size.

@@ -3,6 +3,7 @@
 Nothing here imports torch or uses the network.
 """
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,9 +51,10 @@ def find_weights(weights: str | Path) -> Path | Repository:
         return _repository(name.removeprefix(HUB), name)
     path = Path(weights)
     with reading(path):
-        mistyped = path.exists() or path.suffix in _FILES or path.parent.exists()
         folder = path.is_dir()
-    if not mistyped and _REPOSITORY.fullmatch(name):
+    # also a broken link is here, as is a path below it
+    here = os.path.lexists(path) or os.path.lexists(path.parent) or path.suffix in _FILES
+    if not here and _REPOSITORY.fullmatch(name):
         return _repository(name, name)
     require_file(path / WEIGHTS if folder else path, "a checkpoint")
     return path

@@ -42,13 +42,16 @@ _COLUMNS = {
     "state": "|".join(STATES),
 }
 _MOST_SHOWN = 200  # characters of a line in a message
+# the cells from x to center_y
+_Place = tuple[str, str, str, str, str, str]
+_NOWHERE: _Place = ("",) * 6
 MOST_SPANS = 3  # of doubtful frames in a message
 
 
 class Row(NamedTuple):
     """One object in one frame."""
 
-    index: int  # of the frame
+    frame_index: int
     frame: str  # its name
     time: str  # seconds since the first frame
     object_id: int
@@ -105,7 +108,7 @@ class ObjectTable:
             return
         with writing(self._path):
             for one in segmented.sightings:
-                place = [""] * 6 if one.state == "lost" or not one.pixels else _place(ids == one.object_id)
+                place = _NOWHERE if one.state == "lost" or not one.pixels else _place(ids == one.object_id)
                 shares = f"{one.probability:.3f}", f"{one.score:.3f}"
                 name = frame.index, frame.name, f"{frame.time:.6f}", one.object_id
                 self._append(Row(*name, one.pixels, *place, *shares, one.state))
@@ -196,7 +199,7 @@ def _kept(folder: Path, done: range) -> Iterator[Row]:
         return
 
     def place(row: Row) -> int:
-        return row.index * done.step
+        return row.frame_index * done.step
 
     # usually they are in order, and need not be held
     ordered = all(place(one) <= place(other) for one, other in pairwise(_readable(folder, done)))
@@ -208,14 +211,15 @@ def _readable(folder: Path, done: range) -> Iterator[Row]:
     """The rows of these frames, up to the first invalid row, which a killed process may leave."""
     with suppress(InputError):
         for row in read_table(folder):
-            if row.index in done:
+            if row.frame_index in done:
                 yield row
 
 
 def _row(cells: list[str]) -> Row:
     if len(cells) != len(_COLUMNS) or not all(map(re.fullmatch, _COLUMNS.values(), cells)):
         raise ValueError(f"found the line {str(cells)[:_MOST_SHOWN]}, expected {','.join(_COLUMNS)}")
-    index, frame, time, object_id, pixels, *place, probability, score, state = cells
+    index, frame, time, object_id, pixels, x, y, width, height, center_x, center_y, probability, score, state = cells
+    place = x, y, width, height, center_x, center_y
     return Row(int(index), frame, time, int(object_id), int(pixels), *place, probability, score, cast(State, state))
 
 
@@ -223,14 +227,14 @@ def _sighting(row: Row) -> Sighting:
     return Sighting(row.object_id, row.pixels, float(row.probability), float(row.score), row.state)
 
 
-def _place(own: npt.NDArray[np.bool_]) -> list[str]:
+def _place(own: npt.NDArray[np.bool_]) -> _Place:
     """The cells from x to center_y of an object with the pixels `own` [H, W]."""
-    x, width, center_x = _extent(own.sum(0))
-    y, height, center_y = _extent(own.sum(1))
-    return [str(x), str(y), str(width), str(height), f"{center_x:.2f}", f"{center_y:.2f}"]
+    x, width, center_x = extent(own.sum(0))
+    y, height, center_y = extent(own.sum(1))
+    return str(x), str(y), str(width), str(height), f"{center_x:.2f}", f"{center_y:.2f}"
 
 
-def _extent(counts: npt.NDArray[np.int64]) -> tuple[int, int, float]:
+def extent(counts: npt.NDArray[np.int64]) -> tuple[int, int, float]:
     """The first index with a pixel, the number of indices up to the last one, and the mean index of all pixels."""
     used = np.flatnonzero(counts)
     return int(used[0]), int(used[-1] - used[0] + 1), float(used @ counts[used] / counts.sum())

@@ -30,6 +30,7 @@ VIDEOS: dict[Result, str] = {
     "alpha": "alpha.mov",
     "webm": "alpha.webm",
 }
+ANNOTATIONS: dict[Result, str] = {"coco": "coco.json", "rle": "rle.json"}
 # the folder of the masks that were made of boxes
 GIVEN = "given"
 # folders with files for each frame
@@ -193,7 +194,7 @@ def remove_earlier(folder: Path) -> None:
     """Removes the results of an earlier run."""
     for name in _FRAME_FILES:
         _remove_frame_files(folder, name)
-    for name in (*VIDEOS.values(), TABLE, RUN):
+    for name in (*VIDEOS.values(), *ANNOTATIONS.values(), TABLE, RUN):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -16,6 +16,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.inference.options import RunOptions
 from stm_fast.memory import Shard
 from stm_fast.network import STM
+from stm_fast.runs.annotations import write_annotations
 from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run, write_run_record
 from stm_fast.runs.estimation import Estimate, check_fits, workload_of
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
@@ -92,7 +93,7 @@ def segment_video(
     to the same masks, on a CPU bit for bit.
 
     Args:
-        source: a video file, or a folder of jpg, png or webp frames.
+        source: a video or TIFF file, or a folder of jpg, png, webp or tif frames.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
             frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
             such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255
@@ -105,7 +106,8 @@ def segment_video(
             Otherwise nothing is found in them. Objects that first appear in a later mask are segmented from there on.
         boxes: boxes around objects, as `boxes_of` accepts them; their masks are made with GrabCut, which needs OpenCV,
             and written into ``given/``. Where a box and a mask overlap in a frame, the mask counts.
-        write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv";
+        write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv"
+            (``objects.csv``), "coco" (``coco.json``, a COCO data set), "rle" (``rle.json``, as in YouTube-VIS);
             of the soft masks, all objects together: "matte" (``matte.mp4``, white is object), "alpha" (``alpha.mov``,
             ProRes 4444 with straight alpha), "webm" (``alpha.webm``, VP9 with alpha), "cutout"
             (``cutout/<frame>.png``, RGBA); "soft" (``soft/<frame>.<object>.png``, 16 bits, 65535 times the
@@ -175,6 +177,8 @@ class _VideoRun:
         ids = self._segmenter.object_ids
         seen = sights(job.output) if ranks.leads else []
         if ranks.leads:
+            objects = {number: self._opened.given.names.get(number, f"object {number}") for number in ids}
+            write_annotations(job.output, self._opened.reader, frames, objects, outputs.write)
             write_run_record(job.output, self._described, frames, ids, self._device)
         self._checkpoint.finish(frames, ids, leave_record=outputs.leave_record)
         if ranks.leads:

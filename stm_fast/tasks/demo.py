@@ -6,7 +6,7 @@ from pathlib import Path
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from stm_fast.inference.engine import check_backend
-from stm_fast.printing import say
+from stm_fast.printing import percent, say
 from stm_fast.progress import progress_bar
 from stm_fast.runs.video import Summary, segment_video
 from stm_fast.tasks.choice import NetworkChoice
@@ -55,4 +55,4 @@ def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
     pairs = [(read_written_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
     for object_id in object_ids(clip[0].ids):
         scores = [region_similarity(found == object_id, truth == object_id) for found, truth in pairs]
-        say(f"object {object_id}: J = {100 * sum(scores) / len(scores):.1f}")
+        say(f"object {object_id}: J = {percent(sum(scores) / len(scores))}")

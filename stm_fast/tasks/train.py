@@ -9,6 +9,8 @@ from stm_fast.runs.ranks import launched
 from stm_fast.tasks.interruption import how_to_resume, stop_on_signals
 from stm_fast.training.building import build_clip_loss, build_clips
 from stm_fast.training.config import TrainingConfig
+from stm_fast.training.config_file import write_config
+from stm_fast.training.run_folder import CONFIG_HEADER, RunFolder
 from stm_fast.training.trainer import Trainer
 
 
@@ -32,6 +34,9 @@ def train_network(
         clips = build_clips(config, skip_corrupt)  # before the weights, which may have to be downloaded
         trainer = Trainer(config, build_clip_loss(config), clips, output, resume=resume)
     leads = launched().leads
+    if leads:
+        folder = RunFolder(output)
+        write_config(config, folder.config, CONFIG_HEADER)
     with stop_on_signals() as stop, progress_bar("training", "steps") as bar:
         finished = trainer.run(lambda: stop() or time.monotonic() > deadline, bar if leads else None, end=end)
     trainer.close()

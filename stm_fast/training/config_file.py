@@ -1,7 +1,8 @@
-"""Reads a `TrainingConfig` from a YAML file and changes on the command line; messages name the key at fault."""
+"""Reads a `TrainingConfig` from YAML and changes on the command line, naming keys at fault, and writes one."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from stm_fast.errors import InputError, shown, shown_text
 from stm_fast.network.architecture import RANGES
 from stm_fast.training.config import TrainingConfig
 from stm_fast.training.yaml_text import parsed_yaml, read_yaml
+from stm_fast.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails, SchemaValidator
@@ -83,6 +85,31 @@ def from_plain(content: Mapping[str, Any], source: str) -> TrainingConfig:
     except ValidationError as error:
         raise InputError(f"{source}: {_fault(error.errors(include_url=False)[0])}") from None
     return config
+
+
+def write_config(config: TrainingConfig, file: Path, header: str) -> None:
+    """Writes every entry of a configuration as YAML, from which `read_config` makes an equal one.
+
+    Args:
+        header: the first line, a comment.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    import yaml
+
+    content = yaml.safe_dump(
+        _with_lists(asdict(config)), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
+    )
+    with whole_file(file) as partial:
+        partial.write_text(header + content, encoding="utf-8")
+
+
+def _with_lists(content: Any) -> Any:
+    """Nested dictionaries and lists, in which tuples have become lists, as YAML has no tuples."""
+    if isinstance(content, dict):
+        return {key: _with_lists(value) for key, value in content.items()}
+    return [_with_lists(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 @cache

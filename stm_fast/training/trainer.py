@@ -1,5 +1,6 @@
 """A training run, which may be interrupted and resumed at any step without changing the result."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -16,6 +17,7 @@ from stm_fast.data.device_clips import DeviceClips
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import check_backend
 from stm_fast.network import save_checkpoint
+from stm_fast.printing import percent
 from stm_fast.runs.ranks import launched
 from stm_fast.training.checkpoint import write_state
 from stm_fast.training.config import TrainingConfig
@@ -29,6 +31,8 @@ from stm_fast.training.sampler import StepSampler
 from stm_fast.training.schedule import TimeBudget
 from stm_fast.training.step import ClipLoss
 from stm_fast.training.validation import Validator
+
+_log = logging.getLogger(__name__)
 
 # factor by which the last validation may be slower than the first, and time to write the checkpoint
 _VALIDATION_MARGIN = 1.2
@@ -237,6 +241,8 @@ class Trainer:
             return False
         scores = self._validate(self._learner.model)
         if log is not None:
+            told = ", ".join(f"{name} {percent(scores[f'{name}-Mean'])}" for name in ("J&F", "J", "F"))
+            _log.info("step %d: %s in percent", self.step, told)
             log.write({"step": self.step} | scores)
             if scores["J&F-Mean"] > self._best:
                 save_checkpoint(self._learner.model, self._folder.best)

@@ -13,6 +13,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from stm_fast.video.sound import Sound
 
+# of a frame number
+_MAX_DIGITS = 18
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -72,6 +75,22 @@ class FrameReader(ABC):
     def name_of(self, index: int) -> str:
         """The name of a frame, as in `Frame`. An index past the end is a programming error."""
 
+    def file_name(self, index: int) -> str:
+        """The name of the image of a frame, or that which it would have as a JPEG."""
+        return f"{self.name_of(index)}.jpg"
+
     def sound(self) -> "Sound | None":
         """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
         return None
+
+
+class NumberedFrames(FrameReader):
+    """Frames without names of their own: "00000", "00001" and so on."""
+
+    def index_of(self, name: str) -> int | None:
+        if not (name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS):
+            return None
+        return int(name) if self.frame_count is None or int(name) < self.frame_count else None
+
+    def name_of(self, index: int) -> str:
+        return f"{index:05d}"

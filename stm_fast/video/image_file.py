@@ -61,30 +61,50 @@ def decoding(file: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of large images, whose size is checked, and of damaged metadata, which is not used."""
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def open_image(file: Path, what: str = "image", *, deep: bool = False) -> Iterator[Image.Image]:
     """An image whose header was read; its pixels are not decoded yet.
 
     Args:
         what: what the file should be, for messages.
-        deep: accept more than 8 bits per channel.
+        deep: accept more than 8 bits per pixel of a gray image, see `is_deep`.
 
     Raises:
         InputError: no such file, a damaged one, more than 8 bits per channel, or more pixels than Pillow allows (about
             180 million); also for exceptions of Pillow inside the block.
     """
-    with decoding(file, what):
-        # Pillow warns of large images, whose size is checked, and of damaged EXIF data, which is not used
-        with _filters, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(file, formats=_FORMATS)
+    # opened here: from a path, Pillow maps files into memory, and then garbles TIFF images that lie on a side
+    with decoding(file, what), file.open("rb") as content:
+        with _without_warnings():
+            image = Image.open(content, formats=_FORMATS)
         with image:
             if is_deep(image) and not deep:
                 raise InputError(f"{file}: {what} of mode {image.mode}, expected 8 bits per channel")
             yield image
 
 
+def page_count(image: Image.Image) -> int:
+    """The number of images in an opened file. Raises UserWarning for a TIFF file that ends before the last of them."""
+    with _without_warnings():
+        warnings.filterwarnings("error", "Corrupt EXIF data")
+        return int(getattr(image, "n_frames", 1))
+
+
+def turn_to(image: Image.Image, page: int) -> None:
+    """Makes an opened file the image of one of its pages; of that, too, only the header is read."""
+    with _without_warnings():
+        image.seek(page)
+
+
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened image has more than 8 bits per channel."""
+    """Whether an image is gray with more than 8 bits per pixel: integers or floating-point numbers."""
     return image.mode.startswith(_DEEP_MODES)
 
 

@@ -7,10 +7,11 @@ from stm_fast.errors import InputError, reading, require_present
 from stm_fast.video.frames import FrameReader
 from stm_fast.video.image_folder import ImageFolder
 from stm_fast.video.pyav import require_av
+from stm_fast.video.tiff_stack import TiffStack, is_tiff
 
 
 def open_frames(source: str | Path, masks: Iterable[Path] = ()) -> FrameReader:
-    """Frames of a video file or of a folder of jpg, png or webp images.
+    """Frames of a video file, of a TIFF file with several pages, or of a folder of jpg, png, webp or tif images.
 
     Args:
         source: the file or folder.
@@ -27,6 +28,8 @@ def open_frames(source: str | Path, masks: Iterable[Path] = ()) -> FrameReader:
         require_present(path, "file or folder")
         if not path.is_file():
             raise InputError(f"{path}: not a regular file")
+    if is_tiff(path):
+        return TiffStack(path)
     require_av(path)
     from stm_fast.video.video_file import VideoFile  # imports PyAV
 

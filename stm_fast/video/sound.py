@@ -3,7 +3,7 @@
 import io
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeAlias
@@ -12,6 +12,7 @@ import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
+from av.filter import Graph
 from av.packet import Packet
 from av.stream import Discard
 from av.video.stream import VideoStream
@@ -48,7 +49,7 @@ class Sound:
             origin: the time stamp of the first frame, in seconds.
         """
         self._path, self._origin = path, origin
-        self._tracks: dict[int, _Copied | _Encoded] = {}
+        self._tracks: dict[int, _Copied | _Encoded | _Ended] = {}
         self._waiting: AudioPacket | None = None
         with ExitStack() as stack:
             container, video = stack.enter_context(opened)
@@ -73,7 +74,11 @@ class Sound:
         """The packets to be written that start before `time`, in seconds since the first frame."""
         while self._waiting is not None and self._time(self._waiting) < time:
             packet = self._waiting
-            yield from self._tracks[packet.stream_index].packets(packet)
+            try:
+                yield from self._tracks[packet.stream_index].packets(packet)
+            except (av.FFmpegError, ValueError) as error:
+                self._tracks[packet.stream_index] = _Ended()
+                self._warn_of_rest(error)
             self._waiting = next(self._packets, None)
 
     def rest(self) -> Iterator[AudioPacket]:
@@ -93,11 +98,24 @@ class Sound:
                 if packet.size and packet.time_base and packet.pts is not None:
                     yield packet  # type: ignore[misc]
         except (av.FFmpegError, OSError) as error:
-            logger.warning("%s: the rest of its sound is left out: it is damaged (%s)", self._path, reason_of(error))
+            self._warn_of_rest(error)
+
+    def _warn_of_rest(self, error: Exception) -> None:
+        logger.warning("%s: the rest of its sound is left out (%s)", self._path, reason_of(error))
 
     def _time(self, packet: AudioPacket) -> Fraction:
         assert packet.pts is not None
         return packet.pts * packet.time_base - self._origin
+
+
+class _Ended:
+    """A stream that is not read any further."""
+
+    def packets(self, packet: AudioPacket) -> Iterator[AudioPacket]:
+        yield from ()
+
+    def rest(self) -> Iterator[AudioPacket]:
+        yield from ()
 
 
 class _Copied:
@@ -122,7 +140,7 @@ class _Copied:
 
 
 class _Encoded:
-    """A stream that is decoded and encoded as AAC. `start` is the time stamp of the first frame, in its time base."""
+    """A stream that is decoded and encoded as AAC, with silence where it has gaps; `start` as in `_Copied`."""
 
     def __init__(self, source: AudioStream, container: OutputContainer, start: int) -> None:
         if source.codec_context is None:
@@ -132,6 +150,7 @@ class _Encoded:
         layout = _AAC_LAYOUTS.get(source.channels, "stereo")
         self._target: AudioStream = container.add_stream("aac", rate=rate, layout=layout)
         self._target.bit_rate = _BITS_PER_CHANNEL * self._target.channels
+        self._without_gaps: Graph | None = None
 
     def packets(self, packet: AudioPacket) -> Iterator[AudioPacket]:
         try:
@@ -142,6 +161,9 @@ class _Encoded:
             yield from self._encode(frame)
 
     def rest(self) -> Iterator[AudioPacket]:
+        if self._without_gaps is not None:
+            self._without_gaps.push(None)
+            yield from self._filled(self._without_gaps)
         yield from self._target.encode(None)
 
     def _encode(self, frame: AudioFrame) -> Iterator[AudioPacket]:
@@ -149,7 +171,27 @@ class _Encoded:
             frame.pts -= self._start
             # not what ends before the first frame
             if frame.pts * frame.time_base + Fraction(frame.samples, frame.sample_rate) > 0:
-                yield from self._target.encode(frame)
+                self._without_gaps = self._without_gaps or _filling_gaps(frame)
+                self._without_gaps.push(frame)
+                yield from self._filled(self._without_gaps)
+
+    def _filled(self, graph: Graph) -> Iterator[AudioPacket]:
+        with suppress(av.BlockingIOError, av.EOFError):  # nothing left for now, or at all
+            while True:
+                yield from self._target.encode(graph.pull())  # type: ignore[arg-type]
+
+
+def _filling_gaps(frame: AudioFrame) -> Graph:
+    """A filter that makes the sound of such frames continuous: an encoder ignores their time stamps."""
+    graph = Graph()
+    source = graph.add_abuffer(
+        sample_rate=frame.sample_rate, format=frame.format, layout=frame.layout, time_base=frame.time_base
+    )
+    filling, end = graph.add("aresample", "async=1:min_hard_comp=0.02"), graph.add("abuffersink")
+    source.link_to(filling)
+    filling.link_to(end)
+    graph.configure()
+    return graph
 
 
 def _can_copy(stream: AudioStream) -> bool:

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from stm_fast.errors import InputError, reason_of
 from stm_fast.video import containers
 from stm_fast.video.display_matrix import orientation_of
-from stm_fast.video.frames import Frame, FrameReader
+from stm_fast.video.frames import Frame, NumberedFrames
 from stm_fast.video.packet_count import PacketCount, VideoPacket
 from stm_fast.video.rewind import FrameRecord, HeldFrames
 from stm_fast.video.sound import Sound
@@ -39,13 +39,11 @@ _NOT_VIDEO_FLAGS = frozenset({"attached_pic", "timed_thumbnails", "still_image",
 _NOT_VIDEO_FORMATS = frozenset(
     {"concat", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sdp", "tty", "webm_dash_manifest"}
 )
-# of a frame number
-_MAX_DIGITS = 18
 # frames that a decoder may show before the frame at which a file was positioned
 _MOST_EARLIER = 300
 
 
-class VideoFile(FrameReader):
+class VideoFile(NumberedFrames):
     """Frames of the default video stream of a file; constant and variable frame rate, rotation applied.
 
     The length that the file states is compared with its size, its frames are counted without decoding them, and the
@@ -86,14 +84,6 @@ class VideoFile(FrameReader):
                 yield self._convert(held.last, record.times[held.last], held.pop())
             if first > 0:
                 held = self._held_before(first, record)
-
-    def index_of(self, name: str) -> int | None:
-        if not (name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS):
-            return None
-        return int(name) if self.frame_count is None or int(name) < self.frame_count else None
-
-    def name_of(self, index: int) -> str:
-        return f"{index:05d}"
 
     def sound(self) -> Sound | None:
         with _open_stream(self.path) as (container, stream):

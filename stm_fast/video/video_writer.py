@@ -33,6 +33,8 @@ BT709 = 1
 LIMITED_RANGE = 1
 # of an image, by its pixel format
 _CHANNELS: dict[str, tuple[int, ...]] = {"gray": (), "rgb24": (3,), "rgba": (4,)}
+# luma of each gray level, in limited range
+_LUMA = (16 + np.rint(np.arange(256) * 219 / 255)).astype(np.uint8)
 
 
 class VideoWriter:
@@ -183,18 +185,21 @@ class VideoWriter:
         return stream
 
     def _to_frame(self, image: npt.NDArray[np.uint8]) -> VideoFrame:
-        import av
-
         if self.even_size and (self.width % 2 or self.height % 2):
             missing = [(0, self.height % 2), (0, self.width % 2), (0, 0)]
             image = np.pad(image, missing[: image.ndim], mode="edge")
-        given = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=self.given_pixels)
-        frame = given.reformat(format=self.stored_pixels, dst_colorspace="ITU709", dst_color_range="MPEG")
+        frame = self._converted(image)
         frame.pts = self._last_tick
         frame.time_base = Fraction(1, self.clock)
         # without a duration the last frame would not be shown
         frame.duration = round(self.clock / self.frame_rate)
         return frame
+
+    def _converted(self, image: npt.NDArray[np.uint8]) -> VideoFrame:
+        import av
+
+        given = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=self.given_pixels)
+        return given.reformat(format=self.stored_pixels, dst_colorspace="ITU709", dst_color_range="MPEG")
 
     @property
     def _last_time(self) -> Fraction:
@@ -246,6 +251,15 @@ class MatteVideoWriter(OverlayVideoWriter):
     result = "matte"
     encoder_options: ClassVar[dict[str, object]] = OverlayVideoWriter.encoder_options | {"crf": "18"}
     given_pixels = "gray"
+
+    def _converted(self, image: npt.NDArray[np.uint8]) -> VideoFrame:
+        import av
+
+        # FFmpeg's conversion gives a tinge of color
+        height, width = image.shape
+        planes = np.full((height * 3 // 2, width), 128, np.uint8)  # luma, then both chroma planes
+        planes[:height] = _LUMA[image]
+        return av.VideoFrame.from_ndarray(planes, format="yuv420p")
 
 
 class AlphaVideoWriter(VideoWriter):

@@ -86,6 +86,8 @@ def picture_files() -> list[tuple[str, bytes]]:
         (".png", saved(whole.convert("RGBA"), "PNG")),
         (".webp", saved(turned, "WEBP", exif=EXIF)),
         (".webp", saved(whole, "WEBP", lossless=True)),
+        (".tif", saved(whole, "TIFF")),
+        (".png", saved(Image.fromarray(image()[:, :, 0].astype(np.uint16) * 9), "PNG")),
     ]
 
 
@@ -111,6 +113,19 @@ def mask_files() -> list[bytes]:
         saved(Image.fromarray((ids() > 0) * np.uint8(255)).convert("RGBA"), "PNG"),
         saved(Image.fromarray((ids() > 0) * np.uint8(255)).convert("LA"), "PNG"),
         saved(Image.fromarray((ids() > 0) * np.uint8(255)), "JPEG"),
+    ]
+
+
+def stacks() -> list[Files]:
+    """TIFF files of several pages."""
+    gray = [Image.fromarray(image(n)[:, :, 0].astype(np.uint16) * 9) for n in range(3)]
+    color = [Image.fromarray(image(n)) for n in range(3)]
+    text = "ImageJ=1.54f\nimages=3\nslices=3\nmin=9.0\nmax=2000.0\n"
+    written: list[dict[str, Any]] = [{}, {"tiffinfo": {270: text}}, {"compression": "tiff_adobe_deflate"}]
+    return [
+        {"stack.tif": saved(pages[0], "TIFF", save_all=True, append_images=pages[1:], **options)}
+        for pages in (gray, color)
+        for options in written
     ]
 
 

@@ -301,6 +301,7 @@ def _read_frame_record(folder: Path) -> None:
 
 _ALL = (
     Target("video", _read_video, samples.videos, needs=("av",)),
+    Target("stack", _read_video, samples.stacks),
     Target("pictures", _read_pictures, samples.picture_folders, changed=("00001",)),
     Target("mask", _read_mask, samples.masks, cases=300),
     Target("masks", _find_masks, samples.mask_folders, changed=("masks/",)),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from stm_fast.errors import InputError
 from stm_fast.network.aggregation import EPSILON
 from stm_fast.network.backbone import Backbone
 from stm_fast.network.decoder import Decoder
@@ -56,8 +57,10 @@ def for_inference(
         compile: a mode of torch.compile for the copy's parts (:mod:`stm_fast.network.deploy.compilation`).
 
     Raises:
-        InputError: no such mode.
+        InputError: no such mode, or a model that is such a copy.
     """
+    if model.prepared:
+        raise InputError("model: found a network prepared for inference, expected the original")
     copy = deepcopy(model).eval().requires_grad_(False)
     copy.prepared = True
     weight = copy.decoder.compress.weight

@@ -1,0 +1,144 @@
+"""The sound of a video in its overlay: copied or encoded again, in sync with the frames, up to the last one."""
+
+import itertools
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from small_inputs import small_network
+from stm_fast.runs.video import InterruptedRun, segment_video
+from stm_fast.video import OverlayVideoWriter, open_frames, write_mask
+from video_files import hear, needs_av, write_sound_video
+
+pytestmark = needs_av
+KEPT = [0.5, 1.0, 1.5]  # clicks of two seconds of sound; that at 0 may be cut into
+
+
+def copied(source: Path, target: Path) -> Path:
+    reader = open_frames(source)
+    with OverlayVideoWriter(target, reader.width, reader.height, reader.frame_rate, reader.sound()) as writer:
+        for frame in reader:
+            writer.write(frame.image, frame.time)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "expected"),
+    [
+        ("a.mp4", "aac", "aac"),
+        ("a.ts", "aac", "aac"),
+        ("a.mp4", "libmp3lame", "mp3"),
+        ("a.mkv", "ac3", "ac3"),
+        ("a.mkv", "libopus", "opus"),
+        ("a.mkv", "flac", "flac"),
+        ("a.mov", "alac", "alac"),
+        ("a.mov", "pcm_s16le", "aac"),
+        ("a.mkv", "pcm_f32le", "aac"),
+        ("a.avi", "pcm_s16le", "aac"),
+        ("a.ts", "mp2", "aac"),
+    ],
+)
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0.0), (7.0, 6.7), (1.0, 1.2)])
+def test_sound_is_in_sync(tmp_path: Path, name: str, codec: str, expected: str, start: float, first: float) -> None:
+    if name.endswith(".avi") and (start, first) != (0, 0):
+        pytest.skip("AVI has no time stamps")
+    source = write_sound_video(tmp_path / name, [(codec, first)], start=start)
+    (before,) = hear(source)
+    (after,) = hear(copied(source, tmp_path / "overlay.mp4"))
+    assert after.codec == expected
+    inside = [time for time in before.clicks if 0.1 < time < 2]
+    assert len(inside) >= 3
+    assert [time for time in after.clicks if time > 0.1] == pytest.approx(inside, abs=2e-3)
+    assert 1.9 < after.last < 2.1 or after.last == pytest.approx(before.last, abs=0.05)
+    assert [frame.time for frame in open_frames(tmp_path / "overlay.mp4")] == pytest.approx(np.arange(50) / 25)
+
+
+@pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
+@pytest.mark.parametrize("sound", [0.7, 5.0])
+def test_sound_ends_with_the_video_or_earlier(tmp_path: Path, codec: str, sound: float) -> None:
+    source = write_sound_video(tmp_path / "a.mov", [(codec, 0.0)], sound=sound)
+    (heard,) = hear(copied(source, tmp_path / "overlay.mp4"))
+    assert heard.last == pytest.approx(min(sound, 2.0), abs=0.05)
+    assert len([time for time in heard.clicks if time < 1.9]) == (2 if sound < 2 else 4)
+
+
+def test_every_audio_stream_is_copied(tmp_path: Path) -> None:
+    source = write_sound_video(tmp_path / "a.mkv", [("aac", 0.0), ("pcm_s16le", 0.2), ("flac", 0.1)])
+    found = hear(copied(source, tmp_path / "overlay.mp4"))
+    assert [heard.codec for heard in found] == ["aac", "aac", "flac"]
+    for heard, first in zip(found, (0.0, 0.2, 0.1), strict=True):
+        assert [time for time in heard.clicks if time > first + 0.1] == pytest.approx(np.add(KEPT, first), abs=2e-3)
+
+
+def test_sound_that_starts_after_the_video_is_left_out(tmp_path: Path) -> None:
+    for codec in ("aac", "pcm_s16le"):
+        source = write_sound_video(tmp_path / "a.mkv", [(codec, 5.0)])
+        target = copied(source, tmp_path / "overlay.mp4")
+        assert len(list(open_frames(target))) == 50
+
+
+def test_sound_without_a_decoder_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_sound_video(tmp_path / "a.mov", [("pcm_s16le", 0.0)])
+    add = "stm_fast.video.sound._Encoded.__init__"
+    monkeypatch.setattr(add, lambda *_: (_ for _ in ()).throw(ValueError("unknown codec")))
+    with caplog.at_level(logging.WARNING):
+        assert hear(copied(source, tmp_path / "overlay.mp4")) == []
+    assert f"{source}: its sound is left out: it cannot be copied (unknown codec)" in caplog.text
+
+
+def test_damaged_sound_does_not_end_a_run(tmp_path: Path) -> None:
+    source = write_sound_video(tmp_path / "a.ts", [("mp2", 0.0)])
+    data = bytearray(source.read_bytes())
+    packets = [at for at in range(0, len(data), 188) if data[at + 1] & 0x1F == 1 and data[at + 2] == 1]
+    assert len(packets) > 50
+    for at in packets[10:30]:
+        data[at + 20 : at + 180] = np.random.default_rng(at).bytes(160)
+    source.write_bytes(data)
+    (heard,) = hear(copied(source, tmp_path / "overlay.mp4"))
+    assert heard.codec == "aac"
+    assert heard.clicks[-1] == pytest.approx(1.5, abs=2e-3)
+
+
+def test_pictures_and_silent_videos_have_no_sound(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "0.png")
+    assert open_frames(tmp_path).sound() is None
+    with OverlayVideoWriter(tmp_path / "silent.mp4", 64, 48, Fraction(25)) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8), 0.0)
+    assert open_frames(tmp_path / "silent.mp4").sound() is None
+
+
+@pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
+def test_a_resumed_run_writes_the_same_sound(tmp_path: Path, codec: str) -> None:
+    source = write_sound_video(tmp_path / "a.mov", [(codec, 0.0)], seconds=0.6, sound=3.0)
+    ids = np.zeros((48, 64), np.uint8)
+    ids[4:20, 8:24] = 3
+    write_mask(tmp_path / "first.png", ids)
+    model = small_network()
+
+    def segment(name: str, stop_at: int | None = None, resume: bool = False) -> None:
+        frames = itertools.count(1)
+        segment_video(
+            source,
+            tmp_path / "first.png",
+            tmp_path / name,
+            model=model,
+            write=("overlay", "matte"),
+            resume=resume,
+            should_stop=lambda: next(frames) == stop_at,
+        )
+
+    segment("whole")
+    with pytest.raises(InterruptedRun):
+        segment("out", stop_at=6)
+    segment("out", resume=True)
+    whole, resumed = (tmp_path / name / "overlay.mp4" for name in ("whole", "out"))
+    assert whole.read_bytes() == resumed.read_bytes()
+    (heard,) = hear(resumed)
+    assert heard.clicks == pytest.approx([0.0, 0.5], abs=2e-3)
+    assert hear(tmp_path / "out/matte.mp4") == []
