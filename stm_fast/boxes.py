@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stm_fast.errors import InputError, option, shown
+from stm_fast.errors import InputError, option, shown, shown_text
 from stm_fast.text_file import parsed_json, read_text
 
 MAX_ID = 255  # of an object
@@ -100,8 +100,9 @@ def parse_box(text: str) -> BoxPrompt:
 def read_boxes(file: Path) -> tuple[BoxPrompt, ...]:
     """The boxes of a file: CSV with a header, or JSON.
 
-    CSV has the columns frame, object, x, y, width and height, among others and in any order; rows without a box are
-    skipped. JSON is ``{frame: {object: [x, y, width, height]}}``. A frame is a name or an index from 0.
+    CSV has the columns frame, object, x, y, width and height, among others and in any order, such as objects.csv of a
+    run; rows without a box are skipped. JSON is ``{frame: {object: [x, y, width, height]}}``, or has a list of boxes
+    instead of objects. A frame is a name or an index from 0.
 
     Raises InputError if the file cannot be read, has another content, or no box.
     """
@@ -148,14 +149,16 @@ def _of_mapping(given: Mapping[Any, Any], label: str) -> Iterator[BoxPrompt]:
     for frame, boxes in given.items():
         if type(frame) is bool or not isinstance(frame, int | str):
             frame = _index(frame, label)
-        yield from _of_frame(boxes, frame, f"{label}: frame {frame}")
+        yield from _of_frame(boxes, frame, f"{label}: frame {shown_text(str(frame))}")
 
 
 def _of_frame(given: Any, frame: int | str | None, label: str) -> Iterator[BoxPrompt]:
     """The boxes of one frame: by object, in a list, or a single one."""
     if isinstance(given, Mapping):
         for number, box in given.items():
-            yield BoxPrompt(_box(box, f"{label}: object {number}"), _object_id(number, label), frame, label)
+            yield BoxPrompt(
+                _box(box, f"{label}: object {shown_text(str(number))}"), _object_id(number, label), frame, label
+            )
     elif _is_box(given):
         yield BoxPrompt(_box(given, label), None, frame, label)
     else:

@@ -322,7 +322,7 @@ def test_groups_and_labels_of_labelme_become_ids(tmp_path, clip):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"shape_type": "line"}, "found a shape of type 'line', expected one of polygon, rectangle, circle"),
+        ({"shape_type": "line"}, "found a shape of type 'line', expected one of type polygon, rectangle, circle"),
         ({"points": [[1, 2]]}, r"found a rectangle with the points \[\[1, 2\]\], expected 2 of them"),
         ({"points": [[1, 2], [float("nan"), 3]]}, "expected x and y near the image"),
         ({"points": [[1, 2], [1e9, 3]]}, "expected x and y near the image"),

@@ -2,7 +2,7 @@
 
 import re
 
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, shown
 from stm_fast.video import FrameReader
 
 
@@ -18,7 +18,7 @@ def index_of(frame: int | str, reader: FrameReader, label: str) -> int:
     if index is None or index < 0 or (count is not None and index >= count):
         most = "" if count is None else f" to {count - 1}"
         expected = f"expected the name of a frame of {reader.name}, or an index from 0{most}"
-        raise InputError(f"{label}: found {frame!r}, {expected}")
+        raise InputError(f"{label}: found {shown(frame)}, {expected}")
     name = reader.name_of(index)
     # names may be numbered from 1
     if isinstance(frame, str) and name.isdecimal() and int(name) != int(frame):

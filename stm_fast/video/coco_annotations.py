@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stm_fast.errors import InputError, shown
+from stm_fast.errors import InputError, shown, shown_text
 from stm_fast.video.coco_shapes import check_shape, image_size, rasterize
 from stm_fast.video.drawn_mask import Annotations, Bools, DrawnMask, number_objects
 
@@ -50,7 +50,7 @@ def read_coco(content: dict[str, Any], file: Path, video: str) -> Annotations:
         for annotation in annotations:
             object_id = ids[keys[id(annotation)]]
             _add(mask, object_id, annotation["segmentation"])
-            names.setdefault(object_id, categories.get(annotation.get("category_id"), ""))
+            names.setdefault(object_id, _category(annotation, categories))
     return Annotations(masks, _named(names))
 
 
@@ -78,9 +78,9 @@ def read_youtube_vis(content: dict[str, Any], file: Path, video: str) -> Annotat
         for index, shape in enumerate(one["segmentations"]):
             if shape not in (None, []):
                 frame = frames.get(index, index)
-                mask = masks.setdefault(frame, DrawnMask(f"{label}: frame {frame}", size, {}))
+                mask = masks.setdefault(frame, DrawnMask(f"{label}: frame {shown_text(str(frame))}", size, {}))
                 _add(mask, ids[key], shape)
-    names = {ids[key]: categories.get(one.get("category_id"), "") for key, one in zip(keys, of_video, strict=True)}
+    names = {ids[key]: _category(one, categories) for key, one in zip(keys, of_video, strict=True)}
     return Annotations(masks, _named(names))
 
 
@@ -167,6 +167,12 @@ def _category_names(content: dict[str, Any]) -> dict[Any, str]:
     categories = content.get("categories")
     entries = [one for one in categories if isinstance(one, dict)] if isinstance(categories, list) else []
     return {one["id"]: one["name"] for one in entries if _is_key(one.get("id")) and isinstance(one.get("name"), str)}
+
+
+def _category(annotation: dict[str, Any], names: dict[Any, str]) -> str:
+    """The name of an annotation's category; empty if there is none."""
+    category = annotation.get("category_id")
+    return names.get(category, "") if _is_key(category) else ""
 
 
 def _named(names: dict[int, str]) -> dict[int, str]:

@@ -52,10 +52,10 @@ def _shapes_of(content: Any, file: Path) -> Iterator[dict[str, Any]]:
     if not isinstance(found, list):
         raise InputError(f"{file}: found shapes {shown(found)}, expected a file of LabelMe")
     for shape in found:
-        kind = shape.get("shape_type", "polygon") if isinstance(shape, dict) else shape
+        kind = shape.setdefault("shape_type", "polygon") if isinstance(shape, dict) else None
         if not isinstance(kind, str) or kind not in _COUNTS:
-            raise InputError(f"{file}: found a shape of type {shown(kind)}, expected one of {', '.join(_COUNTS)}")
-        shape["shape_type"] = kind
+            expected = f"expected one of type {', '.join(_COUNTS)}"
+            raise InputError(f"{file}: found a shape of type {shown(kind)}, {expected}")
         yield shape
 
 

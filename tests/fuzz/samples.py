@@ -134,9 +134,8 @@ def masks() -> list[Files]:
 
 
 def mask_folders() -> list[Files]:
-    frames = {f"frames/{n:05d}.png": saved(Image.fromarray(image(n)), "PNG") for n in range(3)}
     return [
-        frames | {"masks/00000.png": content, "masks/00002.png": mask_files()[0]}
+        _frames() | {"masks/00000.png": content, "masks/00002.png": mask_files()[0]}
         for content in mask_files()
         if content[:1] != bytes([255])
     ]
@@ -165,6 +164,56 @@ def coco() -> list[Files]:
             ).encode(),
         }
         for some in (annotations[:2], annotations[2:3], annotations)
+    ]
+
+
+def _frames() -> Files:
+    return {f"frames/{n:05d}.png": saved(Image.fromarray(image(n)), "PNG") for n in range(3)}
+
+
+def annotations() -> list[Files]:
+    """Masks of the frames 0 and 2 as COCO, YouTube-VIS and LabelMe."""
+    size, runs = {"height": HEIGHT, "width": WIDTH}, {"size": [HEIGHT, WIDTH]}
+    shapes = [
+        [[2, 2, 9, 2, 9, 8, 2, 8]],
+        runs | {"counts": [10, 20, HEIGHT * WIDTH - 30]},
+        runs | {"counts": "`02>0O1O"},
+    ]
+    images = [{"id": n, "file_name": f"frames/{n:05d}.jpg", **size} for n in range(3)]
+    common = {"category_id": 1, "iscrowd": 0}
+    tracked = [
+        common | {"id": 9 * n + k, "image_id": n, "track_id": k, "segmentation": shapes[k]}
+        for n in (0, 2)
+        for k in range(3)
+    ]
+    coco = {"images": images, "categories": [{"id": 1, "name": "thing"}], "annotations": tracked}
+    several = [common | {"id": k, "video_id": 4, "segmentations": [shapes[k], None, shapes[k]]} for k in range(3)]
+    videos = [{"id": 4, "file_names": [one["file_name"] for one in images], **size}]
+    points = {"polygon": [[1, 1], [9, 2], [5, 8.5]], "rectangle": [[10, 1], [14, 5]], "circle": [[15, 9], [15, 12]]}
+    drawn = [{"label": kind, "group_id": None, "shape_type": kind, "points": points[kind]} for kind in points]
+    labelme = {"shapes": drawn, "imageHeight": HEIGHT, "imageWidth": WIDTH, "imagePath": "00000.png"}
+    contents = [coco, {**coco, "annotations": tracked[:1]}, {**coco, "videos": videos, "annotations": several}]
+    return [
+        *(_frames() | {"masks.json": json.dumps(content).encode()} for content in contents),
+        _frames() | {f"masks/0000{n}.json": json.dumps(labelme).encode() for n in (0, 2)},
+    ]
+
+
+def pages() -> list[Files]:
+    """Masks of all frames as a TIFF."""
+    stack = [Image.fromarray(ids()), Image.new("L", (WIDTH, HEIGHT)), Image.fromarray(ids())]
+    deep = [Image.fromarray(np.array(page, np.uint16)) for page in stack]
+    return [
+        _frames() | {"masks.tif": saved(those[0], "TIFF", save_all=True, append_images=those[1:], compression=how)}
+        for those, how in ((stack, None), (stack, "tiff_deflate"), (deep, None))
+    ]
+
+
+def boxes() -> list[Files]:
+    table = "frame,object,x,y,width,height\n0,1,1,2,3,4\n00002,7,5,6,7.5,8\n"
+    return [
+        {"boxes.csv": table.encode()},
+        {"boxes.json": b'{"0": {"1": [1, 2, 3, 4]}, "00002": {"7": [5, 6, 7.5, 8]}}'},
     ]
 
 

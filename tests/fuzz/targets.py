@@ -155,6 +155,29 @@ def _find_masks(folder: Path) -> None:
     assert set(given.ids) == {0, 2}
 
 
+def _find_annotations(folder: Path) -> None:
+    from stm_fast.runs.given import find_masks, match_masks
+    from stm_fast.video import open_frames
+
+    reader = open_frames(folder / "frames")
+    (masks,) = (path for path in folder.iterdir() if path.name != "frames")
+    given = match_masks(find_masks(masks, reader.path), reader)
+    for index, objects in given.ids.items():
+        ids = given.read(index)
+        assert ids.shape == (reader.height, reader.width)
+        assert sorted({*ids.ravel().tolist()} - {0}) == objects
+        assert 0 <= index < reader.frame_count
+
+
+def _read_boxes(folder: Path) -> None:
+    from stm_fast.boxes import read_boxes
+
+    for box, object_id, frame, _ in read_boxes(next(folder.iterdir())):
+        assert all(type(number) is float for number in box)
+        assert object_id is None or 1 <= object_id <= 255
+        assert isinstance(frame, str)
+
+
 def _read_coco(folder: Path) -> None:
     from stm_fast.data.coco import CocoSource
 
@@ -296,6 +319,11 @@ _ALL = (
     Target("pictures", _read_pictures, samples.picture_folders, changed=("00001",)),
     Target("mask", _read_mask, samples.masks, cases=300),
     Target("masks", _find_masks, samples.mask_folders, changed=("masks/",)),
+    Target(
+        "annotations", _find_annotations, samples.annotations, changed=("masks",), needs=("pycocotools",), cases=300
+    ),
+    Target("pages", _find_annotations, samples.pages, changed=("masks",), cases=200),
+    Target("boxes", _read_boxes, samples.boxes, cases=300),
     Target("checkpoint", _read_checkpoint, samples.checkpoints, cases=60),
     Target("config", _read_config, samples.configs, needs=("yaml",), cases=60),
     Target("coco", _read_coco, samples.coco, changed=(".json",), needs=("pycocotools",)),
