@@ -270,7 +270,7 @@ def test_frames_that_a_run_did_not_reach_are_listed_as_missed(session, monkeypat
     head, *lines = stage.lines
     assert head.split()[:2] == ["480p-T1-O1,", "resnet50,"]
     assert [line.split() for line in lines[:2]] == [
-        [name, *len(STAGES) * ["2.0"], "12.3", "0.50000"] for name in wanted.variants
+        [name, *len(STAGES) * ["2.0"], "12.3", "50.000"] for name in wanted.variants
     ]
     assert lines[2:] == ["  network: ended with exit code 1: see the log", "  network-compiled: out of time"]
 

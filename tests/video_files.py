@@ -100,7 +100,8 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "plain.avi": {"codec": "mpeg4"},
     "skipped.avi": {"times": SPARSE},
     "mpeg4_skipped.avi": {"codec": "mpeg4", "times": SPARSE},
-    "still.avi": {"codec": "mpeg4", "still": True},
+    # with a slice per thread, packets of equal frames are long enough
+    "still.avi": {"codec": "mpeg4", "still": True, "encoder": {"threads": "2"}},
     "pictures.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
     "plain.ts": {"encoder": B_FRAMES},
     "mpeg2.ts": MPEG2,
@@ -117,6 +118,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "plain.nut": {},
 }
 UNKNOWN: dict[str, dict[str, Any]] = {
+    "still_short.avi": {"codec": "mpeg4", "still": True, "encoder": {"threads": "1"}},
     "plain.wmv": {"codec": "wmv2"},
     # fields may be separate packets
     "interlaced.mp4": {"encoder": {"flags": "+ildct", "x264-params": "tff=1"}},
