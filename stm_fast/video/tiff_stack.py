@@ -62,10 +62,12 @@ class TiffStack(NumberedFrames):
             self._deep = is_deep(image)
             stated = _stated(image)
             _check_axes(path, stated, self.frame_count)
-            if has_deep_color(image, path):
-                logger.warning(note_color(path))
+            deep_color = False
             for page in range(self.frame_count):
                 self._turn_to(image, page)
+                deep_color |= has_deep_color(image, path)
+            if deep_color:
+                logger.warning(note_color(path))
             if self._deep:
                 self._gray = self._range(image, stated)
                 logger.warning(note_gray(path, self._gray))
