@@ -228,3 +228,16 @@ def test_a_long_group_of_pictures_is_decoded_in_parts(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", pictures, encoder={"g": "100000", "preset": "ultrafast"})
     run = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 90 * 1024  # KiB
+
+
+def test_only_consecutive_frames_are_held() -> None:
+    """A decoder may not show frames that refer to missing ones."""
+    import av
+
+    held = rewind.HeldFrames()
+    for index in (3, 4, 6, 7):
+        held.add(index, av.VideoFrame(16, 16, "yuv420p"))
+    assert (held.first, held.last) == (6, 7)
+    held.pop()
+    held.pop()
+    assert not held

@@ -127,9 +127,7 @@ class _Header(NamedTuple):
 def _read_header(file: Path) -> _Header:
     with open_image(file, deep=True) as image:
         if image.format == "TIFF" and (pages := page_count(image)) > 1:
-            raise InputError(
-                f"{file}: found {pages} pages in a folder of images, expected one; it is a video by itself"
-            )
+            raise InputError(f"{file}: found {pages} pages in a folder of images; segment this file by itself")
         return _Header(upright_size(image), is_deep(image), has_deep_color(image, file))
 
 

@@ -62,10 +62,12 @@ class TiffStack(NumberedFrames):
             self._deep = is_deep(image)
             stated = _stated(image)
             _check_axes(path, stated, self.frame_count)
-            if has_deep_color(image, path):
-                logger.warning(note_color(path))
+            deep_color = False
             for page in range(self.frame_count):
                 self._turn_to(image, page)
+                deep_color |= has_deep_color(image, path)
+            if deep_color:
+                logger.warning(note_color(path))
             if self._deep:
                 self._gray = self._range(image, stated)
                 logger.warning(note_gray(path, self._gray))
@@ -146,7 +148,7 @@ def _check_axes(path: Path, stated: dict[str, str], pages: int) -> None:
         what = f"{slices} slices at each of {times} times"
         raise InputError(f"{path}: found {what}, expected one sequence of images; save one slice or a projection")
     if images > pages:
-        raise InputError(f"{path}: found {pages} of {images} images; save as BigTIFF what is larger than 4 GB")
+        raise InputError(f"{path}: found {pages} of {images} images, as ImageJ writes above 4 GB; save an image sequence")
 
 
 def _count(stated: dict[str, str], name: str) -> int:
