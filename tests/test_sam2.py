@@ -1,7 +1,9 @@
 """Scripts written for SAM 2's video predictor run with another import, and their verbs behave as there."""
 
+import re
 import threading
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,6 +362,8 @@ def test_removing_objects(predictor, state, clip):
         predictor.add_new_mask(state, number, number, clip.ids(number) == number)
     tracked(predictor, state)
     assert predictor.remove_object(state, 1, need_output=False) == ([2], [])
+    on = next(state.track(VideoSegmenter(predictor.model, **SIZES), LAST))
+    assert on.ids == [state.ids[2]]
     # a new object does not get the masks found for the one that is gone
     _, obj_ids, _ = predictor.add_new_mask(state, 0, 3, np.zeros_like(a_mask()))
     assert obj_ids == [2, 3]
@@ -377,3 +381,20 @@ def test_255_objects_at_most(predictor, state):
     with pytest.raises(InputError, match="obj_id: found 7778 after 255 other objects"):
         predictor.add_new_mask(state, 0, 7778, a_mask())
     assert len(state["obj_ids"]) == 255
+
+
+@needs_av
+@needs_opencv
+@pytest.mark.slow
+def test_the_document_runs_as_written(clip, tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "sam2.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    write_video(tmp_path / "clip.mp4", [clip[index].image for index in range(4)], encoder={"crf": "10"})
+    Image.fromarray(clip.ids(0)).save(tmp_path / "first.png")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile(example, "sam2.md", "exec"), found)
+    assert sorted(found["segments"]) == [0, 1, 2, 3]
+    assert min(jaccard(found["segments"][i][k], clip.ids(i) == k) for i in range(4) for k in (1, 2)) > 0.7
+    for line in re.findall(r"`(from stm_fast\.sam2 import \w+)`", text):
+        exec(line, {})
