@@ -100,7 +100,6 @@ def _exit(why: str, code: int) -> typer.Exit:
 app = typer.Typer(
     cls=_OneLineErrors,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: stm-fast demo",

@@ -60,7 +60,8 @@ def _bar(what: str, unit: str, console: "Console") -> Iterator[Advance]:
 
         def render(self, task: Task) -> Text:
             total = None if task.total is None else round(task.total)
-            return Text(_described(round(task.completed), total, unit, task.speed) if unit else "")
+            begun = total is not None or task.completed > 0
+            return Text(_described(round(task.completed), total, unit, task.speed) if begun else "")
 
     # file names must not be interpreted as markup
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), Counted(""), TimeElapsedColumn())

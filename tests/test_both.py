@@ -1,5 +1,6 @@
 """Both directions: frames before the first given mask are segmented backwards from it, the others as always."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -46,14 +47,13 @@ def place(tmp_path_factory):
 
 
 def segment(place, output, model, stop_at=None, **options):
-    done = []
+    frames = itertools.count(1)
     return segment_video(
         place / "clip.mp4",
         place / "given",
         output,
         model=model,
-        should_stop=lambda: len(done) == stop_at,
-        progress=lambda *_: done.append(None),
+        should_stop=lambda: next(frames) == stop_at,
         **options,
     )
 

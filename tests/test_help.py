@@ -1,6 +1,9 @@
 """The help: panels in one order, and whole sentences that can be read without the name of the option."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -75,3 +78,20 @@ def test_an_option_has_one_meaning_in_all_commands():
             meanings.setdefault(name, set()).add(option.opts[0])
     assert meanings["-o"] == {"--output"}
     assert not {name: found for name, found in meanings.items() if len(found) > 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("stm-fast se", ["segment"]),
+        ("stm-fast benchmark ", ["read", "frames", "tune"]),
+        ("stm-fast train --stop", ["--stop-after-minutes"]),
+        ("stm-fast segment --evict ", ["oldest", "least_used", "even"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(words, found):
+    asked = {"_STM_FAST_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    program = "import sys; sys.argv = ['stm-fast']; from stm_fast.__main__ import main; main()"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == found

@@ -71,6 +71,12 @@ def test_consolidation_takes_workspace():
     assert consolidated.workspace >= plain.workspace + usage + 6 * SLOT_BYTES  # prototypes, a frame, a given one
 
 
+def test_probabilities_that_wait_to_be_written_are_counted(model):
+    plain, kept = (estimate(run(model)._replace(keep_prob=keep)) for keep in (False, True))
+    assert kept.waiting - plain.waiting == 6 * 4 * 1080 * 1920 * 4  # planes of three objects and the background
+    assert kept.memory_bytes - plain.memory_bytes == kept.waiting - plain.waiting
+
+
 def test_objects_that_come_later_cost_a_copy():
     together, later = (estimate_bank(MemoryConfig(), LAYOUT, objects=3, frames=9, later_objects=n) for n in (0, 2))
     assert later.bank == together.bank + (together.bank * 24 // 40) // 3

@@ -501,6 +501,7 @@ RUNS = {
     "benchmark frames": with_verbosity(*BENCHMARK_FRAMES),
     "benchmark tune": BENCHMARK_TUNE,
 }
+OF_TYPER = ("--install-completion", "--show-completion")
 COMMANDS = {"": typer.main.get_command(app)} | command_line.COMMANDS
 
 
@@ -518,6 +519,7 @@ def declared(command: str) -> dict[str, Any]:
         name: types[parameter.name].annotation if parameter.name in types else None
         for parameter in COMMANDS[command].params
         for name in (parameter.opts[0], *parameter.secondary_opts)
+        if name not in OF_TYPER
     }
 
 

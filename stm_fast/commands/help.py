@@ -35,7 +35,7 @@ def _legible(parameters: list[Any]) -> list[Any]:
     for parameter in parameters:
         if getattr(parameter, "is_flag", False) or getattr(parameter, "count", False):
             parameter.metavar = ""
-        if parameter.name == "help":
+        if parameter.param_type_name == "option" and _panel(parameter) < 0:  # --help, and others of typer itself
             parameter.rich_help_panel = GENERAL
     return sorted(parameters, key=_panel)
 

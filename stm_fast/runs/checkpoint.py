@@ -35,7 +35,7 @@ from stm_fast.whole_file import make_folder
 # everything that the masks of a run depend on, as plain JSON
 Description = dict[str, Any]
 
-_FORMAT = 3
+_FORMAT = 4
 # the largest share of the run time that checkpoints may take
 _SHARE = 0.1
 
@@ -47,7 +47,7 @@ class Position:
     frames: int  # segmented and written
     finished: bool
     object_ids: list[int]
-    scores: int = 0  # the checksum of the table of these frames, see `ObjectTable`
+    table: int = 0  # the checksum of the table of these frames, see `ObjectTable`
 
     def check(self) -> None:
         """Raises ValueError for impossible numbers."""
@@ -92,18 +92,18 @@ class Checkpoint:
         """
         self._ranks.together(lambda: self._restore(position, take))
 
-    def save(self, frames: int, object_ids: list[int], state: dict[str, Tensor], scores: int = 0) -> None:
+    def save(self, frames: int, object_ids: list[int], state: dict[str, Tensor], table: int = 0) -> None:
         """Replaces the checkpoint. The results of the first `frames` frames must be on disk already.
 
         Args:
-            scores: the checksum of the table.
+            table: its checksum, see `ObjectTable`.
         """
         make_folder(self._folder)
         if state:
             write_tensors(self._state_path(frames), state, self._facts(frames), durable=True, checksum=True)
         # first every state, then the record that names them; old states are removed last
         self._ranks.any(False)
-        self._write(Position(frames, False, object_ids, scores))
+        self._write(Position(frames, False, object_ids, table))
         self._ranks.any(False)
         for path in self._folder.glob(f".resume-*-{self._ranks.rank}.safetensors"):
             if path != self._state_path(frames):

@@ -173,7 +173,7 @@ class _VideoRun:
 
         start = time.perf_counter()
         first = self._restore(position)
-        frames = self._run_passes(first, 0 if position is None else position.scores)
+        frames = self._run_passes(first, 0 if position is None else position.table)
         ids = self._segmenter.object_ids
         seen = sights(job.output) if ranks.leads else []
         if ranks.leads:
@@ -196,12 +196,12 @@ class _VideoRun:
             self._checkpoint.restore(position, self._segmenter.load_state_dict)
         return position.frames
 
-    def _run_passes(self, done: int, scores: int) -> int:
+    def _run_passes(self, done: int, table: int) -> int:
         """The passes that are not over; returns the number of frames.
 
         Args:
             done: the number of frames that are done.
-            scores: the checksum of the table of these frames.
+            table: its checksum for these frames.
         """
         self._hooks.progress(done, self._opened.reader.frame_count)
         frames = 0
@@ -211,20 +211,20 @@ class _VideoRun:
             if done <= one.before:
                 one.begin(self._segmenter)
             with Results() as results:
-                self._ranks.lead(partial(self._open, results, one, done, scores))
+                self._ranks.lead(partial(self._open, results, one, done, table))
                 frames = self._run(one, results, done)
-                done, scores = frames, results.checksum
+                done, table = frames, results.checksum
                 if one.until is None:
                     self._opened.given.check_all_used(frames)
                 else:
                     results.sync()
                     # the next pass starts with an empty memory
-                    self._checkpoint.save(done, self._segmenter.object_ids, {}, scores)
+                    self._checkpoint.save(done, self._segmenter.object_ids, {}, table)
         return frames
 
-    def _open(self, results: Results, one: Pass, done: int, scores: int) -> None:
+    def _open(self, results: Results, one: Pass, done: int, table: int) -> None:
         reader, palette, write = self._opened.reader, self._opened.given.palette, self._outputs.write
-        results.open(self._job.output, reader, palette, write, one.indices(done), scores, in_order=not one.backwards)
+        results.open(self._job.output, reader, palette, write, one.indices(done), table, in_order=not one.backwards)
         self._opened.given.write(self._job.output / GIVEN, reader)
 
     def _run(self, one: Pass, results: Results, first: int) -> int:

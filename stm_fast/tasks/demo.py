@@ -54,5 +54,5 @@ def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
     files = sorted((summary.output / "masks").glob("*.png"))
     pairs = [(read_written_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
     for object_id in object_ids(clip[0].ids):
-        scores = [region_similarity(found == object_id, truth == object_id) for found, truth in pairs]
+        scores = [float(region_similarity(found == object_id, truth == object_id)) for found, truth in pairs]
         say(f"object {object_id}: J = {percent(sum(scores) / len(scores))}")

@@ -8,6 +8,8 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from fuzz import containers, samples
 from fuzz.containers import Mutation, either
 from fuzz.mutate import mutated_bytes, mutated_json, mutated_text
 from fuzz.samples import Files
+
+if TYPE_CHECKING:
+    from stm_fast.video import FrameReader
 
 _MOST_FRAMES = 40
 _BY_SUFFIX: dict[str, Mutation] = {
@@ -99,6 +104,8 @@ def _read_video(folder: Path) -> None:
     # a decoder silently drops frames of a damaged file, which the reader reports; it never adds any
     stated = reader.frame_count
     assert count is None or stated is None or count <= stated, f"{count} frames, but {stated} are stated"
+    if count is not None:
+        _compare_directions(reader)
 
 
 def _read_pictures(folder: Path) -> None:
@@ -118,6 +125,13 @@ def _count(reader: object) -> int | None:
         assert frame.index == count
         count += 1
     return None if count == _MOST_FRAMES else count
+
+
+def _compare_directions(reader: "FrameReader") -> None:
+    """Not pixels: those that a decoder could not decode are what was in its memory."""
+    with patch("stm_fast.video.rewind.HELD_BYTES", 1):  # a few frames
+        backward = [(frame.index, frame.time, frame.name) for frame in reader.backward()]
+    assert [(frame.index, frame.time, frame.name) for frame in reader] == backward[::-1]
 
 
 def _read_mask(folder: Path) -> None:
