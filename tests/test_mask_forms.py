@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from small_inputs import HEIGHT, WIDTH, draw, given_masks, small_network, write_sequence
+from small_inputs import HEIGHT, WIDTH, draw, given_masks, small_network, write_sequence, write_video
 from stm_fast.errors import InputError
 from stm_fast.runs.given import GivenMasks, find_masks, match_masks
 from stm_fast.runs.mask_sources import Masks
@@ -489,6 +489,18 @@ def test_every_form_of_the_same_mask_gives_the_same_results(tmp_path, clip):
         for frame in range(FRAMES):
             expected = read_mask(tmp_path / f"png/masks/{frame:05}.png").ids
             np.testing.assert_array_equal(read_mask(tmp_path / f"{name}/masks/{frame:05}.png").ids, expected)
+
+
+@pytest.mark.parametrize("result", ["coco", "rle"])
+def test_annotations_that_a_run_writes_are_masks_of_all_its_frames(tmp_path, clip, result):
+    for source in (clip, write_video(tmp_path / "clip.mp4", FRAMES)):
+        out = tmp_path / f"out of {source.name}"
+        segment_video(source, IDS[0], out, model=small_network(), write=("masks", result))
+        found = given(out / f"{result}.json", source)
+        for frame in range(FRAMES):
+            ids = read_mask(out / f"masks/{frame:05}.png").ids
+            np.testing.assert_array_equal(found.read(frame) if ids.any() else 0, ids)
+        assert found.names[1] == "object 1"
 
 
 @pytest.mark.parametrize("name", ["clip.json", "clip.tif", "clip.png", "clip"])

@@ -43,6 +43,7 @@ class ImageFolder(FrameReader):
         self.frame_rate = FRAME_RATE
         self._files, self.left_out = _list_frames(folder, masks)
         self.frame_count = len(self._files)
+        self._indices = {file.stem: index for index, file in enumerate(self._files)}
         headers = list(map(_read_header, self._files))
         self.width, self.height = headers[0].size
         for file, header in zip(self._files, headers, strict=True):
@@ -61,7 +62,7 @@ class ImageFolder(FrameReader):
         return map(self._read, reversed(range(len(self._files))[:before]))
 
     def index_of(self, name: str) -> int | None:
-        return next((index for index, file in enumerate(self._files) if file.stem == name), None)
+        return self._indices.get(name)
 
     def name_of(self, index: int) -> str:
         return self._files[index].stem
