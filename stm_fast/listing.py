@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Collection
+from glob import glob
 from pathlib import Path
 
 from stm_fast.errors import InputError, reading
@@ -20,6 +21,19 @@ def list_images(folder: Path) -> list[Path]:
     Raises InputError if the folder cannot be read or has a broken link.
     """
     return _files(folder, _IMAGE_SUFFIXES)
+
+
+def glob_images(pattern: str) -> list[Path]:
+    """The jpg, png and webp files whose paths match a pattern, as "frames/*.png", in natural order.
+
+    Raises InputError if there is none.
+    """
+    found = [Path(match) for match in glob(pattern, recursive=True)]
+    images = [file for file in found if file.suffix.lower() in _IMAGE_SUFFIXES and not file.is_dir()]
+    if not images:
+        what = f"only {found[0]}" if found else "no such file"
+        raise InputError(f"{pattern}: found {what}, expected jpg, png or webp images that match this pattern")
+    return sorted(images, key=lambda file: natural_key(str(file)))
 
 
 def list_masks(folder: Path) -> list[Path]:

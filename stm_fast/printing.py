@@ -5,12 +5,13 @@ import os
 import re
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 # control characters, such as line breaks and escape sequences, and characters that change the writing direction
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 _lost: list[OSError] = []  # errors while writing to stdout
+_reserved: list[int] = []  # a descriptor of stdout
 
 
 def printable(text: str) -> str:
@@ -50,6 +51,18 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def reserve_stdout() -> None:
+    """From now on, stdout is only for `stdout_for_data`; what is printed, also by libraries, goes to stderr."""
+    sys.stdout.flush()
+    _reserved.append(os.dup(1))
+    os.dup2(2, 1)
+
+
+def stdout_for_data() -> BinaryIO:
+    """Standard output for bytes: as it was before `reserve_stdout`, if that was called."""
+    return os.fdopen(_reserved.pop() if _reserved else os.dup(1), "wb")
 
 
 def all_printed() -> bool:

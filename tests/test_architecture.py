@@ -26,6 +26,7 @@ FLOORS = {
     "text_file": 1,
     "whole_file": 1,
     "boxes": 2,
+    "frame_source": 2,
     "record_file": 2,
     "tensor_file": 2,
     "testing": 2,

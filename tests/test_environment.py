@@ -170,7 +170,8 @@ def test_a_system_error_ends_any_command(monkeypatch):
 LONG = "a" * 300
 # arguments of each command; {} is the bad path
 PLACES = {
-    "source": ("segment", "{}", "--masks", "mask.png", "--output", "out"),
+    # a named pipe is read, if something is written into it
+    "source": ("segment", "{}", "--masks", "mask.png", "--output", "out", "--stall-seconds", "0.2"),
     "masks": ("segment", "clip.mp4", "--masks", "{}", "--output", "out"),
     "masks of many": ("segment", "clip.mp4", "other.mp4", "--masks", "{}", "--output", "out"),
     "weights": ("segment", "clip.mp4", "--masks", "mask.png", "--output", "out", "--weights", "{}"),

@@ -221,7 +221,7 @@ def test_implausible_frame_rates_are_ignored(
     average: Fraction | None, guessed: Fraction | None, expected: Fraction
 ) -> None:
     stream: Any = SimpleNamespace(average_rate=average, guessed_rate=guessed)
-    assert video_file._frame_rate(stream) == expected
+    assert video_file.frame_rate_of(stream) == expected
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from stm_fast.runs.checkpoint import Checkpoint
 from stm_fast.runs.video import InterruptedRun, Summary, segment_job, segment_video
 from stm_fast.tasks.network import load_for_inference, load_model, prepare
 from stm_fast.training.log import read_log
-from stm_fast.video import read_mask
+from stm_fast.video import open_frames, read_mask
 from training_runs import SMALL as SMALL_TRAINING
 
 pytest.importorskip("av")
@@ -345,6 +345,18 @@ SEGMENT = [
         }
     ),
     Run({"--write": ("overlay", writes_only("overlay.mp4", "run.json"))}),
+    Run(
+        {
+            "--overlay-stream": ("live.ts", lambda _: len(list(open_frames("live.ts"))) == FRAMES),
+            "--stall-seconds": (5, lambda seen: seen.options["source"].stall_seconds == 5),
+            "--drop-frames": (None, lambda seen: seen.options["source"].drop_frames),
+        }
+    ),
+    refused("sources", "http://127.0.0.1:1/a.mp4", "needs the network, which --allow-network allows"),
+    Run(
+        {"sources": ("http://127.0.0.1:1/a.mp4", lambda _: False), "--allow-network": (None, lambda _: False)},
+        refused="a.mp4: cannot be read as a video (Connection refused)",
+    ),
     Run({"--write": ("matte,cutout,soft", writes_only("cutout", "matte.mp4", "run.json", "soft"))}),
     Run({"--write": ("alpha,webm", writes_only("alpha.mov", "alpha.webm", "run.json"))}),
     Run({"--mask-frame": (2, lambda _: masks_in(OUT)[2].any()), "--both": (None, lambda _: masks_in(OUT)[0].any())}),

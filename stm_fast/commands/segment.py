@@ -22,6 +22,8 @@ from stm_fast.commands.options import (
     run_options,
 )
 from stm_fast.errors import InputError, require_folder, require_present
+from stm_fast.frame_source import STALL_SECONDS, frame_source
+from stm_fast.printing import reserve_stdout
 from stm_fast.progress import waiting
 from stm_fast.runs.output_folder import OutputOptions, check_output, plan
 from stm_fast.runs.ranks import launched
@@ -29,9 +31,12 @@ from stm_fast.runs.ranks import launched
 
 def segment(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="SOURCE", help="These videos are segmented: video files, or folders of jpg, png or webp frames."
+            metavar="SOURCE",
+            help="These videos are segmented: video files, or folders of jpg, png, webp or tif frames. One of them may "
+            "also be an image glob in quotes ('frames/*.png'), a URL, a camera (camera:0), a named pipe, or - for "
+            "standard input.",
         ),
     ],
     output: Annotated[
@@ -92,6 +97,30 @@ def segment(
     resume: Annotated[
         bool, output_option("--resume", help="The interrupted run in the output folder goes on where it stopped.")
     ] = False,
+    allow_network: Annotated[
+        bool, input_option("--allow-network", help="The network is used for a SOURCE that is a URL.")
+    ] = False,
+    stall_seconds: Annotated[
+        float,
+        input_option(
+            **real(0, 10**7), help="A camera, pipe or stream that gives no frame for so many seconds has ended."
+        ),
+    ] = STALL_SECONDS,
+    drop_frames: Annotated[
+        bool,
+        input_option(
+            "--drop-frames",
+            help="Of a camera, pipe or stream, only the newest frame is segmented whenever the network is ready.",
+        ),
+    ] = False,
+    overlay_stream: Annotated[
+        str | None,
+        output_option(
+            metavar="FILE",
+            help="The overlay is also streamed, as it is segmented, to this new .ts or .mkv file, named pipe, or - "
+            "(standard output). After --resume, only the frames that are left.",
+        ),
+    ] = None,
     checkpoint_seconds: Annotated[
         float,
         output_option(
@@ -119,17 +148,27 @@ def segment(
         raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
     if len(sources) > 1 and mask_frame is not None:
         raise InputError(f"--mask-frame: found {mask_frame} with {len(sources)} videos, expected one")
+    if len(sources) > 1 and overlay_stream is not None:
+        raise InputError(f"--overlay-stream: found {overlay_stream} with {len(sources)} videos, expected one")
+    parsed = [
+        frame_source(text, allow_network=allow_network, stall_seconds=stall_seconds, drop_frames=drop_frames)
+        for text in sources
+    ]
     options = run_options(memory, max_size, min_size, backend)
-    outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds)
+    outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds, overlay_stream=overlay_stream)
     given = _boxes(box or [], boxes, masks, len(sources))
-    jobs = [job._replace(mask_frame=mask_frame, both=both, boxes=given) for job in plan(sources, masks, output)]
+    jobs = [job._replace(mask_frame=mask_frame, both=both, boxes=given) for job in plan(parsed, masks, output)]
     if len(jobs) > 1 and masks is not None:
         require_folder(masks, "of masks, expected one that has masks for each video")
     elif world == 1:  # with several processes, another one may already be writing there
-        require_present(sources[0], "file or folder")
+        parsed[0].check()
+        if resume and parsed[0].live:
+            raise InputError(f"{parsed[0].label}: a live source can be read only once, found --resume")
         if masks is not None:
             require_present(masks, "mask file or folder of masks")
         check_output(output, overwrite, jobs[0].inputs, resume=resume)
+    if overlay_stream == "-":
+        reserve_stdout()
     with waiting("loading PyTorch"):
         from stm_fast.tasks.segment import segment_videos
 

@@ -8,7 +8,7 @@ and a state names its run, rank and position, so that damaged or mixed up files 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stm_fast.choices import Result
 from stm_fast.errors import InputError, option, reading
+from stm_fast.frame_source import FrameSource
 from stm_fast.inference.objects import MAX_ID
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
@@ -174,7 +175,8 @@ def describe_network(model: STM) -> Description:
 def describe_video_run(
     job: Job, given: GivenMasks, model: STM, options: RunOptions, write: Collection[Result], ranks: int
 ) -> Description:
-    """Describes a run over one video, which is identified by name, size and modification time; masks, by content.
+    """Describes a run over one video, which is identified by the name, size and modification time of its files, or by
+    its URL; masks, by content.
 
     The number of ranks is included, because each keeps its own part of the memory; the folder of a memory on disk is
     not.
@@ -240,10 +242,23 @@ class CheckpointTimer:
         self._next = now + max(self._seconds, (now - start) / _SHARE)
 
 
-def _identity(source: Path) -> str:
+def _identity(source: FrameSource) -> str:
+    if source.kind == "glob":
+        return _identity_of_all(source.files)
+    if source.path is not None:
+        return _identity_of(source.path)
+    # a digest, because it may contain a password
+    return f"{source.label} {hashlib.sha256(source.text.encode(errors='surrogateescape')).hexdigest()}"
+
+
+def _identity_of(path: Path) -> str:
     """Name, size and modification time of a file; for a folder, a digest of those of its files."""
-    if source.is_dir():
-        lines = sorted(_identity(file) for file in source.iterdir() if file.is_file())
-        return f"{len(lines)} files {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
-    facts = source.stat()
-    return f"{source.name} {facts.st_size} bytes {facts.st_mtime_ns}"
+    if path.is_dir():
+        return _identity_of_all(file for file in path.iterdir() if file.is_file())
+    facts = path.stat()
+    return f"{path.name} {facts.st_size} bytes {facts.st_mtime_ns}"
+
+
+def _identity_of_all(files: Iterable[Path]) -> str:
+    lines = sorted(map(_identity_of, files))
+    return f"{len(lines)} files {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stm_fast.boxes import boxes_of
 from stm_fast.config import MemoryConfig
+from stm_fast.frame_source import frame_source
 from stm_fast.inference.engine import Segmentation
 from stm_fast.inference.options import RunOptions
 from stm_fast.inference.sightings import Watch
@@ -29,13 +30,14 @@ def segment(
     max_size: int | None = None,
     min_size: int | None = None,
     backend: str = "auto",
+    allow_network: bool = False,
 ) -> Iterator[Segmentation]:
     """Segments a video from the masks of some of its frames, and yields the result of each frame; writes nothing.
 
     The input is checked at once. A frame is segmented when its result is asked for; a few frames are decoded ahead.
 
     Args:
-        source, masks, mask_frame, both, boxes: as in :func:`stm_fast.segment_video`.
+        source, masks, mask_frame, both, boxes, allow_network: as in :func:`stm_fast.segment_video`.
         model: from :func:`stm_fast.load`; by default the package's weights.
         memory, max_size, min_size, backend: as in :class:`stm_fast.VideoSegmenter`.
 
@@ -48,7 +50,9 @@ def segment(
     """
     model = load() if model is None else model
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
-    return _segmentations(open_job(Job(Path(source), masks, Path(), mask_frame, both, boxes_of(boxes)), model, options))
+    frames = frame_source(source, allow_network=allow_network)
+    job = Job(frames, masks, Path(), mask_frame, both, boxes_of(boxes))
+    return _segmentations(open_job(job, model, options))
 
 
 def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
@@ -56,7 +60,7 @@ def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
     for one in job.passes:
         one.begin(segmenter)
         watch = Watch()
-        with closing(prefetch(one.frames(), FRAMES_WAITING)) as frames:
+        with closing(prefetch(one.frames(), 0 if job.reader.live else FRAMES_WAITING)) as frames:
             for count, frame in enumerate(frames, start=1):
                 if count > one.before:
                     prompt = one.prompts(frame, segmenter.object_ids)

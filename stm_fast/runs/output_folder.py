@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stm_fast.boxes import Boxes
 from stm_fast.choices import DEFAULT_RESULTS, RESULTS, Result
 from stm_fast.errors import InputError, check_name, option, reading, shown
+from stm_fast.frame_source import FrameSource, frame_source
 from stm_fast.listing import mask_of
 from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
 
@@ -58,6 +59,7 @@ class OutputOptions:
     resume: bool = False
     checkpoint_seconds: float = 60.0
     leave_record: bool = False
+    overlay_stream: str | Path | None = None
 
     def __post_init__(self) -> None:
         for result in self.write:
@@ -65,6 +67,19 @@ class OutputOptions:
                 raise InputError(f"{option('write')}: found {shown(result)}, expected some of {', '.join(RESULTS)}")
         if not self.write:
             raise InputError(f"{option('write')}: found nothing, expected some of {', '.join(RESULTS)}")
+        if self.overlay_stream is not None:
+            _check_stream(Path(self.overlay_stream))
+
+
+def _check_stream(path: Path) -> None:
+    """Raises InputError if an overlay cannot be streamed there."""
+    with reading(path):
+        if str(path) == "-" or path.is_fifo():
+            return
+        if path.exists():
+            raise InputError(f"{path}: exists already, expected a named pipe, or the name of a new .ts or .mkv file")
+    if path.suffix.lower() not in (".ts", ".mkv"):
+        raise InputError(f"{path}: found an overlay stream of this name, expected a .ts or .mkv file, or a named pipe")
 
 
 class Job(NamedTuple):
@@ -77,7 +92,7 @@ class Job(NamedTuple):
         boxes: of objects whose masks are to be made.
     """
 
-    source: Path
+    source: FrameSource
     masks: "Masks | None"
     output: Path
     mask_frame: int | str | None = None
@@ -87,15 +102,14 @@ class Job(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the video."""
-        path = self.source
-        return os.path.basename(os.path.realpath(path)) if path.is_dir() else path.stem
+        return self.source.name
 
     @property
     def inputs(self) -> list[Path]:
         """The files and folders that must not be in the output folder."""
         several = self.masks.values() if isinstance(self.masks, Mapping) else (self.masks,)
         masks = [Path(one) for one in several if isinstance(one, str | Path)]
-        return [self.source, *masks, *self.boxes.files]
+        return [*self.source.files, *masks, *self.boxes.files]
 
     def with_own_masks(self) -> "Job":
         """The job with the video's own masks: ``masks/<name>.png``, another file, or the folder ``masks/<name>``.
@@ -110,34 +124,43 @@ class Job(NamedTuple):
         for path in (mask_of(folder, self.name), *named, folder / self.name):
             if path.exists():
                 return self._replace(masks=path)
-        raise InputError(f"{folder}: no masks for {self.source}, expected {self.name}.png or a folder {self.name}")
+        raise InputError(
+            f"{folder}: no masks for {self.source.label}, expected {self.name}.png or a folder {self.name}"
+        )
 
 
-def plan(sources: Sequence[Path], masks: Path | None, output: Path) -> list[Job]:
+def plan(sources: Sequence[str | Path | FrameSource], masks: Path | None, output: Path) -> list[Job]:
     """A job for each video. A single video gets `output` itself, several get a subfolder each.
 
     Raises:
-        InputError: two videos have the same folder, one has no name, or results would replace an input.
+        InputError: two videos have the same folder, one has no name or is live, or results would replace an input.
     """
-    if len(sources) == 1:
-        return [Job(sources[0], masks, output)]
+    parsed = [frame_source(source) for source in sources]
+    if len(parsed) == 1:
+        return [Job(parsed[0], masks, output)]
     jobs: dict[str, Job] = {}
-    for source in sources:
+    for source in parsed:
+        _refuse_live(source)
         job = Job(source, masks, output)
-        job = job._replace(output=output / check_name(job.name, f"{source}: name of its results"))
+        job = job._replace(output=output / check_name(job.name, f"{source.label}: name of its results"))
         # links may make two names the same folder
         twin = jobs.setdefault(os.path.realpath(job.output), job)
         if twin is not job:
             same = "name" if twin.name == job.name else "folder"
             raise InputError(
-                f"{source}: same {same} as {twin.source}, so the results of both would be in {twin.output}"
+                f"{source.label}: same {same} as {twin.source.label}, so the results of both would be in {twin.output}"
             )
-    inputs = [*sources]
+    inputs = [file for source in parsed for file in source.files]
     for job in jobs.values():
         with suppress(InputError):  # a video without masks is reported when it is processed
             inputs += job.with_own_masks().inputs
     check_apart([job.output for job in jobs.values()], inputs)
     return list(jobs.values())
+
+
+def _refuse_live(source: FrameSource) -> None:
+    if source.live:
+        raise InputError(f"{source.label}: found a live source with other videos, expected it alone")
 
 
 def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, resume: bool = False) -> None:

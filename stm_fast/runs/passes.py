@@ -63,10 +63,16 @@ class OpenedJob(NamedTuple):
     passes: list[Pass]
 
 
-def open_job(job: Job, model: STM, options: RunOptions, shard: Shard | None = None) -> OpenedJob:
-    """Opens a video and its masks. Raises InputError for anything wrong with them."""
-    masks = find_masks(job.masks, job.source)
-    reader = open_frames(job.source, masks.files)
+def open_job(
+    job: Job,
+    model: STM,
+    options: RunOptions,
+    shard: Shard | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> OpenedJob:
+    """Opens a video and its masks; `should_stop` ends a live one. Raises InputError for anything wrong with them."""
+    masks = find_masks(job.masks, job.source.place)
+    reader = open_frames(job.source, masks.files, should_stop=should_stop)
     given = match_masks(masks, reader, job.mask_frame, job.boxes)
     options = options.for_weights(model.min_size)
     memory = with_known_size(options.memory, reader.frame_count, given.ids, job.both)

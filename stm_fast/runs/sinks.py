@@ -29,6 +29,7 @@ from stm_fast.video import (
     draw_overlay,
     read_written_mask,
 )
+from stm_fast.video.stream_writer import OverlayStreamWriter
 from stm_fast.whole_file import remove_left_over, writing
 
 # writes the results of one frame after the other; those of a frame without ids exist already
@@ -150,6 +151,17 @@ def with_alpha(matte: Picture) -> Picture:
     return lambda segmented: np.dstack((segmented.frame.image, matte(segmented)))
 
 
+def overlay_stream_to(writer: OverlayStreamWriter, palette: bytes | None) -> Sink:
+    """Writes frames with their masks drawn on them, as a live stream. A resumed run goes on where it stopped."""
+
+    def write(segmented: Segmented) -> None:
+        frame, ids = segmented.frame, segmented.ids
+        if ids is not None:
+            writer.write(draw_overlay(frame.image, ids, palette), frame.time)
+
+    return write
+
+
 class Results(ExitStack):
     """The results of a run, in a `with` block that ends with complete videos or none.
 
@@ -197,6 +209,11 @@ class Results(ExitStack):
             self._open_videos(folder, reader, palette, write)
         self._table = self.enter_context(closing(ObjectTable(folder, done, checksum if done else None)))
         self._add(self._table.write, self._table.sync)
+
+    def stream(self, destination: str | Path, reader: FrameReader, palette: bytes | None) -> None:
+        """Also streams the overlay."""
+        writer = OverlayStreamWriter(destination, reader.width, reader.height, reader.frame_rate)
+        self._add(overlay_stream_to(self.enter_context(writer), palette))
 
     def write(self, segmented: Segmented) -> None:
         """Writes the results of one frame."""

@@ -13,6 +13,8 @@ from torch.distributed import ProcessGroup
 from stm_fast.boxes import boxes_of
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
+from stm_fast.errors import InputError, option
+from stm_fast.frame_source import STALL_SECONDS, frame_source
 from stm_fast.inference.options import RunOptions
 from stm_fast.memory import Shard
 from stm_fast.network import STM
@@ -79,6 +81,10 @@ def segment_video(
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
     leave_record: bool = False,
+    overlay_stream: str | Path | None = None,
+    allow_network: bool = False,
+    stall_seconds: float = STALL_SECONDS,
+    drop_frames: bool = False,
     group: ProcessGroup | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int | None], None] | None = None,
@@ -93,7 +99,9 @@ def segment_video(
     to the same masks, on a CPU bit for bit.
 
     Args:
-        source: a video or TIFF file, or a folder of jpg, png, webp or tif frames.
+        source: a video or TIFF file, or a folder of jpg, png, webp or tif frames; or an image glob, "frames/*.png"; a URL;
+            "camera:0" or "/dev/video0"; a named pipe; "-" for standard input. What can be read only once, as a camera
+            or a pipe, is a live source: it cannot be resumed, `should_stop` is its end, and all results are complete.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
             frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
             such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255
@@ -115,6 +123,11 @@ def segment_video(
         resume: continue the interrupted run in `output`; start one if the folder is empty.
         checkpoint_seconds: minimum time between checkpoints, which take at most a tenth of the run time.
         leave_record: leave a hidden file that marks the run as finished, so that `resume` does nothing.
+        overlay_stream: where to stream the overlay to as well, as it is segmented: a new .ts or .mkv file, a named
+            pipe, or "-" for standard output. After `resume`, only the frames that are left.
+        allow_network: accept a URL as `source`, and use the network for it.
+        stall_seconds: a live source that gives no frame for so long has ended.
+        drop_frames: of a live source, segment only the newest frame whenever the network is ready for one.
         group: processes that segment this video together, each with a part of the memory; rank 0 writes. The group
             needs a backend for CPU tensors, and all processes must see the same files.
         should_stop: called after each frame; the run ends with InterruptedRun when it returns True.
@@ -126,9 +139,10 @@ def segment_video(
         InterruptedRun: `should_stop` returned True.
         RankLostError: another process of the group is gone.
     """
-    job = Job(Path(source), masks, Path(output), mask_frame, both, boxes_of(boxes))
+    frames = frame_source(source, allow_network=allow_network, stall_seconds=stall_seconds, drop_frames=drop_frames)
+    job = Job(frames, masks, Path(output), mask_frame, both, boxes_of(boxes))
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
-    outputs = OutputOptions(tuple(write), overwrite, resume, checkpoint_seconds, leave_record)
+    outputs = OutputOptions(tuple(write), overwrite, resume, checkpoint_seconds, leave_record, overlay_stream)
     hooks = Hooks(should_stop, progress or _ignore, estimated or _ignore)
     return segment_job(job, model, options, outputs, hooks, of_group(group))
 
@@ -147,7 +161,11 @@ class _VideoRun:
         self, job: Job, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
     ) -> None:
         self._job, self._outputs, self._hooks, self._ranks = job, outputs, hooks, ranks
-        self._opened = opened = open_job(job, model, options, Shard(ranks.group))
+        self._opened = opened = open_job(job, model, options, Shard(ranks.group), hooks.should_stop)
+        self._live = opened.reader.live
+        if self._live and (outputs.resume or ranks.world > 1):
+            found = option("resume", True) if outputs.resume else f"{ranks.world} processes"
+            raise InputError(f"{job.source.label}: a live source can be read only once, found {found}")
         self._segmenter = opened.segmenter
         self._described = describe_video_run(job, opened.given, model, opened.options, outputs.write, ranks.world)
         self._checkpoint = Checkpoint(job.output, self._described, ranks)
@@ -188,8 +206,9 @@ class _VideoRun:
     def _restore(self, position: Position | None) -> int:
         """Restores the segmenter; returns the number of frames that are done."""
         if position is None:
-            # from here on, a killed run can be resumed
-            self._checkpoint.save(0, [], {})
+            if not self._live:
+                # from here on, a killed run can be resumed
+                self._checkpoint.save(0, [], {})
             return 0
         # a pass starts with an empty memory
         if position.frames not in [one.before for one in self._opened.passes]:
@@ -225,11 +244,13 @@ class _VideoRun:
     def _open(self, results: Results, one: Pass, done: int, table: int) -> None:
         reader, palette, write = self._opened.reader, self._opened.given.palette, self._outputs.write
         results.open(self._job.output, reader, palette, write, one.indices(done), table, in_order=not one.backwards)
+        if self._outputs.overlay_stream is not None and not one.backwards:
+            results.stream(self._outputs.overlay_stream, reader, palette)
         self._opened.given.write(self._job.output / GIVEN, reader)
 
     def _run(self, one: Pass, results: Results, first: int) -> int:
         """The loop over the frames, between the thread that decodes and the one that writes."""
-        decoded = prefetch(one.frames(), FRAMES_WAITING)
+        decoded = prefetch(one.frames(), 0 if self._live else FRAMES_WAITING)
         with BackgroundWriter(results.write, FRAMES_WAITING) as writer, closing(decoded) as frames:
 
             def advance(done: int) -> None:
@@ -249,6 +270,8 @@ class _VideoRun:
     def _advance(self, done: int, is_new: bool, writer: BackgroundWriter[Segmented], results: Results) -> None:
         """After each frame: reports progress, saves a checkpoint if one is due, and stops on request."""
         self._hooks.progress(done, self._opened.reader.frame_count)
+        if self._live:  # ends by itself on request, and cannot be resumed
+            return
         stop, due = self._ranks.any(self._hooks.should_stop(), self._timer.due)
         if (stop or due) and is_new:
             with self._timer.saving():

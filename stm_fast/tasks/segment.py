@@ -103,7 +103,7 @@ def _segment_many(jobs: Sequence[Job], segment: _Segment) -> int:
         warn(f"{len(failures)} of {len(share)} videos failed:")
     for job, failure in failures.items():
         known = isinstance(failure, InputError)
-        warn(with_flags(failure) if known else f"{job.source}: {type(failure).__name__}: {failure}")
+        warn(with_flags(failure) if known else f"{job.source.label}: {type(failure).__name__}: {failure}")
     # torchrun stops all processes when one ends with an error
     ranks.wait()
     if not failures:

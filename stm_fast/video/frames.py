@@ -40,21 +40,23 @@ class FrameReader(ABC):
     An iteration owns the file it reads and closes it when it ends or is dropped: between iterations nothing is open.
 
     Attributes:
-        path: the file or folder.
+        path: the local file or folder; None for a URL or a live source.
         name: name of the video: the file's stem or the folder's name.
         width, height: size of every frame in pixels, after rotation.
         frame_count: number of frames, or None if it is known only at the end.
         frame_rate: frames per second; the average if the rate varies.
         left_out: images that are not frames because they are masks.
+        live: whether the frames can be read only once, as they come.
     """
 
-    path: Path
+    path: Path | None
     name: str
     width: int
     height: int
     frame_count: int | None
     frame_rate: Fraction
     left_out: Sequence[Path] = ()
+    live: bool = False
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:

@@ -31,17 +31,18 @@ class ImageFolder(FrameReader):
     Args:
         folder: of the images.
         masks: files that are not frames, even if they are in the folder.
+        files: the images, in order, if they are not all those of the folder.
 
     Raises:
         InputError: no image, a damaged one, two with the same stem, different sizes, a TIFF of several pages, or a mask
             whose name could be that of a frame.
     """
 
-    def __init__(self, folder: Path, masks: Iterable[Path] = ()) -> None:
+    def __init__(self, folder: Path, masks: Iterable[Path] = (), files: list[Path] | None = None) -> None:
         self.path = folder
         self.name = folder.resolve().name
         self.frame_rate = FRAME_RATE
-        self._files, self.left_out = _list_frames(folder, masks)
+        self._files, self.left_out = _split_frames(folder, files or list_images(folder), masks)
         self.frame_count = len(self._files)
         self._indices = {file.stem: index for index, file in enumerate(self._files)}
         headers = list(map(_read_header, self._files))
@@ -84,9 +85,8 @@ class ImageFolder(FrameReader):
             raise InputError(f"{file}: image of {size[0]}x{size[1]}, expected {expected}")
 
 
-def _list_frames(folder: Path, masks: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The frames of a folder, and the masks among them."""
-    found = list_images(folder)
+def _split_frames(folder: Path, found: list[Path], masks: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The frames among the images found for a folder, and the masks among them."""
     with reading(folder):
         known = {_identity(file) for file in masks if file.exists()}
         files = [file for file in found if _identity(file) not in known]

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from fractions import Fraction
-from pathlib import Path
 from typing import TypeAlias
 
 import av
@@ -39,12 +38,12 @@ class Sound:
     """
 
     def __init__(
-        self, path: Path, opened: AbstractContextManager[tuple[InputContainer, VideoStream]], origin: Fraction
+        self, path: object, opened: AbstractContextManager[tuple[InputContainer, VideoStream]], origin: Fraction
     ) -> None:
         """Opens the file.
 
         Args:
-            path: of the file, for messages.
+            path: of the file, or its URL, for messages.
             opened: the file, with all streams but its video discarded; it is closed with the sound.
             origin: the time stamp of the first frame, in seconds.
         """

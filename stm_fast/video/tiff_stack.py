@@ -52,6 +52,8 @@ class TiffStack(NumberedFrames):
         InputError: a damaged file, pages of different sizes, several channels, or slices at each of several times.
     """
 
+    path: Path
+
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.stem
         self.frame_rate = FRAME_RATE

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 
 from stm_fast.errors import InputError, reason_of
 from stm_fast.video import containers
-from stm_fast.video.display_matrix import orientation_of
+from stm_fast.video.display_matrix import Orientation, orientation_of
 from stm_fast.video.frames import Frame, NumberedFrames
 from stm_fast.video.packet_count import PacketCount, VideoPacket
 from stm_fast.video.rewind import FrameRecord, HeldFrames
@@ -43,7 +43,56 @@ _NOT_VIDEO_FORMATS = frozenset(
 _MOST_EARLIER = 300
 
 
-class VideoFile(NumberedFrames):
+class VideoReader(NumberedFrames):
+    """What readers of video streams share: decoding.
+
+    Attributes:
+        label: what is read, for messages.
+    """
+
+    label: object
+    _orientation: Orientation
+
+    def _timed(self, packets: Iterator[VideoPacket]) -> Iterator[tuple[float, VideoFrame]]:
+        """The decoded frames, and when they are shown in seconds since the first."""
+        time = 0.0
+        for index, stored in enumerate(self._decoded(packets)):
+            stamp = _seconds(stored)
+            if index == 0:
+                origin = stamp or 0.0
+            elif stamp is not None and stamp - origin > time:
+                time = stamp - origin
+            else:
+                # some containers (AVI) have no usable time stamps: continue at the frame rate
+                time += float(1 / self.frame_rate)
+            yield time, stored
+
+    def _convert(self, index: int, time: float, stored: VideoFrame) -> Frame:
+        with self._decoding(index):
+            image = cast(npt.NDArray[np.uint8], stored.to_ndarray(format="rgb24"))  # [H, W, 3]
+        return Frame(index, time, self.name_of(index), self._orientation.apply(image))
+
+    def _decoding(self, index: int) -> AbstractContextManager[None]:
+        return _as_input_error(f"{self.label}: frame {index} cannot be decoded")
+
+    def _decoded(self, packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
+        """The decoded frames. Raises InputError at a damaged frame, or if there is none at all."""
+        frames = _decode(packets)
+        index = 0
+        while True:
+            with self._decoding(index):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            if frame.is_corrupt:
+                raise InputError(f"{self.label}: frame {index} is corrupt")
+            yield frame
+            index += 1
+        if index == 0:
+            raise InputError(f"{self.label}: the video stream contains no frames")
+
+
+class VideoFile(VideoReader):
     """Frames of the default video stream of a file; constant and variable frame rate, rotation applied.
 
     The length that the file states is compared with its size, its frames are counted without decoding them, and the
@@ -53,13 +102,13 @@ class VideoFile(NumberedFrames):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = self.label = path
         self.name = path.stem
         self.frame_count = None
-        with _open_stream(path) as (container, stream):
+        with self._open() as (container, stream):
             _check_complete(path, container, stream)
             _note_choice(path, container, stream)
-            self.frame_rate = _frame_rate(stream)
+            self.frame_rate = frame_rate_of(stream)
             count = PacketCount(path, container, stream)
             packets = count.watch(container.demux(stream))
             _, first = next(self._timed(packets))
@@ -86,67 +135,29 @@ class VideoFile(NumberedFrames):
                 held = self._held_before(first, record)
 
     def sound(self) -> Sound | None:
-        with _open_stream(self.path) as (container, stream):
+        with self._open() as (container, stream):
             if not container.streams.audio:
                 return None
             origin = _seconds(next(self._decoded(container.demux(stream)))) or 0.0
-        return Sound(self.path, _open_stream(self.path), Fraction(origin))
+        return Sound(self.label, self._open(), Fraction(origin))
 
     def _shown(self, before: int | None = None) -> Iterator[tuple[float, VideoFrame]]:
         """The frames before one, or all. Raises InputError at one that cannot be decoded or has another size."""
         count = 0
-        with _open_stream(self.path) as (container, stream):
+        with self._open() as (container, stream):
             for time, stored in islice(self._timed(container.demux(stream)), before):
                 self._check_size(count, stored)
                 yield time, stored
                 count += 1
         if before is None and self.frame_count not in (None, count):
             # decoders silently drop frames of a damaged file
-            logger.warning("%s: damaged: %d of %d frames could be decoded", self.path, count, self.frame_count)
+            logger.warning("%s: damaged: %d of %d frames could be decoded", self.label, count, self.frame_count)
 
     def _check_size(self, index: int, stored: VideoFrame) -> None:
         width, height = self._orientation.upright_size(stored)
         if (width, height) != (self.width, self.height):
             expected = f"{self.width}x{self.height} like frame 0"
-            raise InputError(f"{self.path}: frame {index} is {width}x{height}, expected {expected}")
-
-    def _timed(self, packets: Iterator[VideoPacket]) -> Iterator[tuple[float, VideoFrame]]:
-        """The decoded frames, and when they are shown in seconds since the first."""
-        time = 0.0
-        for index, stored in enumerate(self._decoded(packets)):
-            stamp = _seconds(stored)
-            if index == 0:
-                origin = stamp or 0.0
-            elif stamp is not None and stamp - origin > time:
-                time = stamp - origin
-            else:
-                # some containers (AVI) have no usable time stamps: continue at the frame rate
-                time += float(1 / self.frame_rate)
-            yield time, stored
-
-    def _convert(self, index: int, time: float, stored: VideoFrame) -> Frame:
-        with self._decoding(index):
-            image = cast(npt.NDArray[np.uint8], stored.to_ndarray(format="rgb24"))  # [H, W, 3]
-        return Frame(index, time, self.name_of(index), self._orientation.apply(image))
-
-    def _decoding(self, index: int) -> AbstractContextManager[None]:
-        return _as_input_error(f"{self.path}: frame {index} cannot be decoded")
-
-    def _decoded(self, packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
-        """The decoded frames. Raises InputError at a damaged frame, or if there is none at all."""
-        frames = _decode(packets)
-        index = 0
-        while True:
-            with self._decoding(index):
-                frame = next(frames, None)
-            if frame is None:
-                break
-            if frame.is_corrupt:
-                raise InputError(f"{self.path}: frame {index} is corrupt")
-            yield frame
-            index += 1
-        if index == 0:
-            raise InputError(f"{self.path}: the video stream contains no frames")
+            raise InputError(f"{self.label}: frame {index} is {width}x{height}, expected {expected}")
 
     def _record(self, before: int | None) -> tuple[FrameRecord, HeldFrames]:
         """What the frames before one are, or all, and the last of them."""
@@ -168,18 +179,21 @@ class VideoFile(NumberedFrames):
                     held.add(index, stored)
                     if index == stop - 1:
                         return held
-        raise InputError(f"{self.path}: changed while it was read")
+        raise InputError(f"{self.label}: changed while it was read")
 
     def _decoded_from(self, start: int, stop: int, record: FrameRecord) -> Iterator[tuple[int, VideoFrame]]:
         """Frames from key frame `start` or one nearby, with their indices, to `stop` or further; fewer if not found."""
-        with _open_stream(self.path) as (container, stream):
+        with self._open() as (container, stream):
             packets = container.demux(stream)
             if start == 0:
                 yield from enumerate(self._decoded(packets))
             else:
-                with _as_input_error(f"{self.path}: cannot be decoded from frame {start}"):
+                with _as_input_error(f"{self.label}: cannot be decoded from frame {start}"):
                     container.seek(record.stamp(start), stream=stream)
                     yield from record.located(islice(_decode(packets), stop - start + _MOST_EARLIER))
+
+    def _open(self) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
+        return open_stream(VideoInput(self.label, f"file:{self.path}", ("file",)))
 
 
 def _decode(packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
@@ -194,19 +208,51 @@ def _decode(packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
         yield from last.decode()
 
 
+class VideoInput(NamedTuple):
+    """What FFmpeg opens, and what it may use for that.
+
+    Attributes:
+        label: for messages.
+        url: with its protocol: without one, a name with a colon would be taken as a protocol.
+        protocols: that may be used.
+        format: the container format; None to detect it, among those that refer to no other file.
+        options: of the format and the protocol.
+        seconds: the time limits of opening and of each read; None for no limit.
+        problem: what is wrong, most likely, if it cannot be opened.
+    """
+
+    label: object
+    url: str
+    protocols: tuple[str, ...]
+    format: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
+    seconds: float | None = None
+    problem: str = "not a video, or cut off before its index"
+
+
 @contextmanager
-def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its default video stream. No other file is read, even if this one refers to it."""
+def open_stream(source: VideoInput) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video and its default video stream. Nothing else is read, even if the video refers to it."""
+    label = source.label
     limit = {"max_pixels": str(MAX_PIXELS)}
-    formats = (name for name in av.formats_available if _NOT_VIDEO_FORMATS.isdisjoint(name.split(",")))
-    access = {"protocol_whitelist": "file", "format_whitelist": ",".join(formats)}
-    with _as_input_error(f"{path}: not a video, or cut off before its index"):
-        # without the prefix a name with a colon would be taken as a protocol
-        container = av.open(f"file:{path}", options=access | limit, metadata_errors="backslashreplace")
+    refused = _NOT_VIDEO_FORMATS - {source.format}
+    formats = (name for name in av.formats_available if refused.isdisjoint(name.split(",")))
+    access = {"protocol_whitelist": ",".join(source.protocols), "format_whitelist": ",".join(formats)}
+    with _as_input_error(f"{label}: {source.problem}"):
+        try:
+            container = av.open(
+                source.url,
+                format=source.format,
+                options=dict(source.options) | access | limit,
+                metadata_errors="backslashreplace",
+                timeout=source.seconds,
+            )
+        except av.ProtocolNotFoundError as error:
+            raise InputError(f"{label}: this PyAV cannot use this kind of URL") from error
     with container:
-        with _as_input_error(f"{path}: not a readable video"):
-            stream = _choose(path, container)
-            _check_pixels(path, stream)
+        with _as_input_error(f"{label}: not a readable video"):
+            stream = _choose(label, container)
+            _check_pixels(label, stream)
             for other in container.streams:
                 if other.index != stream.index:
                     other.discard = Discard.all
@@ -215,15 +261,15 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def _choose(path: Path, container: InputContainer) -> VideoStream:
+def _choose(label: object, container: InputContainer) -> VideoStream:
     """The stream that a player would show: the default one; of several, FFmpeg's choice. Raises InputError if none."""
     candidates = _candidates(container)
     if not candidates:
         found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise InputError(f"{path}: no video stream, found {found}")
+        raise InputError(f"{label}: no video stream, found {found}")
     known = [stream for stream in candidates if stream.codec_context is not None]
     if not known:
-        raise InputError(f"{path}: the codec of the video stream is unknown")
+        raise InputError(f"{label}: the codec of the video stream is unknown")
     default = [stream for stream in known if "default" in _flags(stream)] or known
     best = container.streams.best("video")
     return next((stream for stream in default if best is not None and stream.index == best.index), default[0])
@@ -237,26 +283,26 @@ def _flags(stream: VideoStream) -> set[str]:
     return {str(flag.name) for flag in stream.disposition}
 
 
-def _note_choice(path: Path, container: InputContainer, stream: VideoStream) -> None:
+def _note_choice(label: object, container: InputContainer, stream: VideoStream) -> None:
     candidates = _candidates(container)
     if len(candidates) > 1:
         size = f"{stream.codec_context.width}x{stream.codec_context.height}"
         logger.warning(
             "%s: found %d video streams, using number %d (%s)",
-            path,
+            label,
             len(candidates),
             1 + [candidate.index for candidate in candidates].index(stream.index),
             size,
         )
 
 
-def _check_pixels(path: Path, stream: VideoStream) -> None:
+def _check_pixels(label: object, stream: VideoStream) -> None:
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MAX_PIXELS:
-        raise InputError(f"{path}: frames of {width}x{height}, expected at most {MAX_PIXELS} pixels")
+        raise InputError(f"{label}: frames of {width}x{height}, expected at most {MAX_PIXELS} pixels")
 
 
-def _frame_rate(stream: VideoStream) -> Fraction:
+def frame_rate_of(stream: VideoStream) -> Fraction:
     """The average rate, if plausible; a file without a rate may state any number."""
     slowest, fastest = _FRAME_RATES
     for rate in (stream.average_rate, stream.guessed_rate):
