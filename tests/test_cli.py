@@ -159,7 +159,7 @@ def test_demo(tmp_path, weights):
     lines = result.stdout.splitlines()
     assert [line.split(" = ")[0] for line in lines[:2]] == ["object 1: J", "object 2: J"]
     assert lines[-1].startswith("3 frames, objects 1, 2, ")
-    assert lines[2].endswith(f"results in {tmp_path / 'demo/result'}")
+    assert lines[-1].endswith(f"results in {tmp_path / 'demo/result'}")
     assert sorted(os.listdir(tmp_path / "demo")) == ["clip.mp4", "first_mask.png", "result"]
     assert sorted(os.listdir(tmp_path / "demo/result/masks")) == ["00000.png", "00001.png", "00002.png"]
     assert_refused(run(*arguments), "demo: the output folder is not empty")
