@@ -99,7 +99,7 @@ def segment_video(
     to the same masks, on a CPU bit for bit.
 
     Args:
-        source: a video or TIFF file, or a folder of jpg, png, webp or tif frames; or an image glob, "frames/*.png"; a URL;
+        source: a video or TIFF file; a folder of jpg, png, webp or tif frames; an image glob, "frames/*.png"; a URL;
             "camera:0" or "/dev/video0"; a named pipe; "-" for standard input. What can be read only once, as a camera
             or a pipe, is a live source: it cannot be resumed, `should_stop` is its end, and all results are complete.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is

@@ -150,9 +150,7 @@ def _check_axes(path: Path, stated: dict[str, str], pages: int) -> None:
         what = f"{slices} slices at each of {times} times"
         raise InputError(f"{path}: found {what}, expected one sequence of images; save one slice or a projection")
     if images > pages:
-        raise InputError(
-            f"{path}: found {pages} of {images} images, as ImageJ writes above 4 GB; save an image sequence"
-        )
+        raise InputError(f"{path}: found {pages} of {images} images, as ImageJ does above 4 GB; save them one by one")
 
 
 def _count(stated: dict[str, str], name: str) -> int:
