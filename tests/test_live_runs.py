@@ -78,6 +78,30 @@ def test_a_live_run_that_is_stopped_is_whole(tmp_path, clip, model, caplog):
     assert f"ends after {found.frames} frames: stopped" in caplog.text
 
 
+def test_a_box_in_the_first_frame_of_a_live_source(tmp_path, clip, model):
+    pytest.importorskip("cv2")
+    with feed(tmp_path / "pipe", clip):
+        found = segment_video(str(tmp_path / "pipe"), None, tmp_path / "out", model=model, boxes=[(8, 4, 16, 16)])
+    assert (found.frames, found.object_ids) == (COUNT, [1])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"boxes": {2: (8, 4, 16, 16)}}, "boxes: found one in frame 2, expected frame 0 of a live source"),
+        ({"mask_frame": 2, "both": True}, "both=True: found with .*pipe, which can be read only once"),
+    ],
+)
+def test_what_needs_a_second_reading_is_refused(tmp_path, clip, model, options, words):
+    pytest.importorskip("cv2")
+    masks = None if "boxes" in options else tmp_path / "first.png"
+    with feed(tmp_path / "pipe", clip) as process:
+        with pytest.raises(InputError, match=words):
+            segment_video(str(tmp_path / "pipe"), masks, tmp_path / "out", model=model, **options)
+        process.kill()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_live_run_cannot_be_resumed(tmp_path, clip, model):
     with feed(tmp_path / "pipe", clip), pytest.raises(InputError, match=r"pipe: a live source can be read only once"):
         segment_video(str(tmp_path / "pipe"), tmp_path / "first.png", tmp_path / "out", model=model, resume=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.boxes import MAX_ID, Boxes, BoxPrompt
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, option
 from stm_fast.runs.frame_names import index_of
 from stm_fast.video import Frame, FrameReader, object_ids
 from stm_fast.video.drawn_mask import Bools, paint
@@ -79,9 +79,12 @@ def place_boxes(boxes: Boxes, reader: FrameReader, first: int, masks: Mapping[in
 def make_masks(placed: Placed, reader: FrameReader) -> BoxMasks:
     """The masks of boxes. The video is read up to the last frame with one.
 
-    Raises InputError if OpenCV is missing, a frame cannot be read, or the video ends before it.
+    Raises InputError if OpenCV is missing, a frame cannot be read, the video ends before it, or it is not the first one
+    of a live source, which can be read only once.
     """
     require_opencv()
+    if reader.live and max(placed) > 0:
+        raise InputError(f"{option('boxes')}: found one in frame {max(placed)}, expected frame 0 of a live source")
     packed: dict[int, bytes] = {}
     notes: list[str] = []
     for frame in reader:

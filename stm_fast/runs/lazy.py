@@ -1,5 +1,6 @@
 """Segments a video frame by frame, as the results are asked for."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,8 @@ from stm_fast.runs.loop import FRAMES_WAITING, given_ids, prefetch, step
 from stm_fast.runs.mask_sources import Masks
 from stm_fast.runs.output_folder import Job
 from stm_fast.runs.passes import OpenedJob, open_job
+
+logger = logging.getLogger(__name__)
 
 
 def segment(
@@ -52,7 +55,10 @@ def segment(
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     frames = frame_source(source, allow_network=allow_network)
     job = Job(frames, masks, Path(), mask_frame, both, boxes_of(boxes))
-    return _segmentations(open_job(job, model, options))
+    opened = open_job(job, model, options)
+    for note in opened.given.notes:
+        logger.warning(note)
+    return _segmentations(opened)
 
 
 def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:

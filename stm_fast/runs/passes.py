@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stm_fast.errors import InputError, option
 from stm_fast.inference.augmentation import plain_segmenter
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.options import RunOptions
@@ -73,6 +74,8 @@ def open_job(
     """Opens a video and its masks; `should_stop` ends a live one. Raises InputError for anything wrong with them."""
     masks = find_masks(job.masks, job.source.place)
     reader = open_frames(job.source, masks.files, should_stop=should_stop)
+    if job.both and reader.live:
+        raise InputError(f"{option('both', True)}: found with {job.source.label}, which can be read only once")
     given = match_masks(masks, reader, job.mask_frame, job.boxes)
     options = options.for_weights(model.min_size)
     memory = with_known_size(options.memory, reader.frame_count, given.ids, job.both)
