@@ -241,3 +241,14 @@ def test_only_consecutive_frames_are_held() -> None:
     held.pop()
     held.pop()
     assert not held
+
+
+@pytest.mark.usefixtures("starts")
+@pytest.mark.parametrize(("interval", "notes"), [(250, ["decoded 19 times"]), (8, [])])
+def test_a_note_if_frames_are_decoded_many_times(
+    tmp_path: Path, interval: int, notes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = {"g": str(interval), "keyint_min": "8", "sc_threshold": "0"}
+    path = write_video(tmp_path / "v.mp4", [numbered_picture(k) for k in range(150)], encoder=encoder)
+    assert len(list(open_frames(path).backward())) == 150
+    assert caplog.messages == [f"{path}: few key frames: to read it backward, frames are {note}" for note in notes]

@@ -56,14 +56,32 @@ class FrameRecord:
         Asking for another start means that the one before did not lead to the frames on record; the next calls begin
         with the one that did. MPEG-TS files, for example, are always positioned behind a key frame.
         """
-        fitting = max(FEWEST_FRAMES, HELD_BYTES // self._largest)
-        best = bisect_left(self._keys, stop - fitting)
-        if best == len(self._keys) or self._keys[best] >= stop:
-            best -= 1
+        best = self._best(stop)
         while best - self._back >= 0 and self._keys[best - self._back] > 0:
             yield self._keys[best - self._back]
             self._back = 2 * self._back + 1
         yield 0
+
+    def decodings(self) -> float:
+        """How often a frame is decoded, on average, until all are read backward, if every key frame can be used."""
+        count = total = len(self.times)
+        stop = count - self._fitting
+        while stop > 0:
+            best = self._best(stop)
+            start = self._keys[best] if best >= 0 else 0
+            total += stop - start
+            stop = max(start, stop - self._fitting)
+        return total / max(1, count)
+
+    @property
+    def _fitting(self) -> int:
+        """How many frames are held at once."""
+        return max(FEWEST_FRAMES, HELD_BYTES // self._largest)
+
+    def _best(self, stop: int) -> int:
+        """The number of the key frame from which to decode as many of the frames before `stop` as can be held."""
+        best = bisect_left(self._keys, stop - self._fitting)
+        return best - 1 if best == len(self._keys) or self._keys[best] >= stop else best
 
     def located(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
         """Frames decoded from anywhere in the file, with their indices.

@@ -41,6 +41,8 @@ _NOT_VIDEO_FORMATS = frozenset(
 )
 # frames that a decoder may show before the frame at which a file was positioned
 _MOST_EARLIER = 300
+# of each frame, until a video is read backward; most need two or three
+_MANY_DECODINGS = 10
 
 
 class VideoReader(NumberedFrames):
@@ -165,6 +167,9 @@ class VideoFile(VideoReader):
         for index, (time, stored) in enumerate(self._shown(before)):
             record.add(time, stored)
             held.add(index, stored)
+        times = record.decodings()
+        if times > _MANY_DECODINGS:
+            logger.warning("%s: few key frames: to read it backward, frames are decoded %.0f times", self.path, times)
         return record, held
 
     def _held_before(self, stop: int, record: FrameRecord) -> HeldFrames:
