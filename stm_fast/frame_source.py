@@ -114,7 +114,8 @@ class FrameSource(NamedTuple):
             if camera_number(self.text) is not None and sys.platform == "linux":
                 require_present(Path(f"/dev/video{camera_number(self.text)}"), f"camera, for {self.text}")
         elif self.kind != "url":
-            require_present(Path(self.text), "file or folder")
+            hint = f"; a camera is {_CAMERA}{self.text}" if self.text.isdecimal() else ""
+            require_present(Path(self.text), f"file or folder{hint}")
 
 
 def frame_source(

@@ -313,8 +313,8 @@ def test_masks_that_fit_no_frame_are_refused(tmp_path, model):
 def test_a_mask_beyond_a_video_of_unknown_length_is_named_at_the_end(tmp_path, model, monkeypatch):
     source = video(tmp_path / "in.mp4", 4)
 
-    def without_count(path, masks):
-        reader = open_frames(path, masks)
+    def without_count(path, masks, **options):
+        reader = open_frames(path, masks, **options)
         reader.frame_count = None
         return reader
 

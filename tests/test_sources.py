@@ -368,7 +368,8 @@ import sys, time, av
 path, url, format, most = *sys.argv[1:4], int(sys.argv[4])
 for _ in range(100):
     try:
-        target = av.open(url, "w", format=format)
+        # over TCP, which loses nothing
+        target = av.open(url, "w", format=format, options={"rtsp_transport": "tcp"} if format == "rtsp" else {})
         break
     except OSError:
         time.sleep(0.1)
@@ -420,6 +421,22 @@ def test_a_sender_that_stalls(tmp_path, caplog):
     assert f"ends after {len(found)} frames: none came for 3 s" in caplog.text
 
 
+def test_rtsp(tmp_path, monkeypatch, caplog):
+    """FFmpeg is the server here, to which the camera sends: the only one at hand."""
+    from stm_fast.video import inputs
+
+    listening = (("rtsp_flags", "listen"), ("listen_timeout", "20"))
+    monkeypatch.setitem(inputs._OPTIONS, "rtsp", listening)
+    file, address = clip(tmp_path, "a.mkv"), f"rtsp://127.0.0.1:{free_port()}/live"
+    with sender(file, address, "rtsp"):
+        reader = open_frames(frame_source(address, allow_network=True, stall_seconds=20))
+        found = seen(reader)
+    assert (reader.name, reader.live) == ("live", True)
+    assert [number for _, _, number, _ in found] == list(range(COUNT))
+    assert [time for *_, time in found] == sorted({time for *_, time in found})
+    assert f"{address}: ends after {COUNT} frames: the source has ended" in caplog.text
+
+
 def test_what_pyav_cannot_do_is_said(tmp_path):
     with pytest.raises(InputError, match=r"^rtsp://127.0.0.1:1/x: cannot be read as a video .Connection refused.$"):
         open_frames("rtsp://me:secret@127.0.0.1:1/x", allow_network=True)
@@ -433,6 +450,8 @@ def test_an_absent_camera():
         pytest.skip("not without cameras of that number")
     with pytest.raises(InputError, match=r"^/dev/video99: no such camera, for camera:99$"):
         open_frames("camera:99")
+    with pytest.raises(InputError, match=r"^99: no such file or folder; a camera is camera:99$"):
+        open_frames("99")
 
 
 @pytest.mark.parametrize(
