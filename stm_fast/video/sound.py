@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from fractions import Fraction
+from itertools import chain
 from typing import TypeAlias
 
 import av
@@ -72,11 +73,11 @@ class Sound:
     def until(self, time: Fraction) -> Iterator[AudioPacket]:
         """The packets to be written that start before `time`, in seconds since the first frame."""
         while self._waiting is not None and self._time(self._waiting) < time:
-            packet = self._waiting
+            packet, index = self._waiting, self._waiting.stream_index
             try:
-                yield from self._tracks[packet.stream_index].packets(packet)
+                yield from self._tracks[index].packets(packet)
             except (av.FFmpegError, ValueError) as error:
-                self._tracks[packet.stream_index] = _Ended()
+                self._tracks[index] = _Ended()
                 self._warn_of_rest(error)
             self._waiting = next(self._packets, None)
 
@@ -144,12 +145,13 @@ class _Encoded:
     def __init__(self, source: AudioStream, container: OutputContainer, start: int) -> None:
         if source.codec_context is None:
             raise ValueError("unknown codec")
-        self._source, self._start = source, start
+        self._start = start
         rate = source.sample_rate if source.sample_rate in _AAC_RATES else 48_000
         layout = _AAC_LAYOUTS.get(source.channels, "stereo")
         self._target: AudioStream = container.add_stream("aac", rate=rate, layout=layout)
         self._target.bit_rate = _BITS_PER_CHANNEL * self._target.channels
         self._without_gaps: Graph | None = None
+        self._end: int | None = None  # of the sound so far
 
     def packets(self, packet: AudioPacket) -> Iterator[AudioPacket]:
         try:
@@ -171,8 +173,24 @@ class _Encoded:
             # not what ends before the first frame
             if frame.pts * frame.time_base + Fraction(frame.samples, frame.sample_rate) > 0:
                 self._without_gaps = self._without_gaps or _filling_gaps(frame)
-                self._without_gaps.push(frame)
-                yield from self._filled(self._without_gaps)
+                for part in chain(self._silence_before(frame), [frame]):
+                    self._without_gaps.push(part)
+                    yield from self._filled(self._without_gaps)
+
+    def _silence_before(self, frame: AudioFrame) -> Iterator[AudioFrame]:
+        """Single silent samples, a second apart: the filter fills one gap at once, in memory."""
+        assert frame.pts is not None
+        assert frame.time_base is not None
+        second = round(1 / frame.time_base)
+        level = b"\x80" if frame.format.name.startswith("u8") else b"\0"
+        while self._end is not None and frame.pts - self._end > second:
+            self._end += second
+            silent = AudioFrame(frame.format.name, frame.layout, 1)
+            for plane in silent.planes:
+                plane.update(level * plane.buffer_size)
+            silent.sample_rate, silent.time_base, silent.pts = frame.sample_rate, frame.time_base, self._end
+            yield silent
+        self._end = frame.pts + round(Fraction(frame.samples, frame.sample_rate) / frame.time_base)
 
     def _filled(self, graph: Graph) -> Iterator[AudioPacket]:
         with suppress(av.BlockingIOError, av.EOFError):  # nothing left for now, or at all
