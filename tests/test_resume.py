@@ -387,7 +387,7 @@ def test_a_flipped_bit_of_a_state_is_refused(interrupted, folder_of):
         ({"rank": "1"}, "its rank: found 1, expected 0"),
         ({"frames": "4"}, "its frames: found 4, expected 3"),
         ({"run": "another"}, "its run: found another"),
-        ({"format": "1"}, "its format: found 1, expected 3"),
+        ({"format": "1"}, "its format: found 1, expected 4"),
         ({}, "its format: found None"),
     ],
 )
