@@ -35,7 +35,7 @@ _PREROLL = Fraction(1, 10)
 class Sound:
     """The audio streams of a file, read while the frames of a video are written next to them.
 
-    Each part of the sound keeps its time relative to the first frame. A context manager, which closes the file.
+    Each part of the sound keeps its time relative to the first frame.
     """
 
     def __init__(
