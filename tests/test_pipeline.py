@@ -196,7 +196,7 @@ def test_no_more_frames_are_alive_than_the_queues_hold(tmp_path, model, monkeypa
         most.append(len(alive))
         original(self, segmented)
 
-    monkeypatch.setattr(passes, "open_frames", lambda source, masks: Counted(source))
+    monkeypatch.setattr(passes, "open_frames", lambda source, masks, **_: Counted(source.path))
     monkeypatch.setattr(sinks.Results, "write", slow)
     segment_video(tmp_path / "in.mp4", mask(tmp_path / "m.png"), tmp_path / "out", model=model, write=("masks", "csv"))
     assert len(most) == 40
