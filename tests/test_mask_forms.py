@@ -11,6 +11,7 @@ from PIL import Image
 
 from small_inputs import HEIGHT, WIDTH, draw, given_masks, small_network, write_sequence, write_video
 from stm_fast.errors import InputError
+from stm_fast.frame_source import frame_source
 from stm_fast.runs.given import GivenMasks, find_masks, match_masks
 from stm_fast.runs.mask_sources import Masks
 from stm_fast.runs.output_folder import Job
@@ -507,6 +508,6 @@ def test_annotations_that_a_run_writes_are_masks_of_all_its_frames(tmp_path, cli
 def test_the_masks_of_one_of_several_videos_may_have_any_form(tmp_path, clip, name):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / name).touch()
-    job = Job(clip, tmp_path / "masks", tmp_path / "out").with_own_masks()
+    job = Job(frame_source(clip), tmp_path / "masks", tmp_path / "out").with_own_masks()
     assert job.masks == tmp_path / "masks" / name
     assert job.inputs == [clip, tmp_path / "masks" / name]
