@@ -58,7 +58,7 @@ def how_to_resume() -> tuple[str, str]:
     program = [sys.argv[0]] if is_script else [sys.executable, "-m", "stm_fast"]
     given = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
     # right after the command, because its arguments may contain "--"
-    at = 1 + next(index for index, argument in enumerate(given) if not argument.startswith("-"))
+    at = next((index for index, argument in enumerate(given, start=1) if not argument.startswith("-")), 0)
     again = [*given[:at], "--resume", *given[at:]]
     if launched().world == 1:
         return "To resume:", _joined([*program, *again])
