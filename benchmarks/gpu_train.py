@@ -64,12 +64,12 @@ def main() -> int:
     if arguments.smoke:
         output, minutes = output / "smoke", SMOKE_MINUTES
         shutil.rmtree(output, ignore_errors=True)
-    changes = [*places(arguments.data), *(SMOKE if arguments.smoke else ()), *arguments.option]
+    changes = [*places(arguments.data), *(SMOKE if arguments.smoke else ()), *arguments.set]
     code = train(changes, output, began + max(0.0, 60 * minutes - END_SECONDS), resume=arguments.resume)
     if code == 0:
         tidy(output)
         report(output, time.monotonic() - began)
-        options = [word for change in changes for word in ("-o", change)]
+        options = [word for change in changes for word in ("--set", change)]
         command = [sys.executable, "-m", "stm_fast", "train", str(CONFIG), "--output", str(output), *options]
         print(f"to continue: {shlex.join([*command, '--resume'])}")
     return code
@@ -98,7 +98,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="a few steps of small clips instead")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    parser.add_argument("-o", "--option", action="append", default=[], metavar="KEY=VALUE", help="as of stm-fast train")
+    parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="as of stm-fast train")
     return parser.parse_args()
 
 
