@@ -146,6 +146,17 @@ def test_results_come_lazily_and_equal_those_of_a_run(place, tmp_path, model):
     assert found[-1].object_ids == [3, 7, 9]
 
 
+@pytest.mark.parametrize("every", [1, 3, 5])
+def test_the_same_frames_are_memorized_after_the_mask_in_either_case(place, model, every):
+    options = {"model": model, "memory": MemoryConfig(every=every), "min_size": 1}
+    alone = list(stm_fast.segment(place / "clip.mp4", place / "given", **options))[FIRST:]
+    both = list(stm_fast.segment(place / "clip.mp4", place / "given", both=True, **options))[FIRST:]
+    assert [result.frame_index for result in both] == [result.frame_index for result in alone]
+    for result, expected in zip(both, alone, strict=True):
+        assert torch.equal(result.prob, expected.prob), f"frame {result.frame_index}"
+        assert result.sightings == expected.sightings
+
+
 def test_a_mask_of_the_first_frame_needs_one_pass(place, tmp_path, model):
     write_mask(tmp_path / "first.png", GIVEN[FIRST])
     for name, both in (("one", False), ("two", True)):

@@ -86,12 +86,13 @@ def open_job(
 
 def _passes(reader: FrameReader, given: GivenMasks, both: bool) -> list[Pass]:
     first = min(given.ids)
-    forwards = Pass(reader.__iter__, given.prompt, VideoSegmenter.clear_memory)
     if not both or first == 0:
-        return [forwards]
+        return [Pass(reader.__iter__, given.prompt, VideoSegmenter.clear_memory)]
     prime = partial(_prime, reader=reader, given=given)
     backwards = Pass(partial(reader.backward, first), _no_prompt, prime, until=first, backwards=True)
-    return [backwards, forwards._replace(before=first)]
+    # every n-th frame of the video is memorized, as if the frames before the mask had come with no object
+    begin = partial(VideoSegmenter.clear_memory, frame_index=first)
+    return [backwards, Pass(reader.__iter__, given.prompt, begin, before=first)]
 
 
 def _prime(segmenter: VideoSegmenter, reader: FrameReader, given: GivenMasks) -> None:
