@@ -65,7 +65,7 @@ def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
     segmenter, count = job.segmenter, 0
     for one in job.passes:
         one.begin(segmenter)
-        watch = Watch()
+        watch = Watch(one.areas)
         with closing(prefetch(one.frames(), 0 if job.reader.live else FRAMES_WAITING)) as frames:
             for count, frame in enumerate(frames, start=1):
                 if count > one.before:

@@ -243,7 +243,16 @@ class _VideoRun:
 
     def _open(self, results: Results, one: Pass, done: int, table: int) -> None:
         reader, palette, write = self._opened.reader, self._opened.given.palette, self._outputs.write
-        results.open(self._job.output, reader, palette, write, one.indices(done), table, in_order=not one.backwards)
+        results.open(
+            self._job.output,
+            reader,
+            palette,
+            write,
+            one.indices(done),
+            table,
+            in_order=not one.backwards,
+            areas=one.areas,
+        )
         if self._outputs.overlay_stream is not None and not one.backwards:
             results.stream(self._outputs.overlay_stream, reader, palette)
         self._opened.given.write(self._job.output / GIVEN, reader)
