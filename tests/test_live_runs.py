@@ -13,7 +13,7 @@ import pytest
 
 from small_inputs import HEIGHT, WIDTH, one_object, small_network, write_video, write_weights
 from stm_fast.errors import InputError
-from stm_fast.runs.video import segment_video
+from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import open_frames, write_mask
 from video_files import needs_av, remux
 
@@ -76,6 +76,24 @@ def test_a_live_run_that_is_stopped_is_whole(tmp_path, clip, model, caplog):
     assert len(times(tmp_path / "out/overlay.mp4")) == found.frames == len(list(tmp_path.glob("out/masks/*.png")))
     assert not list(tmp_path.glob("out/.*"))
     assert f"ends after {found.frames} frames: stopped" in caplog.text
+
+
+def test_a_live_run_leaves_no_checkpoint_of_the_run_that_it_replaces(tmp_path, clip, model):
+    out, mask = tmp_path / "out", tmp_path / "first.png"
+    done: list[int] = []
+    with pytest.raises(InterruptedRun):
+        segment_video(clip, mask, out, model=model, should_stop=lambda: True)
+    assert list(out.glob(".resume*"))
+    with feed(tmp_path / "pipe", clip):
+        segment_video(
+            str(tmp_path / "pipe"),
+            mask,
+            out,
+            model=model,
+            overwrite=True,
+            progress=lambda *_: done.append(len(list(out.glob(".resume*")))),
+        )
+    assert done == [0] * (COUNT + 1)
 
 
 def test_a_box_in_the_first_frame_of_a_live_source(tmp_path, clip, model):

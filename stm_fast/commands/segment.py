@@ -118,7 +118,8 @@ def segment(
         output_option(
             metavar="FILE",
             help="The overlay is also streamed, as it is segmented, to this new .ts or .mkv file, named pipe, or - "
-            "(standard output). After --resume, only the frames that are left.",
+            "(standard output). After --resume, only the frames that are left; with --both, only those from the first "
+            "mask on.",
         ),
     ] = None,
     checkpoint_seconds: Annotated[
