@@ -60,6 +60,12 @@ class Boxes(NamedTuple):
 
 NO_BOXES = Boxes()
 
+_Numbers = Iterable[float]  # x, y, width, height; also an array
+_OfFrame = _Numbers | Iterable[_Numbers] | Mapping[int, _Numbers]
+_ByFrame = Mapping[int, _OfFrame] | Mapping[str, _OfFrame] | Mapping[int | str, _OfFrame]
+# as `boxes_of` takes them
+GivenBoxes = str | Path | Boxes | _OfFrame | _ByFrame
+
 
 def boxes_of_options(texts: Sequence[str], file: Path | None) -> Boxes:
     """The boxes of the command line: of the option ``--box``, and of a file. Raises InputError."""
@@ -67,7 +73,7 @@ def boxes_of_options(texts: Sequence[str], file: Path | None) -> Boxes:
     return Boxes(prompts) if file is None else Boxes(prompts + read_boxes(file), (file,))
 
 
-def boxes_of(given: object) -> Boxes:
+def boxes_of(given: GivenBoxes | None) -> Boxes:
     """The boxes that are given from Python. Raises InputError for anything else.
 
     Args:

@@ -294,13 +294,12 @@ class VideoPredictor:
             Each frame, the ids of all objects, and their logits ``[O, 1, H, W]``.
 
         Raises:
-            InputError: as `propagate_in_video_preflight`; no such frame; or a frame cannot be decoded.
+            InputError: as `propagate_in_video_preflight`; no such frame; a negative number of frames; or a frame cannot
+                be decoded.
         """
         self.propagate_in_video_preflight(inference_state)
         start = min(inference_state.given) if start_frame_idx is None else _frame_of(inference_state, start_frame_idx)
-        count = (
-            None if max_frame_num_to_track is None else integer(max_frame_num_to_track, "max_frame_num_to_track") + 1
-        )
+        count = None if max_frame_num_to_track is None else _count_of(max_frame_num_to_track)
         if flag(reverse, "reverse") and start == 0:
             return
         segmenter = VideoSegmenter(self.model, memory=inference_state.memory, **self._options)
@@ -355,6 +354,14 @@ def _frame_of(state: InferenceState, frame_idx: int) -> int:
         most = "" if count is None else f" to {count - 1}"
         raise InputError(f"frame_idx: found {frame_idx}, expected 0{most}")
     return frame_idx
+
+
+def _count_of(max_frame_num_to_track: int) -> int:
+    """How many frames are tracked, the first one included."""
+    more = integer(max_frame_num_to_track, "max_frame_num_to_track")
+    if more < 0:
+        raise InputError(f"max_frame_num_to_track: found {more}, expected at least 0")
+    return 1 + more
 
 
 def _as_mask(found: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -13,6 +13,8 @@ from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import label
+from stm_fast.inference.sightings import Watch
+from stm_fast.runs.object_table import read_table
 from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import open_frames, read_written_mask, write_mask
 
@@ -140,10 +142,28 @@ def test_results_come_lazily_and_equal_those_of_a_run(place, tmp_path, model):
     results = stm_fast.segment(place / "clip.mp4", place / "given", model=model, both=True, min_size=1)
     found = list(results)
     assert [result.frame_index for result in found] == [*reversed(range(FIRST)), *range(FIRST, COUNT)]
+    watch = Watch({3: 16 * 12, 7: 16 * 12})  # the pixels of the first mask
     for result in found:
         assert np.array_equal(result.mask.numpy(), written[result.frame_index])
+        if result.frame_index < FIRST:
+            assert result.sightings == watch.see(result.prob, result.mask, [3, 7])
+    table = [(row.frame_index, row.object_id, row.state) for row in read_table(tmp_path / "out")]
+    assert table == sorted(
+        (result.frame_index, one.object_id, one.state) for result in found for one in result.sightings
+    )
     assert found[0].object_ids == [3, 7]
     assert found[-1].object_ids == [3, 7, 9]
+
+
+@pytest.mark.parametrize("every", [1, 3, 5])
+def test_the_same_frames_are_memorized_after_the_mask_in_either_case(place, model, every):
+    options = {"model": model, "memory": MemoryConfig(every=every), "min_size": 1}
+    alone = list(stm_fast.segment(place / "clip.mp4", place / "given", **options))[FIRST:]
+    both = list(stm_fast.segment(place / "clip.mp4", place / "given", both=True, **options))[FIRST:]
+    assert [result.frame_index for result in both] == [result.frame_index for result in alone]
+    for result, expected in zip(both, alone, strict=True):
+        assert torch.equal(result.prob, expected.prob), f"frame {result.frame_index}"
+        assert result.sightings == expected.sightings
 
 
 def test_a_mask_of_the_first_frame_needs_one_pass(place, tmp_path, model):

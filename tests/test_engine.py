@@ -258,6 +258,23 @@ def test_a_cleared_segmenter_is_like_a_new_one(model):
         assert torch.equal(after.prob, expected.prob)
 
 
+def test_a_cleared_segmenter_goes_on_in_the_middle_of_a_video(model):
+    video, masks, config = clip(9), {4: two_objects()}, MemoryConfig(every=3)
+    whole, middle = (VideoSegmenter(model, memory=config) for _ in range(2))
+    expected = list(whole.propagate(video, masks))[4:]
+    middle.clear_memory(4)
+    found = list(middle.propagate(video[4:], {0: masks[4]}))
+    assert middle.bank.frames == whole.bank.frames == [[4, 6]] * 2
+    for one, other in zip(found, expected, strict=True):
+        assert one.frame_index == other.frame_index
+        assert torch.equal(one.prob, other.prob)
+    with pytest.raises(InputError, match="frame_index: found -1, expected at least 0"):
+        middle.clear_memory(-1)
+    middle.clear_memory(4)
+    with pytest.raises(InputError, match=r"frame 4: found values up to 255"):
+        middle.step(255 * torch.ones_like(video[4]))
+
+
 # sizes and dtypes
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from small_inputs import HEIGHT, WIDTH, one_object, small_network, write_video, write_weights
 from stm_fast.errors import InputError
-from stm_fast.runs.video import segment_video
+from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import open_frames, write_mask
 from video_files import needs_av, remux
 
@@ -78,6 +78,24 @@ def test_a_live_run_that_is_stopped_is_whole(tmp_path, clip, model, caplog):
     assert f"ends after {found.frames} frames: stopped" in caplog.text
 
 
+def test_a_live_run_leaves_no_checkpoint_of_the_run_that_it_replaces(tmp_path, clip, model):
+    out, mask = tmp_path / "out", tmp_path / "first.png"
+    done: list[int] = []
+    with pytest.raises(InterruptedRun):
+        segment_video(clip, mask, out, model=model, should_stop=lambda: True)
+    assert list(out.glob(".resume*"))
+    with feed(tmp_path / "pipe", clip):
+        segment_video(
+            str(tmp_path / "pipe"),
+            mask,
+            out,
+            model=model,
+            overwrite=True,
+            progress=lambda *_: done.append(len(list(out.glob(".resume*")))),
+        )
+    assert done == [0] * (COUNT + 1)
+
+
 def test_a_box_in_the_first_frame_of_a_live_source(tmp_path, clip, model):
     pytest.importorskip("cv2")
     with feed(tmp_path / "pipe", clip):
@@ -136,7 +154,10 @@ def test_each_frame_of_the_stream_comes_at_once(tmp_path, clip, model):
         seen.set()
 
     def progress(frames: int, total: int | None) -> None:
-        sleep(0.15)
+        limit = monotonic() + 30
+        # called once before the first frame, and with a frame that may still be written
+        while frames >= 3 and len(received) <= sizes[-1] and monotonic() < limit:
+            sleep(0.01)
         sizes.append(len(received))
 
     threading.Thread(target=read, daemon=True).start()
@@ -144,7 +165,6 @@ def test_each_frame_of_the_stream_comes_at_once(tmp_path, clip, model):
         clip, tmp_path / "first.png", tmp_path / "out", model=model, overlay_stream=tmp_path / "view", progress=progress
     )
     assert seen.wait(10)
-    # called once before the first frame, and with a frame that may still be written
     assert all(before < after for before, after in pairwise(sizes[2:]))
     (tmp_path / "view.ts").write_bytes(received)
     assert len(times(tmp_path / "view.ts")) == COUNT

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from processes import CONTEXT
 from stm_fast.choices import DEFAULT_RESULTS, RESULTS
@@ -264,6 +266,18 @@ def test_another_run_is_not_resumed(place, change, words):
         place.segment(resume=True, **options)
     assert "\n" not in str(caught.value)
     assert contents(place.out) == before
+
+
+def test_the_record_names_a_folder_of_frames(place):
+    frames = place.folder / "frames"
+    frames.mkdir()
+    for number in range(2):
+        Image.fromarray(picture(number)).save(frames / f"{number}.png")
+    place.video, mask = frames, place.masks / "00000.png"
+    for name, source in (("folder", frames), ("glob", f"{frames}/*.png")):
+        segment_video(source, mask, place.folder / name, model=place.model, mask_frame=0, write=("masks",))
+        found = json.loads((place.folder / name / "run.json").read_text())["run"]["video"]
+        assert re.fullmatch("frames, 2 files [0-9a-f]{64}", found)
 
 
 @pytest.fixture(scope="module")

@@ -343,6 +343,12 @@ def test_bad_input_changes_nothing(predictor, state, call, message):
     assert not state.given
 
 
+def test_a_negative_number_of_frames_is_refused(predictor, state):
+    predictor.add_new_mask(state, 0, 1, a_mask())
+    with pytest.raises(InputError, match="max_frame_num_to_track: found -2, expected at least 0"):
+        next(predictor.propagate_in_video(state, max_frame_num_to_track=-2))
+
+
 def test_wrong_types_are_refused(predictor, state):
     for obj_id in ("cat", 1.0, None):
         with pytest.raises(TypeError, match="obj_id"):

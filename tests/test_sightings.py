@@ -41,6 +41,11 @@ def test_an_object_is_lost_with_few_of_the_pixels_of_its_last_sighting():
     assert states(frame_with(5), frame_with(5)) == ["found", "found"]
 
 
+def test_the_first_frame_is_compared_with_areas_before_it():
+    seen = [Watch(areas).see(*frame_with(9))[0].state for areas in ({}, {7: 200}, {7: 100})]
+    assert seen == ["found", "lost", "doubtful"]
+
+
 def test_an_object_is_doubtful_where_it_is_improbable_or_its_size_is_unusual():
     assert states(frame_with(100, 0.8), frame_with(100, 0.65)) == ["found", "doubtful"]
     assert states(*map(frame_with, (100, 200, 400, 200, 100))) == ["found"] * 5

@@ -118,7 +118,8 @@ def segment(
         output_option(
             metavar="FILE",
             help="The overlay is also streamed, as it is segmented, to this new .ts or .mkv file, named pipe, or - "
-            "(standard output). After --resume, only the frames that are left.",
+            "(standard output). After --resume, only the frames that are left; with --both, only those from the first "
+            "mask on.",
         ),
     ] = None,
     checkpoint_seconds: Annotated[
@@ -135,7 +136,7 @@ def segment(
         ),
     ] = False,
 ) -> None:
-    """Segment a video from masks of some of its frames; writes palette PNG masks and an overlay.
+    """Segment a video from masks or boxes in some of its frames; writes masks, an overlay, and a table of the objects.
 
     Several videos are processed one after the other; under torchrun they are split among the processes. Running the
     same command again skips finished videos and resumes the others.

@@ -257,10 +257,16 @@ class VideoSegmenter:
         if self._seen is not None:
             self._seen = self._seen._replace(objects=self._seen.objects[kept]) if kept else None
 
-    def clear_memory(self) -> None:
-        """Forgets every frame and every object: the next frame is the first of a new video."""
+    def clear_memory(self, frame_index: int = 0) -> None:
+        """Forgets every frame and every object: the next frame has this index in a new video, as if none came before.
+
+        Raises InputError for a negative index, TypeError for one that is not an integer.
+        """
+        frame_index = integer(frame_index, "frame_index")
+        if frame_index < 0:
+            raise InputError(f"frame_index: found {frame_index}, expected at least 0")
         self._bank.clear()
-        self._ids, self._frame_count, self._size, self._seen = [], 0, None, None
+        self._ids, self._frame_count, self._size, self._seen = [], frame_index, None, None
         self._presence = None if self._presence is None else Presence()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -371,12 +377,13 @@ class VideoSegmenter:
             sizes = f"found {in_pixels(found)} pixels, expected {in_pixels(self._size)} like the first frame"
             raise InputError(f"frame {self._frame_count}: {sizes}")
         # only the first frame: on a GPU, each check waits for the device
-        if self._frame_count == 0 and frame.is_floating_point():
+        if self._size is None and frame.is_floating_point():
             least, most = frame.aminmax()
+            where = f"frame {self._frame_count}"
             if most > 1 + _OVERSHOOT:
-                raise InputError(f"frame 0: found values up to {most:.0f}, expected float in [0, 1], or uint8")
+                raise InputError(f"{where}: found values up to {most:.0f}, expected float in [0, 1], or uint8")
             if not least >= -_OVERSHOOT:
-                raise InputError(f"frame 0: found values from {least:g}, expected float in [0, 1], not normalized")
+                raise InputError(f"{where}: found values from {least:g}, expected float in [0, 1], not normalized")
 
     def _given(
         self, found: "Tensor | np.ndarray[Any, Any]", size: tuple[int, ...], objects: Iterable[int] | None

@@ -3,7 +3,7 @@
 O objects, H x W pixels.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -38,10 +38,13 @@ class Watch:
     with less than half or more than twice of them, or with a score below 0.7; otherwise, and in a frame for which its
     mask was given, "found". An object that stays doubtful may be right after all: what it is compared with then follows
     it by 2 % a frame.
+
+    Args:
+        areas: the pixels of objects in the frame before the first one, by id.
     """
 
-    def __init__(self) -> None:
-        self._usual: dict[int, float] = {}  # pixels when an object was last found
+    def __init__(self, areas: Mapping[int, int] | None = None) -> None:
+        self._usual: dict[int, float] = dict(areas or {})  # pixels when an object was last found
 
     def see(self, prob: Tensor, mask: Tensor, ids: Sequence[int], given: Collection[int] = ()) -> list[Sighting]:
         """What is seen in the next frame, in the order of `ids`.

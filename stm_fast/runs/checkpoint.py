@@ -115,12 +115,17 @@ class Checkpoint:
         self._ranks.any(False)
         if leave_record:
             self._write(Position(frames, True, object_ids))
-        elif self._ranks.leads:
+        self.remove(record=not leave_record)
+
+    def remove(self, *, record: bool = True) -> None:
+        """Removes the checkpoint, or only its states."""
+        if not self._ranks.leads:
+            return
+        if record:
             (self._folder / RECORD).unlink(missing_ok=True)
-        if self._ranks.leads:
-            # also those of an abandoned run with more processes
-            for path in self._folder.glob(STATES):
-                path.unlink(missing_ok=True)
+        # also those of an abandoned run with more processes
+        for path in self._folder.glob(STATES):
+            path.unlink(missing_ok=True)
 
     def _restore(self, position: Position, take: Callable[[Mapping[str, Tensor]], None]) -> None:
         path = self._state_path(position.frames)
@@ -244,9 +249,10 @@ class CheckpointTimer:
 
 def _identity(source: FrameSource) -> str:
     if source.kind == "glob":
-        return _identity_of_all(source.files)
+        return f"{source.name}, {_identity_of_all(source.files)}"
     if source.path is not None:
-        return _identity_of(source.path)
+        identity = _identity_of(source.path)
+        return f"{source.name}, {identity}" if source.path.is_dir() else identity
     # a digest, because it may contain a password
     return f"{source.label} {hashlib.sha256(source.text.encode(errors='surrogateescape')).hexdigest()}"
 

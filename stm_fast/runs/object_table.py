@@ -6,7 +6,7 @@ H x W pixels.
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -75,6 +75,7 @@ class ObjectTable:
         done: the indices of the frames whose lines are kept, in the order in which frames come; others are removed. The
             kept lines are put into this order.
         checksum: of the kept lines, in any order; None if unknown.
+        areas: as of `Watch`, before the kept lines.
 
     Attributes:
         checksum: of all lines written so far.
@@ -84,9 +85,15 @@ class ObjectTable:
         InputError: the kept lines have another checksum, or, now or later, the table cannot be written.
     """
 
-    def __init__(self, folder: Path, done: range = range(0), checksum: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        done: range = range(0),
+        checksum: int | None = None,
+        areas: Mapping[int, int] | None = None,
+    ) -> None:
         self._path = folder / TABLE
-        self.checksum, self.watch = 0, Watch()
+        self.checksum, self.watch = 0, Watch(areas)
         make_folder(folder)
         with whole_file(self._path) as partial, open_csv(partial, "w") as self._file:
             self._file.write(csv_lines([_COLUMNS]))

@@ -1,6 +1,6 @@
 """The passes of a run over a video: backwards from the first given mask, if requested, and forwards from the start."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -31,6 +31,7 @@ class Pass(NamedTuple):
         before: the number of frames that earlier passes have segmented.
         until: the number of frames segmented after it; None for the last pass.
         backwards: whether these are the frames before the first given mask, the last one first.
+        areas: the pixels of the objects in that mask, by id; none in a pass that begins with it.
     """
 
     frames: Callable[[], Iterable[Frame]]
@@ -39,6 +40,7 @@ class Pass(NamedTuple):
     before: int = 0
     until: int | None = None
     backwards: bool = False
+    areas: Mapping[int, int] | None = None
 
     def is_over(self, done: int) -> bool:
         """Whether the pass is over once this number of frames is segmented."""
@@ -86,12 +88,14 @@ def open_job(
 
 def _passes(reader: FrameReader, given: GivenMasks, both: bool) -> list[Pass]:
     first = min(given.ids)
-    forwards = Pass(reader.__iter__, given.prompt, VideoSegmenter.clear_memory)
     if not both or first == 0:
-        return [forwards]
+        return [Pass(reader.__iter__, given.prompt, VideoSegmenter.clear_memory)]
     prime = partial(_prime, reader=reader, given=given)
-    backwards = Pass(partial(reader.backward, first), _no_prompt, prime, until=first, backwards=True)
-    return [backwards, forwards._replace(before=first)]
+    areas = _areas(given, first)
+    backwards = Pass(partial(reader.backward, first), _no_prompt, prime, until=first, backwards=True, areas=areas)
+    # every n-th frame of the video is memorized, as if the frames before the mask had come with no object
+    begin = partial(VideoSegmenter.clear_memory, frame_index=first)
+    return [backwards, Pass(reader.__iter__, given.prompt, begin, before=first)]
 
 
 def _prime(segmenter: VideoSegmenter, reader: FrameReader, given: GivenMasks) -> None:
@@ -115,6 +119,14 @@ def _given_frames(reader: FrameReader, given: GivenMasks) -> Iterator[tuple[Tens
             mask = np.where(np.isin(mask, objects), mask, np.uint8(0))
             if mask.any():
                 yield as_tensor(frame), torch.from_numpy(mask)
+
+
+def _areas(given: GivenMasks, index: int) -> dict[int, int]:
+    """The pixels of each object in the mask of a frame. Raises InputError as `GivenMasks.read` does."""
+    mask = given.read(index)
+    assert mask is not None
+    counts = np.bincount(mask.ravel())
+    return {object_id: int(counts[object_id]) for object_id in given.ids[index]}
 
 
 def _no_prompt(frame: Frame, known: list[int]) -> Prompt | None:

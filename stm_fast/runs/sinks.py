@@ -4,7 +4,7 @@ A video starts over in a resumed run. What it shows of the frames that an earlie
 files.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -184,6 +184,7 @@ class Results(ExitStack):
         checksum: int,
         *,
         in_order: bool = True,
+        areas: Mapping[int, int] | None = None,
     ) -> None:
         """Prepares the folder.
 
@@ -197,6 +198,7 @@ class Results(ExitStack):
             checksum: of the table of these frames.
             in_order: whether frames come in the order of the video, from the first on. Otherwise no video is written;
                 a later `open` of the same folder, to which all frames come in order, writes them.
+            areas: as of `Watch`, before the first frame.
         """
         if not done:
             with writing(folder):
@@ -207,7 +209,7 @@ class Results(ExitStack):
         self._open_frame_files(folder, palette, write)
         if in_order:
             self._open_videos(folder, reader, palette, write)
-        self._table = self.enter_context(closing(ObjectTable(folder, done, checksum if done else None)))
+        self._table = self.enter_context(closing(ObjectTable(folder, done, checksum if done else None, areas)))
         self._add(self._table.write, self._table.sync)
 
     def stream(self, destination: str | Path, reader: FrameReader, palette: bytes | None) -> None:

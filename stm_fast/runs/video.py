@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch.distributed import ProcessGroup
 
-from stm_fast.boxes import boxes_of
+from stm_fast.boxes import GivenBoxes, boxes_of
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError, option
@@ -71,7 +71,7 @@ def segment_video(
     model: STM,
     mask_frame: int | str | None = None,
     both: bool = False,
-    boxes: object = None,
+    boxes: GivenBoxes | None = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
     min_size: int | None = None,
@@ -124,7 +124,8 @@ def segment_video(
         checkpoint_seconds: minimum time between checkpoints, which take at most a tenth of the run time.
         leave_record: leave a hidden file that marks the run as finished, so that `resume` does nothing.
         overlay_stream: where to stream the overlay to as well, as it is segmented: a new .ts or .mkv file, a named
-            pipe, or "-" for standard output. After `resume`, only the frames that are left.
+            pipe, or "-" for standard output. After `resume`, only the frames that are left; with `both`, only those
+            from the first given mask on.
         allow_network: accept a URL as `source`, and use the network for it.
         stall_seconds: a live source that gives no frame for so long has ended.
         drop_frames: of a live source, segment only the newest frame whenever the network is ready for one.
@@ -206,7 +207,10 @@ class _VideoRun:
     def _restore(self, position: Position | None) -> int:
         """Restores the segmenter; returns the number of frames that are done."""
         if position is None:
-            if not self._live:
+            if self._live:
+                # that of an earlier run, whose results are replaced
+                self._checkpoint.remove()
+            else:
                 # from here on, a killed run can be resumed
                 self._checkpoint.save(0, [], {})
             return 0
@@ -243,7 +247,16 @@ class _VideoRun:
 
     def _open(self, results: Results, one: Pass, done: int, table: int) -> None:
         reader, palette, write = self._opened.reader, self._opened.given.palette, self._outputs.write
-        results.open(self._job.output, reader, palette, write, one.indices(done), table, in_order=not one.backwards)
+        results.open(
+            self._job.output,
+            reader,
+            palette,
+            write,
+            one.indices(done),
+            table,
+            in_order=not one.backwards,
+            areas=one.areas,
+        )
         if self._outputs.overlay_stream is not None and not one.backwards:
             results.stream(self._outputs.overlay_stream, reader, palette)
         self._opened.given.write(self._job.output / GIVEN, reader)
