@@ -87,14 +87,14 @@ class VideoWriter:
     @classmethod
     def require_encoder(cls, path: Path) -> None:
         """Raises InputError if the video at `path` cannot be encoded on this machine."""
-        require_av(path)
+        advice = f"leave {cls.result} out of {option('write')}"
+        require_av(path, advice)
         import av
 
         try:
             av.Codec(cls.encoder, "w")
         except av.codec.codec.UnknownCodecError as error:
-            found = f"{path}: this PyAV has no encoder {cls.encoder}"
-            raise InputError(f"{found}; leave {cls.result} out of {option('write')}") from error
+            raise InputError(f"{path}: this PyAV has no encoder {cls.encoder}; {advice}") from error
 
     def write(self, image: npt.NDArray[np.uint8], time: float) -> None:
         """Appends one frame, shown from `time` seconds on. Times must not decrease.
