@@ -62,6 +62,17 @@ def as_input_error(error: Exception) -> InputError | None:
     return None
 
 
+@contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """Turns exceptions of a library, of any type for damaged or hostile files, into an InputError with this message."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{message} ({reason_of(error)})") from error
+
+
 class _Short(reprlib.Repr):
     """Like repr(), but long values are shortened."""
 

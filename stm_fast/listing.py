@@ -24,7 +24,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def glob_images(pattern: str) -> list[Path]:
-    """The jpg, png and webp files whose paths match a pattern, as "frames/*.png", in natural order.
+    """The jpg, png, webp and tif files whose paths match a pattern, as "frames/*.png", in natural order.
 
     Raises InputError if there is none.
     """
@@ -32,7 +32,7 @@ def glob_images(pattern: str) -> list[Path]:
     images = [file for file in found if file.suffix.lower() in _IMAGE_SUFFIXES and not file.is_dir()]
     if not images:
         what = f"only {found[0]}" if found else "no such file"
-        raise InputError(f"{pattern}: found {what}, expected jpg, png or webp images that match this pattern")
+        raise InputError(f"{pattern}: found {what}, expected jpg, png, webp or tif images that match this pattern")
     return sorted(images, key=lambda file: natural_key(str(file)))
 
 

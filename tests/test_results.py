@@ -1,6 +1,7 @@
 """Results made from the probabilities: each is read back, compared with them, and the same after a resumed run."""
 
 import itertools
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -165,6 +166,13 @@ def test_a_missing_encoder_is_reported_before_anything_is_replaced(place, model,
     assert "\n" not in str(caught.value)
     assert VIDEOS[kind.result] in str(caught.value)
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("kind", VIDEO_WRITERS)
+def test_without_pyav_the_result_to_leave_out_is_named(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match=f"pip install av, or leave {kind.result} out of write$"):
+        kind(tmp_path / "video", 64, 48, Fraction(25))
 
 
 # a run

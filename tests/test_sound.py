@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from small_inputs import small_network
+from stm_fast.errors import InputError
 from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import OverlayVideoWriter, open_frames, write_mask
 from video_files import hear, needs_av, write_sound_video
@@ -55,6 +56,19 @@ def test_sound_is_in_sync(tmp_path: Path, name: str, codec: str, expected: str, 
     assert [time for time in after.clicks if time > 0.1] == pytest.approx(inside, abs=2e-3)
     assert 1.9 < after.last < 2.1 or after.last == pytest.approx(before.last, abs=0.05)
     assert [frame.time for frame in open_frames(tmp_path / "overlay.mp4")] == pytest.approx(np.arange(50) / 25)
+
+
+def test_the_sound_is_closed_even_if_the_video_cannot_be_opened(tmp_path: Path) -> None:
+    source = write_sound_video(tmp_path / "a.mp4", [("aac", 0.0)])
+    (tmp_path / "file").touch()
+    for target, width in ((tmp_path / "file" / "overlay.mp4", 64), (tmp_path / "overlay.mp4", 2**40)):
+        sound = open_frames(source).sound()
+        assert sound is not None
+        with pytest.raises((InputError, OverflowError)):
+            OverlayVideoWriter(target, width, 48, Fraction(25), sound)
+        with pytest.raises(AssertionError, match="not open"):
+            next(sound._container.demux())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "file"]
 
 
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])

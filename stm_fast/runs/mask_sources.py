@@ -18,9 +18,10 @@ from stm_fast.text_file import read_json
 from stm_fast.video import MaskImage, read_mask
 from stm_fast.video.coco_annotations import read_coco, read_youtube_vis
 from stm_fast.video.drawn_mask import Annotations
+from stm_fast.video.image_file import TIFF_STARTS
 from stm_fast.video.labelme import read_labelme
 from stm_fast.video.mask_image import resized
-from stm_fast.video.mask_pages import TIFF_STARTS, MaskPages
+from stm_fast.video.mask_pages import MaskPages
 from stm_fast.video.mask_size import check_mask_size
 from stm_fast.whole_file import same_file
 

@@ -5,7 +5,7 @@ A shape, called ``segmentation`` in the file, is one of
 * polygons, each a list x, y, x, y, ... in pixels, closed from its last point to its first;
 * run lengths, ``{"size": [H, W], "counts": [...]}``: numbers of background and object pixels, alternating, in
   column-major order;
-* the same with the counts as text, 5 bits per character, as pycocotools packs them.
+* the same with the counts as text, see `stm_fast.video.run_lengths`.
 """
 
 import re
@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.errors import InputError, shown
+from stm_fast.video.run_lengths import Counts, unpacked
 
 HOW_TO_GET_COCO = "needs pycocotools: pip install 'stm_fast[coco]'"
-
-Counts = npt.NDArray[np.int64]
 
 # per image: with three counts of more than 2^24 pixels, pycocotools could write past its buffer
 MAX_PIXELS = 50_000_000
@@ -162,18 +161,6 @@ def _has_form(counts: Any, pixels: int) -> bool:
 
 
 def _lengths(counts: list[int] | str | bytes) -> Counts:
-    """Run lengths, unpacked from text; there, each from the fourth on is stored as its difference from two before."""
     if isinstance(counts, list):
         return np.array(counts, np.int64)
-    packed = counts.encode("ascii") if isinstance(counts, str) else counts
-    characters = np.frombuffer(packed, np.uint8).astype(np.int64) - ord("0")
-    bits = characters & 31
-    ends = np.flatnonzero(characters == bits)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    sizes = ends - starts + 1
-    places = np.arange(len(bits)) - np.repeat(starts, sizes)
-    numbers = np.add.reduceat(bits << 5 * places, starts)
-    numbers -= (bits[ends] >> 4) << 5 * sizes  # two's complement
-    for parity in (1, 2):
-        numbers[parity::2] = numbers[parity::2].cumsum()
-    return numbers
+    return unpacked(counts.encode("ascii") if isinstance(counts, str) else counts)

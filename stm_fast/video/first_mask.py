@@ -5,7 +5,6 @@ H x W pixels; places x, y are in pixels from the upper left corner of the image.
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -13,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.boxes import Box
-from stm_fast.errors import InputError
+from stm_fast.errors import InputError, reason_of
 
 __all__ = ["Box", "FirstMask", "check_box", "find_first_mask", "mask_from_box", "require_opencv"]
 
 Bools = npt.NDArray[np.bool_]
 Picture = npt.NDArray[np.uint8]
 
-HOW_TO_GET_OPENCV = "a mask from a box needs OpenCV: pip install 'stm_fast[boxes]'"
 # around the box, as a share of its longer side and in pixels: what GrabCut knows to be background
 _MARGIN, _MIN_MARGIN = 0.35, 10
 # the longer side of the part that GrabCut sees: smaller ones are enlarged, up to this factor, larger ones reduced
@@ -46,9 +44,12 @@ class FirstMask(NamedTuple):
 
 
 def require_opencv() -> None:
-    """Raises InputError, which says how to install it, if OpenCV is missing."""
-    if find_spec("cv2") is None:
-        raise InputError(HOW_TO_GET_OPENCV)
+    """Raises InputError, which says how to install it, if OpenCV cannot be imported."""
+    try:
+        import_module("cv2")
+    except ImportError as error:  # also of a library that it needs, such as libGL
+        why = f"a mask from a box needs OpenCV, which cannot be imported ({reason_of(error)})"
+        raise InputError(f"{why}: pip install 'stm_fast[boxes]'") from error
 
 
 def check_box(box: Box, size: tuple[int, int]) -> None:

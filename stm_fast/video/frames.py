@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from stm_fast.errors import InputError, refusing
 
 if TYPE_CHECKING:
     from stm_fast.video.sound import Sound
@@ -87,7 +90,13 @@ class FrameReader(ABC):
 
 
 class NumberedFrames(FrameReader):
-    """Frames without names of their own: "00000", "00001" and so on."""
+    """Frames of one file or stream, which have no names of their own: "00000", "00001" and so on.
+
+    Attributes:
+        label: what is read, for messages.
+    """
+
+    label: object
 
     def index_of(self, name: str) -> int | None:
         if not (name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS):
@@ -96,3 +105,13 @@ class NumberedFrames(FrameReader):
 
     def name_of(self, index: int) -> str:
         return f"{index:05d}"
+
+    def _decoding(self, index: int) -> AbstractContextManager[None]:
+        """Turns exceptions inside the block into an InputError that names the frame."""
+        return refusing(f"{self.label}: frame {index} cannot be decoded")
+
+    def _check_size(self, index: int, size: tuple[int, int]) -> None:
+        """Raises InputError if a frame has another size W, H than the first."""
+        if size != (self.width, self.height):
+            expected = f"{self.width}x{self.height} like frame 0"
+            raise InputError(f"{self.label}: frame {index} is {size[0]}x{size[1]}, expected {expected}")

@@ -17,6 +17,8 @@ from stm_fast.errors import InputError, reason_of
 
 # detected by content, not by name; for some other formats Pillow starts an external program
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+# TIFF 6.0, section 2, and BigTIFF, in little-endian and big-endian order
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # more than 8 bits per channel: a conversion to RGB would clip them to white
 _DEEP_MODES = ("I", "F")
 

@@ -48,7 +48,7 @@ def read_labelme(contents: dict[Path, Any]) -> Annotations:
 
 def _shapes_of(content: Any, file: Path) -> Iterator[dict[str, Any]]:
     """The shapes of a file, each with its kind."""
-    found = content.get("shapes") if isinstance(content, dict) else content
+    found = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise InputError(f"{file}: found shapes {shown(found)}, expected a file of LabelMe")
     for shape in found:

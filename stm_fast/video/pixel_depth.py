@@ -34,6 +34,9 @@ class GrayRange(NamedTuple):
 
     def scale(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Values [H, W] as uint8 [H, W]; those outside the range are clipped."""
+        if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # a table is several times as fast
+            table = self.scale(np.arange(2**16))
+            return table.take(values)
         above = np.clip(values.astype(np.float64), self.black, self.white) - self.black
         return np.rint(255 * above / (self.white - self.black or 1)).astype(np.uint8)
 

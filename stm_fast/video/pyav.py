@@ -5,11 +5,10 @@ import importlib
 from stm_fast.errors import InputError
 
 
-def require_av(path: object) -> None:
-    """Raises InputError if PyAV cannot be imported; `path` is the video it is needed for."""
+def require_av(path: object, instead: str = "use a folder of images") -> None:
+    """Raises InputError if PyAV cannot be imported; `path` is the video it is needed for, `instead` a way without."""
     try:
         importlib.import_module("av")
     except ImportError as error:
-        raise InputError(
-            f"{path}: videos need PyAV, which cannot be imported ({error}); pip install av, or use a folder of images"
-        ) from error
+        why = f"videos need PyAV, which cannot be imported ({error})"
+        raise InputError(f"{path}: {why}; pip install av, or {instead}") from error

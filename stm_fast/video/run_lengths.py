@@ -1,9 +1,16 @@
-"""Masks as run lengths, as COCO and YouTube-VIS files have them."""
+"""Masks as run lengths, packed into text as in COCO and YouTube-VIS files.
+
+From the fourth on, a length is stored as its difference from the one two before. A number is split into groups of 5
+bits, the lowest first, up to the one whose top bit is the sign of the rest; a group is a character, which also says
+whether another one follows.
+"""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
 
 _BITS = 5  # of a number in a character
 _FIRST = ord("0")  # the character of 0
@@ -21,11 +28,22 @@ def encode(own: npt.NDArray[np.bool_]) -> dict[str, Any]:
     return {"size": list(own.shape), "counts": _packed(np.diff(starts))}
 
 
-def _packed(lengths: npt.NDArray[np.int64]) -> str:
-    """Run lengths as text; from the fourth on, each is stored as its difference from two before.
+def unpacked(text: bytes) -> Counts:
+    """The lengths in a text that was checked: each number ends within it, and has at most 30 bits."""
+    characters = np.frombuffer(text, np.uint8).astype(np.int64) - _FIRST
+    bits = characters & 31
+    ends = np.flatnonzero(characters == bits)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    sizes = ends - starts + 1
+    places = np.arange(len(bits)) - np.repeat(starts, sizes)
+    numbers = np.add.reduceat(bits << _BITS * places, starts)
+    numbers -= (bits[ends] >> 4) << _BITS * sizes  # two's complement
+    for parity in (1, 2):
+        numbers[parity::2] = numbers[parity::2].cumsum()
+    return numbers
 
-    A number is split into groups of 5 bits, the lowest first, up to the one whose top bit is the sign of the rest.
-    """
+
+def _packed(lengths: Counts) -> str:
     numbers = lengths.copy()
     numbers[3:] -= lengths[1:-2]
     columns, unfinished = [], np.ones(len(numbers), bool)

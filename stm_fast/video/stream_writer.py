@@ -43,8 +43,12 @@ class OverlayStreamWriter(OverlayVideoWriter):
         self.require_encoder(self.path)
         with self._encoding():
             self._file = _opened(self.path)
-            self._container: OutputContainer | None = self._open()
-            self._stream = self._add_stream(self._container)
+            try:
+                self._container: OutputContainer | None = self._open()
+                self._stream = self._add_stream(self._container)
+            except BaseException:
+                self._file.close()
+                raise
 
     def write(self, image: npt.NDArray[np.uint8], time: float) -> None:
         """Writes one frame, uint8 [H, W, 3] RGB, shown from `time` seconds on. Nothing once the reader is gone.

@@ -4,16 +4,15 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 from PIL.Image import Image
 
-from stm_fast.errors import InputError, reading, reason_of
+from stm_fast.errors import InputError, reading
 from stm_fast.video.frames import Frame, NumberedFrames
-from stm_fast.video.image_file import is_deep, open_image, page_count, turn_to, upright_size
+from stm_fast.video.image_file import TIFF_STARTS, is_deep, open_image, page_count, turn_to, upright_size
 from stm_fast.video.image_folder import FRAME_RATE
 from stm_fast.video.pixel_depth import (
     GrayRange,
@@ -28,8 +27,6 @@ from stm_fast.video.pixel_depth import (
 
 logger = logging.getLogger(__name__)
 
-# TIFF 6.0, section 2, and BigTIFF
-_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DESCRIPTION, _SAMPLES_PER_PIXEL = 270, 277
 # SizeC="2" in the XML of OME is channels=2 in the lines of ImageJ
 _OME_AXES = {"C": "channels", "Z": "slices", "T": "frames"}
@@ -39,7 +36,7 @@ _OME_AXIS = re.compile(r'\bSize([CZT])="(\d{1,9})"')
 def is_tiff(path: Path) -> bool:
     """Whether a file starts as TIFF files do."""
     with reading(path), path.open("rb") as file:
-        return file.read(4) in _SIGNATURES
+        return file.read(4) in TIFF_STARTS
 
 
 class TiffStack(NumberedFrames):
@@ -55,7 +52,8 @@ class TiffStack(NumberedFrames):
     path: Path
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.stem
+        self.path = self.label = path
+        self.name = path.stem
         self.frame_rate = FRAME_RATE
         self._gray: GrayRange | None = None
         with open_image(path, "TIFF file", deep=True) as image:
@@ -92,10 +90,7 @@ class TiffStack(NumberedFrames):
         """Opens a page, whose pixels are not decoded yet. Raises InputError if it is not like the first."""
         with self._decoding(index):
             turn_to(image, index)
-            found = upright_size(image)
-        if found != (self.width, self.height):
-            expected = f"{self.width}x{self.height} like frame 0"
-            raise InputError(f"{self.path}: frame {index} is {found[0]}x{found[1]}, expected {expected}")
+            self._check_size(index, upright_size(image))
         if is_deep(image) != self._deep:
             raise InputError(f"{self.path}: frame {index} has pixels of another depth than frame 0")
 
@@ -115,16 +110,6 @@ class TiffStack(NumberedFrames):
             with self._decoding(index):
                 values = gray_values(image)
             yield f"{self.path}: frame {index}", values
-
-    @contextmanager
-    def _decoding(self, index: int) -> Iterator[None]:
-        """Turns exceptions of Pillow, of any type for a damaged file, into an InputError that names the frame."""
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"{self.path}: frame {index} cannot be decoded ({reason_of(error)})") from error
 
 
 def _stated(image: Image) -> dict[str, str]:

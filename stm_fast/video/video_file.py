@@ -18,7 +18,7 @@ from av.stream import Discard
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from stm_fast.errors import InputError, reason_of
+from stm_fast.errors import InputError, refusing
 from stm_fast.video import containers
 from stm_fast.video.display_matrix import Orientation, orientation_of
 from stm_fast.video.frames import Frame, NumberedFrames
@@ -46,13 +46,8 @@ _MANY_DECODINGS = 10
 
 
 class VideoReader(NumberedFrames):
-    """What readers of video streams share: decoding.
+    """What readers of video streams share: decoding."""
 
-    Attributes:
-        label: what is read, for messages.
-    """
-
-    label: object
     _orientation: Orientation
 
     def _timed(self, packets: Iterator[VideoPacket]) -> Iterator[tuple[float, VideoFrame]]:
@@ -73,9 +68,6 @@ class VideoReader(NumberedFrames):
         with self._decoding(index):
             image = cast(npt.NDArray[np.uint8], stored.to_ndarray(format="rgb24"))  # [H, W, 3]
         return Frame(index, time, self.name_of(index), self._orientation.apply(image))
-
-    def _decoding(self, index: int) -> AbstractContextManager[None]:
-        return _as_input_error(f"{self.label}: frame {index} cannot be decoded")
 
     def _decoded(self, packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
         """The decoded frames. Raises InputError at a damaged frame, or if there is none at all."""
@@ -148,18 +140,12 @@ class VideoFile(VideoReader):
         count = 0
         with self._open() as (container, stream):
             for time, stored in islice(self._timed(container.demux(stream)), before):
-                self._check_size(count, stored)
+                self._check_size(count, self._orientation.upright_size(stored))
                 yield time, stored
                 count += 1
         if before is None and self.frame_count not in (None, count):
             # decoders silently drop frames of a damaged file
             logger.warning("%s: damaged: %d of %d frames could be decoded", self.label, count, self.frame_count)
-
-    def _check_size(self, index: int, stored: VideoFrame) -> None:
-        width, height = self._orientation.upright_size(stored)
-        if (width, height) != (self.width, self.height):
-            expected = f"{self.width}x{self.height} like frame 0"
-            raise InputError(f"{self.label}: frame {index} is {width}x{height}, expected {expected}")
 
     def _record(self, before: int | None) -> tuple[FrameRecord, HeldFrames]:
         """What the frames before one are, or all, and the last of them."""
@@ -169,7 +155,7 @@ class VideoFile(VideoReader):
             held.add(index, stored)
         times = record.decodings()
         if times > _MANY_DECODINGS:
-            logger.warning("%s: few key frames: to read it backward, frames are decoded %.0f times", self.path, times)
+            logger.warning("%s: few key frames: to read it backward, frames are decoded %.0f times", self.label, times)
         return record, held
 
     def _held_before(self, stop: int, record: FrameRecord) -> HeldFrames:
@@ -193,7 +179,7 @@ class VideoFile(VideoReader):
             if start == 0:
                 yield from enumerate(self._decoded(packets))
             else:
-                with _as_input_error(f"{self.label}: cannot be decoded from frame {start}"):
+                with refusing(f"{self.label}: cannot be decoded from frame {start}"):
                     container.seek(record.stamp(start), stream=stream)
                     yield from record.located(islice(_decode(packets), stop - start + _MOST_EARLIER))
 
@@ -243,7 +229,7 @@ def open_stream(source: VideoInput) -> Iterator[tuple[InputContainer, VideoStrea
     refused = _NOT_VIDEO_FORMATS - {source.format}
     formats = (name for name in av.formats_available if refused.isdisjoint(name.split(",")))
     access = {"protocol_whitelist": ",".join(source.protocols), "format_whitelist": ",".join(formats)}
-    with _as_input_error(f"{label}: {source.problem}"):
+    with refusing(f"{label}: {source.problem}"):
         try:
             container = av.open(
                 source.url,
@@ -255,7 +241,7 @@ def open_stream(source: VideoInput) -> Iterator[tuple[InputContainer, VideoStrea
         except av.ProtocolNotFoundError as error:
             raise InputError(f"{label}: this PyAV cannot use this kind of URL") from error
     with container:
-        with _as_input_error(f"{label}: not a readable video"):
+        with refusing(f"{label}: not a readable video"):
             stream = _choose(label, container)
             _check_pixels(label, stream)
             for other in container.streams:
@@ -330,14 +316,3 @@ def _check_complete(path: Path, container: InputContainer, stream: VideoStream) 
     size = path.stat().st_size
     if end > size:
         raise InputError(f"{path}: truncated: it should have {end} bytes, but has {size}")
-
-
-@contextmanager
-def _as_input_error(message: str) -> Iterator[None]:
-    """Turns exceptions of PyAV, which may be of any type for a hostile file, into an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{message} ({reason_of(error)})") from error

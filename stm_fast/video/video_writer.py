@@ -59,7 +59,9 @@ class VideoWriter:
     def __init__(
         self, path: str | Path, width: int, height: int, frame_rate: Fraction, sound: Sound | None = None
     ) -> None:
-        """Size in pixels; `frame_rate` in frames per second, the average if it varies; the sound is closed at the end.
+        """Size in pixels; `frame_rate` in frames per second, the average if it varies.
+
+        The sound is closed with the video, and if this raises.
 
         Raises InputError if PyAV or its encoder is missing, or the file cannot be written.
         """
@@ -67,31 +69,32 @@ class VideoWriter:
         self.width, self.height = width, height
         self.frame_rate = Fraction(frame_rate)
         self._sound = sound
-        self.require_encoder(self.path)
-        make_folder(self.path.parent)
-        self._partial = new_partial(self.path)
         self._last_tick = -1
-        with self._encoding():
-            self._container: OutputContainer | None = self._open()
-            try:
+        self._container: OutputContainer | None = None
+        try:
+            self.require_encoder(self.path)
+            make_folder(self.path.parent)
+            self._partial = new_partial(self.path)
+            with self._encoding():
+                self._container = self._open()
                 self._stream = self._add_stream(self._container)
                 if sound is not None:
                     sound.add_to(self._container)
-            except BaseException:
-                self.abort()
-                raise
+        except BaseException:
+            self.abort()
+            raise
 
     @classmethod
     def require_encoder(cls, path: Path) -> None:
         """Raises InputError if the video at `path` cannot be encoded on this machine."""
-        require_av(path)
+        advice = f"leave {cls.result} out of {option('write')}"
+        require_av(path, advice)
         import av
 
         try:
             av.Codec(cls.encoder, "w")
         except av.codec.codec.UnknownCodecError as error:
-            found = f"{path}: this PyAV has no encoder {cls.encoder}"
-            raise InputError(f"{found}; leave {cls.result} out of {option('write')}") from error
+            raise InputError(f"{path}: this PyAV has no encoder {cls.encoder}; {advice}") from error
 
     def write(self, image: npt.NDArray[np.uint8], time: float) -> None:
         """Appends one frame, shown from `time` seconds on. Times must not decrease.
@@ -133,12 +136,12 @@ class VideoWriter:
 
     def abort(self) -> None:
         """Discards the video and removes what was written. Does nothing after `close()`."""
+        self._close_sound()
         if self._container is None:
             return
         import av
 
         container, self._container = self._container, None
-        self._close_sound()
         # on a full disk, closing the file fails too
         with suppress(OSError, ValueError, av.FFmpegError):
             container.close()
