@@ -30,7 +30,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CONFIG = ROOT / "configs" / "burst.yaml"
-KEPT = ("checkpoint.pt", "log.jsonl")
+KEPT = ("checkpoint.pt", "config.yaml", "log.jsonl")
 # the checkpoint has the average of the weights; the best ones are the last ones or those of the start
 DROPPED = ("model.safetensors", "best.safetensors", "tensorboard")
 MOST_BYTES = 16_000_000

@@ -253,13 +253,13 @@ def test_the_command_needs_a_gpu(data, environment):
 @pytest.mark.parametrize(
     "start", [[SCRIPT, "--cpu"], ["-m", "launchless", "--zeros", SCRIPT]], ids=["cpu", "launchless"]
 )
-def test_the_command_writes_two_small_files_from_which_a_cpu_continues(start, data, environment, tmp_path):
+def test_the_command_writes_small_files_from_which_a_cpu_continues(start, data, environment, tmp_path):
     out = tmp_path / "out"
     options = [word for change in TINY for word in ("--set", change)]
     command = [sys.executable, *start, "--minutes", "0", "--data", str(data), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.pt", "config.yaml", "log.jsonl"]
     assert all(path.stat().st_size < 16_000_000 for path in out.iterdir())
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "J&F-Mean" in line] == [0, 1]
