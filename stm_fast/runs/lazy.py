@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from stm_fast.boxes import boxes_of
+from stm_fast.boxes import GivenBoxes, boxes_of
 from stm_fast.config import MemoryConfig
 from stm_fast.frame_source import frame_source
 from stm_fast.inference.engine import Segmentation
@@ -28,7 +28,7 @@ def segment(
     model: STM | None = None,
     mask_frame: int | str | None = None,
     both: bool = False,
-    boxes: object = None,
+    boxes: GivenBoxes | None = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
     min_size: int | None = None,

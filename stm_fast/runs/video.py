@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch.distributed import ProcessGroup
 
-from stm_fast.boxes import boxes_of
+from stm_fast.boxes import GivenBoxes, boxes_of
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError, option
@@ -71,7 +71,7 @@ def segment_video(
     model: STM,
     mask_frame: int | str | None = None,
     both: bool = False,
-    boxes: object = None,
+    boxes: GivenBoxes | None = None,
     memory: MemoryConfig | None = None,
     max_size: int | None = None,
     min_size: int | None = None,
