@@ -4,7 +4,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from stm_fast.errors import InputError, option, shown, shown_text
 from stm_fast.text_file import parsed_json, read_text
@@ -33,6 +33,15 @@ class Box(NamedTuple):
     y: float
     width: float
     height: float
+
+
+T = TypeVar("T")
+# by the index or the name of a frame; Any, because a Mapping of int | str is not one of int
+ByFrame = Mapping[Any, T]
+# of one frame: x, y, width, height in pixels, several of them, or each by the id of its object
+BoxesOfFrame = Iterable[float] | Iterable[Iterable[float]] | Mapping[int, Iterable[float]]
+# what `boxes_of` accepts
+GivenBoxes = str | Path | BoxesOfFrame | ByFrame[BoxesOfFrame]
 
 
 class BoxPrompt(NamedTuple):
@@ -83,8 +92,6 @@ def boxes_of(given: GivenBoxes | None) -> Boxes:
     """
     if given is None:
         return NO_BOXES
-    if isinstance(given, Boxes):
-        return given
     if isinstance(given, str | Path):
         return Boxes(read_boxes(Path(given)), (Path(given),))
     if isinstance(given, Mapping):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from copy import deepcopy
@@ -44,8 +45,8 @@ def seen_size(model: STM, *, frame: tuple[int, int] = SIZE, **options: int) -> t
     return tuple(segmenter._seen.frame.shape[1:])
 
 
-def program(*arguments: str, folder: Path, **environment: str) -> list[str]:
-    """The lines that a Python program prints."""
+def ran(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python program that has ended with success."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -55,7 +56,12 @@ def program(*arguments: str, folder: Path, **environment: str) -> list[str]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return done
+
+
+def program(*arguments: str, folder: Path, **environment: str) -> list[str]:
+    """The lines that a Python program prints."""
+    return ran(*arguments, folder=folder, **environment).stdout.splitlines()
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -408,11 +414,23 @@ def test_without_a_connection_only_the_hub_is_missed(hub):
     assert not server.requests
 
 
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_asked_once(hub):
+    _, folder, environment = hub
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    # nothing listens there any more
+    done = ran("-c", LOAD, "user/new", folder=folder, **environment | {"HF_ENDPOINT": address})
+    message = f"user/new: no such file, not in the cache of the hub, and no connection to {address}"
+    assert json.loads(done.stdout) == ["user/new", message]
+    assert not done.stderr  # huggingface_hub prints a line for each time that it tries again
+
+
 def test_a_broken_connection_is_one_line(hub, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: 1 / 0)
         with pytest.raises(InputError, match=r"user/repo: http.* cannot be used: division by zero"):
-            stm_fast.load("hf://user/repo")
+            STM.from_pretrained("hf://user/repo", local_files_only=True)
 
 
 @pytest.mark.slow

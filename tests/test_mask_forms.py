@@ -164,6 +164,8 @@ def test_one_image_with_another_name_is_the_first_frame_or_that_of_mask_frame(tm
     several = saved(tmp_path / "b.json", all_frames((1, 2), track_id=lambda one: one))
     with pytest.raises(InputError, match=r"mask_frame: found 2 with the masks of .*b\.json, expected a single mask"):
         given(several, clip, 2)
+    with pytest.raises(InputError, match="mask_frame: found 2 with masks by frame, expected a single mask"):
+        given({0: IDS[0]}, clip, 2)
 
 
 def test_annotations_of_another_size_are_resized(tmp_path, clip):

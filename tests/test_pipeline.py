@@ -431,7 +431,7 @@ def test_a_mask_belongs_to_the_picture_whose_name_it_has(tmp_path, name, index, 
 
 
 @pytest.mark.parametrize(
-    ("mask_frame", "index"), [(6, 6), ("6", 6), ("00006", 6), (0, 0), ("0", 0), ("00005", 5), (7, 7)]
+    ("mask_frame", "index"), [(6, 6), ("6", 6), ("00006", 6), (0, 0), ("0", 0), ("00005", 5), (7, 7), (np.int64(2), 2)]
 )
 def test_the_frame_of_a_mask_can_be_given(tmp_path, clip, mask_frame, index):
     assert frame_of(mask(tmp_path / "00003.png"), clip, mask_frame) == (index, False)
@@ -448,7 +448,7 @@ def test_the_frame_of_a_mask_can_be_given_by_the_name_of_an_image(tmp_path):
         given_masks(given, open_frames(counted), "2")
 
 
-@pytest.mark.parametrize("mask_frame", [8, -1, "8", "-1", "f1", "", "9" * 5000])
+@pytest.mark.parametrize("mask_frame", [8, -1, 2.5, True, "8", "-1", "f1", "", "9" * 5000])
 def test_a_mask_frame_that_does_not_exist_is_refused(tmp_path, clip, mask_frame):
     with pytest.raises(InputError, match=r"mask_frame: found .*, expected .* of 00005, or an index from 0 to 7"):
         given_masks(mask(tmp_path / "m.png"), open_frames(clip), mask_frame)

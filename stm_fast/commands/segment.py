@@ -86,7 +86,7 @@ def segment(
         input_option(
             metavar="FILE",
             help="Objects are given by the boxes in this file: CSV with the columns frame, object, x, y, width and "
-            "height, or JSON: {frame: {object: [x, y, width, height]}}.",
+            "height, or JSON: {frame: {object: \\[x, y, width, height]}}.",
         ),
     ] = None,
     max_size: MaxSize = None,

@@ -1,6 +1,6 @@
 """Repositories of the Hugging Face hub. Only this module uses the network, through huggingface_hub, an extra."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,12 +45,34 @@ def download(repository: Repository, **options: Any) -> Downloaded:
     Raises:
         InputError: no such repository, revision or file, no access to it, or no connection.
     """
+    _require_answer(repository, options)
     paths = []
     for name in (CONFIG, WEIGHTS):
         with _talking(repository, name):
             path = huggingface_hub.hf_hub_download(repository.name, name, revision=repository.revision, **options)
             paths.append(Path(path))
     return Downloaded(*paths)
+
+
+def _require_answer(repository: Repository, options: Mapping[str, Any]) -> None:
+    """Raises InputError at once if a file has to be downloaded, and the hub cannot be reached.
+
+    `hf_hub_download` would try for 25 seconds or, where requests get no answer, for minutes.
+    """
+    if options.get("local_files_only"):
+        return
+    place = {"revision": repository.revision, "cache_dir": options.get("cache_dir")}
+    cached = [huggingface_hub.try_to_load_from_cache(repository.name, name, **place) for name in (CONFIG, WEIGHTS)]
+    if all(isinstance(path, str) for path in cached) and not options.get("force_download"):
+        return
+    url = huggingface_hub.hf_hub_url(repository.name, CONFIG, revision=repository.revision)
+    with _talking(repository, CONFIG):
+        try:
+            huggingface_hub.get_hf_file_metadata(url, token=False)
+        except errors.HfHubHTTPError:
+            return  # an answer, if only a refusal: hf_hub_download will get it, too
+        except Exception as error:  # those of the HTTP library
+            raise errors.LocalEntryNotFoundError(str(error)) from None
 
 
 def push(model: "STM", repository: Repository, license: str, **options: Any) -> str:

@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 from stm_fast.errors import InputError, shown
 from stm_fast.video import FrameReader
 
@@ -15,10 +17,12 @@ def index_of(frame: int | str, reader: FrameReader, label: str) -> int:
     if index is None and re.fullmatch("[0-9]{1,18}", str(frame)):
         index = int(frame)
     count = reader.frame_count
-    if index is None or index < 0 or (count is not None and index >= count):
+    valid = isinstance(index, int | np.integer) and type(index) is not bool
+    if index is None or not valid or index < 0 or (count is not None and index >= count):
         most = "" if count is None else f" to {count - 1}"
         expected = f"expected the name of a frame of {reader.name}, or an index from 0{most}"
         raise InputError(f"{label}: found {shown(frame)}, {expected}")
+    index = int(index)
     name = reader.name_of(index)
     # names may be numbered from 1
     if isinstance(frame, str) and name.isdecimal() and int(name) != int(frame):

@@ -146,13 +146,15 @@ def _masks_by_index(
 
 
 def _several(found: FoundMasks) -> str:
+    if found.label == option("masks"):
+        return "masks by frame"
     return f"the folder {found.label}" if Path(found.label).is_dir() else f"the masks of {found.label}"
 
 
 def _no_masks(found: FoundMasks) -> InputError:
     if not found.label:
         return InputError(f"{option('masks')}: missing, expected masks, or {option('boxes')}")
-    if Path(found.label).is_dir():
+    if found.label != option("masks") and Path(found.label).is_dir():
         return InputError(f"{found.label}: no mask in this folder, expected PNGs named after their frames")
     return InputError(f"{found.label}: found no mask, expected one at least")
 

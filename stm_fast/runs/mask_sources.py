@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from stm_fast.boxes import MAX_ID
+from stm_fast.boxes import MAX_ID, ByFrame
 from stm_fast.errors import InputError, option, reading, require_present, shown
 from stm_fast.listing import list_annotations, split_masks
 from stm_fast.text_file import read_json
@@ -28,7 +28,7 @@ from stm_fast.whole_file import same_file
 # a file, or ids [H, W]
 Mask = str | Path | npt.NDArray[Any] | Tensor
 # of one frame, of all in a folder or file, or by frame: its index or name
-Masks = Mask | Mapping[int | str, Mask]
+Masks = Mask | ByFrame[Mask]
 
 _EXPECTED = "expected a file of COCO, YouTube-VIS or LabelMe"
 _JSON_STARTS = (b"{", b"[")
@@ -101,7 +101,7 @@ def find_masks(given: Masks | None, source: Path) -> FoundMasks:
     return found
 
 
-def _found_by_frame(given: Mapping[int | str, Mask], source: Path) -> FoundMasks:
+def _found_by_frame(given: ByFrame[Mask], source: Path) -> FoundMasks:
     masks: dict[str | int | None, MaskSource] = {}
     files: list[Path] = []
     for frame, mask in given.items():
