@@ -69,12 +69,6 @@ class Boxes(NamedTuple):
 
 NO_BOXES = Boxes()
 
-_Numbers = Iterable[float]  # x, y, width, height; also an array
-_OfFrame = _Numbers | Iterable[_Numbers] | Mapping[int, _Numbers]
-_ByFrame = Mapping[int, _OfFrame] | Mapping[str, _OfFrame] | Mapping[int | str, _OfFrame]
-# as `boxes_of` takes them
-GivenBoxes = str | Path | Boxes | _OfFrame | _ByFrame
-
 
 def boxes_of_options(texts: Sequence[str], file: Path | None) -> Boxes:
     """The boxes of the command line: of the option ``--box``, and of a file. Raises InputError."""
