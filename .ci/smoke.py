@@ -1,7 +1,8 @@
 """Smoke test of an installed stm_fast: .ci/smoke.py FOLDER, run by the Python that has it.
 
-Compares forward and backward reads of the C++ engine with the reference, segments ten frames from the command line, and
-runs `stm-fast info`. FOLDER, which must not exist yet, is for the clip and its masks.
+Compares forward and backward reads of the C++ engine with the reference, segments ten frames from the command line
+(with every result) and from Python, and runs `stm-fast info`. FOLDER, which must not exist yet, is for the clip and its
+masks.
 """
 
 import subprocess
@@ -9,15 +10,20 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import torch
 
-import stm_fast.kernels  # noqa: F401, checks that it is installed
+import stm_fast
+import stm_fast.kernels  # checks that it is installed
+from stm_fast.choices import RESULTS
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.ops.backends import BACKENDS
 from stm_fast.testing import ReadCase, check_case
-from stm_fast.video import OverlayVideoWriter, write_mask
+from stm_fast.video import OverlayVideoWriter, read_written_mask, write_mask
 
 FRAMES = 10
+VIDEOS = {"overlay.mp4", "matte.mp4", "alpha.mov", "alpha.webm"}
+WRITTEN = sorted(VIDEOS | {"masks", "overlay", "cutout", "soft", "objects.csv", "coco.json", "rle.json", "run.json"})
 STM_FAST = Path(sys.executable).with_name("stm-fast")
 
 
@@ -32,7 +38,7 @@ def check_reads() -> None:
 
 
 def check_segmentation(folder: Path) -> None:
-    """Exits if ten frames of a video file do not give ten masks and an overlay."""
+    """Exits if ten frames of a video file do not give every result, or in Python not the same masks."""
     folder.mkdir()
     clip = SyntheticClip(0, frames=FRAMES, objects=2)
     with OverlayVideoWriter(folder / "clip.mp4", clip.width, clip.height, Fraction(24)) as writer:
@@ -40,10 +46,17 @@ def check_segmentation(folder: Path) -> None:
             writer.write(frame.image, index / 24)
     write_mask(folder / "first.png", clip[0].ids)
     command = [STM_FAST, "segment", folder / "clip.mp4", "--masks", folder / "first.png", "--output", folder / "out"]
-    subprocess.run([*command, "--min-size", "1"], check=True)
-    masks = list((folder / "out" / "masks").glob("*.png"))
-    if len(masks) != FRAMES or not (folder / "out" / "overlay.mp4").is_file():
-        sys.exit(f"{folder / 'out'}: found {len(masks)} masks, expected {FRAMES} and an overlay")
+    subprocess.run([*command, "--min-size", "1", "--write", ",".join(RESULTS)], check=True)
+    found = sorted(path.name for path in (folder / "out").iterdir())
+    if found != WRITTEN:
+        sys.exit(f"{folder / 'out'}: found {found}, expected {WRITTEN}")
+    model = stm_fast.load(dtype="float32")
+    for result in stm_fast.segment(folder / "clip.mp4", folder / "first.png", model=model, min_size=1):
+        written = read_written_mask(folder / f"out/masks/{result.frame_index:05d}.png").ids
+        if not np.array_equal(result.mask.numpy(), written):
+            sys.exit(f"frame {result.frame_index}: found another mask in Python than from the command")
+    if result.frame_index != FRAMES - 1:
+        sys.exit(f"found {result.frame_index + 1} frames, expected {FRAMES}")
 
 
 def main() -> None:
