@@ -42,6 +42,11 @@ def write_video(path: Path, count: int) -> Path:
     return path
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder and those below it, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def one_object(object_id: int = 3) -> np.ndarray:
     """Ids [H, W]."""
     ids = np.zeros((HEIGHT, WIDTH), np.uint8)

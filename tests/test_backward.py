@@ -23,6 +23,7 @@ from video_files import (
     UNKNOWN,
     VIDEOS,
     Sent,
+    damage_frame,
     emptied,
     from_the_second_key,
     make,
@@ -181,15 +182,9 @@ def test_images(tmp_path: Path) -> None:
 
 
 def test_the_error_at_a_damaged_frame_is_the_same(tmp_path: Path) -> None:
-    import av
-
     pictures = [numbered_picture(k) for k in range(30)]
     path = write_video(tmp_path / "v.mp4", pictures, encoder={"bf": "0", "tune": "zerolatency"})
-    with av.open(str(path)) as container:
-        start, size = [(entry.pos, entry.size) for entry in container.streams.video[0].index_entries][20]
-    damaged = bytearray(path.read_bytes())
-    damaged[start : start + size] = bytes(size)
-    path.write_bytes(damaged)
+    damage_frame(path, 20)
     reader = open_frames(path)
     with pytest.raises(InputError) as forward:
         list(reader)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import stm_fast
-from small_inputs import HEIGHT, WIDTH, small_network, write_video
+from small_inputs import HEIGHT, WIDTH, contents, small_network, write_video
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
@@ -62,10 +62,6 @@ def segment(place, output, model, stop_at=None, **options):
 
 def masks(folder):
     return np.stack([read_written_mask(file).ids for file in sorted((folder / "masks").iterdir())])
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def frames_of(place):
@@ -143,8 +139,11 @@ def test_results_come_lazily_and_equal_those_of_a_run(place, tmp_path, model):
     found = list(results)
     assert [result.frame_index for result in found] == [*reversed(range(FIRST)), *range(FIRST, COUNT)]
     watch = Watch({3: 16 * 12, 7: 16 * 12})  # the pixels of the first mask
+    frames = list(open_frames(place / "clip.mp4"))
     for result in found:
         assert np.array_equal(result.mask.numpy(), written[result.frame_index])
+        assert (result.frame.index, result.frame.time) == (result.frame_index, frames[result.frame_index].time)
+        assert np.array_equal(result.frame.image, frames[result.frame_index].image)
         if result.frame_index < FIRST:
             assert result.sightings == watch.see(result.prob, result.mask, [3, 7])
     table = [(row.frame_index, row.object_id, row.state) for row in read_table(tmp_path / "out")]

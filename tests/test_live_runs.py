@@ -11,7 +11,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from small_inputs import HEIGHT, WIDTH, one_object, small_network, write_video, write_weights
+from small_inputs import HEIGHT, WIDTH, contents, one_object, small_network, write_video, write_weights
 from stm_fast.errors import InputError
 from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import open_frames, write_mask
@@ -38,10 +38,6 @@ def feed(pipe: Path, file: Path, then: str = "") -> subprocess.Popen[bytes]:
     if not pipe.exists():
         os.mkfifo(pipe)
     return subprocess.Popen(["sh", "-c", f"exec > '{pipe}'; cat '{file}'; {then}"])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def times(video: Path) -> list[float]:

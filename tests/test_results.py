@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from small_inputs import HEIGHT, WIDTH, small_network, write_video
+from small_inputs import HEIGHT, WIDTH, contents, small_network, write_video
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.runs.loop import Segmented, run
@@ -61,10 +61,6 @@ def segment(place, output, model, stop_at=None, **options):
         should_stop=lambda: next(frames) == stop_at,
         **options,
     )
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def decoded(path):

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from processes import CONTEXT
+from small_inputs import contents
 from stm_fast.choices import DEFAULT_RESULTS, RESULTS
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
@@ -106,10 +107,6 @@ class Place:
             should_stop=lambda: next(frames) == stop_at,
             **options,
         )
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def masks_of(folder):

@@ -19,7 +19,7 @@ from stm_fast.errors import InputError
 from stm_fast.video import OverlayVideoWriter
 from stm_fast.video.reader import open_frames
 from stm_fast.video.writer import MaskWriter, OverlayImageWriter
-from video_files import needs_av, number_of, numbered_picture, write_video
+from video_files import damage_frame, needs_av, number_of, numbered_picture, write_video
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no sample data")
@@ -222,16 +222,10 @@ def test_a_matroska_file_that_states_no_length_is_read(tmp_path: Path) -> None:
 
 @needs_av
 def test_a_damaged_frame_is_named_when_it_is_reached(tmp_path: Path) -> None:
-    import av
-
     path = write_video(
         tmp_path / "v.mp4", [numbered_picture(k) for k in range(30)], encoder={"bf": "0", "tune": "zerolatency"}
     )
-    with av.open(str(path)) as container:
-        start, size = [(entry.pos, entry.size) for entry in container.streams.video[0].index_entries][20]
-    damaged = bytearray(path.read_bytes())
-    damaged[start : start + size] = bytes(size)
-    path.write_bytes(damaged)
+    damage_frame(path, 20)
     reader = open_frames(path)
     seen = []
     with pytest.raises(InputError, match=re.escape(str(path)) + r": frame \d+ cannot be decoded") as caught:

@@ -48,6 +48,17 @@ def write_video(path: Path, pictures: list[npt.NDArray[np.uint8]], **options: An
     return path
 
 
+def damage_frame(path: Path, number: int) -> None:
+    """Overwrites a frame of an MP4 file with zeros."""
+    import av
+
+    with av.open(str(path)) as container:
+        start, size = [(entry.pos, entry.size) for entry in container.streams.video[0].index_entries][number]
+    damaged = bytearray(path.read_bytes())
+    damaged[start : start + size] = bytes(size)
+    path.write_bytes(damaged)
+
+
 class Sent(NamedTuple):
     """A packet on its way from one file to another."""
 

@@ -22,6 +22,7 @@ from stm_fast.memory import MemoryBank, Shard, stays
 from stm_fast.network import STM
 from stm_fast.network.shared_trunk import SharedKeyValue
 from stm_fast.ops import memory_read
+from stm_fast.video import Frame
 
 if TYPE_CHECKING:
     import supervision
@@ -34,6 +35,7 @@ class Segmentation(NamedTuple):
     prob: Tensor  # [1 + O, H, W] float32, sums to 1 over the channels; channel 0 is the background
     object_ids: list[int]  # of channels 1, 2, ...
     sightings: Sequence[Sighting] = ()  # of each object: found, doubtful or lost
+    frame: Frame | None = None  # its pixels, time and name; None from `propagate`, whose caller has the frames
 
     @property
     def mask(self) -> Tensor:

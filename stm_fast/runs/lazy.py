@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stm_fast.boxes import GivenBoxes, boxes_of
 from stm_fast.config import MemoryConfig
-from stm_fast.frame_source import frame_source
+from stm_fast.frame_source import STALL_SECONDS, frame_source
 from stm_fast.inference.engine import Segmentation
 from stm_fast.inference.options import RunOptions
 from stm_fast.inference.sightings import Watch
@@ -34,13 +34,16 @@ def segment(
     min_size: int | None = None,
     backend: str = "auto",
     allow_network: bool = False,
+    stall_seconds: float = STALL_SECONDS,
+    drop_frames: bool = False,
 ) -> Iterator[Segmentation]:
     """Segments a video from the masks of some of its frames, and yields the result of each frame; writes nothing.
 
     The input is checked at once. A frame is segmented when its result is asked for; a few frames are decoded ahead.
 
     Args:
-        source, masks, mask_frame, both, boxes, allow_network: as in :func:`stm_fast.segment_video`.
+        source, masks, mask_frame, both, boxes, allow_network, stall_seconds, drop_frames: as in
+            :func:`stm_fast.segment_video`.
         model: from :func:`stm_fast.load`; by default the package's weights.
         memory, max_size, min_size, backend: as in :class:`stm_fast.VideoSegmenter`.
 
@@ -53,7 +56,7 @@ def segment(
     """
     model = load() if model is None else model
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
-    frames = frame_source(source, allow_network=allow_network)
+    frames = frame_source(source, allow_network=allow_network, stall_seconds=stall_seconds, drop_frames=drop_frames)
     job = Job(frames, masks, Path(), mask_frame, both, boxes_of(boxes))
     opened = open_job(job, model, options)
     for note in opened.given.notes:
@@ -70,6 +73,7 @@ def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
             for count, frame in enumerate(frames, start=1):
                 if count > one.before:
                     prompt = one.prompts(frame, segmenter.object_ids)
-                    result = Segmentation(frame.index, step(frame, prompt, segmenter), segmenter.object_ids)
+                    prob = step(frame, prompt, segmenter)
+                    result = Segmentation(frame.index, prob, segmenter.object_ids, frame=frame)
                     yield result.watched(watch, given_ids(prompt))
     job.given.check_all_used(count)
