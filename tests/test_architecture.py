@@ -40,6 +40,7 @@ FLOORS = {
     "progress": 6,
     "sam2": 6,
     "benchmarking": 7,
+    "page": 7,
     "training": 7,
     "tasks": 8,
     "__init__": 8,
