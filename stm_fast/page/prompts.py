@@ -18,6 +18,8 @@ from stm_fast.video.first_mask import (
     check_lasso,
     check_points,
     corrected,
+    ellipse_in,
+    enclosed,
     find_first_mask,
     mask_from_lasso,
     require_opencv,
@@ -105,6 +107,12 @@ def check_region(region: Region, size: tuple[int, int]) -> None:
         check_lasso(region.lasso, size)
 
 
+def area_of(region: Region, size: tuple[int, int]) -> Bools:
+    """The ellipse in a box, or what a lasso encloses, bool [H, W], in a frame of W x H; raises as `check_region`."""
+    check_region(region, size)
+    return enclosed(region.lasso, size) if region.box is None else ellipse_in(region.box, size)
+
+
 def check_stroke(stroke: Stroke, size: tuple[int, int]) -> None:
     """Raises InputError unless a stroke is one for a frame of W x H; it may be outside."""
     if not 1 <= len(stroke.points) <= MOST_POINTS:
@@ -141,9 +149,9 @@ def _touched(points: npt.NDArray[np.float64], radius: float, size: tuple[int, in
     corners = np.rint(np.clip(points, -(2**15), 2**16) - 0.5 - first).astype(np.int32)
     cv2.polylines(off_line, [corners], False, 0)
     away = cv2.distanceTransform(off_line, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    left, top, right, bottom = *np.maximum(first, 0), *np.minimum(last, size)
+    (left, top), (right, bottom) = np.maximum(first, 0), np.minimum(last, size)
     touched = np.zeros(size[::-1], bool)
-    touched[top:bottom, left:right] = (away <= radius)[
-        top - first[1] : bottom - first[1], left - first[0] : right - first[0]
-    ]
+    if left < right and top < bottom:
+        near = away[top - first[1] : bottom - first[1], left - first[0] : right - first[0]]
+        touched[top:bottom, left:right] = near <= radius
     return touched

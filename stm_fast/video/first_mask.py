@@ -27,6 +27,7 @@ _MARGIN, _MIN_MARGIN = 0.35, 10
 _LEAST_SIDE, _MOST_SCALE, _MOST_SIDE = 160, 4, 480
 _ROUNDS, _ROUNDS_WITH_CLICKS = 5, 2
 _CLICK_RADIUS = 4  # in pixels of that part
+_LEAST_CHANGE = 2  # pixels around a click
 # how far a click can reach: a share of the square root of the mask's area, and in pixels
 _REACH, _LEAST_REACH, _LARGEST_SIDE = 1.0, 24, 240
 # of a line that a person draws
@@ -184,13 +185,18 @@ def _around_click(image: Picture, shown: Bools, point: tuple[float, float], add:
         _grabcut(picture, guess, _ROUNDS_WITH_CLICKS)
     now = np.isin(guess, (cv2.GC_FGD, cv2.GC_PR_FGD))
     flipped = (now & (small == 0) if add else ~now & (small > 0)).astype(np.uint8)
-    cv2.circle(flipped, place, _CLICK_RADIUS, 1, cv2.FILLED)
-    _, labels = cv2.connectedComponents(flipped, connectivity=4)
-    piece = (labels == labels[min(max(place[1], 0), size[1] - 1), min(max(place[0], 0), size[0] - 1)]).astype(np.uint8)
-    changed = np.zeros_like(shown)
-    back = cv2.resize(piece, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST)
-    changed[top:bottom, left:right] = back > 0
-    changed[y, x] = True
+    wanted = np.zeros_like(shown)
+    wanted[top:bottom, left:right] = cv2.resize(flipped, near.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    return connected_change(wanted, point)
+
+
+def connected_change(wanted: Bools, point: tuple[float, float]) -> Bools:
+    """Of a change, bool [H, W], the connected region around a click; at least a disk, so that no click is lost."""
+    cv2: Any = import_module("cv2")  # optional
+    place = int(point[0]), int(point[1])
+    marked = cv2.circle(wanted.astype(np.uint8), place, _LEAST_CHANGE, 1, cv2.FILLED)
+    _, labels = cv2.connectedComponents(marked, connectivity=4)
+    changed: Bools = labels == labels[place[1], place[0]]
     return changed
 
 
@@ -199,6 +205,12 @@ def check_click(point: tuple[float, float], size: tuple[int, int]) -> None:
     if not (0 <= point[0] < size[0] and 0 <= point[1] < size[1]):
         expected = f"expected one inside the frame of {size[0]}x{size[1]}"
         raise InputError(f"found a click at {point[0]:g}, {point[1]:g}, {expected}")
+
+
+def ellipse_in(box: Box, size: tuple[int, int]) -> Bools:
+    """The ellipse inscribed in a box, bool [H, W], in an image of W x H. Raises InputError as `check_box`."""
+    check_box(box, size)
+    return _ellipse(_pixels(box, size), size)
 
 
 def check_lasso(lasso: Lasso, size: tuple[int, int]) -> None:
