@@ -13,7 +13,6 @@ from torch import Tensor
 
 from stm_fast.choices import Result
 from stm_fast.errors import InputError
-from stm_fast.inference.objects import impose
 from stm_fast.inference.sightings import Sighting
 from stm_fast.page.project import PageObject, Project
 from stm_fast.record_file import write_record_file
@@ -22,9 +21,8 @@ from stm_fast.runs.environment import environment
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Ids, Segmented, prefetch
 from stm_fast.runs.output_folder import RUN, OutputOptions, others_in, remove_working_files
 from stm_fast.runs.sinks import Results, needs_prob, require_encoders
-from stm_fast.video import Frame, object_ids
+from stm_fast.video import Frame
 from stm_fast.video.excerpt import Excerpt
-from stm_fast.video.masks import DAVIS_PALETTE
 from stm_fast.whole_file import refuse_links, remove_left_over, whole_folder
 
 
@@ -85,7 +83,7 @@ class _Export:
         reader, total = Excerpt(self._project.reader, self._frames), len(self._frames)
         progress(0, total)
         with Results() as results:
-            results.open(folder, reader, _palette(self._objects), self._write, range(0), 0)
+            results.open(folder, reader, self._project.palette, self._write, range(0), 0)
             decoded = prefetch(reader, FRAMES_WAITING)
             with BackgroundWriter(results.write, FRAMES_WAITING) as writer, closing(decoded) as frames:
                 for done, frame in enumerate(frames, start=1):
@@ -120,34 +118,26 @@ class _Export:
         return segmented._replace(object_ids=channels, prob=prob)
 
     def _sightings(self, index: int, ids: Ids) -> list[Sighting]:
-        """Of each object that was seen or is shown; edits since then may have changed its pixels."""
+        """What was seen of each object, in line with the mask even if someone just edits it."""
         pixels = np.bincount(ids.ravel(), minlength=256).tolist()
-        seen = {one.object_id: one for one in self._project.sightings(index) if one.object_id in self._known}
-        for object_id in object_ids(ids):
-            seen.setdefault(object_id, Sighting(object_id, 0, 1.0, 1.0, "found"))
         return [
-            one._replace(pixels=pixels[number]) if pixels[number] else Sighting(number, 0, 0.0, 0.0, "lost")
-            for number, one in sorted(seen.items())
+            one._replace(pixels=pixels[one.object_id])
+            if pixels[one.object_id]
+            else Sighting(one.object_id, 0, 0.0, 0.0, "lost")
+            for one in self._project.sightings(index)
+            if one.object_id in self._known
         ]
 
     def _prob(self, index: int, ids: Ids) -> tuple[list[int], Tensor]:
         """The ids of the channels after the background, and the probabilities [1 + O, H, W] float32."""
-        given = self._project.given(index)
-        certain = set() if given is None else set(object_ids(given))
         soft = {one: plane for one, plane in self._project.soft(index).items() if one in self._known}
-        soft = {one: plane for one, plane in sorted(soft.items()) if one not in certain}
-        prob = _with_background([torch.from_numpy(plane) for plane in soft.values()], ids.shape)
-        hard = [one for one in object_ids(ids) if one not in soft]
-        planes = [torch.from_numpy(ids == one).float() for one in hard]
-        if planes:
-            prob = impose(prob, [*soft], hard, torch.stack(planes))
-        channels = [*soft, *hard]
-        return channels, _agreeing(prob, channels, torch.from_numpy(ids))
+        planes = np.stack([np.zeros_like(ids), *soft.values()])[1:]
+        return [*soft], _agreeing(_with_background(torch.from_numpy(planes)), [*soft], torch.from_numpy(ids))
 
 
-def _with_background(soft: list[Tensor], size: tuple[int, ...]) -> Tensor:
-    """Probabilities [1 + O, H, W] that sum to 1, of planes uint8 [H, W], 255 times the probability."""
-    planes = torch.stack(soft).float() / 255 if soft else torch.zeros(0, *size)
+def _with_background(soft: Tensor) -> Tensor:
+    """Probabilities [1 + O, H, W] that sum to 1, of planes uint8 [O, H, W], 255 times the probability."""
+    planes = soft.float() / 255
     planes /= planes.sum(0).clamp(min=1)
     return torch.cat([(1 - planes.sum(0, keepdim=True)).clamp(min=0), planes])
 
@@ -162,11 +152,3 @@ def _agreeing(prob: Tensor, channels: list[int], ids: Tensor) -> Tensor:
     shown, likely = table[ids.long()][None], prob.argmax(0, keepdim=True)
     least, most = prob.gather(0, shown), prob.gather(0, likely)
     return prob.scatter(0, likely, least).scatter(0, shown, most)
-
-
-def _palette(objects: Sequence[PageObject]) -> bytes:
-    """256 RGB colors by id."""
-    colors = bytearray(DAVIS_PALETTE)
-    for one in objects:
-        colors[3 * one.id : 3 * one.id + 3] = bytes.fromhex(one.color.removeprefix("#"))
-    return bytes(colors)
