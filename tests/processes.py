@@ -52,6 +52,13 @@ class Running:
     def has_ended(self) -> bool:
         return self._process.exitcode is not None
 
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self._printed[0].read_text() if self._printed[0].exists() else ""
+
+    def kill(self) -> None:
+        self._process.kill()
+
     def wait(self) -> Ended:
         self._process.join(PATIENCE)
         self._process.kill()  # if it has not ended by then
