@@ -89,9 +89,10 @@ class Server:
 
 def place_to_click(shown: Bools, truth: Bools) -> tuple[Point, bool]:
     """The middle of the largest wrong region, and whether the object lacks it."""
-    depths = [
-        ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1] for wrong in (truth & ~shown, shown & ~truth)
-    ]
+    import cv2
+
+    wrong = [np.pad(region, 1).astype(np.uint8) for region in (truth & ~shown, shown & ~truth)]
+    depths = [cv2.distanceTransform(region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1] for region in wrong]
     lacking = bool(depths[0].max() >= depths[1].max())
     depth = depths[0] if lacking else depths[1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
