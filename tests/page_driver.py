@@ -47,15 +47,15 @@ def write_clip(path: Path, clip: SyntheticClip, enlarged: int = 1) -> Clip:
 
 
 class Server:
-    """`stm-fast open ARGUMENTS` on a free port.
+    """`stm-fast open ARGUMENTS` on a free port, run in a folder, where its projects are kept.
 
     Attributes:
         url: as printed, with the token.
     """
 
     def __init__(self, folder: Path, *arguments: str | Path) -> None:
-        command = ["open", *map(str, arguments), "--no-browser", "--port", "0", "--min-size", TRACKED_SIZE]
-        self._running = Running(command, folder, PYTHONUNBUFFERED="1", OMP_NUM_THREADS="1")
+        command = ["open", "--no-browser", "--port", "0", "--min-size", TRACKED_SIZE, *map(str, arguments)]
+        self._running = Running(command, folder, at=folder, OMP_NUM_THREADS="1")
         self.url = self._printed_url()
 
     def _printed_url(self) -> str:
@@ -145,7 +145,8 @@ class Person:
 
     def open(self, ready: str = "1") -> "Person":
         self.page.goto(self.server.url)
-        self.until(lambda data: data.get("ready") == ready, f"data-ready is {ready}")
+        self.until(lambda data: data["ready"] == ready, f"data-ready is {ready}")
+        self.idle()  # the network is loaded
         return self
 
     def data(self) -> dict[str, str]:
@@ -221,6 +222,14 @@ class Person:
         picture = self.page.locator("#stage").screenshot()
         return np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
 
+    def chosen(self) -> int:
+        """The id of the object that is drawn."""
+        return int(self.page.get_attribute("#objects .chosen", "data-id"))
+
+    def object_names(self) -> list[str]:
+        names: list[str] = self.page.locator("#objects .name").all_inner_texts()
+        return names
+
     def picture(self, name: str) -> None:
         self._pictures.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=self._pictures / f"{name}.png")
@@ -229,8 +238,13 @@ class Person:
 
     def place(self, point: Point) -> Point:
         """Where a point of the image is on the screen."""
-        at = self.page.evaluate("([x, y]) => window.stm.toScreen(x, y)", list(point))
-        return (at["x"], at["y"]) if isinstance(at, dict) else (at[0], at[1])
+        x, y = self.page.evaluate("([x, y]) => window.stm.toScreen(x, y)", [float(value) for value in point])
+        return x, y
+
+    def place_in_image(self, x: float, y: float) -> Point:
+        """What is at a place of the screen."""
+        x, y = self.page.evaluate("([x, y]) => window.stm.toImage(x, y)", [x, y])
+        return x, y
 
     def drag(self, points: Iterable[Point]) -> None:
         places = [self.place(point) for point in points]
@@ -269,6 +283,28 @@ class Person:
             if not (shown ^ truth).any():
                 return
             self.click(*place_to_click(shown, truth))
+
+    def rename(self, object_id: int, name: str) -> None:
+        self.page.dblclick(f'#objects [data-id="{object_id}"] .name')
+        self.page.keyboard.type(name)
+        self.changed(lambda: self.press("Enter"))
+
+    def recolor(self, object_id: int, color: str) -> None:
+        self.changed(lambda: self.page.fill(f'#objects [data-id="{object_id}"] [data-part="color"]', color))
+
+    def delete(self, object_id: int) -> None:
+        self.changed(lambda: self.page.click(f'#objects [data-id="{object_id}"] [data-part="remove"]'))
+
+    def downloaded(self, link: Any) -> tuple[str, bytes]:
+        """Clicks a link to a file: the file's name and bytes."""
+        with self.page.expect_download() as download:
+            link.click()
+        return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+    def forgive(self, part: str) -> None:
+        """Forgets messages that a test expects; there must be one."""
+        assert [fault for fault in self.faults if part in fault], (part, self.faults)
+        self.faults[:] = [fault for fault in self.faults if part not in fault]
 
     def press(self, keys: str) -> None:
         self.page.keyboard.press(keys)

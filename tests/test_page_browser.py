@@ -24,7 +24,7 @@ def clip(tmp_path_factory):
 @pytest.fixture
 def person(visit, clip, tmp_path):
     """Somebody who has just opened the clip."""
-    return visit.open(clip.path, "--project", tmp_path / "project")
+    return visit.open(clip.path, "--output", tmp_path / "project")
 
 
 def drawn(person, clip, index=0, object_id=1):
@@ -138,7 +138,7 @@ def test_objects_are_named_colored_deleted_and_restored(person, clip):
     assert green > 20, "the stage shows the new color"
     masks = person.ids(0)
     assert set(np.unique(masks)) == {0, 1, 2}
-    person.changed(lambda: person.delete(2))
+    person.delete(2)
     assert set(np.unique(person.ids(0))) == {0, 1}
     assert len(person.project()["objects"]) == 1
     person.changed(lambda: person.press("Control+z"))
@@ -165,9 +165,9 @@ def test_opacity_outline_and_solo_change_the_picture_only(person, clip):
         act()
         return np.abs(color_at(mask) - before).max()
 
-    assert moved(own, lambda: person.slide("#opacity", 0)) > 15, "the mask is gone"
-    assert moved(own, lambda: person.slide("#opacity", 100)) > 15, "the mask hides the picture"
-    person.slide("#opacity", 50)
+    assert moved(own, lambda: person.page.fill("#opacity", "0")) > 15, "the mask is gone"
+    assert moved(own, lambda: person.page.fill("#opacity", "100")) > 15, "the mask hides the picture"
+    person.page.fill("#opacity", "50")
     before = person.pixels()
     person.page.click("#outline")
     assert np.abs(person.pixels().astype(int) - before).max() > 40
@@ -226,20 +226,20 @@ def test_the_timeline_leads_to_a_frame(person):
 def test_zooming_and_panning_keep_the_pointer_on_its_pixel(person, clip):
     stage = person.page.locator("#stage").bounding_box()
     x, y = stage["x"] + stage["width"] / 3, stage["y"] + stage["height"] / 3
-    before = person.image_place(x, y)
+    before = person.place_in_image(x, y)
     person.page.mouse.move(x, y)
     for _ in range(4):
         person.page.mouse.wheel(0, -240)
     person.page.wait_for_timeout(100)
-    assert np.allclose(person.image_place(x, y), before, atol=0.5), "the point under the pointer stays"
-    corner = person.image_place(stage["x"] + stage["width"], stage["y"])
+    assert np.allclose(person.place_in_image(x, y), before, atol=0.5), "the point under the pointer stays"
+    corner = person.place_in_image(stage["x"] + stage["width"], stage["y"])
     person.page.keyboard.down(" ")
     person.page.mouse.down()
     person.page.mouse.move(x + 60, y + 40, steps=4)
     person.page.mouse.up()
     person.page.keyboard.up(" ")
-    assert np.allclose(person.image_place(x + 60, y + 40), before, atol=0.5), "the picture follows the pointer"
-    assert person.image_place(stage["x"] + stage["width"], stage["y"])[0] < corner[0]
+    assert np.allclose(person.place_in_image(x + 60, y + 40), before, atol=0.5), "the picture follows the pointer"
+    assert person.place_in_image(stage["x"] + stage["width"], stage["y"])[0] < corner[0]
     assert not person.ids(0).any(), "panning draws nothing"
     person.stroke([before])
     assert person.ids(0)[int(before[1]), int(before[0])] == 1, "and strokes land where the pointer is"

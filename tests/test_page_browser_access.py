@@ -31,7 +31,7 @@ def findings(person, state):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(visit, clip, tmp_path, scheme):
-    empty = visit.person(visit.serve("--folder", tmp_path / "projects"), color_scheme=scheme).open("empty")
+    empty = visit.person(visit.serve(), color_scheme=scheme).open("empty")
     found = findings(empty, f"empty {scheme}")
     person = visit.person(visit.serve(clip.path), color_scheme=scheme).open()
     found += findings(person, f"opened {scheme}")

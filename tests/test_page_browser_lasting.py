@@ -25,7 +25,7 @@ def start_tracking(person, clip):
 
 
 def test_tracking_goes_on_without_the_tab(visit, clip, tmp_path):
-    server = visit.serve(clip.path, "--project", tmp_path / "project")
+    server = visit.serve(clip.path, "--output", tmp_path / "project")
     first = visit.person(server).open()
     start_tracking(first, clip)
     first.page.close()
@@ -40,7 +40,7 @@ def test_tracking_goes_on_without_the_tab(visit, clip, tmp_path):
 
 def test_a_killed_server_loses_nothing(visit, clip, tmp_path):
     folder = tmp_path / "project"
-    server = visit.serve(clip.path, "--project", folder)
+    server = visit.serve(clip.path, "--output", folder)
     person = visit.person(server).open()
     person.changed(lambda: person.press("n"))
     person.lasso(clip.own(0, 1))
@@ -53,7 +53,7 @@ def test_a_killed_server_loses_nothing(visit, clip, tmp_path):
     person.picture("server killed")
     person.faults.clear()  # the browser reports that it cannot connect
     person.page.close()
-    again = visit.person(visit.serve(clip.path, "--project", folder)).open()
+    again = visit.person(visit.serve(clip.path, "--output", folder)).open()
     after = again.project()
     assert after["objects"] == before["objects"]
     assert after["can_undo"]

@@ -22,9 +22,9 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture
-def nobody(visit, tmp_path):
-    """Somebody without a video, whose projects are kept in a folder of the test."""
-    return visit.person(visit.serve("--folder", tmp_path / "projects")).open("empty")
+def nobody(visit):
+    """Somebody without a video, yet."""
+    return visit.person(visit.serve()).open("empty")
 
 
 def drop(person, path):
