@@ -92,7 +92,8 @@ function drawAbility() {
     $(id).hidden = !!running;
   }
   $("stop").hidden = !running;
-  for (const id of ["add-object", "clear", "play", "step-back", "step-forward", "next-given", "next-doubtful", "loop", "zoom-in", "zoom-out", "zoom-fit", "zoom-full", "frame-number"]) $(id).disabled = !video;
+  $("clear").disabled = !state.object;
+  for (const id of ["add-object", "play", "step-back", "step-forward", "next-given", "next-doubtful", "loop", "zoom-in", "zoom-out", "zoom-fit", "zoom-full", "frame-number"]) $(id).disabled = !video;
 }
 
 function drawVideo() {
@@ -144,7 +145,7 @@ applyTheme();
 watch(["tool", "add"], drawTools);
 watch(["brush", "video"], drawBrush);
 watch(["outline", "solo", "hidden", "loop", "opacity", "playing"], drawSwitches);
-watch(["video", "running", "states", "canUndo", "canRedo"], drawAbility);
+watch(["video", "running", "states", "canUndo", "canRedo", "object"], drawAbility);
 watch(["video", "loaded"], drawVideo);
 watch(["video", "frame", "view"], drawPlace);
 watch(["states"], drawCounts);

@@ -35,7 +35,7 @@ function finished({ what, stopped, error, files }) {
   const { progress } = state;
   update({ running: null, progress: null, follow: false, done: state.done + 1 });
   if (error) complain(error);
-  else if (what === "export") say(stopped ? "Export stopped." : "Exported. The files are in the list.", "good");
+  else if (what === "export") say(stopped ? "Export stopped." : "Exported. The files are in the dialog of Export, and in the folder of the project.", "end");
   else say(trackedText(progress, stopped), "good");
   if (what === "export") showFiles(files);
 }

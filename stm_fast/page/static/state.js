@@ -27,7 +27,7 @@ export const state = {
   version: 0,
   /** @type {null | {back: boolean, index?: number, rate?: number, done?: number, total?: number}} */ progress: null,
   /** @type {null | {name: string, part: number}} */ upload: null,
-  /** @type {{kind: "" | "good" | "error", text: string}} */ message: { kind: "", text: "" },
+  /** @type {{kind: "" | "good" | "end" | "error", text: string}} */ message: { kind: "", text: "" },
   /** @type {{time: Date, text: string}[]} */ problems: [],
 
   frame: 0,
@@ -85,7 +85,7 @@ export const currentObject = () => state.objects.find((one) => one.id === state.
 
 export const stateOf = (index) => String.fromCharCode(state.states[index] ?? 46);
 
-/** @param {"" | "good"} kind good: what to do next is said after it */
+/** @param {"" | "good" | "end"} kind good: what to do next is said after it */
 export function say(text, kind = "") {
   update({ message: { kind, text } });
 }
