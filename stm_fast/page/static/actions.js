@@ -116,10 +116,12 @@ export function jump(what, way) {
 }
 
 async function unwind(path, done) {
-  const change = await edit(() => api.post(path));
-  if (!change) return;
-  if (change.frames.length && !change.frames.includes(state.frame)) seek(change.frames[0]);
-  say(done, "good");
+  const change = await edit(async () => {
+    const answer = await api.post(path);
+    if (answer.frames.length && !answer.frames.includes(state.frame)) seek(answer.frames[0]);
+    return answer;
+  });
+  if (change) say(done, "good");
 }
 
 export const undo = () => state.canUndo && unwind("undo", "Undone.");

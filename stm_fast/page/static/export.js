@@ -74,10 +74,12 @@ function link({ name, bytes, files: count }) {
   const item = document.createElement("li");
   const anchor = document.createElement("a");
   anchor.href = `/api/results/${encodeURIComponent(name)}`;
-  anchor.download = count > 1 ? `${name}.zip` : name;
+  // files have endings, folders have none
+  const isFolder = !name.includes(".");
+  anchor.download = isFolder ? `${name}.zip` : name;
   anchor.textContent = anchor.download;
   const size = document.createElement("span");
-  size.textContent = count > 1 ? `${count.toLocaleString("en")} files, ${sizeText(bytes)}` : sizeText(bytes);
+  size.textContent = isFolder ? `${count.toLocaleString("en")} ${count === 1 ? "file" : "files"}, ${sizeText(bytes)}` : sizeText(bytes);
   item.append(anchor, size);
   return item;
 }
