@@ -61,9 +61,17 @@ class FrameReader(ABC):
     left_out: Sequence[Path] = ()
     live: bool = False
 
-    @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
         """Frames from the first. Raises InputError, which names the frame, if one cannot be decoded."""
+        return self.forward()
+
+    @abstractmethod
+    def forward(self, start: int = 0) -> Iterator[Frame]:
+        """The frames from one on, as `iter()` gives them; none if the video ends before it. Memory is bounded.
+
+        Frames of files are decoded from the key frame before, if their time stamps tell which frame is which, otherwise
+        from the first one. A frame before that cannot be decoded then does not matter. Raises InputError as `iter()`.
+        """
 
     @abstractmethod
     def backward(self, before: int | None = None) -> Iterator[Frame]:

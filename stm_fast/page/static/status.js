@@ -1,0 +1,87 @@
+/** The line that says what happens, and what to do next. */
+
+import { busy, currentObject, state, stateOf, watch } from "./state.js";
+
+const line = document.querySelector("#status");
+const bar = document.querySelector("#progress");
+const button = document.querySelector("#problems-button");
+const list = document.querySelector("#problems");
+
+const percent = (part) => `${Math.floor(part * 100)} %`;
+
+function happening() {
+  const { upload, progress, running } = state;
+  if (!state.connected) return "Connection lost. Nothing is lost; trying again…";
+  if (upload) return upload.part < 1 ? `Copying ${upload.name}: ${percent(upload.part)}` : `Opening ${upload.name}…`;
+  if (state.edits && state.message.kind !== "error") return "Working…";
+  if (running === "network") return "Loading the network…";
+  if (running === "track") return tracking(progress);
+  if (running === "export") return progress?.total ? `Exporting: ${percent(progress.done / progress.total)}` : "Exporting…";
+  return "";
+}
+
+function tracking(progress) {
+  const way = progress?.back ? "backward" : "forward";
+  if (progress?.index === undefined) return `Tracking ${way}: starting…`;
+  const { index, rate, done, total } = progress;
+  const left = rate > 0 ? `, ${duration((total - done) / rate)} left` : "";
+  return `Tracking ${way}: frame ${index}, ${rate.toFixed(1)} frames/s${left}. Esc stops.`;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `${Math.ceil(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+const has = (letter) => state.states.includes(letter.charCodeAt(0));
+
+/** What a person may want to do next. */
+function advice() {
+  if (!state.loaded) return "";
+  if (!state.video) return "Choose a video, or drop one here.";
+  const name = state.objects.length > 1 ? currentObject()?.name : "the object";
+  if (!has("g")) return "Draw round the object.";
+  if (!has("f") && !has("d") && !has("l")) return "Click what is missing, right-click what is too much. Enter tracks forward.";
+  if (has("d") || has("l")) return "D goes to the next doubtful frame. Correct it, then Enter tracks on from there.";
+  if (stateOf(state.frame) === ".") return `No mask here yet: Enter tracks on, or draw round ${name}.`;
+  return "Correct any frame with clicks; Enter tracks on from there. Then export.";
+}
+
+function draw() {
+  const { kind, text } = state.message;
+  const now = happening();
+  line.textContent = now || (kind === "error" ? text : [text, advice()].filter(Boolean).join(" "));
+  line.dataset.kind = !state.connected ? "error" : now ? "busy" : kind;
+  const { upload, progress, running } = state;
+  const part = upload ? upload.part : running && progress?.total ? progress.done / progress.total : null;
+  bar.hidden = !upload && !running;
+  if (part === null) bar.removeAttribute("value");
+  else bar.value = part;
+}
+
+function drawProblems() {
+  const { problems } = state;
+  button.hidden = !problems.length;
+  button.textContent = problems.length === 1 ? "1 message" : `${problems.length} messages`;
+  list.replaceChildren(
+    ...problems.toReversed().map(({ time, text }) => {
+      const item = document.createElement("li");
+      const when = document.createElement("time");
+      when.textContent = time.toLocaleTimeString();
+      item.append(when, text);
+      return item;
+    }),
+  );
+}
+
+function mark() {
+  const { dataset } = document.body;
+  if (state.loaded) dataset.ready = !state.video ? "empty" : state.shown ? "1" : "";
+  dataset.busy = busy();
+  dataset.done = String(state.done);
+  dataset.version = String(state.version);
+}
+
+watch(["message", "connected", "upload", "edits", "running", "progress", "loaded", "video", "states", "frame", "objects"], draw);
+watch(["problems"], drawProblems);
+watch(["loaded", "video", "shown", "edits", "running", "done", "version"], mark);
