@@ -92,8 +92,11 @@ class FrameReader(ABC):
         """The name of the image of a frame, or that which it would have as a JPEG."""
         return f"{self.name_of(index)}.jpg"
 
-    def sound(self) -> "Sound | None":
-        """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
+    def sound(self, start: float = 0.0) -> "Sound | None":
+        """The sound of the video, from `start` seconds after the first frame on; None if there is none.
+
+        The caller closes it.
+        """
         return None
 
 

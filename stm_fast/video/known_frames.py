@@ -19,12 +19,12 @@ class KnownFrames(ABC):
         frame_bytes: of the largest one, decoded.
     """
 
-    times: array[float]
+    times: "array[float]"
     frame_bytes: int
     # in units of the stream
-    _stamps: array[int]
+    _stamps: "array[int]"
     # indices of the key frames to which the file may be positioned
-    _keys: array[int]
+    _keys: "array[int]"
     # how many key frames further back decoding started last
     _back = 0
 

@@ -113,11 +113,11 @@ class VideoFile(VideoReader):
             if first > 0:
                 held = self._held_before(first, known)
 
-    def sound(self) -> Sound | None:
+    def sound(self, start: float = 0.0) -> Sound | None:
         with self._open() as (container, _):
             if not container.streams.audio:
                 return None
-        return Sound(self.label, self._open(), Fraction(self._origin))
+        return Sound(self.label, self._open(), Fraction(self._origin) + Fraction(start))
 
     def _note_first(self, first: VideoFrame) -> None:
         self._origin, self._first_stamp = _seconds(first) or 0.0, first.pts
