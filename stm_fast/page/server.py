@@ -44,6 +44,7 @@ class PageServer(uvicorn.Server):
                 log_config=None,
                 log_level="error",
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=_SECONDS,
             )

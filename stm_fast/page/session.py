@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from stm_fast.page.project import Change, PageObject, Project
 from stm_fast.page.prompts import Prompter
 from stm_fast.page.tracker import TrackedFrame, track_project
 from stm_fast.page.upload import most_bytes
+from stm_fast.whole_file import same_file
 
 _RESULTS = "results"
 
@@ -84,10 +86,11 @@ class Session:
         """Opens a project in place of the one that is open, see `Project.open`."""
         with self._edit:
             self._jobs.halt()
+            if self._opened is not None and same_file(self._opened.project.folder, folder):
+                self._close_video()  # a folder is open once at a time
             project = Project.open(folder, source)
-            before, self._opened = self._opened, _Opened(project, FrameCache(project.reader), secrets.token_hex(4))
-            if before is not None:
-                _close(before)
+            self._close_video()
+            self._opened = _Opened(project, FrameCache(project.reader), secrets.token_hex(4))
         self.events.publish({"kind": "project"})
         return project
 
@@ -105,9 +108,13 @@ class Session:
         """Stops everything. What was done is saved already."""
         self._jobs.close()
         with self._edit:
-            before, self._opened = self._opened, None
-            if before is not None:
-                _close(before)
+            self._close_video()
+
+    def _close_video(self) -> None:
+        before, self._opened = self._opened, None
+        if before is not None:
+            before.frames.close()
+            before.project.close()
 
     def state(self) -> dict[str, Any]:
         """Everything that the page shows, as JSON."""
@@ -272,7 +279,7 @@ class Session:
         return event
 
     def _tell_frame(self, tracked: TrackedFrame) -> None:
-        self.events.publish({"kind": "frame"} | tracked._asdict())
+        self.events.publish({"kind": "frame"} | asdict(tracked))
 
     def _tell_export(self, done: int, total: int | None) -> None:
         self.events.publish({"kind": "export", "done": done, "total": total})
@@ -311,11 +318,6 @@ def _plain(one: PageObject) -> dict[str, Any]:
 
 def _files(folder: Path) -> list[dict[str, Any]]:
     return [one._asdict() for one in results.found_in(folder)]
-
-
-def _close(opened: _Opened) -> None:
-    opened.frames.close()
-    opened.project.close()
 
 
 def _check_frame(opened: _Opened, index: int) -> None:
