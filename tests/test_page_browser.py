@@ -34,7 +34,8 @@ def drawn(person, clip, index=0, object_id=1):
     return person
 
 
-def test_the_way_from_nothing_to_two_tracked_objects(person, clip):
+def test_the_way_from_nothing_to_two_tracked_objects(visit, clip):
+    person = visit.open(clip.path, "--min-size", "480")  # slow enough for the live preview
     person.picture("opened")
     person.lasso(clip.own(0, 1))
     person.picture("lasso")
@@ -112,7 +113,7 @@ def test_brush_and_eraser_paint_and_the_keys_undo(person, clip):
 def test_escape_stops_within_two_frames(visit, tmp_path):
     synthetic = SyntheticClip(3, frames=40, height=240, width=400, objects=1)
     clip = write_clip(tmp_path / "long.mp4", synthetic)
-    person = visit.person(visit.serve(clip.path, "--min-size", "240")).open()  # slow frames: the key is not
+    person = visit.person(visit.serve(clip.path, "--min-size", "480")).open()  # slow frames: the key is not
     person.box(clip.own(0, 1))
     person.press("Enter")
     person.until(lambda data: data["shown"] == "2" and data["busy"] == "track", "two frames are tracked")

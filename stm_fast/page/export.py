@@ -98,7 +98,7 @@ class _Export:
 
     def _write_record(self, folder: Path) -> None:
         run = {
-            "export": self._project.source.label,
+            "video": self._project.source.place.name,
             "frames": [self._frames.start, self._frames.stop - 1],
             "given": self._project.given_frames(),
             "write": sorted(self._write),

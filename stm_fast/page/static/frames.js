@@ -166,4 +166,4 @@ function hex(pixel) {
   return `#${bytes.map((one) => one.toString(16).padStart(2, "0")).join("")}`;
 }
 
-watch(["frame", "view", "solo", "object", "states", "video", "connected"], refresh);
+watch(["frame", "view", "solo", "object", "states", "video", "away"], refresh);

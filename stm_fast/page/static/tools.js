@@ -15,12 +15,14 @@ const MOST_POINTS = 2000;
 const ACCENT = "#ffffff";
 
 /**
- * @typedef {{tool: string, add: boolean, frame: number, points: [number, number][], start: [number, number], far: boolean}} Gesture
+ * @typedef {{tool: string, add: boolean, frame: number, points: [number, number][],
+ *   start: [number, number], far: boolean, plain: boolean}} Gesture far: dragged; plain: by the left button alone
  */
 /** @type {Gesture | null} */ let gesture = null;
 /** drawn until their mask is on screen @type {Gesture[]} */ let sent = [];
 /** @type {Map<number, [number, number]>} */ const touches = new Map();
 let hover = null;
+let away = false;
 let panning = null;
 let spaceHeld = false;
 let spaceUsed = false;
@@ -58,18 +60,19 @@ function startPan(event) {
 }
 
 function start(event) {
-  const away = event.button === 2 || event.altKey;
-  const tool = away && state.tool === "brush" ? "eraser" : state.tool;
-  const add = tool === "brush" || (tool !== "eraser" && !away && (tool === "brush" || state.add));
+  const takesAway = event.button === 2 || event.altKey;
+  const tool = takesAway && state.tool === "brush" ? "eraser" : state.tool;
+  const add = tool === "brush" || (tool !== "eraser" && !takesAway && state.add);
   const frame = state.shown.index;
   update({ playing: false });
   seek(frame);
   const point = toImage(event.clientX, event.clientY);
-  gesture = { tool, add, frame, points: [point], start: [event.clientX, event.clientY], far: false, plain: !away };
+  gesture = { tool, add, frame, points: [point], start: [event.clientX, event.clientY], far: false, plain: !takesAway };
   draw();
 }
 
 function move(event) {
+  away = event.altKey || !state.add;
   hover = event.pointerType === "touch" ? null : [event.clientX, event.clientY];
   if (touches.has(event.pointerId) && touches.size > 1) return pinch(event);
   if (panning) return movePan(event);
@@ -180,8 +183,9 @@ async function send(done, prompt) {
 function answerText(tool, { pixels, seconds, found }) {
   if (found === false) return "Nothing stood out from the background, so the mask is what you drew round. Correct it with clicks or the brush.";
   if (tool === "brush") return "";
-  const time = seconds < 0.1 ? "less than 0.1" : seconds.toFixed(1);
-  return `${pixels.toLocaleString("en")} pixels in ${time} s.`;
+  const size = `${pixels.toLocaleString("en")} pixels`;
+  if (tool === "click") return `Corrected: ${size}.`;
+  return `Mask of ${size} found in ${Math.max(0.1, seconds).toFixed(1)} s.`;
 }
 
 function draw() {
@@ -259,10 +263,15 @@ function sign(x, y, add, radius) {
 }
 
 function drawHover() {
-  if (state.tool !== "brush" && state.tool !== "eraser") return;
   const [x, y] = toImage(...hover);
-  inImage(pen);
   const thin = 1 / state.view.scale;
+  inImage(pen);
+  if (state.tool === "brush" || state.tool === "eraser") drawRing(x, y, thin);
+  else if (!gesture && !state.running && hasMask()) sign(x + 13 * thin, y + 13 * thin, !away, 6 * thin);
+}
+
+/** The brush in its true size. */
+function drawRing(x, y, thin) {
   for (const [width, color] of [[3, "rgb(0 0 0 / 70%)"], [1.25, "#fff"]]) {
     pen.lineWidth = width * thin;
     pen.strokeStyle = color;
@@ -302,6 +311,11 @@ ink.addEventListener("pointercancel", leave);
 ink.addEventListener("pointerleave", () => {
   hover = null;
   draw();
+});
+// the frame takes no focus from a click, so that its ring means the keyboard
+ink.addEventListener("mousedown", (event) => {
+  event.preventDefault();
+  document.activeElement?.blur();
 });
 ink.addEventListener("contextmenu", (event) => event.preventDefault());
 ink.addEventListener("wheel", wheel, { passive: false });
