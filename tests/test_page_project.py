@@ -526,6 +526,22 @@ def test_one_process_at_a_time(project, folder):
     Project.open(folder).close()
 
 
+def test_a_closed_project_is_not_changed(project, folder):
+    track(project, 1, {1: box(0, 0, 8, 8)})
+    project.close()
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for edit in (
+        lambda: track(project, 1, {1: box(0, 0, 9, 9)}),
+        lambda: project.give(1, 1, box(0, 0, 9, 9)),
+        lambda: project.undo(),
+        lambda: project.delete_object(1),
+    ):
+        with pytest.raises(InputError, match="project: the project is closed"):
+            edit()
+    assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert project.states() == ".f...."
+
+
 def changed(**entries):
     return lambda record: record | entries
 
@@ -784,6 +800,27 @@ def test_a_killed_process_loses_nothing_that_was_kept(project, folder, steps):
             assert set(np.unique(found.shown(index)).tolist()) <= {0, 1, 2}
             for one in found.sightings(index):
                 assert one.pixels == (found.shown(index) == one.object_id).sum() > 0
+
+
+def test_a_frame_that_cannot_be_written_is_not_found(project, folder, monkeypatch):
+    track(project, 1, {1: box(0, 0, 8, 8)})
+    replace = os.replace
+
+    def full(source, target):
+        if "masks" in str(target):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"disk full while writing .*masks"):
+        track(project, 1, {1: box(0, 0, 9, 9)})
+    monkeypatch.undo()
+    assert project.states() == "......"
+    assert not project.shown(1).any()
+    before = content(project)
+    project.close()
+    with Project.open(folder) as again:
+        assert content(again) == before
 
 
 def test_a_full_disk_leaves_everything_as_it_was(project, folder, monkeypatch):
