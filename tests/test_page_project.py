@@ -19,7 +19,7 @@ from stm_fast.inference.sightings import Sighting
 from stm_fast.page import history
 from stm_fast.page.project import Change, Project
 from stm_fast.runs.given import find_masks, match_masks
-from stm_fast.video import read_written_mask
+from stm_fast.video import read_mask, read_written_mask, write_mask
 from video_files import UNKNOWN, make, needs_av, numbered_picture, write_video
 
 WIDTH, HEIGHT = 32, 24
@@ -375,6 +375,17 @@ def test_given_masks_can_be_segmented(project, folder, video):
     assert all((given.read(index) == project.given(index)).all() for index in (1, 5))
 
 
+def test_a_thin_rim_of_one_object_around_another_is_no_soft_edge(project, folder, video):
+    ids = ids_of({1: box(3, 3, 21, 21), 2: box(4, 4, 20, 20)})
+    for object_id in (1, 2):
+        project.give(1, object_id, ids == object_id)
+    write_mask(folder.parent / "unmarked.png", ids)
+    with pytest.raises(InputError, match="mask looks anti-aliased"):
+        read_mask(folder.parent / "unmarked.png")
+    given = match_masks(find_masks(folder / "given", video), project.reader)
+    assert (given.read(1) == ids).all()
+
+
 def test_masks_may_be_read_and_written_by_many_threads(project):
     def work(object_id):
         for step in range(20):
@@ -565,6 +576,7 @@ OBJECT = {"id": 1, "name": "a", "color": "#123456"}
         (changed(objects=[OBJECT | {"id": 255}], next_id=255), "objects.0.id: found 255"),
         (changed(objects=[OBJECT | {"id": "1"}]), "objects.0.id: found '1'"),
         (changed(objects=[OBJECT | {"name": "a" * 101}]), "objects.0.name"),
+        (changed(objects=[OBJECT | {"name": "a\nb"}]), "objects.0.name"),
         (changed(objects=[OBJECT | {"color": "red"}]), "objects.0.color"),
         (changed(marks=[3, 2]), r"marks: found \[3, 2\]"),
         (changed(marks=[0, 6]), r"marks: found \[0, 6\]"),
@@ -655,6 +667,17 @@ def test_masks_of_another_size_are_refused(project, folder):
         pytest.raises(InputError, match=r"shot\.2\.png: found PNG of mode L and 4x4, expected a PNG of ids of 32x24"),
     ):
         again.shown(1)
+
+
+@pytest.mark.parametrize("name", ["given", "masks"])
+def test_pipes_are_not_read(project, folder, name):
+    os.mkfifo(folder / name / "shot.2.png")
+    project.close()
+    with (
+        Project.open(folder) as again,
+        pytest.raises(InputError, match=r"shot\.2\.png: (not a regular|found something)"),
+    ):
+        again.give(1, 1, box(0, 0, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["given", "masks", ".soft"])
