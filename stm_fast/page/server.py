@@ -24,6 +24,7 @@ class PageServer(uvicorn.Server):
         local: whether only this machine can.
 
     Attributes:
+        session: as given.
         url: the address for the user, with the token.
     """
 
@@ -50,7 +51,7 @@ class PageServer(uvicorn.Server):
             )
         )
         self.url = f"http://{_shown(host)}:{port}/?token={token}"
-        self._session = session
+        self.session = session
         self._listener = listener
 
     def serve_until_stopped(self) -> None:
@@ -59,7 +60,7 @@ class PageServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the streams of events, which would never end by themselves, and then the server."""
-        self._session.events.close()
+        self.session.events.close()
         await super().shutdown(sockets)
 
 

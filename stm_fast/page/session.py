@@ -57,6 +57,9 @@ class Session:
         options: as of a run over the video.
         prompter: makes masks of gestures.
         events: to the open pages.
+
+    Attributes:
+        network: None until it is loaded.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Session:
         self._load = load
         self._options = options
         self._prompter = prompter
-        self._model: STM | None = None
+        self.network: STM | None = None
         self._opened: _Opened | None = None
         self._jobs = Jobs(events)
         self._edit = RLock()
@@ -78,7 +81,7 @@ class Session:
         """Starts loading the network."""
 
         def job(_: Callable[[], bool]) -> None:
-            self._model = self._load()
+            self.network = self._load()
 
         self._jobs.start("network", job)
 
@@ -213,7 +216,7 @@ class Session:
             _check_any_mask(opened)
 
             def job(should_stop: Callable[[], bool]) -> None:
-                model = self._network()
+                model = self._loaded_network()
                 track_project(opened.project, model, self._options, start, back, should_stop, self._tell_frame)
 
             self._jobs.start("track", job)
@@ -246,10 +249,10 @@ class Session:
             raise Absent(f"{name}: no such result")
         return found
 
-    def _network(self) -> STM:
-        if self._model is None:  # loading it has failed
-            self._model = self._load()
-        return self._model
+    def _loaded_network(self) -> STM:
+        if self.network is None:  # loading it has failed
+            self.network = self._load()
+        return self.network
 
     def _video(self) -> _Opened:
         if self._opened is None:
