@@ -34,7 +34,8 @@ def drawn(person, clip, index=0, object_id=1):
     return person
 
 
-def test_the_way_from_nothing_to_two_tracked_objects(person, clip):
+def test_the_way_from_nothing_to_two_tracked_objects(visit, clip):
+    person = visit.open(clip.path, "--min-size", "320")  # slow enough for the live preview
     person.picture("opened")
     person.lasso(clip.own(0, 1))
     person.picture("lasso")
@@ -96,11 +97,13 @@ def test_brush_and_eraser_paint_and_the_keys_undo(person, clip):
     erased = person.ids(0)
     assert erased[int(middle[1]), int(middle[0])] == 0
     assert 0 < np.count_nonzero(erased) < np.count_nonzero(painted)
-    for mask in (painted, np.zeros_like(painted)):
+    nothing = np.zeros_like(painted)
+    for mask in (painted, nothing, nothing):
         person.changed(lambda: person.press("Control+z"))
         assert np.array_equal(person.ids(0), mask)
-    assert not person.project()["can_undo"]
-    for mask in (painted, erased):
+    project = person.project()
+    assert (project["objects"], project["can_undo"]) == ([], False)
+    for mask in (nothing, painted, erased):
         person.changed(lambda: person.press("Control+Shift+z"))
         assert np.array_equal(person.ids(0), mask)
     person.changed(lambda: person.page.click("#undo"))
@@ -112,7 +115,7 @@ def test_brush_and_eraser_paint_and_the_keys_undo(person, clip):
 def test_escape_stops_within_two_frames(visit, tmp_path):
     synthetic = SyntheticClip(3, frames=40, height=240, width=400, objects=1)
     clip = write_clip(tmp_path / "long.mp4", synthetic)
-    person = visit.person(visit.serve(clip.path, "--min-size", "240")).open()  # slow frames: the key is not
+    person = visit.person(visit.serve(clip.path, "--min-size", "480")).open()  # slow frames: the key is not
     person.box(clip.own(0, 1))
     person.press("Enter")
     person.until(lambda data: data["shown"] == "2" and data["busy"] == "track", "two frames are tracked")
@@ -134,8 +137,8 @@ def test_objects_are_named_colored_deleted_and_restored(person, clip):
     before = person.pixels()
     person.recolor(2, "#00ff00")
     assert person.project()["objects"][1]["color"] == "#00ff00"
-    green = np.count_nonzero((person.pixels().astype(int) - before)[..., 1] > 20)
-    assert green > 20, "the stage shows the new color"
+    repainted = np.abs(person.pixels().astype(int) - before).max(-1) > 20
+    assert np.count_nonzero(repainted) > 0.8 * np.count_nonzero(clip.own(0, 2)), "the stage shows the new color"
     masks = person.ids(0)
     assert set(np.unique(masks)) == {0, 1, 2}
     person.delete(2)

@@ -42,8 +42,7 @@ Bools = npt.NDArray[np.bool_]  # [H, W]
 
 JOURNAL = "states.jsonl"
 _RECENT = 8  # decoded masks that are kept
-_WORST = {"found": 0, "doubtful": 1, "lost": 2}
-_LETTERS = "fdl"
+_LETTERS = {"found": "f", "doubtful": "d", "lost": "l"}  # from best to worst
 
 
 class Change(NamedTuple):
@@ -82,7 +81,9 @@ class Project:
     reader: FrameReader
     frame_count: int
 
-    def __init__(self, folder: Path, source: FrameSource, reader: FrameReader, record: ProjectRecord) -> None:
+    def __init__(
+        self, folder: Path, source: FrameSource, reader: FrameReader, record: ProjectRecord, closing: ExitStack
+    ) -> None:
         self.folder, self.source, self.reader, self.frame_count = folder, source, reader, record.video.frames
         self._lock = RLock()
         self._record = record
@@ -93,15 +94,15 @@ class Project:
         self._pixels: dict[int, dict[int, int]] = {}  # of the objects given in a frame, as far as they were counted
         self._files = FrameFiles(folder, reader.width, reader.height)
         self._letters = bytearray()
-        with ExitStack() as closing:
-            self._journal = Journal(folder / JOURNAL, self.frame_count)
-            closing.callback(self._journal.close)
-            self._given = set(self._named_frames())
-            masks = set(names_in(self._files.masks))
-            self._journal.forget([i for i in self._journal.seen if f"{reader.name_of(i)}.png" not in masks])
-            self._finish()
-            self._update_all()
-            self._closing = closing.pop_all()
+        self._journal = Journal(folder / JOURNAL, self.frame_count)
+        closing.callback(self._journal.close)
+        self._given = set(self._named_frames())
+        masks = set(names_in(self._files.masks))
+        for index in [i for i in self._journal.frames if f"{reader.name_of(i)}.png" not in masks]:
+            self._journal.forget(index)
+        self._finish()
+        self._update_all()
+        self._closing = closing.pop_all()
 
     @classmethod
     def open(cls, folder: str | Path, source: FrameSource | None = None) -> "Project":
@@ -119,24 +120,8 @@ class Project:
         if source is not None and source.kind not in ("path", "glob"):
             raise InputError(f"{source.label}: found a live source or a URL, expected a file or a folder")
         with ExitStack() as closing, reading(folder):
-            if not (folder / PROJECT).exists():
-                if source is None:
-                    raise InputError(f"{folder}: no project in this folder, expected one with {PROJECT}")
-                _require_free(folder, source)
-                reader = _counted(source)
-                make_folder(folder)
-                closing.callback(FolderLock(folder).close)
-                record = new_record(folder, source, reader)
-                write_record(folder, record)
-            else:
-                closing.callback(FolderLock(folder).close)
-                record = read_record(folder)
-                source = find_source(folder, record.video, source)
-                reader = _counted(source)
-                record = _same_video(folder, record, source, reader)
-            project = cls(folder, source, reader, record)
-            project._closing.push(closing.pop_all())
-            return project
+            opened = _go_on if (folder / PROJECT).exists() else _start
+            return cls(folder, *opened(folder, source, closing), closing)
 
     @property
     def objects(self) -> list[PageObject]:
@@ -205,8 +190,12 @@ class Project:
     def sightings(self, index: int) -> list[Sighting]:
         """What was seen of each object in a frame, by id. A given object is certain."""
         with self._lock:
+            found = self._found(index)
+            if index not in self._given:
+                return found
+            ids = self.shown(index)
             given = [Sighting(one, pixels, 1.0, 1.0, "found") for one, pixels in self._given_pixels(index).items()]
-            return sorted([*given, *self._found(index)])
+            return sorted([*given, *(_in_mask(one, ids) for one in found)])
 
     def states(self) -> str:
         """A letter per frame: "." for nothing, "g" given, or that of its worst object: "f" found, "d" doubtful, "l"
@@ -266,7 +255,7 @@ class Project:
             seen = [one for one in sightings if one.object_id in free]
             composite = np.where(given > 0, given, _only(np.asarray(ids), {one.object_id for one in seen}))
             planes = {} if prob is None else dict(zip(object_ids, np.asarray(prob)[1:], strict=True))
-            if index in self._journal.seen:
+            if self._journal.at(index):
                 self._journal.note(index, ())  # until its files belong together
             for one in seen:
                 self._files.write_soft(self.reader.name_of(index), one.object_id, planes.get(one.object_id))
@@ -365,7 +354,7 @@ class Project:
     def _found(self, index: int) -> list[Sighting]:
         """Of the objects that were not given in a frame."""
         free = self._ids - self._given_pixels(index).keys()
-        return [one for one in self._journal.seen.get(index, ()) if one.object_id in free]
+        return sorted(one for one in self._journal.at(index) if one.object_id in free)
 
     def _given_pixels(self, index: int) -> dict[int, int]:
         """The number of pixels of each object that was given in a frame."""
@@ -423,12 +412,12 @@ class Project:
             self._recent.clear()
             self._pixels.clear()
             self._update_all()
-            changed |= {i for i, seen in self._journal.seen.items() if any(s.object_id in come_or_gone for s in seen)}
+            changed |= {index for index in self._journal.frames if self._journal.states(index, come_or_gone)}
         return before, Change(tuple(sorted(changed)), after.objects != before.objects)
 
     def _frame_state(self, index: int) -> FrameState:
-        seen = self._journal.seen.get(index, ())
-        return FrameState(content(self._given_path(index)), content(self._mask_path(index)), seen)
+        given, mask = content(self._given_path(index)), content(self._mask_path(index))
+        return FrameState(given, mask, self._journal.at(index))
 
     def _write_frame(self, index: int, old: FrameState, new: FrameState) -> None:
         """Replaces the files of a frame; given masks first, which count whatever the others hold."""
@@ -440,7 +429,7 @@ class Project:
             self._journal.note(index, [one for one in new.seen if one.object_id in known])
         if new.mask != old.mask:
             put(self._mask_path(index), new.mask)
-        if new.seen != self._journal.seen.get(index, ()):
+        if new.seen != self._journal.at(index):
             self._journal.note(index, new.seen)
         self._update(index)
 
@@ -476,15 +465,47 @@ class Project:
 
     def _update_all(self) -> None:
         letters, ids = bytearray(b"." * self.frame_count), self._ids
-        for index in self._journal.seen.keys() | self._given:
+        for index in {*self._journal.frames, *self._given}:
             letters[index : index + 1] = self._letter(index, ids).encode()
         self._letters = letters
 
     def _letter(self, index: int, ids: set[int]) -> str:
         if index in self._given:
             return "g"
-        worst = [_WORST[one.state] for one in self._journal.seen.get(index, ()) if one.object_id in ids]
-        return _LETTERS[max(worst)] if worst else "."
+        states = self._journal.states(index, ids)
+        return next((letter for state, letter in reversed(_LETTERS.items()) if state in states), ".")
+
+
+def _start(
+    folder: Path, source: FrameSource | None, closing: ExitStack
+) -> tuple[FrameSource, FrameReader, ProjectRecord]:
+    """Starts a project in a folder that has none, and locks it."""
+    if source is None:
+        raise InputError(f"{folder}: no project in this folder, expected one with {PROJECT}")
+    _require_free(folder, source)
+    reader = _counted(source)
+    record = new_record(folder, source, reader)
+    make_folder(folder)
+    closing.callback(FolderLock(folder).close)
+    write_record(folder, record)
+    return source, reader, record
+
+
+def _go_on(
+    folder: Path, source: FrameSource | None, closing: ExitStack
+) -> tuple[FrameSource, FrameReader, ProjectRecord]:
+    """Locks the folder of a project, and opens its video."""
+    closing.callback(FolderLock(folder).close)
+    record = read_record(folder)
+    source = find_source(folder, record.video, source)
+    reader = _counted(source)
+    if (differs := record.video.difference(reader)) is not None:
+        raise InputError(f"{source.label}: not the video of the project {folder}: {differs}")
+    video = video_of(folder, source, reader)
+    if video != record.video:
+        record = record.model_copy(update={"video": video})
+        write_record(folder, record)
+    return source, reader, record
 
 
 def _require_free(folder: Path, source: FrameSource) -> None:
@@ -493,17 +514,6 @@ def _require_free(folder: Path, source: FrameSource) -> None:
         ours = name == LOCK or (name.startswith(f".{PROJECT}.") and name.endswith(".partial"))
         if not ours and not any(same_file(folder / name, file) for file in source.files):
             raise InputError(f"{folder}: found {shown(name)}, expected a project, or an empty folder for one")
-
-
-def _same_video(folder: Path, record: ProjectRecord, source: FrameSource, reader: FrameReader) -> ProjectRecord:
-    """The record with the place of the video as it is now. Raises InputError if this is another video."""
-    if (differs := record.video.difference(reader)) is not None:
-        raise InputError(f"{source.label}: not the video of the project {folder}: {differs}")
-    video = video_of(folder, source, reader)
-    if video != record.video:
-        record = record.model_copy(update={"video": video})
-        write_record(folder, record)
-    return record
 
 
 def _counted(source: FrameSource) -> FrameReader:

@@ -1,5 +1,6 @@
 """project.json: the video of a project, its objects and marks. Strictly checked, as it may come from a stranger."""
 
+import glob
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -36,7 +37,7 @@ class Video(_Strict):
 
     Attributes:
         kind: "glob" for a pattern of images.
-        source: of a path inside the project's folder or beside it, the path from there; otherwise from the root.
+        source: a file or folder inside the project's folder or beside it, as seen from there; others from the root.
         rate: frames per second, as "24000/1001".
     """
 
@@ -113,7 +114,7 @@ def video_of(folder: Path, source: FrameSource, reader: FrameReader) -> Video:
     assert reader.frame_count is not None
     return Video(
         kind="glob" if source.kind == "glob" else "path",
-        source=_stored(folder, source.text),
+        source=_stored(folder, source),
         width=reader.width,
         height=reader.height,
         frames=reader.frame_count,
@@ -149,9 +150,9 @@ def find_source(folder: Path, video: Video, given: FrameSource | None) -> FrameS
 
     Raises InputError if it is not found, or if another one is given while it is.
     """
-    stored = os.path.normpath(folder.absolute() / video.source)
     if video.kind == "glob":
-        return given or FrameSource(stored, "glob")
+        return given or FrameSource(video.source, "glob")
+    stored = os.path.normpath(folder.absolute() / video.source)
     places = [Path(stored), folder / Path(stored).name, folder.absolute().parent / Path(stored).name]
     place = next((one for one in places if one.exists()), None)
     if given is not None:
@@ -163,11 +164,17 @@ def find_source(folder: Path, video: Video, given: FrameSource | None) -> FrameS
     return FrameSource(str(place), "path")
 
 
-def _stored(folder: Path, text: str) -> str:
-    """The path from the project's folder if it leads into it or beside it; otherwise from the root."""
-    path, folder = Path(os.path.abspath(text)), folder.absolute()
-    near = folder in path.parents or path.parent == folder.parent
-    stored = os.path.relpath(path, folder) if near else str(path)
+def _stored(folder: Path, source: FrameSource) -> str:
+    """Where a source is, as seen from the project's folder if it is inside or beside it and no glob; or from the root.
+
+    Raises InputError for a name that JSON cannot hold.
+    """
+    if source.kind == "glob":
+        stored = os.path.join(glob.escape(os.getcwd()), source.text)
+    else:
+        path, folder = Path(os.path.abspath(source.text)), folder.absolute()
+        near = folder in path.parents or path.parent == folder.parent
+        stored = os.path.relpath(path, folder) if near else str(path)
     if stored != stored.encode(errors="replace").decode():
         raise InputError(f"{shown(stored)}: found a name that is not Unicode, expected one that {PROJECT} can hold")
     return stored

@@ -24,6 +24,7 @@ class PageServer(uvicorn.Server):
         local: whether only this machine can.
 
     Attributes:
+        session: as given.
         url: the address for the user, with the token.
     """
 
@@ -44,12 +45,13 @@ class PageServer(uvicorn.Server):
                 log_config=None,
                 log_level="error",
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=_SECONDS,
             )
         )
         self.url = f"http://{_shown(host)}:{port}/?token={token}"
-        self._session = session
+        self.session = session
         self._listener = listener
 
     def serve_until_stopped(self) -> None:
@@ -58,7 +60,7 @@ class PageServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the streams of events, which would never end by themselves, and then the server."""
-        self._session.events.close()
+        self.session.events.close()
         await super().shutdown(sockets)
 
 

@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from stm_fast.page.project import Change, PageObject, Project
 from stm_fast.page.prompts import Prompter
 from stm_fast.page.tracker import TrackedFrame, track_project
 from stm_fast.page.upload import most_bytes
+from stm_fast.whole_file import same_file
 
 _RESULTS = "results"
 
@@ -55,6 +57,9 @@ class Session:
         options: as of a run over the video.
         prompter: makes masks of gestures.
         events: to the open pages.
+
+    Attributes:
+        network: None until it is loaded.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class Session:
         self._load = load
         self._options = options
         self._prompter = prompter
-        self._model: STM | None = None
+        self.network: STM | None = None
         self._opened: _Opened | None = None
         self._jobs = Jobs(events)
         self._edit = RLock()
@@ -76,7 +81,7 @@ class Session:
         """Starts loading the network."""
 
         def job(_: Callable[[], bool]) -> None:
-            self._model = self._load()
+            self.network = self._load()
 
         self._jobs.start("network", job)
 
@@ -84,10 +89,11 @@ class Session:
         """Opens a project in place of the one that is open, see `Project.open`."""
         with self._edit:
             self._jobs.halt()
+            if self._opened is not None and same_file(self._opened.project.folder, folder):
+                self._close_video()  # a folder is open once at a time
             project = Project.open(folder, source)
-            before, self._opened = self._opened, _Opened(project, FrameCache(project.reader), secrets.token_hex(4))
-            if before is not None:
-                _close(before)
+            self._close_video()
+            self._opened = _Opened(project, FrameCache(project.reader), secrets.token_hex(4))
         self.events.publish({"kind": "project"})
         return project
 
@@ -105,9 +111,13 @@ class Session:
         """Stops everything. What was done is saved already."""
         self._jobs.close()
         with self._edit:
-            before, self._opened = self._opened, None
-            if before is not None:
-                _close(before)
+            self._close_video()
+
+    def _close_video(self) -> None:
+        before, self._opened = self._opened, None
+        if before is not None:
+            before.frames.close()
+            before.project.close()
 
     def state(self) -> dict[str, Any]:
         """Everything that the page shows, as JSON."""
@@ -206,7 +216,7 @@ class Session:
             _check_any_mask(opened)
 
             def job(should_stop: Callable[[], bool]) -> None:
-                model = self._network()
+                model = self._loaded_network()
                 track_project(opened.project, model, self._options, start, back, should_stop, self._tell_frame)
 
             self._jobs.start("track", job)
@@ -239,10 +249,10 @@ class Session:
             raise Absent(f"{name}: no such result")
         return found
 
-    def _network(self) -> STM:
-        if self._model is None:  # loading it has failed
-            self._model = self._load()
-        return self._model
+    def _loaded_network(self) -> STM:
+        if self.network is None:  # loading it has failed
+            self.network = self._load()
+        return self.network
 
     def _video(self) -> _Opened:
         if self._opened is None:
@@ -272,7 +282,7 @@ class Session:
         return event
 
     def _tell_frame(self, tracked: TrackedFrame) -> None:
-        self.events.publish({"kind": "frame"} | tracked._asdict())
+        self.events.publish({"kind": "frame"} | asdict(tracked))
 
     def _tell_export(self, done: int, total: int | None) -> None:
         self.events.publish({"kind": "export", "done": done, "total": total})
@@ -311,11 +321,6 @@ def _plain(one: PageObject) -> dict[str, Any]:
 
 def _files(folder: Path) -> list[dict[str, Any]]:
     return [one._asdict() for one in results.found_in(folder)]
-
-
-def _close(opened: _Opened) -> None:
-    opened.frames.close()
-    opened.project.close()
 
 
 def _check_frame(opened: _Opened, index: int) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import webbrowser
 from pathlib import Path
+from socket import socket
 from threading import Thread
 from typing import NamedTuple
 
@@ -58,19 +59,23 @@ def open_page(
         check_backend(model, options.backend)
         return model
 
-    prompter = make_prompter(page.prompter, page.prompter_weights)
-    session = Session(Path.cwd(), load, options, prompter, Events())
-    if folder is None and source is not None:
-        folder = project_folder(source, session.folder)
-    try:
-        if folder is not None:
+    # as with --weights, who names a repository of the hub wants it to be downloaded
+    with listen(page.host, page.port) as listener:
+        # as with --weights, who names a repository of the hub wants it to be downloaded
+        prompter = make_prompter(page.prompter, page.prompter_weights, allow_network=True)
+        session = Session(Path.cwd(), load, options, prompter, Events())
+        try:
             _open(session, source, folder)
-        _serve(session, page, network)
-    finally:
-        session.close()
+            _serve(session, listener, page, untrained=network.untrained)
+        finally:
+            session.close()
 
 
-def _open(session: Session, source: FrameSource | None, folder: Path) -> None:
+def _open(session: Session, source: FrameSource | None, folder: Path | None) -> None:
+    if folder is None:
+        if source is None:
+            return
+        folder = project_folder(source, session.folder)
     begun = (folder / "project.json").exists()
     with waiting("opening the video"):
         session.open(source, folder)
@@ -78,13 +83,13 @@ def _open(session: Session, source: FrameSource | None, folder: Path) -> None:
         _log.warning("%s: going on with this project", folder)
 
 
-def _serve(session: Session, page: PageOptions, network: NetworkChoice) -> None:
-    server = PageServer(session, listen(page.host, page.port), page.host, local=is_local(page.host))
+def _serve(session: Session, listener: socket, page: PageOptions, *, untrained: bool) -> None:
+    server = PageServer(session, listener, page.host, local=is_local(page.host))
     if not is_local(page.host):
         warn(f"--host: {page.host} can be reached from other machines, by everyone who has this address, not encrypted")
-    if network.untrained:
-        print_untrained()
     say(server.url)
+    if untrained:
+        print_untrained()
     remark("Ctrl-C ends the server; everything is saved as you work.")
     session.load_network()
     with stop_on_signals():

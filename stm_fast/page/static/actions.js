@@ -2,13 +2,13 @@
 
 import * as api from "./api.js";
 import { dropAll, dropMasks, settle } from "./frames.js";
-import { complain, currentObject, say, state, stateOf, update } from "./state.js";
+import { complain, currentObject, hush, say, state, stateOf, update } from "./state.js";
 import { fit } from "./stage.js";
 
 /** Takes the project from the server: at the start, and whenever it may have changed without notice. */
 export async function reload() {
   const answer = await api.get("project");
-  const another = answer.video?.key !== state.video?.key;
+  const another = answer.video?.folder !== state.video?.folder;
   dropAll();
   update({
     video: answer.video,
@@ -17,12 +17,13 @@ export async function reload() {
     marks: answer.marks,
     canUndo: answer.can_undo,
     canRedo: answer.can_redo,
-    running: answer.running,
+    running: answer.running === "network" ? null : answer.running,
+    loading: answer.running === "network",
     clicksAlone: answer.clicks_alone,
     results: answer.results,
     uploads: answer.uploads ?? Infinity,
     loaded: true,
-    connected: true,
+    away: "",
   });
   if (another) begin();
   selectExisting();
@@ -92,6 +93,7 @@ export function edit(call) {
 export function seek(index) {
   if (!state.video) return;
   const frame = Math.max(0, Math.min(state.video.frames - 1, Math.round(index)));
+  if (frame !== state.frame) hush();
   update({ frame, follow: false });
 }
 
@@ -109,14 +111,17 @@ export function jump(what, way) {
   for (let index = state.frame + way; index >= 0 && index < state.video.frames; index += way) {
     if (JUMPS[what].includes(stateOf(index))) return seek(index);
   }
-  say(`No ${what === "given" ? "given" : "doubtful or lost"} frame ${way > 0 ? "after" : "before"} this one.`);
+  const [kind, key] = what === "given" ? ["given", "G"] : ["doubtful or lost", "D"];
+  say(way > 0 ? `No ${kind} frame after this one. Shift+${key} looks before it.` : `No ${kind} frame before this one.`);
 }
 
 async function unwind(path, done) {
-  const change = await edit(() => api.post(path));
-  if (!change) return;
-  say(done, "good");
-  if (change.frames.length && !change.frames.includes(state.frame)) seek(change.frames[0]);
+  const change = await edit(async () => {
+    const answer = await api.post(path);
+    if (answer.frames.length && !answer.frames.includes(state.frame)) seek(answer.frames[0]);
+    return answer;
+  });
+  if (change) say(done, "good");
 }
 
 export const undo = () => state.canUndo && unwind("undo", "Undone.");
@@ -152,7 +157,7 @@ export async function deleteObject(id) {
 export async function clearHere() {
   if (!state.shown || !currentObject()) return;
   const body = { frame: state.shown.index, object: state.object, tool: "clear" };
-  if (await edit(() => api.post("prompt", body))) say("Mask taken back.", "good");
+  if (await edit(() => api.post("prompt", body))) say("Mask removed from this frame.", "good");
 }
 
 export const setMarks = (first, last) => edit(() => api.post("marks", { first, last }));

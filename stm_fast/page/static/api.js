@@ -18,7 +18,7 @@ function detailOf(text, status) {
     // not of our server's making; its status says enough
   }
   return status === 403
-    ? "The server was started anew. Open the address that it printed."
+    ? "The server refuses this page. Open the address that it printed."
     : `The server answered with error ${status}.`;
 }
 
@@ -83,9 +83,10 @@ export function listen({ event, lost, back }) {
     };
     source.onerror = () => {
       wasLost = true;
-      lost();
+      const refused = source.readyState === EventSource.CLOSED;
+      lost(refused);
       // an answer that is no stream ends the browser's own attempts
-      if (source.readyState === EventSource.CLOSED) setTimeout(connect, RETRY_MS);
+      if (refused) setTimeout(connect, RETRY_MS);
     };
   };
   connect();

@@ -46,10 +46,10 @@ $("frame-number").addEventListener("change", ({ target }) => {
   target.blur();
 });
 
-// after a click, keys are for the stage again; whoever came by Tab stays where they are
+// after a click, Enter and Space are for the video again; whoever came by Tab stays on the button
 document.addEventListener("click", ({ target, detail }) => {
-  const control = target.closest?.("button, input[type=range], input[type=checkbox]");
-  if (detail > 0 && control && !control.closest("dialog, [role=radiogroup]")) document.activeElement.blur();
+  const control = target.closest?.("button, input[type=range]");
+  if (detail > 0 && control && !control.closest("dialog")) document.activeElement?.blur();
 });
 
 for (const dialog of document.querySelectorAll("dialog")) {
@@ -83,16 +83,17 @@ function drawSwitches() {
 
 function drawAbility() {
   const { video, running, states } = state;
-  const given = states.includes(103);
+  const given = states.some((code) => code !== 46);
   $("undo").disabled = !state.canUndo;
   $("redo").disabled = !state.canRedo;
   $("export").disabled = !video || !given;
   for (const id of ["track-forward", "track-back"]) {
     $(id).disabled = !video || !given || !!running;
-    $(id).hidden = running === "track" || running === "network";
+    $(id).hidden = !!running;
   }
   $("stop").hidden = !running;
-  for (const id of ["add-object", "clear", "play", "step-back", "step-forward", "next-given", "next-doubtful", "loop", "zoom-in", "zoom-out", "zoom-fit", "zoom-full", "frame-number"]) $(id).disabled = !video;
+  $("clear").disabled = !state.object;
+  for (const id of ["add-object", "play", "step-back", "step-forward", "next-given", "next-doubtful", "loop", "zoom-in", "zoom-out", "zoom-fit", "zoom-full", "frame-number"]) $(id).disabled = !video;
 }
 
 function drawVideo() {
@@ -144,7 +145,7 @@ applyTheme();
 watch(["tool", "add"], drawTools);
 watch(["brush", "video"], drawBrush);
 watch(["outline", "solo", "hidden", "loop", "opacity", "playing"], drawSwitches);
-watch(["video", "running", "states", "canUndo", "canRedo"], drawAbility);
+watch(["video", "running", "states", "canUndo", "canRedo", "object"], drawAbility);
 watch(["video", "loaded"], drawVideo);
 watch(["video", "frame", "view"], drawPlace);
 watch(["states"], drawCounts);

@@ -1,6 +1,6 @@
 /** What the server tells while it works. */
 
-import { listen } from "./api.js";
+import { get, listen } from "./api.js";
 import { apply, reload } from "./actions.js";
 import { showFiles } from "./export.js";
 import { dropMasks } from "./frames.js";
@@ -9,9 +9,9 @@ import { complain, say, state, update } from "./state.js";
 const handlers = {
   change: (event) => apply(event, "event"),
   project: () => reload().catch(complain),
-  network: ({ ready, error }) => {
+  network: ({ error }) => {
+    update({ loading: false });
     if (error) complain(error);
-    else if (!ready) update({ progress: { ...state.progress, network: true } });
   },
   frame: tracked,
   export: ({ done, total }) => update({ running: "export", progress: { done, total } }),
@@ -22,7 +22,7 @@ function tracked(event) {
   const { index, state: letter } = event;
   state.states[index] = letter.charCodeAt(0);
   dropMasks([index]);
-  const back = state.progress?.back ?? (state.progress?.index ?? index) > index;
+  const back = state.progress?.back ?? false;
   update({
     states: state.states,
     running: "track",
@@ -35,7 +35,7 @@ function finished({ what, stopped, error, files }) {
   const { progress } = state;
   update({ running: null, progress: null, follow: false, done: state.done + 1 });
   if (error) complain(error);
-  else if (what === "export") say(stopped ? "Export stopped." : "Exported. The files are in the list.", "good");
+  else if (what === "export") say(stopped ? "Export stopped." : "Exported. The files are in the dialog of Export, and in the folder of the project.", "end");
   else say(trackedText(progress, stopped), "good");
   if (what === "export") showFiles(files);
 }
@@ -48,10 +48,18 @@ function trackedText(progress, stopped) {
   return stopped ? `Stopped after ${frames}.` : `Tracked ${frames}${seconds}.`;
 }
 
+/** Nothing of the project is lost: it is a folder, and each edit is in it. */
+async function lost(refused) {
+  update({ playing: false, away: "Connection lost. Everything is saved; trying again…" });
+  if (!refused) return;
+  const why = await get("project").catch((error) => error);
+  if (why.status === 403) update({ away: why.message });
+}
+
 export function connect() {
   listen({
     event: (event) => handlers[event.kind]?.(event),
-    lost: () => update({ connected: false, playing: false }),
+    lost,
     back: () => reload().then(() => say("Connected again.", "good"), complain),
   });
 }

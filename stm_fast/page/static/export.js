@@ -52,11 +52,10 @@ function choice({ name, title, default: chosen, unavailable }) {
 
 const chosen = () => [...kinds.querySelectorAll("input:checked")].map((box) => box.value);
 
-async function begin(event) {
-  event.preventDefault();
+async function begin() {
   if (state.running || !chosen().length) return;
   update({ running: "export", progress: { done: 0, total: 0 }, message: { kind: "", text: "" } });
-  files.replaceChildren();
+  showFiles([]);
   try {
     await post("export", { write: chosen() });
   } catch (error) {
@@ -68,17 +67,19 @@ async function begin(event) {
 /** @param {{name: string, bytes: number, files: number}[]} list */
 export function showFiles(list) {
   files.replaceChildren(...(list ?? []).map(link));
-  outcome.hidden = !files.children.length;
+  outcome.hidden = !list?.length;
 }
 
 function link({ name, bytes, files: count }) {
   const item = document.createElement("li");
   const anchor = document.createElement("a");
   anchor.href = `/api/results/${encodeURIComponent(name)}`;
-  anchor.download = count > 1 ? `${name}.zip` : name;
-  anchor.textContent = name;
+  // files have endings, folders have none
+  const isFolder = !name.includes(".");
+  anchor.download = isFolder ? `${name}.zip` : name;
+  anchor.textContent = anchor.download;
   const size = document.createElement("span");
-  size.textContent = count > 1 ? `${count.toLocaleString("en")} files, ${sizeText(bytes)}` : sizeText(bytes);
+  size.textContent = isFolder ? `${count.toLocaleString("en")} ${count === 1 ? "file" : "files"}, ${sizeText(bytes)}` : sizeText(bytes);
   item.append(anchor, size);
   return item;
 }
@@ -104,7 +105,7 @@ function draw() {
   problem.textContent = state.message.kind === "error" ? state.message.text : "";
 }
 
-document.querySelector("#export-form").addEventListener("submit", begin);
+start.addEventListener("click", begin);
 halt.addEventListener("click", stop);
 watch(["running", "progress", "marks", "message", "results", "video"], draw);
 watch(["results"], drawKinds);

@@ -35,5 +35,4 @@ update({ ...state });
 connect();
 reload().catch((error) => {
   complain(error);
-  update({ connected: error.status !== 0 });
 });

@@ -7,23 +7,31 @@ const list = document.querySelector("#objects");
 const template = document.querySelector("#object-row");
 
 function draw() {
-  const focused = list.contains(document.activeElement) ? document.activeElement.dataset.part : null;
+  const part = list.contains(document.activeElement) ? document.activeElement.dataset.part : null;
   list.replaceChildren(...state.objects.map(row));
   list.hidden = !state.objects.length;
-  if (focused) list.querySelector(`.chosen [data-part="${focused}"]`)?.focus();
+  mark();
+  if (part) list.querySelector(`.chosen [data-part="${part}"]`)?.focus();
+}
+
+/** Marks the current object; the rows stay, as a double click has to find the same one twice. */
+function mark() {
+  for (const item of list.children) {
+    const chosen = Number(item.dataset.id) === state.object;
+    const radio = item.querySelector('[data-part="radio"]');
+    item.classList.toggle("chosen", chosen);
+    radio?.setAttribute("aria-checked", String(chosen));
+    if (radio) radio.tabIndex = chosen ? 0 : -1;
+  }
 }
 
 function row(object, at) {
   const item = template.content.firstElementChild.cloneNode(true);
   const [color, radio, remove] = ["color", "radio", "remove"].map((part) => item.querySelector(`[data-part="${part}"]`));
-  const chosen = object.id === state.object;
-  item.classList.toggle("chosen", chosen);
   item.dataset.id = String(object.id);
   color.value = object.color;
   color.setAttribute("aria-label", `Color of ${object.name}`);
   color.addEventListener("change", () => changeObject(object.id, { color: color.value }));
-  radio.setAttribute("aria-checked", String(chosen));
-  radio.tabIndex = chosen ? 0 : -1;
   radio.querySelector(".name").textContent = object.name;
   radio.querySelector("kbd").textContent = at < 9 ? String(at + 1) : "";
   radio.addEventListener("click", () => select(object.id));
@@ -40,7 +48,9 @@ function walk(event) {
   if (!way) return;
   event.preventDefault();
   const at = state.objects.findIndex((one) => one.id === state.object);
-  select(state.objects[(at + way + state.objects.length) % state.objects.length].id);
+  const { id } = state.objects[(at + way + state.objects.length) % state.objects.length];
+  select(id);
+  list.querySelector(`[data-id="${id}"] [data-part="radio"]`).focus();
 }
 
 /** Puts a text field in the place of a name. */
@@ -69,4 +79,5 @@ export function rename(id) {
   field.select();
 }
 
-watch(["objects", "object"], draw);
+watch(["objects"], draw);
+watch(["object"], mark);

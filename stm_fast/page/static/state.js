@@ -14,19 +14,20 @@ export const state = {
   marks: [0, 0],
   canUndo: false,
   canRedo: false,
-  /** @type {null | "track" | "export" | "network"} */ running: null,
+  /** @type {null | "track" | "export"} */ running: null,
+  /** whether the network is being loaded, for which tracking waits */ loading: false,
   clicksAlone: false,
   /** @type {{name: string, title: string, default: boolean, unavailable: string | null}[]} */ results: [],
   uploads: Infinity,
 
   loaded: false,
-  connected: true,
+  /** why the server cannot be reached; empty if it can */ away: "",
   edits: 0,
   done: 0,
   version: 0,
   /** @type {null | {back: boolean, index?: number, rate?: number, done?: number, total?: number}} */ progress: null,
   /** @type {null | {name: string, part: number}} */ upload: null,
-  /** @type {{kind: "" | "good" | "error", text: string}} */ message: { kind: "", text: "" },
+  /** @type {{kind: "" | "good" | "end" | "error", text: string}} */ message: { kind: "", text: "" },
   /** @type {{time: Date, text: string}[]} */ problems: [],
 
   frame: 0,
@@ -77,22 +78,26 @@ function render() {
 /** "" | "prompt" | "track" | "export" */
 export function busy() {
   if (state.edits) return "prompt";
-  return state.running === "export" ? "export" : state.running ? "track" : "";
+  return state.running ?? "";
 }
 
 export const currentObject = () => state.objects.find((one) => one.id === state.object) ?? null;
 
 export const stateOf = (index) => String.fromCharCode(state.states[index] ?? 46);
 
+/** @param {"" | "good" | "end"} kind good: what to do next is said after it */
 export function say(text, kind = "") {
   update({ message: { kind, text } });
+}
+
+/** Clears what was said, but not an error. */
+export function hush() {
+  if (state.message.text && state.message.kind !== "error") say("");
 }
 
 /** Shows an error in the status line, and keeps it in the list of problems. */
 export function complain(error) {
   const text = error instanceof Error ? error.message : String(error);
-  update({
-    message: { kind: "error", text },
-    problems: [...state.problems, { time: new Date(), text }].slice(-50),
-  });
+  const before = state.problems.at(-1)?.text === text ? state.problems.slice(0, -1) : state.problems;
+  update({ message: { kind: "error", text }, problems: [...before, { time: new Date(), text }].slice(-50) });
 }

@@ -3,7 +3,8 @@
 import { busy, currentObject, state, stateOf, watch } from "./state.js";
 
 const line = document.querySelector("#status");
-const bar = document.querySelector("#progress");
+const bars = document.querySelectorAll("#progress, #upload-progress");
+const invitation = document.querySelector("#invitation");
 const button = document.querySelector("#problems-button");
 const list = document.querySelector("#problems");
 
@@ -11,10 +12,9 @@ const percent = (part) => `${Math.floor(part * 100)} %`;
 
 function happening() {
   const { upload, progress, running } = state;
-  if (!state.connected) return "Connection lost. Nothing is lost; trying again…";
+  if (state.away) return state.away;
   if (upload) return upload.part < 1 ? `Copying ${upload.name}: ${percent(upload.part)}` : `Opening ${upload.name}…`;
   if (state.edits && state.message.kind !== "error") return "Working…";
-  if (running === "network") return "Loading the network…";
   if (running === "track") return tracking(progress);
   if (running === "export") return progress?.total ? `Exporting: ${percent(progress.done / progress.total)}` : "Exporting…";
   return "";
@@ -22,7 +22,7 @@ function happening() {
 
 function tracking(progress) {
   const way = progress?.back ? "backward" : "forward";
-  if (progress?.index === undefined) return `Tracking ${way}: starting…`;
+  if (progress?.index === undefined) return `Tracking ${way}: ${state.loading ? "loading the network" : "starting"}…`;
   const { index, rate, done, total } = progress;
   const left = rate > 0 ? `, ${duration((total - done) / rate)} left` : "";
   return `Tracking ${way}: frame ${index}, ${rate.toFixed(1)} frames/s${left}. Esc stops.`;
@@ -40,8 +40,9 @@ function advice() {
   if (!state.loaded) return "";
   if (!state.video) return "Choose a video, or drop one here.";
   const name = state.objects.length > 1 ? currentObject()?.name : "the object";
-  if (!has("g")) return "Draw round the object.";
+  if (!has("g")) return state.clicksAlone ? "Draw round the object, or click it." : "Draw round the object.";
   if (!has("f") && !has("d") && !has("l")) return "Click what is missing, right-click what is too much. Enter tracks forward.";
+  if ("dl".includes(stateOf(state.frame))) return "This frame is doubtful. Correct it with clicks, then Enter tracks on from here.";
   if (has("d") || has("l")) return "D goes to the next doubtful frame. Correct it, then Enter tracks on from there.";
   if (stateOf(state.frame) === ".") return `No mask here yet: Enter tracks on, or draw round ${name}.`;
   return "Correct any frame with clicks; Enter tracks on from there. Then export.";
@@ -50,13 +51,16 @@ function advice() {
 function draw() {
   const { kind, text } = state.message;
   const now = happening();
-  line.textContent = now || (kind === "error" ? text : [text, advice()].filter(Boolean).join(" "));
-  line.dataset.kind = !state.connected ? "error" : now ? "busy" : kind;
+  const alone = text && kind !== "good";
+  line.textContent = now || (alone ? text : [text, advice()].filter(Boolean).join(" "));
+  line.dataset.kind = state.away ? "error" : now ? "busy" : kind;
   const { upload, progress, running } = state;
   const part = upload ? upload.part : running && progress?.total ? progress.done / progress.total : null;
-  bar.hidden = !upload && !running;
-  if (part === null) bar.removeAttribute("value");
-  else bar.value = part;
+  for (const one of bars) one.hidden = !upload && !running;
+  for (const one of bars) {
+    if (part === null) one.removeAttribute("value");
+    else one.value = part;
+  }
 }
 
 function drawProblems() {
@@ -74,6 +78,10 @@ function drawProblems() {
   );
 }
 
+function drawInvitation() {
+  invitation.hidden = !state.video || has("g") || state.edits > 0;
+}
+
 function mark() {
   const { dataset } = document.body;
   if (state.loaded) dataset.ready = !state.video ? "empty" : state.shown ? "1" : "";
@@ -82,6 +90,7 @@ function mark() {
   dataset.version = String(state.version);
 }
 
-watch(["message", "connected", "upload", "edits", "running", "progress", "loaded", "video", "states", "frame", "objects"], draw);
+watch(["message", "away", "loading", "upload", "edits", "running", "progress", "loaded", "video", "states", "frame", "objects"], draw);
 watch(["problems"], drawProblems);
+watch(["video", "states", "edits"], drawInvitation);
 watch(["loaded", "video", "shown", "edits", "running", "done", "version"], mark);

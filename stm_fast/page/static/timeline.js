@@ -91,15 +91,22 @@ function drawFrames(context, color, ratio) {
 /** A tall bar with a diamond on it. */
 function drawGiven(context, color, middle, across, ratio) {
   const size = Math.max(3 * ratio, Math.min(6 * ratio, across / 2 + ratio));
-  const high = lane.height * 0.32;
+  const high = lane.height * 0.26;
   const thick = Math.max(2 * ratio, Math.min(3 * ratio, across));
-  context.fillStyle = color.given;
-  context.fillRect(Math.round(middle - thick / 2), high, Math.round(thick), lane.height - high);
+  // first in the color of the ground, to stand out from its neighbors
+  for (const [fill, border] of [[color.lane, 1.5 * ratio], [color.given, 0]]) {
+    context.fillStyle = fill;
+    context.fillRect(Math.round(middle - thick / 2 - border), high, Math.round(thick + 2 * border), lane.height - high);
+    diamond(context, middle, high, size + border);
+  }
+}
+
+function diamond(context, x, y, size) {
   context.beginPath();
-  context.moveTo(middle, high - size);
-  context.lineTo(middle + size, high);
-  context.lineTo(middle, high + size);
-  context.lineTo(middle - size, high);
+  context.moveTo(x, y - size);
+  context.lineTo(x + size, y);
+  context.lineTo(x, y + size);
+  context.lineTo(x - size, y);
   context.fill();
 }
 
@@ -110,7 +117,7 @@ function drawColumns(context, color, ratio) {
   let last = -Infinity;
   given.forEach((value, x) => {
     if (!value || x - last < 3 * ratio) return;
-    drawGiven(context, color, x + spread / 2, 4 * ratio, ratio);
+    drawGiven(context, color, x + spread / 2, 6 * ratio, ratio);
     last = x;
   });
 }
@@ -248,6 +255,7 @@ canvas.addEventListener("pointercancel", up);
 canvas.addEventListener("pointerleave", leave);
 canvas.addEventListener("dblclick", (event) => handleAt(event) && resetMarks());
 new ResizeObserver(redraw).observe(canvas);
+addEventListener("resize", redraw);
 watch(["states", "video"], drawLane);
 watch(["states", "video", "frame", "marks"], draw);
 watch(["states", "video", "frame"], describe);

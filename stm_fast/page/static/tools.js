@@ -15,12 +15,14 @@ const MOST_POINTS = 2000;
 const ACCENT = "#ffffff";
 
 /**
- * @typedef {{tool: string, add: boolean, frame: number, points: [number, number][], start: [number, number], far: boolean}} Gesture
+ * @typedef {{tool: string, add: boolean, frame: number, points: [number, number][],
+ *   start: [number, number], far: boolean, plain: boolean, brush: number}} Gesture far: dragged; plain: by the left button alone
  */
 /** @type {Gesture | null} */ let gesture = null;
 /** drawn until their mask is on screen @type {Gesture[]} */ let sent = [];
 /** @type {Map<number, [number, number]>} */ const touches = new Map();
 let hover = null;
+let away = false;
 let panning = null;
 let spaceHeld = false;
 let spaceUsed = false;
@@ -58,18 +60,20 @@ function startPan(event) {
 }
 
 function start(event) {
-  const away = event.button === 2 || event.altKey;
-  const tool = away && state.tool === "brush" ? "eraser" : state.tool;
-  const add = tool === "brush" || (tool !== "eraser" && !away && (tool === "brush" || state.add));
+  const takesAway = event.button === 2 || event.altKey;
+  const tool = takesAway && state.tool === "brush" ? "eraser" : state.tool;
+  const add = tool === "brush" || (tool !== "eraser" && !takesAway && state.add);
   const frame = state.shown.index;
   update({ playing: false });
   seek(frame);
   const point = toImage(event.clientX, event.clientY);
-  gesture = { tool, add, frame, points: [point], start: [event.clientX, event.clientY], far: false, plain: !away };
+  const start = [event.clientX, event.clientY];
+  gesture = { tool, add, frame, points: [point], start, far: false, plain: !takesAway, brush: state.brush };
   draw();
 }
 
 function move(event) {
+  away = event.altKey || !state.add;
   hover = event.pointerType === "touch" ? null : [event.clientX, event.clientY];
   if (touches.has(event.pointerId) && touches.size > 1) return pinch(event);
   if (panning) return movePan(event);
@@ -127,10 +131,11 @@ function leave(event) {
 
 function finish(done) {
   const { tool, far } = done;
-  if (tool === "brush" || tool === "eraser") return send(done, { tool: "brush", points: thin(done.points), radius: state.brush / 2 });
-  if (tool === "lasso" && far && done.plain && done.points.length > 2) return send(done, { tool, points: thin(done.points) });
-  if (tool === "box" && far && done.plain) return sendBox(done);
-  click(done);
+  if (tool === "brush" || tool === "eraser") return send(done, { tool: "brush", points: thin(done.points), radius: done.brush / 2 });
+  if (tool === "click" || !far) return click(done);
+  if (!done.plain) return say("Draw round an object with the left button. A right click, without dragging, takes away.");
+  if (tool === "box") return sendBox(done);
+  if (done.points.length > 2) send(done, { tool, points: thin(done.points) });
 }
 
 function sendBox(done) {
@@ -174,14 +179,17 @@ async function send(done, prompt) {
   });
   sent = sent.filter((one) => one !== done);
   draw();
-  if (change) say(answerText(prompt.tool, change), "good");
+  if (change?.found === false) say(UNFOUND, "end");
+  else if (change) say(answerText(prompt.tool, change), "good");
 }
 
-function answerText(tool, { pixels, seconds, found }) {
-  if (found === false) return "Nothing stood out from the background, so the mask is what you drew round. Correct it with clicks or the brush.";
+const UNFOUND = "Nothing stood out there, so the mask is what you drew round. Correct it with clicks or the brush.";
+
+function answerText(tool, { pixels, seconds }) {
   if (tool === "brush") return "";
-  const time = seconds < 0.1 ? "less than 0.1" : seconds.toFixed(1);
-  return `${pixels.toLocaleString("en")} pixels in ${time} s.`;
+  const size = `${pixels.toLocaleString("en")} pixels`;
+  if (tool === "click") return `Corrected: ${size}.`;
+  return `Mask of ${size} found in ${Math.max(0.1, seconds).toFixed(1)} s.`;
 }
 
 function draw() {
@@ -195,7 +203,8 @@ function draw() {
 function drawGesture(one) {
   inImage(pen);
   if (one.tool === "brush" || one.tool === "eraser") drawStroke(one);
-  else if (!one.far || !one.plain || one.tool === "click") drawDot(one);
+  else if (!one.far || one.tool === "click") drawDot(one);
+  else if (!one.plain) return;
   else if (one.tool === "box") dashes(one, () => pen.rect(...boxOf(one)));
   else dashes(one, () => one.points.forEach((point) => pen.lineTo(...point)));
 }
@@ -228,7 +237,7 @@ function closing(one, thin) {
 
 function drawStroke(one) {
   pen.lineCap = pen.lineJoin = "round";
-  pen.lineWidth = state.brush;
+  pen.lineWidth = one.brush;
   pen.globalAlpha = 0.55;
   pen.strokeStyle = one.tool === "eraser" ? "#101114" : (currentObject()?.color ?? ACCENT);
   pen.beginPath();
@@ -254,15 +263,23 @@ function sign(x, y, add, radius) {
   pen.beginPath();
   pen.moveTo(x - radius / 2, y);
   pen.lineTo(x + radius / 2, y);
-  if (add) pen.moveTo(x, y - radius / 2), pen.lineTo(x, y + radius / 2);
+  if (add) {
+    pen.moveTo(x, y - radius / 2);
+    pen.lineTo(x, y + radius / 2);
+  }
   pen.stroke();
 }
 
 function drawHover() {
-  if (state.tool !== "brush" && state.tool !== "eraser") return;
   const [x, y] = toImage(...hover);
-  inImage(pen);
   const thin = 1 / state.view.scale;
+  inImage(pen);
+  if (state.tool === "brush" || state.tool === "eraser") drawRing(x, y, thin);
+  else if (!gesture && !state.running && hasMask()) sign(x + 13 * thin, y + 13 * thin, !away, 6 * thin);
+}
+
+/** The brush in its true size. */
+function drawRing(x, y, thin) {
   for (const [width, color] of [[3, "rgb(0 0 0 / 70%)"], [1.25, "#fff"]]) {
     pen.lineWidth = width * thin;
     pen.strokeStyle = color;
@@ -302,6 +319,11 @@ ink.addEventListener("pointercancel", leave);
 ink.addEventListener("pointerleave", () => {
   hover = null;
   draw();
+});
+// the frame takes no focus from a click, so that its ring means the keyboard
+ink.addEventListener("mousedown", (event) => {
+  event.preventDefault();
+  document.activeElement?.blur();
 });
 ink.addEventListener("contextmenu", (event) => event.preventDefault());
 ink.addEventListener("wheel", wheel, { passive: false });
