@@ -15,6 +15,8 @@ from stm_fast.inference.objects import label
 from stm_fast.inference.options import RunOptions
 from stm_fast.page.project import Project
 from stm_fast.page.tracker import track_project
+from stm_fast.runs import estimation
+from stm_fast.runs.estimation import Workload
 from stm_fast.runs.object_table import read_table
 from stm_fast.runs.video import segment_video
 from stm_fast.video import read_written_mask
@@ -252,6 +254,21 @@ def test_given_masks_have_room_in_a_capped_memory(project, model, clip):
         give(project, index, clip.ids(index))
     track(project, model, 6, options=RunOptions(MemoryConfig(max_frames=2), min_size=HEIGHT))
     assert project.states() == "g.g.g.g" + "f" * 9
+
+
+def test_a_video_that_is_too_long_for_the_memory_is_tracked_with_fewer_frames(
+    project, model, clip, frames, tmp_path, monkeypatch
+):
+    give(project, 0, clip.ids(0))
+    options = RunOptions(MemoryConfig(every=1), min_size=HEIGHT)
+    work = Workload(model, options, (HEIGHT, WIDTH), objects=2, frames=6, keep_prob=True)
+    monkeypatch.setattr(estimation, "available_bytes", lambda _: estimation.estimate(work).memory_bytes)
+    track(project, model, 0, options=options)
+    monkeypatch.undo()
+    memory = MemoryConfig(every=1, max_frames=3, evict="even")  # half of what would fit
+    segment_video(frames, project.folder / "given", tmp_path / "out", model=model, memory=memory, min_size=HEIGHT)
+    for index in range(FRAMES):
+        assert np.array_equal(project.shown(index), read_written_mask(tmp_path / f"out/masks/{index:05d}.png").ids)
 
 
 def test_a_run_that_does_not_fit_into_memory_is_refused(project, model, clip):
