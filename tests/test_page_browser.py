@@ -35,7 +35,7 @@ def drawn(person, clip, index=0, object_id=1):
 
 
 def test_the_way_from_nothing_to_two_tracked_objects(visit, clip):
-    person = visit.open(clip.path, "--min-size", "480")  # slow enough for the live preview
+    person = visit.open(clip.path, "--min-size", "320")  # slow enough for the live preview
     person.picture("opened")
     person.lasso(clip.own(0, 1))
     person.picture("lasso")
@@ -97,11 +97,13 @@ def test_brush_and_eraser_paint_and_the_keys_undo(person, clip):
     erased = person.ids(0)
     assert erased[int(middle[1]), int(middle[0])] == 0
     assert 0 < np.count_nonzero(erased) < np.count_nonzero(painted)
-    for mask in (painted, np.zeros_like(painted)):
+    nothing = np.zeros_like(painted)
+    for mask in (painted, nothing, nothing):
         person.changed(lambda: person.press("Control+z"))
         assert np.array_equal(person.ids(0), mask)
-    assert not person.project()["can_undo"]
-    for mask in (painted, erased):
+    project = person.project()
+    assert (project["objects"], project["can_undo"]) == ([], False)
+    for mask in (nothing, painted, erased):
         person.changed(lambda: person.press("Control+Shift+z"))
         assert np.array_equal(person.ids(0), mask)
     person.changed(lambda: person.page.click("#undo"))
@@ -135,8 +137,8 @@ def test_objects_are_named_colored_deleted_and_restored(person, clip):
     before = person.pixels()
     person.recolor(2, "#00ff00")
     assert person.project()["objects"][1]["color"] == "#00ff00"
-    green = np.count_nonzero((person.pixels().astype(int) - before)[..., 1] > 20)
-    assert green > 20, "the stage shows the new color"
+    repainted = np.abs(person.pixels().astype(int) - before).max(-1) > 20
+    assert np.count_nonzero(repainted) > 0.8 * np.count_nonzero(clip.own(0, 2)), "the stage shows the new color"
     masks = person.ids(0)
     assert set(np.unique(masks)) == {0, 1, 2}
     person.delete(2)

@@ -224,5 +224,5 @@ def _frame(reader: FrameReader, index: int) -> Frame:
 
 def _decoded(reader: FrameReader, frames: range) -> Iterator[Frame]:
     """Frames in either direction."""
-    decoded = reader.backward(frames.start + 1) if frames.step < 0 else islice(reader, frames.start, None)
+    decoded = reader.backward(frames.start + 1) if frames.step < 0 else reader.forward(frames.start)
     return islice(decoded, len(frames))

@@ -93,8 +93,11 @@ export async function refresh() {
 
 function present(me, shown) {
   answered = me;
+  const near = Math.abs(shown.index - (state.shown?.index ?? 0)) <= NEAR;
   update({ shown });
-  queueMicrotask(prefetch);
+  clearTimeout(timer);
+  // a dragged playhead leaves no time for what may not be wanted
+  timer = setTimeout(prefetch, near ? 0 : PAUSE_MS);
 }
 
 function release() {
@@ -103,6 +106,9 @@ function release() {
   for (const resolve of ready) resolve();
 }
 
+const NEAR = 12;
+const PAUSE_MS = 250;
+let timer = 0;
 let direction = 1;
 let last = 0;
 let fetching = 0;

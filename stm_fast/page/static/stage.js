@@ -146,4 +146,6 @@ function drawMissing() {
 }
 
 new ResizeObserver(resize).observe(ink);
+// also when only the density of the screen changes
+addEventListener("resize", resize);
 watch(["shown", "view", "opacity", "outline", "hidden", "video"], draw);

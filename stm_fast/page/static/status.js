@@ -40,7 +40,7 @@ function advice() {
   if (!state.loaded) return "";
   if (!state.video) return "Choose a video, or drop one here.";
   const name = state.objects.length > 1 ? currentObject()?.name : "the object";
-  if (!has("g")) return "Draw round the object.";
+  if (!has("g")) return state.clicksAlone ? "Draw round the object, or click it." : "Draw round the object.";
   if (!has("f") && !has("d") && !has("l")) return "Click what is missing, right-click what is too much. Enter tracks forward.";
   if ("dl".includes(stateOf(state.frame))) return "This frame is doubtful. Correct it with clicks, then Enter tracks on from here.";
   if (has("d") || has("l")) return "D goes to the next doubtful frame. Correct it, then Enter tracks on from there.";

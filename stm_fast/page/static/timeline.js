@@ -255,6 +255,7 @@ canvas.addEventListener("pointercancel", up);
 canvas.addEventListener("pointerleave", leave);
 canvas.addEventListener("dblclick", (event) => handleAt(event) && resetMarks());
 new ResizeObserver(redraw).observe(canvas);
+addEventListener("resize", redraw);
 watch(["states", "video"], drawLane);
 watch(["states", "video", "frame", "marks"], draw);
 watch(["states", "video", "frame"], describe);

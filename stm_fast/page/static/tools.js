@@ -16,7 +16,7 @@ const ACCENT = "#ffffff";
 
 /**
  * @typedef {{tool: string, add: boolean, frame: number, points: [number, number][],
- *   start: [number, number], far: boolean, plain: boolean}} Gesture far: dragged; plain: by the left button alone
+ *   start: [number, number], far: boolean, plain: boolean, brush: number}} Gesture far: dragged; plain: by the left button alone
  */
 /** @type {Gesture | null} */ let gesture = null;
 /** drawn until their mask is on screen @type {Gesture[]} */ let sent = [];
@@ -67,7 +67,8 @@ function start(event) {
   update({ playing: false });
   seek(frame);
   const point = toImage(event.clientX, event.clientY);
-  gesture = { tool, add, frame, points: [point], start: [event.clientX, event.clientY], far: false, plain: !takesAway };
+  const start = [event.clientX, event.clientY];
+  gesture = { tool, add, frame, points: [point], start, far: false, plain: !takesAway, brush: state.brush };
   draw();
 }
 
@@ -130,10 +131,11 @@ function leave(event) {
 
 function finish(done) {
   const { tool, far } = done;
-  if (tool === "brush" || tool === "eraser") return send(done, { tool: "brush", points: thin(done.points), radius: state.brush / 2 });
-  if (tool === "lasso" && far && done.plain && done.points.length > 2) return send(done, { tool, points: thin(done.points) });
-  if (tool === "box" && far && done.plain) return sendBox(done);
-  click(done);
+  if (tool === "brush" || tool === "eraser") return send(done, { tool: "brush", points: thin(done.points), radius: done.brush / 2 });
+  if (tool === "click" || !far) return click(done);
+  if (!done.plain) return say("Draw round an object with the left button. A right click, without dragging, takes away.");
+  if (tool === "box") return sendBox(done);
+  if (done.points.length > 2) send(done, { tool, points: thin(done.points) });
 }
 
 function sendBox(done) {
@@ -177,11 +179,13 @@ async function send(done, prompt) {
   });
   sent = sent.filter((one) => one !== done);
   draw();
-  if (change) say(answerText(prompt.tool, change), "good");
+  if (change?.found === false) say(UNFOUND, "end");
+  else if (change) say(answerText(prompt.tool, change), "good");
 }
 
-function answerText(tool, { pixels, seconds, found }) {
-  if (found === false) return "Nothing stood out from the background, so the mask is what you drew round. Correct it with clicks or the brush.";
+const UNFOUND = "Nothing stood out there, so the mask is what you drew round. Correct it with clicks or the brush.";
+
+function answerText(tool, { pixels, seconds }) {
   if (tool === "brush") return "";
   const size = `${pixels.toLocaleString("en")} pixels`;
   if (tool === "click") return `Corrected: ${size}.`;
@@ -199,7 +203,8 @@ function draw() {
 function drawGesture(one) {
   inImage(pen);
   if (one.tool === "brush" || one.tool === "eraser") drawStroke(one);
-  else if (!one.far || !one.plain || one.tool === "click") drawDot(one);
+  else if (!one.far || one.tool === "click") drawDot(one);
+  else if (!one.plain) return;
   else if (one.tool === "box") dashes(one, () => pen.rect(...boxOf(one)));
   else dashes(one, () => one.points.forEach((point) => pen.lineTo(...point)));
 }
@@ -232,7 +237,7 @@ function closing(one, thin) {
 
 function drawStroke(one) {
   pen.lineCap = pen.lineJoin = "round";
-  pen.lineWidth = state.brush;
+  pen.lineWidth = one.brush;
   pen.globalAlpha = 0.55;
   pen.strokeStyle = one.tool === "eraser" ? "#101114" : (currentObject()?.color ?? ACCENT);
   pen.beginPath();
@@ -258,7 +263,10 @@ function sign(x, y, add, radius) {
   pen.beginPath();
   pen.moveTo(x - radius / 2, y);
   pen.lineTo(x + radius / 2, y);
-  if (add) pen.moveTo(x, y - radius / 2), pen.lineTo(x, y + radius / 2);
+  if (add) {
+    pen.moveTo(x, y - radius / 2);
+    pen.lineTo(x, y + radius / 2);
+  }
   pen.stroke();
 }
 
