@@ -22,8 +22,10 @@ build:
 demo: setup
 	$(BIN)/stm-fast demo --output demo --overwrite
 
+# what may not be absent: backends, and browser for the tests of the page
+REQUIRE ?= cpp
 # one worker per core, one thread each; if a test uses more, waiting threads leave the cores to others
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive STM_FAST_REQUIRE=cpp $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive STM_FAST_REQUIRE=$(REQUIRE) $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 PYTEST += --quiet --durations 10
 
 test: setup

@@ -80,7 +80,10 @@ setup(
     packages=[*find_packages(include=["stm_fast", "stm_fast.*"]), "stm_fast.kernels", "stm_fast.kernels.experimental"],
     package_dir={"stm_fast": "stm_fast", "stm_fast.kernels": "kernels"},
     package_data={
-        "stm_fast": ["py.typed", REASON_FILE, "evaluation/*.html", "evaluation/*.svg", "weights/*", "weights/recipe/*"]
+        "stm_fast": [
+            *("py.typed", REASON_FILE, "evaluation/*.html", "evaluation/*.svg", "page/static/*"),
+            *("weights/*", "weights/recipe/*"),
+        ]
     },
     ext_modules=[extension],
     cmdclass={"build_ext": BuildOrExplain},

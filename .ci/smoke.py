@@ -1,14 +1,20 @@
 """Smoke test of an installed stm_fast: .ci/smoke.py FOLDER, run by the Python that has it.
 
 Compares forward and backward reads of the C++ engine with the reference, segments ten frames from the command line
-(with every result) and from Python, and runs `stm-fast info`. FOLDER, which must not exist yet, is for the clip and its
-masks.
+(with every result) and from Python, draws, tracks and exports in the page if it is installed with its extra, and runs
+`stm-fast info`. FOLDER, which must not exist yet, is for the clip and its masks.
 """
 
+import json
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
+from http.cookiejar import CookieJar
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.request import HTTPCookieProcessor, Request, build_opener
 
 import numpy as np
 import torch
@@ -59,10 +65,60 @@ def check_segmentation(folder: Path) -> None:
         sys.exit(f"found {result.frame_index + 1} frames, expected {FRAMES}")
 
 
+def check_page(folder: Path) -> None:
+    """Exits if the page of the clip cannot be opened, drawn on, tracked, exported and ended."""
+    command = [STM_FAST, "open", folder / "clip.mp4", "--output", folder / "project", "--min-size", "1"]
+    with subprocess.Popen([*command, "--port", "0", "--no-browser"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            use_page(server.stdout.readline().strip(), folder / "project/results")
+        finally:
+            server.send_signal(signal.SIGINT)
+    if server.returncode != 0:
+        sys.exit(f"stm-fast open: found exit code {server.returncode}, expected 0")
+
+
+def use_page(url: str, results: Path) -> None:
+    """A box round an object, tracked and exported, as the page does it."""
+    browser = build_opener(HTTPCookieProcessor(CookieJar()))
+    page = browser.open(url).read().decode()
+    place = url.partition("?")[0]
+    for file in (Path(stm_fast.__file__).parent / "page/static").iterdir():
+        browser.open(f"{place}static/{file.name}").read()
+    if "page.css" not in page:
+        sys.exit(f"{url}: found {page[:100]!r}, expected the page")
+
+    def post(path: str, **body: object) -> bytes:
+        sent = Request(f"{place}api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        return browser.open(sent).read()
+
+    def wait(start: Callable[[], object]) -> None:
+        with browser.open(f"{place}api/events") as events:
+            events.readline()
+            start()
+            done = next(line for line in events if b'"kind": "done"' in line)
+        if b'"error": null' not in done:
+            sys.exit(f"stm-fast open: {done.decode()}")
+
+    clip = SyntheticClip(0, frames=FRAMES, objects=2)
+    rows, columns = np.nonzero(clip[0].ids == 1)
+    left, top = int(columns.min()), int(rows.min())
+    post("objects")
+    box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
+    post("prompt", frame=0, object=1, tool="box", box=box)
+    wait(lambda: post("track", frame=0))
+    wait(lambda: post("export", write=["masks", "csv"]))
+    masks = sorted((results / "masks").iterdir())
+    if len(masks) != FRAMES or not read_written_mask(masks[-1]).ids.any():
+        sys.exit(f"{results}: found {len(masks)} masks, expected {FRAMES} with an object")
+
+
 def main() -> None:
     """Ends with an error at the first thing that is wrong."""
     check_reads()
     check_segmentation(Path(sys.argv[1]))
+    if find_spec("fastapi") is not None:  # the extra page
+        check_page(Path(sys.argv[1]))
     subprocess.run([STM_FAST, "info"], check=True)
 
 

@@ -1,4 +1,4 @@
-"""The command line: stm-fast demo | segment | train | evaluate | benchmark | convert | info."""
+"""The command line: stm-fast demo | open | segment | train | evaluate | benchmark | convert | info."""
 
 import sys
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from stm_fast.commands.evaluate import evaluate
 from stm_fast.commands.grouped import grouped
 from stm_fast.commands.help import Command, Group
 from stm_fast.commands.info import info
+from stm_fast.commands.open import open
 from stm_fast.commands.options import general_option
 from stm_fast.commands.segment import segment
 from stm_fast.commands.train import train
@@ -29,6 +30,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     demo: "stm-fast demo --output demo",
     convert: "stm-fast convert STM_weights.pth stm.safetensors",
     info: "stm-fast info",
+    open: "stm-fast open clip.mp4",
     segment: "stm-fast segment clip.mp4 --masks first.png --output out --max-size 480",
     train: "stm-fast train configs/tiny.yaml --output runs/tiny",
     evaluate: "stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth",

@@ -22,7 +22,8 @@ from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM, load
 from stm_fast.network.released import DEFAULT
-from stm_fast.runs.prompted import Click, ObjectPrompt, PromptedVideo, Tracked
+from stm_fast.runs.prompted import Click, ObjectPrompt, PromptedVideo
+from stm_fast.runs.tracking import Tracked
 from stm_fast.video import FrameReader, open_frames
 from stm_fast.video.first_mask import mask_from_box
 from stm_fast.video.mask_size import check_mask_size, to_size
@@ -305,7 +306,7 @@ class VideoPredictor:
         segmenter = VideoSegmenter(self.model, memory=inference_state.memory, **self._options)
         ids = dict(inference_state.ids)
         for tracked in inference_state.track(segmenter, start, count, reverse=reverse):
-            yield tracked.frame_index, list(ids), _logits(tracked, list(ids.values()))
+            yield tracked.frame.index, list(ids), _logits(tracked, list(ids.values()))
 
     def _known(self, state: InferenceState, frame_idx: int) -> Output:
         """The masks of all objects in a frame, as far as they are given or found."""

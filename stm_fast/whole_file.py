@@ -143,13 +143,31 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill inside the block; renamed to `path` at its end, removed if the block raises."""
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill inside the block; renamed to `path` at its end, removed if the block raises.
+
+    Args:
+        replace: an earlier folder at `path` is removed then, with everything in it.
+    """
     with _scratch_folder(path) as partial:
         make_folder(partial)
         yield partial
         with writing(path):
+            if replace and path.is_dir():
+                _replace_folder(partial, path)
+            else:
+                partial.rename(path)
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    """Puts a folder in the place of an earlier one, which is removed."""
+    with _scratch_folder(path.with_name(f"{path.name}.earlier")) as earlier:
+        path.rename(earlier)
+        try:
             partial.rename(path)
+        except OSError:
+            earlier.rename(path)
+            raise
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Hooks and fixtures for all tests: required backends, selection of cases, poisoned memory, the published numbers."""
+"""Hooks and fixtures for all tests: what is required, selection of cases, poisoned memory, the published numbers."""
 
 import importlib.util
 import os
@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import browser
 import gate_record
 from stm_fast.kernels import tuned
 from stm_fast.kernels.plans import forget_plans
@@ -32,9 +33,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--one-in", type=int, metavar="N", help="run one in N of the remaining cases")
 
 
+def absent_reasons() -> dict[str, list[str]]:
+    """Why each backend, and a browser for the page, cannot be tested here."""
+    backends = {f"backend {backend.name}": backend.absent_reasons() for backend in BACKENDS}
+    return {**backends, "browser": browser.absent_reasons()}
+
+
 def pytest_report_header() -> list[str]:
-    absent = {backend.name: backend.absent_reasons() for backend in BACKENDS}
-    return [f"backend {name}: {'; '.join(reasons) or 'available'}" for name, reasons in absent.items()]
+    return [f"{what}: {'; '.join(reasons) or 'available'}" for what, reasons in absent_reasons().items()]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,13 +60,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionstart() -> None:
-    """STM_FAST_REQUIRE=cpp,triton: a required backend that is absent fails the run instead of skipping its tests."""
-    reasons = {backend.name: backend.absent_reasons() for backend in BACKENDS}
+    """STM_FAST_REQUIRE=cpp,browser: what is required and absent fails the run instead of skipping its tests."""
+    absent = {what.split()[-1]: (what, reasons) for what, reasons in absent_reasons().items()}
     for name in REQUIRED:
-        if name not in reasons:
-            pytest.exit(f"STM_FAST_REQUIRE: found {name!r}, expected some of {', '.join(reasons)}", returncode=1)
-        if reasons[name]:
-            pytest.exit(f"STM_FAST_REQUIRE: backend {name} is absent: {'; '.join(reasons[name])}", returncode=1)
+        if name not in absent:
+            pytest.exit(f"STM_FAST_REQUIRE: found {name!r}, expected some of {', '.join(absent)}", returncode=1)
+        what, reasons = absent[name]
+        if reasons:
+            pytest.exit(f"STM_FAST_REQUIRE: {what} is absent: {'; '.join(reasons)}", returncode=1)
 
 
 @pytest.fixture
@@ -85,6 +92,27 @@ def _no_plans() -> None:
     """No test reuses the plans of an earlier one, which may have changed how they are made."""
     forget_plans()
     tuned.file_of_tiles.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for the tests of one module: the event loop of Playwright blocks those of other tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        program = playwright.chromium.launch(executable_path=browser.browser_path())
+        yield program
+        program.close()
+
+
+@pytest.fixture
+def visit(chromium: Any, tmp_path: Path) -> Iterator[Any]:
+    """Servers and people who visit them, see `page_driver.Visit`."""
+    from page_driver import Visit
+
+    visit = Visit(chromium, tmp_path)
+    yield visit
+    visit.end()
 
 
 class Golden(NamedTuple):

@@ -37,11 +37,20 @@ class Running:
     Args:
         folder: where its output is kept until `wait`.
         module: runs `python -m MODULE ARGUMENTS` instead.
+        at: the working directory; by default that of the tests.
     """
 
-    def __init__(self, arguments: list[str], folder: Path, module: str | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        folder: Path,
+        module: str | None = None,
+        *,
+        at: Path | None = None,
+        **environment: str,
+    ) -> None:
         self._printed = [folder / f".printed.{number}.{environment.get('RANK', 0)}" for number in (1, 2)]
-        self._process = CONTEXT.Process(target=_main, args=(arguments, module, self._printed, environment))
+        self._process = CONTEXT.Process(target=_main, args=(arguments, module, at, self._printed, environment))
         self._process.start()
 
     @property
@@ -51,6 +60,13 @@ class Running:
 
     def has_ended(self) -> bool:
         return self._process.exitcode is not None
+
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self._printed[0].read_text() if self._printed[0].exists() else ""
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def wait(self) -> Ended:
         self._process.join(PATIENCE)
@@ -90,8 +106,12 @@ def torchrun(*arguments: str, folder: Path, world: int = 2) -> Ended:
     return Running(command, folder, "torch.distributed.run", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore").wait()
 
 
-def _main(arguments: list[str], module: str | None, printed: list[Path], environment: dict[str, str]) -> None:
+def _main(
+    arguments: list[str], module: str | None, at: Path | None, printed: list[Path], environment: dict[str, str]
+) -> None:
     os.setsid()
+    if at is not None:
+        os.chdir(at)
     os.environ.update(environment)
     for number, path in zip((1, 2), printed, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -64,6 +64,7 @@ def test_the_panels_of_segment():
         ("train", "[OPTIONS] CONFIG"),
         ("evaluate", "[OPTIONS] SET"),
         ("info", "[OPTIONS]"),
+        ("open", "[OPTIONS] [SOURCE]"),
     ],
 )
 def test_the_usage_line(command, usage):
@@ -86,6 +87,7 @@ def test_an_option_has_one_meaning_in_all_commands():
         ("stm-fast se", ["segment"]),
         ("stm-fast benchmark ", ["read", "frames", "tune"]),
         ("stm-fast train --stop", ["--stop-after-minutes"]),
+        ("stm-fast open --prompter ", ["grabcut", "sam2"]),
         ("stm-fast segment --evict ", ["oldest", "least_used", "even"]),
     ],
 )

@@ -17,6 +17,7 @@ from stm_fast.commands.numbers import nbytes, real, whole
 OTHERWISE_REFUSED = {
     "segment": ("absent.mp4", "--masks", "absent.png", "--output", "out"),
     "demo": ("--output", "full"),
+    "open": ("absent.mp4",),
     "train": ("absent.yaml", "--output", "out"),
     "evaluate": ("davis17", "--data", "absent", "--output", "out"),
     "benchmark read": ("--output", "full/file"),

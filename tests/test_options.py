@@ -9,7 +9,9 @@ import inspect
 import json
 import logging
 import shutil
+import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -22,6 +24,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import command_line
+from page_client import Client
 from small_inputs import SMALL, write_davis, write_weights, write_youtube
 from stm_fast.__main__ import app
 from stm_fast.benchmarking.records import FrameRow, ReadRow, read_record
@@ -35,9 +38,11 @@ from stm_fast.inference.options import RunOptions
 from stm_fast.network import architecture_of, stm_lite2
 from stm_fast.network.deploy import for_inference
 from stm_fast.ops.backends import BACKENDS
+from stm_fast.page.server import PageServer
 from stm_fast.runs.checkpoint import Checkpoint
 from stm_fast.runs.video import InterruptedRun, Summary, segment_job, segment_video
 from stm_fast.tasks.network import load_for_inference, load_model, prepare
+from stm_fast.tasks.open import open_page
 from stm_fast.training.log import read_log
 from stm_fast.video import open_frames, read_mask
 from training_runs import SMALL as SMALL_TRAINING
@@ -45,6 +50,8 @@ from training_runs import SMALL as SMALL_TRAINING
 pytest.importorskip("av")
 pytest.importorskip("accelerate")
 pytest.importorskip("cv2")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the tables are for a machine without a CUDA device")
 
 FRAMES = 7
@@ -58,6 +65,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "demo": {"--output": "out", "--frames": 3},
     "convert": {"sources": "small.safetensors", "target": "out.safetensors"},
     "info": {},
+    "open": {"source": CLIP, "--output": "out", "--port": 0},
     "segment": {"sources": CLIP, "--masks": FIRST, "--output": "out"},
     "train": {"config": "run.yaml", "--output": "out"},
     "evaluate": {"benchmark": "davis17", "--data": "davis", "--output": "out", "--sequence": "blob"},
@@ -77,6 +85,7 @@ class Seen:
         self.checkpoints: list[int] = []  # the number of finished frames at each
         self.modes: set[str] = set()  # of torch.compile
         self.stdout = ""
+        self.browsers: list[str] = []  # the addresses that were opened
 
     @property
     def dtype(self) -> torch.dtype:
@@ -155,7 +164,8 @@ def says(words: str) -> Effect:
 
 
 def masks_in(folder: Path) -> list[np.ndarray]:
-    return [read_mask(file).ids for file in sorted(folder.rglob("000*.png"))]
+    found = [file for file in sorted(folder.rglob("000*.png")) if not file.parent.name.startswith(".")]
+    return [read_mask(file).ids for file in found]
 
 
 def same_masks(_: Seen) -> bool:
@@ -184,6 +194,12 @@ def log() -> list[dict[str, Any]]:
 
 
 # preparations
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def earlier_results(folder: str) -> None:
@@ -326,6 +342,22 @@ CONVERT = [
         },
         before=Path("out.safetensors").touch,
     )
+]
+PORT = free_port()
+OPEN = [
+    Run(
+        {
+            "source": (CLIP, lambda _: len(masks_in(OUT / "masks")) == FRAMES),
+            "--output": ("out", writes("out/project.json", "out/given/00000.png", "out/masks/00001.png")),
+            "--port": (PORT, says(f"http://127.0.0.1:{PORT}/?token=")),
+            "--prompter": ("grabcut", given(prompter="grabcut")),
+            "--no-browser": (None, lambda seen: seen.browsers == []),
+        }
+    ),
+    Run({"--host": ("localhost", lambda seen: "http://localhost:" in seen.stdout and seen.browsers != [])}),
+    refused("--prompter", "sam2", "--prompter-weights: found none, expected a folder with weights of SAM 2"),
+    refused("--prompter-weights", "davis", "--prompter-weights: found 'davis', expected none with grabcut"),
+    refused("--host", "256.0.0.1", "--host: found '256.0.0.1', expected an address of this machine"),
 ]
 SEGMENT = [
     Run(
@@ -506,6 +538,7 @@ RUNS = {
     "demo": with_verbosity(*DEMO, NETWORK, *UNTRAINED),
     "convert": with_verbosity(*CONVERT, Run({})),
     "info": with_verbosity(Run({}), Run({})),
+    "open": with_verbosity(*OPEN, NETWORK, *UNTRAINED, *SIZES, *MEMORY),
     "segment": with_verbosity(*SEGMENT, NETWORK, *UNTRAINED, *EVERY_NETWORK, *SIZES, *MEMORY),
     "train": with_verbosity(*TRAIN),
     "evaluate": with_verbosity(*EVALUATE, NETWORK, *UNTRAINED, *SIZES, *MEMORY),
@@ -583,6 +616,31 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
 load_once, load_model_once, prepare_once = map(once, (load_for_inference, load_model, prepare))
 
 
+def used_by_a_person(seen: Seen, serve: Callable[[PageServer], None]) -> Callable[[PageServer], None]:
+    """Serves the page until someone has drawn two objects and tracked them."""
+
+    def use(server: PageServer) -> None:
+        try:
+            client = Client(server.url).enter()
+            for number, x in ((1, 12), (2, 36)):
+                client.post("/api/objects")
+                assert client.prompt(object=number, tool="brush", points=[[x, 12], [x, 18]], radius=6).status == 200
+            with client.listening() as listener:
+                client.post("/api/track", {"frame": 0})
+                assert listener.until_done()[-1]["error"] is None
+        finally:
+            server.should_exit = True
+
+    def serve_a_person(server: PageServer) -> None:
+        with ThreadPoolExecutor(1) as person:
+            done = person.submit(use, server)
+            serve(server)
+            done.result()
+        seen.options["model"] = server.session.network
+
+    return serve_a_person
+
+
 @pytest.fixture
 def seen(monkeypatch):
     """Makes commands use small clips, and records what they do."""
@@ -610,8 +668,11 @@ def seen(monkeypatch):
         seen.modes.add(mode)
         return compile(method, backend="eager")
 
-    for name in ("demo", "segment"):
+    for name in ("demo", "open", "segment"):
         monkeypatch.setattr(f"stm_fast.tasks.{name}.load_for_inference", load_once)
+    monkeypatch.setattr(PageServer, "serve_until_stopped", used_by_a_person(seen, PageServer.serve_until_stopped))
+    monkeypatch.setattr("stm_fast.tasks.open.webbrowser.open", seen.browsers.append)
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr("stm_fast.tasks.evaluate.load_model", load_model_once)
     monkeypatch.setattr("stm_fast.tasks.evaluate.prepare", prepare_once)
     segment = recording(
@@ -623,6 +684,8 @@ def seen(monkeypatch):
             "model": model,
         },
     )
+    opened = recording(open_page, lambda _, __, network, options, page: {**vars(options), **page._asdict()})
+    monkeypatch.setattr("stm_fast.tasks.open.open_page", opened)
     evaluate = recording(run_sequences, lambda _, __, model, options, *___: {"model": model, **vars(options)})
     monkeypatch.setattr("stm_fast.runs.video.segment_job", segment)
     monkeypatch.setattr("stm_fast.tasks.segment.segment_job", segment)
@@ -674,7 +737,7 @@ ROWS = [(command, run) for command, runs in RUNS.items() for run in runs]
 @pytest.mark.parametrize(("command", "run"), ROWS, ids=[" ".join((command, *run.options)) for command, run in ROWS])
 def test_every_option_runs_and_has_an_effect(command, run, seen, inputs, plain_folders, tmp_path, monkeypatch):
     plain = plain_folders / command
-    if command in ("demo", "segment", "evaluate") and not plain.exists():
+    if command in ("demo", "open", "segment", "evaluate") and not plain.exists():
         enter(plain, inputs, monkeypatch)
         assert invoke(command).exit_code == 0
         seen.__init__()

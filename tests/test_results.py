@@ -17,6 +17,7 @@ from stm_fast.runs.output_folder import VIDEOS
 from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import VIDEO_WRITERS, open_frames, read_written_mask, write_mask
 from stm_fast.video.video_writer import AlphaVideoWriter, MatteVideoWriter, WebmVideoWriter
+from video_files import decoded, rgba
 
 av = pytest.importorskip("av")
 
@@ -61,22 +62,6 @@ def segment(place, output, model, stop_at=None, **options):
         should_stop=lambda: next(frames) == stop_at,
         **options,
     )
-
-
-def decoded(path):
-    """Frames, with alpha."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        if path.suffix != ".webm":
-            return list(container.decode(stream))
-        # FFmpeg's own decoder ignores alpha
-        decoder = av.CodecContext.create("libvpx-vp9", "r")
-        packets = [packet if packet.size else None for packet in container.demux(stream)]
-        return [frame for packet in packets for frame in decoder.decode(packet)]
-
-
-def rgba(frame):
-    return frame.reformat(format="rgba", src_colorspace="ITU709", dst_color_range="JPEG").to_ndarray()
 
 
 def overlap(one, other):

@@ -42,7 +42,15 @@ print(json.dumps(reports))
 
 SEGMENT = ("segment", "clip.mp4", "-m", "mask.png", "-o", "new")
 EVALUATE = ("evaluate", "davis17")
-FILES = ("clip.mp4", "other.mp4", "many/clip/a.mp4", "mask.png", "full/file", "trained/checkpoint.pt")
+FILES = (
+    "clip.mp4",
+    "other.mp4",
+    "project/project.json",
+    "many/clip/a.mp4",
+    "mask.png",
+    "full/file",
+    "trained/checkpoint.pt",
+)
 WEIGHTS = ("a.safetensors", "a.json", "again/model.safetensors")
 LINKS = ("linked/masks", "linked/Annotations", "drawn/result")
 # the arguments, and a part of the error line
@@ -99,6 +107,15 @@ MISTAKES = (
     ((*SEGMENT, "--weights", "hf://absent"), "hf://absent: not a name on the hub, expected user/repo"),
     ((*SEGMENT, "--weights", "clip.mp4", "--arch", "resnet18"), "--arch: found resnet18 with --weights clip.mp4"),
     (("demo", "-o", "full"), "full: the output folder is not empty"),
+    (("open", "absent.mp4"), "absent.mp4: no such file or folder"),
+    (("open", "-o", "new"), "--output: found new without SOURCE, expected a video"),
+    (("open", "project", "-o", "new"), "--output: found new with project, which is a project"),
+    (("open", "-"), "standard input: found a live source, expected a video file"),
+    (("open", "camera:0"), "camera:0: found a live source, expected a video file"),
+    (("open", "http://example/a.mp4"), "http://example/a.mp4: found a URL, expected a video file"),
+    (("open", "clip.mp4", "--port", "65536"), "'--port': found '65536', expected a whole number from 0 to 65535"),
+    (("open", "clip.mp4", "--prompter", "sam3"), "'sam3' is not one of 'grabcut'"),
+    (("open", "clip.mp4", "clip.mp4"), "Got unexpected extra argument"),
     (("demo", "-o", "drawn", "--overwrite"), "drawn/result: found a symbolic link to ../full"),
     (("demo", "-o", "new", "--objects", "0"), "--objects"),
     (("convert", "clip.mp4", "x.bin"), "x.bin: expected a name that ends in .safetensors"),

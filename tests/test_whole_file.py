@@ -42,6 +42,25 @@ def test_a_process_may_have_the_id_of_a_killed_one(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["masks", "x.safetensors"]
 
 
+def test_an_earlier_folder_is_replaced_only_by_a_whole_one(tmp_path):
+    folder = tmp_path / "results"
+    (folder / "masks").mkdir(parents=True)
+    (folder / "masks/earlier").write_text("whole")
+    with pytest.raises(InputError, match="cannot write"), whole_folder(folder) as partial:
+        (partial / "new").touch()
+    with pytest.raises(ZeroDivisionError), whole_folder(folder, replace=True) as partial:
+        (partial / "new").write_text(str(1 // 0))
+    assert (folder / "masks/earlier").read_text() == "whole"
+    with pytest.raises(InputError, match="cannot write"), whole_folder(folder, replace=True) as partial:
+        partial.rmdir()
+    assert (folder / "masks/earlier").read_text() == "whole"
+    with whole_folder(folder, replace=True) as partial:
+        (partial / "new").touch()
+        assert os.listdir(folder) == ["masks"]
+    assert os.listdir(folder) == ["new"]
+    assert os.listdir(tmp_path) == ["results"]
+
+
 def test_leftovers_of_one_name_or_of_all_are_removed(tmp_path):
     for name in ("a[1]", "a1", "a[1].v2"):
         (tmp_path / f".{name}.7.partial").mkdir()

@@ -48,6 +48,28 @@ def write_video(path: Path, pictures: list[npt.NDArray[np.uint8]], **options: An
     return path
 
 
+def decoded(path: Path) -> list[Any]:
+    """The frames of a video as PyAV gives them, with alpha."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        if path.suffix != ".webm":
+            return list(container.decode(stream))
+        # FFmpeg's own decoder ignores alpha
+        decoder = av.CodecContext.create("libvpx-vp9", "r")
+        packets = [packet if packet.size else None for packet in container.demux(stream)]
+        return [frame for packet in packets for frame in decoder.decode(packet)]
+
+
+def rgba(frame: Any) -> npt.NDArray[np.uint8]:
+    """The pixels [H, W, 4] of a decoded frame in full range."""
+    pixels: npt.NDArray[np.uint8] = frame.reformat(
+        format="rgba", src_colorspace="ITU709", dst_color_range="JPEG"
+    ).to_ndarray()
+    return pixels
+
+
 def damage_frame(path: Path, number: int) -> None:
     """Overwrites a frame of an MP4 file with zeros."""
     import av

@@ -47,6 +47,8 @@ def _panel(parameter: Any) -> int:
 
 
 def _placeholder(argument: Any) -> str:
-    """An argument in the usage line, such as SOURCE... for one or several."""
+    """An argument in the usage line, such as SOURCE... for one or several, or [SOURCE] for one or none."""
     name: str = argument.metavar or argument.name.upper()
+    if not argument.required:
+        return f"[{name}]"
     return name if argument.nargs == 1 or name.endswith("...") else f"{name}..."

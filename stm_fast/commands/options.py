@@ -15,8 +15,10 @@ from stm_fast.network.released import DEFAULT, MIN_SIZE
 from stm_fast.tasks.choice import NetworkChoice
 
 # the panels of options in the help, in this order
-PANELS = INPUT, OUTPUT, NETWORK, SPEED, MEMORY, GENERAL = "Input", "Output", "Network", "Speed", "Memory", "General"
-input_option, output_option, network_option, speed_option, memory_option, general_option = (
+PANELS = INPUT, OUTPUT, NETWORK, SPEED, MEMORY, PAGE, GENERAL = (
+    *("Input", "Output", "Network", "Speed", "Memory", "Page", "General"),
+)
+input_option, output_option, network_option, speed_option, memory_option, page_option, general_option = (
     partial(typer.Option, rich_help_panel=panel) for panel in PANELS
 )
 

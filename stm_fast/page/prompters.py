@@ -1,11 +1,8 @@
 """The prompters by name."""
 
-from typing import Literal
-
+from stm_fast.choices import PrompterName
 from stm_fast.errors import InputError, option, shown
 from stm_fast.page.prompts import GrabCut, Prompter
-
-PrompterName = Literal["grabcut", "sam2"]
 
 
 def make_prompter(name: PrompterName, weights: str | None = None, allow_network: bool = False) -> Prompter:

@@ -150,7 +150,8 @@ def _touched(points: npt.NDArray[np.float64], radius: float, size: tuple[int, in
     last = np.clip(np.floor(points.max(0)), -reach, np.add(size, reach)).astype(int) + reach + 1
     off_line = np.ones((last - first)[::-1], np.uint8)
     corners = np.rint(np.clip(points, -(2**15), 2**16) - 0.5 - first).astype(np.int32)
-    cv2.polylines(off_line, [corners], False, 0)
+    # OpenCV draws nothing of a line with one point only
+    cv2.polylines(off_line, [np.vstack((corners, corners[-1:]))], False, 0)
     away = cv2.distanceTransform(off_line, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     (left, top), (right, bottom) = np.maximum(first, 0), np.minimum(last, size)
     touched = np.zeros(size[::-1], bool)

@@ -231,6 +231,18 @@ def remove_working_files(folder: Path, write: Collection[Result]) -> None:
             (folder / TABLE).unlink(missing_ok=True)
 
 
+def others_in(folder: Path) -> list[Path]:
+    """What is in a folder besides the results of a run and unfinished files. Raises InputError if it cannot be read."""
+    results = {*VIDEOS.values(), *ANNOTATIONS.values(), TABLE, RUN}
+    with reading(folder):
+        if not folder.is_dir():
+            return [folder] if folder.exists() else []
+        entries = [path for path in folder.iterdir() if path.name not in results and not path.match(LEFT_OVER)]
+        parts = [path for path in entries if path.name in _FRAME_FILES and path.is_dir() and not path.is_symlink()]
+        others = [path for path in entries if path not in parts]
+        return others + [path for part in parts for path in part.iterdir() if not path.match(_FRAME_FILES[part.name])]
+
+
 def parts_of(folder: Path) -> list[Path]:
     """The folders in an output folder that have files for each frame."""
     return [folder / name for name in _FRAME_FILES]

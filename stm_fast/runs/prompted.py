@@ -5,7 +5,6 @@ O objects, H x W the frames of the video.
 
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import islice
 from typing import NamedTuple
 
@@ -17,14 +16,13 @@ from torch import Tensor
 from stm_fast.boxes import Box
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
-from stm_fast.inference.objects import MAX_ID, impose, label, split_mask
-from stm_fast.runs.loop import FRAMES_WAITING, as_tensor, prefetch
+from stm_fast.inference.objects import MAX_ID, label
+from stm_fast.runs.tracking import Masks, Tracked, nearest_last, step, track
 from stm_fast.video import Frame, FrameReader, object_ids
 
 Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.uint8]
 Click = tuple[tuple[float, float], int]  # x and y in pixels; 1 on the object, 0 beside it
-Masks = dict[int, Tensor]  # by id, bool [H, W]
 
 
 class ObjectPrompt(NamedTuple):
@@ -39,15 +37,6 @@ class ObjectPrompt(NamedTuple):
     mask: Bools
     box: Box | None = None
     clicks: tuple[Click, ...] = ()
-
-
-class Tracked(NamedTuple):
-    """The result for a frame."""
-
-    frame_index: int
-    prob: Tensor  # [1 + O, H, W], sums to 1 over the channels; those after the background are of `ids`
-    ids: list[int]
-    given: Masks  # those that the user gave for this frame
 
 
 class PromptedVideo:
@@ -139,18 +128,12 @@ class PromptedVideo:
             reverse: towards frame 0.
         """
         masks = self._to_memorize(start, start + 1 if reverse else start - 1)
-        for index in sorted(masks.keys() - {start}, key=lambda index: (-abs(index - start), index)):
-            _step(segmenter, self.frame(index), masks[index])
+        for index in nearest_last(masks.keys() - {start}, start):
+            step(segmenter, self.frame(index), masks[index])
         frames = self.reader.backward(start + 1) if reverse else islice(self.reader, start, None)
-        with closing(prefetch(islice(frames, count), FRAMES_WAITING)) as decoded:
-            for frame in decoded:
-                given = masks.get(frame.index, {})
-                if frame.index == start:
-                    prob = _step(segmenter, frame, given)
-                else:  # the masks of later frames are in the memory already
-                    prob = _imposed(_step(segmenter, frame), segmenter.object_ids, given)
-                self._keep(frame, label(prob, segmenter.object_ids))
-                yield Tracked(frame.index, prob, segmenter.object_ids, given)
+        for tracked in track(segmenter, lambda index: masks.get(index, {}), islice(frames, count), start):
+            self._keep(tracked.frame, label(tracked.prob, tracked.ids))
+            yield tracked
 
     def _to_memorize(self, start: int, before: int) -> dict[int, Masks]:
         """The given masks by frame, and those found in the frame before the first one, if it needs them."""
@@ -174,17 +157,3 @@ class PromptedVideo:
         found = np.frombuffer(zlib.decompress(self._found[frame_index]), np.uint8)
         ids = found.reshape(self.reader.height, self.reader.width)
         return np.where(np.isin(ids, list(self.ids.values())), ids, np.uint8(0))
-
-
-def _step(segmenter: VideoSegmenter, frame: Frame, masks: Masks | None = None) -> Tensor:
-    """Segments a frame, in which masks may be given."""
-    planes, ids = (torch.stack([*masks.values()]), [*masks]) if masks else (None, None)
-    return segmenter.step(as_tensor(frame), planes, ids)
-
-
-def _imposed(prob: Tensor, known: list[int], masks: Masks) -> Tensor:
-    """The probabilities with given masks in place of those of their objects."""
-    if not masks:
-        return prob
-    given, planes = split_mask(torch.stack([*masks.values()]).to(prob.device), [*masks])
-    return impose(prob, known, given, planes)

@@ -1,5 +1,6 @@
 """Frame readers, masks of object ids, writers and overlays. Everything streams."""
 
+from stm_fast.video.excerpt import Excerpt
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.mask_image import MaskImage, read_mask, read_written_mask
 from stm_fast.video.masks import (
@@ -23,6 +24,7 @@ __all__ = [
     "VOID",
     "VOID_NOTE",
     "CutoutWriter",
+    "Excerpt",
     "Frame",
     "FrameReader",
     "MaskImage",

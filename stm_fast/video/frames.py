@@ -61,9 +61,17 @@ class FrameReader(ABC):
     left_out: Sequence[Path] = ()
     live: bool = False
 
-    @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
         """Frames from the first. Raises InputError, which names the frame, if one cannot be decoded."""
+        return self.forward()
+
+    @abstractmethod
+    def forward(self, start: int = 0) -> Iterator[Frame]:
+        """The frames from one on, as `iter()` gives them; none if the video ends before it. Memory is bounded.
+
+        Frames of files are decoded from the key frame before, if their time stamps tell which frame is which, otherwise
+        from the first one. A frame before that cannot be decoded then does not matter. Raises InputError as `iter()`.
+        """
 
     @abstractmethod
     def backward(self, before: int | None = None) -> Iterator[Frame]:
@@ -84,8 +92,11 @@ class FrameReader(ABC):
         """The name of the image of a frame, or that which it would have as a JPEG."""
         return f"{self.name_of(index)}.jpg"
 
-    def sound(self) -> "Sound | None":
-        """The sound of the video, from the first frame on, which the caller closes; None if there is none."""
+    def sound(self, start: float = 0.0) -> "Sound | None":
+        """The sound of the video, from `start` seconds after the first frame on; None if there is none.
+
+        The caller closes it.
+        """
         return None
 
 

@@ -56,8 +56,8 @@ class ImageFolder(FrameReader):
         if any(header.deep_color for header in headers):
             logger.warning(note_color(folder))
 
-    def __iter__(self) -> Iterator[Frame]:
-        return map(self._read, range(len(self._files)))
+    def forward(self, start: int = 0) -> Iterator[Frame]:
+        return map(self._read, range(start, len(self._files)))
 
     def backward(self, before: int | None = None) -> Iterator[Frame]:
         return map(self._read, reversed(range(len(self._files))[:before]))

@@ -54,8 +54,8 @@ class VideoUrl(VideoFile):
         self.frame_count = None
         with self._open() as (container, stream):
             self.frame_rate = frame_rate_of(stream)
-            _, first = next(self._timed(container.demux(stream)))
-            self._orientation = orientation_of(first)
+            first = next(self._decoded(container.demux(stream)))
+            self._note_first(first)
             self.width, self.height = self._orientation.upright_size(first)
 
     def _open(self) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
@@ -92,7 +92,10 @@ class LiveVideo(VideoReader):
             raise InputError(f"{self.label}: {why}") from end
         self.height, self.width = self._first.image.shape[:2]
 
-    def __iter__(self) -> Iterator[Frame]:
+    def forward(self, start: int = 0) -> Iterator[Frame]:
+        """Raises InputError if `start` is not 0, or the frames were read already."""
+        if start > 0:
+            raise InputError(f"{self.label}: a live source can be read from its first frame only, found frame {start}")
         if self._first is None:
             raise InputError(f"{self.label}: a live source cannot be read twice")
         return self._frames(self._first)
@@ -144,7 +147,7 @@ class LiveVideo(VideoReader):
                 stream.thread_type = ThreadType.SLICE
                 self._stream = stream
                 self.frame_rate = frame_rate_of(stream)
-                for index, (time, stored) in enumerate(self._timed(container.demux(stream))):
+                for index, (time, stored) in enumerate(self._timed(self._decoded(container.demux(stream)))):
                     if index == 0:
                         self._orientation = orientation_of(stored)
                     # the first two are never dropped: the first one may have a mask, and must have been taken

@@ -13,6 +13,8 @@ from stm_fast.whole_file import whole_file
 
 # neither object nor background, such as the border around objects in PASCAL VOC
 VOID = 255
+# keyword and text in a PNG that says that its values are ids, even where one is a thin rim around another
+EXACT = ("stm_fast", "object ids")
 VOID_NOTE = f"found {VOID} next to other ids, treated as void, which is background"
 
 
@@ -40,11 +42,17 @@ def write_mask(path: str | Path, ids: npt.NDArray[np.uint8], palette: bytes | No
         InputError: the file cannot be written.
         TypeError, ValueError: another dtype or shape.
     """
+    image = palette_image(ids, palette)
+    with whole_file(Path(path)) as partial:
+        image.save(partial, format="PNG")
+
+
+def palette_image(ids: npt.NDArray[np.uint8], palette: bytes | None = None) -> Image.Image:
+    """The image that `write_mask` writes. Raises TypeError or ValueError for another dtype or shape."""
     _check_ids(ids)
     image = Image.fromarray(np.ascontiguousarray(ids)).convert("L")
     image.putpalette(full_palette(palette))
-    with whole_file(Path(path)) as partial:
-        image.save(partial, format="PNG")
+    return image
 
 
 def full_palette(palette: bytes | None) -> bytes:

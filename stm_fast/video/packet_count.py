@@ -11,6 +11,8 @@ from av.video.stream import VideoStream
 from stm_fast.video import containers
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"  # Packet is generic in the stubs only
+# the number of frames of a packet; None if it does not tell
+Shown: TypeAlias = Callable[[VideoPacket], int | None]
 
 # every packet of these codecs is a frame, and no frame refers to a later one
 _IN_ORDER = frozenset(
@@ -36,7 +38,7 @@ class PacketCount:
     def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
         self._stream = stream
         codec = stream.codec_context.codec
-        self._shown = _SHOWN.get(codec.name, _one)
+        self._shown = shown_of(stream)
         self._reordered = codec.name in _REORDERED and stream.codec_context.has_b_frames
         self._needs_key = not codec.intra_only
         self._known = codec.intra_only or codec.name in _IN_ORDER | _REORDERED | _SHOWN.keys()
@@ -99,6 +101,11 @@ def _starts_anew(codec: str, packet: VideoPacket) -> bool:
     return any(unit and unit[0] >> shift & mask in kinds for unit in units)
 
 
+def shown_of(stream: VideoStream) -> Shown:
+    """How to count the frames of a packet of a stream."""
+    return _SHOWN.get(stream.codec_context.codec.name, _one)
+
+
 def _one(packet: VideoPacket) -> int | None:
     return 1
 
@@ -138,7 +145,7 @@ def _is_shown_vp9(first: int) -> bool:
     return bool(show_existing or show)
 
 
-_SHOWN: dict[str, Callable[[VideoPacket], int | None]] = {
+_SHOWN: dict[str, Shown] = {
     "mpeg4": _shown_of_mpeg4,
     "vp8": _shown_of_vp8,
     "vp9": _shown_of_vp9,

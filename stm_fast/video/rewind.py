@@ -2,7 +2,6 @@
 
 import zlib
 from array import array
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -12,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 
+from stm_fast.video.known_frames import KnownFrames
+
 # bytes of decoded frames that are held at once, unless the fewest frames need more
 HELD_BYTES = 128 * 2**20
 FEWEST_FRAMES = 4
@@ -19,22 +20,15 @@ FEWEST_FRAMES = 4
 _NO_STAMP = -(2**63)
 
 
-class FrameRecord:
-    """What one pass over the frames of a video saw of each, in about 24 bytes: enough to recognize it later.
+class FrameRecord(KnownFrames):
+    """What one pass over the frames of a video saw of each, in about 24 bytes: enough to recognize it later."""
 
-    Attributes:
-        times: when each is shown, in seconds.
-    """
+    sure = False  # a key frame of the file may need others before it
 
     def __init__(self) -> None:
-        self.times = array("d")
-        self._stamps = array("q")
+        self.times, self._stamps, self._keys = array("d"), array("q"), array("q")
         self._checksums = array("I")
-        # of the key frames to which a file may be positioned
-        self._keys = array("q")
-        # how many key frames further back decoding started last
-        self._back = 0
-        self._largest = 1
+        self.frame_bytes = 1
 
     def add(self, time: float, frame: VideoFrame) -> None:
         """Adds the next frame."""
@@ -43,51 +37,13 @@ class FrameRecord:
         self.times.append(time)
         self._stamps.append(_stamp(frame))
         self._checksums.append(_checksum(frame))
-        self._largest = max(self._largest, _size(frame))
+        self.frame_bytes = max(self.frame_bytes, size_of(frame))
 
-    def stamp(self, index: int) -> int:
-        """The time stamp of a frame, in units of its stream; only for one of `starts`."""
-        return self._stamps[index]
-
-    def starts(self, stop: int) -> Iterator[int]:
-        """Where to start decoding the frames before `stop`: the best key frame, then earlier ones, at last 0.
-
-        From the best one as many frames as can be held are decoded, and no others if groups of pictures are short.
-        Asking for another start means that the one before did not lead to the frames on record; the next calls begin
-        with the one that did. MPEG-TS files, for example, are always positioned behind a key frame.
-        """
-        best = self._best(stop)
-        while best - self._back >= 0 and self._keys[best - self._back] > 0:
-            yield self._keys[best - self._back]
-            self._back = 2 * self._back + 1
-        yield 0
-
-    def decodings(self) -> float:
-        """How often a frame is decoded, on average, until all are read backward, if every key frame can be used."""
-        count = total = len(self.times)
-        stop = count - self._fitting
-        while stop > 0:
-            best = self._best(stop)
-            start = self._keys[best] if best >= 0 else 0
-            total += stop - start
-            stop = max(start, stop - self._fitting)
-        return total / max(1, count)
-
-    @property
-    def _fitting(self) -> int:
-        """How many frames are held at once."""
-        return max(FEWEST_FRAMES, HELD_BYTES // self._largest)
-
-    def _best(self, stop: int) -> int:
-        """The number of the key frame from which to decode as many of the frames before `stop` as can be held."""
-        best = bisect_left(self._keys, stop - self._fitting)
-        return best - 1 if best == len(self._keys) or self._keys[best] >= stop else best
-
-    def located(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
-        """Frames decoded from anywhere in the file, with their indices.
-
-        Those whose stamp and pixels are not on record are left out, such as ones that refer to frames before the start.
-        """
+    def located(self, frames: Iterable[VideoFrame], start: int) -> Iterator[tuple[int, VideoFrame]]:
+        """Those whose stamp and pixels are on record, unlike ones that refer to frames before the start."""
+        if start == 0:  # not every frame has a stamp
+            yield from enumerate(frames)
+            return
         following = -1
         for frame in frames:
             index = self._index_of(_stamp(frame), following)
@@ -111,6 +67,11 @@ class FrameRecord:
         stamps = np.array(self._stamps, np.int64)
         order = np.argsort(stamps, kind="stable")
         return order, stamps[order]
+
+
+def fitting(frame_bytes: int) -> int:
+    """How many frames of this size are held at once."""
+    return max(FEWEST_FRAMES, HELD_BYTES // frame_bytes)
 
 
 class HeldFrames:
@@ -139,23 +100,24 @@ class HeldFrames:
             self._frames.clear()
             self._bytes = 0
         self._frames.append((index, frame))
-        self._bytes += _size(frame)
+        self._bytes += size_of(frame)
         while self._bytes > HELD_BYTES and len(self._frames) > FEWEST_FRAMES:
-            self._bytes -= _size(self._frames.popleft()[1])
+            self._bytes -= size_of(self._frames.popleft()[1])
 
     def pop(self) -> VideoFrame:
         """Removes the last frame."""
         _, frame = self._frames.pop()
-        self._bytes -= _size(frame)
+        self._bytes -= size_of(frame)
         return frame
+
+
+def size_of(frame: VideoFrame) -> int:
+    """Bytes of a decoded frame."""
+    return sum(plane.buffer_size for plane in frame.planes)
 
 
 def _stamp(frame: VideoFrame) -> int:
     return _NO_STAMP if frame.pts is None else frame.pts
-
-
-def _size(frame: VideoFrame) -> int:
-    return sum(plane.buffer_size for plane in frame.planes)
 
 
 def _checksum(frame: VideoFrame) -> int:

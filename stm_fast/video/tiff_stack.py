@@ -72,8 +72,8 @@ class TiffStack(NumberedFrames):
                 self._gray = self._range(image, stated)
                 logger.warning(note_gray(path, self._gray))
 
-    def __iter__(self) -> Iterator[Frame]:
-        return self._pages(range(self.frame_count or 0))
+    def forward(self, start: int = 0) -> Iterator[Frame]:
+        return self._pages(range(start, self.frame_count or 0))
 
     def backward(self, before: int | None = None) -> Iterator[Frame]:
         return self._pages(reversed(range(self.frame_count or 0)[:before]))
