@@ -13,7 +13,7 @@ from stm_fast.boxes import Box
 from stm_fast.errors import InputError
 from stm_fast.video.grabcut import Bools, Part, Picture, grabcut, is_object, require_opencv
 
-__all__ = ["Box", "FirstMask", "check_box", "find_first_mask", "mask_from_box", "require_opencv"]
+__all__ = ["Bools", "Box", "FirstMask", "check_box", "find_first_mask", "mask_from_box", "require_opencv"]
 
 # x and y of its corners
 Lasso = Sequence[tuple[float, float]]
@@ -32,7 +32,7 @@ _SHIFT = 4  # OpenCV draws with 16 steps to a pixel
 # an object fills more of its box
 _LEAST_SHARE = 0.05
 # what is farther inside a lasso than this share of the greatest distance from its line is the object
-_CORE = 0.6
+_CORE, _MORE_THAN_CORE = 0.6, 1.1
 
 
 class FirstMask(NamedTuple):
@@ -131,9 +131,10 @@ def mask_from_lasso(image: Picture, lasso: Lasso) -> FirstMask:
     region = enclosed(lasso, (width, height))
     part = _part_around(bounds(region), (width, height), QUICK_SIDE)
     guess = _guess(region, part)
-    guess[_core(region, part)] = cv2.GC_FGD
-    found = _by_grabcut(image, part, guess)
-    if np.count_nonzero(found) >= _LEAST_SHARE * np.count_nonzero(region):
+    core = _core(region, part)
+    guess[core] = cv2.GC_FGD
+    found = _by_grabcut(image, part, guess) & region  # scaling moves its border
+    if np.count_nonzero(found) > _MORE_THAN_CORE * np.count_nonzero(core) / part.scale**2:
         return FirstMask(found, True)
     return FirstMask(region, False)
 
