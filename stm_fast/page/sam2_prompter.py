@@ -108,13 +108,14 @@ class Sam2Prompter:
 
     def _features(self, image: Picture) -> list[Tensor]:
         if self._last is None or not np.array_equal(self._last[0], image):
-            pixels = self._processor(images=image, return_tensors="pt")["pixel_values"]
-            self._last = image.copy(), self._model.get_image_embeddings(pixels.to(self._model.device))
+            kept = image.copy()
+            pixels = self._processor(images=kept, return_tensors="pt")["pixel_values"]
+            self._last = kept, self._model.get_image_embeddings(pixels.to(self._model.device))
         return self._last[1]
 
     def _as_input(self, shown: Bools) -> Tensor:
         """The logits [1, 1, h, w] of a mask, at the size that the network takes."""
-        mask = torch.from_numpy(shown).to(self._model.device)[None, None].float()
+        mask = torch.from_numpy(shown.copy()).to(self._model.device)[None, None].float()
         size = tuple(self._model.prompt_encoder.mask_input_size)
         small = torch.nn.functional.interpolate(mask, size, mode="bilinear", align_corners=False, antialias=True)
         return (2 * small - 1) * _CERTAIN
