@@ -3,8 +3,10 @@
 import asyncio
 import io
 import json
+import random
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ from stm_fast.inference.options import RunOptions
 from stm_fast.page import events, upload
 from stm_fast.page.events import Events
 from stm_fast.page.listening import listen
+from stm_fast.page.project import Project
 from stm_fast.page.prompts import GrabCut
 from stm_fast.page.routes import STATIC
 from stm_fast.page.server import PageServer
@@ -385,6 +388,46 @@ def test_two_pages_see_each_others_changes(drawn):
             assert (event["kind"], event["frames"], event["states"]) == ("change", [2], {"2": "g"})
         drawn.post("/api/objects")
         assert [one["id"] for one in other.next()["objects"]] == [1, 2]
+
+
+@pytest.mark.slow
+def test_many_pages_at_once(drawn, tmp_path):
+    """Whatever comes when, nothing is a bug, and the files tell what the pages saw last."""
+    statuses = set()
+
+    def use(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(60):
+            frame = chance.randrange(FRAMES)
+            stroke = {"tool": "brush", "points": [[chance.uniform(0, WIDTH), 20]], "radius": 4}
+            method, path, body = chance.choice(
+                [
+                    ("POST", "/api/prompt", {"frame": frame, "object": 1, "add": chance.random() < 0.7} | stroke),
+                    ("POST", "/api/prompt", {"frame": frame, "object": 1} | BOX),
+                    ("POST", "/api/track", {"frame": frame, "back": chance.random() < 0.5}),
+                    ("POST", "/api/export", {"write": ["masks"]}),
+                    ("POST", "/api/marks", {"first": 0, "last": chance.randrange(FRAMES)}),
+                    *(("POST", f"/api/{name}", None) for name in ("undo", "redo", "stop", "objects")),
+                    *(("GET", f"/api/{name}/{frame}", None) for name in ("frame", "mask")),
+                    ("GET", "/api/project", None),
+                ]
+            )
+            statuses.add(drawn.send(method, path, body).status)
+
+    with ThreadPoolExecutor(4) as people:
+        list(people.map(use, range(4)))
+    with drawn.listening() as listener:
+        if drawn.project()["running"]:
+            drawn.post("/api/stop")
+            listener.until_done()
+    assert statuses <= {200, 202, 404, 409, 422}
+    shown = [drawn.get(f"/api/mask/{frame}").body for frame in range(FRAMES)]
+    states = drawn.project()["states"]
+    shutil.copytree(tmp_path / "project", tmp_path / "copy")
+    with Project.open(tmp_path / "copy") as copy:
+        assert copy.states() == states
+        for frame, png in enumerate(shown):
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), copy.shown(frame))
 
 
 # what takes long
