@@ -6,6 +6,7 @@ Only a few of them are held at once.
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stm_fast.video import Frame, FrameReader
 from stm_fast.video.reader import open_frames
 from video_files import (
     B_FRAMES,
+    CLOCK,
     FRAMES,
     MPEG2,
     MPEG4,
@@ -43,6 +45,7 @@ from video_files import (
 )
 
 rewind = pytest.importorskip("stm_fast.video.rewind")  # which imports PyAV
+packet_index = pytest.importorskip("stm_fast.video.packet_index")
 video_file = pytest.importorskip("stm_fast.video.video_file")
 
 MJPEG = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
@@ -120,6 +123,35 @@ def test_decoding_starts_at_key_frames(tmp_path: Path, name: str, expected: list
     assert starts == expected
 
 
+# without usable time stamps, with a single key frame, or positioned far before or behind a key frame
+NOT_POSITIONED = {
+    "skipped.avi",
+    "plain.h264",
+    "plain.hevc",
+    "plain.gif",
+    "still.gif",
+    "plain.ts",
+    "mpeg2.mpg",
+    "plain.nut",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in VIDEOS if name not in NOT_POSITIONED])
+def test_few_frames_are_decoded_for_a_late_one(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From key frame 20, and what a decoder holds back."""
+    reader = open_frames(make(tmp_path, name, **short_groups(name)))
+    decode, decoded = video_file._decode, []
+
+    def noted(packets: Any) -> Any:
+        for frame in decode(packets):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video_file, "_decode", noted)
+    assert number_of(next(reader.forward(25)).image) in (0, 25)
+    assert len(decoded) <= 14
+
+
 EDITS: dict[str, tuple[dict[str, Any], Callable[[list[Sent]], list[Sent]]]] = {
     "edit_list.mp4": ({"encoder": B_FRAMES | SHORT_GROUPS}, nine_frames_earlier),
     "edit_list.mov": ({"encoder": B_FRAMES}, nine_frames_earlier),
@@ -162,6 +194,59 @@ def test_key_frames_from_which_not_all_can_be_decoded(tmp_path: Path, suffix: st
     check(open_frames(write_video(tmp_path / f"v.{suffix}", pictures, encoder=encoder)))
 
 
+def write_scenes(path: Path) -> Path:
+    """Every ten frames another scene begins, whose later frames refer to the scene before as well."""
+    pictures = [numbered_picture(k) for k in range(60)]
+    scenes = [np.random.default_rng(k).integers(0, 255, (40, 64, 3), np.uint8) for k in range(2)]
+    for index, picture in enumerate(pictures):
+        scene = index // 10 % 2
+        picture[8:] = scenes[scene]
+        if index % 10 > 0:
+            picture[28:] = scenes[1 - scene][20:]
+    encoder = {"g": "1000", "keyint_min": "500", "bf": "0", "refs": "8", "crf": "10"}
+    return write_video(path, pictures, encoder=encoder, clock=CLOCK)
+
+
+def with_false_keys(packets: list[Sent]) -> list[Sent]:
+    return [sent._replace(key=at % 10 == 0) for at, sent in enumerate(packets)]
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("suffix", ["mp4", "nut"])
+def test_key_frames_across_which_others_refer(tmp_path: Path, suffix: str) -> None:
+    whole = write_scenes(tmp_path / "whole.mkv")
+    check(open_frames(remux(whole, tmp_path / f"v.{suffix}", with_false_keys)))
+
+
+@pytest.mark.usefixtures("held")
+def test_times_that_go_back(tmp_path: Path) -> None:
+    path = tmp_path / "v.mpg"
+    with path.open("wb") as file:
+        for start in (0, 14, 7):
+            times = [Fraction(k, 25) + start for k in range(FRAMES)]
+            file.write(make(tmp_path, "part.mpg", times=times, **MPEG2).read_bytes())
+    reader = open_frames(path)
+    assert reader.frame_count == 3 * FRAMES
+    check(reader)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "keys", "ordered"),
+    [
+        ([0, 3, 1, 2, 4, 7, 5, 6], [0, 4], True),
+        # pictures before a key frame that are stored after it
+        ([0, 3, 1, 2, 6, 4, 5, 7], [0, 4], True),
+        ([10, 11, 12, 20, 21, 22, 0, 1, 2], [0, 3, 6], False),
+        ([0, 1, 12, 10, 11], [0, 3], False),
+        # before the key frame before
+        ([0, 1, 10, 11, 20, 9], [0, 2, 4], False),
+        ([0, 2, 1], [], True),
+    ],
+)
+def test_groups_of_pictures_in_order(stamps: list[int], keys: list[int], ordered: bool) -> None:
+    assert packet_index._in_order(np.array(stamps), np.array(keys, np.int64)) == ordered
+
+
 @pytest.mark.usefixtures("held")
 def test_times_that_repeat(tmp_path: Path) -> None:
     part = make(tmp_path, "part.ts", encoder=SHORT_GROUPS).read_bytes()
@@ -197,6 +282,29 @@ def test_the_error_at_a_damaged_frame_is_the_same(tmp_path: Path) -> None:
         list(reader.backward())
     assert str(backward.value) == str(forward.value)
     assert [number_of(frame.image) for frame in reader.backward(12)] == list(range(12))[::-1]
+
+
+def test_a_damaged_frame_does_not_matter_to_those_from_the_next_key_frame_on(tmp_path: Path) -> None:
+    pictures = [numbered_picture(k) for k in range(30)]
+    path = write_video(tmp_path / "v.mp4", pictures, encoder=SHORT_GROUPS | {"bf": "0", "tune": "zerolatency"})
+    damage_frame(path, 13)
+    reader = open_frames(path)
+    assert [number_of(frame.image) for frame in reader.forward(20)] == list(range(20, 30))
+    for late in (reader.forward(16), reader.forward(3), reader.backward(17)):
+        with pytest.raises(InputError, match=r"v\.mp4: frame 13 cannot be decoded"):
+            list(late)
+
+
+def test_frames_that_a_decoder_drops_are_not_counted_once_they_are_noticed(tmp_path: Path) -> None:
+    whole = make(tmp_path, "whole.mkv", **OPEN_HEVC)
+    path = remux(
+        whole, tmp_path / "v.mkv", lambda packets: packets[:5] + with_spoiled_keys(packets[5:15]) + packets[15:]
+    )
+    reader = open_frames(path)
+    assert number_of(next(reader.forward(20)).image) == 20
+    frames = list(reader)
+    assert len(frames) < FRAMES
+    check(reader)
 
 
 def test_a_file_that_is_replaced_meanwhile_is_refused(tmp_path: Path, starts: list[int]) -> None:

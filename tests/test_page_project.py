@@ -19,7 +19,7 @@ from stm_fast.inference.sightings import Sighting
 from stm_fast.page import history
 from stm_fast.page.project import Change, Project
 from stm_fast.runs.given import find_masks, match_masks
-from stm_fast.video import read_written_mask
+from stm_fast.video import read_mask, read_written_mask, write_mask
 from video_files import UNKNOWN, make, needs_av, numbered_picture, write_video
 
 WIDTH, HEIGHT = 32, 24
@@ -375,6 +375,17 @@ def test_given_masks_can_be_segmented(project, folder, video):
     assert all((given.read(index) == project.given(index)).all() for index in (1, 5))
 
 
+def test_a_thin_rim_of_one_object_around_another_is_no_soft_edge(project, folder, video):
+    ids = ids_of({1: box(3, 3, 21, 21), 2: box(4, 4, 20, 20)})
+    for object_id in (1, 2):
+        project.give(1, object_id, ids == object_id)
+    write_mask(folder.parent / "unmarked.png", ids)
+    with pytest.raises(InputError, match="mask looks anti-aliased"):
+        read_mask(folder.parent / "unmarked.png")
+    given = match_masks(find_masks(folder / "given", video), project.reader)
+    assert (given.read(1) == ids).all()
+
+
 def test_masks_may_be_read_and_written_by_many_threads(project):
     def work(object_id):
         for step in range(20):
@@ -526,6 +537,22 @@ def test_one_process_at_a_time(project, folder):
     Project.open(folder).close()
 
 
+def test_a_closed_project_is_not_changed(project, folder):
+    track(project, 1, {1: box(0, 0, 8, 8)})
+    project.close()
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for edit in (
+        lambda: track(project, 1, {1: box(0, 0, 9, 9)}),
+        lambda: project.give(1, 1, box(0, 0, 9, 9)),
+        lambda: project.undo(),
+        lambda: project.delete_object(1),
+    ):
+        with pytest.raises(InputError, match="project: the project is closed"):
+            edit()
+    assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert project.states() == ".f...."
+
+
 def changed(**entries):
     return lambda record: record | entries
 
@@ -549,6 +576,7 @@ OBJECT = {"id": 1, "name": "a", "color": "#123456"}
         (changed(objects=[OBJECT | {"id": 255}], next_id=255), "objects.0.id: found 255"),
         (changed(objects=[OBJECT | {"id": "1"}]), "objects.0.id: found '1'"),
         (changed(objects=[OBJECT | {"name": "a" * 101}]), "objects.0.name"),
+        (changed(objects=[OBJECT | {"name": "a\nb"}]), "objects.0.name"),
         (changed(objects=[OBJECT | {"color": "red"}]), "objects.0.color"),
         (changed(marks=[3, 2]), r"marks: found \[3, 2\]"),
         (changed(marks=[0, 6]), r"marks: found \[0, 6\]"),
@@ -639,6 +667,17 @@ def test_masks_of_another_size_are_refused(project, folder):
         pytest.raises(InputError, match=r"shot\.2\.png: found PNG of mode L and 4x4, expected a PNG of ids of 32x24"),
     ):
         again.shown(1)
+
+
+@pytest.mark.parametrize("name", ["given", "masks"])
+def test_pipes_are_not_read(project, folder, name):
+    os.mkfifo(folder / name / "shot.2.png")
+    project.close()
+    with (
+        Project.open(folder) as again,
+        pytest.raises(InputError, match=r"shot\.2\.png: (not a regular|found something)"),
+    ):
+        again.give(1, 1, box(0, 0, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["given", "masks", ".soft"])
@@ -784,6 +823,27 @@ def test_a_killed_process_loses_nothing_that_was_kept(project, folder, steps):
             assert set(np.unique(found.shown(index)).tolist()) <= {0, 1, 2}
             for one in found.sightings(index):
                 assert one.pixels == (found.shown(index) == one.object_id).sum() > 0
+
+
+def test_a_frame_that_cannot_be_written_is_not_found(project, folder, monkeypatch):
+    track(project, 1, {1: box(0, 0, 8, 8)})
+    replace = os.replace
+
+    def full(source, target):
+        if "masks" in str(target):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"disk full while writing .*masks"):
+        track(project, 1, {1: box(0, 0, 9, 9)})
+    monkeypatch.undo()
+    assert project.states() == "......"
+    assert not project.shown(1).any()
+    before = content(project)
+    project.close()
+    with Project.open(folder) as again:
+        assert content(again) == before
 
 
 def test_a_full_disk_leaves_everything_as_it_was(project, folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import stm_fast
@@ -9,14 +10,18 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.frame_source import frame_source
+from stm_fast.inference.engine import VideoSegmenter
+from stm_fast.inference.objects import label
 from stm_fast.inference.options import RunOptions
 from stm_fast.page.project import Project
 from stm_fast.page.tracker import track_project
+from stm_fast.runs import estimation
+from stm_fast.runs.estimation import Workload
 from stm_fast.runs.object_table import read_table
 from stm_fast.runs.video import segment_video
 from stm_fast.video import read_written_mask
 
-FRAMES, HEIGHT, WIDTH = 14, 64, 96
+FRAMES, HEIGHT, WIDTH = 16, 64, 96
 LAST = FRAMES - 1
 OPTIONS = RunOptions(min_size=HEIGHT)
 LETTERS = {"found": "f", "doubtful": "d", "lost": "l"}
@@ -76,7 +81,7 @@ def jaccard(found, expected):
     [MemoryConfig(), MemoryConfig(every=2, max_frames=3, evict="even"), MemoryConfig(every=None, storage="int8")],
     ids=["all", "capped", "int8"],
 )
-@pytest.mark.parametrize("given", [0, 6])
+@pytest.mark.parametrize("given", [0, 5])
 def test_one_given_frame_gives_the_masks_of_a_run(project, model, clip, frames, tmp_path, given, memory):
     give(project, given, clip.ids(given))
     options = RunOptions(memory, min_size=HEIGHT)
@@ -97,6 +102,40 @@ def test_one_given_frame_gives_the_masks_of_a_run(project, model, clip, frames, 
         [seen] = [one for one in project.sightings(row.frame_index) if one.object_id == row.object_id]
         assert (seen.pixels, seen.state) == (row.pixels, row.state)
         assert (f"{seen.probability:.3f}", f"{seen.score:.3f}") == (row.probability, row.score)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_given_frames_are_memorized_first_and_the_nearest_one_last(project, model, clip, back):
+    masks = {0: clip.ids(0), 3: np.where(clip.ids(3) == 1, 1, 0), 9: clip.ids(9), 13: clip.ids(13)}
+    for index, ids in masks.items():
+        give(project, index, ids)
+    track(project, model, 9, back)
+    segmenter = VideoSegmenter(model, min_size=HEIGHT)
+    pictures = [torch.from_numpy(picture.image).permute(2, 0, 1) for picture in clip]
+    *others, nearest = [(pictures[index], torch.from_numpy(masks[index])) for index in (0, 3, 13, 9)]
+    if back:
+        segmenter.prime([*others, nearest])
+    else:
+        segmenter.clear_memory(frame_index=9)
+        segmenter.prime(others)
+        segmenter.step(*nearest)
+    for index in range(8, -1, -1) if back else range(10, FRAMES):
+        expected = label(segmenter.step(pictures[index]), segmenter.object_ids).numpy()
+        for number in (1, 2):
+            if number not in masks.get(index, ()):
+                assert np.array_equal(project.shown(index) == number, expected == number), f"frame {index}"
+
+
+def test_an_object_is_compared_with_its_mask_in_the_frame_before(project, model, clip, frames, tmp_path):
+    whole = clip.ids(0) == 2
+    part = whole & (np.arange(WIDTH) < np.quantile(np.nonzero(whole)[1], 0.4))
+    project.give(0, 2, part)
+    track(project, model, 0)
+    segment_video(frames, project.folder / "given", tmp_path / "out", model=model, min_size=HEIGHT)
+    assert project.states() == "g" + "".join(LETTERS[row.state] for row in read_table(tmp_path / "out"))[1:]
+    [seen] = project.sightings(1)
+    assert seen.pixels > 2 * part.sum()
+    assert (seen.score > 0.75, seen.state) == (True, "doubtful")
 
 
 def test_each_frame_is_told_once_it_is_kept(project, model, clip):
@@ -196,7 +235,7 @@ def test_tracking_ends_at_the_marks(project, model, clip):
     project.set_marks(3, 9)
     assert [one.index for one in track(project, model, 6)] == [7, 8, 9]
     assert [one.index for one in track(project, model, 6, back=True)] == [5, 4, 3]
-    assert project.states() == "...fffgfff...."
+    assert project.states() == "...fffgfff" + "." * 6
 
 
 def test_what_cannot_be_tracked_is_said_in_one_line(project, model, clip):
@@ -214,7 +253,22 @@ def test_given_masks_have_room_in_a_capped_memory(project, model, clip):
     for index in range(0, 8, 2):
         give(project, index, clip.ids(index))
     track(project, model, 6, options=RunOptions(MemoryConfig(max_frames=2), min_size=HEIGHT))
-    assert project.states() == "g.g.g.g" + "f" * 7
+    assert project.states() == "g.g.g.g" + "f" * 9
+
+
+def test_a_video_that_is_too_long_for_the_memory_is_tracked_with_fewer_frames(
+    project, model, clip, frames, tmp_path, monkeypatch
+):
+    give(project, 0, clip.ids(0))
+    options = RunOptions(MemoryConfig(every=1), min_size=HEIGHT)
+    work = Workload(model, options, (HEIGHT, WIDTH), objects=2, frames=6, keep_prob=True)
+    monkeypatch.setattr(estimation, "available_bytes", lambda _: estimation.estimate(work).memory_bytes)
+    track(project, model, 0, options=options)
+    monkeypatch.undo()
+    memory = MemoryConfig(every=1, max_frames=3, evict="even")  # half of what would fit
+    segment_video(frames, project.folder / "given", tmp_path / "out", model=model, memory=memory, min_size=HEIGHT)
+    for index in range(FRAMES):
+        assert np.array_equal(project.shown(index), read_written_mask(tmp_path / f"out/masks/{index:05d}.png").ids)
 
 
 def test_a_run_that_does_not_fit_into_memory_is_refused(project, model, clip):

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from small_inputs import one_object, write_video, write_weights
 from stm_fast.__main__ import app
+from stm_fast.commands.verbosity import notes_printed
 from stm_fast.runs import estimation
 from stm_fast.video import write_mask
 
@@ -89,3 +90,10 @@ def test_both_are_refused_before_and_after_a_command():
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 2
         assert result.stderr == "stm-fast: --quiet: found with --verbose, expected one of them\n"
+
+
+def test_a_bug_in_another_thread_is_printed_with_its_traceback(capsys):
+    with notes_printed():
+        logging.getLogger("stm_fast.page").error("a job failed", exc_info=ValueError("why"))
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[-2:] == ["ValueError: why", "stm-fast: a job failed"]

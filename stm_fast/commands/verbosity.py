@@ -1,6 +1,7 @@
 """How much a command prints beside its results: the options -q and -v of every command, before or after its name."""
 
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -32,6 +33,8 @@ class _Notes(logging.Handler):
     """Prints the package's log, such as how ambiguous input was interpreted, as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:  # a bug, in another thread
+            traceback.print_exception(record.exc_info[1])
         warn(with_flags(record.msg if isinstance(record.msg, Message) else record.getMessage()))
 
 

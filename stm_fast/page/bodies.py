@@ -17,7 +17,7 @@ _MOST_POINTS = 20_000
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Prompt(_Body):

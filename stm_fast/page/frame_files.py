@@ -7,19 +7,22 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from stm_fast.errors import InputError, reading
 from stm_fast.video.image_file import open_image
-from stm_fast.video.masks import palette_image
+from stm_fast.video.masks import EXACT, palette_image
 from stm_fast.video.writer import PNG_LEVEL
 from stm_fast.whole_file import make_folder, refuse_links, remove_left_over, whole_file, writing
 
 Plane = npt.NDArray[np.uint8]  # [H, W]
 
+_MOST_BYTES = 2**28  # of a PNG
 GIVEN, MASKS, SOFT = "given", "masks", ".soft"
 
 
@@ -62,21 +65,25 @@ class FrameFiles:
     def write_soft(self, name: str, object_id: int, prob: npt.NDArray[np.float32] | None) -> None:
         """Writes probabilities [H, W] in [0, 1], in 255ths; None removes them."""
         levels = None if prob is None else np.rint(prob.clip(0, 1) * 255).astype(np.uint8)
-        put(self.soft_path(name, object_id), None if levels is None else _png(Image.fromarray(levels), PNG_LEVEL))
+        file = None if levels is None else _png(Image.fromarray(levels), compress_level=PNG_LEVEL)
+        put(self.soft_path(name, object_id), file)
 
 
 def ids_png(ids: Plane, palette: bytes) -> bytes:
-    """A PNG of object ids [H, W], as `write_mask` writes it."""
-    return _png(palette_image(ids, palette))
+    """A PNG of object ids [H, W], as `write_mask` writes it, which says that it holds ids."""
+    exact = PngInfo()
+    exact.add_text(*EXACT)
+    return _png(palette_image(ids, palette), pnginfo=exact)
 
 
 def content(path: Path) -> bytes | None:
-    """What is in a file; None if it does not exist."""
+    """What is in a file; None if it does not exist. Raises InputError for a pipe, a device or an impossible size."""
     with reading(path):
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
+        if not path.exists():
             return None
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path}: found something else, expected a PNG of {_MOST_BYTES} bytes at most")
+        return path.read_bytes()
 
 
 def put(path: Path, data: bytes | None) -> None:
@@ -95,7 +102,7 @@ def names_in(folder: Path) -> Iterable[str]:
         return [entry.name for entry in entries]
 
 
-def _png(image: Image.Image, level: int = 6) -> bytes:
+def _png(image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, format="PNG", compress_level=level)
+    image.save(file, format="PNG", **options)
     return file.getvalue()

@@ -5,25 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from stm_fast.inference.sightings import Sighting
+from stm_fast.page.objects import PageObject
 
 MOST_EDITS = 100
 MOST_BYTES = 64 * 2**20
 
 Result = TypeVar("Result")
-
-
-class PageObject(NamedTuple):
-    """An object that a person gave.
-
-    Attributes:
-        id: from 1 to 254; never used again in the same project.
-        name: for people.
-        color: "#rrggbb".
-    """
-
-    id: int
-    name: str
-    color: str
 
 
 class FrameState(NamedTuple):

@@ -11,9 +11,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from stm_fast.errors import InputError, reading, shown
 from stm_fast.inference.sightings import Sighting
+from stm_fast.page.objects import LARGEST_ID
 from stm_fast.whole_file import whole_file, writing
 
-LARGEST_ID = 254  # 255 next to other ids is void
 ObjectId = Annotated[int, Field(ge=1, le=LARGEST_ID)]
 Share = Annotated[float, Field(ge=0, le=1)]
 State = Literal["found", "doubtful", "lost"]

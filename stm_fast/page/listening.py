@@ -5,7 +5,7 @@ import socket
 from importlib import import_module
 from ipaddress import ip_address
 
-from stm_fast.errors import InputError, option, reason_of
+from stm_fast.errors import InputError, option, reason_of, shown
 
 FIRST_PORT = 8765
 LOOPBACK = "127.0.0.1"
@@ -57,10 +57,13 @@ class _PortInUse(InputError):
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    unusable = f"{option('host')}: found {shown(host)}, expected an address of this machine"
+    if not host:  # which would be all addresses
+        raise InputError(unusable)
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise InputError(f"{option('host')}: found {host!r}, expected an address of this machine") from error
+        raise InputError(unusable) from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -71,7 +74,7 @@ def _bound(host: str, port: int) -> socket.socket:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             expected = "a free one, or 0 for any"
             raise _PortInUse(f"{option('port')}: found {port}, which {_why_not(error)}, expected {expected}") from error
-        raise InputError(f"{option('host')}: found {host!r}, expected an address of this machine") from error
+        raise InputError(unusable) from error
     return listener
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,19 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stm_fast.errors import InputError, require_file, shown
 from stm_fast.frame_source import FrameSource
-from stm_fast.page.history import PageObject
-from stm_fast.page.journal import LARGEST_ID, ObjectId
+from stm_fast.page.journal import ObjectId
+from stm_fast.page.objects import LARGEST_ID, LONGEST_NAME, PageObject
 from stm_fast.text_file import read_text
 from stm_fast.versions import __version__
 from stm_fast.video import FrameReader
 from stm_fast.whole_file import same_file, whole_file
 
 PROJECT = "project.json"
-LONGEST_NAME = 100
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Index = Annotated[int, Field(ge=0, lt=2**31)]
-Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 _MOST_BYTES = 2**20
@@ -94,6 +94,13 @@ class ProjectRecord(_Strict):
     def page_objects(self) -> tuple[PageObject, ...]:
         """The objects."""
         return tuple(PageObject(one.id, one.name, one.color) for one in self.objects)
+
+    def with_contents(
+        self, objects: Iterable[PageObject], marks: tuple[int, int], unfinished: Iterable[int]
+    ) -> "ProjectRecord":
+        """The record with these objects, marks and unfinished ids."""
+        records = [ObjectRecord(**one._asdict()) for one in objects]
+        return self.model_copy(update={"objects": records, "marks": marks, "unfinished": sorted(unfinished)})
 
 
 def new_record(folder: Path, source: FrameSource, reader: FrameReader) -> ProjectRecord:

@@ -2,6 +2,7 @@
 
 import secrets
 import socket
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import uvicorn
@@ -22,13 +23,22 @@ class PageServer(uvicorn.Server):
         listener: a socket that is bound already, so that the address can be shown before the server runs.
         host: by which name or address the user wants to reach it.
         local: whether only this machine can.
+        started: called, with the address, once requests are answered and signals end the server.
 
     Attributes:
         session: as given.
         url: the address for the user, with the token.
     """
 
-    def __init__(self, session: Session, listener: socket.socket, host: str, *, local: bool) -> None:
+    def __init__(
+        self,
+        session: Session,
+        listener: socket.socket,
+        host: str,
+        *,
+        local: bool,
+        started: Callable[[str], None] = lambda _: None,
+    ) -> None:
         port = listener.getsockname()[1]
         token = secrets.token_urlsafe(24)
         names = frozenset({"localhost", host.lower()} | ({socket.gethostname().lower()} if not local else set()))
@@ -53,10 +63,16 @@ class PageServer(uvicorn.Server):
         self.url = f"http://{_shown(host)}:{port}/?token={token}"
         self.session = session
         self._listener = listener
+        self._started = started
 
     def serve_until_stopped(self) -> None:
         """Answers requests until SIGINT or SIGTERM arrives, or `should_exit` is set."""
         self.run(sockets=[self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts the server, and says so."""
+        await super().startup(sockets)
+        self._started(self.url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the streams of events, which would never end by themselves, and then the server."""

@@ -102,7 +102,7 @@ class Session:
         source = frame_source(video)
         try:
             self.open(source, project_folder(source, self.folder))
-        except InputError:
+        except (InputError, Conflict):
             if new:
                 video.unlink(missing_ok=True)
             raise

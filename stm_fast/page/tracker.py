@@ -23,7 +23,7 @@ from stm_fast.inference.sightings import Sighting, Watch
 from stm_fast.memory import stays
 from stm_fast.network import STM
 from stm_fast.page.project import Project
-from stm_fast.runs.estimation import Workload, check_fits
+from stm_fast.runs.estimation import Workload, check_fits, most_frames
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Ids, as_tensor
 from stm_fast.runs.tracking import Masks, Tracked, nearest_last, track
 from stm_fast.video import Frame, FrameReader, object_ids
@@ -154,20 +154,22 @@ def _begin(project: Project, start: int, back: bool) -> int | None:
 def _fitting(project: Project, model: STM, options: RunOptions, plan: _Plan) -> RunOptions:
     """The options with the number of frames that will be memorized, and room for those that are never evicted.
 
-    Raises InputError if they do not fit into the memory of this machine.
+    Of a video that is too long for the memory of this machine, evenly spread frames are kept in half of it. Raises
+    InputError if even the given frames do not fit.
     """
     memory, given = options.memory, len(plan.memorized)
     if memory.max_frames is not None:
         memory = replace(memory, max_frames=max(memory.max_frames, given))
-    if memory.frames is None:
-        # frames count from 0 when they come backwards
-        counted = range(len(plan.frames)) if plan.back else plan.frames
-        staying = given + sum(stays(memory, index, False) for index in counted)
-        memory = replace(memory, frames=min(staying, memory.max_frames or staying))
-    options = replace(options.for_weights(model.min_size), memory=memory)
+    # frames count from 0 when they come backwards
+    counted = range(len(plan.frames)) if plan.back else plan.frames
+    staying = given + sum(stays(memory, index, False) for index in counted)
     size, objects = (project.reader.height, project.reader.width), max(1, len(project.objects))
-    check_fits(Workload(model, options, size, objects, 0, memory.frames, given, keep_prob=True))
-    return options
+    options = replace(options.for_weights(model.min_size), memory=memory)
+    work = Workload(model, options, size, objects, 0, staying, given, keep_prob=True)
+    if not memory.capped and (most := most_frames(work)) < staying:
+        work = work.with_memory(max_frames=max(most // 2, given), evict="even")
+    check_fits(work)
+    return work.with_memory(frames=min(staying, work.memory.max_frames or staying)).options
 
 
 def _memorize(segmenter: VideoSegmenter, project: Project, plan: _Plan, should_stop: Callable[[], bool]) -> None:

@@ -205,6 +205,15 @@ def _resources(needed: Estimate) -> Iterator[tuple[str, int, int]]:
         yield f"in {needed.memory.folder}", needed.disk_bytes, shutil.disk_usage(needed.memory.folder).free
 
 
+def most_frames(run: Workload) -> int:
+    """The largest `max_frames` with which the run fits; 0 if there is none."""
+    return bisect_right(
+        range(1, _MOST_FRAMES),
+        False,
+        key=lambda frames: _lacking(estimate(run.with_memory(max_frames=frames))) is not None,
+    )
+
+
 def _options_that_fit(run: Workload) -> Iterator[str]:
     """The options that would each make the run fit."""
     in_memory = run.with_memory(place="device", folder=None)
@@ -220,11 +229,7 @@ def _options_that_fit(run: Workload) -> Iterator[str]:
     for name, candidate in candidates.items():
         if _lacking(estimate(candidate)) is None:
             yield name
-    most = bisect_right(
-        range(1, _MOST_FRAMES),
-        False,
-        key=lambda frames: _lacking(estimate(run.with_memory(max_frames=frames))) is not None,
-    )
+    most = most_frames(run)
     if most >= run.given_frames:
         yield option("max_frames", most)
 

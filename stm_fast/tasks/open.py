@@ -19,7 +19,7 @@ from stm_fast.page.listening import is_local, listen
 from stm_fast.page.prompters import make_prompter
 from stm_fast.page.server import PageServer
 from stm_fast.page.session import Session, project_folder
-from stm_fast.printing import remark, say, warn
+from stm_fast.printing import say, warn
 from stm_fast.progress import waiting
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.interruption import stop_on_signals
@@ -84,19 +84,21 @@ def _open(session: Session, source: FrameSource | None, folder: Path | None) -> 
 
 
 def _serve(session: Session, listener: socket, page: PageOptions, *, untrained: bool) -> None:
-    server = PageServer(session, listener, page.host, local=is_local(page.host))
-    if not is_local(page.host):
-        warn(f"--host: {page.host} can be reached from other machines, by everyone who has this address, not encrypted")
-    say(server.url)
-    if untrained:
-        print_untrained()
-    remark("Ctrl-C ends the server; everything is saved as you work.")
-    session.load_network()
-    with stop_on_signals():
+    def started(url: str) -> None:
+        say(url)
+        if untrained:
+            print_untrained()
+        _log.warning("ctrl-C ends the server; everything is saved as you work")
+        session.load_network()
         if page.browser and _has_screen():
             # a browser in a terminal, or one that is slow to start, must not keep the server from answering
-            Thread(target=webbrowser.open, args=(server.url,), name="stm_fast-browser", daemon=True).start()
-        server.serve_until_stopped()
+            Thread(target=webbrowser.open, args=(url,), name="stm_fast-browser", daemon=True).start()
+
+    local = is_local(page.host)
+    if not local:
+        warn(f"--host: {page.host} can be reached from other machines, by everyone who has this address, not encrypted")
+    with stop_on_signals():
+        PageServer(session, listener, page.host, local=local, started=started).serve_until_stopped()
 
 
 def _has_screen() -> bool:

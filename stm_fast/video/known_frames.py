@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 from av.video.frame import VideoFrame
 
@@ -17,8 +18,10 @@ class KnownFrames(ABC):
     Attributes:
         times: when each is shown, in seconds.
         frame_bytes: of the largest one, decoded.
+        sure: whether all frames that follow a located one can be decoded, unless they are damaged.
     """
 
+    sure: ClassVar[bool]
     times: "array[float]"
     frame_bytes: int
     # in units of the stream

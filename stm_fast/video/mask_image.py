@@ -15,6 +15,7 @@ from stm_fast.errors import InputError
 from stm_fast.video.antialiasing import HALF, WHITE, count_values, find_shades, is_black_and_white
 from stm_fast.video.image_file import UPRIGHT, is_deep, open_image, orientation, upright, upright_size
 from stm_fast.video.mask_size import check_mask_size, to_size
+from stm_fast.video.masks import EXACT
 
 Ids = npt.NDArray[np.uint8]
 
@@ -59,7 +60,8 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> MaskImag
 
     The values of palette and grayscale PNGs and TIFFs are ids and are kept: the object of a 0/255 mask is 255. Other
     images (RGB, RGBA, JPEG, WebP) must be black and one other color, which becomes object 255. Soft edges of one object
-    are accepted: pixels at least half as bright as its inside belong to it. `note` says how the file was interpreted.
+    are accepted: pixels at least half as bright as its inside belong to it, unless the file says that it holds ids
+    (`stm_fast.video.masks.EXACT`). `note` says how the file was interpreted.
     A mask without any object is read too: see `require_objects`.
 
     Args:
@@ -87,7 +89,8 @@ def mask_of_image(label: str | Path, image: Image.Image, size: tuple[int, int] |
         found = MaskImage(_deep_ids(label, image), None) if is_deep(image) else _ids(image)
         if found.palette is not None:
             _check_background(label, found.ids, found.palette)
-        found = _without_soft_edges(label, found)
+        if image.info.get(EXACT[0]) != EXACT[1]:
+            found = _without_soft_edges(label, found)
     if turn != UPRIGHT:
         found = found._replace(ids=upright(Image.fromarray(found.ids), turn))
     return found if size is None else resized(found, size)

@@ -13,6 +13,8 @@ from stm_fast.whole_file import whole_file
 
 # neither object nor background, such as the border around objects in PASCAL VOC
 VOID = 255
+# keyword and text in a PNG that says that its values are ids, even where one is a thin rim around another
+EXACT = ("stm_fast", "object ids")
 VOID_NOTE = f"found {VOID} next to other ids, treated as void, which is background"
 
 

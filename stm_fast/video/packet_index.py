@@ -22,6 +22,8 @@ class PacketIndex(KnownFrames):
     They are recognized by their stamps: from a key frame on, decoding has to give one after the other.
     """
 
+    sure = True
+
     def __init__(self, stamps: Stamps, keys: Stamps, time_base: Fraction, frame_bytes: int) -> None:
         """The stamps of all frames and of the key frames, in the order of the packets, in units of `time_base`."""
         self.frame_bytes = frame_bytes

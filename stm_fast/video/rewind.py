@@ -23,6 +23,8 @@ _NO_STAMP = -(2**63)
 class FrameRecord(KnownFrames):
     """What one pass over the frames of a video saw of each, in about 24 bytes: enough to recognize it later."""
 
+    sure = False  # a key frame of the file may need others before it
+
     def __init__(self) -> None:
         self.times, self._stamps, self._keys = array("d"), array("q"), array("q")
         self._checksums = array("I")

@@ -3,10 +3,10 @@
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from functools import cached_property
-from itertools import islice, takewhile
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -100,6 +100,10 @@ class VideoFile(VideoReader):
                 self.frame_count = count.finish(packets)
 
     def forward(self, start: int = 0) -> Iterator[Frame]:
+        """As `FrameReader.forward`; frames that a decoder silently drops are counted until one pass has noticed that.
+
+        Only damaged files have such frames.
+        """
         for index, (time, stored) in enumerate(self._shown(start), start):
             yield self._convert(index, time, stored)
 
@@ -112,6 +116,8 @@ class VideoFile(VideoReader):
                 yield self._convert(held.last, known.times[held.last], held.pop())
             if first > 0:
                 held = self._held_before(first, known)
+                if not held:
+                    raise InputError(f"{self.label}: damaged before frame {first}, or changed while it was read")
 
     def sound(self, start: float = 0.0) -> Sound | None:
         with self._open() as (container, _):
@@ -157,18 +163,10 @@ class VideoFile(VideoReader):
     def _from_key(self, key: int, start: int, index: PacketIndex) -> Iterator[VideoFrame]:
         """The frames from `start` on, decoded from a key frame before it; none if it is not found that way."""
         with self._positioned(key, index) as frames:
-            at, found = None, list[VideoFrame]()
-            try:
-                for at, frame in index.located(islice(frames, start - key + _MOST_EARLIER), key):
-                    if at >= start:
-                        found.append(frame)
-                        break
-            except Exception:
-                if at is not None:
-                    with self._decoding(at + 1):
-                        raise
-            if at == start:
-                yield found.pop()
+            located = self._located(islice(frames, start - key + _MOST_EARLIER), key, index)
+            at, frame = next(dropwhile(lambda found: found[0] < start, located), (None, None))
+            if frame is not None and at == start:
+                yield frame
                 yield from self._checked(frames, start + 1)
 
     def _decoded(self, packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
@@ -205,10 +203,13 @@ class VideoFile(VideoReader):
         """What is known of the frames before one, or all, and the last of them."""
         index = self._index
         if index is not None:
-            # of a damaged file, the record tells which frames there are
-            with suppress(InputError):
+            stop = min(len(index) if before is None else before, len(index))
+            held = self._held_before(stop, index)
+            if held or stop <= 0:
                 self._warn_of_decodings(index)
-                return index, self._held_before(min(len(index) if before is None else before, len(index)), index)
+                return index, held
+            # decoding does not give the frames of the index
+            self._index = None
         record, held = FrameRecord(), HeldFrames()
         for at, (time, stored) in enumerate(self._shown(0, before)):
             record.add(time, stored)
@@ -222,20 +223,17 @@ class VideoFile(VideoReader):
             logger.warning("%s: few key frames: to read it backward, frames are decoded %.0f times", self.label, times)
 
     def _held_before(self, stop: int, known: KnownFrames) -> HeldFrames:
-        """The last frames before `stop`, from the best place to start at which decoding finds those that are known."""
-        for start in known.starts(stop, fitting(known.frame_bytes)) if stop > 0 else ():
-            # a decoder may need frames before a key frame
-            with suppress(InputError) if start else nullcontext():
-                held = HeldFrames()
-                for index, stored in self._decoded_from(start, stop, known):
-                    if index >= stop:
-                        break
-                    held.add(index, stored)
-                    if index == stop - 1:
-                        return held
-        if stop <= 0:
-            return HeldFrames()
-        raise InputError(f"{self.label}: damaged before frame {stop}, or changed while it was read")
+        """The last frames before `stop`, from the best place to start at which decoding finds those that are known.
+
+        No frames if there is no such place.
+        """
+        for start in known.starts(stop, fitting(known.frame_bytes)):
+            held = HeldFrames()
+            for index, stored in takewhile(lambda found: found[0] < stop, self._decoded_from(start, stop, known)):
+                held.add(index, stored)
+                if index == stop - 1:
+                    return held
+        return HeldFrames()
 
     def _decoded_from(self, start: int, stop: int, known: KnownFrames) -> Iterator[tuple[int, VideoFrame]]:
         """Frames from key frame `start` or one nearby, with their indices, to `stop` or further; fewer if not found."""
@@ -243,9 +241,21 @@ class VideoFile(VideoReader):
             with self._open() as (container, stream):
                 yield from known.located(self._decoded(container.demux(stream)), 0)
         else:
-            unfit = refusing(f"{self.label}: cannot be decoded from frame {start}")
-            with unfit, self._positioned(start, known) as frames:
-                yield from known.located(islice(frames, stop - start + _MOST_EARLIER), start)
+            with self._positioned(start, known) as frames:
+                yield from self._located(islice(frames, stop - start + _MOST_EARLIER), start, known)
+
+    def _located(
+        self, frames: Iterator[VideoFrame], start: int, known: KnownFrames
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """As `KnownFrames.located`. Raises InputError at a damaged frame; ends at one that needs others before."""
+        at = None
+        try:
+            for at, frame in known.located(frames, start):
+                yield at, frame
+        except Exception:  # of any type, for hostile data
+            if at is not None and known.sure:
+                with self._decoding(at + 1):
+                    raise
 
     @contextmanager
     def _positioned(self, key: int, known: KnownFrames) -> Iterator[Iterator[VideoFrame]]:

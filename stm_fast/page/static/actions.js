@@ -196,7 +196,9 @@ export async function stop() {
 
 export async function open(file) {
   if (!file) return;
-  if (file.size > state.uploads) return complain(`${file.name}: larger than the server takes. Start it with the file's path.`);
+  if (file.size > state.uploads) {
+    return complain(`${file.name}: larger than the server takes. Start it with the path of the file instead.`);
+  }
   update({ upload: { name: file.name, part: 0 }, playing: false });
   try {
     await api.upload(file, (part) => update({ upload: { name: file.name, part } }));

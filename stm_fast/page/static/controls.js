@@ -81,6 +81,11 @@ function drawSwitches() {
   $("play").setAttribute("aria-label", state.playing ? "Pause" : "Play");
 }
 
+const NEED_VIDEO = [
+  ...["add-object", "play", "step-back", "step-forward", "loop", "frame-number", "next-given", "next-doubtful"],
+  ...["zoom-in", "zoom-out", "zoom-fit", "zoom-full"],
+];
+
 function drawAbility() {
   const { video, running, states } = state;
   const given = states.some((code) => code !== 46);
@@ -93,7 +98,7 @@ function drawAbility() {
   }
   $("stop").hidden = !running;
   $("clear").disabled = !state.object;
-  for (const id of ["add-object", "play", "step-back", "step-forward", "next-given", "next-doubtful", "loop", "zoom-in", "zoom-out", "zoom-fit", "zoom-full", "frame-number"]) $(id).disabled = !video;
+  for (const id of NEED_VIDEO) $(id).disabled = !video;
 }
 
 function drawVideo() {
@@ -103,8 +108,12 @@ function drawVideo() {
   document.title = video ? `${video.name} – stm_fast` : "stm_fast";
   $("clip-name").textContent = video?.name ?? "";
   $("clip-name").title = video?.folder ?? "";
-  $("clip-size").textContent = video ? `${video.width} × ${video.height} · ${video.frames.toLocaleString("en")} frames · ${rateText(video.rate)}` : "";
+  $("clip-size").textContent = video ? sizeText(video) : "";
   $("frame-number").max = String((video?.frames ?? 1) - 1);
+}
+
+function sizeText({ width, height, frames, rate }) {
+  return `${width} × ${height} · ${frames.toLocaleString("en")} frames · ${rateText(rate)}`;
 }
 
 const rateText = (rate) => (rate ? `${Number(rate.toFixed(2))} fps` : "no frame rate");

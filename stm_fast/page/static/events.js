@@ -31,11 +31,13 @@ function tracked(event) {
   });
 }
 
+const EXPORTED = "Exported. The files are in the dialog of Export, and in the folder of the project.";
+
 function finished({ what, stopped, error, files }) {
   const { progress } = state;
   update({ running: null, progress: null, follow: false, done: state.done + 1 });
   if (error) complain(error);
-  else if (what === "export") say(stopped ? "Export stopped." : "Exported. The files are in the dialog of Export, and in the folder of the project.", "end");
+  else if (what === "export") say(stopped ? "Export stopped." : EXPORTED, "end");
   else say(trackedText(progress, stopped), "good");
   if (what === "export") showFiles(files);
 }

@@ -37,7 +37,8 @@ function drawKinds() {
 function choice({ name, title, default: chosen, unavailable }) {
   const label = document.createElement("label");
   const box = document.createElement("input");
-  Object.assign(box, { type: "checkbox", name: "write", value: name, checked: chosen && !unavailable, disabled: !!unavailable });
+  const checked = chosen && !unavailable;
+  Object.assign(box, { type: "checkbox", name: "write", value: name, checked, disabled: !!unavailable });
   box.addEventListener("change", draw);
   const text = document.createElement("span");
   text.textContent = title;
@@ -79,7 +80,8 @@ function link({ name, bytes, files: count }) {
   anchor.download = isFolder ? `${name}.zip` : name;
   anchor.textContent = anchor.download;
   const size = document.createElement("span");
-  size.textContent = isFolder ? `${count.toLocaleString("en")} ${count === 1 ? "file" : "files"}, ${sizeText(bytes)}` : sizeText(bytes);
+  const inside = isFolder ? `${count.toLocaleString("en")} ${count === 1 ? "file" : "files"}, ` : "";
+  size.textContent = inside + sizeText(bytes);
   item.append(anchor, size);
   return item;
 }

@@ -18,16 +18,18 @@ function draw() {
 function mark() {
   for (const item of list.children) {
     const chosen = Number(item.dataset.id) === state.object;
-    const radio = item.querySelector('[data-part="radio"]');
+    const radio = partOf(item, "radio");
     item.classList.toggle("chosen", chosen);
     radio?.setAttribute("aria-checked", String(chosen));
     if (radio) radio.tabIndex = chosen ? 0 : -1;
   }
 }
 
+const partOf = (item, part) => item.querySelector(`[data-part="${part}"]`);
+
 function row(object, at) {
   const item = template.content.firstElementChild.cloneNode(true);
-  const [color, radio, remove] = ["color", "radio", "remove"].map((part) => item.querySelector(`[data-part="${part}"]`));
+  const [color, radio, remove] = ["color", "radio", "remove"].map((part) => partOf(item, part));
   item.dataset.id = String(object.id);
   color.value = object.color;
   color.setAttribute("aria-label", `Color of ${object.name}`);

@@ -2,7 +2,8 @@
  * The one store of the page: everything on screen is rendered from `state`.
  *
  * @typedef {{id: number, name: string, color: string}} PageObject
- * @typedef {{key: string, name: string, frames: number, width: number, height: number, rate: number, folder: string}} Video
+ * @typedef {{key: string, name: string, frames: number, width: number, height: number, rate: number,
+ *   folder: string}} Video
  * @typedef {{index: number, picture: ImageBitmap | null, mask: ImageBitmap | null, width: number, solo: number}} Shown
  */
 

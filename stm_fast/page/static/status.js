@@ -13,11 +13,12 @@ const percent = (part) => `${Math.floor(part * 100)} %`;
 function happening() {
   const { upload, progress, running } = state;
   if (state.away) return state.away;
-  if (upload) return upload.part < 1 ? `Copying ${upload.name}: ${percent(upload.part)}` : `Opening ${upload.name}…`;
+  if (upload?.part < 1) return `Copying ${upload.name}: ${percent(upload.part)}`;
+  if (upload) return `Opening ${upload.name}…`;
   if (state.edits && state.message.kind !== "error") return "Working…";
   if (running === "track") return tracking(progress);
-  if (running === "export") return progress?.total ? `Exporting: ${percent(progress.done / progress.total)}` : "Exporting…";
-  return "";
+  if (running !== "export") return "";
+  return progress?.total ? `Exporting: ${percent(progress.done / progress.total)}` : "Exporting…";
 }
 
 function tracking(progress) {
@@ -41,10 +42,12 @@ function advice() {
   if (!state.video) return "Choose a video, or drop one here.";
   const name = state.objects.length > 1 ? currentObject()?.name : "the object";
   if (!has("g")) return state.clicksAlone ? "Draw round the object, or click it." : "Draw round the object.";
-  if (!has("f") && !has("d") && !has("l")) return "Click what is missing, right-click what is too much. Enter tracks forward.";
-  if ("dl".includes(stateOf(state.frame))) return "This frame is doubtful. Correct it with clicks, then Enter tracks on from here.";
+  if (!["f", "d", "l"].some(has)) return "Click what is missing, right-click what is too much. Enter tracks forward.";
+  const here = stateOf(state.frame);
+  if (here === "d") return "This frame is doubtful. Correct it with clicks, then Enter tracks on from here.";
+  if (here === "l") return `Lost here. Draw round ${name} if it is in sight, then Enter tracks on from here.`;
   if (has("d") || has("l")) return "D goes to the next doubtful frame. Correct it, then Enter tracks on from there.";
-  if (stateOf(state.frame) === ".") return `No mask here yet: Enter tracks on, or draw round ${name}.`;
+  if (here === ".") return `No mask here yet: Enter tracks on, or draw round ${name}.`;
   return "Correct any frame with clicks; Enter tracks on from there. Then export.";
 }
 
@@ -90,7 +93,8 @@ function mark() {
   dataset.version = String(state.version);
 }
 
-watch(["message", "away", "loading", "upload", "edits", "running", "progress", "loaded", "video", "states", "frame", "objects"], draw);
+const happenings = ["away", "loading", "upload", "edits", "running", "progress"];
+watch(["message", ...happenings, "loaded", "video", "states", "frame", "object", "objects"], draw);
 watch(["problems"], drawProblems);
 watch(["video", "states", "edits"], drawInvitation);
 watch(["loaded", "video", "shown", "edits", "running", "done", "version"], mark);

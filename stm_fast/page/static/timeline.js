@@ -31,10 +31,20 @@ export function time(index) {
   return hours ? `${hours}:${String(minutes % 60).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
 }
 
-function colors() {
-  const style = getComputedStyle(document.documentElement);
-  const of = (name) => style.getPropertyValue(`--${name}`).trim();
-  return Object.fromEntries(["given", "found", "doubtful", "lost", "lane", "ink", "dim", "accent", "shade", "line"].map((name) => [name, of(name)]));
+const COLORS = ["given", "found", "doubtful", "lost", "lane", "ink", "dim", "accent", "shade"];
+let color = {};
+
+/** Reads the colors of the theme as they are now; a canvas does not know the variables of CSS. */
+export function recolor() {
+  const probe = document.createElement("i");
+  document.body.append(probe);
+  const read = (name) => {
+    probe.style.color = `var(--${name})`;
+    return [name, getComputedStyle(probe).color];
+  };
+  color = Object.fromEntries(COLORS.map(read));
+  probe.remove();
+  redraw();
 }
 
 /** The worst state of the frames behind each pixel, and whether one of them is given. */
@@ -61,35 +71,34 @@ function drawLane() {
   lane.width = Math.max(1, Math.round(room() * ratio));
   lane.height = Math.max(1, Math.round((canvas.clientHeight - HANDLES) * ratio));
   const context = lane.getContext("2d");
-  const color = colors();
   context.fillStyle = color.lane;
   context.fillRect(0, 0, lane.width, lane.height);
   if (!state.states.length) return;
-  if (state.states.length < lane.width / 2) drawFrames(context, color, ratio);
-  else drawColumns(context, color, ratio);
+  if (state.states.length < lane.width / 2) drawFrames(context, ratio);
+  else drawColumns(context, ratio);
 }
 
 const LETTERS = { 102: "f", 100: "d", 108: "l" };
 const WORDS = { f: "found", d: "doubtful", l: "lost" };
 
-function bar(context, color, letter, x, across) {
+function bar(context, letter, x, across) {
   const top = Math.round(lane.height * TOPS[letter]);
   context.fillStyle = color[WORDS[letter]];
   context.fillRect(x, top, across, lane.height - top);
 }
 
-function drawFrames(context, color, ratio) {
+function drawFrames(context, ratio) {
   const across = lane.width / state.states.length;
   const gap = across > 6 * ratio ? ratio : 0;
   state.states.forEach((code, index) => {
     const [from, to] = [Math.round(index * across), Math.round((index + 1) * across)];
-    if (code === CODES.given) drawGiven(context, color, (from + to) / 2, Math.min(across - gap, 14 * ratio), ratio);
-    else if (LETTERS[code]) bar(context, color, LETTERS[code], from, Math.max(1, to - from - gap));
+    if (code === CODES.given) drawGiven(context, (from + to) / 2, Math.min(across - gap, 14 * ratio), ratio);
+    else if (LETTERS[code]) bar(context, LETTERS[code], from, Math.max(1, to - from - gap));
   });
 }
 
 /** A tall bar with a diamond on it. */
-function drawGiven(context, color, middle, across, ratio) {
+function drawGiven(context, middle, across, ratio) {
   const size = Math.max(3 * ratio, Math.min(6 * ratio, across / 2 + ratio));
   const high = lane.height * 0.26;
   const thick = Math.max(2 * ratio, Math.min(3 * ratio, across));
@@ -110,14 +119,14 @@ function diamond(context, x, y, size) {
   context.fill();
 }
 
-function drawColumns(context, color, ratio) {
+function drawColumns(context, ratio) {
   const { worst, given } = columns(lane.width);
   const spread = Math.ceil(lane.width / state.states.length);
-  worst.forEach((value, x) => value && bar(context, color, ".fdl"[value], x, spread));
+  worst.forEach((value, x) => value && bar(context, ".fdl"[value], x, spread));
   let last = -Infinity;
   given.forEach((value, x) => {
     if (!value || x - last < 3 * ratio) return;
-    drawGiven(context, color, x + spread / 2, 6 * ratio, ratio);
+    drawGiven(context, x + spread / 2, 6 * ratio, ratio);
     last = x;
   });
 }
@@ -130,15 +139,14 @@ function draw() {
   if (!state.video) return;
   pen.drawImage(lane, EDGE * ratio, HANDLES * ratio);
   pen.scale(ratio, ratio);
-  const color = colors();
-  drawMarks(color, down);
+  drawMarks(down);
   if (hovered !== null) line(left(hovered) + frameWidth() / 2, color.dim, 1, down);
-  drawPlayhead(color, down);
+  drawPlayhead(down);
 }
 
 const frameWidth = () => room() / count();
 
-function drawMarks(color, down) {
+function drawMarks(down) {
   const [first, last] = state.marks;
   const [from, to] = [left(first), left(last + 1)];
   pen.fillStyle = color.shade;
@@ -161,7 +169,7 @@ function line(x, color, across, down) {
   pen.fillRect(x - across / 2, HANDLES, across, down - HANDLES);
 }
 
-function drawPlayhead(color, down) {
+function drawPlayhead(down) {
   const x = left(state.frame) + frameWidth() / 2;
   if (frameWidth() > 4) {
     pen.strokeStyle = color.ink;
@@ -244,9 +252,6 @@ function redraw() {
   drawLane();
   draw();
 }
-
-/** Draws with the colors of the theme as they are now. */
-export const recolor = redraw;
 
 canvas.addEventListener("pointerdown", down);
 canvas.addEventListener("pointermove", move);

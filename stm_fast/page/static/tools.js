@@ -3,21 +3,17 @@
 import { post } from "./api.js";
 import { edit, ensureObject, seek } from "./actions.js";
 import { shownColors } from "./frames.js";
-import { inImage, pan, toImage, toScreen, zoom } from "./stage.js";
+import { boxOf, drawInk } from "./ink.js";
+import { pan, toImage, toScreen, zoom } from "./stage.js";
 import { currentObject, say, state, update, watch } from "./state.js";
 
 const ink = document.querySelector("#stage");
-const pen = ink.getContext("2d");
 
 // shorter drags, in CSS pixels, are clicks
 const CLICK = 5;
 const MOST_POINTS = 2000;
-const ACCENT = "#ffffff";
 
-/**
- * @typedef {{tool: string, add: boolean, frame: number, points: [number, number][],
- *   start: [number, number], far: boolean, plain: boolean, brush: number}} Gesture far: dragged; plain: by the left button alone
- */
+/** @typedef {import("./ink.js").Gesture} Gesture */
 /** @type {Gesture | null} */ let gesture = null;
 /** drawn until their mask is on screen @type {Gesture[]} */ let sent = [];
 /** @type {Map<number, [number, number]>} */ const touches = new Map();
@@ -48,6 +44,8 @@ function down(event) {
   ink.setPointerCapture(event.pointerId);
   if (event.pointerType === "touch") touches.set(event.pointerId, [event.clientX, event.clientY]);
   if (touches.size > 1) return cancel();
+  // a palm beside the pen
+  if (gesture) return;
   if (event.button === 1 || spaceHeld) return startPan(event);
   if (event.button !== 1 && state.shown) start(event);
 }
@@ -66,9 +64,11 @@ function start(event) {
   const frame = state.shown.index;
   update({ playing: false });
   seek(frame);
-  const point = toImage(event.clientX, event.clientY);
-  const start = [event.clientX, event.clientY];
-  gesture = { tool, add, frame, points: [point], start, far: false, plain: !takesAway, brush: state.brush };
+  const { clientX, clientY, pointerId } = event;
+  const { brush, object } = state;
+  const points = [toImage(clientX, clientY)];
+  const seen = { points, start: [clientX, clientY], far: false, open: true };
+  gesture = { tool, add, plain: !takesAway, frame, object, brush, pointerId, ...seen };
   draw();
 }
 
@@ -77,7 +77,7 @@ function move(event) {
   hover = event.pointerType === "touch" ? null : [event.clientX, event.clientY];
   if (touches.has(event.pointerId) && touches.size > 1) return pinch(event);
   if (panning) return movePan(event);
-  if (gesture) extend(event);
+  if (gesture?.pointerId === event.pointerId) extend(event);
   draw();
 }
 
@@ -115,8 +115,8 @@ function up(event) {
   if (panning) {
     panning = null;
     showCursor();
-  } else if (gesture) {
-    const done = gesture;
+  } else if (gesture?.pointerId === event.pointerId) {
+    const done = { ...gesture, open: false };
     gesture = null;
     finish(done);
   }
@@ -129,28 +129,24 @@ function leave(event) {
   cancel();
 }
 
+const LEFT_DRAWS = "Draw round an object with the left button. A right click, without dragging, takes away.";
+
 function finish(done) {
   const { tool, far } = done;
-  if (tool === "brush" || tool === "eraser") return send(done, { tool: "brush", points: thin(done.points), radius: done.brush / 2 });
+  if (tool === "brush" || tool === "eraser") return sendStroke(done);
   if (tool === "click" || !far) return click(done);
-  if (!done.plain) return say("Draw round an object with the left button. A right click, without dragging, takes away.");
+  if (!done.plain) return say(LEFT_DRAWS);
   if (tool === "box") return sendBox(done);
   if (done.points.length > 2) send(done, { tool, points: thin(done.points) });
+}
+
+function sendStroke(done) {
+  send(done, { tool: "brush", points: thin(done.points), radius: done.brush / 2 });
 }
 
 function sendBox(done) {
   const [x, y, width, height] = boxOf(done).map((value) => Math.round(value));
   if (width > 0 && height > 0) send(done, { tool: "box", box: [x, y, width, height] });
-}
-
-/** x, y, width, height of what a drag spans, inside the frame. */
-function boxOf({ points }) {
-  const { width, height } = state.video;
-  const [from, to] = [points[0], points.at(-1)];
-  const clamp = (value, most) => Math.min(most, Math.max(0, value));
-  const [left, right] = [from[0], to[0]].map((x) => clamp(x, width)).sort((a, b) => a - b);
-  const [top, bottom] = [from[1], to[1]].map((y) => clamp(y, height)).sort((a, b) => a - b);
-  return [left, top, right - left, bottom - top];
 }
 
 function thin(points) {
@@ -160,13 +156,14 @@ function thin(points) {
 
 const round = (value) => Math.round(value * 100) / 100;
 
+const DRAW_FIRST = "Draw round the object first; then clicks correct its mask.";
 const hasMask = () => shownColors().has(currentObject()?.color.toLowerCase());
 
 function click(done) {
   const [x, y] = done.points[0];
   const { width, height } = state.video;
   if (x < 0 || y < 0 || x >= width || y >= height) return;
-  if (!hasMask() && !(state.clicksAlone && done.add)) return say("Draw round the object first; then clicks correct its mask.");
+  if (!hasMask() && !(state.clicksAlone && done.add)) return say(DRAW_FIRST);
   send(done, { tool: "click", point: [round(x), round(y)], add: done.add });
 }
 
@@ -174,7 +171,7 @@ async function send(done, prompt) {
   sent.push(done);
   say("");
   const change = await edit(async () => {
-    const object = await ensureObject();
+    const object = done.object || (await ensureObject());
     return post("prompt", { frame: done.frame, object, add: done.add, ...prompt });
   });
   sent = sent.filter((one) => one !== done);
@@ -193,100 +190,9 @@ function answerText(tool, { pixels, seconds }) {
 }
 
 function draw() {
-  pen.resetTransform();
-  pen.clearRect(0, 0, ink.width, ink.height);
-  if (!state.video) return;
-  for (const one of gesture ? [...sent, gesture] : sent) if (one.frame === state.shown?.index) drawGesture(one);
-  if (hover && !panning && !spaceHeld) drawHover();
-}
-
-function drawGesture(one) {
-  inImage(pen);
-  if (one.tool === "brush" || one.tool === "eraser") drawStroke(one);
-  else if (!one.far || one.tool === "click") drawDot(one);
-  else if (!one.plain) return;
-  else if (one.tool === "box") dashes(one, () => pen.rect(...boxOf(one)));
-  else dashes(one, () => one.points.forEach((point) => pen.lineTo(...point)));
-}
-
-/** Dark below bright, to be seen on any picture. */
-function dashes(one, path) {
-  const thin = 1 / state.view.scale;
-  pen.lineJoin = "round";
-  pen.beginPath();
-  path();
-  if (one.tool === "lasso" && one !== gesture) pen.closePath();
-  pen.setLineDash([]);
-  pen.lineWidth = 3.5 * thin;
-  pen.strokeStyle = "rgb(0 0 0 / 60%)";
-  pen.stroke();
-  pen.lineWidth = 1.75 * thin;
-  pen.strokeStyle = ACCENT;
-  if (one.tool === "lasso" && one === gesture) closing(one, thin);
-  pen.stroke();
-}
-
-/** The line that closes the lasso, if it ended here. */
-function closing(one, thin) {
-  pen.stroke();
-  pen.beginPath();
-  pen.setLineDash([5 * thin, 5 * thin]);
-  pen.moveTo(...one.points.at(-1));
-  pen.lineTo(...one.points[0]);
-}
-
-function drawStroke(one) {
-  pen.lineCap = pen.lineJoin = "round";
-  pen.lineWidth = one.brush;
-  pen.globalAlpha = 0.55;
-  pen.strokeStyle = one.tool === "eraser" ? "#101114" : (currentObject()?.color ?? ACCENT);
-  pen.beginPath();
-  pen.moveTo(...one.points[0]);
-  for (const point of one.points) pen.lineTo(...point);
-  pen.stroke();
-  pen.globalAlpha = 1;
-}
-
-function drawDot({ points, add }) {
-  const [x, y] = points[0];
-  sign(x, y, add, 9 / state.view.scale);
-}
-
-function sign(x, y, add, radius) {
-  pen.beginPath();
-  pen.arc(x, y, radius, 0, 2 * Math.PI);
-  pen.fillStyle = add ? "#1c7c3c" : "#b3261e";
-  pen.fill();
-  pen.lineWidth = radius / 4.5;
-  pen.strokeStyle = ACCENT;
-  pen.stroke();
-  pen.beginPath();
-  pen.moveTo(x - radius / 2, y);
-  pen.lineTo(x + radius / 2, y);
-  if (add) {
-    pen.moveTo(x, y - radius / 2);
-    pen.lineTo(x, y + radius / 2);
-  }
-  pen.stroke();
-}
-
-function drawHover() {
-  const [x, y] = toImage(...hover);
-  const thin = 1 / state.view.scale;
-  inImage(pen);
-  if (state.tool === "brush" || state.tool === "eraser") drawRing(x, y, thin);
-  else if (!gesture && !state.running && hasMask()) sign(x + 13 * thin, y + 13 * thin, !away, 6 * thin);
-}
-
-/** The brush in its true size. */
-function drawRing(x, y, thin) {
-  for (const [width, color] of [[3, "rgb(0 0 0 / 70%)"], [1.25, "#fff"]]) {
-    pen.lineWidth = width * thin;
-    pen.strokeStyle = color;
-    pen.beginPath();
-    pen.arc(x, y, state.brush / 2, 0, 2 * Math.PI);
-    pen.stroke();
-  }
+  const gestures = gesture ? [...sent, gesture] : sent;
+  const corrects = !gesture && !state.running && hover !== null && hasMask();
+  drawInk(gestures, panning || spaceHeld ? null : hover, corrects ? (away ? "-" : "+") : "");
 }
 
 function showCursor() {
@@ -294,7 +200,10 @@ function showCursor() {
 }
 
 /** The largest brush, as wide as a quarter of the frame. */
-export const mostBrush = () => (state.video ? Math.max(2, Math.floor(Math.max(state.video.width, state.video.height) / 4)) : 200);
+export function mostBrush() {
+  const { width, height } = state.video ?? { width: 800, height: 800 };
+  return Math.max(2, Math.floor(Math.max(width, height) / 4));
+}
 
 export function sizeBrush(way) {
   const step = Math.max(1, Math.round(state.brush * 0.12));

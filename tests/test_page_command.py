@@ -1,0 +1,212 @@
+"""stm-fast open as a command: what it prints, how it ends, and that nothing is lost however it ends."""
+
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("av")
+pytest.importorskip("cv2")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from page_client import SECONDS, Client
+from processes import Running
+from small_inputs import write_video, write_weights
+from stm_fast.__main__ import app
+from stm_fast.page import listening
+from stm_fast.page.listening import is_local, listen
+from stm_fast.video import read_written_mask
+
+FRAMES = 40
+BRUSH = {"tool": "brush", "points": [[16, 12], [20, 12]], "radius": 6}
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """A folder with a video and weights."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_video(folder / "clip.mp4", FRAMES)
+    write_weights(folder / "small.safetensors")
+    return folder
+
+
+@contextmanager
+def opened(folder: Path, inputs: Path, *arguments: str, source: str | None = "clip.mp4", **environment: str):
+    """The command in a folder, and the address that it prints."""
+    given = [] if source is None else [str(inputs / source)]
+    weights = ["--weights", str(inputs / "small.safetensors"), "--device", "cpu"]
+    command = ["open", *given, *weights, "--port", "0", *arguments]
+    running = Running(command, folder, at=folder, OMP_NUM_THREADS="1", **environment)
+    try:
+        yield running, printed_url(running)
+    finally:
+        running.kill()
+
+
+def printed_url(running: Running) -> str:
+    deadline = time.monotonic() + SECONDS
+    while "\n" not in running.printed():
+        assert time.monotonic() < deadline
+        assert not running.has_ended(), running.wait()
+        time.sleep(0.02)
+    return running.printed().splitlines()[0]
+
+
+def draw(client: Client) -> None:
+    client.post("/api/objects")
+    assert client.prompt(**BRUSH).status == 200
+
+
+@pytest.mark.slow
+def test_a_killed_server_loses_nothing(tmp_path, inputs):
+    with opened(tmp_path, inputs, "--no-browser") as (running, url):
+        client = Client(url).enter()
+        draw(client)
+        mask = client.get("/api/mask/0").body
+        with client.listening() as listener:
+            client.post("/api/track", {"frame": 0})
+            last = listener.until(lambda event: event["kind"] == "frame" and event["index"] >= 3)[-1]["index"]
+            os.kill(running.pid, signal.SIGKILL)
+            assert running.wait().returncode == -signal.SIGKILL
+    with opened(tmp_path, inputs, "--no-browser") as (running, url):
+        client = Client(url).enter()
+        assert client.get("/api/mask/0").body == mask
+        states = client.project()["states"]
+        assert states[0] == "g"
+        assert "." not in states[: last + 1]
+        for file in (tmp_path / "clip-project/masks").iterdir():
+            read_written_mask(file)
+        with client.listening() as listener:
+            client.post("/api/track", {"frame": 0})
+            assert listener.until_done()[-1]["error"] is None
+        assert "." not in client.project()["states"]
+        os.kill(running.pid, signal.SIGINT)
+        assert "clip-project: going on with this project" in running.wait().stderr
+    # by its folder too, without the video
+    with opened(tmp_path, inputs, "--no-browser", source=str(tmp_path / "clip-project")) as (_, url):
+        assert Client(url).enter().get("/api/mask/0").body == mask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_while_it_tracks_and_pages_listen(tmp_path, inputs, number):
+    with opened(tmp_path, inputs, "--no-browser") as (running, url):
+        client = Client(url).enter()
+        draw(client)
+        with client.listening() as listener:
+            client.post("/api/track", {"frame": 0})
+            listener.until(lambda event: event["kind"] == "frame")
+            os.kill(running.pid, number)
+            while listener.next() is not None:
+                pass
+        ended = running.wait()
+    assert ended.returncode == 0
+    assert ended.stderr == "stm-fast: ctrl-C ends the server; everything is saved as you work\n"
+
+
+def test_without_a_video_the_current_folder_is_used(tmp_path, inputs):
+    with opened(tmp_path, inputs, "--no-browser", source=None) as (_, url):
+        client = Client(url).enter()
+        assert client.project()["video"] is None
+        client.post("/api/video?name=sent.mp4", (inputs / "clip.mp4").read_bytes())
+        assert client.project()["video"]["folder"] == str(tmp_path / "sent-project")
+    assert {"sent.mp4", "sent-project"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_browser_is_opened(tmp_path, inputs):
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\necho "$1" > {shlex.quote(str(tmp_path))}/part && mv part opened\n')
+    program.chmod(0o755)
+    with opened(tmp_path, inputs, BROWSER=f"{program} %s") as (_, url):
+        deadline = time.monotonic() + SECONDS
+        while not (tmp_path / "opened").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert (tmp_path / "opened").read_text() == url + "\n"
+
+
+def test_a_host_that_others_can_reach_is_warned_about(tmp_path, inputs):
+    with opened(tmp_path, inputs, "--no-browser", "--host", "0.0.0.0") as (running, url):
+        assert url.startswith(f"http://{socket.gethostname()}:")
+        parts = urlsplit(url)
+        Client(parts._replace(netloc=f"127.0.0.1:{parts.port}").geturl()).enter()
+        os.kill(running.pid, signal.SIGINT)
+        assert "--host: 0.0.0.0 can be reached from other machines" in running.wait().stderr
+
+
+@pytest.mark.parametrize("host", ["", "256.0.0.1", "no host", "a" * 300, "192.0.2.1"])
+def test_a_host_that_is_not_this_machine(inputs, tmp_path, monkeypatch, host):
+    monkeypatch.chdir(tmp_path)
+    assert "--host: found '" in refusal(inputs / "clip.mp4", "--host", host)
+    assert list(tmp_path.iterdir()) == []
+
+
+# what is refused
+
+
+def refusal(*words: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in ("open", *words)])
+    assert (result.exit_code, result.stdout) == (2, ""), (result.output, result.exception)
+    assert result.stderr.startswith("stm-fast: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_a_port_in_use(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with listen("127.0.0.1", 0) as busy:
+        port = busy.getsockname()[1]
+        line = refusal(inputs / "clip.mp4", "--port", port)
+        assert f"--port: found {port}, which is in use, expected a free one, or 0 for any" in line
+        # without the option, the next one that is free
+        monkeypatch.setattr(listening, "FIRST_PORT", port)
+        with listen("127.0.0.1", None) as other:
+            assert other.getsockname()[1] != port
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_project_of_another_video(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "other.mp4", 3)
+    with opened(tmp_path, inputs, "--no-browser", "--output", "project"):
+        pass
+    assert "project" in refusal("other.mp4", "--output", "project")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    assert "full" in refusal("other.mp4", "--output", "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "cv2"])
+def test_a_package_that_is_missing(inputs, tmp_path, monkeypatch, package):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refusal(inputs / "clip.mp4")
+    assert f"the page needs {package}, which cannot be imported" in line
+    assert "pip install 'stm_fast[page]'" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.7", False),
+        ("studio.example", False),
+    ],
+)
+def test_hosts_that_only_this_machine_can_reach(host, local):
+    assert is_local(host) is local
