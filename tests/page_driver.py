@@ -136,7 +136,7 @@ class Person:
 
     def _heard(self, message: Any) -> None:
         if message.type in ("error", "warning"):
-            self.faults.append(f"console: {message.text}")
+            self.faults.append(f"console: {message.text} {message.location.get('url', '')}")
 
     def _requested(self, request: Any) -> None:
         if not request.url.startswith((f"{self.server.origin}/", "data:", f"blob:{self.server.origin}/")):

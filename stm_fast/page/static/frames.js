@@ -123,7 +123,7 @@ function ahead() {
 /** Loads the next frames in the direction in which the playhead moved last. */
 async function prefetch() {
   const { shown, video } = state;
-  if (!shown || !video || fetching >= AT_ONCE) return;
+  if (!shown || !video || state.upload || fetching >= AT_ONCE) return;
   if (shown.index !== last) direction = shown.index > last ? 1 : -1;
   last = shown.index;
   for (let step = 1; step <= ahead(); step += 1) {
@@ -131,9 +131,10 @@ async function prefetch() {
     if (index < 0 || index >= video.frames) return;
     if (isHere(index, shown.width, shown.solo)) continue;
     fetching += 1;
-    await Promise.allSettled([picture(index, shown.width), mask(index, shown.width, shown.solo)]);
+    const got = await Promise.allSettled([picture(index, shown.width), mask(index, shown.width, shown.solo)]);
     fetching -= 1;
-    return prefetch();
+    // what cannot be had now would be asked for without end
+    return got.some(({ status }) => status === "rejected") ? undefined : prefetch();
   }
 }
 
