@@ -4,11 +4,11 @@ python benchmarks/first_masks.py DAVIS [MORE...]
 python benchmarks/first_masks.py DAVIS [MORE...] --clicks
 
 The box of each object is that of its annotation, three pixels larger on each side. Its lasso is the outline of the
-annotation, 4 % of the frame's shorter side outside, and coarse. A click is in the middle of what is wrong: the pixel
-that is farthest inside the missing or the superfluous part of the mask.
+annotation, 4 % of the frame's shorter side outside, and coarse; its loop is the convex hull of the lasso. A click is in
+the middle of what is wrong: the pixel that is farthest inside the missing or the superfluous part of the mask.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, median
@@ -78,6 +78,13 @@ def lasso_around(own: Bools) -> tuple[Point, ...]:
     return tuple((float(x), float(y)) for x, y in corners)
 
 
+def loop_around(own: Bools) -> tuple[Point, ...]:
+    """A line around an object [H, W] that does not follow its outline."""
+    cv2: Any = import_module("cv2")  # optional
+    corners = cv2.convexHull(np.asarray(lasso_around(own), np.float32)).reshape(-1, 2)
+    return tuple((float(x), float(y)) for x, y in corners)
+
+
 def next_click(shown: Bools, own: Bools) -> Click | None:
     """In the middle of what is wrong with a mask [H, W]; None if nothing is."""
     cv2: Any = import_module("cv2")  # optional
@@ -105,6 +112,13 @@ def corrections(image: npt.NDArray[np.uint8], own: Bools, region: Region) -> Cor
     return Corrected(values, seconds)
 
 
+REGIONS: dict[str, Callable[[Bools], Region]] = {
+    "box": lambda own: Region(box_around(own), ()),
+    "lasso": lambda own: Region(None, lasso_around(own)),
+    "loop": lambda own: Region(None, loop_around(own)),
+}
+
+
 def scores(root: Path) -> Iterator[tuple[float, bool]]:
     """For each object: J, and whether GrabCut found it."""
     for image, own in objects(root):
@@ -115,11 +129,9 @@ def scores(root: Path) -> Iterator[tuple[float, bool]]:
 def table(roots: list[Path]) -> Iterator[str]:
     """The lines of a table: a row for each kind of region and number of clicks."""
     yield "region  clicks  mean J  median  J >= 80  worst  median ms  slowest ms"
-    for kind in ("box", "lasso"):
-        found = []
-        for image, own in (one for root in roots for one in objects(root)):
-            region = Region(box_around(own), ()) if kind == "box" else Region(None, lasso_around(own))
-            found.append(corrections(image, own, region))
+    for kind, region_of in REGIONS.items():
+        pairs = (one for root in roots for one in objects(root))
+        found = [corrections(image, own, region_of(own)) for image, own in pairs]
         for clicks in CLICKS:
             values = [one.values[clicks] for one in found]
             times = [1000 * one.seconds[clicks] for one in found if clicks < len(one.seconds)] or [0.0]

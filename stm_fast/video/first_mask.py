@@ -24,7 +24,7 @@ _MARGIN, _MIN_MARGIN = 0.35, 10
 _LEAST_SIDE, _MOST_SCALE, _MOST_SIDE = 160, 4, 480
 # with this one, an answer takes at most a third of the time; on 35 objects, masks are as good
 QUICK_SIDE = 256
-_ROUNDS, _ROUNDS_WITH_CLICKS = 5, 2
+_ROUNDS, _ROUNDS_WITH_CLICKS, _LAST_ROUNDS = 5, 2, 2
 _CLICK_RADIUS = 4  # in pixels of that part
 # of a line that a person draws
 MOST_POINTS = 10_000
@@ -33,6 +33,7 @@ _SHIFT = 4  # OpenCV draws with 16 steps to a pixel
 _LEAST_SHARE = 0.05
 # what is farther inside a lasso than this share of the greatest distance from its line is the object
 _CORE, _MORE_THAN_CORE = 0.6, 1.1
+_CONVEX = 0.9  # a region fills less of its convex hull if it bends inward
 
 
 class FirstMask(NamedTuple):
@@ -130,11 +131,17 @@ def mask_from_lasso(image: Picture, lasso: Lasso) -> FirstMask:
     height, width = image.shape[:2]
     region = enclosed(lasso, (width, height))
     part = _part_around(bounds(region), (width, height), QUICK_SIDE)
-    guess = _guess(region, part)
-    core = _core(region, part)
+    picture, guess, inside = part.scaled(image), _guess(region, part), _scaled(region, part)
+    core = _core(inside)
     guess[core] = cv2.GC_FGD
-    found = _by_grabcut(image, part, guess) & region  # scaling moves its border
-    if np.count_nonzero(found) > _MORE_THAN_CORE * np.count_nonzero(core) / part.scale**2:
+    grabcut(picture, guess, _ROUNDS - _LAST_ROUNDS)
+    certain = _bends_inward(inside)
+    if not certain:
+        guess[core] = cv2.GC_PR_FGD
+    grabcut(picture, guess, _LAST_ROUNDS)
+    found = _restored(guess, part, region.shape) & region  # scaling moves its border
+    least = _MORE_THAN_CORE * np.count_nonzero(core) / part.scale**2 if certain else 0
+    if np.count_nonzero(found) > max(least, _LEAST_SHARE * np.count_nonzero(region)):
         return FirstMask(found, True)
     return FirstMask(region, False)
 
@@ -231,14 +238,26 @@ def _guess(region: Bools, part: Part) -> Picture:
     return part.scaled_labels(guess)
 
 
-def _core(region: Bools, part: Part) -> Bools:
-    """The innermost pixels of a region [H, W], bool [h, w] for the scaled part."""
+def _scaled(region: Bools, part: Part) -> Picture:
+    """1 in a region [H, W] and 0 outside, uint8 [h, w] for the scaled part."""
+    return part.scaled_labels(region[part.slices].astype(np.uint8))
+
+
+def _core(inside: Picture) -> Bools:
+    """The innermost pixels of a region [h, w]."""
     cv2: Any = import_module("cv2")  # optional
     # what is beyond the image is outside
-    inside = np.pad(part.scaled_labels(region[part.slices].astype(np.uint8)), 1)
-    depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    depth = cv2.distanceTransform(np.pad(inside, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     found: Bools = depth > _CORE * depth.max()
     return found
+
+
+def _bends_inward(inside: Picture) -> bool:
+    """Whether a region [h, w] follows the outline of an object: the middle of a convex one may be background."""
+    cv2: Any = import_module("cv2")  # optional
+    outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hull = cv2.convexHull(np.concatenate(outlines))
+    return bool(np.count_nonzero(inside) < _CONVEX * cv2.contourArea(hull))
 
 
 def _by_grabcut(
@@ -253,7 +272,12 @@ def _by_grabcut(
             place = [round((one + 0.5 - start) * part.scale - 0.5) for one, start in zip((x, y), part, strict=False)]
             cv2.circle(guess, place, _CLICK_RADIUS, cv2.GC_FGD if label else cv2.GC_BGD, cv2.FILLED)
         grabcut(picture, guess, _ROUNDS_WITH_CLICKS)
-    mask = np.zeros(image.shape[:2], bool)
+    return _restored(guess, part, image.shape[:2])
+
+
+def _restored(guess: Picture, part: Part, size: tuple[int, ...]) -> Bools:
+    """The mask [H, W] of a guess [h, w] for a scaled part."""
+    mask = np.zeros(size, bool)
     mask[part.slices] = part.restored(is_object(guess))
     return mask
 
