@@ -79,7 +79,7 @@ def check_page(folder: Path) -> None:
 
 
 def use_page(url: str, results: Path) -> None:
-    """A box round an object, tracked and exported, as the page does it."""
+    """A box around an object, tracked and exported, as the page does it."""
     browser = build_opener(HTTPCookieProcessor(CookieJar()))
     page = browser.open(url).read().decode()
     place = url.partition("?")[0]

@@ -101,7 +101,7 @@ def place_to_click(shown: Bools, truth: Bools) -> tuple[Point, bool]:
 
 
 def outline(mask: Bools, margin: int = LOOSE, most: int = 48) -> list[Point]:
-    """A loose line round a mask, as `most` points at most: round its convex hull if it is in several pieces."""
+    """A loose line around a mask, as `most` points at most: around its convex hull if it is in several pieces."""
     import cv2
 
     height, width = mask.shape

@@ -459,7 +459,7 @@ def test_tracking_back(drawn):
 
 def test_there_is_nothing_to_track_or_export(client):
     for path, body in {"/api/track": {"frame": 0}, "/api/export": {"write": ["masks"]}}.items():
-        assert client.post(path, body).refusal == (409, "no masks yet: draw round an object first")
+        assert client.post(path, body).refusal == (409, "no masks yet: draw around an object first")
     assert client.post("/api/track", {"frame": FRAMES}).refusal[0] == 404
     assert client.post("/api/export", {"write": ["hologram"]}).refusal[0] == 422
     assert client.post("/api/export", {"write": []}).refusal[0] == 422

@@ -1,4 +1,4 @@
-"""stm-fast open: draw round objects in the browser, track and correct them."""
+"""stm-fast open: draw around objects in the browser, track and correct them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,19 +10,23 @@ from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import whole
 from stm_fast.commands.options import (
     Backend,
-    MaxSize,
     MinSize,
     Network,
     input_option,
+    network_option,
     output_option,
     page_option,
     run_options,
 )
 from stm_fast.errors import InputError
 from stm_fast.frame_source import FrameSource, frame_source
+from stm_fast.network.architecture import MIN_SIZES
 from stm_fast.page.listening import FIRST_PORT, LOOPBACK, require_page
 from stm_fast.progress import waiting
 from stm_fast.runs.ranks import launched
+
+# a 4K frame would take seconds
+_MAX_SIZE = 480
 
 
 def open(
@@ -60,7 +64,15 @@ def open(
             help="SAM 2 is loaded from this folder, or as this repository of the Hugging Face hub (user/repo).",
         ),
     ] = None,
-    max_size: MaxSize = None,
+    max_size: Annotated[
+        int | None,
+        network_option(
+            **whole(16, MIN_SIZES[1]),
+            show_default=False,
+            help="Frames whose shorter side has more pixels than this are downscaled for the network, for which a person "
+            f"waits. By default this is {_MAX_SIZE}, or --min-size if that is larger.",
+        ),
+    ] = None,
     min_size: MinSize = None,
     backend: Backend = "auto",
     port: Annotated[
@@ -82,11 +94,13 @@ def open(
         bool, page_option("--no-browser", help="No browser is opened; only the address of the page is printed.")
     ] = False,
 ) -> None:
-    """Open a video in the browser: draw round objects, track them, correct the masks, and export the results.
+    """Open a video in the browser: draw around objects, track them, correct the masks, and export the results.
 
     The address of the page is printed. Everything is saved in the project's folder as you work; ctrl-C ends the server.
     """
     launched()  # refuses invalid environment variables before any work
+    if max_size is None:
+        max_size = max(_MAX_SIZE, min_size or 0)
     options = run_options(memory, max_size, min_size, backend)
     video, folder = _video_and_folder(source, output)
     with waiting("loading PyTorch"):

@@ -1,1 +1,1 @@
-"""The page: a person draws round an object in the browser, the masks run through the video, and are corrected."""
+"""The page: a person draws around an object in the browser, the masks run through the video, and are corrected."""

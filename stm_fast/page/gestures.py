@@ -37,7 +37,7 @@ def mask_of(prompt: Prompt, image: npt.NDArray[np.uint8], shown: Bools, prompter
         return FirstMask(np.zeros_like(shown), True)
     point = _given(prompt.point, "point")
     if not shown.any() and not (prompt.add and prompter.clicks_alone):
-        raise InputError("found a click, but no mask that it corrects: draw round the object first")
+        raise InputError("found a click, but no mask that it corrects: draw around the object first")
     return FirstMask(prompter.from_click(image, shown, point, prompt.add), True)
 
 

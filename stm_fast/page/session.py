@@ -335,7 +335,7 @@ def _check_object(opened: _Opened, object_id: int) -> None:
 
 def _check_any_mask(opened: _Opened) -> None:
     if not set(opened.project.states()) - {"."}:
-        raise Conflict("no masks yet: draw round an object first")
+        raise Conflict("no masks yet: draw around an object first")
 
 
 def _done(change: Change | None, what: str) -> Change:

@@ -33,7 +33,7 @@ _SHIFT = 4  # OpenCV draws with 16 steps to a pixel
 _LEAST_SHARE = 0.05
 # what is farther inside a lasso than this share of the greatest distance from its line is the object
 _CORE, _MORE_THAN_CORE = 0.6, 1.1
-_CONVEX = 0.9  # a region fills less of its convex hull if it bends inward
+_CONVEX = 0.95  # a region fills less of its convex hull if it bends inward
 
 
 class FirstMask(NamedTuple):

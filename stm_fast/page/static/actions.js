@@ -142,7 +142,7 @@ async function makeObject() {
 export async function addObject() {
   if (!state.video) return;
   await edit(makeObject);
-  say(`${currentObject()?.name ?? "Object"}: draw round it.`);
+  say(`${currentObject()?.name ?? "Object"}: draw around it.`);
 }
 
 export const select = (id) => update({ object: id });

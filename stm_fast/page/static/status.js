@@ -41,13 +41,13 @@ function advice() {
   if (!state.loaded) return "";
   if (!state.video) return "Choose a video, or drop one here.";
   const name = state.objects.length > 1 ? currentObject()?.name : "the object";
-  if (!has("g")) return state.clicksAlone ? "Draw round the object, or click it." : "Draw round the object.";
+  if (!has("g")) return state.clicksAlone ? "Draw around the object, or click it." : "Draw around the object.";
   if (!["f", "d", "l"].some(has)) return "Click what is missing, right-click what is too much. Enter tracks forward.";
   const here = stateOf(state.frame);
   if (here === "d") return "This frame is doubtful. Correct it with clicks, then Enter tracks on from here.";
-  if (here === "l") return `Lost here. Draw round ${name} if it is in sight, then Enter tracks on from here.`;
+  if (here === "l") return `Lost here. Draw around ${name} if it is in sight, then Enter tracks on from here.`;
   if (has("d") || has("l")) return "D goes to the next doubtful frame. Correct it, then Enter tracks on from there.";
-  if (here === ".") return `No mask here yet: Enter tracks on, or draw round ${name}.`;
+  if (here === ".") return `No mask here yet: Enter tracks on, or draw around ${name}.`;
   return "Correct any frame with clicks; Enter tracks on from there. Then export.";
 }
 

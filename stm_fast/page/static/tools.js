@@ -129,7 +129,7 @@ function leave(event) {
   cancel();
 }
 
-const LEFT_DRAWS = "Draw round an object with the left button. A right click, without dragging, takes away.";
+const LEFT_DRAWS = "Draw around an object with the left button. A right click, without dragging, takes away.";
 
 function finish(done) {
   const { tool, far } = done;
@@ -156,7 +156,7 @@ function thin(points) {
 
 const round = (value) => Math.round(value * 100) / 100;
 
-const DRAW_FIRST = "Draw round the object first; then clicks correct its mask.";
+const DRAW_FIRST = "Draw around the object first; then clicks correct its mask.";
 const hasMask = () => shownColors().has(currentObject()?.color.toLowerCase());
 
 function click(done) {
@@ -181,7 +181,7 @@ async function send(done, prompt) {
   else if (change) say(answerText(prompt.tool, change), "good");
 }
 
-const UNFOUND = "Nothing stood out there, so the mask is what you drew round. Correct it with clicks or the brush.";
+const UNFOUND = "Nothing stood out there, so the mask is what you drew around. Correct it with clicks or the brush.";
 
 function answerText(tool, { pixels, seconds }) {
   if (tool === "brush") return "";
