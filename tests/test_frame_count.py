@@ -39,7 +39,7 @@ from video_files import (
     write_video,
 )
 
-video_file = pytest.importorskip("stm_fast.video.video_file")  # which imports PyAV
+stream_input = pytest.importorskip("stm_fast.video.stream_input")  # which imports PyAV
 
 
 def counted(path: Path) -> tuple[int | None, int]:
@@ -183,7 +183,7 @@ def test_thumbnails_are_not_taken(caplog: pytest.LogCaptureFixture, flag: str) -
 
     thumbnail = stream(0, Disposition[flag] | Disposition.default)
     video = stream(1, Disposition(0))
-    choose: Any = video_file._choose
+    choose: Any = stream_input._choose
     assert choose(Path("v.mp4"), SimpleNamespace(streams=Streams([thumbnail, video]))) is video
     with pytest.raises(InputError, match=r"v\.mp4: no video stream, found video"):
         choose(Path("v.mp4"), SimpleNamespace(streams=Streams([thumbnail])))
@@ -221,7 +221,7 @@ def test_implausible_frame_rates_are_ignored(
     average: Fraction | None, guessed: Fraction | None, expected: Fraction
 ) -> None:
     stream: Any = SimpleNamespace(average_rate=average, guessed_rate=guessed)
-    assert video_file.frame_rate_of(stream) == expected
+    assert stream_input.frame_rate_of(stream) == expected
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_frames_stay_upright_if_the_display_matrix_is_not_a_rotation(tmp_path: P
 
 def test_huge_frames_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (write_video(tmp_path / f"{width}.h264", [numbered_picture(0, width)] * 3) for width in (64, 128))
-    monkeypatch.setattr(video_file, "MAX_PIXELS", 64 * 48)
+    monkeypatch.setattr(stream_input, "MAX_PIXELS", 64 * 48)
     assert len(list(open_frames(small))) == 3
     with pytest.raises(InputError, match=r"128\.h264: frames of 128x48, expected at most 3072 pixels"):
         open_frames(large)

@@ -21,7 +21,7 @@ from stm_fast.page.export import export
 from stm_fast.page.project import Project
 from stm_fast.runs.output_folder import ANNOTATIONS, VIDEOS
 from stm_fast.video import VIDEO_WRITERS, open_frames
-from video_files import damage_frame, decoded, needs_av, rgba
+from video_files import damage_frame, decoded, hear, needs_av, rgba, write_sound_video
 
 # pycocotools predates NumPy 2
 pytestmark = [needs_av, pytest.mark.filterwarnings("ignore:__array__ implementation")]
@@ -247,6 +247,16 @@ def test_pycocotools_reads_the_masks(project, out, capsys):
         for track in video["annotations"]:
             own, shape = project.shown(index) == track["id"], track["segmentations"][place]
             assert np.array_equal(coco_mask.decode(shape) == 1, own) if own.any() else shape is None
+
+
+def test_the_overlay_has_the_sound_of_its_frames(tmp_path):
+    video = write_sound_video(tmp_path / "clip.mp4", [("aac", 0.0)])  # clicks at 0, 0.5, 1 and 1.5 s
+    with Project.open(tmp_path / "project", frame_source(video)) as project:
+        project.set_marks(10, 39)
+        run(project, tmp_path / "results", ("overlay",))
+    assert len(decoded(tmp_path / "results/overlay.mp4")) == 30
+    [heard] = hear(tmp_path / "results/overlay.mp4")
+    assert heard.clicks == pytest.approx([0.1, 0.6, 1.1], abs=0.03)
 
 
 def test_an_empty_project_gives_empty_masks(place, tmp_path):

@@ -172,6 +172,10 @@ def test_a_live_source_is_read_once(tmp_path):
             iter(reader)
         with pytest.raises(InputError, match=r"pipe: a live source cannot be read backward$"):
             reader.backward()
+        with pytest.raises(
+            InputError, match=r"pipe: a live source can be read from its first frame only, found frame 3$"
+        ):
+            reader.forward(3)
 
 
 @pytest.mark.parametrize("content", ["index last", "text", "nothing"])

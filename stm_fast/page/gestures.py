@@ -8,8 +8,8 @@ import numpy.typing as npt
 from stm_fast.boxes import Box
 from stm_fast.errors import InputError
 from stm_fast.page.bodies import Prompt
-from stm_fast.page.prompts import Prompter, Region, Stroke, painted
-from stm_fast.video.first_mask import Bools, FirstMask
+from stm_fast.page.prompts import Bools, Prompter, Region, Stroke, painted
+from stm_fast.video.first_mask import FirstMask
 
 T = TypeVar("T")
 

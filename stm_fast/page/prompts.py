@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from stm_fast.boxes import Box
 from stm_fast.errors import InputError
+from stm_fast.video.click import corrected
 from stm_fast.video.first_mask import (
     MOST_POINTS,
+    QUICK_SIDE,
     FirstMask,
     check_box,
     check_lasso,
     check_points,
-    corrected,
     ellipse_in,
     enclosed,
     find_first_mask,
@@ -89,7 +90,9 @@ class GrabCut:
 
     def from_region(self, image: Picture, region: Region) -> FirstMask:
         check_region(region, (image.shape[1], image.shape[0]))
-        return mask_from_lasso(image, region.lasso) if region.box is None else find_first_mask(image, region.box)
+        if region.box is None:
+            return mask_from_lasso(image, region.lasso)
+        return find_first_mask(image, region.box, most_side=QUICK_SIDE)
 
     def from_click(self, image: Picture, shown: Bools, point: Point, add: bool) -> Bools:
         if not shown.any():

@@ -18,7 +18,8 @@ from stm_fast.errors import InputError, option, reason_of, refusing, shown_text
 from stm_fast.network.device import choose_device
 from stm_fast.network.places import Repository, find_weights
 from stm_fast.page.prompts import Bools, Picture, Point, Region, area_of
-from stm_fast.video.first_mask import FirstMask, bounds, check_click, connected_change, require_opencv
+from stm_fast.video.click import connected_change
+from stm_fast.video.first_mask import FirstMask, bounds, check_click, require_opencv
 
 # the logit of a given mask
 _CERTAIN = 10.0

@@ -100,7 +100,7 @@ class PromptedVideo:
         if index in self._frames:
             return self._frames[index]
         if self._last is None or self._last.index != index:
-            self._last = next(self.reader.backward(index + 1), None)
+            self._last = next(self.reader.forward(index), None)
         if self._last is None or self._last.index != index:
             raise InputError(f"{self.reader.path}: found no frame {index}, the video ends before it")
         return self._last
@@ -130,7 +130,7 @@ class PromptedVideo:
         masks = self._to_memorize(start, start + 1 if reverse else start - 1)
         for index in nearest_last(masks.keys() - {start}, start):
             step(segmenter, self.frame(index), masks[index])
-        frames = self.reader.backward(start + 1) if reverse else islice(self.reader, start, None)
+        frames = self.reader.backward(start + 1) if reverse else self.reader.forward(start)
         for tracked in track(segmenter, lambda index: masks.get(index, {}), islice(frames, count), start):
             self._keep(tracked.frame, label(tracked.prob, tracked.ids))
             yield tracked

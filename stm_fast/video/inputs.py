@@ -7,7 +7,7 @@ import av
 
 from stm_fast.errors import InputError
 from stm_fast.frame_source import PROTOCOLS, STANDARD_INPUT, FrameSource, camera_number
-from stm_fast.video.video_file import VideoInput
+from stm_fast.video.stream_input import VideoInput
 
 # formats of cameras by operating system
 _CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}

@@ -21,7 +21,8 @@ from stm_fast.video.display_matrix import orientation_of
 from stm_fast.video.frames import Frame, FrameReader
 from stm_fast.video.inputs import input_of
 from stm_fast.video.packet_count import VideoPacket
-from stm_fast.video.video_file import VideoFile, VideoInput, VideoReader, frame_rate_of, open_stream
+from stm_fast.video.stream_input import VideoInput, frame_rate_of, open_stream
+from stm_fast.video.video_file import VideoFile, VideoReader
 
 logger = logging.getLogger(__name__)
 

@@ -157,7 +157,7 @@ export async function deleteObject(id) {
 export async function clearHere() {
   if (!state.shown || !currentObject()) return;
   const body = { frame: state.shown.index, object: state.object, tool: "clear" };
-  if (await edit(() => api.post("prompt", body))) say("Mask removed from this frame.", "good");
+  if (await edit(() => api.post("prompt", body))) say("Mask cleared in this frame.", "good");
 }
 
 export const setMarks = (first, last) => edit(() => api.post("marks", { first, last }));

@@ -71,14 +71,14 @@ export function upload(file, tell) {
 
 const RETRY_MS = 2000;
 
-/** Server-sent events; `lost` and `back` tell about the connection. */
-export function listen({ event, lost, back }) {
+/** Server-sent events; `opened` is called when they begin, and again after each time that the connection was lost. */
+export function listen({ event, lost, opened }) {
   let wasLost = false;
   const connect = () => {
     const source = new EventSource("/api/events");
     source.onmessage = ({ data }) => event(JSON.parse(data));
     source.onopen = () => {
-      if (wasLost) back();
+      opened(wasLost);
       wasLost = false;
     };
     source.onerror = () => {

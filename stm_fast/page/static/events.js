@@ -62,6 +62,7 @@ export function connect() {
   listen({
     event: (event) => handlers[event.kind]?.(event),
     lost,
-    back: () => reload().then(() => say("Connected again.", "good"), complain),
+    // not before, or what happens between an earlier answer and the first event would go unnoticed
+    opened: (again) => reload().then(() => again && say("Connected again.", "good"), complain),
   });
 }

@@ -1,8 +1,8 @@
 /** Starts the page. */
 
-import { open, reload } from "./actions.js";
+import { open } from "./actions.js";
 import { connect } from "./events.js";
-import { complain, state, update } from "./state.js";
+import { state, update } from "./state.js";
 import "./controls.js";
 import "./keys.js";
 import "./objects.js";
@@ -33,6 +33,3 @@ addEventListener("drop", (event) => {
 // each part draws itself once, as the state is now
 update({ ...state });
 connect();
-reload().catch((error) => {
-  complain(error);
-});

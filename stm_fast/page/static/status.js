@@ -51,16 +51,27 @@ function advice() {
   return "Correct any frame with clicks; Enter tracks on from there. Then export.";
 }
 
+// so that it can be read, and read aloud
+const LEAST_MS = 300;
+let written = 0;
+
 function draw() {
+  drawBars();
+  const onlyTracks = state.running === "track" && state.progress?.done > 1 && !state.away && !state.edits;
+  if (onlyTracks && performance.now() - written < LEAST_MS) return;
+  written = performance.now();
   const { kind, text } = state.message;
   const now = happening();
   const alone = text && kind !== "good";
   line.textContent = now || (alone ? text : [text, advice()].filter(Boolean).join(" "));
   line.dataset.kind = state.away ? "error" : now ? "busy" : kind;
+}
+
+function drawBars() {
   const { upload, progress, running } = state;
   const part = upload ? upload.part : running && progress?.total ? progress.done / progress.total : null;
-  for (const one of bars) one.hidden = !upload && !running;
   for (const one of bars) {
+    one.hidden = !upload && !running;
     if (part === null) one.removeAttribute("value");
     else one.value = part;
   }

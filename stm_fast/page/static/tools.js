@@ -169,6 +169,7 @@ function click(done) {
 
 async function send(done, prompt) {
   sent.push(done);
+  update({ hidden: false });
   say("");
   const change = await edit(async () => {
     const object = done.object || (await ensureObject());
