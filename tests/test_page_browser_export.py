@@ -111,7 +111,7 @@ def test_marks_limit_what_is_exported(visit, clip):
     person.go(3)
     person.changed(lambda: person.press("o"))
     files = exported(person, ("masks", "overlay"))
-    assert set(files) == {"masks.zip", "overlay.mp4"}
+    assert set(files) == {"masks.zip", "overlay.mp4", "run.json"}
     assert len(decoded(files["overlay.mp4"], "rgb24")) == 3
     masks = pictures(files["masks.zip"])
     assert len(masks) == 3
