@@ -222,6 +222,7 @@ class Person:
 
     def pixels(self) -> npt.NDArray[np.uint8]:
         """What the stage shows, RGB."""
+        self.page.bring_to_front()
         self.page.mouse.move(2, 2)  # a pointer over the stage is drawn there
         picture = self.page.locator("#stage").screenshot()
         return np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
