@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -56,7 +57,8 @@ class Server:
 
     def __init__(self, folder: Path, *arguments: str | Path) -> None:
         command = ["open", "--no-browser", "--port", "0", "--min-size", TRACKED_SIZE, *map(str, arguments)]
-        self._running = Running(command, folder, at=folder, OMP_NUM_THREADS="1")
+        printed = Path(mkdtemp(dir=folder))  # several servers may run
+        self._running = Running(command, printed, at=folder, OMP_NUM_THREADS="1")
         self.url = self._printed_url()
 
     def _printed_url(self) -> str:
@@ -220,6 +222,7 @@ class Person:
 
     def pixels(self) -> npt.NDArray[np.uint8]:
         """What the stage shows, RGB."""
+        self.page.bring_to_front()
         self.page.mouse.move(2, 2)  # a pointer over the stage is drawn there
         picture = self.page.locator("#stage").screenshot()
         return np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
