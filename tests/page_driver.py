@@ -252,6 +252,7 @@ class Person:
         return x, y
 
     def drag(self, points: Iterable[Point]) -> None:
+        self.page.bring_to_front()  # a tab behind another one takes a second for each movement
         places = [self.place(point) for point in points]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()

@@ -76,6 +76,7 @@ def test_two_tabs_show_the_same(visit, clip):
     one.changed(lambda: one.press("Control+z"))
     two.until(lambda data: int(data["version"]) > before + 1, "the other tab has undone it")
     one.changed(lambda: one.press("Control+Shift+z"))
+    one.page.bring_to_front()
     one.changed(lambda: one.page.click("#add-object"))
     one.rename(one.chosen(), "from one")
     two.until(lambda data: "from one" in two.object_names(), "the other tab has the name")

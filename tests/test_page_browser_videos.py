@@ -66,10 +66,12 @@ def test_another_video_takes_the_place_of_one(nobody, clip, tmp_path):
     nobody.lasso(clip.own(0, 1))
     other = write_clip(tmp_path / "other.mp4", SyntheticClip(4, frames=3, height=64, width=64, objects=1))
     drop(nobody, other.path)
-    nobody.until(lambda data: nobody.project()["video"]["frames"] == 3, "the other video is shown")
+    nobody.until(lambda data: data["ready"] == "1" and nobody.project()["video"]["frames"] == 3, "the other is shown")
     assert not nobody.ids(0).any()
     drop(nobody, clip.path)
-    nobody.until(lambda data: nobody.project()["video"]["frames"] == FRAMES, "the first is shown")
+    nobody.until(
+        lambda data: data["ready"] == "1" and nobody.project()["video"]["frames"] == FRAMES, "the first is shown"
+    )
     assert nobody.ids(0).any(), "with what was drawn"
 
 

@@ -69,8 +69,8 @@ def open(
         network_option(
             **whole(16, MIN_SIZES[1]),
             show_default=False,
-            help="Frames whose shorter side has more pixels than this are downscaled for the network, for which a person "
-            f"waits. By default this is {_MAX_SIZE}, or --min-size if that is larger.",
+            help="Frames whose shorter side has more pixels than this are downscaled for the network. By default this "
+            f"is {_MAX_SIZE}, or --min-size if that is larger.",
         ),
     ] = None,
     min_size: MinSize = None,

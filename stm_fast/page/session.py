@@ -90,10 +90,9 @@ class Session:
         with self._edit:
             self._jobs.halt()
             if self._opened is not None and same_file(self._opened.project.folder, folder):
-                self._close_video()  # a folder is open once at a time
+                self._replace(None)  # a folder is open once at a time
             project = Project.open(folder, source)
-            self._close_video()
-            self._opened = _Opened(project, FrameCache(project.reader), secrets.token_hex(4))
+            self._replace(_Opened(project, FrameCache(project.reader), secrets.token_hex(4)))
         self.events.publish({"kind": "project"})
         return project
 
@@ -111,10 +110,11 @@ class Session:
         """Stops everything. What was done is saved already."""
         self._jobs.close()
         with self._edit:
-            self._close_video()
+            self._replace(None)
 
-    def _close_video(self) -> None:
-        before, self._opened = self._opened, None
+    def _replace(self, opened: _Opened | None) -> None:
+        """Closes the video that is open once another one is in its place."""
+        before, self._opened = self._opened, opened
         if before is not None:
             before.frames.close()
             before.project.close()
