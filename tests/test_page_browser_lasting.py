@@ -86,3 +86,31 @@ def test_two_tabs_show_the_same(visit, clip):
     two.idle()
     assert "." not in two.project()["states"]
     two.picture("second tab")
+
+
+def look(person, away=False):
+    """Turns to a tab, or away from it; tabs that Playwright opens are all in sight otherwise."""
+    person.page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        away,
+    )
+
+
+def test_more_tabs_than_a_browser_opens_connections(visit, clip):
+    first = visit.open(clip.path)
+    last = first
+    for _ in range(7):
+        look(last, away=True)
+        last = visit.another_tab(first).open()
+    last.lasso(clip.own(0, 1))
+    look(last, away=True)
+    look(first)
+    first.until(lambda _: first.object_names(), "a tab that is looked at again has the change")
+    first.press("Enter")
+    look(first, away=True)
+    first.until(lambda data: not data["busy"], "a tab that nobody looks at hears the end of tracking")
+    assert "Tracked" in first.status()
+    assert "." not in first.project()["states"]

@@ -186,6 +186,25 @@ def test_a_project_of_another_video(inputs, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
+def test_a_device_that_is_not_there(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--device: found 'cuda:99'" in refusal(inputs / "clip.mp4", "--device", "cuda:99")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_terminal_says_that_the_network_cannot_be_loaded(tmp_path, inputs):
+    """Perhaps no page is open yet."""
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    with opened(tmp_path, inputs, "--no-browser", "--weights", str(tmp_path / "bad.safetensors")) as (running, url):
+        client = Client(url).enter()
+        draw(client)
+        with client.listening() as listener:
+            client.post("/api/track", {"frame": 0})
+            assert "bad.safetensors" in listener.until_done()[-1]["error"]
+        os.kill(running.pid, signal.SIGINT)
+        assert "bad.safetensors" in running.wait().stderr
+
+
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "cv2"])
 def test_a_package_that_is_missing(inputs, tmp_path, monkeypatch, package):
     monkeypatch.chdir(tmp_path)

@@ -29,6 +29,8 @@ from stm_fast.frame_source import frame_source
 from stm_fast.inference.options import RunOptions
 from stm_fast.page import events, upload
 from stm_fast.page.events import Events
+from stm_fast.page.frames import FrameCache
+from stm_fast.page.jobs import Jobs
 from stm_fast.page.listening import listen
 from stm_fast.page.project import Project
 from stm_fast.page.prompts import GrabCut
@@ -571,6 +573,28 @@ def test_a_network_that_cannot_be_loaded_is_reported(tmp_path, clip):
             assert listener.until_done()[-1]["error"] == "absent.pth: no such file"
 
 
+def test_the_end_of_a_job_is_told_even_if_its_results_cannot_be_listed(monkeypatch):
+    """Who waits for it would wait forever."""
+
+    def fail():
+        raise InputError("objects.csv: no such file")
+
+    def job(should_stop):
+        while not should_stop():
+            time.sleep(0.001)
+
+    told: list[Any] = []
+    monkeypatch.setattr(Events, "publish", lambda _, event: told.append(event))
+    jobs = Jobs(Events())
+    jobs.start("track", job, fail)
+    halting = Thread(target=jobs.halt, daemon=True)
+    halting.start()
+    halting.join(SECONDS)
+    assert not halting.is_alive()
+    jobs.close()
+    assert told == [{"kind": "done", "what": "track", "stopped": True, "error": None}]
+
+
 def test_an_export_can_be_downloaded(drawn, tmp_path):
     assert drawn.get("/api/results").data == {"folder": str(tmp_path / "project/results"), "files": []}
     with drawn.listening() as listener:
@@ -694,6 +718,25 @@ def test_a_disk_that_is_nearly_full(empty, monkeypatch):
     assert send(client, "clip.mp4", bytes(6)).refusal[0] == 413
 
 
+def test_an_upload_during_an_export_is_refused_before_it_is_received(tmp_path, clip, monkeypatch):
+    reached, opened = Event(), Event()
+
+    def export(*_):
+        reached.set()
+        assert opened.wait(SECONDS)
+
+    monkeypatch.setattr("stm_fast.page.session.export", export)
+    with served(tmp_path, clip) as one:
+        client = one.client()
+        client.post("/api/objects")
+        client.prompt(**BOX)
+        assert client.post("/api/export", {"write": ["masks"]}).status == 202
+        assert reached.wait(SECONDS)
+        monkeypatch.setattr(upload, "receive", None)
+        assert send(client, "next.mp4", clip.read_bytes()).refusal[0] == 409
+        opened.set()
+
+
 def test_an_interrupted_upload_leaves_nothing(empty, clip):
     client, folder = empty
     whole = clip.read_bytes()
@@ -722,6 +765,29 @@ def test_a_video_takes_the_place_of_the_one_before(drawn, tmp_path, clip):
     assert (found["video"]["name"], found["states"]) == ("next", "." * FRAMES)
     assert found["video"]["key"] != key
     assert drawn.get(f"/api/frame/0?key={key}").refusal[0] == 404
+
+
+def test_a_frame_that_is_asked_for_while_another_video_is_opened(tmp_path, clip, monkeypatch):
+    with served(tmp_path, clip) as one:
+        client = one.client()
+        key = client.project()["video"]["key"]
+
+        def jpeg_too_late(frames, index, width=None):
+            one.session.open(frame_source(clip), tmp_path / "another")
+            return jpeg(frames, index, width)
+
+        jpeg = FrameCache.jpeg
+        monkeypatch.setattr(FrameCache, "jpeg", jpeg_too_late)
+        assert client.get(f"/api/frame/0?key={key}").refusal == (404, "found a frame of another video")
+
+
+def test_a_project_that_cannot_be_opened_again_is_no_longer_shown(tmp_path, clip):
+    with served(tmp_path, clip) as one, one.client().listening() as listener:
+        (tmp_path / "project/project.json").write_text("{")
+        with pytest.raises(InputError, match=r"project\.json"):
+            one.session.open(frame_source(clip), tmp_path / "project")
+        assert listener.next() == {"kind": "project"}
+        assert one.client().project()["video"] is None
 
 
 # events

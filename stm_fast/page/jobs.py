@@ -1,11 +1,16 @@
 """What takes long, one thing at a time, while the page stays responsive: loading, tracking, exporting."""
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Condition
 from typing import Any, Literal, NamedTuple
 
+from stm_fast.errors import InputError
 from stm_fast.page.events import Events
 from stm_fast.page.worker import Job, Worker
+
+_log = logging.getLogger(__name__)
 
 What = Literal["network", "track", "export"]
 # adds to the event that tells that a job is over; takes whether it was stopped
@@ -64,14 +69,14 @@ class Jobs:
             elif self._current is not None and self._current.what != "network":
                 self._worker.stop()
 
-    def halt(self) -> None:
-        """Stops tracking and waits for its end. Raises Conflict during an export."""
+    def check_can_halt(self) -> None:
+        """Raises Conflict during an export."""
         if self.running == "export":
             raise Conflict(f"{_NAMES['export']}: wait for it, or stop it")
-        self.halt_all()
 
-    def halt_all(self) -> None:
-        """Stops tracking or an export, and waits for its end."""
+    def halt(self) -> None:
+        """Stops tracking and waits for its end. Raises Conflict during an export."""
+        self.check_can_halt()
         self.stop()
         with self._changed:
             self._changed.wait_for(lambda: self._current is None or self._current.what == "network")
@@ -85,7 +90,7 @@ class Jobs:
         self._current = entry
         self._worker.start(entry.job, lambda error, stopped: self._ended(entry, error, stopped))
 
-    def _ended(self, entry: _Entry, error: Exception | None, stopped: bool) -> None:
+    def _ended(self, entry: _Entry, error: InputError | None, stopped: bool) -> None:
         """In the thread of the worker."""
         with self._changed:
             self._current = None
@@ -95,10 +100,14 @@ class Jobs:
                 self._begin(following)
             self._changed.notify_all()
 
-    def _tell(self, entry: _Entry, error: Exception | None, *, stopped: bool) -> None:
+    def _tell(self, entry: _Entry, error: InputError | None, *, stopped: bool) -> None:
         line = None if error is None else str(error)
+        if error is not None:
+            _log.warning(error.message)  # no page may be open
         if entry.what == "network":
             self._events.publish({"kind": "network", "ready": error is None, "error": line})
         else:
             ended = {"kind": "done", "what": entry.what, "stopped": stopped, "error": line}
-            self._events.publish(ended | entry.extras())
+            with suppress(InputError):  # files that someone removes just now
+                ended |= entry.extras()
+            self._events.publish(ended)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Body, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -146,6 +147,7 @@ def _add_upload(app: FastAPI, session: Session) -> None:
 
     @app.post(UPLOAD)
     async def video(request: Request, name: Annotated[str, Query(max_length=1000)]) -> dict[str, Any]:
+        session.check_replaceable()  # not only after everything was sent
         if not one_at_a_time.acquire(blocking=False):
             raise Conflict("another video is being received")
         try:
@@ -168,7 +170,7 @@ def _static(name: str) -> Response:
 
 
 def _download(pieces: Iterator[bytes], name: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    headers = {"Content-Disposition": f'attachment; filename="{quote(name)}"'}
     return StreamingResponse(pieces, media_type="application/zip", headers=headers | _NO_STORE)
 
 

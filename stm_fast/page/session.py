@@ -28,6 +28,7 @@ from stm_fast.page.upload import most_bytes
 from stm_fast.whole_file import same_file
 
 _RESULTS = "results"
+_ANOTHER = "found a frame of another video"
 
 
 class Absent(Exception):
@@ -47,7 +48,7 @@ class _Opened(NamedTuple):
 
 
 class Session:
-    """A project that is open, its network and its pages. Methods may be called from any thread; edits wait for another.
+    """A project that is open, its network and its pages. Methods may be called from any thread; edits wait their turn.
 
     They raise Absent for what does not exist, Conflict for what cannot be done now, and InputError for bad input.
 
@@ -89,12 +90,20 @@ class Session:
         """Opens a project in place of the one that is open, see `Project.open`."""
         with self._edit:
             self._jobs.halt()
-            if self._opened is not None and same_file(self._opened.project.folder, folder):
-                self._replace(None)  # a folder is open once at a time
-            project = Project.open(folder, source)
-            self._replace(_Opened(project, FrameCache(project.reader), secrets.token_hex(4)))
-        self.events.publish({"kind": "project"})
+            before = self._opened
+            try:
+                if before is not None and same_file(before.project.folder, folder):
+                    self._replace(None)  # a folder is open once at a time
+                project = Project.open(folder, source)
+                self._replace(_Opened(project, FrameCache(project.reader), secrets.token_hex(4)))
+            finally:
+                if self._opened is not before:
+                    self.events.publish({"kind": "project"})
         return project
+
+    def check_replaceable(self) -> None:
+        """Raises Conflict if another video cannot be opened now."""
+        self._jobs.check_can_halt()
 
     def open_upload(self, video: Path, *, new: bool) -> None:
         """Opens a video of the session's folder; removes it if it is new and cannot be opened."""
@@ -139,9 +148,14 @@ class Session:
         """A frame as JPEG, at most `width` pixels across."""
         opened = self._video()
         if key not in (None, opened.key):
-            raise Absent("found a frame of another video")
+            raise Absent(_ANOTHER)
         _check_frame(opened, index)
-        return opened.frames.jpeg(index, width)
+        try:
+            return opened.frames.jpeg(index, width)
+        except InputError as error:
+            if self._opened is opened:
+                raise
+            raise Absent(_ANOTHER) from error  # its video was closed meanwhile
 
     def mask_png(self, index: int, object_id: int | None) -> bytes:
         """The masks of a frame, or that of one object, as a palette PNG."""

@@ -14,6 +14,7 @@ from stm_fast.frame_source import FrameSource
 from stm_fast.inference.engine import check_backend
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
+from stm_fast.network.device import choose_device
 from stm_fast.page.events import Events
 from stm_fast.page.listening import is_local, listen
 from stm_fast.page.prompters import make_prompter
@@ -51,7 +52,8 @@ def open_page(
         page: how it is served.
 
     Raises:
-        InputError: the video or the project cannot be opened, the port is in use, or the prompter lacks something.
+        InputError: the video or the project cannot be opened, the port is in use, there is no such device, or the
+            prompter lacks something.
     """
 
     def load() -> STM:
@@ -59,7 +61,7 @@ def open_page(
         check_backend(model, options.backend)
         return model
 
-    # as with --weights, who names a repository of the hub wants it to be downloaded
+    choose_device(network.device)  # not only once the network is loaded
     with listen(page.host, page.port) as listener:
         # as with --weights, who names a repository of the hub wants it to be downloaded
         prompter = make_prompter(page.prompter, page.prompter_weights, allow_network=True)

@@ -71,12 +71,22 @@ export function upload(file, tell) {
 
 const RETRY_MS = 2000;
 
-/** Server-sent events; `opened` is called when they begin, and again after each time that the connection was lost. */
-export function listen({ event, lost, opened }) {
+/**
+ * Server-sent events; `opened` is called when they begin, and again after each time that the connection was lost.
+ *
+ * A tab that nobody looks at lets go of its connection, because browsers open only six to a server; it keeps it while
+ * `needed` returns true.
+ */
+export function listen({ event, lost, opened, needed }) {
+  let source = null;
   let wasLost = false;
-  const connect = () => {
-    const source = new EventSource("/api/events");
-    source.onmessage = ({ data }) => event(JSON.parse(data));
+
+  function connect() {
+    source = new EventSource("/api/events");
+    source.onmessage = ({ data }) => {
+      event(JSON.parse(data));
+      attend();
+    };
     source.onopen = () => {
       opened(wasLost);
       wasLost = false;
@@ -86,8 +96,23 @@ export function listen({ event, lost, opened }) {
       const refused = source.readyState === EventSource.CLOSED;
       lost(refused);
       // an answer that is no stream ends the browser's own attempts
-      if (refused) setTimeout(connect, RETRY_MS);
+      if (refused) setTimeout(again, RETRY_MS, source);
     };
-  };
-  connect();
+  }
+
+  function again(refused) {
+    if (source !== refused) return;
+    source = null;
+    attend();
+  }
+
+  function attend() {
+    if (document.hidden && !needed()) {
+      source?.close();
+      source = null;
+    } else if (!source) connect();
+  }
+
+  document.addEventListener("visibilitychange", attend);
+  attend();
 }

@@ -64,5 +64,7 @@ export function connect() {
     lost,
     // not before, or what happens between an earlier answer and the first event would go unnoticed
     opened: (again) => reload().then(() => again && say("Connected again.", "good"), complain),
+    // how it ends is told only once
+    needed: () => state.running !== null,
   });
 }
