@@ -44,8 +44,9 @@ class Project:
     The folder holds ``project.json`` (the video, objects and marks), ``given/<frame>.png`` (only the objects that were
     given there: masks for `segment_video`), ``masks/<frame>.png`` (all objects), ``states.jsonl`` (see `Journal`) and
     ``.soft/<frame>.<id>.png`` (probabilities in 255ths). Each file is whole or absent, and a killed process loses at
-    most the frame that it was writing. Pixels of deleted objects are removed from ``given/`` and never shown, but stay
-    in ``masks/`` until that frame is written again, so that undo brings them back.
+    most the frame that it was writing. A power failure may lose what was found last, but nothing that was given. Pixels
+    of deleted objects are removed from ``given/`` and never shown, but stay in ``masks/`` until that frame is written
+    again, so that undo brings them back.
 
     `open` makes one.
 
@@ -149,6 +150,11 @@ class Project:
         """
         with self._lock:
             return self._frames.letters
+
+    def state(self, index: int) -> str:
+        """The letter of one frame, see `states`."""
+        with self._lock:
+            return self._frames.letter(index)
 
     def give(self, index: int, object_id: int, mask: Bools) -> Change:
         """Gives an object's mask in a frame.
