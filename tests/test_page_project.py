@@ -192,6 +192,14 @@ def test_tracking_may_know_objects_that_were_deleted(project):
     assert [one.object_id for one in project.sightings(2)] == [1]
 
 
+def test_what_a_given_object_covered_is_not_counted_once_it_is_deleted(project):
+    project.give(2, 1, box(0, 0, 8, 8))
+    track(project, 2, {2: box(4, 0, 12, 8)})
+    project.delete_object(1)
+    assert (project.shown(2) == ids_of({2: box(8, 0, 12, 8)})).all()
+    assert [one.pixels for one in project.sightings(2)] == [32]
+
+
 def test_deleted_objects_disappear_at_once(project, folder):
     project.give(1, 1, box(0, 0, 4, 4))
     project.give(1, 2, box(8, 8, 16, 16))
@@ -339,6 +347,26 @@ def test_undo_leaves_frames_that_were_tracked_since(project):
     assert project.undo() is None
     project.redo()
     assert project.states() == "..f..."
+
+
+def test_undo_of_an_object_leaves_what_was_found_since(project, folder):
+    project.give(1, 1, box(0, 0, 8, 8))
+    for edit in (lambda: project.change_object(1, color="#123456"), lambda: project.delete_object(1)):
+        before = project.objects
+        track(project, 1, {2: box(20, 0, 24, 8)})
+        edit()
+        track(project, 1, {2: box(6, 0, 28, 8)})
+        project.undo()
+        assert project.objects == before
+        assert (project.shown(1) == ids_of({2: box(6, 0, 28, 8), 1: box(0, 0, 8, 8)})).all()
+        assert [(one.object_id, one.pixels) for one in project.sightings(1)] == [(1, 64), (2, 160)]
+        project.redo()
+        assert (project.shown(1)[box(8, 0, 28, 8)] == 2).all()
+        project.undo()
+    before = content(project)
+    project.close()
+    with Project.open(folder) as again:
+        assert content(again) == before
 
 
 def test_the_last_hundred_edits_can_be_undone(project):

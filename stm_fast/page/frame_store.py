@@ -135,6 +135,8 @@ class FrameStore:
         free = self._ids - self.given_pixels(index).keys()
         seen = [one for one in sightings if one.object_id in free]
         composite = np.where(given > 0, given, _only(ids, {one.object_id for one in seen}))
+        if index in self._given:
+            seen = [_in_mask(one, composite) for one in seen]
         try:
             if self._journal.at(index):
                 self._journal.note(index, ())  # until its files belong together
