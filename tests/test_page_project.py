@@ -508,7 +508,7 @@ def test_a_video_is_found_beside_a_project_that_came_without_it(tmp_path, folder
     Project.open(folder).close()
     assert json.loads((folder / "project.json").read_text())["video"]["source"] == "../frames"
     (tmp_path / "frames").rename(tmp_path / "renamed")
-    with pytest.raises(InputError, match="no such file or folder, which was the video of the project .*/project; open"):
+    with pytest.raises(InputError, match=r"no such file or folder, which was the video of the project .*; open"):
         Project.open(folder)
     Project.open(folder, frame_source(tmp_path / "renamed")).close()
     Project.open(folder).close()

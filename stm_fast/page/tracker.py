@@ -145,8 +145,8 @@ def _begin(project: Project, start: int, back: bool) -> int | None:
     """The last frame up to `start` that has a mask."""
     states = project.states()
     for index in range(start, project.frame_count) if back else range(start, -1, -1):
-        # all objects may be lost, or the file damaged
-        if states[index] != "." and project.shown(index).any():
+        seen = states[index] != "." and any(one.pixels for one in project.sightings(index))
+        if seen and project.shown(index).any():  # the file may be damaged
             return index
     return None
 
