@@ -13,6 +13,7 @@ from stm_fast.frame_source import frame_source
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import label
 from stm_fast.inference.options import RunOptions
+from stm_fast.inference.sightings import Sighting
 from stm_fast.page.project import Project
 from stm_fast.page.tracker import track_project
 from stm_fast.runs import estimation
@@ -263,6 +264,31 @@ def test_tracking_goes_on_where_it_was_stopped(project, model, clip):
     parts = shown(project)
     track(project, model, 0)
     assert min(jaccard(parts == one, shown(project) == one) for one in (1, 2)) > 0.9
+
+
+def test_tracking_goes_on_before_a_damaged_mask(project, model, clip):
+    give(project, 0, clip.ids(0))
+    track(project, model, 0)
+    before = shown(project)
+    project.close()
+    (project.folder / "masks" / "00005.png").write_bytes(b"")
+    with Project.open(project.folder) as again:
+        assert [one.index for one in track(again, model, 5)] == list(range(5, FRAMES))
+        assert again.states() == "g" + "f" * LAST
+        assert jaccard(again.shown(5) == 1, before[5] == 1) > 0.9
+
+
+def test_tracking_goes_on_from_the_last_frame_with_an_object(project, model, clip):
+    give(project, 0, clip.ids(0))
+    project.set_marks(0, 2)
+    track(project, model, 0)
+    project.set_marks(0, LAST)
+    for index, states in ((3, ("found", "lost")), (4, ("lost", "lost"))):
+        ids = np.where(clip.ids(index) == 1, clip.ids(index), 0) * (states[0] == "found")
+        seen = [Sighting(number, int((ids == number).sum()), 0.8, 0.8, state) for number, state in enumerate(states, 1)]
+        project.keep(index, ids, seen, None, [])
+    assert project.states()[:5] == "gffll"
+    assert track(project, model, 6, stop_after=1)[0].index == 4
 
 
 def test_before_the_first_mask_tracking_begins_with_the_frame_itself(project, model, clip):

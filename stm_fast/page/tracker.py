@@ -154,8 +154,8 @@ def _begin(project: Project, start: int, back: bool) -> int | None:
     """The last frame up to `start` that has a mask."""
     states = project.states()
     for index in range(start, project.frame_count) if back else range(start, -1, -1):
-        # of several objects, one may be lost
-        if states[index] in "gfd" or (states[index] == "l" and project.shown(index).any()):
+        seen = states[index] != "." and any(one.pixels for one in project.sightings(index))
+        if seen and project.shown(index).any():  # the file may be damaged
             return index
     return None
 
@@ -254,7 +254,7 @@ def _found(tracked: Tracked, watch: Watch, seconds: float, done: int) -> _Found:
 def _keep(project: Project, tell: Callable[[TrackedFrame], None], total: int, found: _Found) -> None:
     """Keeps what was found in a frame, and says so."""
     project.keep(found.index, found.ids, found.sightings, found.prob.numpy(), found.object_ids)
-    state, rate = project.states()[found.index], found.done / max(found.seconds, 1e-9)
+    state, rate = project.state(found.index), found.done / max(found.seconds, 1e-9)
     tell(TrackedFrame(found.index, state, found.seconds, rate, found.done, total))
 
 
