@@ -164,9 +164,9 @@ def test_soft_masks_are_kept(project, model, clip):
         assert len(np.unique(plane)) > 2
 
 
-def expected_from(model, pictures, memorized, begin, stop):
+def expected_from(model, pictures, memorized, begin, stop, memory=None):
     """The masks after `begin`, with these frames memorized first: pairs of an index and its ids."""
-    segmenter = VideoSegmenter(model, min_size=HEIGHT)
+    segmenter = VideoSegmenter(model, memory=memory, min_size=HEIGHT)
     *others, last = [(pictures[index], torch.from_numpy(ids)) for index, ids in memorized]
     segmenter.clear_memory(frame_index=begin)
     segmenter.prime(others)
@@ -327,6 +327,31 @@ def test_given_masks_have_room_in_a_capped_memory(project, model, clip):
         give(project, index, clip.ids(index))
     track(project, model, 6, options=RunOptions(MemoryConfig(max_frames=2), min_size=HEIGHT))
     assert project.states() == "g.g.g.g" + "f" * 9
+
+
+def test_what_was_found_does_not_fill_a_capped_memory(project, model, clip):
+    give(project, 0, clip.ids(0))
+    track(project, model, 0)
+    give(project, 12, clip.ids(12))
+    first = project.shown(1)
+    memory = MemoryConfig(every=1, max_frames=4)
+    track(project, model, 12, options=RunOptions(memory, min_size=HEIGHT))
+    pictures = [torch.from_numpy(picture.image).permute(2, 0, 1) for picture in clip]
+    memorized = [(0, clip.ids(0)), (1, first), (12, clip.ids(12))]  # which leave room for one more
+    expected = expected_from(model, pictures, memorized, 12, FRAMES, memory)
+    assert np.array_equal(shown(project)[13:], np.stack(expected))
+
+
+def test_damaged_masks_are_not_memorized(project, model, clip):
+    give(project, 0, clip.ids(0))
+    track(project, model, 0)
+    give(project, 12, clip.ids(12))
+    project.close()
+    for index in (5, 10):
+        (project.folder / "masks" / f"{index:05d}.png").write_bytes(b"")
+    with Project.open(project.folder) as again:
+        assert len(track(again, model, 12)) == 3
+        assert again.states() == "g" + "ffff.ffff.f" + "gfff"
 
 
 def test_a_video_that_is_too_long_for_the_memory_is_tracked_with_fewer_frames(

@@ -163,17 +163,21 @@ def _begin(project: Project, start: int, back: bool) -> int | None:
 def _found_behind(project: Project, memory: MemoryConfig, begin: int, back: bool) -> list[int]:
     """Frames that are memorized besides the given ones, with what was found in them.
 
-    They are those that a run that had come to `begin` would have memorized, but no doubtful ones, and at most
-    `_MOST_FOUND`, evenly spread. Without them, masks are worse after a correction than before it if the corrected frame
-    is unlike the others. With a single given frame they are those after it: tracking from there begins as a run does.
+    They are those that a run that had come to `begin` would have memorized, but no doubtful ones, evenly spread, and at
+    most `_MOST_FOUND`, or half of what given frames leave free in a capped memory. Without them, masks are worse after
+    a correction than before it if the corrected frame is unlike the others. With a single given frame they are those
+    after it: tracking from there begins as a run does.
     """
     given, states = project.given_frames(), project.states()
     behind = range(begin + 1, project.frame_count) if back else range(begin)
     if len(given) == 1:
         behind = range(begin + 1, given[0]) if back else range(given[0] + 1, begin)
     found = [index for index in behind if states[index] == "f" and stays(memory, index, False)]
-    step = max(1, math.ceil(len(found) / _MOST_FOUND))
-    return found[::step]
+    most = _MOST_FOUND if memory.max_frames is None else min(_MOST_FOUND, (memory.max_frames - len(given)) // 2)
+    if not found or most < 1 or memory.max_bytes is not None:
+        return []
+    spread = found[:: math.ceil(len(found) / most)]
+    return [index for index in spread if project.shown(index).any()]  # a file may be damaged
 
 
 def _fitting(project: Project, model: STM, options: RunOptions, plan: _Plan) -> RunOptions:
