@@ -1,10 +1,10 @@
 """Segments a video in the page at a person's pace; prints each step with its second, and takes pictures.
 
-python benchmarks/page_walk.py clip.mp4 MASKS --pictures docs/page [--write webm] [--object 1]
+python benchmarks/page_walk.py clip.mp4 MASKS --pictures docs/images [--write webm]
 
-MASKS, a mask of the first frame or a folder of masks named after their frames, are what the person wants to get. A mask
-of another frame that is in the folder is compared too, and the worst frame is corrected. Needs a browser, as the tests
-of the page do.
+MASKS, a mask of the first frame or a folder of masks named after their frames, are what the person wants to get. The
+person draws around the objects of the first frame and tracks them; if there are masks of other frames, the worst one is
+corrected, and tracked from in both directions. Needs a browser, as the tests of the page do.
 """
 
 import sys
@@ -12,34 +12,40 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from browser import browser_path
-from page_driver import Bools, Person, Point, Server, outline, place_to_click
+from page_driver import Person, Point, Server, outline, place_to_click
 from stm_fast.evaluation import region_similarity
 from stm_fast.printing import percent
-from stm_fast.video import open_frames, read_mask
+from stm_fast.video import object_ids, open_frames, read_mask
 
 PAUSE = 1.5  # seconds before each step: looking at the page, moving the hand
 DRAWING = 400  # pixels of the screen per second, of a pointer that draws
+MARGIN = 6  # pixels between an object and the line around it
+
+Ids = npt.NDArray[np.uint8]  # [H, W]
 
 
 class Walk:
     """The steps of a person, with the time that they take.
 
     Attributes:
-        own: seconds that the person was looking, drawing, or clicking.
+        own: seconds in which the person looked, drew, or clicked; the others are those of the machine.
     """
 
-    def __init__(self, person: Person) -> None:
+    def __init__(self, person: Person, pictures: Path) -> None:
         self.person, self.own = person, 0.0
-        self._began = time.perf_counter()
+        self._pictures, self._began = pictures, time.perf_counter()
+        pictures.mkdir(parents=True, exist_ok=True)
 
     def step(self, what: str, act: Callable[[], object], wait: Callable[[], object] = lambda: None) -> None:
         """Looks, acts, waits for the page, and prints the second at which the page was done."""
@@ -50,17 +56,6 @@ class Walk:
         wait()
         now = time.perf_counter() - self._began
         print(f"{now:6.1f} s  (own time {self.own:5.1f} s)  {what}: {self.person.status()}", flush=True)
-
-    def draw(self, points: list[Point]) -> None:
-        """Draws a line at the pace of a hand."""
-        places = [self.person.place(point) for point in points]
-        mouse = self.person.page.mouse
-        mouse.move(*places[0])
-        mouse.down()
-        for before, place in pairwise(places):
-            mouse.move(*place)
-            time.sleep(float(np.hypot(place[0] - before[0], place[1] - before[1])) / DRAWING)
-        mouse.up()
 
     def edit(self, what: str, act: Callable[[], object]) -> None:
         """A step that changes masks."""
@@ -76,36 +71,71 @@ class Walk:
         before = int(self.person.data()["done"])
         self.step(what, act, lambda: self.person.until(lambda data: int(data["done"]) > before, "it is done", 3600))
 
+    def draw(self, points: list[Point]) -> None:
+        """Draws a line at the pace of a hand."""
+        places = [self.person.place(point) for point in points]
+        mouse = self.person.page.mouse
+        mouse.move(*places[0])
+        mouse.down()
+        for before, place in pairwise(places):
+            mouse.move(*place)
+            time.sleep(float(np.hypot(place[0] - before[0], place[1] - before[1])) / DRAWING)
+        mouse.up()
+
+    def picture(self, name: str) -> None:
+        """What the person sees."""
+        self.person.page.mouse.move(640, 16)
+        self.person.page.wait_for_timeout(300)
+        self.person.page.screenshot(path=self._pictures / f"{name}.jpg", type="jpeg", quality=80)
+
 
 class Wanted:
-    """The masks [H, W] that the person wants, by the index of their frame."""
+    """The masks that the person wants, by the index of their frame; its objects are 1, 2, ... as in the page."""
 
-    def __init__(self, video: Path, masks: Path, object_id: int) -> None:
+    def __init__(self, video: Path, masks: Path) -> None:
         reader = open_frames(video)
-        size = reader.width, reader.height
         files = sorted(masks.glob("*.png")) if masks.is_dir() else [masks]
         indices = [reader.index_of(file.stem) for file in files] if masks.is_dir() else [0]
-        pairs = zip(indices, files, strict=True)
-        self.masks = {i: read_mask(file, size).ids == object_id for i, file in pairs if i is not None}
+        named = {index: file for index, file in zip(indices, files, strict=True) if index is not None}
+        ids = {index: read_mask(file, (reader.width, reader.height)).ids for index, file in named.items()}
+        self.objects = range(1, len(object_ids(ids[0])) + 1)
+        table = np.zeros(256, np.uint8)
+        table[object_ids(ids[0])] = self.objects
+        self.masks: dict[int, Ids] = {index: table[mask] for index, mask in ids.items()}
 
     def worst(self, person: Person) -> int:
-        """The frame whose mask in the page has the smallest J; prints it."""
-        scores = {i: float(region_similarity(person.ids(i) == 1, mask)) for i, mask in self.masks.items()}
+        """The frame whose masks in the page have the smallest J; prints it."""
+        scores = {index: self._score(person.ids(index), mask) for index, mask in self.masks.items()}
         worst = min(scores, key=lambda index: scores[index])
-        mean, first = percent(sum(scores.values()) / len(scores)), percent(scores[min(scores)])
-        print(f"J of {len(scores)} frames: mean {mean}, first {first}, worst {percent(scores[worst])} (frame {worst})")
+        whole, first = percent(mean(scores.values())), percent(scores[0])
+        print(f"J of {len(scores)} frames: mean {whole}, first {first}, worst {percent(scores[worst])} (frame {worst})")
         return worst
 
+    def _score(self, found: Ids, mask: Ids) -> float:
+        return mean(float(region_similarity(found == one, mask == one)) for one in self.objects)
 
-def correct(walk: Walk, truth: Bools, most: int) -> None:
-    """Clicks in the middle of the largest wrong region of the frame on screen."""
-    for _ in range(most):
-        shown = walk.person.ids(walk.person.shown()) == 1
-        point, add = place_to_click(shown, truth)
-        place, button = walk.person.place(point), "left" if add else "right"
-        walk.edit(
-            f"{button} click", lambda place=place, button=button: walk.person.page.mouse.click(*place, button=button)
-        )
+
+def draw_objects(walk: Walk, truth: Ids, clicks: int) -> None:
+    """Draws around each object of the frame on screen, and corrects its mask."""
+    for number in object_ids(truth):
+        if number > 1:
+            walk.edit("N for another object", lambda: walk.person.press("n"))
+        line = outline(truth == number, MARGIN)
+        walk.edit("lasso", lambda line=line: walk.draw(line))
+        correct(walk, truth == number, number, clicks)
+
+
+def correct(walk: Walk, truth: npt.NDArray[np.bool_], number: int, clicks: int) -> None:
+    """Clicks in the middle of the largest wrong region of an object [H, W]."""
+    person = walk.person
+    for _ in range(clicks):
+        point, add = place_to_click(person.ids(person.shown()) == number, truth)
+        place, button = person.place(point), "left" if add else "right"
+
+        def click(place: Point = place, button: str = button) -> None:
+            person.page.mouse.click(*place, button=button)
+
+        walk.edit(f"{button} click", click)
 
 
 def go(person: Person, index: int) -> None:
@@ -116,50 +146,64 @@ def go(person: Person, index: int) -> None:
     person.until(lambda data: data["shown"] == str(index), f"frame {index} is shown")
 
 
-def walk_through(walk: Walk, wanted: Wanted, write: str, clicks: int) -> None:
-    """From nothing to an exported video, with one correction if there are masks to compare with."""
-    person, page = walk.person, walk.person.page
-    walk.step("open the page", lambda: None, lambda: person.open())
-    person.picture("open")
-    walk.edit("lasso", lambda: walk.draw(outline(wanted.masks[0], 6)))
-    correct(walk, wanted.masks[0], clicks)
-    person.picture("mask")
-    walk.job("Enter tracks forward", lambda: person.press("Enter"))
-    person.picture("tracked")
-    worst = wanted.worst(person)
-    if worst > 0:
+def correct_worst(walk: Walk, wanted: Wanted, clicks: int) -> None:
+    """Corrects the worst frame, and tracks from there in both directions."""
+    person, worst = walk.person, wanted.worst(walk.person)
+    if worst == 0:
+        return
+    for back in (True, False):
         walk.step(f"go to frame {worst}", lambda: go(person, worst))
-        correct(walk, wanted.masks[worst], clicks)
-        person.picture("corrected")
-        walk.job("Shift+Enter tracks back from there", lambda: person.press("Shift+Enter"))
-        walk.job("Enter tracks on from there", lambda: person.press("Enter"))
-        wanted.worst(person)
+        if back:
+            for number in wanted.objects:
+                walk.step(f"{number} for object {number}", lambda number=number: person.press(str(number)))
+                correct(walk, wanted.masks[worst] == number, number, clicks)
+            walk.picture("corrected")
+        keys = "Shift+Enter" if back else "Enter"
+        walk.job(f"{keys} tracks {'back' if back else 'on'} from there", lambda keys=keys: person.press(keys))
+    wanted.worst(person)
+
+
+def export(walk: Walk, write: str) -> None:
+    """Chooses one kind of result, and exports it."""
+    page = walk.person.page
     walk.step("open the export dialog", lambda: page.click("#export"))
     for kind in page.locator("#export-dialog input[type=checkbox]").all():
-        if kind.is_checked() != (kind.get_attribute("value") == write):
-            walk.step(f"choose {kind.get_attribute('value')}", lambda kind=kind: kind.click())
+        value = kind.get_attribute("value")
+        if kind.is_checked() != (value == write):
+            walk.step(f"click {value}", lambda kind=kind: kind.click())
     walk.job(f"export {write}", lambda: page.click("#export-start"))
-    person.picture("exported")
+    walk.picture("exported")
+
+
+def walk_through(walk: Walk, wanted: Wanted, write: str, clicks: int) -> None:
+    """From nothing to an exported video."""
+    walk.step("open the page", lambda: None, walk.person.open)
+    walk.picture("opened")
+    draw_objects(walk, wanted.masks[0], clicks)
+    walk.picture("drawn")
+    walk.job("Enter tracks forward", lambda: walk.person.press("Enter"))
+    walk.picture("tracked")
+    correct_worst(walk, wanted, clicks)
+    export(walk, write)
 
 
 def main(
     video: Path,
     masks: Path,
-    object_id: Annotated[int, typer.Option("--object")] = 1,
-    write: str = "webm",
-    clicks: int = 2,
-    pictures: Annotated[Path, typer.Option(help="Folder for screenshots.")] = Path("pictures"),
+    write: Annotated[str, typer.Option(help="The result that is exported.")] = "webm",
+    clicks: Annotated[int, typer.Option(help="Clicks after each lasso, and in the corrected frame.")] = 2,
+    pictures: Annotated[Path, typer.Option(help="The folder of the pictures.")] = Path("pictures"),
 ) -> None:
     """Walks through the page."""
     from playwright.sync_api import sync_playwright
 
-    wanted = Wanted(video, masks, object_id)
+    wanted = Wanted(video, masks)
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = Server(Path(folder), video.resolve(), "--min-size", "480")
-        browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        browser: Any = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="dark")
         person = Person(page, server, pictures)
-        walk_through(Walk(person), wanted, write, clicks)
+        walk_through(Walk(person, pictures), wanted, write, clicks)
         browser.close()
         server.close()
         assert not person.faults, person.faults

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -18,10 +19,12 @@ pytest.importorskip("cv2")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+import video_files
 from page_client import SECONDS, Client
 from processes import Running
 from small_inputs import write_video, write_weights
 from stm_fast.__main__ import app
+from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.page import listening
 from stm_fast.page.listening import is_local, listen
 from stm_fast.video import read_written_mask
@@ -40,11 +43,18 @@ def inputs(tmp_path_factory):
 
 
 @contextmanager
-def opened(folder: Path, inputs: Path, *arguments: str, source: str | None = "clip.mp4", **environment: str):
+def opened(
+    folder: Path,
+    inputs: Path,
+    *arguments: str,
+    source: str | None = "clip.mp4",
+    trained: bool = False,
+    **environment: str,
+):
     """The command in a folder, and the address that it prints."""
     given = [] if source is None else [str(inputs / source)]
-    weights = ["--weights", str(inputs / "small.safetensors"), "--device", "cpu"]
-    command = ["open", *given, *weights, "--port", "0", *arguments]
+    weights = [] if trained else ["--weights", str(inputs / "small.safetensors")]
+    command = ["open", *given, *weights, "--device", "cpu", "--port", "0", *arguments]
     running = Running(command, folder, at=folder, OMP_NUM_THREADS="1", **environment)
     try:
         yield running, printed_url(running)
@@ -94,6 +104,32 @@ def test_a_killed_server_loses_nothing(tmp_path, inputs):
     # by its folder too, without the video
     with opened(tmp_path, inputs, "--no-browser", source=str(tmp_path / "clip-project")) as (_, url):
         assert Client(url).enter().get("/api/mask/0").body == mask
+
+
+@pytest.mark.slow
+def test_segment_gives_the_masks_of_the_page(tmp_path, inputs, monkeypatch):
+    clip = SyntheticClip(3, frames=7, height=492, width=500, objects=1)  # more pixels than the network gets
+    video_files.write_video(inputs / "large.mp4", [frame.image for frame in clip])
+    rows, columns = np.nonzero(clip.ids(1))
+    left, top = int(columns.min()), int(rows.min())
+    around = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
+    with opened(tmp_path, inputs, "--no-browser", source="large.mp4", trained=True) as (_, url):
+        client = Client(url).enter()
+        client.post("/api/objects")
+        assert client.prompt(1, tool="box", box=around).status == 200
+        for back in (False, True):
+            with client.listening() as listener:
+                client.post("/api/track", {"frame": 1, "back": back})
+                assert listener.until_done()[-1]["error"] is None
+    monkeypatch.chdir(tmp_path)
+    masks = ["--masks", "large-project/given", "--both"]
+    words = ["segment", str(inputs / "large.mp4"), *masks, "--max-size", "480", "--device", "cpu", "--output", "out"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = [read_written_mask(tmp_path / f"large-project/masks/{index:05d}.png").ids for index in range(7)]
+    assert all(ids.any() for ids in found)
+    for index, ids in enumerate(found):
+        assert np.array_equal(ids, read_written_mask(tmp_path / f"out/masks/{index:05d}.png").ids), f"frame {index}"
 
 
 @pytest.mark.slow

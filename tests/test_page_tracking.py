@@ -13,6 +13,7 @@ from stm_fast.frame_source import frame_source
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import label
 from stm_fast.inference.options import RunOptions
+from stm_fast.inference.sightings import Sighting
 from stm_fast.page.project import Project
 from stm_fast.page.tracker import track_project
 from stm_fast.runs import estimation
@@ -163,6 +164,53 @@ def test_soft_masks_are_kept(project, model, clip):
         assert len(np.unique(plane)) > 2
 
 
+def expected_from(model, pictures, memorized, begin, stop):
+    """The masks after `begin`, with these frames memorized first: pairs of an index and its ids."""
+    segmenter = VideoSegmenter(model, min_size=HEIGHT)
+    *others, last = [(pictures[index], torch.from_numpy(ids)) for index, ids in memorized]
+    segmenter.clear_memory(frame_index=begin)
+    segmenter.prime(others)
+    segmenter.step(*last)
+    return [label(segmenter.step(pictures[i]), segmenter.object_ids).numpy() for i in range(begin + 1, stop)]
+
+
+def test_frames_that_were_found_behind_are_memorized_once_a_mask_is_corrected(project, model, clip):
+    pictures = [torch.from_numpy(picture.image).permute(2, 0, 1) for picture in clip]
+    give(project, 0, clip.ids(0))
+    track(project, model, 0)
+    found = project.shown(5)  # every fifth frame is memorized
+    give(project, 9, clip.ids(9))
+    track(project, model, 9)
+    expected = expected_from(model, pictures, [(0, clip.ids(0)), (5, found), (9, clip.ids(9))], 9, FRAMES)
+    assert np.array_equal(shown(project)[10:], np.stack(expected))
+
+
+def test_going_on_remembers_what_was_found_since_the_given_frame(project, model, clip):
+    pictures = [torch.from_numpy(picture.image).permute(2, 0, 1) for picture in clip]
+    give(project, 3, clip.ids(3))
+    track(project, model, 3)
+    five, twelve = project.shown(5), project.shown(12)
+    track(project, model, 3, back=True)  # frame 0 is not between the given one and frame 12
+    project.set_marks(0, 13)
+    track(project, model, 12)
+    ten = project.shown(10)
+    memorized = [(3, clip.ids(3)), (5, five), (10, ten), (12, twelve)]
+    assert np.array_equal(project.shown(13), expected_from(model, pictures, memorized, 12, 14)[0])
+
+
+def test_between_two_given_masks_both_directions_count(project, model, clip):
+    give(project, 0, clip.ids(0))
+    track(project, model, 0)
+    before = shown(project)
+    wrong = np.roll(clip.ids(9), 12, axis=1)  # a correction that is none
+    give(project, 9, wrong)
+    track(project, model, 9, back=True)
+    after = shown(project)
+    kept = [jaccard(after[index] > 0, before[index] > 0) for index in range(1, 9)]
+    assert kept[0] > 0.9, "near the first mask, what was tracked from there"
+    assert kept[0] > kept[-1]
+
+
 def test_a_correction_counts_from_its_frame_on_and_stays(project, model, clip, frames, tmp_path):
     give(project, 0, np.where(clip.ids(0) == 1, 1, 0))  # object 2 is not known yet
     track(project, model, 0)
@@ -216,6 +264,31 @@ def test_tracking_goes_on_where_it_was_stopped(project, model, clip):
     parts = shown(project)
     track(project, model, 0)
     assert min(jaccard(parts == one, shown(project) == one) for one in (1, 2)) > 0.9
+
+
+def test_tracking_goes_on_before_a_damaged_mask(project, model, clip):
+    give(project, 0, clip.ids(0))
+    track(project, model, 0)
+    before = shown(project)
+    project.close()
+    (project.folder / "masks" / "00005.png").write_bytes(b"")
+    with Project.open(project.folder) as again:
+        assert [one.index for one in track(again, model, 5)] == list(range(5, FRAMES))
+        assert again.states() == "g" + "f" * LAST
+        assert jaccard(again.shown(5) == 1, before[5] == 1) > 0.9
+
+
+def test_tracking_goes_on_from_the_last_frame_with_an_object(project, model, clip):
+    give(project, 0, clip.ids(0))
+    project.set_marks(0, 2)
+    track(project, model, 0)
+    project.set_marks(0, LAST)
+    for index, states in ((3, ("found", "lost")), (4, ("lost", "lost"))):
+        ids = np.where(clip.ids(index) == 1, clip.ids(index), 0) * (states[0] == "found")
+        seen = [Sighting(number, int((ids == number).sum()), 0.8, 0.8, state) for number, state in enumerate(states, 1)]
+        project.keep(index, ids, seen, None, [])
+    assert project.states()[:5] == "gffll"
+    assert track(project, model, 6, stop_after=1)[0].index == 4
 
 
 def test_before_the_first_mask_tracking_begins_with_the_frame_itself(project, model, clip):

@@ -4,6 +4,7 @@ H x W pixels.
 """
 
 import io
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,12 +19,14 @@ from stm_fast.errors import InputError, reading
 from stm_fast.video.image_file import open_image
 from stm_fast.video.masks import EXACT, palette_image
 from stm_fast.video.writer import PNG_LEVEL
-from stm_fast.whole_file import make_folder, refuse_links, remove_left_over, whole_file, writing
+from stm_fast.whole_file import make_folder, refuse_links, remove_left_over, sync, whole_file, writing
 
 Plane = npt.NDArray[np.uint8]  # [H, W]
 
 _MOST_BYTES = 2**28  # of a PNG
 GIVEN, MASKS, SOFT = "given", "masks", ".soft"
+
+logger = logging.getLogger(__name__)
 
 
 class FrameFiles:
@@ -58,6 +61,14 @@ class FrameFiles:
                 raise InputError(f"{path}: found {found}, expected a PNG of ids of {self._size[0]}x{self._size[1]}")
             return np.array(image, np.uint8)
 
+    def found_plane(self, path: Path) -> Plane | None:
+        """`plane` of what was found; for a damaged file, as a power failure leaves it, also None, with a note."""
+        try:
+            return self.plane(path)
+        except InputError as error:
+            logger.warning("%s; it is left out, track the frame again", error)
+            return None
+
     def soft_path(self, name: str, object_id: int) -> Path:
         """Of the probabilities of one object in the frame with this name."""
         return self.soft / f"{name}.{object_id}.png"
@@ -86,13 +97,19 @@ def content(path: Path) -> bytes | None:
         return path.read_bytes()
 
 
-def put(path: Path, data: bytes | None) -> None:
-    """Replaces a file, or removes it if there is no content. Raises InputError if that fails."""
+def put(path: Path, data: bytes | None, *, durable: bool = False) -> None:
+    """Replaces a file, or removes it if there is no content. Raises InputError if that fails.
+
+    Args:
+        durable: waits until this is on disk, so that it survives a power failure.
+    """
     if data is None:
         with writing(path):
             path.unlink(missing_ok=True)
+            if durable:
+                sync(path.parent)
     else:
-        with whole_file(path) as partial:
+        with whole_file(path, durable=durable) as partial:
             partial.write_bytes(data)
 
 

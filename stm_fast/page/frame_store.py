@@ -29,7 +29,8 @@ class FrameStore:
     """Reads and writes the frames of one project.
 
     Given masks and the journal decide what is in a frame, so that files that do not belong together, as a killed
-    process leaves them, do no harm: the mask of all objects counts only for those that the journal has seen.
+    process leaves them, do no harm: the mask of all objects counts only for those that the journal has seen. Given
+    masks survive a power failure; what was found may not, and damaged files of it are left out.
 
     Args:
         folder: of the project.
@@ -37,7 +38,7 @@ class FrameStore:
         object_ids: of its objects; others are not shown.
 
     Raises:
-        InputError: a damaged journal, a given mask of no frame, or files that cannot be read or written.
+        InputError: a given mask of no frame, or files that cannot be read or written.
     """
 
     def __init__(self, folder: Path, reader: FrameReader, object_ids: Collection[int]) -> None:
@@ -63,6 +64,10 @@ class FrameStore:
     def given_frames(self) -> list[int]:
         """The frames with given masks, in order."""
         return sorted(self._given)
+
+    def letter(self, index: int) -> str:
+        """The state of one frame."""
+        return chr(self._letters[self._checked(index)])
 
     def show_only(self, object_ids: Collection[int]) -> list[int]:
         """Shows these objects from now on. Returns the frames with found masks of those that come or go."""
@@ -111,7 +116,7 @@ class FrameStore:
         ids, given = self.shown(index), self.given(index)
         planes = {one: np.where(ids == one, np.uint8(255), np.uint8(0)) for one in self.given_pixels(index)}
         for one in self._found(index):
-            tracked = self._files.plane(self._files.soft_path(self._reader.name_of(index), one.object_id))
+            tracked = self._files.found_plane(self._files.soft_path(self._reader.name_of(index), one.object_id))
             if tracked is None:
                 tracked = np.where(ids == one.object_id, np.uint8(255), np.uint8(0))
             planes[one.object_id] = tracked if given is None else np.where(given > 0, np.uint8(0), tracked)
@@ -130,6 +135,8 @@ class FrameStore:
         free = self._ids - self.given_pixels(index).keys()
         seen = [one for one in sightings if one.object_id in free]
         composite = np.where(given > 0, given, _only(ids, {one.object_id for one in seen}))
+        if index in self._given:
+            seen = [_in_mask(one, composite) for one in seen]
         try:
             if self._journal.at(index):
                 self._journal.note(index, ())  # until its files belong together
@@ -166,7 +173,7 @@ class FrameStore:
         old = self.state(index)
         try:
             if new.given != old.given:
-                put(self._given_path(index), new.given)
+                put(self._given_path(index), new.given, durable=True)
                 (self._given.discard if new.given is None else self._given.add)(index)
             if new.seen != old.seen:
                 known = {one.object_id for one in old.seen}
@@ -204,8 +211,12 @@ class FrameStore:
 
     def _composed(self, index: int) -> Plane:
         given, found = self._given_or_empty(index), self._found(index)
-        tracked = self._files.plane(self._mask_path(index)) if found else None
+        if not found:
+            return given
+        tracked = self._files.found_plane(self._mask_path(index))
         if tracked is None:
+            self._journal.forget(index)
+            self._update(index)
             return given
         return np.where(given > 0, given, _only(tracked, {one.object_id for one in found}))
 

@@ -22,11 +22,16 @@ class FrameState(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What an edit may change: some frames, the objects, the marks."""
+    """What an edit may change: some frames, the objects, the marks.
+
+    Attributes:
+        given_only: of the frames, only the given masks change, whatever is found there by then.
+    """
 
     frames: Mapping[int, FrameState]
     objects: tuple[PageObject, ...]
     marks: range
+    given_only: bool = False
 
     @property
     def size(self) -> int:

@@ -1,7 +1,9 @@
 """The journal of a project: what was seen in each tracked frame, one line of JSON for each change."""
 
 import json
+import logging
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from stm_fast.errors import InputError, reading, shown
+from stm_fast.errors import InputError, reading
 from stm_fast.inference.sightings import Sighting
 from stm_fast.page.objects import LARGEST_ID
 from stm_fast.whole_file import whole_file, writing
@@ -23,20 +25,24 @@ Line = tuple[Annotated[int, Field(ge=0, lt=2**31)], list[Seen]]
 _LINE = TypeAdapter(Line)
 _LINES = TypeAdapter(list[Line])
 _MOST_BYTES = 2**30
-_EXPECTED = "expected [frame, [[object, pixels, probability, score, state], ...]]"
+_FRAME = re.compile(rb"\[([0-9]{1,10}),")  # what a line starts with
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
     """What tracking saw of the objects in each frame. The last line of a frame counts; one without objects forgets it.
 
-    The file is read once, and rewritten if lines are superseded. A last line that was not completed is left out.
+    The file is read once, and rewritten if lines are superseded. A last line that was not completed is left out. So are
+    damaged lines, as a power failure leaves them, with a note: nothing was seen in their frames, as far as these can be
+    read, unless a later line says so.
 
     Args:
         path: of the file, which may not exist yet.
         frame_count: of the video.
 
     Raises:
-        InputError: another line, or a frame that the video does not have; it cannot be read or written.
+        InputError: it is no file or too large, or cannot be read or written.
     """
 
     def __init__(self, path: Path, frame_count: int) -> None:
@@ -44,12 +50,16 @@ class Journal:
         # becoming sightings only when they are asked for, because a long video has a million
         self._seen: dict[int, Sequence[Seen]] = {}
         lines, whole = _lines_of(path)
-        for number, (frame, seen) in enumerate(_parsed(path, lines, whole), 1):
-            if frame >= frame_count:
-                raise InputError(f"{path}: line {number}: found frame {frame}, expected one before {frame_count}")
-            self._take(frame, seen)
+        damaged = 0
+        for line, parsed in _parsed(lines if whole else lines[:-1]):
+            frame, seen = parsed or (_frame_of(line), ())
+            self._take(frame, seen if frame < frame_count else ())
+            damaged += parsed is None or frame >= frame_count
+        if damaged:
+            found = f"{damaged} damaged line{'s' * (damaged > 1)}"
+            logger.warning("%s: found %s; what was found in these frames is left out, track them again", path, found)
         if len(self._seen) < len(lines):
-            with whole_file(path) as partial:
+            with whole_file(path, durable=True) as partial:
                 partial.write_bytes(b"".join(_line(frame, seen) for frame, seen in self._seen.items()))
         with writing(path):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -113,19 +123,23 @@ def _lines_of(path: Path) -> tuple[list[bytes], bool]:
     return content.splitlines(), content.endswith(b"\n") or not content
 
 
-def _parsed(path: Path, lines: list[bytes], whole: bool) -> list[Line]:
-    """The content of the lines, without a last one that is not complete."""
-    complete = lines if whole else lines[:-1]
+def _parsed(lines: list[bytes]) -> Iterable[tuple[bytes, Line | None]]:
+    """The lines with their content; None for a damaged one."""
     with suppress(ValidationError):  # all at once, which is much faster
-        parsed = _LINES.validate_json(b"[" + b",".join(complete) + b"]", strict=True)
-        if len(parsed) == len(complete):
-            return parsed
-    return [_parsed_line(path, number, line) for number, line in enumerate(complete, 1)]
+        parsed = _LINES.validate_json(b"[" + b",".join(lines) + b"]", strict=True)
+        if len(parsed) == len(lines):
+            return zip(lines, parsed, strict=True)
+    return [(line, _parsed_line(line)) for line in lines]
 
 
-def _parsed_line(path: Path, number: int, line: bytes) -> Line:
+def _parsed_line(line: bytes) -> Line | None:
     try:
         return _LINE.validate_json(line, strict=True)
     except ValidationError:
-        found = shown(line.decode(errors="replace"))
-        raise InputError(f"{path}: line {number}: found {found}, {_EXPECTED}") from None
+        return None
+
+
+def _frame_of(damaged: bytes) -> int:
+    """The frame of a damaged line; -1, which no video has, if it cannot be read."""
+    start = _FRAME.match(damaged)
+    return -1 if start is None else int(start[1])

@@ -44,8 +44,9 @@ class Project:
     The folder holds ``project.json`` (the video, objects and marks), ``given/<frame>.png`` (only the objects that were
     given there: masks for `segment_video`), ``masks/<frame>.png`` (all objects), ``states.jsonl`` (see `Journal`) and
     ``.soft/<frame>.<id>.png`` (probabilities in 255ths). Each file is whole or absent, and a killed process loses at
-    most the frame that it was writing. Pixels of deleted objects are removed from ``given/`` and never shown, but stay
-    in ``masks/`` until that frame is written again, so that undo brings them back.
+    most the frame that it was writing. A power failure may lose what was found last, but nothing that was given. Pixels
+    of deleted objects are removed from ``given/`` and never shown, but stay in ``masks/`` until that frame is written
+    again, so that undo brings them back.
 
     `open` makes one.
 
@@ -150,6 +151,11 @@ class Project:
         with self._lock:
             return self._frames.letters
 
+    def state(self, index: int) -> str:
+        """The letter of one frame, see `states`."""
+        with self._lock:
+            return self._frames.letter(index)
+
     def give(self, index: int, object_id: int, mask: Bools) -> Change:
         """Gives an object's mask in a frame.
 
@@ -230,7 +236,10 @@ class Project:
             return self._edit(Snapshot({}, self._objects, range(first, last + 1)))
 
     def undo(self) -> Change | None:
-        """Takes the last edit back; None if there is none. Other frames, tracked since, keep what was found."""
+        """Takes the last edit back; None if there is none.
+
+        What was found since is kept, except in a frame whose mask is taken back.
+        """
         with self._lock:
             return self._history.swap(True, self._exchange)
 
@@ -275,7 +284,10 @@ class Project:
     def _exchange(self, after: Snapshot) -> tuple[Snapshot, Change]:
         """Puts a snapshot in place; returns what was there before, and what changed."""
         self._require_open()
-        before = Snapshot({i: self._frames.state(i) for i in after.frames}, self._objects, self._marks)
+        frames = {i: self._frames.state(i) for i in after.frames}
+        before = Snapshot(frames, self._objects, self._marks, after.given_only)
+        if after.given_only:
+            after = after._replace(frames={i: frames[i]._replace(given=one.given) for i, one in after.frames.items()})
         if before == after:
             return before, Change((), False)
         ids = {one.id for one in after.objects}
@@ -296,7 +308,7 @@ class Project:
         """The project with these objects only, where the given masks of some frames are written anew."""
         ids, palette = {one.id for one in objects}, palette_of(objects)
         states = {index: self._frames.with_objects(index, ids, palette) for index in frames}
-        return Snapshot(states, objects, self._marks)
+        return Snapshot(states, objects, self._marks, given_only=True)
 
     def _save(self, objects: Iterable[PageObject], unfinished: Iterable[int] = ()) -> None:
         marks = (self._marks.start, self._marks.stop - 1)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stm_fast.errors import InputError, require_file, shown
+from stm_fast.errors import InputError, option, require_file, shown
 from stm_fast.frame_source import FrameSource
 from stm_fast.page.journal import ObjectId
 from stm_fast.page.objects import LARGEST_ID, LONGEST_NAME, PageObject
@@ -167,7 +167,8 @@ def find_source(folder: Path, video: Video, given: FrameSource | None) -> FrameS
             raise InputError(f"{folder}: found the project of {place}, expected that of {given.label}")
         return given
     if place is None:
-        raise InputError(f"{stored}: no such file or folder, expected the video of the project {folder}")
+        found = f"{stored}: no such file or folder, which was the video of the project {folder}"
+        raise InputError(f"{found}; open the video where it is now, with {option('output', folder)}")
     return FrameSource(str(place), "path")
 
 

@@ -3,6 +3,7 @@
 O objects, H x W the frames of the video.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.augmentation import plain_segmenter
 from stm_fast.inference.engine import VideoSegmenter
@@ -22,11 +24,14 @@ from stm_fast.inference.options import RunOptions
 from stm_fast.inference.sightings import Sighting, Watch
 from stm_fast.memory import stays
 from stm_fast.network import STM
+from stm_fast.page.blending import GivenFrames, blended, share
 from stm_fast.page.project import Project
 from stm_fast.runs.estimation import Workload, check_fits, most_frames
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Ids, as_tensor
 from stm_fast.runs.tracking import Masks, Tracked, nearest_last, track
 from stm_fast.video import Frame, FrameReader, object_ids
+
+_MOST_FOUND = 16  # each takes about half as long as a frame that is tracked
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,10 @@ def track_project(
 ) -> int:
     """Tracks all objects from a frame on, up to the mark in that direction.
 
-    First, every given frame is memorized for good, behind and ahead, the nearest one last. Tracking goes on from the
-    last frame up to `start` that has a mask, which is memorized as well if it was found; if there is none, `start` is
-    the first frame. Masks that are given on the way stay.
+    First, every given frame is memorized for good, behind and ahead, the nearest one last, and some that were found,
+    see `_found_behind`. Tracking goes on from the last frame up to `start` that has a mask, which is memorized as well;
+    if there is none, `start` is the first frame. Masks that are given on the way stay, and between two given masks of
+    an object, what is found is blended with what was found before.
 
     Args:
         project: it keeps each result.
@@ -110,24 +116,27 @@ def track_project(
         InputError: there is no mask yet, or no frame in this direction; a frame cannot be decoded; a result cannot be
             written; the memory of this machine does not suffice.
     """
-    plan = _plan(project, start, back)
+    plan = _plan(project, options.memory, start, back)
     segmenter = plain_segmenter(model, _fitting(project, model, options, plan))
     _memorize(segmenter, project, plan, should_stop)
     watch, began, done = Watch(_areas(project, plan)), time.perf_counter(), 0
     given = partial(_given, project, frozenset(project.given_frames()))
     results = track(segmenter, given, _decoded(project.reader, plan.frames))
+    blend = partial(_blended, project, _given_frames(project), back)
     keep = partial(_keep, project, tell, len(plan.frames))
     with BackgroundWriter(keep, FRAMES_WAITING) as writer, closing(results):
         while not should_stop() and (tracked := next(results, None)) is not None:
             done += 1
-            writer.put(_found(tracked, watch, time.perf_counter() - began, done))
+            writer.put(_found(blend(tracked), watch, time.perf_counter() - began, done))
     return done
 
 
-def _plan(project: Project, start: int, back: bool) -> _Plan:
+def _plan(project: Project, memory: MemoryConfig, start: int, back: bool) -> _Plan:
     """Raises InputError if there is nothing to memorize or to track."""
     begin = _begin(project, start, back)
-    memorized = {*project.given_frames()} | ({begin} if begin is not None else set())
+    memorized = {*project.given_frames()}
+    if begin is not None:
+        memorized |= {begin, *_found_behind(project, memory, begin, back)}
     if not memorized:
         raise InputError("track: found no mask in any frame, expected one to begin with")
     marks = project.marks
@@ -145,10 +154,26 @@ def _begin(project: Project, start: int, back: bool) -> int | None:
     """The last frame up to `start` that has a mask."""
     states = project.states()
     for index in range(start, project.frame_count) if back else range(start, -1, -1):
-        # of several objects, one may be lost
-        if states[index] in "gfd" or (states[index] == "l" and project.shown(index).any()):
+        seen = states[index] != "." and any(one.pixels for one in project.sightings(index))
+        if seen and project.shown(index).any():  # the file may be damaged
             return index
     return None
+
+
+def _found_behind(project: Project, memory: MemoryConfig, begin: int, back: bool) -> list[int]:
+    """Frames that are memorized besides the given ones, with what was found in them.
+
+    They are those that a run that had come to `begin` would have memorized, but no doubtful ones, and at most
+    `_MOST_FOUND`, evenly spread. Without them, masks are worse after a correction than before it if the corrected frame
+    is unlike the others. With a single given frame they are those after it: tracking from there begins as a run does.
+    """
+    given, states = project.given_frames(), project.states()
+    behind = range(begin + 1, project.frame_count) if back else range(begin)
+    if len(given) == 1:
+        behind = range(begin + 1, given[0]) if back else range(given[0] + 1, begin)
+    found = [index for index in behind if states[index] == "f" and stays(memory, index, False)]
+    step = max(1, math.ceil(len(found) / _MOST_FOUND))
+    return found[::step]
 
 
 def _fitting(project: Project, model: STM, options: RunOptions, plan: _Plan) -> RunOptions:
@@ -186,9 +211,8 @@ def _memorize(segmenter: VideoSegmenter, project: Project, plan: _Plan, should_s
 
 def _ids(project: Project, plan: _Plan, index: int) -> Tensor:
     """The objects of a frame that is memorized, uint8 [H, W]."""
-    ids = project.shown(index) if index == plan.begin else project.given(index)
-    assert ids is not None
-    return torch.from_numpy(ids)
+    given = None if index == plan.begin else project.given(index)
+    return torch.from_numpy(project.shown(index) if given is None else given)
 
 
 def _areas(project: Project, plan: _Plan) -> dict[int, int]:
@@ -203,6 +227,24 @@ def _given(project: Project, frames: Collection[int], index: int) -> Masks:
     return {} if ids is None else {one: torch.from_numpy(ids == one) for one in object_ids(ids)}
 
 
+def _given_frames(project: Project) -> dict[int, list[int]]:
+    """By object, the frames in which it was given."""
+    frames: dict[int, list[int]] = {}
+    for index in project.given_frames():
+        for object_id in object_ids(project.given(index)):
+            frames.setdefault(object_id, []).append(index)
+    return frames
+
+
+def _blended(project: Project, given: GivenFrames, back: bool, tracked: Tracked) -> Tracked:
+    """The result for a frame, blended with the one before as far as it is between given masks."""
+    index = tracked.frame.index
+    shares = [share(index, given.get(one, ()), back=back) for one in tracked.ids]
+    if all(one == 1 for one in shares) or not project.sightings(index):
+        return tracked
+    return tracked._replace(prob=blended(tracked.prob, tracked.ids, project.soft(index), shares))
+
+
 def _found(tracked: Tracked, watch: Watch, seconds: float, done: int) -> _Found:
     ids = label(tracked.prob, tracked.ids)
     sightings = watch.see(tracked.prob, ids, tracked.ids, tracked.given)
@@ -212,7 +254,7 @@ def _found(tracked: Tracked, watch: Watch, seconds: float, done: int) -> _Found:
 def _keep(project: Project, tell: Callable[[TrackedFrame], None], total: int, found: _Found) -> None:
     """Keeps what was found in a frame, and says so."""
     project.keep(found.index, found.ids, found.sightings, found.prob.numpy(), found.object_ids)
-    state, rate = project.states()[found.index], found.done / max(found.seconds, 1e-9)
+    state, rate = project.state(found.index), found.done / max(found.seconds, 1e-9)
     tell(TrackedFrame(found.index, state, found.seconds, rate, found.done, total))
 
 
