@@ -131,3 +131,15 @@ def test_nobody_enters_without_the_token(visit, clip, token):
     person.forgive("status of 403")
     assert person.open().project()["video"]["frames"] == FRAMES
     assert np.array(person.pixels()).std() > 5
+
+
+def test_a_network_that_cannot_be_loaded_is_told_before_it_is_needed(visit, clip, tmp_path):
+    weights = tmp_path / "bad.safetensors"
+    weights.write_bytes(b"no weights")
+    server = visit.serve(clip.path, "--weights", weights)
+    first = visit.person(server).open()
+    first.until(lambda _: "bad.safetensors" in first.status(), "the one who waits for it hears of it")
+    later = visit.another_tab(first).open()
+    assert "bad.safetensors" in later.status()
+    later.lasso(clip.own(0, 1))
+    assert later.project()["states"][0] == "g"

@@ -149,6 +149,24 @@ def test_a_signal_ends_the_server_while_it_tracks_and_pages_listen(tmp_path, inp
     assert ended.stderr == "stm-fast: ctrl-C ends the server; everything is saved as you work\n"
 
 
+def test_a_signal_ends_the_server_while_a_video_is_sent(tmp_path, inputs):
+    with opened(tmp_path, inputs, "--no-browser") as (running, url):
+        client = Client(url).enter()
+        host, _, port = client.place.partition(":")
+        with socket.create_connection((host, int(port))) as sending:
+            lines = ("POST /api/video?name=x.mp4 HTTP/1.1", f"Host: {client.place}", f"Cookie: {client.cookie}")
+            sending.sendall("\r\n".join((*lines, "Content-Length: 1000000", "", "")).encode() + bytes(100))
+            deadline = time.monotonic() + SECONDS
+            while not list(tmp_path.glob(".x.mp4*")):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            os.kill(running.pid, signal.SIGINT)
+            ended = running.wait()
+    assert ended.returncode == 0
+    assert ended.stderr == "stm-fast: ctrl-C ends the server; everything is saved as you work\n"
+    assert not list(tmp_path.glob("*x.mp4*"))
+
+
 def test_without_a_video_the_current_folder_is_used(tmp_path, inputs):
     with opened(tmp_path, inputs, "--no-browser", source=None) as (_, url):
         client = Client(url).enter()

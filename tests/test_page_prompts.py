@@ -11,6 +11,7 @@ from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.page.prompters import make_prompter
 from stm_fast.page.prompts import GrabCut, Region, Stroke, painted
+from stm_fast.video import grabcut
 from stm_fast.video.first_mask import Box, bounds, enclosed
 from stm_fast.video.grabcut import Part
 
@@ -65,6 +66,19 @@ def test_where_nothing_is_found_a_lasso_is_its_area():
     mask, found = PROMPTER.from_region(flat, lasso((20, 30), (80, 30), (80, 90), (20, 90)))
     assert not found
     np.testing.assert_array_equal(mask, enclosed(((20, 30), (80, 30), (80, 90), (20, 90)), SIZE))
+
+
+def test_pictures_with_few_colors_are_varied_slightly():
+    """OpenCV searches for seconds where all edges cost the same."""
+    flat = np.full((50, 80, 3), 255, np.uint8)
+    flat[20:30, 30:50] = 0
+    varied = grabcut._varied_if_flat(flat)
+    assert {254, 255} >= set(np.unique(varied[:20]))
+    np.testing.assert_array_equal(varied, grabcut._varied_if_flat(flat))
+    assert np.abs(varied.astype(int) - flat).max() == 1
+    assert grabcut._varied_if_flat(FRAME.image) is FRAME.image
+    one_column = flat[:, :1]
+    assert grabcut._varied_if_flat(one_column) is one_column
 
 
 SQUARE = ((40.0, 40.0), (120.0, 40.0), (120.0, 100.0), (40.0, 100.0))
@@ -183,6 +197,18 @@ def test_a_click_changes_one_region_around_it_in_one_direction(seed):
         assert np.count_nonzero(changed) <= max(0.2 * np.count_nonzero(shown), 40)
 
 
+@pytest.mark.parametrize("pixels", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("offset", [0.0, 0.5, 0.999])
+def test_a_click_corrects_a_small_object_by_a_part_of_it(pixels, offset):
+    """One with the usual radius would cover it."""
+    small = np.zeros_like(TRUTH)
+    small[70 : 70 + pixels, 100 : 100 + pixels] = True
+    for add, x in ((True, 100 + pixels), (False, 100)):
+        changed = PROMPTER.from_click(FRAME.image, small, (x + offset, 70 + offset), add) != small
+        assert changed[70, x]
+        assert np.count_nonzero(changed) <= max(1, pixels**2 / 2)
+
+
 @pytest.mark.parametrize(
     ("point", "shown"),
     [((0, 0), TRUTH), ((WIDTH - 0.01, HEIGHT - 0.01), TRUTH), ((0.5, 80), ~TRUTH), ((120, 80), np.ones_like(TRUTH))],
@@ -227,6 +253,15 @@ def test_a_brush_is_round():
     away = np.hypot(x + 0.5 - 100.5, y + 0.5 - 60.5)
     mask = painted(NOTHING, Stroke(((100.5, 60.5),), 9, True))
     np.testing.assert_array_equal(mask, away <= 9)
+
+
+@pytest.mark.parametrize("point", [(0.5, 0.5), (WIDTH - 0.5, HEIGHT - 0.5), (99.9, 50.2)])
+def test_a_stroke_of_one_point_paints_a_dot(point):
+    """As a tap does; the smallest brush paints the pixel that it is in."""
+    for points in ((point,), (point, point)):
+        mask = painted(NOTHING, Stroke(points, 0.5, True))
+        assert np.argwhere(mask).tolist() == [[int(point[1]), int(point[0])]]
+    assert not painted(mask, Stroke((point,), 0.5, False)).any()
 
 
 def test_a_stroke_paints_along_its_line_and_the_eraser_takes_it_away():

@@ -1,5 +1,7 @@
 """The prompter of SAM 2 with the real classes of transformers, at random tiny weights."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,16 +22,20 @@ SHOWN[10:40, 20:60] = True
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def library():
     with pytest.MonkeyPatch.context() as patch:
         # the folder "kernels" of the repository is not the package of that name, which transformers looks for
         patch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != ROOT])
-        library = pytest.importorskip("transformers")
-        folder = tmp_path_factory.mktemp("sam2")
-        library.Sam2Model(tiny(library)).save_pretrained(folder)
-        size = {"height": SIDE, "width": SIDE}
-        library.Sam2Processor(library.Sam2ImageProcessor(size=size)).save_pretrained(folder)
-        yield folder
+        yield pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def weights(library, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sam2")
+    library.Sam2Model(tiny(library)).save_pretrained(folder)
+    size = {"height": SIDE, "width": SIDE}
+    library.Sam2Processor(library.Sam2ImageProcessor(size=size)).save_pretrained(folder)
+    return folder
 
 
 def tiny(library):
@@ -84,8 +90,53 @@ def test_regions_and_clicks_have_masks(weights, capfd):
 def test_what_are_not_weights_of_sam2_is_refused(weights, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="expected weights of SAM 2 for transformers"):
+    with pytest.raises(InputError, match=r"^prompter_weights: found .*, expected a folder with weights of SAM 2"):
         make_prompter("sam2", str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("text", ["nothing", "no/such/folder", "hf://", "../a/b", "default"])
+def test_weights_that_are_neither_a_folder_nor_a_repository_are_refused(text):
+    with pytest.raises(InputError) as caught:
+        make_prompter("sam2", text, allow_network=True)
+    expected = "expected a folder with weights of SAM 2 for transformers, or user/repo on the Hugging Face hub"
+    assert str(caught.value) == f"prompter_weights: found {text}, {expected}"
+    assert "\0prompter_weights\0" in caught.value.message.marked, "commands name the flag"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("library")
+def test_a_repository_that_is_not_in_the_cache_is_not_downloaded_unasked():
+    with pytest.raises(
+        InputError, match=r"^prompter_weights: found user/missing, which is not in the cache of the hub"
+    ):
+        make_prompter("sam2", "user/missing")
+
+
+LOAD = """
+from stm_fast.errors import InputError
+from stm_fast.page.prompters import make_prompter
+try:
+    make_prompter("sam2", "user/missing", allow_network=True)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("library")
+def test_without_a_connection_a_repository_is_refused_at_once(tmp_path):
+    """The libraries would try for half a minute, and print that."""
+    (tmp_path / "stm_fast").symlink_to(ROOT / "stm_fast")
+    # nothing listens on port 9
+    place = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], cwd=tmp_path, env=os.environ | place, capture_output=True, text=True, check=True
+    )
+    expected = "no such file, not in the cache of the hub, and no connection to http://127.0.0.1:9"
+    assert done.stdout == f"prompter_weights: user/missing: {expected}\n"
+    assert "Retrying" not in done.stderr
 
 
 def test_missing_weights_and_a_missing_library_are_named(tmp_path, monkeypatch):

@@ -560,7 +560,9 @@ def test_the_page_can_be_used_while_the_network_is_loaded(tmp_path, clip):
 
 def test_a_network_that_cannot_be_loaded_is_reported(tmp_path, clip):
     def load():
-        raise InputError("absent.pth: no such file")
+        if not (tmp_path / "absent.pth").exists():
+            raise InputError("absent.pth: no such file")
+        return small_network()
 
     with served(tmp_path, clip, load) as one:
         client = one.client()
@@ -569,8 +571,13 @@ def test_a_network_that_cannot_be_loaded_is_reported(tmp_path, clip):
         with client.listening() as listener:
             one.session.load_network()
             assert listener.next() == {"kind": "network", "ready": False, "error": "absent.pth: no such file"}
+            assert client.project()["network_error"] == "absent.pth: no such file"  # for pages that come later
             client.post("/api/track", {"frame": 0})
             assert listener.until_done()[-1]["error"] == "absent.pth: no such file"
+            (tmp_path / "absent.pth").touch()  # so it is tried again
+            client.post("/api/track", {"frame": 0})
+            assert listener.until_done()[-1]["error"] is None
+        assert client.project()["network_error"] is None
 
 
 def test_the_end_of_a_job_is_told_even_if_its_results_cannot_be_listed(monkeypatch):

@@ -101,7 +101,7 @@ def _talking(repository: Repository, file: str) -> Iterator[None]:
     except errors.LocalEntryNotFoundError:
         problem = f"no such file, not in the cache of the hub, and no connection to {hub}"
     except errors.EntryNotFoundError:
-        problem = f"found no {file} on {hub}, expected a model that STM.save_pretrained wrote"
+        problem = f"found no {file} on {hub}, expected {CONFIG} and {WEIGHTS}"
     except Exception as error:  # also those of its HTTP library, which differs between its versions
         problem = f"{hub} cannot be used: {reason_of(error)}"
     else:

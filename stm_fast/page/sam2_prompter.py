@@ -16,11 +16,13 @@ from torch import Tensor
 
 from stm_fast.errors import InputError, option, reason_of, refusing, shown_text
 from stm_fast.network.device import choose_device
-from stm_fast.network.places import Repository, find_weights
+from stm_fast.network.places import Repository, repository
 from stm_fast.page.prompts import Bools, Picture, Point, Region, area_of
 from stm_fast.video.click import connected_change
 from stm_fast.video.first_mask import FirstMask, bounds, check_click, require_opencv
 
+_WEIGHTS = option("prompter_weights")
+_EXPECTED = "expected a folder with weights of SAM 2 for transformers, or user/repo on the Hugging Face hub"
 # the logit of a given mask
 _CERTAIN = 10.0
 
@@ -47,27 +49,26 @@ class Sam2Prompter:
         Args:
             weights: a folder that `Sam2Model.save_pretrained` wrote, or a repository of the Hugging Face hub, such as
                 facebook/sam2.1-hiera-tiny.
-            allow_network: download what the cache of the hub lacks; a folder never needs the network.
+            allow_network: download a repository that the cache of the hub lacks.
             device: "auto", "cpu", "cuda" or "cuda:N".
 
         Raises:
             InputError: transformers or the weights are missing, they are not those of SAM 2, or no such device.
         """
-        name = option("prompter_weights")
         if weights is None:
-            raise InputError(f"{name}: found none, expected a folder with weights of SAM 2 for transformers")
-        place = find_weights(weights)
+            raise InputError(f"{_WEIGHTS}: found none, {_EXPECTED}")
         library = _transformers()
+        place = _place_of(weights)
         require_opencv()
-        source: dict[str, Any] = {"local_files_only": not (isinstance(place, Repository) and allow_network)}
-        path, hint = str(weights), ""
-        if isinstance(place, Repository):
-            path, source["revision"] = place.name, place.revision
-            hint = "" if allow_network else f", or {option('allow_network', True)} to download them"
-        expected = f"expected weights of SAM 2 for transformers{hint}"
-        with refusing(f"{name}: found {shown_text(str(weights))}, {expected}"), _without_progress(library):
-            model = library.Sam2Model.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **source)
-            processor = library.Sam2Processor.from_pretrained(path, **source)
+        with refusing(f"{_WEIGHTS}: found {shown_text(str(weights))}, {_EXPECTED}"), _without_progress(library):
+            try:
+                parts = _load(library, place, local_files_only=True)
+            except OSError:  # not all of its files are here
+                if not isinstance(place, Repository):
+                    raise
+                _require_repository(place, allow_network)
+                parts = _load(library, place, local_files_only=False)
+        model, processor = parts
         return cls(model.to(choose_device(device)), processor)
 
     def from_region(self, image: Picture, region: Region) -> FirstMask:
@@ -119,6 +120,38 @@ class Sam2Prompter:
         size = tuple(self._model.prompt_encoder.mask_input_size)
         small = torch.nn.functional.interpolate(mask, size, mode="bilinear", align_corners=False, antialias=True)
         return (2 * small - 1) * _CERTAIN
+
+
+def _place_of(weights: str | Path) -> Path | Repository:
+    """The folder or the repository that is named. Raises InputError if it cannot be either."""
+    if Path(weights).is_dir():
+        return Path(weights)
+    try:
+        return repository(str(weights))
+    except InputError:
+        raise InputError(f"{_WEIGHTS}: found {shown_text(str(weights))}, {_EXPECTED}") from None
+
+
+def _load(library: Any, place: Path | Repository, **options: Any) -> tuple[Any, Any]:
+    """The model and its processor. Raises OSError if a file of them is missing."""
+    name = str(place)
+    if isinstance(place, Repository):
+        name, options["revision"] = place.name, place.revision
+    model = library.Sam2Model.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **options)
+    return model, library.Sam2Processor.from_pretrained(name, **options)
+
+
+def _require_repository(place: Repository, allow_network: bool) -> None:
+    """Downloads the weights. Raises InputError at once if that is not allowed, or impossible."""
+    if not allow_network:
+        hint = f"expected one that is, or {option('allow_network', True)} to download it"
+        raise InputError(f"{_WEIGHTS}: found {place}, which is not in the cache of the hub, {hint}")
+    from stm_fast.network.hub import download
+
+    try:
+        download(place)
+    except InputError as error:
+        raise InputError(f"{_WEIGHTS}: {error}") from error
 
 
 def _transformers() -> Any:

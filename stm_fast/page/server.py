@@ -1,5 +1,6 @@
 """Serves a session to browsers."""
 
+import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -75,7 +76,11 @@ class PageServer(uvicorn.Server):
         self._started(self.url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the streams of events, which would never end by themselves, and then the server."""
+        """Ends the streams of events, which would never end by themselves, and then the server.
+
+        Uploads and downloads are cut off; uvicorn would print the traceback of each.
+        """
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.session.events.close()
         await super().shutdown(sockets)
 

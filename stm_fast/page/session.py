@@ -72,6 +72,7 @@ class Session:
         self._options = options
         self._prompter = prompter
         self.network: STM | None = None
+        self._unloadable: str | None = None  # why loading it has failed
         self._opened: _Opened | None = None
         self._jobs = Jobs(events)
         self._edit = RLock()
@@ -82,7 +83,7 @@ class Session:
         """Starts loading the network."""
 
         def job(_: Callable[[], bool]) -> None:
-            self.network = self._load()
+            self._loaded_network()
 
         self._jobs.start("network", job)
 
@@ -133,6 +134,7 @@ class Session:
         opened = self._opened
         shared = {
             "running": self._jobs.running,
+            "network_error": self._unloadable,
             "clicks_alone": self._prompter.clicks_alone,
             "results": results.choices(),
             "uploads": most_bytes(self.folder),
@@ -264,8 +266,13 @@ class Session:
         return found
 
     def _loaded_network(self) -> STM:
-        if self.network is None:  # loading it has failed
-            self.network = self._load()
+        """The network; loads it if that was not done yet, or has failed."""
+        if self.network is None:
+            try:
+                self.network, self._unloadable = self._load(), None
+            except InputError as error:
+                self._unloadable = str(error)
+                raise
         return self.network
 
     def _video(self) -> _Opened:

@@ -1,9 +1,9 @@
-"""One thread for what takes long: the network and exports. One job at a time, which ends soon after it is asked to."""
+"""One thread for what takes long. One job at a time, which ends soon after it is asked to."""
 
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Condition, Event
+from threading import Event, Lock
 
 from stm_fast.errors import InputError, as_input_error, reason_of
 
@@ -24,14 +24,9 @@ class Worker:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "stm_fast-page")
-        self._idle = Condition()
+        self._lock = Lock()
         self._busy = self._closed = False
         self._stop = Event()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is running; no longer when its `done` is called."""
-        return self._busy
 
     def start(self, job: Job, done: Done) -> None:
         """Starts a job.
@@ -44,7 +39,7 @@ class Worker:
         Raises:
             Busy: another job is running, or the worker is closed.
         """
-        with self._idle:
+        with self._lock:
             if self._busy or self._closed:
                 raise Busy("found a closed worker" if self._closed else "found a running job, expected none")
             self._busy = True
@@ -55,14 +50,9 @@ class Worker:
         """Asks the running job to stop, if there is one; does not wait for it."""
         self._stop.set()
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Waits until no job is running; returns whether that is so. Its `done` may not have returned yet."""
-        with self._idle:
-            return self._idle.wait_for(lambda: not self._busy, seconds)
-
     def close(self) -> None:
         """Stops the running job and waits for it and its `done`. No job can be started any more."""
-        with self._idle:
+        with self._lock:
             self._closed = True
         self.stop()
         self._thread.shutdown()
@@ -73,9 +63,8 @@ class Worker:
             job(stop.is_set)
         except BaseException as raised:  # an exception in a thread would be lost
             error = _reported(raised)
-        with self._idle:
+        with self._lock:
             self._busy = False
-            self._idle.notify_all()
         try:
             done(error, stop.is_set())
         except Exception:

@@ -17,8 +17,8 @@ Distances = npt.NDArray[np.float32]
 
 # A user clicks the middle of what is wrong, and its nearest border is mostly that of the mask: the distance from the
 # click to this border is the scale of the correction. It is limited by a share of the square root of the mask's area
-# and, below, by a share of the shorter side of the image.
-_MOST_DISTANCE, _LEAST_DISTANCE = 0.17, 0.0125
+# and, below, by a share of the shorter side of the image, unless the mask is small.
+_MOST_DISTANCE, _LEAST_DISTANCE, _LEAST_OF_SMALL = 0.17, 0.0125, 0.45
 # in distances: what is wrong for certain, and as far as a correction reaches
 _SEED, _REACH = 0.6, 3.5
 # a correction of more than so many disks with the distance as radius, or so much of the mask, is not plausible
@@ -60,6 +60,7 @@ def corrected(image: Picture, shown: Bools, point: Point, add: bool) -> Bools:
     wrong = shown[window.slices] != add
     away = _away(window, point)
     certain = wrong & (away <= _SEED * distance)
+    certain[int(point[1]) - window.top, int(point[0]) - window.left] = True
     found = certain | wrong & (away <= _REACH * distance) & _alike(image, window, wrong, away / distance)
     changed = _connected(found, window, point)
     limit = min(_MOST_DISKS * np.pi * distance**2, _MOST_SHARE * np.count_nonzero(shown))
@@ -80,7 +81,8 @@ def connected_change(wanted: Bools, point: Point) -> Bools:
 def _distance(shown: Bools, point: Point, add: bool) -> float:
     """From the click to the nearest pixel that is right, within limits."""
     height, width = shown.shape
-    least, most = _LEAST_DISTANCE * min(height, width), _MOST_DISTANCE * np.sqrt(np.count_nonzero(shown))
+    side = np.sqrt(np.count_nonzero(shown))
+    least, most = min(_LEAST_DISTANCE * min(height, width), _LEAST_OF_SMALL * side), _MOST_DISTANCE * side
     window = _window(point, most, (width, height))
     right = shown[window.slices] == add
     nearest = _away(window, point)[right].min(initial=most)

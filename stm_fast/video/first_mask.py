@@ -132,6 +132,8 @@ def mask_from_lasso(image: Picture, lasso: Lasso) -> FirstMask:
     region = enclosed(lasso, (width, height))
     part = _part_around(bounds(region), (width, height), QUICK_SIDE)
     picture, guess, inside = part.scaled(image), _guess(region, part), _scaled(region, part)
+    if (picture == picture[0, 0]).all():  # nothing to find
+        return FirstMask(region, False)
     core = _core(inside)
     guess[core] = cv2.GC_FGD
     grabcut(picture, guess, _ROUNDS - _LAST_ROUNDS)

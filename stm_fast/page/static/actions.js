@@ -9,6 +9,8 @@ import { fit } from "./stage.js";
 export async function reload() {
   const answer = await api.get("project");
   const another = answer.video?.folder !== state.video?.folder;
+  // later on, an event tells it
+  if (!state.loaded && answer.network_error) complain(answer.network_error);
   dropAll();
   update({
     video: answer.video,
