@@ -235,7 +235,8 @@ def _given_frames(project: Project) -> dict[int, list[int]]:
     """By object, the frames in which it was given."""
     frames: dict[int, list[int]] = {}
     for index in project.given_frames():
-        for object_id in object_ids(project.given(index)):
+        given = project.given(index)
+        for object_id in () if given is None else object_ids(given):
             frames.setdefault(object_id, []).append(index)
     return frames
 
