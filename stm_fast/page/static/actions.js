@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { dropAll, dropMasks, settle } from "./frames.js";
-import { complain, currentObject, hush, say, state, stateOf, update } from "./state.js";
+import { anyMask, complain, currentObject, hush, say, state, stateOf, update } from "./state.js";
 import { fit } from "./stage.js";
 
 /** Takes the project from the server: at the start, and whenever it may have changed without notice. */
@@ -64,6 +64,7 @@ function isKnown(change, way) {
 /** @param {"answer" | "event"} way how it came */
 export function apply(change, way) {
   if (isKnown(change, way)) return;
+  untouched = 0;
   for (const [index, letter] of Object.entries(change.states)) state.states[index] = letter.charCodeAt(0);
   dropMasks(change.objects ? null : change.frames);
   update({
@@ -117,8 +118,9 @@ export function jump(what, way) {
   say(way > 0 ? `No ${kind} frame after this one. Shift+${key} looks before it.` : `No ${kind} frame before this one.`);
 }
 
-async function unwind(path, done) {
+async function unwind(path, able, done) {
   const change = await edit(async () => {
+    if (!state[able]) return null;
     const answer = await api.post(path);
     if (answer.frames.length && !answer.frames.includes(state.frame)) seek(answer.frames[0]);
     return answer;
@@ -126,8 +128,8 @@ async function unwind(path, done) {
   if (change) say(done, "good");
 }
 
-export const undo = () => state.canUndo && unwind("undo", "Undone.");
-export const redo = () => state.canRedo && unwind("redo", "Done again.");
+export const undo = () => unwind("undo", "canUndo", "Undone.");
+export const redo = () => unwind("redo", "canRedo", "Done again.");
 
 /** The current object's id; makes the first object. */
 export async function ensureObject() {
@@ -135,24 +137,36 @@ export async function ensureObject() {
   return state.object;
 }
 
+/** An object that was made last, before any other change; 0 if there is none. */
+let untouched = 0;
+
 async function makeObject() {
   const change = await api.post("objects");
   apply(change, "answer");
-  update({ object: change.object.id });
+  untouched = change.object.id;
+  update({ object: untouched });
 }
 
-export async function addObject() {
+/** Adds an object; twice in a row, only one. */
+export function addObject() {
   if (!state.video) return;
-  await edit(makeObject);
-  say(`${currentObject()?.name ?? "Object"}: draw around it.`);
+  edit(async () => {
+    if (untouched) update({ object: untouched });
+    else await makeObject();
+    say(`${currentObject().name}: draw around it.`);
+  });
 }
 
-export const select = (id) => update({ object: id });
+export function select(id) {
+  if (id !== state.object) hush();
+  update({ object: id });
+}
 
 export const changeObject = (id, patch) => edit(() => api.patch(`objects/${id}`, patch));
 
 export async function deleteObject(id) {
   const name = state.objects.find((one) => one.id === id)?.name;
+  if (!name) return;
   if (await edit(() => api.remove(`objects/${id}`))) say(`${name} deleted. Ctrl+Z brings it back.`, "good");
 }
 
@@ -175,6 +189,7 @@ export const resetMarks = () => setMarks(0, state.video.frames - 1);
 
 export async function track(back) {
   if (!state.video || state.running) return;
+  if (!state.edits && !anyMask()) return say("Draw around the object first, then track it.");
   const frame = state.shown?.index ?? state.frame;
   update({ running: "track", progress: { back }, follow: true, playing: false, message: { kind: "", text: "" } });
   try {
@@ -198,6 +213,7 @@ export async function stop() {
 
 export async function open(file) {
   if (!file) return;
+  if (state.upload) return complain(`${file.name}: wait until ${state.upload.name} is open.`);
   if (file.size > state.uploads) {
     return complain(`${file.name}: larger than the server takes. Start it with the path of the file instead.`);
   }

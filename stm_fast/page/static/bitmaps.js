@@ -38,6 +38,7 @@ export class BitmapCache {
     entry.promise = load().then(
       (bitmap) => {
         if (this.#entries.get(key) === entry) this.#keep(entry, bitmap);
+        else bitmap.close();
         return bitmap;
       },
       (error) => {

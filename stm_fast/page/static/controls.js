@@ -4,7 +4,7 @@ import * as actions from "./actions.js";
 import { openDialog } from "./export.js";
 import { toggle } from "./player.js";
 import { fit, zoom, zoomTo } from "./stage.js";
-import { state, update, watch } from "./state.js";
+import { anyMask, state, update, watch } from "./state.js";
 import { recolor, time } from "./timeline.js";
 import { mostBrush } from "./tools.js";
 
@@ -42,15 +42,18 @@ for (const name of tools) $(`tool-${name}`).addEventListener("click", () => upda
 $("opacity").addEventListener("input", ({ target }) => update({ opacity: target.value / 100 }));
 $("brush-size").addEventListener("input", ({ target }) => update({ brush: Number(target.value) }));
 $("frame-number").addEventListener("change", ({ target }) => {
-  actions.step(Number(target.value) - state.frame);
+  if (target.value) actions.step(Number(target.value) - state.frame);
   target.blur();
+  drawPlace();
 });
 
 // after a click, Enter and Space are for the video again; whoever came by Tab stays on the button
-document.addEventListener("click", ({ target, detail }) => {
-  const control = target.closest?.("button, input[type=range]");
+function blurClicked({ target, detail }) {
+  const control = target.closest?.("button, input[type=range], summary");
   if (detail > 0 && control && !control.closest("dialog")) document.activeElement?.blur();
-});
+}
+// before the button's own listener, as a dialog that closes gives the focus back
+document.addEventListener("click", blurClicked, { capture: true });
 
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("click", ({ target }) => {
@@ -87,13 +90,12 @@ const NEED_VIDEO = [
 ];
 
 function drawAbility() {
-  const { video, running, states } = state;
-  const given = states.some((code) => code !== 46);
+  const { video, running } = state;
   $("undo").disabled = !state.canUndo;
   $("redo").disabled = !state.canRedo;
-  $("export").disabled = !video || !given;
+  $("export").disabled = !video || !anyMask();
   for (const id of ["track-forward", "track-back"]) {
-    $(id).disabled = !video || !given || !!running;
+    $(id).disabled = !video || !anyMask() || !!running;
     $(id).hidden = !!running;
   }
   $("stop").hidden = !running;

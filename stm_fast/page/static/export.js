@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { stop } from "./actions.js";
-import { complain, state, update, watch } from "./state.js";
+import { complain, say, state, update, watch } from "./state.js";
 
 const dialog = document.querySelector("#export-dialog");
 const kinds = document.querySelector("#kinds");
@@ -18,6 +18,7 @@ const outcome = document.querySelector("#outcome");
 export async function openDialog() {
   if (!state.video || dialog.open) return;
   update({ playing: false });
+  say("");
   drawKinds();
   dialog.showModal();
   try {
@@ -104,6 +105,7 @@ function draw() {
   else bar.removeAttribute("value");
   const [first, last] = state.marks;
   range.textContent = `Frames ${first} to ${last}, as marked on the timeline.`;
+  if (state.running === "track") range.textContent += " Wait until tracking has ended.";
   problem.textContent = state.message.kind === "error" ? state.message.text : "";
 }
 

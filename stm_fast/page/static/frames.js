@@ -2,7 +2,7 @@
 
 import { bitmap } from "./api.js";
 import { BitmapCache } from "./bitmaps.js";
-import { complain, state, update, watch } from "./state.js";
+import { complain, currentObject, state, update, watch } from "./state.js";
 
 const WIDTHS = [640, 1280, 1920];
 const MEBIBYTE = 2 ** 20;
@@ -81,7 +81,8 @@ export async function refresh() {
     const [image, ids] = await Promise.all([picture(index, width), mask(index, width, solo)]);
     if (me > answered && video === state.video) present(me, { index, picture: image, mask: ids, width, solo });
   } catch (error) {
-    complain(error);
+    // of a frame that does not exist: another video was opened, which an event tells as well
+    if (error.status !== 404) complain(error);
     if (error.status === 0) stale = true;
     else if (me > answered) present(me, { index, picture: null, mask: null, width, solo });
     if (error.status === 0) return release();
@@ -144,25 +145,29 @@ function isHere(index, width, solo) {
   return pictures.has(path) && (isEmpty(index) || masks.has(maskKey(index, width, solo)));
 }
 
-const colorsOf = new WeakMap();
+const GLANCE = 640;
+const glanced = new WeakMap();
 
-/** The colors in the mask on screen, as "#rrggbb". */
-export function shownColors() {
+/** Whether the mask on screen has the current object; at a glance, which is fast, thin ones may be missed. */
+export function hasMask({ glance }) {
   const image = state.shown?.mask;
-  if (!image) return new Set();
-  if (!colorsOf.has(image)) colorsOf.set(image, readColors(image));
-  return colorsOf.get(image);
+  const color = currentObject()?.color.toLowerCase();
+  if (!image || !color) return false;
+  if (!glance) return colorsIn(image, image.width).has(color);
+  if (!glanced.has(image)) glanced.set(image, colorsIn(image, Math.min(GLANCE, image.width)));
+  return glanced.get(image).has(color);
 }
 
-function readColors(image) {
-  const pen = new OffscreenCanvas(image.width, image.height).getContext("2d", { willReadFrequently: true });
-  pen.drawImage(image, 0, 0);
-  const pixels = new Uint32Array(pen.getImageData(0, 0, image.width, image.height).data.buffer);
+/** The colors of a mask as "#rrggbb", looked for in a copy of this width. */
+function colorsIn(image, width) {
+  const height = Math.max(1, Math.round((image.height * width) / image.width));
+  const pen = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(image, 0, 0, width, height);
+  const pixels = new Uint32Array(pen.getImageData(0, 0, width, height).data.buffer);
   const found = new Set();
-  let before = 0;
-  for (const pixel of pixels) {
-    if (pixel !== before && pixel >>> 24 === 255) found.add(pixel);
-    before = pixel;
+  for (let at = 0; at < pixels.length; at += 1) {
+    if (pixels[at] !== pixels[at - 1] && pixels[at] >>> 24 === 255) found.add(pixels[at]);
   }
   return new Set([...found].map(hex));
 }

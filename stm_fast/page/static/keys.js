@@ -63,6 +63,9 @@ function handlerOf(event) {
   return plain[key];
 }
 
+// while they are held down; another N or Enter is not meant
+const REPEATED = /^(arrow(left|right)|[,.[\]+=gdzy-])$/;
+
 /** Whether an element wants the key for itself. */
 function isTaken(event) {
   const { target, key } = event;
@@ -83,7 +86,7 @@ function down(event) {
   const handler = handlerOf(event);
   if (!handler) return;
   event.preventDefault();
-  handler(event);
+  if (!event.repeat || REPEATED.test(event.key.toLowerCase())) handler(event);
 }
 
 function up(event) {

@@ -6,7 +6,11 @@ import { state, watch } from "./state.js";
 const list = document.querySelector("#objects");
 const template = document.querySelector("#object-row");
 
+let renaming = false;
+
 function draw() {
+  // what another tab changes waits until the name is typed
+  if (renaming) return;
   const part = list.contains(document.activeElement) ? document.activeElement.dataset.part : null;
   list.replaceChildren(...state.objects.map(row));
   list.hidden = !state.objects.length;
@@ -33,7 +37,11 @@ function row(object, at) {
   item.dataset.id = String(object.id);
   color.value = object.color;
   color.setAttribute("aria-label", `Color of ${object.name}`);
-  color.addEventListener("change", () => changeObject(object.id, { color: color.value }));
+  color.addEventListener("change", () => {
+    // as of a button that was clicked, see controls.js
+    if (!color.matches(":focus-visible")) color.blur();
+    changeObject(object.id, { color: color.value });
+  });
   radio.querySelector(".name").textContent = object.name;
   radio.querySelector("kbd").textContent = at < 9 ? String(at + 1) : "";
   radio.addEventListener("click", () => select(object.id));
@@ -63,10 +71,10 @@ export function rename(id) {
   const field = document.createElement("input");
   Object.assign(field, { type: "text", value: object.name, maxLength: 60, className: "rename" });
   field.setAttribute("aria-label", `New name of ${object.name}`);
-  let ended = false;
+  renaming = true;
   const end = (keep) => {
-    if (ended) return;
-    ended = true;
+    if (!renaming) return;
+    renaming = false;
     const name = field.value.trim();
     if (keep && name && name !== object.name) changeObject(id, { name });
     draw();

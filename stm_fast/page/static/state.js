@@ -84,6 +84,9 @@ export function busy() {
 
 export const currentObject = () => state.objects.find((one) => one.id === state.object) ?? null;
 
+/** Whether any frame has a mask. */
+export const anyMask = () => state.states.some((code) => code !== 46);
+
 export const stateOf = (index) => String.fromCharCode(state.states[index] ?? 46);
 
 /** @param {"" | "good" | "end"} kind good: what to do next is said after it */

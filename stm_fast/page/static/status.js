@@ -59,6 +59,8 @@ function draw() {
   drawBars();
   const onlyTracks = state.running === "track" && state.progress?.done > 1 && !state.away && !state.edits;
   if (onlyTracks && performance.now() - written < LEAST_MS) return;
+  // a screen reader says that it has begun and how it ended, not each frame
+  line.setAttribute("aria-live", state.running && state.progress?.done > 1 && !state.away ? "off" : "polite");
   written = performance.now();
   const { kind, text } = state.message;
   const now = happening();

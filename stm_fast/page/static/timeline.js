@@ -191,11 +191,13 @@ const xOf = (event) => event.clientX - canvas.getBoundingClientRect().left;
 const yOf = (event) => event.clientY - canvas.getBoundingClientRect().top;
 
 function handleAt(event) {
-  if (yOf(event) > HANDLES + 2) return null;
+  const touched = event.pointerType === "touch";
+  if (yOf(event) > HANDLES + (touched ? 10 : 2)) return null;
+  const reach = touched ? 2 * REACH : REACH;
   const x = xOf(event);
   const [first, last] = [left(state.marks[0]) - 4, left(state.marks[1] + 1) + 4];
-  if (Math.abs(x - first) <= REACH) return "first";
-  return Math.abs(x - last) <= REACH ? "last" : null;
+  if (Math.abs(x - first) <= reach) return "first";
+  return Math.abs(x - last) <= reach ? "last" : null;
 }
 
 function down(event) {

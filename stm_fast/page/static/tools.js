@@ -2,10 +2,10 @@
 
 import { post } from "./api.js";
 import { edit, ensureObject, seek } from "./actions.js";
-import { shownColors } from "./frames.js";
+import { hasMask } from "./frames.js";
 import { boxOf, drawInk } from "./ink.js";
 import { pan, toImage, toScreen, zoom } from "./stage.js";
-import { currentObject, say, state, update, watch } from "./state.js";
+import { say, state, update, watch } from "./state.js";
 
 const ink = document.querySelector("#stage");
 
@@ -47,7 +47,7 @@ function down(event) {
   // a palm beside the pen
   if (gesture) return;
   if (event.button === 1 || spaceHeld) return startPan(event);
-  if (event.button !== 1 && state.shown) start(event);
+  if ((event.button === 0 || event.button === 2) && state.shown) start(event);
 }
 
 function startPan(event) {
@@ -157,13 +157,12 @@ function thin(points) {
 const round = (value) => Math.round(value * 100) / 100;
 
 const DRAW_FIRST = "Draw around the object first; then clicks correct its mask.";
-const hasMask = () => shownColors().has(currentObject()?.color.toLowerCase());
 
 function click(done) {
   const [x, y] = done.points[0];
   const { width, height } = state.video;
   if (x < 0 || y < 0 || x >= width || y >= height) return;
-  if (!hasMask() && !(state.clicksAlone && done.add)) return say(DRAW_FIRST);
+  if (!hasMask({ glance: false }) && !(state.clicksAlone && done.add)) return say(DRAW_FIRST);
   send(done, { tool: "click", point: [round(x), round(y)], add: done.add });
 }
 
@@ -192,7 +191,7 @@ function answerText(tool, { pixels, seconds }) {
 
 function draw() {
   const gestures = gesture ? [...sent, gesture] : sent;
-  const corrects = !gesture && !state.running && hover !== null && hasMask();
+  const corrects = !gesture && !state.running && hover !== null && hasMask({ glance: true });
   drawInk(gestures, panning || spaceHeld ? null : hover, corrects ? (away ? "-" : "+") : "");
 }
 
