@@ -81,8 +81,9 @@ def test_a_correction_helps_forward_and_back(person, clip):
     assert [person.project()["states"][index] for index in (6, 9)] == ["g", "g"]
     assert "." not in person.project()["states"]
     assert np.array_equal(person.ids(6), given), "what was given stays"
-    for index in (7, 8):
-        assert person.score(clip, index) > before[index] + 0.05, "between the two, the correction helps"
+    # between the two, the correction counts by its distance: by a third, and by two thirds
+    for index, least in ((7, 0.02), (8, 0.05)):
+        assert person.score(clip, index) > before[index] + least, f"frame {index}"
 
 
 def test_brush_and_eraser_paint_and_the_keys_undo(person, clip):
