@@ -179,7 +179,8 @@ def test_a_body_that_would_fill_the_memory_is_refused(drawn):
     status, line = drawn.post("/api/prompt", Content_Length=str(2**22 + 1)).refusal
     assert status == 413
     assert "expected at most 4194304" in line
-    assert drawn.post("/api/prompt", iter([b"{}"])).status == 411
+    # no body follows, because the server closes the connection
+    assert drawn.post("/api/prompt", Transfer_Encoding="chunked").status == 411
 
 
 # files and pictures

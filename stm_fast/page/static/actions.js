@@ -5,9 +5,13 @@ import { dropAll, dropMasks, settle } from "./frames.js";
 import { anyMask, complain, currentObject, hush, say, state, stateOf, update } from "./state.js";
 import { fit } from "./stage.js";
 
+let reloads = 0;
+
 /** Takes the project from the server: at the start, and whenever it may have changed without notice. */
 export async function reload() {
+  const mine = ++reloads;
   const answer = await api.get("project");
+  if (mine !== reloads) return; // a later one knows more
   const another = answer.video?.folder !== state.video?.folder;
   // later on, an event tells it
   if (!state.loaded && answer.network_error) complain(answer.network_error);
