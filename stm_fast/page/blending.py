@@ -1,7 +1,7 @@
 """Blends what tracking finds between two given masks of an object with what was found there before.
 
 Tracked from the one, masks are best near it; tracked from the other, near that one. Each counts by its distance, as in
-the linear blending of interactive segmentation (Oh et al., CVPR 2019, section 3.3). O objects, H x W the frames.
+interactive segmentation by propagation (Oh et al., CVPR 2019). O objects, H x W the frames.
 """
 
 from bisect import bisect_left, bisect_right

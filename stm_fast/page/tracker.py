@@ -164,9 +164,9 @@ def _found_behind(project: Project, memory: MemoryConfig, begin: int, back: bool
     """Frames that are memorized besides the given ones, with what was found in them.
 
     They are those that a run that had come to `begin` would have memorized, but no doubtful ones, evenly spread, and at
-    most `_MOST_FOUND`, or half of what given frames leave free in a capped memory. Without them, masks are worse after
-    a correction than before it if the corrected frame is unlike the others. With a single given frame they are those
-    after it: tracking from there begins as a run does.
+    most `_MOST_FOUND`, or half of what given frames leave free in a capped memory. They show the object as it usually
+    is, where a corrected frame is unlike the others. With a single given frame they are those after it: tracking from
+    there begins as a run does.
     """
     given, states = project.given_frames(), project.states()
     behind = range(begin + 1, project.frame_count) if back else range(begin)
