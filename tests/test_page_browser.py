@@ -61,6 +61,25 @@ def test_the_way_from_nothing_to_two_tracked_objects(visit, clip):
     person.picture("tracked")
 
 
+SLOW_ANSWERS = """
+    const fetched = window.fetch;
+    const delays = {"/api/prompt": 300, "/api/mask": 900}; // so that the event comes before the answer
+    window.fetch = async (url, ...options) => {
+        const answer = await fetched(url, ...options);
+        const slow = Object.keys(delays).find((path) => String(url).includes(path));
+        if (slow) await new Promise((resolve) => setTimeout(resolve, delays[slow]));
+        return answer;
+    };
+"""
+
+
+def test_an_edit_ends_when_its_mask_is_on_screen(visit, clip):
+    person = visit.person(visit.serve(clip.path))
+    person.page.add_init_script(SLOW_ANSWERS)
+    person.open().lasso(clip.own(0, 1))
+    person.click(*place_to_click(person.ids(0) == 1, clip.own(0, 1)))  # refused where no mask is shown
+
+
 def test_a_correction_helps_forward_and_back(person, clip):
     upper = clip.own(6, 1)
     upper[int(np.argwhere(upper)[:, 0].mean()) :] = False

@@ -43,7 +43,7 @@ async function mask(index, width, solo) {
 export function dropMasks(indices) {
   const old = indices && new Set(indices);
   masks.drop((key) => !old || old.has(parseInt(key, 10)));
-  stale ||= !old || old.has(state.shown?.index);
+  if (!old || old.has(state.shown?.index)) dropped += 1;
 }
 
 /** Forgets everything: another video, or another server. */
@@ -52,7 +52,9 @@ export function dropAll() {
   dropMasks();
 }
 
-let stale = false;
+// how often the mask on screen was dropped, and how often it had been when what is shown was asked for
+let dropped = 0;
+let known = 0;
 let asked = 0;
 let answered = 0;
 let running = 0;
@@ -66,7 +68,7 @@ export function settle() {
 function isCurrent() {
   const { shown, frame, video } = state;
   if (!video) return true;
-  return !stale && shown?.index === frame && shown.width === neededWidth() && shown.solo === soloObject();
+  return known === dropped && shown?.index === frame && shown.width === neededWidth() && shown.solo === soloObject();
 }
 
 /** Loads what the playhead asks for; requests are bounded, so a dragged playhead skips frames. */
@@ -74,26 +76,25 @@ export async function refresh() {
   if (isCurrent()) return release();
   if (running >= AT_ONCE) return;
   const me = ++asked;
-  const [index, width, solo, video] = [state.frame, neededWidth(), soloObject(), state.video];
-  stale = false;
+  const [index, width, solo, video, drops] = [state.frame, neededWidth(), soloObject(), state.video, dropped];
   running += 1;
   try {
     const [image, ids] = await Promise.all([picture(index, width), mask(index, width, solo)]);
-    if (me > answered && video === state.video) present(me, { index, picture: image, mask: ids, width, solo });
+    if (me > answered && video === state.video) present(me, drops, { index, picture: image, mask: ids, width, solo });
   } catch (error) {
     // of a frame that does not exist: another video was opened, which an event tells as well
     if (error.status !== 404) complain(error);
-    if (error.status === 0) stale = true;
-    else if (me > answered) present(me, { index, picture: null, mask: null, width, solo });
-    if (error.status === 0) return release();
+    if (error.status === 0) return release(); // what was asked for is still to be shown
+    if (me > answered) present(me, drops, { index, picture: null, mask: null, width, solo });
   } finally {
     running -= 1;
   }
   refresh();
 }
 
-function present(me, shown) {
+function present(me, drops, shown) {
   answered = me;
+  known = drops;
   const near = Math.abs(shown.index - (state.shown?.index ?? 0)) <= NEAR;
   update({ shown });
   clearTimeout(timer);
