@@ -350,11 +350,11 @@ def _folded(found: Mapping[str, Tensor], encoder: EfficientNetLite, source: obje
     """A trunk's entries from published ones; shapes are first checked on the meta device."""
     expected = dict(encoder.named_parameters())
     try:
-        shapes = from_published({name: tensor.to("meta") for name, tensor in found.items()}, encoder)
+        shapes = from_published({name: tensor.to("meta") for name, tensor in found.items()}, encoder.stages)
     except RuntimeError:
         raise InputError(f"{source}: does not fit the network: shapes of convolutions and their BatchNorms") from None
     _check_fit(shapes, expected, source)
-    trunk = from_published(found, encoder)
+    trunk = from_published(found, encoder.stages)
     _check_numbers(trunk, source)
     return trunk
 

@@ -5,7 +5,7 @@ published it under the name Lite. BatchNorm uses stored statistics (STM, "Two-st
 shift, which are folded into the convolution before training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from stm_fast.network.backbone import RESIDUAL_GAIN, contains_trunk
 
 # the published weights expect (255 x - 127) / 128
-_MEAN, _STD = 127 / 255, 128 / 255
+MEAN, STD = 127 / 255, 128 / 255
 _EPSILON = 1e-3  # of the published BatchNorm
-_STEM = 32
+STEM = 32  # channels
 _FIRST_EXPANSION, _EXPANSION = 1, 6
 
 
@@ -129,16 +129,11 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        stages = LITE[name].stages
-        self.stem = Stem(3, _STEM, 3, stride=2)
-        widths = pairwise((_STEM, *(stage.channels for stage in stages)))
-        self.stages = nn.ModuleList(
-            stage.modules(in_channels, _FIRST_EXPANSION if index == 0 else _EXPANSION)
-            for index, (stage, (in_channels, _)) in enumerate(zip(stages, widths, strict=True))
-        )
+        self.stem = Stem(3, STEM, 3, stride=2)
+        self.stages = stages_of(LITE[name].stages)
         self._initialize()
-        self.register_buffer("mean", torch.full((1, 3, 1, 1), _MEAN))
-        self.register_buffer("std", torch.full((1, 3, 1, 1), _STD))
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), MEAN))
+        self.register_buffer("std", torch.full((1, 3, 1, 1), STD))
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [B, 3, H, W] in [0, 1] to r4 [B, C4, H/16, W/16], r3 [B, C3, H/8, W/8] and r2 [B, C2, H/4, W/4].
@@ -169,12 +164,21 @@ class EfficientNetLite(nn.Module):
                     block.project.weight.mul_(RESIDUAL_GAIN)
 
 
-def from_published(state: Mapping[str, Tensor], trunk: EfficientNetLite) -> dict[str, Tensor]:
+def stages_of(layout: Sequence[Stage]) -> nn.ModuleList:
+    """The stages behind a stem, untrained."""
+    widths = pairwise((STEM, *(stage.channels for stage in layout)))
+    return nn.ModuleList(
+        stage.modules(in_channels, _FIRST_EXPANSION if index == 0 else _EXPANSION)
+        for index, (stage, (in_channels, _)) in enumerate(zip(layout, widths, strict=True))
+    )
+
+
+def from_published(state: Mapping[str, Tensor], stages: nn.ModuleList) -> dict[str, Tensor]:
     """Converts published weights to entries of a trunk, with BatchNorm folded into the convolutions.
 
     Args:
         state: the state dict of a whole classifier, as in the files on the package index.
-        trunk: whose entries are wanted.
+        stages: of the trunk whose entries are wanted.
 
     Returns:
         Entries for all convolutions of the trunk that are in `state`.
@@ -182,7 +186,7 @@ def from_published(state: Mapping[str, Tensor], trunk: EfficientNetLite) -> dict
     found: dict[str, Tensor] = {}
     _fold(state, "_conv_stem", "_bn0", "stem", found)
     number = 0
-    for index, stage in enumerate(trunk.stages):
+    for index, stage in enumerate(stages):
         assert isinstance(stage, nn.Sequential)
         for position in range(len(stage)):
             theirs, ours = f"_blocks.{number}", f"stages.{index}.{position}"

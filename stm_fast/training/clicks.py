@@ -1,0 +1,266 @@
+"""Trains the click network, by iterative training with mask guidance (Sofiiuk et al., 2021).
+
+python -m stm_fast.training.clicks DAVIS STILLS --output FOLDER
+
+DAVIS is a folder like that of DAVIS-2016, of whose training split all sequences but `WITHOUT` are used; STILLS has
+JPEGImages and Annotations, of which every tenth is left out of training, for validation. The trunk starts from the
+ImageNet weights of EfficientNet-Lite2. In each step, a simulated user draws around objects or corrects masks; the
+network answers, is corrected up to three times, and learns from its last answer. A run goes on where it stopped.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from torch.nn import functional as F
+
+from stm_fast.clicks.network import FROZEN, ClickNetwork
+from stm_fast.clicks.prompting import Click, image_tensor, merged, planes_of
+from stm_fast.clicks.user import next_click
+from stm_fast.clicks.weights import load_trunk, write_weights
+from stm_fast.data.images import image_source
+from stm_fast.data.sequences import SETS
+from stm_fast.data.videos import VideoSource
+from stm_fast.printing import percent, say
+from stm_fast.training.averaging import weight_average
+from stm_fast.training.checkpoint import read_state, write_state
+from stm_fast.training.click_examples import SIDE, Item, Pool, View, Views, pool_of, warped
+from stm_fast.training.click_prompts import random_click, random_region, spoiled
+from stm_fast.training.config import Schedule
+from stm_fast.training.schedule import rate_factor
+from stm_fast.video.grabcut import Bools
+
+_log = logging.getLogger(__name__)
+
+WITHOUT = ("bear",)  # of DAVIS-2016 train, like its minival: objects of the tests
+VALIDATION_EVERY = 10  # stills
+_BATCH = 8
+_RATE, _TRUNK_RATE, _DECAY, _CLIP_NORM = 1e-3, 2e-4, 1e-4, 5.0
+_SCHEDULE = Schedule("cosine", warmup=100)
+_AVERAGE = 0.998
+# how examples begin: a region, a click without a mask, or else a click on a wrong mask
+_REGION, _CLICK_ALONE = 0.6, 0.15
+_ROUNDS = (0.34, 0.3, 0.2, 0.16)  # probabilities of 0, 1, 2 and 3 corrections before the answer that is learned from
+_IOU_WEIGHT, _WRONG_WEIGHT, _EDGE = 0.5, 3.0, 9  # the last one in pixels
+_LOG_EVERY, _SAVE_EVERY = 50, 250
+_NOTHING = np.zeros((SIDE, SIDE), bool)
+
+
+class Prompted(NamedTuple):
+    """What the network is asked, bool [S, S]."""
+
+    area: Bools
+    shown: Bools
+    click: Click | None
+
+
+class Answered(NamedTuple):
+    """A step's examples: logits [B, S, S], the views, and what was asked."""
+
+    logits: Tensor
+    views: list[View]
+    prompts: list[Prompted]
+
+
+class ClickTraining:
+    """A run, which depends on the seed and the data alone.
+
+    Args:
+        pools: of objects to train on.
+        steps: of the whole run.
+        seed: of the network and, with the number of the step, of the examples.
+    """
+
+    def __init__(self, pools: list[Pool], steps: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.step, self._pools, self._steps, self._seed = 0, pools, steps, seed
+        self.network = ClickNetwork()
+        load_trunk(self.network)
+        for part in (self.network.stem, *self.network.stages[:FROZEN]):
+            part.requires_grad_(False)
+        self.network.to(memory_format=torch.channels_last)
+        self.average = weight_average(self.network, _AVERAGE)
+        trunk = [weight for weight in self.network.stages.parameters() if weight.requires_grad]
+        known = {id(weight) for weight in trunk}
+        heads = [one for one in self.network.parameters() if one.requires_grad and id(one) not in known]
+        groups = [{"params": trunk, "base": _TRUNK_RATE}, {"params": heads, "base": _RATE}]
+        self._optimizer = torch.optim.AdamW(groups, lr=_RATE, weight_decay=_DECAY)
+        self._weights = trunk + heads
+
+    def train_step(self) -> float:
+        """Takes a step. Returns its loss."""
+        random = np.random.default_rng((self._seed, self.step))
+        answered = self._answered(Views(self._pools, random), random)
+        loss = _loss(answered)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base"] * rate_factor(_SCHEDULE, self.step, self._steps)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._weights, _CLIP_NORM)
+        self._optimizer.step()
+        self.average.update_parameters(self.network)
+        self.step += 1
+        return float(loss.detach())
+
+    def _answered(self, views: Views, random: np.random.Generator) -> Answered:
+        drawn = [views.draw() for _ in range(_BATCH)]
+        images = _batch(drawn)
+        prompts = [_first_prompt(view, random) for view in drawn]
+        for _ in range(random.choice(len(_ROUNDS), p=_ROUNDS)):
+            found = answers(self.network, images, prompts)
+            prompts = [
+                _next_prompt(prompt, mask, view.own, random)
+                for prompt, mask, view in zip(prompts, found, drawn, strict=True)
+            ]
+        return Answered(self.network(images, _planes(prompts))[:, 0], drawn, prompts)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has."""
+        model, average = self.network.state_dict(), self.average.state_dict()
+        return {"step": self.step, "model": model, "average": average, "optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.step = state["step"]
+        self.network.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def answers(network: torch.nn.Module, images: Tensor, prompts: list[Prompted]) -> list[Bools]:
+    """The masks that a network answers with."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return list((network(images, _planes(prompts))[:, 0] > 0).numpy())
+
+
+def _batch(views: list[View]) -> Tensor:
+    return image_tensor(np.stack([view.image for view in views])).contiguous(memory_format=torch.channels_last)
+
+
+def _planes(prompts: list[Prompted]) -> Tensor:
+    planes = torch.from_numpy(np.stack([planes_of(*prompt) for prompt in prompts])).float()
+    return planes.contiguous(memory_format=torch.channels_last)
+
+
+def _first_prompt(view: View, random: np.random.Generator) -> Prompted:
+    kind = random.random()
+    if kind < _REGION:
+        return Prompted(random_region(view.own, random), _NOTHING, None)
+    shown = _NOTHING if kind < _REGION + _CLICK_ALONE else spoiled(view.own, view.others, random)
+    return Prompted(_NOTHING, shown, random_click(shown, view.own, random))
+
+
+def _next_prompt(prompt: Prompted, found: Bools, own: Bools, random: np.random.Generator) -> Prompted:
+    """A click on what is wrong after an answer."""
+    shown = corrected(prompt, found)
+    return Prompted(_NOTHING, shown, random_click(shown, own, random))
+
+
+def corrected(prompt: Prompted, found: Bools) -> Bools:
+    """The mask that is shown after an answer."""
+    if prompt.click is not None:
+        return merged(prompt.shown, found, prompt.click)
+    return found & prompt.area if prompt.area.any() else prompt.shown
+
+
+def _loss(answered: Answered) -> Tensor:
+    """Weighted cross-entropy and soft intersection over union, the mean over examples."""
+    logits = answered.logits.float()
+    own = torch.from_numpy(np.stack([view.own for view in answered.views])).float()
+    weights = torch.from_numpy(np.stack([*map(_weights, answered.views, answered.prompts)]))
+    entropy = F.binary_cross_entropy_with_logits(logits, own, weights, reduction="none").sum((1, 2))
+    found = logits.sigmoid()
+    shared = (found * own).sum((1, 2))
+    overlap = (shared + 1) / ((found + own).sum((1, 2)) - shared + 1)
+    return (entropy / weights.sum((1, 2)) + _IOU_WEIGHT * (1 - overlap)).mean()
+
+
+def _weights(view: View, prompt: Prompted) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Float32 [S, S]: larger at the edge of the object, and in the wrong region that was clicked."""
+    cv2: Any = import_module("cv2")  # optional
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_EDGE, _EDGE))
+    weights = 1 + cv2.morphologyEx(view.own.astype(np.uint8), cv2.MORPH_GRADIENT, disk).astype(np.float32)
+    if prompt.click is not None and prompt.shown.any():
+        (x, y), add = prompt.click
+        wrong = view.own & ~prompt.shown if add else prompt.shown & ~view.own
+        _, labels = cv2.connectedComponents(wrong.astype(np.uint8), connectivity=4)
+        weights += _WRONG_WEIGHT * (labels == labels[int(y), int(x)])
+    found: np.ndarray[Any, np.dtype[np.float32]] = weights
+    return found
+
+
+def validated(network: torch.nn.Module, items: list[Item], clicks: int) -> list[float]:
+    """The mean J after a lasso and each of some clicks, on objects in the middle of their views."""
+    rows = [list(_scores(network, item, clicks)) for item in items]
+    return [float(score) for score in np.mean(rows, 0)]
+
+
+def _scores(network: torch.nn.Module, item: Item, clicks: int) -> Iterator[float]:
+    motion = _in_the_middle(item)
+    own = warped((item.ids == item.id).astype(np.float32), motion) > 0.5
+    images = image_tensor(warped(item.image, motion)[None])
+    cv2: Any = import_module("cv2")  # optional
+    area = cv2.dilate(own.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (19, 19))) > 0
+    prompt = Prompted(area, _NOTHING, None)
+    for _ in range(clicks + 1):
+        shown = corrected(prompt, answers(network, images, [prompt])[0])
+        yield np.count_nonzero(shown & own) / np.count_nonzero(shown | own)
+        prompt = Prompted(_NOTHING, shown, next_click(shown, own))
+
+
+def _in_the_middle(item: Item) -> np.ndarray[Any, np.dtype[np.float64]]:
+    rows, columns = np.nonzero(item.ids == item.id)
+    middle = np.array([columns.min() + columns.max() + 1, rows.min() + rows.max() + 1]) / 2
+    scale = SIDE / (1.5 * max(np.ptp(columns) + 1, np.ptp(rows) + 1))
+    return np.column_stack([scale * np.eye(2), SIDE / 2 - scale * middle])
+
+
+def data_of(davis: Path, stills: Path) -> tuple[list[Pool], list[Item]]:
+    """The pools to train on, and what is left out for validation: the largest object of each of these stills."""
+    sequences = [one for one in SETS["davis16"](davis, "train") if one.name not in WITHOUT]
+    source = image_source(stills)
+    left_out = range(VALIDATION_EVERY // 2, len(source), VALIDATION_EVERY)
+    of_stills = pool_of(source, 0.68, one_group_per_clip=False, without=left_out)
+    pools = [pool_of(VideoSource(sequences), 0.32, one_group_per_clip=True), of_stills]
+    validation = pool_of(source, 1, one_group_per_clip=True, without=sorted(set(range(len(source))) - {*left_out}))
+    return pools, [group[0] for group in validation.groups]
+
+
+def main(
+    davis: Annotated[Path, typer.Argument(help="With JPEGImages, Annotations and ImageSets.")],
+    stills: Annotated[Path, typer.Argument(help="With JPEGImages and Annotations.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    steps: Annotated[int, typer.Option(help="Of the whole run.")] = 3600,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+) -> None:
+    """Trains on one thread, and writes checkpoint.pt and clicks.safetensors into the folder."""
+    torch.set_num_threads(1)
+    pools, validation = data_of(davis, stills)
+    training = ClickTraining(pools, steps, seed)
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = output / "checkpoint.pt"
+    if checkpoint.exists():
+        training.restore(read_state(checkpoint))
+        say(f"going on at step {training.step}")
+    losses, start = list[float](), time.monotonic()
+    while training.step < steps:
+        losses.append(training.train_step())
+        done = training.step
+        if done % _LOG_EVERY == 0:
+            say(f"step {done}: loss {np.mean(losses[-_LOG_EVERY:]):.4f}, {time.monotonic() - start:.0f} s")
+        if done % _SAVE_EVERY == 0 or done == steps:
+            scores = validated(training.average.module, validation[::2], 5)
+            say(f"step {done}: J after 0 to 5 clicks {', '.join(map(percent, scores))}")
+            write_state(checkpoint, training.state())
+            write_weights(output / "clicks.safetensors", training.average.module)
+
+
+if __name__ == "__main__":
+    typer.run(main)
