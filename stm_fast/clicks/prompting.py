@@ -35,6 +35,13 @@ class Click(NamedTuple):
     add: bool
 
 
+class Prompts(NamedTuple):
+    """What a user did for the mask of an object: the area [H, W] that was enclosed, if one was, and clicks since."""
+
+    area: Bools | None
+    clicks: tuple[Click, ...] = ()
+
+
 def mask_in(network: ClickNetwork, image: Picture, area: Bools) -> Bools:
     """The mask [H, W] of the object in an area, which may be empty; nothing is outside the area.
 
@@ -43,32 +50,34 @@ def mask_in(network: ClickNetwork, image: Picture, area: Bools) -> Bools:
         area: bool [H, W], not empty: what a lasso or a box encloses.
     """
     view = _view_around(bounds(area), area.shape)
-    return _seen(network, image, view, area, np.zeros_like(area), None) & area
+    return _seen(network, image, view, np.zeros_like(area), Prompts(area)) & area
 
 
-def mask_after(network: ClickNetwork, image: Picture, shown: Bools, click: Click) -> Bools:
-    """A mask [H, W] with what is missing at a click, or without what is too much there.
+def mask_after(network: ClickNetwork, image: Picture, shown: Bools, prompts: Prompts) -> Bools:
+    """A mask [H, W] with what is missing at the last click, or without what is too much there.
 
     Args:
         image: uint8 [H, W, 3] RGB.
         shown: bool [H, W], the mask so far. If it is empty, the object at the click is found.
-        click: inside the frame.
+        prompts: with at least one click, the last one inside the frame. Those before, and the area, led to `shown`.
     """
+    click = prompts.clicks[-1]
     if not shown.any():
         return _mask_at(network, image, click) if click.add else shown.copy()
     view = _view_around(_extended(bounds(shown), click.point), shown.shape)
-    return merged(shown, _seen(network, image, view, np.zeros_like(shown), shown, click), click)
+    return merged(shown, _seen(network, image, view, shown, prompts), click)
 
 
 def _mask_at(network: ClickNetwork, image: Picture, click: Click) -> Bools:
     """The mask [H, W] of the object at a click: first in the whole frame, and then closer."""
     nothing = np.zeros(image.shape[:2], bool)
+    prompts = Prompts(None, (click,))
     view = _scaled_part(0, 0, image.shape[1], image.shape[0])
-    found = merged(nothing, _seen(network, image, view, nothing, nothing, click), click)
+    found = merged(nothing, _seen(network, image, view, nothing, prompts), click)
     closer = _view_around(_extended(bounds(found), click.point), found.shape)
     if closer.scale * _CLOSER < view.scale:
         return found
-    return merged(nothing, _seen(network, image, closer, nothing, nothing, click), click)
+    return merged(nothing, _seen(network, image, closer, nothing, prompts), click)
 
 
 def _view_around(inside: tuple[int, int, int, int], size: tuple[int, ...]) -> Part:
@@ -91,13 +100,9 @@ def _extended(inside: tuple[int, int, int, int], point: Point) -> tuple[int, int
     return min(left, x), min(top, y), max(right, x + 1), max(bottom, y + 1)
 
 
-def _seen(network: ClickNetwork, image: Picture, view: Part, area: Bools, shown: Bools, click: Click | None) -> Bools:
+def _seen(network: ClickNetwork, image: Picture, view: Part, shown: Bools, prompts: Prompts) -> Bools:
     """The mask [H, W] that the network answers with, empty outside the view."""
-    if click is not None:
-        x, y = ((one - start) * view.scale for one, start in zip(click.point, view, strict=False))
-        click = Click((x, y), click.add)
-    scaled = [view.scaled_labels(plane[view.slices].astype(np.uint8)) for plane in (area, shown)]
-    planes = planes_of(scaled[0], scaled[1], click)
+    planes = planes_of(_scaled(shown, view), _in_view(prompts, view))
     answer = _answer(network, image_tensor(view.scaled(image)[None]), torch.from_numpy(planes)[None].float())
     size = view.bottom - view.top, view.right - view.left
     logits = F.interpolate(answer, size, mode="bilinear", align_corners=False)
@@ -106,14 +111,30 @@ def _seen(network: ClickNetwork, image: Picture, view: Part, area: Bools, shown:
     return found
 
 
-def planes_of(area: Bools | Picture, shown: Bools | Picture, click: Click | None) -> npt.NDArray[np.uint8]:
-    """The prompts of a network, 0 or 1, uint8 [4, h, w], from an area and a mask of this size."""
+def _scaled(mask: Bools, view: Part) -> Bools:
+    """A mask [H, W] as a view shows it."""
+    return view.scaled_labels(mask[view.slices].astype(np.uint8)) > 0
+
+
+def _in_view(prompts: Prompts, view: Part) -> Prompts:
+    """Prompts as a view shows them, some of them perhaps outside."""
+    area = None if prompts.area is None else _scaled(prompts.area, view)
+    places = [
+        tuple((one - start) * view.scale for one, start in zip(click.point, view, strict=False))
+        for click in prompts.clicks
+    ]
+    return Prompts(area, tuple(Click((x, y), click.add) for (x, y), click in zip(places, prompts.clicks, strict=True)))
+
+
+def planes_of(shown: Bools, prompts: Prompts) -> npt.NDArray[np.uint8]:
+    """The prompts of a network, 0 or 1, uint8 [4, h, w], for a mask of this size."""
     cv2: Any = import_module("cv2")  # optional
-    planes = np.zeros((PROMPTS, *area.shape), np.uint8)
-    planes[0], planes[1] = area, shown
-    if click is not None:
-        x, y = map(int, click.point)
-        cv2.circle(planes[2 if click.add else 3], (x, y), CLICK_RADIUS, 1, cv2.FILLED)
+    planes = np.zeros((PROMPTS, *shown.shape), np.uint8)
+    planes[1] = shown
+    if prompts.area is not None:
+        planes[0] = prompts.area
+    for (x, y), add in prompts.clicks:
+        cv2.circle(planes[2 if add else 3], (int(np.floor(x)), int(np.floor(y))), CLICK_RADIUS, 1, cv2.FILLED)
     return planes
 
 

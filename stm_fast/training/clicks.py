@@ -5,7 +5,7 @@ python -m stm_fast.training.clicks DAVIS STILLS --output FOLDER
 DAVIS is a folder like that of DAVIS-2016, of whose training split all sequences but `WITHOUT` are used; STILLS has
 JPEGImages and Annotations, of which every tenth is left out of training, for validation. The trunk starts from the
 ImageNet weights of EfficientNet-Lite2. In each step, a simulated user draws around objects or corrects masks; the
-network answers, is corrected up to three times, and learns from its last answer. A run goes on where it stopped.
+network answers, is corrected up to four times, and learns from its last answer. A run goes on where it stopped.
 """
 
 import logging
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stm_fast.clicks.network import FROZEN, ClickNetwork
-from stm_fast.clicks.prompting import Click, image_tensor, merged, planes_of
+from stm_fast.clicks.prompting import Click, Prompts, image_tensor, merged, planes_of
 from stm_fast.clicks.user import next_click
 from stm_fast.clicks.weights import load_trunk, write_weights
 from stm_fast.data.images import image_source
@@ -47,18 +47,17 @@ _SCHEDULE = Schedule("cosine", warmup=100)
 _AVERAGE = 0.998
 # how examples begin: a region, a click without a mask, or else a click on a wrong mask
 _REGION, _CLICK_ALONE = 0.6, 0.15
-_ROUNDS = (0.34, 0.3, 0.2, 0.16)  # probabilities of 0, 1, 2 and 3 corrections before the answer that is learned from
+_ROUNDS = (0.32, 0.26, 0.2, 0.13, 0.09)  # probabilities of 0 to 4 corrections before the answer that is learned from
 _IOU_WEIGHT, _WRONG_WEIGHT, _EDGE = 0.5, 3.0, 9  # the last one in pixels
 _LOG_EVERY, _SAVE_EVERY = 50, 250
 _NOTHING = np.zeros((SIDE, SIDE), bool)
 
 
-class Prompted(NamedTuple):
-    """What the network is asked, bool [S, S]."""
+class Asked(NamedTuple):
+    """What the network is asked: the mask so far, bool [S, S], and what the user did."""
 
-    area: Bools
     shown: Bools
-    click: Click | None
+    prompts: Prompts
 
 
 class Answered(NamedTuple):
@@ -66,7 +65,7 @@ class Answered(NamedTuple):
 
     logits: Tensor
     views: list[View]
-    prompts: list[Prompted]
+    asked: list[Asked]
 
 
 class ClickTraining:
@@ -112,14 +111,13 @@ class ClickTraining:
     def _answered(self, views: Views, random: np.random.Generator) -> Answered:
         drawn = [views.draw() for _ in range(_BATCH)]
         images = _batch(drawn)
-        prompts = [_first_prompt(view, random) for view in drawn]
+        asked = [_first_asked(view, random) for view in drawn]
         for _ in range(random.choice(len(_ROUNDS), p=_ROUNDS)):
-            found = answers(self.network, images, prompts)
-            prompts = [
-                _next_prompt(prompt, mask, view.own, random)
-                for prompt, mask, view in zip(prompts, found, drawn, strict=True)
+            found = answers(self.network, images, asked)
+            asked = [
+                _next_asked(one, mask, view.own, random) for one, mask, view in zip(asked, found, drawn, strict=True)
             ]
-        return Answered(self.network(images, _planes(prompts))[:, 0], drawn, prompts)
+        return Answered(self.network(images, _planes(asked))[:, 0], drawn, asked)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has."""
@@ -134,47 +132,55 @@ class ClickTraining:
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-def answers(network: torch.nn.Module, images: Tensor, prompts: list[Prompted]) -> list[Bools]:
+def answers(network: torch.nn.Module, images: Tensor, asked: list[Asked]) -> list[Bools]:
     """The masks that a network answers with."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return list((network(images, _planes(prompts))[:, 0] > 0).numpy())
+        return list((network(images, _planes(asked))[:, 0] > 0).numpy())
 
 
 def _batch(views: list[View]) -> Tensor:
     return image_tensor(np.stack([view.image for view in views])).contiguous(memory_format=torch.channels_last)
 
 
-def _planes(prompts: list[Prompted]) -> Tensor:
-    planes = torch.from_numpy(np.stack([planes_of(*prompt) for prompt in prompts])).float()
+def _planes(asked: list[Asked]) -> Tensor:
+    planes = torch.from_numpy(np.stack([planes_of(*one) for one in asked])).float()
     return planes.contiguous(memory_format=torch.channels_last)
 
 
-def _first_prompt(view: View, random: np.random.Generator) -> Prompted:
+def _first_asked(view: View, random: np.random.Generator) -> Asked:
     kind = random.random()
     if kind < _REGION:
-        return Prompted(random_region(view.own, random), _NOTHING, None)
+        return Asked(_NOTHING, Prompts(random_region(view.own, random)))
     shown = _NOTHING if kind < _REGION + _CLICK_ALONE else spoiled(view.own, view.others, random)
-    return Prompted(_NOTHING, shown, random_click(shown, view.own, random))
+    return _clicked(Asked(shown, Prompts(None)), random_click(shown, view.own, random))
 
 
-def _next_prompt(prompt: Prompted, found: Bools, own: Bools, random: np.random.Generator) -> Prompted:
+def _next_asked(asked: Asked, found: Bools, own: Bools, random: np.random.Generator) -> Asked:
     """A click on what is wrong after an answer."""
-    shown = corrected(prompt, found)
-    return Prompted(_NOTHING, shown, random_click(shown, own, random))
+    shown = corrected(asked, found)
+    return _clicked(Asked(shown, asked.prompts), random_click(shown, own, random))
 
 
-def corrected(prompt: Prompted, found: Bools) -> Bools:
+def _clicked(asked: Asked, click: Click | None) -> Asked:
+    """The same with one more click, if there is one."""
+    if click is None:
+        return asked
+    return asked._replace(prompts=asked.prompts._replace(clicks=(*asked.prompts.clicks, click)))
+
+
+def corrected(asked: Asked, found: Bools) -> Bools:
     """The mask that is shown after an answer."""
-    if prompt.click is not None:
-        return merged(prompt.shown, found, prompt.click)
-    return found & prompt.area if prompt.area.any() else prompt.shown
+    area, clicks = asked.prompts
+    if clicks:
+        return merged(asked.shown, found, clicks[-1])
+    return asked.shown if area is None else found & area
 
 
 def _loss(answered: Answered) -> Tensor:
     """Weighted cross-entropy and soft intersection over union, the mean over examples."""
     logits = answered.logits.float()
     own = torch.from_numpy(np.stack([view.own for view in answered.views])).float()
-    weights = torch.from_numpy(np.stack([*map(_weights, answered.views, answered.prompts)]))
+    weights = torch.from_numpy(np.stack([*map(_weights, answered.views, answered.asked)]))
     entropy = F.binary_cross_entropy_with_logits(logits, own, weights, reduction="none").sum((1, 2))
     found = logits.sigmoid()
     shared = (found * own).sum((1, 2))
@@ -182,14 +188,14 @@ def _loss(answered: Answered) -> Tensor:
     return (entropy / weights.sum((1, 2)) + _IOU_WEIGHT * (1 - overlap)).mean()
 
 
-def _weights(view: View, prompt: Prompted) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _weights(view: View, asked: Asked) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Float32 [S, S]: larger at the edge of the object, and in the wrong region that was clicked."""
     cv2: Any = import_module("cv2")  # optional
     disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_EDGE, _EDGE))
     weights = 1 + cv2.morphologyEx(view.own.astype(np.uint8), cv2.MORPH_GRADIENT, disk).astype(np.float32)
-    if prompt.click is not None and prompt.shown.any():
-        (x, y), add = prompt.click
-        wrong = view.own & ~prompt.shown if add else prompt.shown & ~view.own
+    if asked.prompts.clicks and asked.shown.any():
+        (x, y), add = asked.prompts.clicks[-1]
+        wrong = view.own & ~asked.shown if add else asked.shown & ~view.own
         _, labels = cv2.connectedComponents(wrong.astype(np.uint8), connectivity=4)
         weights += _WRONG_WEIGHT * (labels == labels[int(y), int(x)])
     found: np.ndarray[Any, np.dtype[np.float32]] = weights
@@ -208,11 +214,11 @@ def _scores(network: torch.nn.Module, item: Item, clicks: int) -> Iterator[float
     images = image_tensor(warped(item.image, motion)[None])
     cv2: Any = import_module("cv2")  # optional
     area = cv2.dilate(own.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (19, 19))) > 0
-    prompt = Prompted(area, _NOTHING, None)
+    asked = Asked(_NOTHING, Prompts(area))
     for _ in range(clicks + 1):
-        shown = corrected(prompt, answers(network, images, [prompt])[0])
+        shown = corrected(asked, answers(network, images, [asked])[0])
         yield np.count_nonzero(shown & own) / np.count_nonzero(shown | own)
-        prompt = Prompted(_NOTHING, shown, next_click(shown, own))
+        asked = _clicked(Asked(shown, asked.prompts), next_click(shown, own))
 
 
 def _in_the_middle(item: Item) -> np.ndarray[Any, np.dtype[np.float64]]:
