@@ -70,6 +70,7 @@ const REPEATED = /^(arrow(left|right)|[,.[\]+=gdzy-])$/;
 function isTaken(event) {
   const { target, key } = event;
   if (document.querySelector("dialog[open]")) return true;
+  if (target.closest("dialog")) return false; // it has just been closed
   if (target.matches("input[type=text], input[type=number]")) return true;
   if (target.matches("input[type=range], input[type=color], select")) return /^(Arrow|Home|End|Page| |Enter)/.test(key);
   if (target.matches("button, a, summary, input")) return key === "Enter" || key === " ";
