@@ -95,6 +95,15 @@ def _no_plans() -> None:
 
 
 @pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread: where tensors are small, waking the others costs more than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser for the tests of one module: the event loop of Playwright blocks those of other tests."""
     from playwright.sync_api import sync_playwright

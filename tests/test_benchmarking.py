@@ -43,12 +43,7 @@ COMPILED = ("compile", "compile-dynamic", "flex")
 PLAIN = ("published", "last-dim", "chunks", "sdpa", "sdpa-math", "sdpa-flash-split", "cpp", "reference")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def work(pass_name="forward", shape=TINY, dtype=torch.float32):

@@ -22,13 +22,7 @@ if torch.cuda.is_available():
     RUNS += [pytest.param(*run, marks=pytest.mark.gpu) for run in on_gpu]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # the cases are small: waking the other threads costs more than the work
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # poisoned memory comes with PyTorch's deterministic mode, which warns about some of eager's CUDA kernels

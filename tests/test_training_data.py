@@ -28,13 +28,7 @@ from training_runs import SMALL, STILL, WILD, color_of, inner, painted, write_pa
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZE = (48, 64)
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
