@@ -1,14 +1,14 @@
 """J of first masks, and of their corrections, on the first annotated frame of each sequence of data sets like DAVIS.
 
-python benchmarks/first_masks.py DAVIS [MORE...]
-python benchmarks/first_masks.py DAVIS [MORE...] --clicks
+python benchmarks/first_masks.py DAVIS [MORE...] [--prompter grabcut] [--held-out]
 
 The box of each object is that of its annotation, three pixels larger on each side. Its lasso is the outline of the
 annotation, 4 % of the frame's shorter side outside, and coarse; its loop is the convex hull of the lasso. A click is in
-the middle of what is wrong: the pixel that is farthest inside the missing or the superfluous part of the mask.
+the middle of what is wrong: the pixel that is farthest inside the missing or the superfluous part of the mask. With
+`click`, there is no region, and the first click makes the mask.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -19,12 +19,15 @@ import numpy.typing as npt
 import typer
 
 from annotated import sequences
+from stm_fast.choices import PrompterName
+from stm_fast.clicks.regions import Region
 from stm_fast.clicks.user import Corners, box_around, hull_of, line_around, next_click, points_of
 from stm_fast.evaluation import region_similarity
-from stm_fast.page.prompts import GrabCut, Region
+from stm_fast.page.prompters import make_prompter
+from stm_fast.page.prompts import Prompter
 from stm_fast.printing import percent
+from stm_fast.training.clicks import HELD_OUT as OF_DAVIS
 from stm_fast.video import object_ids
-from stm_fast.video.first_mask import find_first_mask
 from stm_fast.video.image_folder import read_frame
 
 Bools = npt.NDArray[np.bool_]
@@ -32,6 +35,8 @@ MARGIN = 3  # pixels
 LASSO_MARGIN = 0.04  # of the shorter side
 CLICKS = (0, 1, 3, 5, 8)
 GOOD = 0.8
+# what the package's click network has not seen in training: of DAVIS-2016 train, and four other clips
+HELD_OUT = (*OF_DAVIS, "bike", "caps", "chair", "judo")
 
 
 class Corrected(NamedTuple):
@@ -41,18 +46,18 @@ class Corrected(NamedTuple):
     seconds: list[float]
 
 
-def objects(root: Path) -> Iterator[tuple[npt.NDArray[np.uint8], Bools]]:
-    """The first frames, each with the mask of one of its objects."""
-    for sequence in sequences(root):
+def objects(root: Path, names: Collection[str] = ()) -> Iterator[tuple[npt.NDArray[np.uint8], Bools]]:
+    """The first frames, of all sequences or of these, each with the mask of one of its objects."""
+    for sequence in sequences(root, names):
         image, truth = read_frame(sequence.frames[0]), sequence.read(0)
         for object_id in object_ids(truth):
             yield image, truth == object_id
 
 
-def corrections(image: npt.NDArray[np.uint8], own: Bools, region: Region) -> Corrected:
-    """The first mask of a region, and its corrections."""
-    prompter, start = GrabCut(), perf_counter()
-    shown = prompter.from_region(image, region).mask
+def corrections(prompter: Prompter, image: npt.NDArray[np.uint8], own: Bools, region: Region | None) -> Corrected:
+    """The first mask of a region, or of nothing, and its corrections."""
+    start = perf_counter()
+    shown = np.zeros_like(own) if region is None else prompter.from_region(image, region).mask
     values, seconds = [float(region_similarity(shown, own))], [perf_counter() - start]
     for _ in range(CLICKS[-1]):
         click = next_click(shown, own)
@@ -69,26 +74,24 @@ def lasso_around(own: Bools) -> Corners:
     return line_around(own, max(1, round(LASSO_MARGIN * min(own.shape))))
 
 
-REGIONS: dict[str, Callable[[Bools], Region]] = {
+REGIONS: dict[str, Callable[[Bools], Region | None]] = {
     "box": lambda own: Region(box_around(own, MARGIN)),
     "lasso": lambda own: Region(lasso=points_of(lasso_around(own))),
     "loop": lambda own: Region(lasso=points_of(hull_of(lasso_around(own)))),
+    "click": lambda own: None,
 }
 
 
-def scores(root: Path) -> Iterator[tuple[float, bool]]:
-    """For each object: J, and whether GrabCut found it."""
-    for image, own in objects(root):
-        found = find_first_mask(image, box_around(own, MARGIN))
-        yield float(region_similarity(found.mask, own)), found.found
-
-
-def table(roots: list[Path]) -> Iterator[str]:
+def table(roots: list[Path], prompter: Prompter, names: Collection[str] = ()) -> Iterator[str]:
     """The lines of a table: a row for each kind of region and number of clicks."""
     yield "region  clicks  mean J  median  J >= 80  worst  median ms  slowest ms"
     for kind, region_of in REGIONS.items():
-        pairs = (one for root in roots for one in objects(root))
-        found = [corrections(image, own, region_of(own)) for image, own in pairs]
+        if kind == "click" and not prompter.clicks_alone:
+            continue
+        pairs = (one for root in roots for one in objects(root, names))
+        found = [corrections(prompter, image, own, region_of(own)) for image, own in pairs]
+        if not found:
+            raise typer.BadParameter("found no such sequence, expected some in JPEGImages and Annotations")
         for clicks in CLICKS:
             values = [one.values[clicks] for one in found]
             times = [1000 * one.seconds[clicks] for one in found if clicks < len(one.seconds)] or [0.0]
@@ -99,18 +102,12 @@ def table(roots: list[Path]) -> Iterator[str]:
 
 def main(
     roots: Annotated[list[Path], typer.Argument(help="With JPEGImages and Annotations, as in DAVIS.")],
-    clicks: Annotated[bool, typer.Option("--clicks", help="The page's masks of boxes and lassos, and clicks.")] = False,
+    prompter: Annotated[PrompterName, typer.Option(help="What makes the masks.")] = "network",
+    held_out: Annotated[bool, typer.Option("--held-out", help="Only what the network has not seen.")] = False,
 ) -> None:
-    """Prints the mean and the median in percent, and how often the ellipse took GrabCut's place."""
-    if clicks:
-        for line in table(roots):
-            print(line)
-        return
-    found = [score for root in roots for score in scores(root)]
-    values, ellipses = [value for value, _ in found], sum(not by_grabcut for _, by_grabcut in found)
-    print(
-        f"{len(found)} objects: mean J {percent(mean(values))}, median {percent(median(values))}, {ellipses} ellipses"
-    )
+    """Prints J in percent after each number of clicks, and the milliseconds that the last mask took."""
+    for line in table(roots, make_prompter(prompter), HELD_OUT if held_out else ()):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import typer
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from browser import browser_path
-from page_driver import Person, Point, Server, outline, place_to_click
+from page_driver import Person, Point, Server, outline
+from stm_fast.clicks.user import next_click
 from stm_fast.evaluation import region_similarity
 from stm_fast.printing import percent
 from stm_fast.video import object_ids, open_frames, read_mask
@@ -129,8 +130,10 @@ def correct(walk: Walk, truth: npt.NDArray[np.bool_], number: int, clicks: int) 
     """Clicks in the middle of the largest wrong region of an object [H, W]."""
     person = walk.person
     for _ in range(clicks):
-        point, add = place_to_click(person.ids(person.shown()) == number, truth)
-        place, button = person.place(point), "left" if add else "right"
+        wrong = next_click(person.ids(person.shown()) == number, truth)
+        if wrong is None:
+            return
+        place, button = person.place(wrong.point), "left" if wrong.add else "right"
 
         def click(place: Point = place, button: str = button) -> None:
             person.page.mouse.click(*place, button=button)

@@ -29,7 +29,7 @@ Result = Literal[
 ]
 RESULTS: tuple[Result, ...] = get_args(Result)
 DEFAULT_RESULTS: tuple[Result, ...] = ("masks", "overlay", "csv")
-PrompterName = Literal["grabcut", "sam2"]  # makes masks of gestures, see `page.prompters`
+PrompterName = Literal["network", "grabcut", "sam2"]  # makes masks of gestures, see `page.prompters`
 VideoSetName = Literal["davis16", "davis17", "youtube-vos", "folder"]  # of videos in files, see `data.sequences`
 SetName = Literal[VideoSetName, "synthetic"]
 

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,15 +18,17 @@ from torch import Tensor
 
 from stm_fast.arguments import flag, integer
 from stm_fast.boxes import Box
+from stm_fast.clicks.prompter import ClickPrompter
+from stm_fast.clicks.prompting import Click
+from stm_fast.clicks.regions import Region
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.network import STM, load
 from stm_fast.network.released import DEFAULT
-from stm_fast.runs.prompted import Click, ObjectPrompt, PromptedVideo
+from stm_fast.runs.prompted import ObjectPrompt, PromptedVideo
 from stm_fast.runs.tracking import Tracked
 from stm_fast.video import FrameReader, open_frames
-from stm_fast.video.first_mask import mask_from_box
 from stm_fast.video.mask_size import check_mask_size, to_size
 
 logger = logging.getLogger(__name__)
@@ -70,8 +73,7 @@ class VideoPredictor:
     few kilobytes of masks per frame tracked. Differences:
 
     * Weights are those of this package; the names of SAM 2's configurations and weights select the package's own.
-    * A prompt is a mask, or a box with or without clicks: clicks alone are refused, because masks found from them are
-      worse than those that they should correct. Boxes need OpenCV; their masks are those of GrabCut.
+    * The masks of boxes and clicks are those of a small network of this package. They need OpenCV.
     * There is one mask per prompt (no multimask output), no image predictor, and no automatic mask generator.
     * Objects do not overlap, except where given masks do. A logit is the logarithm of an object's probability over
       that of the likeliest other object or of the background: its sign is as in SAM 2, its scale is not. It is between
@@ -192,7 +194,8 @@ class VideoPredictor:
 
         Args:
             frame_idx, obj_id: as in `add_new_mask`.
-            points: ``[N, 2]``, x and y. They correct the mask of the box, or of the box given before in this frame.
+            points: ``[N, 2]``, x and y. They correct the mask of the box, or of the box given before in this frame; if
+                there is none, the mask that was given or found in this frame; otherwise they find the object.
             labels: ``[N]``, 1 for a click on the object, 0 for one beside it.
             clear_old_points: False adds the clicks to those given before.
             normalize_coords: points and box are in pixels; False: in shares of the width and height.
@@ -202,8 +205,9 @@ class VideoPredictor:
             As `add_new_mask`.
 
         Raises:
-            InputError: as `add_new_mask`; points without labels; a box with ``clear_old_points=False``; no box, now or
-                before; a box or a click outside the frame; or OpenCV is missing.
+            InputError: as `add_new_mask`; points without labels; a box with ``clear_old_points=False``; neither box nor
+                points; no click on the object where nothing is known of it; a box or a click outside the frame; or
+                OpenCV is missing.
         """
         obj_id, frame_idx = integer(obj_id, "obj_id"), _frame_of(inference_state, frame_idx)
         scale = (1, 1) if flag(normalize_coords, "normalize_coords") else inference_state.size[::-1]
@@ -213,16 +217,43 @@ class VideoPredictor:
                 raise InputError("box: found with clear_old_points=False, expected the box before any clicks")
             clicks = (*old.clicks, *clicks) if old is not None else clicks
         where = f"object {obj_id} in frame {frame_idx}"
-        around = _box(box, scale) if box is not None else old.box if old is not None and clicks else None
+        if box is None and not clicks:
+            raise InputError(f"{where}: found no box and no points, expected x0, y0, x1, y1, or clicks on the object")
+        around = _box(box, scale) if box is not None else old.box if old is not None else None
+        known = None
         if around is None:
-            raise InputError(f"{where}: found no box, expected x0, y0, x1, y1; clicks alone are not enough for a mask")
-        places, marks = [place for place, _ in clicks], [mark for _, mark in clicks]
+            known = old.corrected if old is not None and old.clicks else inference_state.mask(frame_idx, obj_id)
         try:
-            mask = mask_from_box(inference_state.frame(frame_idx).image, around, places, marks)
+            mask = self._mask_of(inference_state.frame(frame_idx).image, around, known, clicks)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-        inference_state.add(frame_idx, obj_id, ObjectPrompt(mask, around, clicks))
+        inference_state.add(frame_idx, obj_id, ObjectPrompt(mask, around, known, clicks))
         return self._known(inference_state, frame_idx)
+
+    def _mask_of(
+        self,
+        image: npt.NDArray[np.uint8],
+        around: Box | None,
+        known: npt.NDArray[np.bool_] | None,
+        clicks: tuple[Click, ...],
+    ) -> npt.NDArray[np.bool_]:
+        """The mask [H, W] of a box, or the one that is known, corrected by clicks. Raises InputError."""
+        region = None if around is None else Region(around)
+        if region is not None:
+            mask = self._prompter.from_region(image, region).mask
+        elif known is not None and known.any():
+            mask = known
+        else:
+            mask = np.zeros(image.shape[:2], bool)
+            # what is beside an object says nothing before there is one
+            clicks = tuple(sorted(clicks, key=lambda click: not click.add))
+            if not clicks[0].add:
+                raise InputError("found no click on the object, label 1, expected one where nothing is known of it")
+        return self._prompter.from_clicks(image, mask, region, clicks)
+
+    @cached_property
+    def _prompter(self) -> ClickPrompter:
+        return ClickPrompter.load(device=str(self.device))
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> Output:
         """The former name of `add_new_points_or_box`."""
@@ -272,7 +303,7 @@ class VideoPredictor:
         missing = [obj_id for obj_id in inference_state.ids if obj_id not in given]
         if missing or not given:
             found = f"nothing for object {missing[0]}" if missing else "no object"
-            raise InputError(f"propagate_in_video: found {found}, expected a mask or a box in some frame first")
+            raise InputError(f"propagate_in_video: found {found}, expected a mask, a box or clicks in some frame first")
 
     def propagate_in_video(
         self,
@@ -390,7 +421,7 @@ def _clicks(points: Any, labels: Any, scale: Sequence[int]) -> tuple[Click, ...]
     places = places.reshape(-1, 2) * scale
     if len(places) != len(marks) or not np.isin(marks, (0, 1)).all():
         raise InputError(f"labels: found {marks.tolist()} for {len(places)} points, expected 0 or 1 for each point")
-    return tuple(((float(x), float(y)), int(label)) for (x, y), label in zip(places, marks, strict=True))
+    return tuple(Click((float(x), float(y)), bool(label)) for (x, y), label in zip(places, marks, strict=True))
 
 
 def _box(found: Any, scale: Sequence[int]) -> Box:

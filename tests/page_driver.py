@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from processes import PATIENCE, Running
+from stm_fast.clicks.user import line_around, next_click
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation import region_similarity
 from video_files import write_video
@@ -90,29 +91,11 @@ class Server:
         assert ended.returncode in (0, 130, -signal.SIGKILL), ended
 
 
-def place_to_click(shown: Bools, truth: Bools) -> tuple[Point, bool]:
-    """The middle of the largest wrong region, and whether the object lacks it."""
-    import cv2
-
-    wrong = [np.pad(region, 1).astype(np.uint8) for region in (truth & ~shown, shown & ~truth)]
-    depths = [cv2.distanceTransform(region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1] for region in wrong]
-    lacking = bool(depths[0].max() >= depths[1].max())
-    depth = depths[0] if lacking else depths[1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return (float(x) + 0.5, float(y) + 0.5), lacking
-
-
-def outline(mask: Bools, margin: int = LOOSE, most: int = 48) -> list[Point]:
-    """A loose line around a mask, as `most` points at most: around its convex hull if it is in several pieces."""
-    import cv2
-
+def outline(mask: Bools, margin: int = LOOSE) -> list[Point]:
+    """A loose line around a mask, in the frame."""
     height, width = mask.shape
-    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
-    near = cv2.dilate(np.pad(mask, margin).astype(np.uint8), disk)
-    pieces, _ = cv2.findContours(near, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    line = pieces[0] if len(pieces) == 1 else cv2.convexHull(np.concatenate(pieces))
-    points = line.reshape(-1, 2)[:: max(1, len(line) // most)] - margin + 0.5
-    return [(float(np.clip(x, 0.5, width - 0.5)), float(np.clip(y, 0.5, height - 0.5))) for x, y in points]
+    line = np.clip(line_around(mask, margin), 0.5, (width - 0.5, height - 0.5))
+    return [(float(x), float(y)) for x, y in line]
 
 
 class Person:
@@ -285,10 +268,10 @@ class Person:
         """Clicks in the middle of the largest wrong region of the frame on screen, over and over."""
         self.page.click("#tool-click")
         for _ in range(clicks):
-            shown = self.ids(self.shown()) == object_id
-            if not (shown ^ truth).any():
+            click = next_click(self.ids(self.shown()) == object_id, truth)
+            if click is None:
                 return
-            self.click(*place_to_click(shown, truth))
+            self.click(*click)
 
     def rename(self, object_id: int, name: str) -> None:
         self.page.dblclick(f'#objects [data-id="{object_id}"] .name')

@@ -33,6 +33,7 @@ FLOORS = {
     "network": 3,
     "memory": 3,
     "video": 3,
+    "clicks": 4,
     "inference": 4,
     "data": 4,
     "runs": 5,

@@ -1,4 +1,4 @@
-"""Boxes around objects: their forms, where they belong, and the masks that GrabCut makes of them."""
+"""Boxes around objects: their forms, where they belong, and the masks that are made of them."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from stm_fast.errors import InputError
 from stm_fast.runs.given import GivenMasks, find_masks, match_masks
 from stm_fast.runs.video import InterruptedRun, segment_video
 from stm_fast.video import object_ids, open_frames, read_mask, write_mask
-from stm_fast.video.first_mask import find_first_mask, mask_from_box
+from stm_fast.video.first_mask import mask_from_box
 
 cv2 = pytest.importorskip("cv2")
 
@@ -201,7 +201,7 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_grabcut_finds_the_object_in_a_box():
     truth = LARGE.ids == 1
-    found = find_first_mask(LARGE.image, box_of(truth))
+    found = mask_from_box(LARGE.image, box_of(truth))
     assert found.found
     assert overlap(found.mask, truth) > 0.9
     ellipse = overlap(drawn_ellipse(box_of(truth), truth.shape), truth)
@@ -216,12 +216,13 @@ def drawn_ellipse(box: Box, shape: tuple[int, int]) -> np.ndarray:
     ) ** 2 <= 1
 
 
-def test_an_object_that_is_not_found_is_the_ellipse_in_its_box(clip, tmp_path):
+def test_an_object_that_is_not_found_is_the_ellipse_in_its_box(clip, tmp_path, monkeypatch):
     flat = np.full((60, 80, 3), 90, np.uint8)
-    mask, found = find_first_mask(flat, Box(10, 20, 30, 24))
+    mask, found = mask_from_box(flat, Box(10, 20, 30, 24))
     assert not found
     assert overlap(mask, drawn_ellipse(Box(10, 20, 30, 24), mask.shape)) > 0.95
     write_sequence(tmp_path / "flat", tmp_path / "none", flat[None], {})
+    monkeypatch.setattr("stm_fast.clicks.prompter.mask_in", lambda network, image, inside: np.zeros_like(inside))
     assert given({0: (10, 20, 30, 24)}, tmp_path / "flat").notes == (
         "boxes: frame 0: found no object, took the ellipse in the box",
     )
@@ -230,32 +231,14 @@ def test_an_object_that_is_not_found_is_the_ellipse_in_its_box(clip, tmp_path):
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_a_mask_does_not_depend_on_the_number_of_threads_or_on_random_numbers(threads):
     box = box_of(LARGE.ids == 1, pad=9)
-    expected, before = mask_from_box(LARGE.image, box), cv2.getNumThreads()
+    expected, before = mask_from_box(LARGE.image, box).mask, cv2.getNumThreads()
     cv2.setNumThreads(threads)
     try:
         cv2.setRNGSeed(threads)
-        np.testing.assert_array_equal(mask_from_box(LARGE.image, box), expected)
+        np.testing.assert_array_equal(mask_from_box(LARGE.image, box).mask, expected)
         assert cv2.getNumThreads() == threads
     finally:
         cv2.setNumThreads(before)
-
-
-def test_clicks_correct_a_mask():
-    truth = LARGE.ids == 1
-    picture = np.full((*truth.shape, 3), 80, np.uint8)
-    picture[truth] = (200, 60, 60)
-    picture[40:60, 20:40] = (60, 200, 60)  # another object
-    box = Box(10, 5, 220, 150)
-    assert mask_from_box(picture, box)[50, 30]
-    rows, columns = np.nonzero(truth)
-    inside = float(columns[len(columns) // 2]), float(rows[len(rows) // 2])
-    found = mask_from_box(picture, box, [inside, (30, 50), (25, 45), (35, 55)], [1, 0, 0, 0])
-    assert not found[50, 30]
-    assert found[int(inside[1]), int(inside[0])]
-    with pytest.raises(InputError, match="found a click at 300, 2, expected one inside the frame of 240x160"):
-        mask_from_box(picture, box, [(300, 2)], [1])
-    with pytest.raises(ValueError, match="shorter"):
-        mask_from_box(picture, box, [(30, 2)], [])
 
 
 @pytest.mark.parametrize(
@@ -270,7 +253,7 @@ def test_clicks_correct_a_mask():
     ],
 )
 def test_any_box_in_the_frame_has_a_mask(box):
-    mask = mask_from_box(LARGE.image, Box(*box))
+    mask = mask_from_box(LARGE.image, Box(*box)).mask
     assert mask.shape == (160, 240)
     assert mask.any()
     rows, columns = np.nonzero(mask)
@@ -281,7 +264,7 @@ def test_any_box_in_the_frame_has_a_mask(box):
 
 def test_without_opencv_the_extra_is_named(clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(InputError, match=r"needs OpenCV, which cannot be .*: pip install 'stm_fast\[boxes\]'$"):
+    with pytest.raises(InputError, match=r"need OpenCV, which cannot be .*: pip install 'stm_fast\[boxes\]'$"):
         given([FIRST[1]], clip)
 
 

@@ -87,7 +87,7 @@ def test_an_option_has_one_meaning_in_all_commands():
         ("stm-fast se", ["segment"]),
         ("stm-fast benchmark ", ["read", "frames", "tune"]),
         ("stm-fast train --stop", ["--stop-after-minutes"]),
-        ("stm-fast open --prompter ", ["grabcut", "sam2"]),
+        ("stm-fast open --prompter ", ["network", "grabcut", "sam2"]),
         ("stm-fast segment --evict ", ["oldest", "least_used", "even"]),
     ],
 )

@@ -350,13 +350,18 @@ OPEN = [
             "source": (CLIP, lambda _: len(masks_in(OUT / "masks")) == FRAMES),
             "--output": ("out", writes("out/project.json", "out/given/00000.png", "out/masks/00001.png")),
             "--port": (PORT, says(f"http://127.0.0.1:{PORT}/?token=")),
-            "--prompter": ("grabcut", given(prompter="grabcut")),
+            "--prompter": ("grabcut", lambda seen: given(prompter="grabcut")(seen) and remembers(max_frames=50)(seen)),
             "--no-browser": (None, lambda seen: seen.browsers == []),
         }
     ),
-    Run({"--host": ("localhost", lambda seen: "http://localhost:" in seen.stdout and seen.browsers != [])}),
+    Run(
+        {
+            "--host": ("localhost", lambda seen: "http://localhost:" in seen.stdout and seen.browsers != []),
+            "--prompter": ("network", given(prompter="network")),
+        }
+    ),
     refused("--prompter", "sam2", "--prompter-weights: found none, expected a folder with weights of SAM 2"),
-    refused("--prompter-weights", "davis", "--prompter-weights: found 'davis', expected none with grabcut"),
+    refused("--prompter-weights", "davis", "--prompter-weights: davis: no such file, expected a checkpoint"),
     refused("--host", "256.0.0.1", "--host: found '256.0.0.1', expected an address of this machine"),
 ]
 SEGMENT = [

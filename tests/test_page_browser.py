@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from browser import needs_browser
-from page_driver import place_to_click, write_clip
+from page_driver import write_clip
+from stm_fast.clicks.user import next_click
 from stm_fast.data.synthetic import SyntheticClip
 
 pytestmark = [needs_browser, pytest.mark.slow]
@@ -61,6 +62,18 @@ def test_the_way_from_nothing_to_two_tracked_objects(visit, clip):
     person.picture("tracked")
 
 
+def test_a_click_alone_makes_a_mask(visit, clip):
+    person = visit.open(clip.path)
+    assert "or click it" in person.status()
+    person.correct(clip.own(0, 1), clicks=3)
+    assert person.score(clip, 0) > 0.7
+    person.press("n")
+    person.idle()
+    person.correct(clip.own(0, 2), 2, clicks=3)
+    assert person.score(clip, 0, 2) > 0.7
+    assert person.score(clip, 0) > 0.7, "the first object is still there"
+
+
 SLOW_ANSWERS = """
     const fetched = window.fetch;
     const delays = {"/api/prompt": 300, "/api/mask": 900}; // so that the event comes before the answer
@@ -74,10 +87,10 @@ SLOW_ANSWERS = """
 
 
 def test_an_edit_ends_when_its_mask_is_on_screen(visit, clip):
-    person = visit.person(visit.serve(clip.path))
+    person = visit.person(visit.serve(clip.path, "--prompter", "grabcut"))
     person.page.add_init_script(SLOW_ANSWERS)
     person.open().lasso(clip.own(0, 1))
-    person.click(*place_to_click(person.ids(0) == 1, clip.own(0, 1)))  # refused where no mask is shown
+    person.click(*next_click(person.ids(0) == 1, clip.own(0, 1)))  # GrabCut refuses it where no mask is shown
 
 
 def test_a_correction_helps_forward_and_back(person, clip):
@@ -176,7 +189,7 @@ def test_opacity_outline_and_solo_change_the_picture_only(person, clip):
 
     def color_at(mask):
         """The color of the stage in the middle of an object."""
-        place, _ = place_to_click(np.zeros_like(mask), mask)
+        place, _ = next_click(np.zeros_like(mask), mask)
         stage = person.page.locator("#stage").bounding_box()
         x, y = person.place(place)
         return person.pixels()[int(y - stage["y"]), int(x - stage["x"])].astype(int)

@@ -12,7 +12,7 @@ from page_driver import Clip
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 # chosen before any was tried: the objects in the first masks of clips/, those of the validation list of davis16-train/,
-# and the first of its training list
+# and the first of its training list; the package's network has seen none of them
 OBJECTS = [
     *(("clips", "chair", 1), ("clips", "caps", 1), ("clips", "judo", 1), ("clips", "bike", 1), ("clips", "bike", 2)),
     *(("davis16-train", name, 1) for name in ("bmx-bumps", "car-turn", "dance-jump", "flamingo", "bear")),
@@ -45,6 +45,7 @@ def test_a_lasso_and_five_clicks_on_ten_real_objects(visit, tmp_path):
     listed = ", ".join(f"{name} {key}: {score:.3f}" for (name, key), score in scores.items())
     print(listed)
     assert len(scores) == 10
-    # measured: median 0.716, mean 0.642, two of ten at least 0.8, which is the aim for all
-    assert median(scores.values()) >= 0.7, listed
-    assert mean(scores.values()) >= 0.62, listed
+    # measured: mean 0.827, median 0.884; two are below 0.8: a bicycle, and a bicycle with its rider
+    assert mean(scores.values()) >= 0.8, listed
+    assert median(scores.values()) >= 0.85, listed
+    assert sum(score >= 0.8 for score in scores.values()) >= 7, listed

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 import first_masks
+from stm_fast.clicks.prompting import SIDE
+from stm_fast.clicks.regions import Region
+from stm_fast.clicks.user import box_around, next_click, points_of
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.errors import InputError
 from stm_fast.page.prompters import make_prompter
-from stm_fast.page.prompts import GrabCut, Region, Stroke, painted
+from stm_fast.page.prompts import GrabCut, Stroke, painted
 from stm_fast.video import grabcut
 from stm_fast.video.first_mask import Box, bounds, enclosed
 from stm_fast.video.grabcut import Part
@@ -20,7 +23,6 @@ cv2 = pytest.importorskip("cv2")
 HEIGHT, WIDTH = 160, 240
 (FRAME,) = SyntheticClip(seed=1, frames=1, height=HEIGHT, width=WIDTH, objects=1)
 TRUTH = FRAME.ids == 1
-PROMPTER = GrabCut()
 SIZE = (WIDTH, HEIGHT)
 
 
@@ -37,7 +39,13 @@ def lasso(*points: tuple[float, float]) -> Region:
     return Region(None, points)
 
 
-LASSO = Region(None, first_masks.lasso_around(TRUTH))
+LASSO = Region(None, points_of(first_masks.lasso_around(TRUTH)))
+
+
+@pytest.fixture(scope="module", params=["network", "grabcut"])
+def prompter(request):
+    """A prompter that needs nothing else."""
+    return make_prompter(request.param)
 
 
 def pieces(mask: np.ndarray) -> int:
@@ -48,8 +56,8 @@ def pieces(mask: np.ndarray) -> int:
 # regions
 
 
-def test_a_lasso_and_a_box_find_the_object():
-    by_lasso, by_box = PROMPTER.from_region(FRAME.image, LASSO), PROMPTER.from_region(FRAME.image, box_of_truth())
+def test_a_lasso_and_a_box_find_the_object(prompter):
+    by_lasso, by_box = prompter.from_region(FRAME.image, LASSO), prompter.from_region(FRAME.image, box_of_truth())
     assert by_lasso.found
     assert by_box.found
     assert overlap(by_lasso.mask, TRUTH) > 0.9
@@ -58,12 +66,12 @@ def test_a_lasso_and_a_box_find_the_object():
 
 
 def box_of_truth() -> Region:
-    return Region(first_masks.box_around(TRUTH), ())
+    return Region(box_around(TRUTH, 3))
 
 
 def test_where_nothing_is_found_a_lasso_is_its_area():
     flat = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-    mask, found = PROMPTER.from_region(flat, lasso((20, 30), (80, 30), (80, 90), (20, 90)))
+    mask, found = GrabCut().from_region(flat, lasso((20, 30), (80, 30), (80, 90), (20, 90)))
     assert not found
     np.testing.assert_array_equal(mask, enclosed(((20, 30), (80, 30), (80, 90), (20, 90)), SIZE))
 
@@ -121,8 +129,8 @@ def test_a_line_that_crosses_itself_leaves_no_hole():
         box(WIDTH - 0.5, HEIGHT - 0.5, 9, 9),
     ],
 )
-def test_a_region_in_the_frame_always_has_a_mask(region):
-    first, second = PROMPTER.from_region(FRAME.image, region), PROMPTER.from_region(FRAME.image, region)
+def test_a_region_in_the_frame_always_has_a_mask(prompter, region):
+    first, second = prompter.from_region(FRAME.image, region), prompter.from_region(FRAME.image, region)
     assert first.mask.shape == TRUTH.shape
     assert first.mask.dtype == bool
     assert first.mask.any()
@@ -156,34 +164,34 @@ def test_a_region_in_the_frame_always_has_a_mask(region):
         ),
     ],
 )
-def test_a_region_that_is_none_is_refused(region, words):
+def test_a_region_that_is_none_is_refused(prompter, region, words):
     with pytest.raises(InputError, match=f"^{re.escape(words)}$"):
-        PROMPTER.from_region(FRAME.image, region)
+        prompter.from_region(FRAME.image, region)
 
 
 # clicks
 
 
-def test_clicks_lead_to_the_object():
+def test_clicks_lead_to_the_object(prompter):
     bad = enclosed(LASSO.lasso, SIZE)
     bad[:, : bounds(TRUTH)[0] + 12] = False  # too much on one side, too little on the other
     shown, values = bad, [overlap(bad, TRUTH)]
     for _ in range(8):
-        click = first_masks.next_click(shown, TRUTH)
-        shown = PROMPTER.from_click(FRAME.image, shown, *click)
+        click = next_click(shown, TRUTH)
+        shown = prompter.from_click(FRAME.image, shown, *click)
         values.append(overlap(shown, TRUTH))
     assert values[-1] > values[0] + 0.1
     assert values[-1] > 0.8
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_click_changes_one_region_around_it_in_one_direction(seed):
+def test_a_click_changes_one_region_around_it_in_one_direction(prompter, seed):
     random = np.random.default_rng(seed)
     shown = np.roll(TRUTH, tuple(random.integers(-30, 30, 2)), (0, 1))
     add, x, y = bool(seed % 2), random.uniform(0, WIDTH), random.uniform(0, HEIGHT)
     before = shown.copy()
-    found = PROMPTER.from_click(FRAME.image, shown, (x, y), add)
-    np.testing.assert_array_equal(found, PROMPTER.from_click(FRAME.image, shown, (x, y), add))
+    found = prompter.from_click(FRAME.image, shown, (x, y), add)
+    np.testing.assert_array_equal(found, prompter.from_click(FRAME.image, shown, (x, y), add))
     np.testing.assert_array_equal(shown, before)
     assert found.dtype == bool
     assert found[int(y), int(x)] == add
@@ -194,17 +202,18 @@ def test_a_click_changes_one_region_around_it_in_one_direction(seed):
     else:
         assert changed[int(y), int(x)]
         assert pieces(changed) == 1
-        assert np.count_nonzero(changed) <= max(0.2 * np.count_nonzero(shown), 40)
+        if isinstance(prompter, GrabCut):
+            assert np.count_nonzero(changed) <= max(0.2 * np.count_nonzero(shown), 40)
 
 
 @pytest.mark.parametrize("pixels", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("offset", [0.0, 0.5, 0.999])
-def test_a_click_corrects_a_small_object_by_a_part_of_it(pixels, offset):
+def test_a_click_of_grabcut_corrects_a_small_object_by_a_part_of_it(pixels, offset):
     """One with the usual radius would cover it."""
     small = np.zeros_like(TRUTH)
     small[70 : 70 + pixels, 100 : 100 + pixels] = True
     for add, x in ((True, 100 + pixels), (False, 100)):
-        changed = PROMPTER.from_click(FRAME.image, small, (x + offset, 70 + offset), add) != small
+        changed = GrabCut().from_click(FRAME.image, small, (x + offset, 70 + offset), add) != small
         assert changed[70, x]
         assert np.count_nonzero(changed) <= max(1, pixels**2 / 2)
 
@@ -213,34 +222,34 @@ def test_a_click_corrects_a_small_object_by_a_part_of_it(pixels, offset):
     ("point", "shown"),
     [((0, 0), TRUTH), ((WIDTH - 0.01, HEIGHT - 0.01), TRUTH), ((0.5, 80), ~TRUTH), ((120, 80), np.ones_like(TRUTH))],
 )
-def test_clicks_at_the_border_and_on_full_masks_work(point, shown):
+def test_clicks_at_the_border_and_on_full_masks_work(prompter, point, shown):
     add = not shown[int(point[1]), int(point[0])]
-    assert PROMPTER.from_click(FRAME.image, shown, point, add)[int(point[1]), int(point[0])] == add
+    assert prompter.from_click(FRAME.image, shown, point, add)[int(point[1]), int(point[0])] == add
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_correction_does_not_depend_on_threads_or_random_numbers(threads):
+def test_a_correction_does_not_depend_on_threads_or_random_numbers(prompter, threads):
     shown = enclosed(LASSO.lasso, SIZE)
-    click = first_masks.next_click(shown, TRUTH)
-    expected, before = PROMPTER.from_click(FRAME.image, shown, *click), cv2.getNumThreads()
+    click = next_click(shown, TRUTH)
+    expected, before = prompter.from_click(FRAME.image, shown, *click), cv2.getNumThreads()
     cv2.setNumThreads(threads)
     try:
         cv2.setRNGSeed(threads)
-        np.testing.assert_array_equal(PROMPTER.from_click(FRAME.image, shown, *click), expected)
+        np.testing.assert_array_equal(prompter.from_click(FRAME.image, shown, *click), expected)
     finally:
         cv2.setNumThreads(before)
 
 
 @pytest.mark.parametrize("point", [(-0.1, 5), (WIDTH, 5), (5, HEIGHT), (math.nan, 5), (5, math.inf)])
-def test_a_click_outside_the_frame_is_refused(point):
+def test_a_click_outside_the_frame_is_refused(prompter, point):
     with pytest.raises(InputError, match=r"^found a click at .*, expected one inside the frame of 240x160$"):
-        PROMPTER.from_click(FRAME.image, TRUTH, point, True)
+        prompter.from_click(FRAME.image, TRUTH, point, True)
 
 
-def test_a_click_without_a_mask_is_refused():
-    assert not PROMPTER.clicks_alone
+def test_grabcut_refuses_a_click_without_a_mask():
+    assert not GrabCut.clicks_alone
     with pytest.raises(InputError, match=r"^found a click where no mask is shown, expected a box or a lasso"):
-        PROMPTER.from_click(FRAME.image, np.zeros_like(TRUTH), (5, 5), True)
+        GrabCut().from_click(FRAME.image, np.zeros_like(TRUTH), (5, 5), True)
 
 
 # strokes
@@ -312,18 +321,18 @@ def test_a_stroke_that_is_none_is_refused(stroke, words):
 
 
 @pytest.mark.slow
-def test_a_large_frame_is_processed_at_a_small_size(monkeypatch):
+def test_a_large_frame_is_processed_at_a_small_size(prompter, monkeypatch):
     image = cv2.resize(FRAME.image, (3840, 2160), interpolation=cv2.INTER_CUBIC)
     truth = cv2.resize(FRAME.ids, (3840, 2160), interpolation=cv2.INTER_NEAREST) == 1
     sizes, original = [], Part.scaled
     monkeypatch.setattr(Part, "scaled", lambda part, frame: sizes.append(part.scaled_size) or original(part, frame))
-    mask = PROMPTER.from_region(image, lasso(*[(16 * x, 13.5 * y) for x, y in LASSO.lasso])).mask
+    mask = prompter.from_region(image, lasso(*[(16 * x, 13.5 * y) for x, y in LASSO.lasso])).mask
     assert overlap(mask, truth) > 0.9
     for _ in range(2):
-        mask = PROMPTER.from_click(image, mask, *first_masks.next_click(mask, truth))
+        mask = prompter.from_click(image, mask, *next_click(mask, truth))
     painted(mask, Stroke(tuple((37.0 * i % 3840, 7.0 * i % 2160) for i in range(9000)), 900, True))
     assert len(sizes) == 3
-    assert max(max(size) for size in sizes) <= 256
+    assert max(max(size) for size in sizes) <= SIDE
 
 
 def test_grabcut_takes_no_weights():

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stm_fast.clicks.regions import Region
 from stm_fast.errors import InputError
 from stm_fast.page.prompters import make_prompter
-from stm_fast.page.prompts import Region
 from stm_fast.video.first_mask import Box
 
 pytest.importorskip("cv2")

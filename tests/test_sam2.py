@@ -307,6 +307,45 @@ def test_boxes_and_clicks(predictor, state, clip):
     assert jaccard(tracked(predictor, state)[LAST][1], clip.ids(LAST) == 1) > 0.6
 
 
+@needs_opencv
+def test_clicks_alone(predictor, state, clip):
+    mask = clip.ids(0) == 1
+    inside, beside = np.argwhere(mask).mean(0)[::-1].tolist(), [2, 2]
+    _, _, one = predictor.add_new_points_or_box(state, 0, 1, [inside], [1])
+    assert jaccard((one[0, 0] > 0).numpy(), mask) > 0.6
+    # a click beside the object, before there is one, is taken after those on it
+    _, _, two = predictor.add_new_points_or_box(state, 0, 1, [beside, inside], [0, 1])
+    _, _, same = predictor.add_new_points_or_box(state, 0, 1, [inside, beside], [1, 0])
+    assert torch.equal(two, same)
+    # nothing of before is remembered: not by another state either
+    predictor.clear_all_prompts_in_frame(state, 0, 1)
+    _, _, again = predictor.add_new_points_or_box(state, 0, 1, [inside], [1])
+    assert torch.equal(again, one)
+    # as scripts do it: old clicks again, or only the new one
+    predictor.add_new_points_or_box(state, 0, 1, [inside], [1])
+    _, _, more = predictor.add_new_points_or_box(state, 0, 1, [beside], [0], clear_old_points=False)
+    assert torch.equal(more, same)
+
+
+@needs_opencv
+def test_clicks_correct_masks_that_are_known(predictor, state, clip):
+    mask = clip.ids(0) == 1
+    predictor.add_new_mask(state, 0, 1, mask)
+    found = tracked(predictor, state)[3][1]
+    (y, x), *_ = np.argwhere(found)
+    _, _, less = predictor.add_new_points_or_box(state, 3, 1, [[x + 0.5, y + 0.5]], [0])
+    left = (less[0, 0] > 0).numpy()
+    assert not left[y, x]
+    assert not (left & ~found).any(), "the click takes away from what was found"
+    # again, without what the first click changed
+    _, _, again = predictor.add_new_points_or_box(state, 3, 1, [[x + 0.5, y + 0.5]], [0])
+    assert torch.equal(again, less)
+    # given masks too
+    (y, x), *_ = np.argwhere(~mask)
+    _, _, larger = predictor.add_new_points_or_box(state, 0, 1, [[x + 0.5, y + 0.5]], [1])
+    assert (larger[0, 0] > 0).numpy()[mask].all()
+
+
 def a_mask():
     return np.ones((HEIGHT, WIDTH), bool)
 
@@ -318,8 +357,9 @@ def a_mask():
         (lambda p, s: p.add_new_mask(s, -1, 1, a_mask()), "frame_idx: found -1, expected 0 to 7"),
         (lambda p, s: p.add_new_mask(s, 0, 1, a_mask().T), "mask: mask of 96x160, expected 160x96 like the frames"),
         (lambda p, s: p.add_new_mask(s, 0, 1, a_mask()[None]), r"mask: found shape \(1, 96, 160\), expected \[H, W\]"),
-        (lambda p, s: p.add_new_points_or_box(s, 0, 1), "object 1 in frame 0: found no box"),
-        (lambda p, s: p.add_new_points_or_box(s, 0, 1, [[9, 9]], [1]), "found no box, .* clicks alone"),
+        (lambda p, s: p.add_new_points_or_box(s, 0, 1), "object 1 in frame 0: found no box and no points"),
+        (lambda p, s: p.add_new_points_or_box(s, 0, 1, [[9, 9]], [0]), "in frame 0: found no click on the object"),
+        (lambda p, s: p.add_new_points_or_box(s, 0, 1, [[9, 900]], [1]), "found a click at 9, 900"),
         (lambda p, s: p.add_new_points_or_box(s, 0, 1, [[9, 9]], box=[1, 1, 9, 9]), "found points alone"),
         (lambda p, s: p.add_new_points_or_box(s, 0, 1, [[9]], [1], box=[1, 1, 9, 9]), r"points: found shape \(1, 1\)"),
         (lambda p, s: p.add_new_points_or_box(s, 0, 1, [[9, 9]], [2], box=[1, 1, 9, 9]), "labels: found .2. for 1 p"),
@@ -329,7 +369,7 @@ def a_mask():
             "box: found with clear_old",
         ),
         (lambda p, s: p.remove_object(s, 3, strict=True), r"obj_id: found 3, expected one of \[\]"),
-        (lambda p, s: p.propagate_in_video_preflight(s), "found no object, expected a mask or a box"),
+        (lambda p, s: p.propagate_in_video_preflight(s), "found no object, expected a mask, a box or clicks"),
         (lambda p, s: next(p.propagate_in_video(s)), "found no object"),
         (lambda p, s: p.init_state("absent.mp4"), "absent.mp4: no such file or folder"),
         (lambda p, s: build_sam2_video_predictor("mine.yaml"), "config_file: found mine.yaml, expected None"),

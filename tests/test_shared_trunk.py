@@ -80,7 +80,7 @@ def test_published_weights_with_folded_batch_norm_compute_the_same(name):
     torch.manual_seed(0)
     trunk = EfficientNetLite(name)
     state = published_state(trunk)
-    trunk.load_state_dict(from_published(state, trunk), strict=False)
+    trunk.load_state_dict(from_published(state, trunk.stages), strict=False)
     frame = torch.rand(1, 3, 64, 96, dtype=torch.float64)
     double = {name: tensor.double() for name, tensor in state.items()}
     with torch.no_grad():

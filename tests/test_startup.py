@@ -114,7 +114,7 @@ MISTAKES = (
     (("open", "camera:0"), "camera:0: found a live source, expected a video file"),
     (("open", "http://example/a.mp4"), "http://example/a.mp4: found a URL, expected a video file"),
     (("open", "clip.mp4", "--port", "65536"), "'--port': found '65536', expected a whole number from 0 to 65535"),
-    (("open", "clip.mp4", "--prompter", "sam3"), "'sam3' is not one of 'grabcut'"),
+    (("open", "clip.mp4", "--prompter", "sam3"), "'sam3' is not one of 'network'"),
     (("open", "clip.mp4", "clip.mp4"), "Got unexpected extra argument"),
     (("demo", "-o", "drawn", "--overwrite"), "drawn/result: found a symbolic link to ../full"),
     (("demo", "-o", "new", "--objects", "0"), "--objects"),

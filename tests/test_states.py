@@ -12,6 +12,7 @@ from annotated import sequences
 from small_inputs import FRAMES, small_network, write_davis
 from stm_fast.inference.engine import Segmentation
 from stm_fast.inference.sightings import Sighting
+from stm_fast.page.prompters import make_prompter
 
 
 @pytest.fixture
@@ -28,13 +29,15 @@ def test_sequences_are_read_in_both_directions(davis):
     assert blob.backward().frames[0] == blob.frames[-1]
 
 
-def test_masks_of_boxes_are_compared_with_annotations(davis):
+@pytest.mark.parametrize("prompter", ["network", "grabcut"])
+def test_first_masks_are_compared_with_annotations(davis, prompter):
     pytest.importorskip("cv2")
-    found = list(first_masks.scores(davis))
-    assert len(found) == 2
-    assert all(0 < score <= 1 for score, _ in found)
-    box = first_masks.box_around(next(sequences(davis)).read(0) == 1)
-    assert min(box) >= 0
+    header, *rows = first_masks.table([davis], make_prompter(prompter), ["star"])
+    kinds = ["box", "lasso", "loop", *(["click"] if prompter == "network" else [])]
+    assert [row.split()[:2] for row in rows] == [[kind, str(n)] for kind in kinds for n in first_masks.CLICKS]
+    assert header.split()[:2] == ["region", "clicks"]
+    last = [float(row.split()[2]) for row in rows if row.split()[1] == "8"]
+    assert min(last) > 70
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stm_fast.clicks.network import PROMPTS, STRIDE, ClickNetwork
+from stm_fast.clicks.regions import Point
 from stm_fast.network.efficientnet import MEAN
-from stm_fast.video.click import connected_change
+from stm_fast.video.click import connected_change, corrected
 from stm_fast.video.first_mask import bounds
 from stm_fast.video.grabcut import Bools, Part, Picture
-
-Point = tuple[float, float]
 
 # the longer side of what the network sees, and the radius of a click there
 SIDE, CLICK_RADIUS = 320, 5
@@ -26,6 +25,11 @@ SIDE, CLICK_RADIUS = 320, 5
 _MARGIN, _MIN_MARGIN = 0.35, 6
 # a mask that fills less of the frame is looked at once more, closer
 _CLOSER = 0.5
+# a click that would take away more of a mask is a graph cut near it instead: that is less, and more often right. What a
+# click alone has found is often far too large
+_MOST_TAKEN = 0.12
+# of the least correction, in pixels, and as a share of the square root of the masks' area
+_MOST_RADIUS, _RADIUS = 2, 0.15
 
 
 class Click(NamedTuple):
@@ -36,10 +40,17 @@ class Click(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """What a user did for the mask of an object: the area [H, W] that was enclosed, if one was, and clicks since."""
+    """What a user did for the mask of an object.
+
+    Attributes:
+        area: the area [H, W] that was enclosed, if one was.
+        clicks: those since.
+        alone: whether the first of them was made where no mask was shown, and found the object.
+    """
 
     area: Bools | None
     clicks: tuple[Click, ...] = ()
+    alone: bool = False
 
 
 def mask_in(network: ClickNetwork, image: Picture, area: Bools) -> Bools:
@@ -65,7 +76,11 @@ def mask_after(network: ClickNetwork, image: Picture, shown: Bools, prompts: Pro
     if not shown.any():
         return _mask_at(network, image, click) if click.add else shown.copy()
     view = _view_around(_extended(bounds(shown), click.point), shown.shape)
-    return merged(shown, _seen(network, image, view, shown, prompts), click)
+    after = merged(shown, _seen(network, image, view, shown, prompts), click)
+    taken = np.count_nonzero(shown) - np.count_nonzero(after)
+    if taken > _MOST_TAKEN * np.count_nonzero(shown) and not prompts.alone:
+        return corrected(image, shown, click.point, click.add)
+    return after
 
 
 def _mask_at(network: ClickNetwork, image: Picture, click: Click) -> Bools:
@@ -145,7 +160,9 @@ def image_tensor(images: Picture) -> Tensor:
 
 def merged(shown: Bools, found: Bools, click: Click) -> Bools:
     """Of the difference between two masks [H, W], only the region around a click is taken over."""
-    changed = connected_change(found & ~shown if click.add else shown & ~found, click.point)
+    # a small mask is not all that was clicked
+    radius = min(_MOST_RADIUS, int(_RADIUS * np.sqrt(np.count_nonzero(shown | found))))
+    changed = connected_change(found & ~shown if click.add else shown & ~found, click.point, radius)
     return shown | changed if click.add else shown & ~changed
 
 

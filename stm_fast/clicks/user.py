@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.boxes import Box
-from stm_fast.clicks.prompting import Click, Point
+from stm_fast.clicks.prompting import Click
+from stm_fast.clicks.regions import Point
 from stm_fast.video.first_mask import bounds
 from stm_fast.video.grabcut import Bools
 

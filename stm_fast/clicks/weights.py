@@ -13,7 +13,6 @@ from stm_fast.network.pretrained import pretrained_file
 from stm_fast.tensor_file import write_tensors
 
 FILE = Path(__file__).resolve().parents[1] / "weights" / "clicks_lite2.safetensors"
-FORMAT = {"format": "stm_fast clicks"}
 
 
 def load_click_network(path: Path = FILE) -> ClickNetwork:
@@ -32,6 +31,9 @@ def load_click_network(path: Path = FILE) -> ClickNetwork:
             f"{path}: not weights of a click network: found {wrong} {_shape(found.get(wrong))}, expected "
             f"{_shape(expected.get(wrong))}"
         )
+    for name, tensor in entries.tensors.items():
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise InputError(f"{path}: found {name} of {tensor.dtype}, expected finite floating-point numbers")
     network = ClickNetwork().eval()
     network.load_state_dict(entries.tensors)
     return network.to(memory_format=torch.channels_last)
@@ -44,7 +46,11 @@ def _shape(shape: torch.Size | None) -> str:
 def load_trunk(network: ClickNetwork) -> None:
     """Gives a network the ImageNet weights of EfficientNet-Lite2. Raises InputError if they are not installed."""
     state = torch.load(pretrained_file("efficientnet-lite2"), weights_only=True)
-    network.load_state_dict(from_published(state, network.stages), strict=False)
+    found = from_published(state, network.stages)
+    missing = {name for name in network.state_dict() if name.startswith(("stem.", "stages."))} - set(found)
+    if missing:
+        raise InputError(f"efficientnet-lite2: found no weights for {min(missing)}, expected those of the whole trunk")
+    network.load_state_dict(found, strict=False)
 
 
 def write_weights(path: Path, network: nn.Module) -> None:
@@ -53,4 +59,4 @@ def write_weights(path: Path, network: nn.Module) -> None:
         name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous()
         for name, tensor in network.state_dict().items()
     }
-    write_tensors(path, tensors, FORMAT)
+    write_tensors(path, tensors)

@@ -1,5 +1,6 @@
 """stm-fast open: draw around objects in the browser, track and correct them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ from stm_fast.runs.ranks import launched
 
 # a 4K frame would take seconds
 _MAX_SIZE = 480
+# the time to read the memory is proportional to its frames; each fifth one of a long video would be far too many
+_MAX_MEMORY_FRAMES = 50
 
 
 def open(
@@ -54,14 +57,16 @@ def open(
     prompter: Annotated[
         PrompterName,
         input_option(
-            help="First masks are made of boxes, lassos and clicks by GrabCut, or by SAM 2 through transformers."
+            help="Masks are made of boxes, lassos and clicks by the package's network, by GrabCut, or by SAM 2 through "
+            "transformers."
         ),
-    ] = "grabcut",
+    ] = "network",
     prompter_weights: Annotated[
         str | None,
         input_option(
             metavar="WEIGHTS",
-            help="SAM 2 is loaded from this folder, or as this repository of the Hugging Face hub (user/repo).",
+            help="With network, the weights are those of this file. SAM 2 is loaded from this folder, or as this "
+            "repository of the Hugging Face hub (user/repo).",
         ),
     ] = None,
     max_size: Annotated[
@@ -97,10 +102,13 @@ def open(
     """Open a video in the browser: draw around objects, track them, correct the masks, and export the results.
 
     The address of the page is printed. Everything is saved in the project's folder as you work; ctrl-C ends the server.
+    The memory holds at most 50 frames of an object, unless another limit is given.
     """
     launched()  # refuses invalid environment variables before any work
     if max_size is None:
         max_size = max(_MAX_SIZE, min_size or 0)
+    if not memory.capped:
+        memory = replace(memory, max_frames=_MAX_MEMORY_FRAMES)
     options = run_options(memory, max_size, min_size, backend)
     video, folder = _video_and_folder(source, output)
     with waiting("loading PyTorch"):

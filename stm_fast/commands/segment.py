@@ -77,8 +77,8 @@ def segment(
         input_option(
             metavar="X,Y,WIDTH,HEIGHT[@FRAME]",
             help="An object is given by a box around it, in pixels, in the first frame or in the one after the @; this "
-            "can be repeated. A number and a colon before it give the object's id. GrabCut makes the mask, which is "
-            "written into the folder 'given' of the output.",
+            "can be repeated. A number and a colon before it give the object's id. The mask, which a small network "
+            "makes of it, is written into the folder 'given' of the output.",
         ),
     ] = None,
     boxes: Annotated[

@@ -6,10 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.boxes import Box
+from stm_fast.clicks.regions import Region
 from stm_fast.errors import InputError
 from stm_fast.page.bodies import Prompt
-from stm_fast.page.prompts import Bools, Prompter, Region, Stroke, painted
+from stm_fast.page.prompts import Prompter, Stroke, painted
 from stm_fast.video.first_mask import FirstMask
+from stm_fast.video.grabcut import Bools
 
 T = TypeVar("T")
 
@@ -37,7 +39,8 @@ def mask_of(prompt: Prompt, image: npt.NDArray[np.uint8], shown: Bools, prompter
         return FirstMask(np.zeros_like(shown), True)
     point = _given(prompt.point, "point")
     if not shown.any() and not (prompt.add and prompter.clicks_alone):
-        raise InputError("found a click, but no mask that it corrects: draw around the object first")
+        how = "draw around the object or click it" if prompter.clicks_alone else "draw around the object"
+        raise InputError(f"found a click, but no mask that it corrects: {how} first")
     return FirstMask(prompter.from_click(image, shown, point, prompt.add), True)
 
 

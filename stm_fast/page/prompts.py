@@ -9,41 +9,21 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stm_fast.boxes import Box
+from stm_fast.clicks.regions import Point, Region, check_region
 from stm_fast.errors import InputError
 from stm_fast.video.click import corrected
 from stm_fast.video.first_mask import (
     MOST_POINTS,
-    QUICK_SIDE,
     FirstMask,
-    check_box,
-    check_lasso,
     check_points,
-    ellipse_in,
-    enclosed,
-    find_first_mask,
+    mask_from_box,
     mask_from_lasso,
     require_opencv,
 )
-
-Bools = npt.NDArray[np.bool_]
-Picture = npt.NDArray[np.uint8]
-Point = tuple[float, float]
+from stm_fast.video.grabcut import Bools, Picture
 
 # of a brush, as a share of the longer side of the frame
 _MOST_RADIUS = 0.25
-
-
-class Region(NamedTuple):
-    """Where an object is: a box around it, or a lasso.
-
-    Attributes:
-        box: None where there is a lasso.
-        lasso: the corners of a line around the object, which is closed; empty where there is a box.
-    """
-
-    box: Box | None = None
-    lasso: tuple[Point, ...] = ()
 
 
 class Stroke(NamedTuple):
@@ -84,7 +64,7 @@ class Prompter(Protocol):
 
 
 class GrabCut:
-    """The default: GrabCut, on color and edges alone, without weights."""
+    """GrabCut, on color and edges alone, without weights."""
 
     clicks_alone = False
 
@@ -92,28 +72,12 @@ class GrabCut:
         check_region(region, (image.shape[1], image.shape[0]))
         if region.box is None:
             return mask_from_lasso(image, region.lasso)
-        return find_first_mask(image, region.box, most_side=QUICK_SIDE)
+        return mask_from_box(image, region.box)
 
     def from_click(self, image: Picture, shown: Bools, point: Point, add: bool) -> Bools:
         if not shown.any():
             raise InputError("found a click where no mask is shown, expected a box or a lasso around the object first")
         return corrected(image, shown, point, add)
-
-
-def check_region(region: Region, size: tuple[int, int]) -> None:
-    """Raises InputError unless a region is a box or a lasso in a frame of W x H."""
-    if (region.box is None) == (not region.lasso):
-        raise InputError("found no box or lasso, or both, expected one of them")
-    if region.box is not None:
-        check_box(region.box, size)
-    else:
-        check_lasso(region.lasso, size)
-
-
-def area_of(region: Region, size: tuple[int, int]) -> Bools:
-    """The ellipse in a box, or what a lasso encloses, bool [H, W], in a frame of W x H; raises as `check_region`."""
-    check_region(region, size)
-    return enclosed(region.lasso, size) if region.box is None else ellipse_in(region.box, size)
 
 
 def check_stroke(stroke: Stroke, size: tuple[int, int]) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stm_fast.clicks.regions import Point, Region, area_of
 from stm_fast.errors import InputError, option, reason_of, refusing, shown_text
 from stm_fast.network.device import choose_device
 from stm_fast.network.places import Repository, repository
-from stm_fast.page.prompts import Bools, Picture, Point, Region, area_of
 from stm_fast.video.click import connected_change
 from stm_fast.video.first_mask import FirstMask, bounds, check_click, require_opencv
+from stm_fast.video.grabcut import Bools, Picture
 
 _WEIGHTS = option("prompter_weights")
 _EXPECTED = "expected a folder with weights of SAM 2 for transformers, or user/repo on the Hugging Face hub"

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.boxes import MAX_ID, Boxes, BoxPrompt
+from stm_fast.clicks.prompter import ClickPrompter
+from stm_fast.clicks.regions import Region
 from stm_fast.errors import InputError, option
 from stm_fast.runs.frame_names import index_of
 from stm_fast.video import Frame, FrameReader, object_ids
 from stm_fast.video.drawn_mask import Bools, paint
-from stm_fast.video.first_mask import check_box, find_first_mask, require_opencv
+from stm_fast.video.first_mask import check_box
 
 Ids = npt.NDArray[np.uint8]
 # by frame index and object id
@@ -82,14 +84,14 @@ def make_masks(placed: Placed, reader: FrameReader) -> BoxMasks:
     Raises InputError if OpenCV is missing, a frame cannot be read, the video ends before it, or it is not the first one
     of a live source, which can be read only once.
     """
-    require_opencv()
+    prompter = ClickPrompter.load(device="cpu")
     if reader.live and max(placed) > 0:
         raise InputError(f"{option('boxes')}: found one in frame {max(placed)}, expected frame 0 of a live source")
     packed: dict[int, bytes] = {}
     notes: list[str] = []
     for frame in reader:
         if frame.index in placed:
-            packed[frame.index] = zlib.compress(_mask_of(frame, placed[frame.index], notes).tobytes(), 1)
+            packed[frame.index] = zlib.compress(_mask_of(frame, placed[frame.index], prompter, notes).tobytes(), 1)
         if frame.index >= max(placed):
             break
     for index in sorted(set(placed) - set(packed)):
@@ -98,11 +100,11 @@ def make_masks(placed: Placed, reader: FrameReader) -> BoxMasks:
     return BoxMasks(packed, (reader.height, reader.width), tuple(notes))
 
 
-def _mask_of(frame: Frame, prompts: Mapping[int, BoxPrompt], notes: list[str]) -> Ids:
+def _mask_of(frame: Frame, prompts: Mapping[int, BoxPrompt], prompter: ClickPrompter, notes: list[str]) -> Ids:
     """The ids [H, W] of the objects in boxes of one frame."""
     masks: dict[int, Bools] = {}
     for object_id, prompt in prompts.items():
-        masks[object_id], found = find_first_mask(frame.image, prompt.box)
+        masks[object_id], found = prompter.from_region(frame.image, Region(prompt.box))
         if not found:
             notes.append(f"{prompt.label}: found no object, took the ellipse in the box")
     ids = paint({object_id: mask.view for object_id, mask in masks.items()}, frame.image.shape[1::-1])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.boxes import Box
+from stm_fast.clicks.prompting import Click
 from stm_fast.errors import InputError
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.objects import MAX_ID, label
@@ -22,7 +23,6 @@ from stm_fast.video import Frame, FrameReader, object_ids
 
 Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.uint8]
-Click = tuple[tuple[float, float], int]  # x and y in pixels; 1 on the object, 0 beside it
 
 
 class ObjectPrompt(NamedTuple):
@@ -31,11 +31,13 @@ class ObjectPrompt(NamedTuple):
     Attributes:
         mask: of the object, bool [H, W].
         box: around it, if the mask was found from a box.
+        corrected: the mask that was corrected by clicks, if there was one.
         clicks: those that the mask was found from.
     """
 
     mask: Bools
     box: Box | None = None
+    corrected: Bools | None = None
     clicks: tuple[Click, ...] = ()
 
 

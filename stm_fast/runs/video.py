@@ -112,8 +112,8 @@ def segment_video(
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
         both: also segment the frames before the first given mask, backwards from it, with the objects of that mask.
             Otherwise nothing is found in them. Objects that first appear in a later mask are segmented from there on.
-        boxes: boxes around objects, as `boxes_of` accepts them; their masks are made with GrabCut, which needs OpenCV,
-            and written into ``given/``. Where a box and a mask overlap in a frame, the mask counts.
+        boxes: boxes around objects, as `boxes_of` accepts them. A small network, which needs OpenCV, makes their masks;
+            they are written into ``given/``. Where a box and a mask overlap in a frame, the mask counts.
         write: the results to write: "masks", "overlay" (``overlay.mp4``), "pictures" (``overlay/<frame>.jpg``), "csv"
             (``objects.csv``), "coco" (``coco.json``, a COCO data set), "rle" (``rle.json``, as in YouTube-VIS);
             of the soft masks, all objects together: "matte" (``matte.mp4``, white is object), "alpha" (``alpha.mov``,

@@ -64,7 +64,7 @@ def open_page(
     choose_device(network.device)  # not only once the network is loaded
     with listen(page.host, page.port) as listener:
         # as with --weights, who names a repository of the hub wants it to be downloaded
-        prompter = make_prompter(page.prompter, page.prompter_weights, allow_network=True)
+        prompter = make_prompter(page.prompter, page.prompter_weights, device=network.device, allow_network=True)
         session = Session(Path.cwd(), load, options, prompter, Events())
         try:
             _open(session, source, folder)

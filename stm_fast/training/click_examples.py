@@ -1,6 +1,7 @@
 """Training examples of the click network: views of objects of still images and of frames of videos.
 
-A view is S x S pixels, `SIDE`. Everything is drawn from one NumPy generator.
+A view is S x S pixels, `VIEW_SIDE`; in use, the network sees `stm_fast.clicks.prompting.SIDE`. Everything is drawn
+from one NumPy generator.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from stm_fast.video import object_ids
 from stm_fast.video.first_mask import bounds
 from stm_fast.video.grabcut import Bools, Picture
 
-SIDE = 256
+VIEW_SIDE = 256
 _LEAST_OF_IMAGE = 150  # pixels of an object in its image
 _LEAST_OF_VIEW = 120
 _GRAY = (127, 127, 127)  # beyond the image; zero after normalization
@@ -109,7 +110,7 @@ class Views:
         """A random view of an object, moved by at most a share of the view."""
         own = item.ids == item.id
         motion = self._motion(bounds(own), own.shape, spread)
-        motion[:, 2] += self._random.uniform(-shift, shift, 2) * SIDE
+        motion[:, 2] += self._random.uniform(-shift, shift, 2) * VIEW_SIDE
         image, seen, others = (
             warped(plane, motion) for plane in (item.image, _plane(own), _plane((item.ids > 0) & ~own))
         )
@@ -122,7 +123,7 @@ class Views:
         left, top, right, bottom = box
         longer = max(right - left, bottom - top)
         side = max(longer, _LEAST_SIDE) * np.exp(self._random.uniform(*np.log(spread)))
-        scale = SIDE / side * np.exp(self._random.uniform(-_STRETCH, _STRETCH, 2))
+        scale = VIEW_SIDE / side * np.exp(self._random.uniform(-_STRETCH, _STRETCH, 2))
         slack = _OFF_CENTER * abs(side - longer) / 2
         center = np.array([left + right, top + bottom]) / 2 + self._random.uniform(-slack, slack, 2)
         # nothing beyond the image is shown if the image is large enough
@@ -132,7 +133,7 @@ class Views:
         flip = -1 if self._random.random() < 0.5 else 1
         cos, sin = np.cos(turn), np.sin(turn)
         linear = np.array([[flip * cos, -sin], [flip * sin, cos]]) * scale
-        return np.column_stack([linear, SIDE / 2 - linear @ center])
+        return np.column_stack([linear, VIEW_SIDE / 2 - linear @ center])
 
     def _with_another(self, view: View) -> View:
         """A view with an object of another image in front, which may become its object."""
@@ -171,7 +172,9 @@ def warped(plane: npt.NDArray[Any], motion: npt.NDArray[np.float64]) -> npt.NDAr
     """An image [H, W, 3] or a mask [H, W] as a view."""
     cv2: Any = import_module("cv2")  # optional
     beyond = _GRAY if plane.ndim == 3 else 0
-    found: npt.NDArray[Any] = cv2.warpAffine(plane, motion, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderValue=beyond)
+    found: npt.NDArray[Any] = cv2.warpAffine(
+        plane, motion, (VIEW_SIDE, VIEW_SIDE), flags=cv2.INTER_LINEAR, borderValue=beyond
+    )
     return found
 
 
@@ -182,7 +185,7 @@ def _plane(mask: Bools) -> npt.NDArray[np.float32]:
 def _blurred(image: npt.NDArray[np.float32], factor: float) -> npt.NDArray[np.float32]:
     """An image as if it had been enlarged by a factor."""
     cv2: Any = import_module("cv2")  # optional
-    side = int(SIDE / factor)
+    side = int(VIEW_SIDE / factor)
     small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-    large: npt.NDArray[np.float32] = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    large: npt.NDArray[np.float32] = cv2.resize(small, (VIEW_SIDE, VIEW_SIDE), interpolation=cv2.INTER_CUBIC)
     return large

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from stm_fast.clicks.prompting import Click
-from stm_fast.clicks.user import depths_of, hull_of, line_around
-from stm_fast.training.click_examples import SIDE
-from stm_fast.video.first_mask import bounds
+from stm_fast.clicks.user import depths_of, hull_of, line_around, points_of
+from stm_fast.training.click_examples import VIEW_SIDE
+from stm_fast.video.first_mask import bounds, enclosed
 from stm_fast.video.grabcut import Bools, Picture
 
 # of regions: how many are boxes, and how many lines are convex hulls
@@ -28,10 +28,8 @@ def random_region(own: Bools, random: np.random.Generator) -> Bools:
     line = line_around(own, margin, random.uniform(*_SIMPLIFIED))
     if kind > 1 - _HULL:
         line = hull_of(line)
-    cv2: Any = import_module("cv2")  # optional
-    corners = np.rint(line + random.normal(0, _TREMBLING * margin, line.shape)).astype(np.int32)
-    area = cv2.fillPoly(np.zeros(own.shape, np.uint8), [corners], 1) > 0
-    return area if area.any() else own.copy()
+    line = line + random.normal(0, _TREMBLING * margin, line.shape)
+    return enclosed(points_of(line), own.shape[::-1])
 
 
 def _random_box(own: Bools, random: np.random.Generator) -> Bools:
@@ -51,7 +49,7 @@ def spoiled(own: Bools, others: Bools, random: np.random.Generator) -> Bools:
         change = cv2.dilate if random.random() < 0.5 else cv2.erode
         mask = change(mask.astype(np.uint8), _disk(random.uniform(0.02, 0.12) * size)) > 0
     cells = (random.integers(3, 9),) * 2
-    noise = cv2.resize(random.standard_normal(cells, np.float32), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    noise = cv2.resize(random.standard_normal(cells, np.float32), (VIEW_SIDE, VIEW_SIDE), interpolation=cv2.INTER_CUBIC)
     if random.random() < 0.7:
         mask &= noise < random.uniform(0.5, 1.3)
     if random.random() < 0.6:

@@ -2,13 +2,12 @@
 
 python -m stm_fast.training.clicks DAVIS STILLS --output FOLDER
 
-DAVIS is a folder like that of DAVIS-2016, of whose training split all sequences but `WITHOUT` are used; STILLS has
-JPEGImages and Annotations, of which every tenth is left out of training, for validation. The trunk starts from the
+DAVIS is a folder like that of DAVIS-2016, of whose training split all sequences but those `HELD_OUT` are used; STILLS
+has JPEGImages and Annotations, of which every tenth is left out of training, for validation. The trunk starts from the
 ImageNet weights of EfficientNet-Lite2. In each step, a simulated user draws around objects or corrects masks; the
 network answers, is corrected up to four times, and learns from its last answer. A run goes on where it stopped.
 """
 
-import logging
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -28,19 +27,20 @@ from stm_fast.clicks.weights import load_trunk, write_weights
 from stm_fast.data.images import image_source
 from stm_fast.data.sequences import SETS
 from stm_fast.data.videos import VideoSource
-from stm_fast.printing import percent, say
+from stm_fast.errors import InputError
+from stm_fast.printing import percent, say, warn
 from stm_fast.training.averaging import weight_average
 from stm_fast.training.checkpoint import read_state, write_state
-from stm_fast.training.click_examples import SIDE, Item, Pool, View, Views, pool_of, warped
+from stm_fast.training.click_examples import VIEW_SIDE, Item, Pool, View, Views, pool_of, warped
 from stm_fast.training.click_prompts import random_click, random_region, spoiled
 from stm_fast.training.config import Schedule
 from stm_fast.training.schedule import rate_factor
-from stm_fast.video.grabcut import Bools
+from stm_fast.video.grabcut import Bools, require_opencv
+from stm_fast.whole_file import make_folder
 
-_log = logging.getLogger(__name__)
-
-WITHOUT = ("bear",)  # of DAVIS-2016 train, like its minival: objects of the tests
-VALIDATION_EVERY = 10  # stills
+# of DAVIS-2016 train: objects of the tests and the model card
+HELD_OUT = ("bear", "bmx-bumps", "car-turn", "dance-jump", "flamingo")
+_VALIDATION_EVERY = 10  # stills
 _BATCH = 8
 _RATE, _TRUNK_RATE, _DECAY, _CLIP_NORM = 1e-3, 2e-4, 1e-4, 5.0
 _SCHEDULE = Schedule("cosine", warmup=100)
@@ -49,8 +49,8 @@ _AVERAGE = 0.998
 _REGION, _CLICK_ALONE = 0.6, 0.15
 _ROUNDS = (0.32, 0.26, 0.2, 0.13, 0.09)  # probabilities of 0 to 4 corrections before the answer that is learned from
 _IOU_WEIGHT, _WRONG_WEIGHT, _EDGE = 0.5, 3.0, 9  # the last one in pixels
-_LOG_EVERY, _SAVE_EVERY = 50, 250
-_NOTHING = np.zeros((SIDE, SIDE), bool)
+_LOG_EVERY, _SAVE_EVERY, _VALIDATION_CLICKS = 50, 250, 5
+_NOTHING = np.zeros((VIEW_SIDE, VIEW_SIDE), bool)
 
 
 class Asked(NamedTuple):
@@ -69,19 +69,17 @@ class Answered(NamedTuple):
 
 
 class ClickTraining:
-    """A run, which depends on the seed and the data alone.
+    """A run, which depends on its arguments alone.
 
     Args:
+        network: with the weights to start from.
         pools: of objects to train on.
         steps: of the whole run.
-        seed: of the network and, with the number of the step, of the examples.
+        seed: with the number of the step, of its examples.
     """
 
-    def __init__(self, pools: list[Pool], steps: int, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.step, self._pools, self._steps, self._seed = 0, pools, steps, seed
-        self.network = ClickNetwork()
-        load_trunk(self.network)
+    def __init__(self, network: ClickNetwork, pools: list[Pool], steps: int, seed: int) -> None:
+        self.network, self.step, self._pools, self._steps, self._seed = network, 0, pools, steps, seed
         for part in (self.network.stem, *self.network.stages[:FROZEN]):
             part.requires_grad_(False)
         self.network.to(memory_format=torch.channels_last)
@@ -122,10 +120,14 @@ class ClickTraining:
     def state(self) -> dict[str, Any]:
         """What a checkpoint has."""
         model, average = self.network.state_dict(), self.average.state_dict()
-        return {"step": self.step, "model": model, "average": average, "optimizer": self._optimizer.state_dict()}
+        run = {"step": self.step, "steps": self._steps, "seed": self._seed}
+        return run | {"model": model, "average": average, "optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Goes on from a checkpoint. Raises InputError if it is that of another run."""
+        for name, own in (("steps", self._steps), ("seed", self._seed)):
+            if state[name] != own:
+                raise InputError(f"{name}: found {own}, expected {state[name]} as in the checkpoint of this run")
         self.step = state["step"]
         self.network.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -224,36 +226,38 @@ def _scores(network: torch.nn.Module, item: Item, clicks: int) -> Iterator[float
 def _in_the_middle(item: Item) -> np.ndarray[Any, np.dtype[np.float64]]:
     rows, columns = np.nonzero(item.ids == item.id)
     middle = np.array([columns.min() + columns.max() + 1, rows.min() + rows.max() + 1]) / 2
-    scale = SIDE / (1.5 * max(np.ptp(columns) + 1, np.ptp(rows) + 1))
-    return np.column_stack([scale * np.eye(2), SIDE / 2 - scale * middle])
+    scale = VIEW_SIDE / (1.5 * max(np.ptp(columns) + 1, np.ptp(rows) + 1))
+    return np.column_stack([scale * np.eye(2), VIEW_SIDE / 2 - scale * middle])
 
 
 def data_of(davis: Path, stills: Path) -> tuple[list[Pool], list[Item]]:
     """The pools to train on, and what is left out for validation: the largest object of each of these stills."""
-    sequences = [one for one in SETS["davis16"](davis, "train") if one.name not in WITHOUT]
+    sequences = [one for one in SETS["davis16"](davis, "train") if one.name not in HELD_OUT]
     source = image_source(stills)
-    left_out = range(VALIDATION_EVERY // 2, len(source), VALIDATION_EVERY)
+    left_out = range(_VALIDATION_EVERY // 2, len(source), _VALIDATION_EVERY)
     of_stills = pool_of(source, 0.68, one_group_per_clip=False, without=left_out)
     pools = [pool_of(VideoSource(sequences), 0.32, one_group_per_clip=True), of_stills]
     validation = pool_of(source, 1, one_group_per_clip=True, without=sorted(set(range(len(source))) - {*left_out}))
-    return pools, [group[0] for group in validation.groups]
+    for pool, folder in zip((*pools, validation), (davis, stills, stills), strict=True):
+        if not any(pool.groups):
+            raise InputError(f"{folder}: found too few objects, expected some to train on and some for validation")
+    return pools, [max(group, key=_pixels) for group in validation.groups]
 
 
-def main(
-    davis: Annotated[Path, typer.Argument(help="With JPEGImages, Annotations and ImageSets.")],
-    stills: Annotated[Path, typer.Argument(help="With JPEGImages and Annotations.")],
-    output: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, typer.Option(help="Of the whole run.")] = 3600,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
-) -> None:
-    """Trains on one thread, and writes checkpoint.pt and clicks.safetensors into the folder."""
-    torch.set_num_threads(1)
+def _pixels(item: Item) -> int:
+    return int(np.count_nonzero(item.ids == item.id))
+
+
+def train(network: ClickNetwork, davis: Path, stills: Path, output: Path, steps: int, seed: int) -> None:
+    """Trains to the end, from the checkpoint in a folder if there is one. Raises InputError for bad data."""
+    require_opencv()
     pools, validation = data_of(davis, stills)
-    training = ClickTraining(pools, steps, seed)
-    output.mkdir(parents=True, exist_ok=True)
+    training = ClickTraining(network, pools, steps, seed)
+    make_folder(output)
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
-        training.restore(read_state(checkpoint))
+        state = read_state(checkpoint)
+        training.restore(state)
         say(f"going on at step {training.step}")
     losses, start = list[float](), time.monotonic()
     while training.step < steps:
@@ -262,10 +266,29 @@ def main(
         if done % _LOG_EVERY == 0:
             say(f"step {done}: loss {np.mean(losses[-_LOG_EVERY:]):.4f}, {time.monotonic() - start:.0f} s")
         if done % _SAVE_EVERY == 0 or done == steps:
-            scores = validated(training.average.module, validation[::2], 5)
-            say(f"step {done}: J after 0 to 5 clicks {', '.join(map(percent, scores))}")
-            write_state(checkpoint, training.state())
+            scores = validated(training.average.module, validation[::2], _VALIDATION_CLICKS)
+            say(f"step {done}: J after 0 to {_VALIDATION_CLICKS} clicks {', '.join(map(percent, scores))}")
             write_weights(output / "clicks.safetensors", training.average.module)
+            write_state(checkpoint, training.state())
+
+
+def main(
+    davis: Annotated[Path, typer.Argument(help="With JPEGImages, Annotations and ImageSets.")],
+    stills: Annotated[Path, typer.Argument(help="With JPEGImages and Annotations.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run: checkpoint.pt and clicks.safetensors.")],
+    steps: Annotated[int, typer.Option(min=1, help="Of the whole run.")] = 3400,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+) -> None:
+    """Trains on one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    network = ClickNetwork()
+    try:
+        load_trunk(network)
+        train(network, davis, stills, output, steps, seed)
+    except InputError as error:
+        warn(str(error))
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

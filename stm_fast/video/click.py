@@ -70,11 +70,11 @@ def corrected(image: Picture, shown: Bools, point: Point, add: bool) -> Bools:
     return mask
 
 
-def connected_change(wanted: Bools, point: Point) -> Bools:
+def connected_change(wanted: Bools, point: Point, radius: int = 2) -> Bools:
     """Of a change, bool [H, W], the connected region around a click; at least a disk, so that no click is lost."""
     cv2: Any = import_module("cv2")  # optional
     place = int(point[0]), int(point[1])
-    marked = cv2.circle(wanted.astype(np.uint8), place, 2, 1, cv2.FILLED)
+    marked = cv2.circle(wanted.astype(np.uint8), place, radius, 1, cv2.FILLED)
     return _connected(marked > 0, Part(0, 0, wanted.shape[1], wanted.shape[0], 1), point)
 
 

@@ -13,7 +13,7 @@ from stm_fast.boxes import Box
 from stm_fast.errors import InputError
 from stm_fast.video.grabcut import Bools, Part, Picture, grabcut, is_object, require_opencv
 
-__all__ = ["Bools", "Box", "FirstMask", "check_box", "find_first_mask", "mask_from_box", "require_opencv"]
+__all__ = ["Bools", "Box", "FirstMask", "check_box", "mask_from_box", "require_opencv"]
 
 # x and y of its corners
 Lasso = Sequence[tuple[float, float]]
@@ -21,16 +21,13 @@ Lasso = Sequence[tuple[float, float]]
 # around the box, as a share of its longer side and in pixels: what GrabCut knows to be background
 _MARGIN, _MIN_MARGIN = 0.35, 10
 # the longer side of the part that GrabCut sees: smaller ones are enlarged, up to this factor, larger ones reduced
-_LEAST_SIDE, _MOST_SCALE, _MOST_SIDE = 160, 4, 480
-# with this one, an answer takes at most a third of the time; on 35 objects, masks are as good
-QUICK_SIDE = 256
-_ROUNDS, _ROUNDS_WITH_CLICKS, _LAST_ROUNDS = 5, 2, 2
-_CLICK_RADIUS = 4  # in pixels of that part
+_LEAST_SIDE, _MOST_SCALE, _MOST_SIDE = 160, 4, 256
+_ROUNDS, _LAST_ROUNDS = 5, 2
 # of a line that a person draws
 MOST_POINTS = 10_000
 _SHIFT = 4  # OpenCV draws with 16 steps to a pixel
 # an object fills more of its box
-_LEAST_SHARE = 0.05
+LEAST_SHARE = 0.05
 # what is farther inside a lasso than this share of the greatest distance from its line is the object
 _CORE, _MORE_THAN_CORE = 0.6, 1.1
 _CONVEX = 0.95  # a region fills less of its convex hull if it bends inward
@@ -63,53 +60,29 @@ def shown_box(box: Box) -> str:
     return ",".join(f"{float(number):.6g}" for number in box)
 
 
-def mask_from_box(
-    image: Picture, box: Box, points: Sequence[tuple[float, float]] = (), labels: Sequence[int] = ()
-) -> Bools:
-    """The mask of the object in a box: always the same for the same image, box and clicks.
+def mask_from_box(image: Picture, box: Box) -> FirstMask:
+    """The mask of the object in a box: always the same for the same image and box.
 
     Args:
         image: uint8 [H, W, 3] RGB.
         box: around the object; parts outside the image are ignored.
-        points: clicks, x and y. One on the object may be outside the box, which is then extended to it.
-        labels: of each click, 1 on the object, 0 on the background.
 
     Returns:
-        bool [H, W], never empty. If GrabCut finds nothing, the ellipse inscribed in the box.
+        The mask is never empty. If GrabCut finds nothing, it is the ellipse inscribed in the box.
 
     Raises:
-        InputError: OpenCV is missing, the box has no pixel in the image, or a click is outside the image.
-        ValueError: not one label for each click.
-    """
-    return find_first_mask(image, box, points, labels).mask
-
-
-def find_first_mask(
-    image: Picture,
-    box: Box,
-    points: Sequence[tuple[float, float]] = (),
-    labels: Sequence[int] = (),
-    most_side: int = _MOST_SIDE,
-) -> FirstMask:
-    """`mask_from_box`, and whether GrabCut found the object.
-
-    A larger part of the image is reduced until its longer side has `most_side` pixels.
+        InputError: OpenCV is missing, or the box has no pixel in the image.
     """
     require_opencv()
     height, width = image.shape[:2]
-    check_box(box, (width, height))
-    clicks = list(zip(points, labels, strict=True))
-    for point, _ in clicks:
-        check_click(point, (width, height))
-    inside = _pixels(_extended(box, [point for point, label in clicks if label]), (width, height))
-    region = np.zeros((height, width), bool)
-    region[inside[1] : inside[3], inside[0] : inside[2]] = True
-    part = _part_around(inside, (width, height), most_side)
-    found = _by_grabcut(image, part, _guess(region, part), clicks)
-    # clicks may select something small in a large box
-    if found.any() and (clicks or np.count_nonzero(found) >= _LEAST_SHARE * np.count_nonzero(region)):
+    region = rectangle_of(box, (width, height))
+    part = _part_around(bounds(region), (width, height))
+    guess = _guess(region, part)
+    grabcut(part.scaled(image), guess, _ROUNDS)
+    found = _restored(guess, part, image.shape[:2])
+    if np.count_nonzero(found) >= LEAST_SHARE * np.count_nonzero(region):
         return FirstMask(found, True)
-    return FirstMask(_ellipse(inside, (width, height)), False)
+    return FirstMask(ellipse_in(box, (width, height)), False)
 
 
 def mask_from_lasso(image: Picture, lasso: Lasso) -> FirstMask:
@@ -130,7 +103,7 @@ def mask_from_lasso(image: Picture, lasso: Lasso) -> FirstMask:
     cv2: Any = import_module("cv2")  # optional
     height, width = image.shape[:2]
     region = enclosed(lasso, (width, height))
-    part = _part_around(bounds(region), (width, height), QUICK_SIDE)
+    part = _part_around(bounds(region), (width, height))
     picture, guess, inside = part.scaled(image), _guess(region, part), _scaled(region, part)
     if (picture == picture[0, 0]).all():  # nothing to find
         return FirstMask(region, False)
@@ -143,7 +116,7 @@ def mask_from_lasso(image: Picture, lasso: Lasso) -> FirstMask:
     grabcut(picture, guess, _LAST_ROUNDS)
     found = _restored(guess, part, region.shape) & region  # scaling moves its border
     least = _MORE_THAN_CORE * np.count_nonzero(core) / part.scale**2 if certain else 0
-    if np.count_nonzero(found) > max(least, _LEAST_SHARE * np.count_nonzero(region)):
+    if np.count_nonzero(found) > max(least, LEAST_SHARE * np.count_nonzero(region)):
         return FirstMask(found, True)
     return FirstMask(region, False)
 
@@ -152,6 +125,12 @@ def ellipse_in(box: Box, size: tuple[int, int]) -> Bools:
     """The ellipse inscribed in a box, bool [H, W], in an image of W x H. Raises InputError as `check_box`."""
     check_box(box, size)
     return _ellipse(_pixels(box, size), size)
+
+
+def rectangle_of(box: Box, size: tuple[int, int]) -> Bools:
+    """What a box encloses, bool [H, W], in an image of W x H. Raises InputError as `check_box`."""
+    check_box(box, size)
+    return _rectangle(_pixels(box, size), size)
 
 
 def check_click(point: tuple[float, float], size: tuple[int, int]) -> None:
@@ -206,28 +185,27 @@ def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))
 
 
+def _rectangle(inside: tuple[int, int, int, int], size: tuple[int, int]) -> Bools:
+    """The pixels of a rectangle, in an image of W x H."""
+    region = np.zeros(size[::-1], bool)
+    region[inside[1] : inside[3], inside[0] : inside[2]] = True
+    return region
+
+
 def bounds(mask: Bools) -> tuple[int, int, int, int]:
     """The first column and row of a mask [H, W] that is not empty, and the first ones after it."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _extended(box: Box, points: list[tuple[float, float]]) -> Box:
-    """The smallest box around a box and points."""
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    left, top = min([box.x, *xs]), min([box.y, *ys])
-    right, bottom = max([box.x + box.width, *(x + 1 for x in xs)]), max([box.y + box.height, *(y + 1 for y in ys)])
-    return Box(left, top, right - left, bottom - top)
-
-
-def _part_around(inside: tuple[int, int, int, int], size: tuple[int, int], most_side: int) -> Part:
+def _part_around(inside: tuple[int, int, int, int], size: tuple[int, int]) -> Part:
     """What GrabCut sees of an image of W x H."""
     left, top, right, bottom = inside
     margin = max(_MIN_MARGIN, int(_MARGIN * max(right - left, bottom - top)))
     left, top = max(left - margin, 0), max(top - margin, 0)
     right, bottom = min(right + margin, size[0]), min(bottom + margin, size[1])
     side = max(right - left, bottom - top)
-    return Part(left, top, right, bottom, min(_MOST_SCALE, max(1, _LEAST_SIDE / side), most_side / side))
+    return Part(left, top, right, bottom, min(_MOST_SCALE, max(1, _LEAST_SIDE / side), _MOST_SIDE / side))
 
 
 def _guess(region: Bools, part: Part) -> Picture:
@@ -260,21 +238,6 @@ def _bends_inward(inside: Picture) -> bool:
     outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     hull = cv2.convexHull(np.concatenate(outlines))
     return bool(np.count_nonzero(inside) < _CONVEX * cv2.contourArea(hull))
-
-
-def _by_grabcut(
-    image: Picture, part: Part, guess: Picture, clicks: Sequence[tuple[tuple[float, float], int]] = ()
-) -> Bools:
-    """The mask [H, W] that GrabCut finds in a part of the image, from a guess [h, w]."""
-    cv2: Any = import_module("cv2")  # optional
-    picture = part.scaled(image)
-    grabcut(picture, guess, _ROUNDS)
-    if clicks:
-        for (x, y), label in clicks:
-            place = [round((one + 0.5 - start) * part.scale - 0.5) for one, start in zip((x, y), part, strict=False)]
-            cv2.circle(guess, place, _CLICK_RADIUS, cv2.GC_FGD if label else cv2.GC_BGD, cv2.FILLED)
-        grabcut(picture, guess, _ROUNDS_WITH_CLICKS)
-    return _restored(guess, part, image.shape[:2])
 
 
 def _restored(guess: Picture, part: Part, size: tuple[int, ...]) -> Bools:

@@ -27,7 +27,7 @@ def require_opencv() -> None:
     try:
         import_module("cv2")
     except ImportError as error:  # also of a library that it needs, such as libGL
-        why = f"a mask from a box needs OpenCV, which cannot be imported ({reason_of(error)})"
+        why = f"masks of boxes, lassos and clicks need OpenCV, which cannot be imported ({reason_of(error)})"
         raise InputError(f"{why}: pip install 'stm_fast[boxes]'") from error
 
 

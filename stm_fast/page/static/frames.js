@@ -43,7 +43,7 @@ async function mask(index, width, solo) {
 export function dropMasks(indices) {
   const old = indices && new Set(indices);
   masks.drop((key) => !old || old.has(parseInt(key, 10)));
-  if (!old || old.has(state.shown?.index)) dropped += 1;
+  if (!old || old.has(state.frame) || old.has(state.shown?.index)) dropped += 1;
 }
 
 /** Forgets everything: another video, or another server. */

@@ -156,14 +156,16 @@ function thin(points) {
 
 const round = (value) => Math.round(value * 100) / 100;
 
-const DRAW_FIRST = "Draw around the object first; then clicks correct its mask.";
+const drawFirst = () =>
+  `Draw around the object${state.clicksAlone ? " or click it" : ""} first; then clicks correct its mask.`;
 
 function click(done) {
   const [x, y] = done.points[0];
   const { width, height } = state.video;
   if (x < 0 || y < 0 || x >= width || y >= height) return;
-  if (!hasMask({ glance: false }) && !(state.clicksAlone && done.add)) return say(DRAW_FIRST);
-  send(done, { tool: "click", point: [round(x), round(y)], add: done.add });
+  const corrects = hasMask({ glance: false });
+  if (!corrects && !(state.clicksAlone && done.add)) return say(drawFirst());
+  send({ ...done, corrects }, { tool: "click", point: [round(x), round(y)], add: done.add });
 }
 
 async function send(done, prompt) {
@@ -177,15 +179,15 @@ async function send(done, prompt) {
   sent = sent.filter((one) => one !== done);
   draw();
   if (change?.found === false) say(UNFOUND, "end");
-  else if (change) say(answerText(prompt.tool, change), "good");
+  else if (change) say(answerText(prompt.tool, done.corrects, change), "good");
 }
 
 const UNFOUND = "Nothing stood out there, so the mask is what you drew around. Correct it with clicks or the brush.";
 
-function answerText(tool, { pixels, seconds }) {
+function answerText(tool, corrects, { pixels, seconds }) {
   if (tool === "brush") return "";
   const size = `${pixels.toLocaleString("en")} pixels`;
-  if (tool === "click") return `Corrected: ${size}.`;
+  if (tool === "click" && corrects) return `Corrected: ${size}.`;
   return `Mask of ${size} found in ${Math.max(0.1, seconds).toFixed(1)} s.`;
 }
 
