@@ -172,10 +172,10 @@ def _clicked(asked: Asked, click: Click | None) -> Asked:
 
 def corrected(asked: Asked, found: Bools) -> Bools:
     """The mask that is shown after an answer."""
-    area, clicks = asked.prompts
-    if clicks:
-        return merged(asked.shown, found, clicks[-1])
-    return asked.shown if area is None else found & area
+    prompts = asked.prompts
+    if prompts.clicks:
+        return merged(asked.shown, found, prompts.clicks[-1])
+    return asked.shown if prompts.area is None else found & prompts.area
 
 
 def _loss(answered: Answered) -> Tensor:
