@@ -25,8 +25,8 @@ SIDE, CLICK_RADIUS = 320, 5
 _MARGIN, _MIN_MARGIN = 0.35, 6
 # a mask that fills less of the frame is looked at once more, closer
 _CLOSER = 0.5
-# a click that would take away more of a mask is a graph cut near it instead: that is less, and more often right. What a
-# click alone has found is often far too large
+# a click that would take away more of a mask is a graph cut near it instead, which takes away less; but what a click
+# alone has found is often far too large
 _MOST_TAKEN = 0.12
 # of the least correction, in pixels, and as a share of the square root of the masks' area
 _MOST_RADIUS, _RADIUS = 2, 0.15

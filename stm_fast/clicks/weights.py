@@ -7,12 +7,14 @@ from torch import nn
 
 from stm_fast.clicks.network import ClickNetwork
 from stm_fast.errors import InputError
+from stm_fast.network.checkpoint import check_fit, check_numbers, state_to_write
 from stm_fast.network.efficientnet import from_published
 from stm_fast.network.entries import read_entries
 from stm_fast.network.pretrained import pretrained_file
+from stm_fast.network.released import FOLDER
 from stm_fast.tensor_file import write_tensors
 
-FILE = Path(__file__).resolve().parents[1] / "weights" / "clicks_lite2.safetensors"
+FILE = FOLDER / "clicks_lite2.safetensors"
 
 
 def load_click_network(path: Path = FILE) -> ClickNetwork:
@@ -21,26 +23,14 @@ def load_click_network(path: Path = FILE) -> ClickNetwork:
     Raises:
         InputError: no such file, a damaged one, or not the weights of a click network.
     """
-    entries = read_entries(path)
+    entries = read_entries(path).tensors
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in ClickNetwork().state_dict().items()}
-    found = {name: tensor.shape for name, tensor in entries.tensors.items()}
-    if found != expected:
-        wrong = next(name for name in [*expected, *found] if found.get(name) != expected.get(name))
-        raise InputError(
-            f"{path}: not weights of a click network: found {wrong} {_shape(found.get(wrong))}, expected "
-            f"{_shape(expected.get(wrong))}"
-        )
-    for name, tensor in entries.tensors.items():
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise InputError(f"{path}: found {name} of {tensor.dtype}, expected finite floating-point numbers")
+        expected = ClickNetwork().state_dict()
+    check_fit(entries, expected, path)
+    check_numbers(entries, path)
     network = ClickNetwork().eval()
-    network.load_state_dict(entries.tensors)
+    network.load_state_dict(entries)
     return network.to(memory_format=torch.channels_last)
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else f"of shape {list(shape)}"
 
 
 def load_trunk(network: ClickNetwork) -> None:
@@ -55,8 +45,4 @@ def load_trunk(network: ClickNetwork) -> None:
 
 def write_weights(path: Path, network: nn.Module) -> None:
     """Writes weights, convolutions in float16. Raises InputError if they cannot be written."""
-    tensors = {
-        name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous()
-        for name, tensor in network.state_dict().items()
-    }
-    write_tensors(path, tensors)
+    write_tensors(path, state_to_write(network, half=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stm_fast.errors import InputError, shown
 from stm_fast.network.architecture import MIN_SIZES, Architecture
@@ -140,16 +140,22 @@ def save_checkpoint(model: STM, path: str | Path, *, half: bool = False) -> None
         InputError: the file cannot be written, or the network is a copy from `for_inference`.
     """
     require_original(model, path)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if half:
-        kernels = (name for name, weight in model.named_parameters() if weight.ndim > 1)
-        state |= {name: state[name].half() for name in kernels}
+    state = state_to_write(model, half=half)
     facts = {name: str(value) for name, value in dataclasses.asdict(model.architecture).items()}
     facts["min_size"] = str(model.min_size)
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
     write_tensors(path, state, {"format": FORMAT, **facts})
+
+
+def state_to_write(model: nn.Module, *, half: bool) -> dict[str, Tensor]:
+    """The state dict of a network, contiguous, with convolutions in float16 if `half`."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        kernels = (name for name, weight in model.named_parameters() if weight.ndim > 1)
+        state |= {name: state[name].half() for name in kernels}
+    return state
 
 
 def require_original(model: STM, path: str | Path) -> None:
@@ -197,8 +203,8 @@ def load_backbone(model: STM, weights: "ResNet18_Weights | ResNet50_Weights | st
             trunk = _folded(found, encoder, weights)
         else:
             trunk, expected = _trunk(found), _trunk(encoder.state_dict())
-            _check_fit(trunk, expected, weights)
-            _check_numbers(trunk, weights)
+            check_fit(trunk, expected, weights)
+            check_numbers(trunk, weights)
         encoder.load_state_dict(trunk, strict=False)
 
 
@@ -296,7 +302,7 @@ def _converted(file: _File, model: STM) -> dict[str, Tensor]:
         name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if name not in file.state
     }
     state = {name: tensor.to(expected[name].dtype) for name, tensor in file.state.items()}
-    _check_numbers({file.in_file[name]: tensor for name, tensor in state.items()}, file.path)
+    check_numbers({file.in_file[name]: tensor for name, tensor in state.items()}, file.path)
     return state | missing
 
 
@@ -307,7 +313,7 @@ def _check_shapes(file: _File, expected: Mapping[str, Tensor]) -> None:
     problems = [f"{in_file(name)} is not a tensor" for name in expected if name in file.others]
     if problems:
         raise InputError(f"{file.path}: does not fit the network: {_shortened(problems)}")
-    _check_fit(
+    check_fit(
         {in_file(name): tensor for name, tensor in file.state.items()},
         {in_file(name): tensor for name, tensor in expected.items()},
         file.path,
@@ -353,13 +359,13 @@ def _folded(found: Mapping[str, Tensor], encoder: EfficientNetLite, source: obje
         shapes = from_published({name: tensor.to("meta") for name, tensor in found.items()}, encoder.stages)
     except RuntimeError:
         raise InputError(f"{source}: does not fit the network: shapes of convolutions and their BatchNorms") from None
-    _check_fit(shapes, expected, source)
+    check_fit(shapes, expected, source)
     trunk = from_published(found, encoder.stages)
-    _check_numbers(trunk, source)
+    check_numbers(trunk, source)
     return trunk
 
 
-def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
+def check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
     """Raises InputError that lists differences of names, shapes and dtypes, up to `MAX_PROBLEMS`.
 
     BatchNorm's counters, which old and converted files lack, may be missing: fixed statistics do not use them.
@@ -383,7 +389,7 @@ def _check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         raise InputError(f"{source}: does not fit the network: {_shortened(problems)}")
 
 
-def _check_numbers(state: Mapping[str, Tensor], source: object) -> None:
+def check_numbers(state: Mapping[str, Tensor], source: object) -> None:
     """Raises InputError that names the first entry with a NaN, an infinity or a negative variance."""
     for name, tensor in state.items():
         if not _finite(tensor):

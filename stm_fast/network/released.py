@@ -8,8 +8,8 @@ DEFAULT, OPEN = "default", "open"
 ARCHITECTURE = NETWORKS["lite2"]
 # frames whose shorter side is below this are upscaled; the model card has scores
 MIN_SIZE = 480
-_FOLDER = Path(__file__).resolve().parents[1] / "weights"
-FILES = {DEFAULT: _FOLDER / "stm_lite2.safetensors", OPEN: _FOLDER / "stm_lite2_open.safetensors"}
+FOLDER = Path(__file__).resolve().parents[1] / "weights"
+FILES = {DEFAULT: FOLDER / "stm_lite2.safetensors", OPEN: FOLDER / "stm_lite2_open.safetensors"}
 FILE = FILES[DEFAULT]
 
 

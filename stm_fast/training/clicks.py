@@ -28,12 +28,14 @@ from stm_fast.data.images import image_source
 from stm_fast.data.sequences import SETS
 from stm_fast.data.videos import VideoSource
 from stm_fast.errors import InputError
+from stm_fast.evaluation import region_similarity
 from stm_fast.printing import percent, say, warn
 from stm_fast.training.averaging import weight_average
 from stm_fast.training.checkpoint import read_state, write_state
 from stm_fast.training.click_examples import VIEW_SIDE, Item, Pool, View, Views, pool_of, warped
 from stm_fast.training.click_prompts import random_click, random_region, spoiled
 from stm_fast.training.config import Schedule
+from stm_fast.training.losses import soft_iou_loss
 from stm_fast.training.schedule import rate_factor
 from stm_fast.video.grabcut import Bools, require_opencv
 from stm_fast.whole_file import make_folder
@@ -126,6 +128,8 @@ class ClickTraining:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint. Raises InputError if it is that of another run."""
         for name, own in (("steps", self._steps), ("seed", self._seed)):
+            if name not in state:
+                raise InputError("found a checkpoint of another kind of training, expected another output folder")
             if state[name] != own:
                 raise InputError(f"{name}: found {own}, expected {state[name]} as in the checkpoint of this run")
         self.step = state["step"]
@@ -184,10 +188,9 @@ def _loss(answered: Answered) -> Tensor:
     own = torch.from_numpy(np.stack([view.own for view in answered.views])).float()
     weights = torch.from_numpy(np.stack([*map(_weights, answered.views, answered.asked)]))
     entropy = F.binary_cross_entropy_with_logits(logits, own, weights, reduction="none").sum((1, 2))
-    found = logits.sigmoid()
-    shared = (found * own).sum((1, 2))
-    overlap = (shared + 1) / ((found + own).sum((1, 2)) - shared + 1)
-    return (entropy / weights.sum((1, 2)) + _IOU_WEIGHT * (1 - overlap)).mean()
+    both = torch.stack([torch.zeros_like(logits), logits], 1)  # of background and object
+    overlap = soft_iou_loss(both, own.long(), torch.ones(len(own)))
+    return (entropy / weights.sum((1, 2))).mean() + _IOU_WEIGHT * overlap
 
 
 def _weights(view: View, asked: Asked) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -219,7 +222,7 @@ def _scores(network: torch.nn.Module, item: Item, clicks: int) -> Iterator[float
     asked = Asked(_NOTHING, Prompts(area))
     for _ in range(clicks + 1):
         shown = corrected(asked, answers(network, images, [asked])[0])
-        yield np.count_nonzero(shown & own) / np.count_nonzero(shown | own)
+        yield float(region_similarity(shown, own))
         asked = _clicked(Asked(shown, asked.prompts), next_click(shown, own))
 
 
@@ -253,6 +256,8 @@ def train(network: ClickNetwork, davis: Path, stills: Path, output: Path, steps:
     require_opencv()
     pools, validation = data_of(davis, stills)
     training = ClickTraining(network, pools, steps, seed)
+    objects = [sum(map(len, pool.groups)) for pool in pools]
+    say(f"objects in videos and in stills: {', '.join(map(str, objects))}; for validation: {len(validation)}")
     make_folder(output)
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
