@@ -26,6 +26,7 @@ Ids = npt.NDArray[np.uint8]
 Point = tuple[float, float]  # x, y in pixels of the image
 
 TRACKED_SIZE = "96"  # short side at which the network sees the frames, for speed
+LONG_CLIP = ("--min-size", "480")  # for `write_long_clip`: 40 frames in 4 to 15 s
 LOOSE = 3  # pixels between an object and the lasso or the box around it
 SECONDS = 60  # a busy machine
 _BROKEN = "error in the page: "
@@ -47,6 +48,14 @@ def write_clip(path: Path, clip: SyntheticClip, enlarged: int = 1) -> Clip:
     images = [np.kron(frame.image, square[..., None]) for frame in frames]
     write_video(path, images, encoder={"crf": "12", "g": "8"})
     return Clip(path, [np.kron(frame.ids, square) for frame in frames])
+
+
+def write_long_clip(path: Path, objects: int) -> Clip:
+    """A clip whose tracking lasts for seconds with LONG_CLIP, for what is done meanwhile.
+
+    On a busy machine a second may pass before a page answers.
+    """
+    return write_clip(path, SyntheticClip(3, frames=40, height=240, width=400, objects=objects))
 
 
 class Server:
@@ -170,6 +179,28 @@ class Person:
         before = int(self.data()["done"])
         act()
         self.until(lambda data: int(data["done"]) > before and not data["busy"], "a job has finished", PATIENCE)
+
+    def press_at(self, frame: int, key: str) -> None:
+        """Has the page press a key as soon as tracking shows that frame or a later one."""
+        self.page.evaluate(
+            """([frame, key]) => {
+                const data = document.body.dataset;
+                const note = () => {
+                    if (data.busy !== "track" || Number(data.shown) < frame) return;
+                    observer.disconnect();
+                    window.pressedAt = Number(data.shown);
+                    document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+                };
+                const observer = new MutationObserver(note);
+                observer.observe(document.body, {attributeFilter: ["data-shown"]});
+            }""",
+            [frame, key],
+        )
+
+    def pressed_at(self) -> int:
+        """The frame that was shown when `press_at` pressed its key."""
+        frame: int = self.page.evaluate("window.pressedAt")
+        return frame
 
     def watch(self) -> None:
         """From now on the page notes what it does and shows, for `watched`."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from browser import needs_browser
-from page_driver import outline, write_clip
+from page_driver import LONG_CLIP, outline, write_clip, write_long_clip
 from stm_fast.data.synthetic import SyntheticClip
 
 pytestmark = [needs_browser, pytest.mark.slow]
@@ -171,8 +171,9 @@ def test_strokes_and_masks_are_exact_when_zoomed_in_on_a_dense_screen(visit, cli
     assert np.allclose(seen, [left, top, right, bottom], atol=1.5), "the mask is where its pixels are"
 
 
-def test_another_video_is_opened_while_tracking(visit, clip, tmp_path):
-    person = visit.open(clip.path, "--min-size", "320")
+def test_another_video_is_opened_while_tracking(visit, tmp_path):
+    clip = write_long_clip(tmp_path / "long.mp4", objects=1)
+    person = visit.open(clip.path, *LONG_CLIP)
     other = write_clip(tmp_path / "other.mp4", SyntheticClip(4, frames=2, height=64, width=64, objects=1))
     person.lasso(clip.own(0, 1))
     person.press("Enter")

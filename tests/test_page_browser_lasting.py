@@ -4,18 +4,14 @@ import numpy as np
 import pytest
 
 from browser import needs_browser
-from page_driver import write_clip
-from stm_fast.data.synthetic import SyntheticClip
+from page_driver import LONG_CLIP, write_long_clip
 
 pytestmark = [needs_browser, pytest.mark.slow]
-
-FRAMES = 24
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    synthetic = SyntheticClip(3, frames=FRAMES, height=96, width=160, objects=2, object_size=(0.22, 0.28))
-    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", synthetic)
+    return write_long_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", objects=2)
 
 
 def start_tracking(person, clip):
@@ -25,7 +21,7 @@ def start_tracking(person, clip):
 
 
 def test_tracking_goes_on_without_the_tab(visit, clip, tmp_path):
-    server = visit.serve(clip.path, "--output", tmp_path / "project")
+    server = visit.serve(clip.path, *LONG_CLIP, "--output", tmp_path / "project")
     first = visit.person(server).open()
     start_tracking(first, clip)
     first.page.close()
@@ -35,12 +31,12 @@ def test_tracking_goes_on_without_the_tab(visit, clip, tmp_path):
     assert "." not in again.project()["states"]
     again.go(1)
     again.picture("reopened")
-    assert again.ids(FRAMES - 1).any()
+    assert again.ids(len(clip.truth) - 1).any()
 
 
 def test_a_killed_server_loses_nothing(visit, clip, tmp_path):
     folder = tmp_path / "project"
-    server = visit.serve(clip.path, "--output", folder)
+    server = visit.serve(clip.path, *LONG_CLIP, "--output", folder)
     person = visit.person(server).open()
     person.changed(lambda: person.press("n"))
     person.lasso(clip.own(0, 1))
@@ -53,7 +49,7 @@ def test_a_killed_server_loses_nothing(visit, clip, tmp_path):
     person.picture("server killed")
     person.page.close()
     person.faults.clear()  # the browser reports that it cannot connect
-    again = visit.person(visit.serve(clip.path, "--output", folder)).open()
+    again = visit.person(visit.serve(clip.path, *LONG_CLIP, "--output", folder)).open()
     after = again.project()
     assert after["objects"] == before["objects"]
     for index, mask in masks.items():
@@ -65,7 +61,7 @@ def test_a_killed_server_loses_nothing(visit, clip, tmp_path):
 
 
 def test_two_tabs_show_the_same(visit, clip):
-    one = visit.open(clip.path)
+    one = visit.open(clip.path, *LONG_CLIP)
     two = visit.another_tab(one).open()
     before = int(two.data()["version"])
     empty = two.pixels()
