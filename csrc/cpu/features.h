@@ -9,11 +9,27 @@
 // These maps and their transposed derivatives are all that the engine needs to know about a similarity.
 #pragma once
 
+#include <iterator>
+#include <numeric>
+
 #include "quantized_rows.h"
 #include "stm_fast/memory_read.h"
 #include "stm_fast/pack.h"
 
 namespace stm_fast {
+
+// A sum in several parts, whose rounding errors are smaller than those of one. A norm is a term of every score of its
+// row, so its error does not average out in the softmax, unlike that of a product.
+template <class T>
+class Norm {
+ public:
+  void add(Index c, T term) { parts_[c % kParts] += term; }
+  T total() const { return std::accumulate(std::begin(parts_), std::end(parts_), T(0)); }
+
+ private:
+  static constexpr Index kParts = 8;
+  T parts_[kParts] = {};
+};
 
 template <class Stored>
 class Features {
@@ -36,12 +52,12 @@ class Features {
   void of_query(Index object, Index i, T* feature) const {
     const Index key_dim = problem_.key_dim;
     const Matrix<const Dense<Stored>> query = problem_.query[object];
-    T norm = 0;
+    Norm<T> norm;
     for (Index c = 0; c < key_dim; ++c) {
       const T q = widen(query.at(i, c));
       const T e = selection(object, i, c);
       feature[c] = is_l2_ ? 2 * e * q : q;
-      norm += e * q * q;
+      norm.add(c, e * q * q);
       if (problem_.selection) {
         feature[key_dim + c] = -e;
       }
@@ -50,7 +66,7 @@ class Features {
       feature[key_dim] = -1;
     }
     if (has_norm()) {
-      feature[dim_ - 1] = -norm;
+      feature[dim_ - 1] = -norm.total();
     }
   }
 
@@ -154,17 +170,17 @@ class Features {
 
   void of_key_unscaled(Index object, Index j, T* feature) const {
     const Index key_dim = problem_.key_dim;
-    T norm = 0;
+    Norm<T> norm;
     for (Index c = 0; c < key_dim; ++c) {
       const T k = widen(problem_.key[object].at(j, c));
       feature[c] = k;
-      norm += k * k;
+      norm.add(c, k * k);
       if (problem_.selection) {
         feature[key_dim + c] = k * k;
       }
     }
     if (is_l2_ && !problem_.selection) {
-      feature[key_dim] = norm;
+      feature[key_dim] = norm.total();
     }
     if (has_norm()) {
       feature[dim_ - 1] = 1;
