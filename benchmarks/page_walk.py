@@ -209,7 +209,7 @@ def main(
         walk_through(Walk(person, pictures), wanted, write, clicks)
         browser.close()
         server.close()
-        assert not person.faults, person.faults
+        assert not (faults := person.faults()), faults
 
 
 if __name__ == "__main__":

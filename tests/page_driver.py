@@ -115,26 +115,30 @@ class Person:
         server: whose address is opened.
         pictures: folder for screenshots.
 
-    Attributes:
-        faults: messages of errors in the console and in the page, violations of the CSP among them, and of requests to
-            other servers.
+    Messages are of errors in the console and in the page, violations of the CSP among them, and of requests to other
+    servers. They may come after the page has shown what they are about.
     """
 
     def __init__(self, page: Any, server: Server, pictures: Path) -> None:
-        self.page, self.server, self.faults = page, server, list[str]()
+        self.page, self.server = page, server
+        self._messages, self._allowed = list[str](), list[str]()
         self._pictures = Path(os.environ.get("STM_FAST_SCREENSHOTS") or pictures)
         page.set_default_timeout(1000 * SECONDS)
         page.on("console", self._heard)
-        page.on("pageerror", lambda error: self.faults.append(f"{_BROKEN}{error}"))
+        page.on("pageerror", lambda error: self._messages.append(f"{_BROKEN}{error}"))
         page.on("request", self._requested)
 
     def _heard(self, message: Any) -> None:
         if message.type in ("error", "warning"):
-            self.faults.append(f"console: {message.text} {message.location.get('url', '')}")
+            self._messages.append(f"console: {message.text} {message.location.get('url', '')}")
 
     def _requested(self, request: Any) -> None:
         if not request.url.startswith((f"{self.server.origin}/", "data:", f"blob:{self.server.origin}/")):
-            self.faults.append(f"request to {request.url}")
+            self._messages.append(f"request to {request.url}")
+
+    def faults(self) -> list[str]:
+        """The messages that the test does not allow."""
+        return [message for message in self._messages if not any(part in message for part in self._allowed)]
 
     # what the page says
 
@@ -153,7 +157,7 @@ class Person:
         """Waits until something holds of the data attributes."""
         deadline = time.monotonic() + seconds
         while not holds(data := self.data()):
-            assert not [fault for fault in self.faults if fault.startswith(_BROKEN)], self.faults
+            assert not [fault for fault in self.faults() if fault.startswith(_BROKEN)], self.faults()
             assert time.monotonic() < deadline, f"waited {seconds:g} s until {what}: {data}, {self.status()!r}"
             self.page.wait_for_timeout(15)
         return data
@@ -321,10 +325,14 @@ class Person:
             link.click()
         return download.value.suggested_filename, Path(download.value.path()).read_bytes()
 
-    def forgive(self, part: str) -> None:
-        """Forgets messages that a test expects; there must be one."""
-        assert [fault for fault in self.faults if part in fault], (part, self.faults)
-        self.faults[:] = [fault for fault in self.faults if part not in fault]
+    def allow(self, part: str) -> None:
+        """Messages that contain this are no faults, whenever they come."""
+        self._allowed.append(part)
+
+    def expect(self, part: str) -> None:
+        """Allows such messages, and waits for one."""
+        self.allow(part)
+        self.until(lambda _: any(part in message for message in self._messages), f"the console says {part!r}")
 
     def press(self, keys: str) -> None:
         self.page.keyboard.press(keys)
@@ -366,4 +374,4 @@ class Visit:
 
     def end(self) -> None:
         self._opened.close()
-        assert not (faults := [fault for person in self._people for fault in person.faults]), faults
+        assert not (faults := [fault for person in self._people for fault in person.faults()]), faults
