@@ -26,7 +26,7 @@ Ids = npt.NDArray[np.uint8]
 Point = tuple[float, float]  # x, y in pixels of the image
 
 TRACKED_SIZE = "96"  # short side at which the network sees the frames, for speed
-LONG_CLIP = ("--min-size", "480")  # for `write_long_clip`: 40 frames in 4 to 15 s
+LONG_CLIP = ("--min-size", "480")  # tracking `write_long_clip` then takes seconds
 LOOSE = 3  # pixels between an object and the lasso or the box around it
 SECONDS = 60  # a busy machine
 _BROKEN = "error in the page: "
