@@ -82,7 +82,7 @@ setup(
     package_data={
         "stm_fast": [
             *("py.typed", REASON_FILE, "evaluation/*.html", "evaluation/*.svg", "page/static/*"),
-            *("weights/*", "weights/recipe/*"),
+            *("configs/*", "weights/*", "weights/recipe/*"),
         ]
     },
     ext_modules=[extension],

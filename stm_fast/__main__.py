@@ -32,7 +32,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     info: "stm-fast info",
     open: "stm-fast open clip.mp4",
     segment: "stm-fast segment clip.mp4 --masks first.png --output out --max-size 480",
-    train: "stm-fast train configs/tiny.yaml --output runs/tiny",
+    train: "stm-fast train tiny --output runs/tiny",
     evaluate: "stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth",
 }
 _BENCHMARK_EXAMPLES: dict[Callable[..., None], str] = {
