@@ -6,6 +6,7 @@ from importlib import import_module
 from ipaddress import ip_address
 
 from stm_fast.errors import InputError, option, reason_of, shown
+from stm_fast.versions import how_to_install
 
 FIRST_PORT = 8765
 LOOPBACK = "127.0.0.1"
@@ -21,7 +22,7 @@ def require_page() -> None:
             import_module(name)
         except ImportError as error:  # also of a library that it needs
             why = f"the page needs {name}, which cannot be imported ({reason_of(error)})"
-            raise InputError(f"{why}: pip install 'stm_fast[page]'") from error
+            raise InputError(f"{why}: {how_to_install('page')}") from error
 
 
 def is_local(host: str) -> bool:
