@@ -18,6 +18,7 @@ FLOORS = {
     "heap": 0,
     "lazy": 0,
     "printing": 0,
+    "system": 0,
     "torch_private": 0,
     "versions": 0,
     "config": 1,
