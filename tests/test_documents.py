@@ -29,13 +29,14 @@ from guide_folder import YourModel, prepare_guide_folder
 from page_client import Client
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (".", "benchmarks", "csrc", "docs", "kernels", "stm_fast/weights")
-PAGES = {file.relative_to(ROOT).as_posix(): file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.md"))}
+FOLDERS = (".", ".github", "benchmarks", "csrc", "docs", "docs/api", "docs/images", "kernels", "stm_fast/weights")
+FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.md"))]
+PAGES = {file.relative_to(ROOT).as_posix(): file for file in FILES}
 README = PAGES["README.md"].read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DATA = {"bibtex", "json", "toml", "yaml"}
 # what Sphinx replaces, with the text that is in the block or in a file
-DIRECTIVES = {"{floors}", "{include}", "{toctree}"}
+DIRECTIVES = {"{eval-rst}", "{floors}", "{include}", "{toctree}"}
 OPEN = "stm-fast open clip.mp4"
 BLOCKS = FencedCodeBlockLexer(language=r"[^\n]*")
 MARK = re.compile(r"<!-- ([^:\n]+): (\S+) -->\n+\Z")
@@ -247,3 +248,7 @@ def test_the_badges_are_true():
         "weights": "non--commercial",
     }
     assert "Apache-2.0" in PROJECT["license"]
+
+
+def test_the_citation_is_of_this_version():
+    assert f"version = {{{PROJECT['version']}}}," in README
