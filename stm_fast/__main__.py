@@ -1,4 +1,4 @@
-"""The command line: stm-fast demo | open | segment | train | evaluate | benchmark | convert | info."""
+"""The command line: stm-fast demo | open | segment | convert | info | train | evaluate | benchmark."""
 
 import sys
 from collections.abc import Callable
@@ -28,10 +28,10 @@ _INTERRUPTED = 130  # the shell convention for a program ended by ctrl-C
 # in the order in which --help lists them
 _EXAMPLES: dict[Callable[..., None], str] = {
     demo: "stm-fast demo --output demo",
-    convert: "stm-fast convert STM_weights.pth stm.safetensors",
-    info: "stm-fast info",
     open: "stm-fast open clip.mp4",
     segment: "stm-fast segment clip.mp4 --masks first.png --output out --max-size 480",
+    convert: "stm-fast convert STM_weights.pth stm.safetensors",
+    info: "stm-fast info",
     train: "stm-fast train tiny --output runs/tiny",
     evaluate: "stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth",
 }
