@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train pictures clean
+.PHONY: setup build wheel demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train pictures clean
 
 setup: $(VENV)/.ready
 
-# torch first and no build isolation: an isolated build would download a second torch
+# torch first: the build uses it. No build isolation: make build needs setuptools and ninja, too
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision setuptools ninja
@@ -18,6 +18,13 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(NATIVE)
 # only the extension: compiles what changed, in seconds; fails if it cannot be built
 build:
 	STM_FAST_EXTENSION=1 $(BIN)/python setup.py build_ext --inplace
+
+# an sdist and a wheel that an index takes, in dist/; needs no container
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --sdist --no-isolation .
+	PATH=$(abspath $(BIN)):$$PATH .ci/wheel $(BIN)/python dist/*.tar.gz dist
+	$(BIN)/python -m twine check --strict dist/*
 
 demo: setup
 	$(BIN)/stm-fast demo --output demo --overwrite
