@@ -101,8 +101,8 @@ def segment_video(
     Args:
         source: a video or TIFF file, or a folder of jpg, png, webp or tif frames; or an image glob,
             ``"frames/*.png"``; a URL, "camera:0" or "/dev/video0", a named pipe, or "-" for standard input. What can be
-            read only once, as a camera or a pipe, is a live source: it cannot be resumed, and `should_stop` ends it with
-            complete results.
+            read only once, as a camera or a pipe, is a live source: it cannot be resumed, and `should_stop` ends it
+            with complete results.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
             frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
             such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255
