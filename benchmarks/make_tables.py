@@ -1,4 +1,5 @@
-"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md from benchmarks/results/*.json.
+"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md from benchmarks/results/*.json, and that of
+docs/service.md from the estimates of the package.
 
 python benchmarks/make_tables.py rewrites only what stands between marks; a second run changes nothing.
 """
@@ -14,6 +15,7 @@ from drop_in import table as drop_in_table
 from long_video import VideoRow
 from prototypes import PolicyRow
 from prototypes import table as policy_table
+from run_memory import table as run_memory_table
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
 from stm_fast.benchmarking.report import (
     Table,
@@ -33,7 +35,8 @@ from stm_fast.whole_file import whole_file
 
 HERE = Path(__file__).resolve().parent
 DROP_IN = HERE.parent / "docs" / "dropin.md"
-DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md", DROP_IN)
+SERVICE = HERE.parent / "docs" / "service.md"
+DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md", DROP_IN, SERVICE)
 _NOTHING = "Not measured yet."
 
 
@@ -53,8 +56,10 @@ def as_measured(document: Path) -> str:
     """The text of one of DOCUMENTS with what is in results/ between its marks.
 
     README.md shows the forward read in one record per processor, and summaries of whole frames; benchmarks/README.md
-    shows everything but the reads of other models, which docs/dropin.md shows.
+    shows everything but the reads of other models, which docs/dropin.md shows. docs/service.md shows estimates.
     """
+    if document == SERVICE:
+        return replaced(document, document.read_text(), "memory of runs", run_memory_table().markdown())
     if document == DROP_IN:
         return replaced(document, document.read_text(), "drop-in reads", drop_ins(_records("drop-in-*", DropInRow)))
     everything = document.parent == HERE
