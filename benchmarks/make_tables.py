@@ -1,4 +1,5 @@
-"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md, and a chart, from benchmarks/results/*.json.
+"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md, and a chart, from benchmarks/results/*.json, and
+the table of docs/service.md from the estimates of the package.
 
 python benchmarks/make_tables.py writes docs/images/speed.svg, and in the documents only what stands between marks; a
 second run changes nothing.
@@ -15,6 +16,7 @@ from drop_in import table as drop_in_table
 from long_video import VideoRow
 from prototypes import PolicyRow
 from prototypes import table as policy_table
+from run_memory import table as run_memory_table
 from speed_chart import PYTORCH, QUANTIZED, SERIES, Panel, at_the_end, has_all_lines, speed_chart
 from stm_fast.benchmarking.frames import VARIANTS
 from stm_fast.benchmarking.records import PUBLISHED, FrameRow, ReadRow, Record, read_record
@@ -39,7 +41,8 @@ HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 DROP_IN = HERE.parent / "docs" / "dropin.md"
 CHART = HERE.parent / "docs" / "images" / "speed.svg"
-DOCUMENTS = (README, HERE / "README.md", DROP_IN, CHART)
+SERVICE = HERE.parent / "docs" / "service.md"
+DOCUMENTS = (README, HERE / "README.md", DROP_IN, CHART, SERVICE)
 _NOTHING = "Not measured yet."
 # rows of the short table: a variant of whole frames, and its name there
 _SHORT_ROWS = {
@@ -66,7 +69,7 @@ def as_measured(document: Path) -> str:
     """The text of one of DOCUMENTS with what is in results/ between its marks.
 
     README.md shows a short table, benchmarks/README.md everything but the reads of other models, which docs/dropin.md
-    shows.
+    shows. docs/service.md shows estimates.
     """
     if document == CHART:
         return chart(_records("memory-read-*", ReadRow))
@@ -80,6 +83,8 @@ def _sections(document: Path) -> dict[str, str]:
     """What stands between the marks of a document, by their names."""
     if document == DROP_IN:
         return {"drop-in reads": drop_ins(_records("drop-in-*", DropInRow))}
+    if document == SERVICE:
+        return {"memory of runs": run_memory_table().markdown()}
     reads, frames = _records("memory-read-*", ReadRow), _records("network-*", FrameRow)
     if document == README:
         return {"speed": speed(reads, frames)}
