@@ -1,5 +1,6 @@
-"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md, and a chart, from benchmarks/results/*.json, and
-the table of docs/service.md from the estimates of the package.
+"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md, and a chart, from benchmarks/results/*.json.
+
+The table of docs/service.md is written from the estimates of the package.
 
 python benchmarks/make_tables.py writes docs/images/speed.svg, and in the documents only what stands between marks; a
 second run changes nothing.

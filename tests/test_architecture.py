@@ -37,6 +37,7 @@ FLOORS = {
     "clicks": 4,
     "inference": 4,
     "data": 4,
+    "export": 5,
     "runs": 5,
     "evaluation": 6,
     "progress": 6,
