@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train clean
+.PHONY: setup build demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train hub-kernel release-check clean
 
 setup: $(VENV)/.ready
 
@@ -103,6 +103,15 @@ MINUTES ?= 4
 DATA ?= data
 gpu-train:
 	$(GPU_PYTHON) benchmarks/gpu_train.py --minutes $(MINUTES) --data $(DATA) $(ARGUMENTS)
+
+# the memory read in the layout of the Hugging Face hub's kernels, built for this machine: docs/kernels-hub.md
+hub-kernel: setup
+	$(BIN)/python csrc/hub/make_kernel.py
+	$(BIN)/python csrc/hub/build_kernel.py
+
+# what must hold before a release, item by item: docs/releasing.md
+release-check: setup
+	$(BIN)/python tests/release_check.py
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt

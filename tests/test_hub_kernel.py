@@ -15,8 +15,11 @@ from stm_fast.kernels.targets import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB = ROOT / "csrc/hub"
-# https://huggingface.co/docs/kernels/kernel-requirements; Triton comes with torch, and only files of settings, which the
-# kernel does not have, are validated by pydantic
+# the commands of docs/kernels-hub.md
+WRITE = "python csrc/hub/make_kernel.py --output build/hub-kernel"
+BUILD = "python csrc/hub/build_kernel.py build/hub-kernel"
+# https://huggingface.co/docs/kernels/kernel-requirements; Triton comes with torch, and pydantic validates only files of
+# settings, which the kernel does not have
 MAY_BE_IMPORTED = {*sys.stdlib_module_names, "torch", "triton", "pydantic"}
 
 # loads a build as `kernels` 0.17 does (importer.py), where the package cannot be imported, and compares it with float64
@@ -56,15 +59,16 @@ print(*kernel.__all__)
 """
 
 
-def run(script, *arguments):
-    command = [sys.executable, "-W", "error", str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+def run(command, project, *options):
+    """Runs one of the commands with another folder for the project, and with more options."""
+    words = [str(project) if word == "build/hub-kernel" else word for word in command.split()[1:]]
+    return subprocess.run([sys.executable, *words, *options], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "kernel"
-    done = run(HUB / "make_kernel.py", "--output", folder)
+    done = run(WRITE, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{folder}\n"
     return folder
@@ -160,12 +164,16 @@ def test_a_module_that_would_still_name_the_package_is_refused(line, make_kernel
         make_kernel.translated("stm_fast.ops.new", tmp_path / "new.py")
 
 
+def test_the_commands_are_documented():
+    assert f"```sh\n{WRITE}\n{BUILD}\n```" in (ROOT / "docs/kernels-hub.md").read_text()
+
+
 def test_another_folder_is_not_replaced(tmp_path):
     (tmp_path / "mine.txt").touch()
-    done = run(HUB / "make_kernel.py", "--output", tmp_path)
+    done = run(WRITE, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"make_kernel: {tmp_path}: found another folder")
-    done = run(HUB / "build_kernel.py", tmp_path)
+    done = run(BUILD, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"build_kernel: {tmp_path}: found no build.toml")
     assert [*tmp_path.iterdir()] == [tmp_path / "mine.txt"]
@@ -173,12 +181,7 @@ def test_another_folder_is_not_replaced(tmp_path):
 
 @pytest.mark.slow
 def test_a_build_is_loaded_without_the_package_and_agrees_with_float64(project, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(HUB / "build_kernel.py"), str(project), "--backend", "cpu", "--optimize=-O0"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(BUILD, project, "--backend", "cpu", "--optimize=-O0")
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
     assert folder.parent == project / "build"
@@ -190,6 +193,6 @@ def test_a_build_is_loaded_without_the_package_and_agrees_with_float64(project, 
     assert metadata["digest"]["files"] == {name: digest.decode() for name, digest in found.items()}
     assert f"{metadata['id']}.abi3.so" in files
     (tmp_path / "load.py").write_text(LOAD)
-    done = run(tmp_path / "load.py", folder)
+    done = run(f"python {tmp_path / 'load.py'}", project, str(folder))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "testing"
