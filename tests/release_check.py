@@ -138,7 +138,7 @@ def packages(root: Path) -> Iterator[str]:
             yield f"twine check --strict: {_last_line(done)}"
         tracked = [name for name in _git(root, "ls-files") if not name.startswith(".")]
         yield from missing(sdist_names(sdist), tracked, "the sdist")
-        installed = [name for name in tracked if name.startswith(("stm_fast/", "kernels/"))]
+        installed = [name for name in tracked if re.match(r"stm_fast/|kernels/.*\.py$", name)]
         licenses = [f"licenses/{name}" for name in _project(root)["license-files"]]
         yield from missing(wheel_names(wheel), [*map(_installed_as, installed), *licenses], "the wheel")
 
