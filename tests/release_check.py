@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import tomllib
 import zipfile
@@ -136,28 +135,21 @@ def packages(root: Path) -> Iterator[str]:
         done = _run(root, sys.executable, "-m", "twine", "check", "--strict", str(sdist), str(wheel))
         if done.returncode:
             yield f"twine check --strict: {_last_line(done)}"
-        tracked = [name for name in _git(root, "ls-files") if not name.startswith(".")]
-        yield from missing(sdist_names(sdist), tracked, "the sdist")
-        installed = [name for name in tracked if re.match(r"stm_fast/|kernels/.*\.py$", name)]
+        done = _run(root, ".ci/complete", str(sdist))
+        if done.returncode:
+            yield f".ci/complete: {_last_line(done)}"
+        installed = [name for name in _git(root, "ls-files") if re.match(r"stm_fast/|kernels/.*\.py$", name)]
         licenses = [f"licenses/{name}" for name in _project(root)["license-files"]]
-        yield from missing(wheel_names(wheel), [*map(_installed_as, installed), *licenses], "the wheel")
+        yield from missing(wheel, [*map(_installed_as, installed), *licenses])
 
 
-def missing(found: set[str], expected: Iterable[str], where: str) -> Iterator[str]:
+def missing(wheel: Path, expected: Iterable[str]) -> Iterator[str]:
+    """Files that a wheel should have; those of its metadata are named without their folder, which names the version."""
+    with zipfile.ZipFile(wheel) as archive:
+        found = {re.sub(r"^[^/]+\.dist-info/", "", name) for name in archive.namelist()}
     absent = sorted(set(expected) - found)
     if absent:
-        yield f"{where}: found no {absent[0]} ({len(absent)} files are absent), expected every file of the repository"
-
-
-def sdist_names(path: Path) -> set[str]:
-    with tarfile.open(path) as archive:
-        return {name.partition("/")[2] for name in archive.getnames()}
-
-
-def wheel_names(path: Path) -> set[str]:
-    """The files of a wheel; its metadata without their folder, whose name has the version."""
-    with zipfile.ZipFile(path) as archive:
-        return {re.sub(r"^[^/]+\.dist-info/", "", name) for name in archive.namelist()}
+        yield f"the wheel: found no {absent[0]} ({len(absent)} files are absent), expected all of the repository"
 
 
 def _installed_as(name: str) -> str:
