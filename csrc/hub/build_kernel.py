@@ -85,7 +85,6 @@ def _compiled(project: Path, name: str, build: dict[str, Any], optimize: str, fo
         [str(project / path) for path in listed if path.endswith(".cpp")],
         include_dirs=[str(project / "csrc/include"), str(folder / "include")],
         extra_compile_args=[*FLAGS, optimize, "-g0", "-fno-gnu-unique", target],
-        extra_link_args=["-s"],
         py_limited_api=True,
     )
     with contextlib.chdir(folder):  # elsewhere setuptools would read the package's pyproject.toml
