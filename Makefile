@@ -60,7 +60,6 @@ sanitize: setup
 	.ci/sanitize $(BIN)/python
 
 # the documentation site, offline, into build/docs; a warning is an error
-.PHONY: docs
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going docs build/docs
 
