@@ -6,9 +6,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.typing import stringify_annotation
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -64,19 +66,33 @@ add_module_names = False
 nitpicky = True
 nitpick_ignore_regex = [
     # other projects: their documentation would have to be fetched, and the site is built offline
-    (r"py:.*", r"(av|np|npt|nn|numpy|PIL|supervision|torch|ProcessGroup|Tensor)(\..*)?"),
+    (r"py:.*", r"(av|np|npt|nn|numpy|ArrayLike|PIL|supervision|torch|ProcessGroup|Tensor)(\..*)?"),
     # of the standard library
     (r"py:.*", r"(collections|fractions|os|pathlib|typing)\..*|Any|Callable|Path|Self|SupportsFloat|SupportsIndex"),
     # types and modules of the package that are not public, in the signatures and docstrings of what is
     (r"py:(class|mod)", r"stm_fast\..*|Sound|ResNet50_Weights"),
 ]
 
-_SHAPE = re.compile(r"(?<![`\w\[])(\[(?:[A-Z0-9.][\w.+*/ -]*)(?:, [\w.+*/ -]+)+\])(?![`_(])")
+_SHAPE = re.compile(r"(?<![`\w\[])(\[(?:[A-Z]|(?:[A-Z0-9.][\w.+*/' -]*)(?:, [\w.+*/' -]+)+)\])(?![`_(])")
+_ARRAY_LIKE = stringify_annotation(npt.ArrayLike, "smart")
 
 
 def shapes_as_code(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Marks shapes such as [B, M, Ck] as code, in docstrings that do not."""
     lines[:] = [line if "``" in line else _SHAPE.sub(r"``\1``", line) for line in lines]
+
+
+def short_types(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Shows NumPy's ArrayLike under its name, not as the union that it stands for."""
+    types = app.env.current_document.autodoc_annotations.get(name, {})
+    types.update({argument: type_.replace(_ARRAY_LIKE, "ArrayLike") for argument, type_ in types.items()})
+
+
+def short_defaults(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Shows defaults that are functions as "..."."""
+    return (arguments and re.sub("<function .*?>+(?=[,)])", "...", arguments)), returned
 
 
 def code_if_unknown(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nodes.Element | None:
@@ -94,6 +110,8 @@ def without_overloads(module: str) -> None:
 def setup(app: Sphinx) -> None:
     without_overloads("stm_fast.ops.functional")
     app.connect("autodoc-process-docstring", shapes_as_code)
+    app.connect("autodoc-process-docstring", short_types)
+    app.connect("autodoc-process-signature", short_defaults)
     app.connect("missing-reference", code_if_unknown)
     links.setup(app, ROOT, REPOSITORY, pictures.FOLDER)
     floors.setup(app, ROOT / "tests" / "test_architecture.py")
