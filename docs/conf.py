@@ -21,7 +21,7 @@ import pictures  # noqa: E402
 from stm_fast.versions import __version__  # noqa: E402
 
 urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
-REPOSITORY = urls.get("Repository") or urls.get("Source") or "https://github.com/stm-fast/stm-fast"
+REPOSITORY = urls.get("Source", "https://github.com/stm-fast/stm-fast")
 
 project = "stm_fast"
 release = version = __version__

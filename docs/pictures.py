@@ -12,6 +12,7 @@ from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
+from stm_fast.choices import Result
 from stm_fast.whole_file import whole_file
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "pictures"
@@ -20,6 +21,7 @@ NAMES = ("clip", "overlay", "matte", "soft", "cutout", "alpha", "states")
 SHOWN = (0, 10, 26)
 _FRAMES, _HIDDEN = 40, (8, 12)
 _FRAME_RATE = Fraction(24)
+_RESULTS: tuple[Result, ...] = ("masks", "pictures", "csv", "cutout", "soft")
 _GAP = 6  # pixels between pictures side by side
 _CHECK = 12  # pixels of a square behind an alpha picture
 
@@ -43,8 +45,7 @@ def draw() -> None:
         with OverlayVideoWriter(video, clip.width, clip.height, _FRAME_RATE) as writer:
             for index, frame in enumerate(clip):
                 writer.write(frame.image, float(index / _FRAME_RATE))
-        results = ("masks", "pictures", "csv", "cutout", "soft")
-        segment_video(video, clip[0].ids, output, model=load(dtype="float32"), write=results)
+        segment_video(video, clip[0].ids, output, model=load(dtype="float32"), write=_RESULTS)
         FOLDER.mkdir(parents=True, exist_ok=True)
         _save("clip", _side_by_side(Image.fromarray(clip[index].image) for index in SHOWN))
         _save("overlay", _side_by_side(Image.open(output / f"overlay/{index:05d}.jpg") for index in SHOWN))
@@ -69,7 +70,7 @@ def _draw_states(output: Path) -> None:
 
     rows = list(read_table(output))
     ids = sorted({row.object_id for row in rows})
-    figure = Figure(figsize=(7.5, 3.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.5, 4), dpi=120, layout="constrained")
     for axes, object_id in zip(figure.subplots(len(ids), sharex=True), ids, strict=True):
         own = [row for row in rows if row.object_id == object_id]
         axes.plot([row.frame_index for row in own], [100 * float(row.score) for row in own], "black", linewidth=2)
@@ -77,7 +78,7 @@ def _draw_states(output: Path) -> None:
             at = [row.frame_index for row in own if row.state == state]
             axes.bar(at, 105, width=1, color=shade, zorder=0, label=state)
         axes.set(ylim=(0, 105), ylabel=f"object {object_id}", yticks=(0, 50, 100))
-    figure.axes[0].legend(ncols=2, loc="lower right", fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize="small")
     figure.axes[0].set_title("score, the expected J in percent", fontsize="medium")
     figure.axes[-1].set_xlabel("frame")
     with whole_file(FOLDER / "states.png") as partial:
