@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test quick gate fuzz sanitize docs check types fix bench gpu gpu-cache gpu-train clean
+.PHONY: setup build demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train clean
 
 setup: $(VENV)/.ready
 
@@ -52,6 +52,7 @@ sanitize: setup
 	.ci/sanitize $(BIN)/python
 
 # the documentation site, offline, into build/docs; a warning is an error
+.PHONY: docs
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going docs build/docs
 
