@@ -29,7 +29,7 @@ language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 templates_path: list[str] = []
-exclude_patterns = ["_generated"]
+exclude_patterns = ["images"]
 
 html_theme = "furo"
 html_title = f"stm_fast {release}"

@@ -22,7 +22,7 @@ _GENERATED = "_generated/"
 def pages_of(docs: Path) -> dict[Path, str]:
     """The page, as "/name.md", that shows each document."""
     pages = {}
-    for path in sorted([*docs.rglob("*.md"), *docs.rglob("*.ipynb")]):
+    for path in (path for pattern in ("*.md", "api/*.md", "*.ipynb") for path in sorted(docs.glob(pattern))):
         shown = _INCLUDE.fullmatch(path.read_text()) if path.suffix == ".md" else None
         document = (path.parent / shown[1]).resolve() if shown else path
         pages[document] = f"/{path.relative_to(docs).as_posix()}"
