@@ -20,7 +20,7 @@ from stm_fast.memory import Shard
 from stm_fast.network import STM
 from stm_fast.runs.annotations import write_annotations
 from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run, write_run_record
-from stm_fast.runs.estimation import Estimate, check_fits, workload_of
+from stm_fast.runs.estimation import Estimate, check_fits, note_on_size, workload_of
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
 from stm_fast.runs.mask_sources import Masks
 from stm_fast.runs.object_table import Sight, sights
@@ -187,7 +187,8 @@ class _VideoRun:
         ranks.lead(lambda: check_output(job.output, outputs.overwrite, job.inputs, resume=outputs.resume))
         ranks.lead(lambda: require_encoders(job.output, outputs.write))
         estimate = check_fits(self._workload)
-        for note in self._opened.given.notes if ranks.leads else ():
+        notes = [*self._opened.given.notes, note_on_size(self._workload)]
+        for note in filter(None, notes if ranks.leads else ()):
             logger.warning(note)
         self._hooks.estimated(estimate)
 
