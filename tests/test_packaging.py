@@ -73,7 +73,7 @@ def test_metadata_needs_no_torch_and_has_no_relative_links(tmp_path):
     assert done.returncode == 0, done.stderr
     (file,) = written.glob("*.dist-info/METADATA")
     header, description = file.read_text().split("\n\n", 1)
-    assert "License-Expression: Apache-2.0 AND CC-BY-NC-4.0" in header
+    assert "License-Expression: Apache-2.0 AND CC-BY-NC-4.0 AND CC-BY-3.0" in header
     assert re.findall("License-File: (.*)", header) == [
         *("LICENSE", "stm_fast/weights/LICENSE-CC-BY-NC-4.0.txt", "stm_fast/weights/NOTICE")
     ]
