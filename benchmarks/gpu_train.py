@@ -1,6 +1,6 @@
 """Some minutes of training on one GPU, from the package's weights on: make gpu-train MINUTES=4 DATA=folder.
 
-As `stm-fast train configs/burst.yaml --fit-minutes`, where the minutes include everything: start, decoding, scores
+As `stm-fast train burst --fit-minutes`, where the minutes include everything: start, decoding, scores
 before the first step and after the last one. DATA has davis16-train/ and static/. The folder that OUT names in the
 environment, by default benchmarks/results/gpu-train, gets two files of under 16 MB:
 
@@ -29,7 +29,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-CONFIG = ROOT / "configs" / "burst.yaml"
+RECIPE = "burst"
 KEPT = ("checkpoint.pt", "config.yaml", "log.jsonl")
 # the checkpoint has the average of the weights; the best ones are the last ones or those of the start
 DROPPED = ("model.safetensors", "best.safetensors", "tensorboard")
@@ -70,7 +70,7 @@ def main() -> int:
         tidy(output)
         report(output, time.monotonic() - began)
         options = [word for change in changes for word in ("--set", change)]
-        command = [sys.executable, "-m", "stm_fast", "train", str(CONFIG), "--output", str(output), *options]
+        command = [sys.executable, "-m", "stm_fast", "train", RECIPE, "--output", str(output), *options]
         print(f"to continue: {shlex.join([*command, '--resume'])}")
     return code
 
@@ -80,11 +80,12 @@ def train(changes: Sequence[str], output: Path, end: float, *, resume: bool) -> 
     from stm_fast.errors import InputError
     from stm_fast.tasks.train import train_network
     from stm_fast.training.config_file import read_config
+    from stm_fast.training.recipes import RECIPES
     from stm_fast.training.run_folder import RunFolder
 
     try:
         RunFolder(output).check(resume)
-        config = read_config(CONFIG, changes)
+        config = read_config(RECIPES[RECIPE], changes)
         return train_network(config, output, resume=resume, skip_corrupt=False, deadline=math.inf, end=end)
     except InputError as error:
         print(f"gpu training: {error}", file=sys.stderr)

@@ -1,6 +1,9 @@
-"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md from benchmarks/results/*.json.
+"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md, and a chart, from benchmarks/results/*.json.
 
-python benchmarks/make_tables.py rewrites only what stands between marks; a second run changes nothing.
+The table of docs/service.md is written from the estimates of the package.
+
+python benchmarks/make_tables.py writes docs/images/speed.svg, and in the documents only what stands between marks; a
+second run changes nothing.
 """
 
 import sys
@@ -14,7 +17,10 @@ from drop_in import table as drop_in_table
 from long_video import VideoRow
 from prototypes import PolicyRow
 from prototypes import table as policy_table
-from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, read_record
+from run_memory import table as run_memory_table
+from speed_chart import PYTORCH, QUANTIZED, SERIES, Panel, at_the_end, has_all_lines, speed_chart
+from stm_fast.benchmarking.frames import VARIANTS
+from stm_fast.benchmarking.records import PUBLISHED, FrameRow, ReadRow, Record, read_record
 from stm_fast.benchmarking.report import (
     Table,
     by_workload,
@@ -27,14 +33,25 @@ from stm_fast.benchmarking.report import (
     stage_table,
     variant_table,
 )
+from stm_fast.benchmarking.shapes import SIZES, FrameWorkload
 from stm_fast.benchmarking.workload import PASSES
 from stm_fast.errors import InputError
 from stm_fast.whole_file import whole_file
 
 HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
 DROP_IN = HERE.parent / "docs" / "dropin.md"
-DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md", DROP_IN)
+CHART = HERE.parent / "docs" / "images" / "speed.svg"
+SERVICE = HERE.parent / "docs" / "service.md"
+DOCUMENTS = (README, HERE / "README.md", DROP_IN, CHART, SERVICE)
 _NOTHING = "Not measured yet."
+# rows of the short table: a variant of whole frames, and its name there
+_SHORT_ROWS = {
+    PUBLISHED: "published loop in plain PyTorch, float32",
+    "prepared": "stm_fast, float32",
+    "bfloat16": "stm_fast, bfloat16",
+}
+_SHORT_MEMORIES = (10, 50)  # columns of the short table: frames in memory
 
 
 def main() -> int:
@@ -52,40 +69,38 @@ def main() -> int:
 def as_measured(document: Path) -> str:
     """The text of one of DOCUMENTS with what is in results/ between its marks.
 
-    README.md shows the forward read in one record per processor, and summaries of whole frames; benchmarks/README.md
-    shows everything but the reads of other models, which docs/dropin.md shows.
+    README.md shows a short table, benchmarks/README.md everything but the reads of other models, which docs/dropin.md
+    shows. docs/service.md shows estimates.
     """
-    if document == DROP_IN:
-        return replaced(document, document.read_text(), "drop-in reads", drop_ins(_records("drop-in-*", DropInRow)))
-    everything = document.parent == HERE
-    reads = _records("memory-read-*", ReadRow)
-    sections = {
-        "figures": figures(reads, PASSES) if everything else figures(fullest(reads), ("forward",)),
-        "whole frames": whole_frames(_records("network-*", FrameRow), by_stage=everything),
-    }
-    if everything:
-        sections |= {
-            "networks": networks(_records("networks-*", FrameRow)),
-            "storage": storages(_records("storage-masks", StorageRow)),
-            "prototypes": prototypes(_records("prototypes-*", PolicyRow)),
-            "long videos": long_videos(_records("long-video-*", VideoRow)),
-        }
+    if document == CHART:
+        return chart(_records("memory-read-*", ReadRow))
     text = document.read_text()
-    for name, body in sections.items():
+    for name, body in _sections(document).items():
         text = replaced(document, text, name, body)
     return text
 
 
+def _sections(document: Path) -> dict[str, str]:
+    """What stands between the marks of a document, by their names."""
+    if document == DROP_IN:
+        return {"drop-in reads": drop_ins(_records("drop-in-*", DropInRow))}
+    if document == SERVICE:
+        return {"memory of runs": run_memory_table().markdown()}
+    reads, frames = _records("memory-read-*", ReadRow), _records("network-*", FrameRow)
+    if document == README:
+        return {"speed": speed(reads, frames)}
+    return {
+        "figures": figures(reads, PASSES),
+        "whole frames": whole_frames(frames),
+        "networks": networks(_records("networks-*", FrameRow)),
+        "storage": storages(_records("storage-masks", StorageRow)),
+        "prototypes": prototypes(_records("prototypes-*", PolicyRow)),
+        "long videos": long_videos(_records("long-video-*", VideoRow)),
+    }
+
+
 def _records(names: str, row_type: type[Any]) -> list[Record[Any]]:
     return [read_record(path, row_type) for path in sorted((HERE / "results").glob(f"{names}.json"))]
-
-
-def fullest(records: Sequence[Record[ReadRow]]) -> list[Record[ReadRow]]:
-    """The record of each processor with the most routes; of several, the last."""
-    found: dict[str, Record[ReadRow]] = {}
-    for record in sorted(records, key=lambda record: len({row.route for row in record.rows})):
-        found[_processor(record)] = record
-    return list(found.values())
 
 
 def replaced(document: Path, text: str, name: str, body: str) -> str:
@@ -95,6 +110,83 @@ def replaced(document: Path, text: str, name: str, body: str) -> str:
         raise InputError(f"{document}: expected the lines {begin} and {end} once each, in this order")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
+
+
+def speed(reads: Sequence[Record[ReadRow]], frames: Sequence[Record[FrameRow]]) -> str:
+    """The chart of memory reads, and a short table of whole frames from the last record that has its rows."""
+    return f"![{_chart_in_words(charted(reads))}]({CHART.relative_to(README.parent)})\n\n{short_table(frames)}"
+
+
+def charted(records: Sequence[Record[ReadRow]]) -> list[Record[ReadRow]]:
+    """The last record of each processor that has all lines of the chart."""
+    whole = [record for record in records if has_all_lines(record.rows)]
+    return list({_processor(record): record for record in sorted(whole, key=_date)}.values())
+
+
+def chart(records: Sequence[Record[ReadRow]]) -> str:
+    """The chart of memory reads as SVG, with where they were measured."""
+    chosen = charted(records)
+    notes = [
+        f"Fastest PyTorch route: at each length, of {', '.join(_pytorch_routes(chosen))} (see benchmarks/README.md).",
+        f"Largest error of a read with an int8 memory, relative to float64: {_largest_error(chosen):.1%}.",
+        *(_where(record).replace("*", "") for record in chosen),
+    ]
+    return speed_chart([Panel(_short_processor(record), record.rows) for record in chosen], notes)
+
+
+def _pytorch_routes(records: Sequence[Record[ReadRow]]) -> list[str]:
+    """Those that ran."""
+    timed = {row.route for record in records for row in record.rows if row.seconds}
+    return [route for route in PYTORCH if route in timed]
+
+
+def _largest_error(records: Sequence[Record[ReadRow]]) -> float:
+    """Of reads with a quantized memory."""
+    return max(row.error or 0.0 for record in records for row in record.rows if row.route == QUANTIZED)
+
+
+def _chart_in_words(records: Sequence[Record[ReadRow]]) -> str:
+    """For readers who do not see the chart."""
+    parts = [f"Time of one memory read against the frames in memory, {SERIES.replace('-O1', ', one object')}."]
+    for record in records:
+        frames, times = at_the_end(record.rows)
+        listed = "; ".join(f"{name} {milliseconds:,.0f} ms" for name, milliseconds in times.items())
+        parts.append(f"{_short_processor(record)}, {frames:g} frames: {listed}.")
+    return " ".join(parts)
+
+
+def short_table(records: Sequence[Record[FrameRow]]) -> str:
+    """Whole frames with one object: milliseconds and peak memory, from the last record that has all rows."""
+    whole = [record for record in records if _short_cells(record).keys() >= _SHORT_ROWS.keys()]
+    if not whole:
+        return _NOTHING
+    record = max(whole, key=_date)
+    cells = _short_cells(record)
+    size = FrameWorkload().size
+    height, width = SIZES[size]
+    rows = [[name, *cells[variant]] for variant, name in _SHORT_ROWS.items()]
+    head = ["", *(f"{count} frames in memory" for count in _SHORT_MEMORIES), f"peak memory with {_SHORT_MEMORIES[-1]}"]
+    about = (
+        f"A frame of {width}x{height} with one object, {FrameWorkload().backbone}, random weights, on {_where(record)}:"
+    )
+    no_gpu = (
+        []
+        if any(each.machine["device"] == "cuda" for each in records)
+        else ["Whole frames on a GPU: not measured yet."]
+    )
+    return "\n\n".join([about, Table(head, rows).markdown(), *no_gpu])
+
+
+def _short_cells(record: Record[FrameRow]) -> dict[str, list[str]]:
+    """The cells of each variant that was run with one object and all of _SHORT_MEMORIES."""
+    workloads = [FrameWorkload(memory_frames=count) for count in _SHORT_MEMORIES]
+    found = {(row.variant, row.workload): row for row in record.rows}
+    cells: dict[str, list[str]] = {}
+    for variant in VARIANTS:
+        rows = [found[variant, workload] for workload in workloads if (variant, workload) in found]
+        if len(rows) == len(workloads):
+            cells[variant] = [*(f"{1e3 * row.frame_seconds:,.0f} ms" for row in rows), _whole_mb(rows[-1].peak_bytes)]
+    return cells
 
 
 def figures(records: Sequence[Record[ReadRow]], passes: Sequence[str]) -> str:
@@ -119,7 +211,7 @@ def _ceilings(rows: Sequence[ReadRow]) -> str:
     )
 
 
-def whole_frames(records: Sequence[Record[FrameRow]], *, by_stage: bool) -> str:
+def whole_frames(records: Sequence[Record[FrameRow]]) -> str:
     """Whole frames: a summary of every record, and a table of the stages for each of its workloads."""
     parts: list[str] = []
     for record in records:
@@ -128,9 +220,7 @@ def whole_frames(records: Sequence[Record[FrameRow]], *, by_stage: bool) -> str:
             "J to its masks in percent, peak memory beyond the loaded network; all variants interleaved."
         )
         parts.append(variant_table(record.rows).markdown())
-        parts += [
-            stage_table(rows, ("frame, 20 to 80 %",), 0).markdown() for rows in by_workload(record.rows) if by_stage
-        ]
+        parts += [stage_table(rows, ("frame, 20 to 80 %",), 0).markdown() for rows in by_workload(record.rows)]
     return "\n\n".join([*parts, *_missing_devices(records)])
 
 
@@ -213,6 +303,21 @@ def _processor(record: Record[Any]) -> str:
     machine = record.machine
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     return machine["gpu"] or f"{machine['cpu']} ({machine['cpu_capability']}), {threads}"
+
+
+def _whole_mb(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:,.0f} MB"
+
+
+def _short_processor(record: Record[Any]) -> str:
+    """The processor by its name and the best instructions that it has."""
+    machine = record.machine
+    name = str(machine["gpu"] or machine["cpu"]).replace("(R)", "").replace(" Processor", "")
+    return f"{name}, {str(machine['cpu_capability']).split(', ')[-1]}"
+
+
+def _date(record: Record[Any]) -> str:
+    return str(record.machine["date"])
 
 
 def _load(record: Record[Any]) -> str:

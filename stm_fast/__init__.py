@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stm_fast.ops import MemoryRead, kernelized_memory_read, memory_read, merge_reads, read_rows
     from stm_fast.ops.adapters.live import Adapted, adapt
     from stm_fast.runs.lazy import segment
-    from stm_fast.runs.video import segment_video
+    from stm_fast.runs.video import InterruptedRun, segment_video
     from stm_fast.versions import __version__
 else:
     __getattr__, __dir__ = lazy_names(
@@ -49,7 +49,7 @@ else:
             "stm_fast.ops": ("MemoryRead", "kernelized_memory_read", "memory_read", "merge_reads", "read_rows"),
             "stm_fast.ops.adapters.live": ("Adapted", "adapt"),
             "stm_fast.runs.lazy": ("segment",),
-            "stm_fast.runs.video": ("segment_video",),
+            "stm_fast.runs.video": ("InterruptedRun", "segment_video"),
             "stm_fast.versions": ("__version__",),
         },
     )
@@ -58,6 +58,7 @@ __all__ = [
     "STM",
     "Adapted",
     "InputError",
+    "InterruptedRun",
     "MemoryConfig",
     "MemoryRead",
     "Segmentation",

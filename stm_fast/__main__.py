@@ -1,4 +1,4 @@
-"""The command line: stm-fast demo | open | segment | train | evaluate | benchmark | convert | info."""
+"""The command line: stm-fast demo | open | segment | convert | export | info | train | evaluate | benchmark."""
 
 import sys
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from stm_fast.commands.benchmark import frames, read, tune
 from stm_fast.commands.convert import convert
 from stm_fast.commands.demo import demo
 from stm_fast.commands.evaluate import evaluate
+from stm_fast.commands.export import export
 from stm_fast.commands.grouped import grouped
 from stm_fast.commands.help import Command, Group
 from stm_fast.commands.info import info
@@ -28,11 +29,12 @@ _INTERRUPTED = 130  # the shell convention for a program ended by ctrl-C
 # in the order in which --help lists them
 _EXAMPLES: dict[Callable[..., None], str] = {
     demo: "stm-fast demo --output demo",
-    convert: "stm-fast convert STM_weights.pth stm.safetensors",
-    info: "stm-fast info",
     open: "stm-fast open clip.mp4",
     segment: "stm-fast segment clip.mp4 --masks first.png --output out --max-size 480",
-    train: "stm-fast train configs/tiny.yaml --output runs/tiny",
+    convert: "stm-fast convert STM_weights.pth stm.safetensors",
+    export: "stm-fast export --format onnx --output exported",
+    info: "stm-fast info",
+    train: "stm-fast train tiny --output runs/tiny",
     evaluate: "stm-fast evaluate davis17 --data DAVIS --split val --output out --weights STM_weights.pth",
 }
 _BENCHMARK_EXAMPLES: dict[Callable[..., None], str] = {

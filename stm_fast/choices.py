@@ -9,7 +9,8 @@ Engine = Literal["triton", "cpp", "reference"]  # of the memory read, see `ops.b
 BackendName = Literal["auto", Engine]
 Similarity = Literal["dot", "l2"]  # of a query and a memory row
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)  # operators and kernels take the index
-Precision = Literal["float32", "bfloat16", "float16", "auto"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Literal[Dtype, "auto"]
 # as torch.compile names them; "reduce-overhead" replays CUDA graphs
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Arch = Literal["lite0", "lite2", "resnet18", "resnet50"]  # of an untrained network
@@ -32,10 +33,11 @@ DEFAULT_RESULTS: tuple[Result, ...] = ("masks", "overlay", "csv")
 PrompterName = Literal["network", "grabcut", "sam2"]  # makes masks of gestures, see `page.prompters`
 VideoSetName = Literal["davis16", "davis17", "youtube-vos", "folder"]  # of videos in files, see `data.sequences`
 SetName = Literal[VideoSetName, "synthetic"]
+ExportFormat = Literal["pt2", "aoti", "onnx"]  # see `export.formats`
+ExportBackend = Literal["reference", "cpp"]  # of the memory read in an export
 
 # of the benchmark of memory reads, see `benchmarking.routes`
 Pass = Literal["forward", "backward", "top-k"]
-TimedDtype = Literal["float32", "bfloat16", "float16"]
 ByteLayout = Literal["int8", "fp8"]
 RouteName = Literal[
     "published",

@@ -4,6 +4,7 @@ Any release of PyTorch may move them. No other module uses any, and tests/test_t
 """
 
 from importlib import import_module
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ __all__ = [
     "TorchDispatchMode",
     "below_autograd",
     "compile_failure",
+    "compile_package",
+    "cpp_compiler",
     "has_cpu_kernel",
     "in_forward_mode",
     "in_functional_transform",
@@ -67,3 +70,14 @@ def compile_failure() -> type[Exception]:
 def mark_dynamic(tensor: Tensor, dimension: int) -> None:
     """Tells torch.compile that the size of a dimension varies."""
     torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def cpp_compiler() -> str:
+    """The C++ compiler of torch.compile and AOTInductor. Raises RuntimeError if there is none."""
+    compiler: str = import_module("torch._inductor.cpp_builder").get_cpp_compiler()
+    return compiler
+
+
+def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Compiles a program with AOTInductor into a package, which ``torch._inductor.aoti_load_package`` loads."""
+    import_module("torch._inductor").aoti_compile_and_package(program, package_path=str(path))

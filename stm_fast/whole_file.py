@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stm_fast.errors import InputError, reading
+from stm_fast.system import sync
 
 # matches the names from partial_path()
 LEFT_OVER = ".*.partial"
@@ -131,15 +132,6 @@ def _put_in_place(partial: Path, path: Path, durable: bool) -> None:
     os.replace(partial, path)
     if durable:
         sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

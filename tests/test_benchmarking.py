@@ -463,22 +463,17 @@ def test_figures_are_written_between_the_marks(tmp_path):
     assert make_tables.replaced(document, text, "figures", figures) == text
 
 
-def test_the_readme_shows_one_record_of_each_processor():
-    record = example_record()
-    fewer = replace(record, rows=record.rows[:2])
-    gpu = replace(fewer, machine=record.machine | {"gpu": "NVIDIA H200"})
-    assert make_tables.fullest([record, gpu, fewer]) == [gpu, record]
-
-
 @pytest.mark.parametrize("text", ["nothing to see", f"{END}\n{BEGIN}", f"{BEGIN}\n{BEGIN}\n{END}"])
 def test_a_document_without_marks_is_refused(tmp_path, text):
     with pytest.raises(InputError, match=r"README\.md: expected the lines"):
         make_tables.replaced(tmp_path / "README.md", text, "figures", "")
 
 
-def test_the_documents_show_the_recorded_figures():
-    for document in make_tables.DOCUMENTS:
-        assert document.read_text() == make_tables.as_measured(document), "run make_tables.py"
+@pytest.mark.parametrize(
+    "document", [*make_tables.DOCUMENTS[:-1], pytest.param(make_tables.SERVICE, marks=pytest.mark.slow)]
+)
+def test_the_documents_show_the_recorded_figures(document):
+    assert document.read_text() == make_tables.as_measured(document), "run make_tables.py"
 
 
 @pytest.mark.parametrize("model", drop_in.MODELS)
@@ -539,7 +534,7 @@ def test_a_record_of_whole_frames_round_trips(tmp_path):
     record.write(tmp_path / "network.json")
     read = read_record(tmp_path / "network.json", FrameRow)
     assert read == record
-    text = make_tables.whole_frames([read], by_stage=True)
+    text = make_tables.whole_frames([read])
     assert "| resnet50 | 480p-T10-O3 |" in text
     assert "| published loop, in plain PyTorch | 900 ms, 5,000 MB |" in text
     assert "| for_inference | 300 ms, 3.00x, J 99.95, 1,000 MB |" in text
@@ -547,7 +542,6 @@ def test_a_record_of_whole_frames_round_trips(tmp_path):
     assert "| frame, 20 to 80 % | 800 to 1000 | 200 to 400 |" in text
     assert "decode 1.0 ms." in text
     assert "GPU: not measured yet." in text
-    assert "| memory encoder |" not in make_tables.whole_frames([read], by_stage=False)
     with pytest.raises(InputError, match=r"not a benchmark record, schema 3 \(rows\.0: found workload, variant"):
         read_record(tmp_path / "network.json", ReadRow)
 

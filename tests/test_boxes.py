@@ -264,7 +264,7 @@ def test_any_box_in_the_frame_has_a_mask(box):
 
 def test_without_opencv_the_extra_is_named(clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(InputError, match=r"need OpenCV, which cannot be .*: pip install 'stm_fast\[boxes\]'$"):
+    with pytest.raises(InputError, match=r"need OpenCV, which cannot be .*: pip install opencv-python-headless$"):
         given([FIRST[1]], clip)
 
 

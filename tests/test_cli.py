@@ -156,10 +156,15 @@ def test_demo(tmp_path, weights):
     arguments = ("demo", "--output", tmp_path / "demo", "--weights", weights, "--frames", 3, "--objects", 2)
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
-    assert [line.split(" = ")[0] for line in lines[:2]] == ["object 1: J", "object 2: J"]
-    assert lines[-1].startswith("3 frames, objects 1, 2, ")
-    assert lines[-1].endswith(f"results in {tmp_path / 'demo/result'}")
+    title, *scores, summary, files, advice = result.stdout.splitlines()
+    assert title.startswith("Overlap of the masks")
+    assert [line.split(" = ")[0] for line in scores[:2]] == ["object 1: J", "object 2: J"]
+    assert summary.startswith("3 frames, objects 1, 2, ")
+    assert summary.endswith(f"results in {tmp_path / 'demo/result'}")
+    named = [Path(word.rstrip(";.")) for word in files.split() if word.startswith(str(tmp_path))]
+    assert [file.name for file in named] == ["overlay.mp4", "clip.mp4", "first_mask.png"]
+    assert all(file.is_file() for file in named)
+    assert "stm-fast open clip.mp4" in advice
     assert sorted(os.listdir(tmp_path / "demo")) == ["clip.mp4", "first_mask.png", "result"]
     assert sorted(os.listdir(tmp_path / "demo/result/masks")) == ["00000.png", "00001.png", "00002.png"]
     assert_refused(run(*arguments), "demo: the output folder is not empty")

@@ -158,7 +158,7 @@ def test_a_repository_needs_huggingface_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("stm_fast.network.places.find_spec", lambda name: None)
     for name in ("user/repo", "hf://user/repo"):
-        with pytest.raises(InputError, match=r"no such file or folder, and .* pip install 'stm_fast\[hub\]'"):
+        with pytest.raises(InputError, match=r"no such file or folder, and .* pip install 'huggingface_hub>=1'$"):
             find_weights(name)
     with pytest.raises(InputError, match="huggingface_hub"):
         small_network().push_to_hub("user/repo")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from small_inputs import one_object, write_video
 from stm_fast.__main__ import app
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
@@ -20,7 +21,8 @@ from stm_fast.memory.estimate import estimate_bank
 from stm_fast.memory.storage import FrameLayout
 from stm_fast.network import stm_resnet18
 from stm_fast.runs import estimation as estimates
-from stm_fast.runs.estimation import Workload, check_fits, estimate
+from stm_fast.runs.estimation import Workload, check_fits, estimate, note_on_size
+from stm_fast.runs.video import segment_video
 from stm_fast.video import write_mask
 
 LAYOUT = FrameLayout(35, 16, 24, torch.float32, torch.device("cpu"))
@@ -206,6 +208,38 @@ def test_enlarged_frames_are_estimated_at_their_new_size(model):
         for size, min_size in [((240, 432), 1), ((480, 864), 1), ((240, 432), 480)]
     )
     assert small < enlarged == large
+
+
+@pytest.mark.parametrize(
+    ("size", "min_size", "max_size", "note"),
+    [
+        (
+            (1080, 1920),
+            480,
+            None,
+            "frames of 1920x1080; max_size=480, the size of the weights, would process 5.1",
+        ),
+        ((1280, 720), 480, None, "frames of 720x1280; max_size=480, the size of the weights, would process 2.2"),
+        ((718, 1280), 480, None, None),
+        ((1080, 1920), 480, 1080, None),
+        ((1080, 1920), 1, None, None),
+    ],
+)
+def test_frames_much_larger_than_those_of_the_weights_are_noted(model, monkeypatch, size, min_size, max_size, note):
+    monkeypatch.setattr(model, "min_size", min_size)
+    found = note_on_size(Workload(model, RunOptions(max_size=max_size), size))
+    assert found is None if note is None else f"the network sees {note} times fewer pixels" == found
+
+
+@pytest.mark.slow
+def test_a_run_tells_what_would_be_faster(model, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(model, "min_size", 16)
+    write_video(tmp_path / "clip.mp4", 2)
+    segment_video(tmp_path / "clip.mp4", one_object(), tmp_path / "out", model=model, write=["masks"])
+    assert [message for message in caplog.messages if "max_size=16" in message]
+    caplog.clear()
+    segment_video(tmp_path / "clip.mp4", one_object(), tmp_path / "other", model=model, max_size=16, write=["masks"])
+    assert not caplog.messages
 
 
 @pytest.mark.slow

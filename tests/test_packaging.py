@@ -52,6 +52,73 @@ def test_ci_runs_the_oldest_declared_versions():
     assert set(oldest) == set(bounds) - {"ninja"}
 
 
+BACKEND = """
+import sys
+import build_backend
+build_backend.prepare_metadata_for_build_wheel(sys.argv[1])
+assert "torch" not in sys.modules
+"""
+
+
+def test_metadata_needs_no_torch_and_has_no_relative_links(tmp_path):
+    tree, written = tmp_path / "tree", tmp_path / "written"
+    tree.mkdir()
+    written.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in ("build", "stm_fast.egg-info"):
+            (tree / path.name).symlink_to(path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "csrc")}
+    command = [sys.executable, "-c", BACKEND, str(written)]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (file,) = written.glob("*.dist-info/METADATA")
+    header, description = file.read_text().split("\n\n", 1)
+    assert "License-Expression: Apache-2.0 AND CC-BY-NC-4.0" in header
+    assert re.findall("License-File: (.*)", header) == [
+        *("LICENSE", "stm_fast/weights/LICENSE-CC-BY-NC-4.0.txt", "stm_fast/weights/NOTICE")
+    ]
+    links = re.findall(r'\]\(([^)]*)\)|(?:src|srcset|href)="([^"]*)"', description)
+    assert len(links) > 5
+    relative = [link for pair in links for link in pair if link and not re.match("https://|#", link)]
+    assert relative == []
+
+
+@pytest.fixture
+def build_backend(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "csrc")
+    backend = importlib.import_module("build_backend")
+    for hook in ("get_requires_for_build_wheel", "get_requires_for_build_editable"):
+        monkeypatch.setattr(backend.build_meta, hook, lambda config_settings: ["ninja"])
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("installed", "extension", "fetched"),
+    [
+        (None, "auto", ["torch>=2.11"]),
+        ("2.11.0+cpu", "auto", []),
+        ("2.9.1", "1", ["torch>=2.11"]),
+        ("3.0.0a1", "1", []),
+        (None, "0", []),
+    ],
+)
+def test_a_build_fetches_torch_only_if_the_environment_has_none(
+    build_backend, installed, extension, fetched, tmp_path, monkeypatch
+):
+    if installed:
+        (tmp_path / f"torch-{installed}.dist-info").mkdir()
+        (tmp_path / f"torch-{installed}.dist-info/METADATA").write_text(f"Name: torch\nVersion: {installed}\n")
+    monkeypatch.setattr(build_backend.site, "getsitepackages", lambda: [str(tmp_path)])
+    monkeypatch.setenv("STM_FAST_EXTENSION", extension)
+    assert build_backend.get_requires_for_build_wheel() == ["ninja", *fetched]
+    assert build_backend.get_requires_for_build_editable() == ["ninja", *fetched]
+
+
+def test_the_backend_asks_for_the_torch_of_the_project(build_backend):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert build_backend.TORCH in project["dependencies"]
+
+
 def build(tree, **environment):
     """Builds the extension in a copy of the sources, with a compiler that does not exist."""
     for name in ("setup.py", "pyproject.toml", "README.md"):

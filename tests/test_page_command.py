@@ -265,7 +265,7 @@ def test_a_package_that_is_missing(inputs, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     line = refusal(inputs / "clip.mp4")
     assert f"the page needs {package}, which cannot be imported" in line
-    assert "pip install 'stm_fast[page]'" in line
+    assert "pip install fastapi opencv-python-headless uvicorn" in line
 
 
 @pytest.mark.parametrize(

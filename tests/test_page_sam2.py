@@ -145,5 +145,5 @@ def test_missing_weights_and_a_missing_library_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(b"{}")
-    with pytest.raises(InputError, match=r"needs transformers with SAM 2.*: pip install 'stm_fast\[sam2\]'$"):
+    with pytest.raises(InputError, match=r"needs transformers with SAM 2.*: pip install 'transformers>=5'$"):
         make_prompter("sam2", str(tmp_path))

@@ -26,9 +26,14 @@ def test_the_tree_names_existing_files():
         assert (ROOT / name).exists() or (ROOT / "stm_fast" / name).exists(), f"docs/design.md names {name}"
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "kernels/README.md"])
+NAMING_FILES = ["CONTRIBUTING.md", "SECURITY.md", "csrc/README.md", "kernels/README.md"]
+NAMING_FILES += ["docs/design.md", "docs/extending.md"]
+
+
+@pytest.mark.parametrize("name", NAMING_FILES)
 def test_documents_name_existing_files(name):
-    folders = [ROOT, (ROOT / name).parent, ROOT / "tests", ROOT / "csrc/cpu", ROOT / "csrc/include/stm_fast"]
+    folders = [ROOT / folder for folder in (".", "stm_fast", "tests", "csrc/cpu", "csrc/include/stm_fast")]
+    folders.append((ROOT / name).parent)
     named = re.findall(r"`([\w/.]+\.(?:py|h|cpp|md|json))`", (ROOT / name).read_text())
     assert named
     for file in named:

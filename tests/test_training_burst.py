@@ -17,6 +17,7 @@ from stm_fast.errors import InputError
 from stm_fast.network.checkpoint import read_state_dict
 from stm_fast.training.checkpoint import read_state, write_state
 from stm_fast.training.compact import pack, unpack
+from stm_fast.training.recipes import RECIPES
 from stm_fast.training.schedule import TimeBudget, rate_factor
 from training_runs import SMALL, curve, make_trainer, painted, stop_after, tensors, write_pair
 
@@ -273,6 +274,6 @@ def test_the_command_writes_small_files_from_which_a_cpu_continues(start, data, 
     run(*again, "--stop-after-minutes", "0", folder=tmp_path, CUDA_VISIBLE_DEVICES="")
     state = read_state(out / "checkpoint.pt")
     assert state["step"] == 2
-    assert state["config"]["epochs"] == yaml.safe_load((ROOT / "configs" / "burst.yaml").read_text())["epochs"]
+    assert state["config"]["epochs"] == yaml.safe_load(RECIPES["burst"].read_text())["epochs"]
     assert np.isfinite([float(weight.float().sum()) for weight in state["model"].values()]).all()
     assert any(not torch.equal(before[name], weight) for name, weight in state["model"].items())

@@ -185,7 +185,7 @@ def test_an_empty_split_is_named(train, data):
 
 def test_a_missing_package_is_named(train, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert_refused(train(), "training needs accelerate: pip install 'stm_fast[train]'")
+    assert_refused(train(), "training needs accelerate: pip install accelerate pyyaml tensorboard\n")
 
 
 @pytest.mark.slow

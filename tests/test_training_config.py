@@ -7,14 +7,14 @@ import pytest
 
 from stm_fast.errors import InputError
 from stm_fast.training.config import Skip, SyntheticData
-from stm_fast.training.config_file import from_plain, read_config, write_config
+from stm_fast.training.config_file import config_text, from_plain, read_config, write_config
+from stm_fast.training.recipes import RECIPES, configuration_file, introduction
 from stm_fast.training.run_folder import CONFIG_HEADER
 from stm_fast.training.sampler import StepSampler
 from stm_fast.training.schedule import Schedule, max_skip, rate_factor
 from training_runs import SMALL, SMALL_CONFIG
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "stm_fast" / "weights" / "recipe").glob("*.yaml")])
+CONFIGS = RECIPES.values()
 
 MINIMAL = "epochs: 2\nclips_per_epoch: 10\ndata: [{kind: synthetic}]\n"
 
@@ -142,6 +142,40 @@ def test_a_file_that_is_no_configuration_is_refused(write, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         read_config(tmp_path / "none.yaml")
+
+
+def test_a_recipe_has_a_name_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"tiny", "stage1", "stage2", "burst", "1_heads", "open"} <= RECIPES.keys()
+    Path("tiny").mkdir()  # such as the folder of its run
+    assert configuration_file(Path("tiny")) == RECIPES["tiny"]
+    Path("stage1").write_text(MINIMAL)
+    assert configuration_file(Path("stage1")) == Path("stage1")
+
+
+@pytest.mark.parametrize("name", ["teeny", "tiny.yaml", "./tiny/", "configs/tiny.yaml", ""])
+def test_what_is_neither_a_file_nor_a_recipe_gets_their_names(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    expected = f": no such file, expected a training configuration in YAML, or a recipe: {', '.join(RECIPES)}"
+    with pytest.raises(InputError) as caught:
+        configuration_file(tmp_path / name)
+    assert str(caught.value).endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "comments"),
+    [("# one\n# two\nepochs: 1\n# three\n", "# one\n# two\n"), ("epochs: 1\n", ""), ("# one", "# one")],
+)
+def test_a_printed_configuration_keeps_the_comments_at_the_head(write, text, comments):
+    assert introduction(write(text)) == comments
+
+
+def test_a_printed_configuration_is_read_as_the_recipe(write):
+    for recipe in RECIPES.values():
+        config = read_config(recipe)
+        text = config_text(config, introduction(recipe))
+        assert text.startswith(recipe.read_text().splitlines()[0])
+        assert read_config(write(text)) == config
 
 
 @pytest.mark.parametrize(

@@ -612,8 +612,8 @@ def test_bad_coco_is_named(coco, tmp_path, monkeypatch):
         coco.write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=rf"instances\.json: {message}"):
             module.CocoSource(tmp_path, coco)
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install"):
+    monkeypatch.setattr("stm_fast.video.coco_shapes.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"COCO needs pycocotools: pip install pycocotools$"):
         module.CocoSource(tmp_path, coco)
 
 

@@ -17,8 +17,6 @@ from training_runs import SMALL, assert_same_up_to_rounding, curve, tensors
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
 
 @pytest.fixture
 def config(tmp_path):
@@ -111,6 +109,6 @@ def test_bfloat16_trains_nearly_like_float32(config, tmp_path):
 
 
 def test_the_tiny_configuration_learns_two_clips_by_heart(tmp_path):
-    run("train", str(CONFIGS / "tiny.yaml"), "--output", str(tmp_path), folder=tmp_path)
+    run("train", "tiny", "--output", str(tmp_path), folder=tmp_path)
     scores = [line for line in read_log(tmp_path / "log.jsonl") if "J-Mean" in line]
     assert scores[-1]["J-Mean"] > 0.95

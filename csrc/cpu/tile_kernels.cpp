@@ -84,9 +84,11 @@ const InstructionSet sets[] = {
     {"avx2", has_avx2, &avx2::float_kernels},
 #endif
     {"portable", always, &portable::float_kernels},
+#if !defined(STM_FAST_RELEASE)
     {"emulated", always, &emulated::float_kernels, &emulated::pair_kernels, &emulated::byte_kernels},
     {"emulated_amx", always, &emulated::float_kernels, &emulated::pair_kernels, &emulated_amx::byte_kernels,
      &emulated_amx::amx_kernels},
+#endif
 };
 
 const InstructionSet& choose() {

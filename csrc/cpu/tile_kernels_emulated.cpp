@@ -1,4 +1,7 @@
-// The tiles of AVX-512 and the arithmetic of vdpbf16ps and vpdpbusd on any machine, for tests.
+// The tiles of AVX-512 and the arithmetic of vdpbf16ps and vpdpbusd on any machine, for tests. Not in wheels for an
+// index.
+#if !defined(STM_FAST_RELEASE)
+
 // every function with vectors of this size is inlined, so no calling convention can differ
 #pragma GCC diagnostic ignored "-Wpsabi"
 
@@ -38,3 +41,5 @@ extern const PairKernels pair_kernels = {
 extern const QuantizedKernels<ByteQuad> byte_kernels = quantized_table<ByteQuad>;
 
 }  // namespace stm_fast::emulated
+
+#endif

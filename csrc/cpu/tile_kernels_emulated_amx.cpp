@@ -1,4 +1,6 @@
-// The kernels for AMX with emulated tiles, on any machine, for tests.
+// The kernels for AMX with emulated tiles, on any machine, for tests; not in wheels for an index.
+#if !defined(STM_FAST_RELEASE)
+
 // every function with vectors of this size is inlined, so no calling convention can differ
 #pragma GCC diagnostic ignored "-Wpsabi"
 
@@ -104,3 +106,5 @@ inline void multiply_quads(int sum, int left, int right) {
 #include "quantized_kernels_source.h"
 // which needs the second
 #include "amx_kernels_source.h"
+
+#endif

@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from stm_fast.benchmarking.measuring import peak_memory
+from stm_fast.benchmarking.measuring import counts_memory, peak_memory
 from stm_fast.benchmarking.published_loop import SLOTS, PublishedLoop
 from stm_fast.benchmarking.records import PUBLISHED, FrameRow
 from stm_fast.benchmarking.shapes import SIZES, FrameWorkload
@@ -131,8 +131,13 @@ def make_step(variant: str, model: STM, workload: FrameWorkload, clip: "_Clip") 
     return _engine_step(model, workload, clip, ENGINES[variant].memory)
 
 
-def peak_bytes(variant: str, workload: FrameWorkload, device: str) -> int:
-    """The most that a variant needs at a time, beyond the loaded network, in its own process."""
+def peak_bytes(variant: str, workload: FrameWorkload, device: str) -> int | None:
+    """The most that a variant needs at a time, beyond the loaded network, in its own process.
+
+    None on a CPU whose system does not count it.
+    """
+    if not counts_memory(device):
+        return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak, variant, workload, device, torch.get_num_threads()).result()
 

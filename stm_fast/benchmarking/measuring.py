@@ -187,6 +187,11 @@ def _gist(message: str) -> str:
 # memory
 
 
+def counts_memory(device: str) -> bool:
+    """Whether `peak_memory` can measure; of the memory of a CPU only Linux tells the peak of a part of a run."""
+    return device.startswith("cuda") or CLEAR.exists()
+
+
 def resident_bytes(name: str) -> int:
     """VmRSS, what is resident now, or VmHWM, its peak."""
     found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())
@@ -230,7 +235,7 @@ def extra_cpu_bytes(route: str, workload: Workload) -> int | None:
 
     It is forked from a process that has imported PyTorch and computed nothing.
     """
-    if not CLEAR.exists():
+    if not counts_memory("cpu"):
         return None
     processes = get_context("forkserver")
     processes.set_forkserver_preload([__name__])

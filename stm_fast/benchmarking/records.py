@@ -15,6 +15,7 @@ from stm_fast.benchmarking.shapes import FrameWorkload
 from stm_fast.errors import InputError
 from stm_fast.network.deploy.precision import cpu_instructions
 from stm_fast.record_file import read_record_file, typed, with_checksum, write_record_file
+from stm_fast.system import load_average
 from stm_fast.versions import version_of
 
 SCHEMA = 3
@@ -106,7 +107,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_capability": cpu_instructions(),
         "threads": torch.get_num_threads(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "load_average": load_average(),
         "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE"),
         "stm_fast": version_of("stm_fast"),
         "torch": torch.__version__,

@@ -12,6 +12,7 @@ from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import OURS, FrameWorkload, parse_shape
 from stm_fast.benchmarking.workload import DTYPES, lacks_instructions
 from stm_fast.inference.stages import STAGES
+from stm_fast.versions import how_to_install
 from stm_fast.whole_file import whole_file
 
 
@@ -246,7 +247,6 @@ def _frame_cell(row: FrameRow, first: FrameRow) -> str:
 
 # plots of memory reads: time and memory against T, all routes
 
-HOW_TO_GET_PLOTS = "plots need matplotlib: pip install 'stm_fast[plots]'"
 Quantity = Callable[[ReadRow], float | None]
 _SIZE = (9.0, 6.0)  # inches
 _QUANTITIES: dict[str, tuple[str, Quantity]] = {
@@ -259,6 +259,11 @@ _QUANTITIES: dict[str, tuple[str, Quantity]] = {
 def plots_available() -> bool:
     """Whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
+
+
+def how_to_get_plots() -> str:
+    """What to do if they are not available."""
+    return f"plots need matplotlib: {how_to_install('plots')}"
 
 
 def write_plots(rows: Sequence[ReadRow], prefix: Path) -> list[Path]:

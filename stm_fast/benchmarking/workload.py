@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from stm_fast.benchmarking.shapes import Shape
-from stm_fast.choices import Pass, TimedDtype
+from stm_fast.choices import Dtype, Pass
 from stm_fast.ops.quantized import QuantizedMemory, quantize_memory
 
 KEY_DIM, VALUE_DIM = 128, 512  # Ck and Cv as published
 TOP_K = 30  # as in XMem and Cutie
 PASSES = get_args(Pass)
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(TimedDtype)}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
 # the storage of [B, rows, C]: row by row, or channel by channel as convolutions leave it, or quantized by row
 Layout = Literal["rows", "channels", "int8", "fp8"]
 BYTES: dict[Layout, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}

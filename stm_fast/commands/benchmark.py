@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from stm_fast.benchmarking.shapes import CPU_MINUTES, Selection, Shape, grid, parse_shape, parse_workload
-from stm_fast.choices import Pass, RouteName, TimedDtype, Variant
+from stm_fast.choices import Dtype, Pass, RouteName, Variant
 from stm_fast.commands.numbers import real, whole
 from stm_fast.commands.options import input_option, output_option, speed_option
 from stm_fast.errors import InputError, require_file
@@ -19,7 +19,7 @@ _list_option = partial(input_option, metavar="LIST")
 
 Passes = Annotated[str, _list_option(help=f"These passes are timed, some of: {', '.join(get_args(Pass))}.")]
 Dtypes = Annotated[
-    str | None, _list_option(help=f"These types of numbers are timed, some of: {', '.join(get_args(TimedDtype))}.")
+    str | None, _list_option(help=f"These types of numbers are timed, some of: {', '.join(get_args(Dtype))}.")
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], input_option(help="This device is timed; auto is a GPU if there is one.")
@@ -66,7 +66,7 @@ def selection(
     chosen = Selection(
         routes=_chosen("--routes", routes, get_args(RouteName)),
         passes=_chosen("--passes", passes, get_args(Pass)),
-        dtypes=_chosen("--dtypes", dtypes, get_args(TimedDtype)),
+        dtypes=_chosen("--dtypes", dtypes, get_args(Dtype)),
         shapes=() if shapes is None else _shapes(shapes),
         device=device,
         seconds=seconds,
@@ -154,7 +154,7 @@ def tune(
     Set STM_FAST_CONFIGS to the file to use them. Lists are comma-separated.
     """
     tuned_passes = _chosen("--passes", passes, get_args(Pass))
-    tuned_dtypes = _chosen("--dtypes", dtypes, get_args(TimedDtype))
+    tuned_dtypes = _chosen("--dtypes", dtypes, get_args(Dtype))
     tuned_shapes = _shapes(shapes)
     if not overwrite:
         _refuse_existing(output)

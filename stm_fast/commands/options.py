@@ -51,20 +51,21 @@ Write = Annotated[
         metavar="RESULTS", help=f"These results are written, separated by commas: some of {', '.join(RESULTS)}."
     ),
 ]
+Weights = Annotated[
+    str,
+    network_option(
+        metavar="WEIGHTS",
+        show_default=False,
+        help="The network is loaded from this checkpoint: one of our .safetensors files, the published .pth, or a "
+        "folder. Without this option the package's own weights are used; 'open' are those trained without DAVIS. A "
+        "name like user/repo that is no path is downloaded from the Hugging Face hub.",
+    ),
+]
 Overwrite = Annotated[bool, output_option("--overwrite", help="Existing results are replaced.")]
 
 
 def network_choice(
-    weights: Annotated[
-        str,
-        network_option(
-            metavar="WEIGHTS",
-            show_default=False,
-            help="The network is loaded from this checkpoint: one of our .safetensors files, the published .pth, or a "
-            "folder. Without this option the package's own weights are used; 'open' are those trained without DAVIS. A "
-            "name like user/repo that is no path is downloaded from the Hugging Face hub.",
-        ),
-    ] = DEFAULT,
+    weights: Weights = DEFAULT,
     arch: Annotated[
         Arch | None, network_option(help="An untrained network of this kind is used, whose masks are meaningless.")
     ] = None,

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from math import inf
 from pathlib import Path, PurePath
 from typing import Any, TypeGuard
@@ -13,7 +12,7 @@ import numpy as np
 from stm_fast.data.source import Bytes, Frame, SingleFrameSource, file_frame
 from stm_fast.errors import InputError, check_name, require_folder, shown
 from stm_fast.text_file import read_json
-from stm_fast.video.coco_shapes import HOW_TO_GET_COCO, check_shape, image_size, rasterize
+from stm_fast.video.coco_shapes import check_shape, image_size, rasterize, require_pycocotools
 
 _MAX_OBJECTS = 254  # of a mask, whose ids are 8 bits
 _MAX_PATH_LENGTH = 4096  # of Linux
@@ -36,8 +35,7 @@ class CocoSource(SingleFrameSource):
     """
 
     def __init__(self, images: Path, annotations: Path) -> None:
-        if find_spec("pycocotools") is None:
-            raise InputError(f"COCO {HOW_TO_GET_COCO}")
+        require_pycocotools("COCO")
         require_folder(images, "of images")
         self._images, self._annotations = images, annotations
         self._items = _read_items(annotations)

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from stm_fast.errors import InputError
+from stm_fast.versions import how_to_install
 
 if TYPE_CHECKING:
     import supervision
@@ -28,7 +29,7 @@ def detections(mask: Tensor, scores: Tensor, ids: Sequence[int]) -> "supervision
         supervision = importlib.import_module("supervision")
     except ImportError as error:
         needed = "detections need the package supervision, which cannot be imported"
-        raise InputError(f"{needed} ({error}); pip install 'stm_fast[supervision]'") from error
+        raise InputError(f"{needed} ({error}): {how_to_install('supervision')}") from error
     pixels, known = mask.cpu().numpy(), np.array(ids, np.int64)
     planes = pixels == known[:, None, None]  # [O, H, W]
     visible = planes.any((1, 2))

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 class Segmentation(NamedTuple):
     """The result for one frame."""
 
-    frame_index: int  # from 0
-    prob: Tensor  # [1 + O, H, W] float32, sums to 1 over the channels; channel 0 is the background
-    object_ids: list[int]  # of channels 1, 2, ...
-    sightings: Sequence[Sighting] = ()  # of each object: found, doubtful or lost
-    frame: Frame | None = None  # its pixels, time and name; None from `propagate`, whose caller has the frames
+    frame_index: int  #: from 0
+    prob: Tensor  #: [1 + O, H, W] float32, sums to 1 over the channels; channel 0 is the background
+    object_ids: list[int]  #: of channels 1, 2, ...
+    sightings: Sequence[Sighting] = ()  #: whether each object was found, doubtful or lost
+    frame: Frame | None = None  #: its pixels, time and name; None from `propagate`, whose caller has the frames
 
     @property
     def mask(self) -> Tensor:
@@ -92,7 +92,7 @@ class VideoSegmenter:
             frame's own size.
         min_size: upscale frames whose shorter side is below this; by default `model.min_size`, which suits the weights,
             but at most `max_size`.
-        backend: for the memory read, as in :func:`stm_fast.ops.memory_read`.
+        backend: for the memory read, as in :func:`stm_fast.memory_read`.
         shard: this process's part of the memory, if several processes segment the same video together.
 
     Raises:

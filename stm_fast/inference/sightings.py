@@ -24,11 +24,11 @@ _FOLLOW = 1.02
 class Sighting(NamedTuple):
     """One object in one frame."""
 
-    object_id: int
-    pixels: int
-    probability: float  # the mean over these pixels; 0 without any
-    score: float  # the expected J, see `object_scores`
-    state: State
+    object_id: int  #: from 1
+    pixels: int  #: of its mask
+    probability: float  #: the mean over these pixels; 0 without any
+    score: float  #: the expected J, see `Segmentation.scores`
+    state: State  #: "found", "doubtful" or "lost"
 
 
 class Watch:

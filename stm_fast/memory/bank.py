@@ -37,7 +37,7 @@ class MemoryBank:
     Args:
         config: what is kept, in which format, and where; by default everything, on the device of the appended tensors.
         frames: how many frames the bank will hold, the temporary one included, if known.
-        backend: as in :func:`stm_fast.ops.memory_read`.
+        backend: as in :func:`stm_fast.memory_read`.
         shard: this process's shard of the slots, if several processes share a bank.
         query_of: converts memory keys ``[N, Ck]`` to the query keys of the same pixels, if the model's differ.
     """

@@ -39,7 +39,7 @@ class Consolidation:
         evict: which frames are consolidated first.
         shard: of the bank.
         query_of: converts memory keys ``[N, Ck]`` to the query keys of the same pixels; None: they are equal.
-        backend: as in :func:`stm_fast.ops.memory_read`.
+        backend: as in :func:`stm_fast.memory_read`.
 
     Attributes:
         usage: of the rows; the same on all ranks.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stm_fast.errors import InputError
+from stm_fast.system import allocate, announce_read
 
 
 class Pages(ABC):
@@ -98,14 +99,14 @@ class DiskPages(Pages):
         return torch.frombuffer(mapped, dtype=torch.uint8)
 
     def prefetch(self, page: int) -> None:
-        os.posix_fadvise(self._file, page * self._page_bytes, self._page_bytes, os.POSIX_FADV_WILLNEED)
+        announce_read(self._file, page * self._page_bytes, self._page_bytes)
 
     def close(self) -> None:
         self._closing()
 
     def _add(self) -> None:
         try:
-            os.posix_fallocate(self._file, self.nbytes, self._page_bytes)
+            allocate(self._file, self.nbytes, self._page_bytes)
         except OSError as error:
             why = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
             raise InputError(f"{self._folder}: {why} after {self.nbytes / 1e9:.1f} GB of memory rows") from None

@@ -88,7 +88,7 @@ def part_usage(query: Tensor, lse: Tensor, part: Part | QuantizedPart, rows: int
         query: ``[1 or O, M, Ck]``.
         lse: ``[O, M]``, of the whole memory.
         part: some of its slots, `rows` rows each; those beyond its counts may hold anything.
-        backend: as in :func:`stm_fast.ops.memory_read`.
+        backend: as in :func:`stm_fast.memory_read`.
     """
     scale = 1 / math.sqrt(query.shape[2])
     bias = in_channels(-lse.to(torch.promote_types(query.dtype, torch.float32)) / scale, query.dtype)  # [O, M, 1 or 3]

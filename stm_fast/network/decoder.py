@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         Returns:
             [O, 2, 16h, 16w].
         """
-        query_value = query_value.expand(len(read), -1, -1, -1) if batch_index is None else query_value[batch_index]
+        query_value = query_value.expand(read.shape[0], -1, -1, -1) if batch_index is None else query_value[batch_index]
         r4 = torch.cat([read, query_value], dim=1)  # [O, 2 Cv, h, w]
         m4 = self.merged_block(self.compress(r4))  # [O, D, h, w]
         m3 = self.refine3(r3, m4, batch_index)  # [O, D, 2h, 2w]

@@ -30,7 +30,8 @@ class SameConv(nn.Conv2d):
         kernel, stride = int(self.kernel_size[0]), int(self.stride[0])
         padding: str | tuple[int, int] = (kernel // 2, kernel // 2)
         if stride > 1:
-            height, width = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
+            # from remainders, which are numbers even in a graph for frames of all sizes
+            height, width = (max(kernel - (side % stride or stride), 0) for side in x.shape[-2:])
             x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
             padding = (0, 0)
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)

@@ -72,7 +72,7 @@ def with_position(key: Tensor, position: Tensor) -> Tensor:
     # cat() of two memory layouts returns channels first
     last = key.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
-    position = position.to(key.dtype).expand(len(key), -1, -1, -1).contiguous(memory_format=layout)
+    position = position.to(key.dtype).expand(key.shape[0], -1, -1, -1).contiguous(memory_format=layout)
     return torch.cat([key, position], dim=1)
 
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from stm_fast.errors import InputError, reading, require_file, shown_text
 from stm_fast.network.released import FILES
+from stm_fast.versions import how_to_install
 
 # the files of a folder that `STM.save_pretrained` wrote
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB = "hf://"
-HOW_TO_GET_HUB = "the Hugging Face hub needs huggingface_hub: pip install 'stm_fast[hub]'"
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _REPOSITORY = re.compile(rf"({_NAME}/{_NAME})(?:@([\w][\w./-]{{0,254}}))?", re.ASCII)
 # a missing path that ends in one of these is a mistyped file, not a repository
@@ -77,5 +77,6 @@ def _repository(name: str, given: str) -> Repository:
     if match is None:
         raise InputError(f"{shown_text(given)}: not a name on the hub, expected user/repo or user/repo@revision")
     if find_spec("huggingface_hub") is None:
-        raise InputError(f"{given}: no such file or folder, and {HOW_TO_GET_HUB}")
+        hub = f"the Hugging Face hub needs huggingface_hub: {how_to_install('hub')}"
+        raise InputError(f"{given}: no such file or folder, and {hub}")
     return Repository(match[1], match[2])

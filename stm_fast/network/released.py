@@ -11,6 +11,11 @@ MIN_SIZE = 480
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 FILES = {DEFAULT: FOLDER / "stm_lite2.safetensors", OPEN: FOLDER / "stm_lite2_open.safetensors"}
 FILE = FILES[DEFAULT]
+# for the records of files made from them; the model card says more
+LICENSES = {
+    DEFAULT: "cc-by-nc-4.0: for non-commercial use",
+    OPEN: "trained on images with licenses of their own, many of them non-commercial: see the model card",
+}
 
 
 def weights_file(weights: str | Path) -> Path:

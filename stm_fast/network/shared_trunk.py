@@ -152,7 +152,7 @@ class LightDecoder(nn.Module):
     def logits(self, read: Tensor, frame: Tensor, detail3: Tensor, detail2: Tensor) -> Tensor:
         """Logits at stride 4, [O, 1, 4h, 4w], from convolved skip features."""
         copied = F.pixel_shuffle(read[:, :CELLS], CELLS_PER_SIDE)  # [O, 1, 4h, 4w] in [0, 1]
-        frame = frame.expand(len(read), -1, -1, -1)
+        frame = frame.expand(read.shape[0], -1, -1, -1)
         m = self.merged_block(self.compress(torch.cat([read, frame], dim=1)))  # [O, D, h, w]
         m = self.block3(upsampled(self.narrow3(m), 2) + detail3)  # [O, D3, 2h, 2w]
         m = upsampled(self.narrow2(m), 2) + detail2 + self.copied2(2 * copied - 1)  # [O, D2, 4h, 4w]

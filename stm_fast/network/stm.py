@@ -318,7 +318,8 @@ class STM(nn.Module):
         query_key, frame = self.encode_query(frames)[:2] if known is None else known
         assert isinstance(self.query_key_value, SharedKeyValue)
         key = self.query_key_value.memory_key(query_key)
-        key, frame = (x.expand(len(masks), -1, -1, -1) if batch_index is None else x[batch_index] for x in (key, frame))
+        count = masks.shape[0]
+        key, frame = (x.expand(count, -1, -1, -1) if batch_index is None else x[batch_index] for x in (key, frame))
         return key, self.memory_key_value(frame, masks, others)
 
     def probability_of(self, read: Tensor, features: QueryFeatures, batch_index: Tensor | None = None) -> Tensor:

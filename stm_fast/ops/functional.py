@@ -285,7 +285,7 @@ def check_read_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         shapes = _shapes(query, key, value)
         raise ValueError(f"value: number of rows differs from key's: {shapes}, expected [B, N, Ck] and [B, N, Cv]")
     for name, found in (("query", query_batch), ("key", key_batch)):
-        if found not in (1, batch):
+        if found not in (batch, 1):  # in this order: an exported graph must not distinguish a batch of 1
             raise ValueError(f"{name}: batch is neither 1 nor value's: {_shapes(query, key, value)}")
 
 

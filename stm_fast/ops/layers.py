@@ -13,7 +13,7 @@ class MemoryRead(nn.Module):
     In place of that of the published STM it changes only a network's cost: :func:`stm_fast.adapt` puts it there.
 
     Args:
-        backend: as in :func:`stm_fast.ops.memory_read`.
+        backend: as in :func:`stm_fast.memory_read`.
     """
 
     def __init__(self, backend: str = "auto") -> None:

@@ -35,11 +35,11 @@ class QuantizedMemory(NamedTuple):
     Slots without rows within `lengths` may hold anything. In all others every element must be finite, padding included.
     """
 
-    key: Tensor  # [Bk, T, R, Ck] int8 or float8_e4m3fn
-    key_scale: Tensor  # [Bk, T, R, 1] float32
-    key_mean: Tensor  # [Bk, T, 1, Ck] float32
-    value: Tensor  # [B, T, R, Cv], dtype of key
-    value_scale: Tensor  # [B, T, 1, Cv] float32
+    key: Tensor  #: [Bk, T, R, Ck] int8 or float8_e4m3fn
+    key_scale: Tensor  #: [Bk, T, R, 1] float32
+    key_mean: Tensor  #: [Bk, T, 1, Ck] float32
+    value: Tensor  #: [B, T, R, Cv], dtype of key
+    value_scale: Tensor  #: [B, T, 1, Cv] float32
 
     def dequantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """key [Bk, T*R, Ck] and value [B, T*R, Cv]."""

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from stm_fast.errors import InputError
+from stm_fast.system import NO_LINK, lock
 from stm_fast.whole_file import writing
 
 LOCK = ".lock"
@@ -16,13 +17,11 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        import fcntl  # not on Windows
-
         with writing(folder / LOCK):
-            self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                lock(self._file)
+            except (BlockingIOError, PermissionError):
                 os.close(self._file)
                 raise InputError(f"{folder}: open in another process or page, expected one at a time") from None
 

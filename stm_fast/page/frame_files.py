@@ -16,10 +16,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stm_fast.errors import InputError, reading
+from stm_fast.system import sync
 from stm_fast.video.image_file import open_image
 from stm_fast.video.masks import EXACT, palette_image
 from stm_fast.video.writer import PNG_LEVEL
-from stm_fast.whole_file import make_folder, refuse_links, remove_left_over, sync, whole_file, writing
+from stm_fast.whole_file import make_folder, refuse_links, remove_left_over, whole_file, writing
 
 Plane = npt.NDArray[np.uint8]  # [H, W]
 

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from stm_fast.errors import InputError, reading
 from stm_fast.inference.sightings import Sighting
 from stm_fast.page.objects import LARGEST_ID
+from stm_fast.system import AS_BYTES, NO_LINK
 from stm_fast.whole_file import whole_file, writing
 
 ObjectId = Annotated[int, Field(ge=1, le=LARGEST_ID)]
@@ -62,7 +63,7 @@ class Journal:
             with whole_file(path, durable=True) as partial:
                 partial.write_bytes(b"".join(_line(frame, seen) for frame, seen in self._seen.items()))
         with writing(path):
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | AS_BYTES | NO_LINK
             self._file = os.open(path, flags, 0o644)
             self._size = os.fstat(self._file).st_size
 

@@ -6,6 +6,8 @@ from importlib import import_module
 from ipaddress import ip_address
 
 from stm_fast.errors import InputError, option, reason_of, shown
+from stm_fast.system import may_share_ports
+from stm_fast.versions import how_to_install
 
 FIRST_PORT = 8765
 LOOPBACK = "127.0.0.1"
@@ -21,7 +23,7 @@ def require_page() -> None:
             import_module(name)
         except ImportError as error:  # also of a library that it needs
             why = f"the page needs {name}, which cannot be imported ({reason_of(error)})"
-            raise InputError(f"{why}: pip install 'stm_fast[page]'") from error
+            raise InputError(f"{why}: {how_to_install('page')}") from error
 
 
 def is_local(host: str) -> bool:
@@ -66,7 +68,8 @@ def _bound(host: str, port: int) -> socket.socket:
         raise InputError(unusable) from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not may_share_ports():  # otherwise a port that was just left could not be taken again
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()
     except OSError as error:

@@ -18,6 +18,7 @@ from stm_fast.clicks.regions import Point, Region, area_of
 from stm_fast.errors import InputError, option, reason_of, refusing, shown_text
 from stm_fast.network.device import choose_device
 from stm_fast.network.places import Repository, repository
+from stm_fast.versions import how_to_install
 from stm_fast.video.click import connected_change
 from stm_fast.video.first_mask import FirstMask, bounds, check_click, require_opencv
 from stm_fast.video.grabcut import Bools, Picture
@@ -162,7 +163,7 @@ def _transformers() -> Any:
         _ = library.Sam2Model, library.Sam2Processor
     except (ImportError, AttributeError, RuntimeError) as error:  # RuntimeError: one of its own imports failed
         why = f"the prompter sam2 needs transformers with SAM 2, which cannot be imported ({reason_of(error)})"
-        raise InputError(f"{why}: pip install 'stm_fast[sam2]'") from error
+        raise InputError(f"{why}: {how_to_install('sam2')}") from error
     return library
 
 

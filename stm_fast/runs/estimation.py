@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from stm_fast.config import MemoryConfig, Place
-from stm_fast.errors import InputError, option, require_folder
+from stm_fast.errors import InputError, Message, option, require_folder
 from stm_fast.inference.options import RunOptions, network_size, smallest_side
 from stm_fast.memory.estimate import BankEstimate, estimate_bank
 from stm_fast.memory.storage import FrameLayout
@@ -27,6 +27,7 @@ from stm_fast.runs.loop import FRAMES_WAITING
 # overhead of libraries and the allocator
 LIBRARY_BYTES = 2**26
 _MOST_FRAMES = 10**6
+_MUCH_LARGER = 1.5  # times the frame size that suits the weights
 # limit and usage of a control group, versions 2 and 1
 _GROUP_FILES = (
     ("memory.max", "memory.current"),
@@ -178,6 +179,16 @@ def check_fits(run: Workload) -> Estimate:
     size = option("min_size" if min(run.full_size) < run.min_size else "max_size")
     options = ", ".join(_options_that_fit(run)) or f"none; use a smaller {size}"
     raise InputError(f"memory: the run needs {lacking}; options that would fit: {options}")
+
+
+def note_on_size(run: Workload) -> Message | None:
+    """What to try if the network sees frames much larger than those that suit its weights, which takes more time."""
+    suiting, (height, width) = run.model.min_size, run.full_size
+    ratio = min(height, width) / suiting
+    if suiting == 1 or run.options.max_size is not None or ratio < _MUCH_LARGER:
+        return None
+    advice = f"{option('max_size', suiting)}, the size of the weights, would process {ratio**2:.2g} times fewer pixels"
+    return Message(f"the network sees frames of {width}x{height}; {advice}")
 
 
 def near_limit(needed: Estimate) -> str | None:

@@ -20,7 +20,7 @@ from stm_fast.memory import Shard
 from stm_fast.network import STM
 from stm_fast.runs.annotations import write_annotations
 from stm_fast.runs.checkpoint import Checkpoint, CheckpointTimer, Position, describe_video_run, write_run_record
-from stm_fast.runs.estimation import Estimate, check_fits, workload_of
+from stm_fast.runs.estimation import Estimate, check_fits, note_on_size, workload_of
 from stm_fast.runs.loop import FRAMES_WAITING, BackgroundWriter, Segmented, prefetch, run
 from stm_fast.runs.mask_sources import Masks
 from stm_fast.runs.object_table import Sight, sights
@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 class Summary(NamedTuple):
     """The outcome of segment_video."""
 
-    frames: int  # of the video
-    seconds: float  # from decoding the first frame to writing the last file
-    object_ids: list[int]
-    output: Path
-    resumed_at: int = 0  # frames that an earlier run had done: all, if it was finished
-    sights: Sequence[Sight] = ()  # how often each object was found
+    frames: int  #: of the video
+    seconds: float  #: from decoding the first frame to writing the last file
+    object_ids: list[int]  #: of all objects
+    output: Path  #: the folder of the results
+    resumed_at: int = 0  #: frames that an earlier run had done, all of them if it was finished
+    sights: Sequence[Sight] = ()  #: how often each object was found
 
 
 class InterruptedRun(Exception):
@@ -99,9 +99,10 @@ def segment_video(
     to the same masks, on a CPU bit for bit.
 
     Args:
-        source: a video or TIFF file, or a folder of jpg, png, webp or tif frames; or an image glob ("frames/*.png"), a
-            URL, "camera:0" or "/dev/video0", a named pipe, or "-" for standard input. What can be read only once, as a
-            camera or a pipe, is a live source: it cannot be resumed, and `should_stop` ends it with complete results.
+        source: a video or TIFF file, or a folder of jpg, png, webp or tif frames; or an image glob,
+            ``"frames/*.png"``; a URL, "camera:0" or "/dev/video0", a named pipe, or "-" for standard input. What can be
+            read only once, as a camera or a pipe, is a live source: it cannot be resumed, and `should_stop` ends it
+            with complete results.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
             frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
             such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255
@@ -186,7 +187,8 @@ class _VideoRun:
         ranks.lead(lambda: check_output(job.output, outputs.overwrite, job.inputs, resume=outputs.resume))
         ranks.lead(lambda: require_encoders(job.output, outputs.write))
         estimate = check_fits(self._workload)
-        for note in self._opened.given.notes if ranks.leads else ():
+        notes = [*self._opened.given.notes, note_on_size(self._workload)]
+        for note in filter(None, notes if ranks.leads else ()):
             logger.warning(note)
         self._hooks.estimated(estimate)
 

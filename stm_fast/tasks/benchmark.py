@@ -11,7 +11,7 @@ from stm_fast.benchmarking.frames import time_variants, usual_variants
 from stm_fast.benchmarking.measuring import make_clock
 from stm_fast.benchmarking.reads import time_routes
 from stm_fast.benchmarking.records import FrameRow, ReadRow, Record, describe_machine
-from stm_fast.benchmarking.report import HOW_TO_GET_PLOTS, plots_available, read_table, stage_table, write_plots
+from stm_fast.benchmarking.report import how_to_get_plots, plots_available, read_table, stage_table, write_plots
 from stm_fast.benchmarking.shapes import FrameWorkload, Selection, Shape
 from stm_fast.benchmarking.tuning import tune
 from stm_fast.benchmarking.workload import DTYPES
@@ -31,7 +31,7 @@ def time_reads(selection: Selection, *, threads: int | None, output: Path, plots
     """
     selection = selection.complete(_place(selection.device, threads))
     if plots and not plots_available():
-        raise InputError(HOW_TO_GET_PLOTS)
+        raise InputError(how_to_get_plots())
     record = Record[ReadRow](describe_machine(selection.device), selection.describe())
     record.write(output)  # fails before anything is timed if the file cannot be written
     _introduce(record.machine)
@@ -133,4 +133,4 @@ def _write_plots(rows: Sequence[ReadRow], output: Path, plots: bool | None) -> N
     if plots or (plots is None and plots_available()):
         say(*map(str, write_plots(rows, output.with_suffix(""))))
     elif plots is None:
-        warn(HOW_TO_GET_PLOTS)
+        warn(how_to_get_plots())

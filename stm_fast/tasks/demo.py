@@ -47,10 +47,15 @@ def run_demo(
     print_summary(summary)
     if network.untrained:
         print_untrained()
+    say(
+        f"Watch {summary.output / 'overlay.mp4'}; it was made from {video} and {mask}.",
+        "Your own video: stm-fast open clip.mp4, or stm-fast segment clip.mp4 --masks first.png --output out",
+    )
 
 
 def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
     """Prints the J of each object in percent, as the mean over all frames but the first."""
+    say("Overlap of the masks with the true ones (J, in percent):")
     files = sorted((summary.output / "masks").glob("*.png"))
     pairs = [(read_written_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
     for object_id in object_ids(clip[0].ids):

@@ -1,7 +1,7 @@
 """The configuration of a training run: frozen dataclasses, to be filled from a YAML file.
 
-:mod:`stm_fast.training.config_file` validates types and limits. `configs/` has the numbers of both stages of the paper
-(STM, "Two-stage Training" and "Training Details").
+:mod:`stm_fast.training.config_file` validates types and limits. The recipes `stage1` and `stage2` have the numbers of
+the paper (STM, "Two-stage Training" and "Training Details").
 """
 
 from dataclasses import dataclass, field

@@ -87,22 +87,23 @@ def from_plain(content: Mapping[str, Any], source: str) -> TrainingConfig:
     return config
 
 
-def write_config(config: TrainingConfig, file: Path, header: str) -> None:
-    """Writes every entry of a configuration as YAML, from which `read_config` makes an equal one.
+def config_text(config: TrainingConfig, header: str) -> str:
+    """Every entry of a configuration as YAML, from which `read_config` makes an equal one.
 
     Args:
-        header: the first line, a comment.
-
-    Raises:
-        InputError: the file cannot be written.
+        header: the first lines, comments.
     """
     import yaml
 
-    content = yaml.safe_dump(
+    return header + yaml.safe_dump(
         _with_lists(asdict(config)), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
     )
+
+
+def write_config(config: TrainingConfig, file: Path, header: str) -> None:
+    """Writes `config_text`. Raises InputError if the file cannot be written."""
     with whole_file(file) as partial:
-        partial.write_text(header + content, encoding="utf-8")
+        partial.write_text(config_text(config, header), encoding="utf-8")
 
 
 def _with_lists(content: Any) -> Any:

@@ -62,7 +62,7 @@ def affinity_loss(query_key: Tensor, memory_key: Tensor, found: Tensor, expected
         memory_key: ``[P, Ck, t, h, w]``.
         found: ``[P, 3, t, h, w]``, `shares` in the memory frames.
         expected: ``[P, 3, 1, h, w]``, `shares` in the frame.
-        backend: as in :func:`stm_fast.ops.memory_read`.
+        backend: as in :func:`stm_fast.memory_read`.
 
     Returns:
         ``[P]``, the mean over the classes in the frame.

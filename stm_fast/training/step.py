@@ -42,7 +42,7 @@ class ClipLoss(nn.Module):
         iou_weight: weight of `soft_iou_loss`; that of the cross-entropy is 1.
         affinity_weight: weight of `affinity_loss`.
         detach_memory: memorizes predictions without gradient, as one published recipe does in its second stage.
-        backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
+        backend: of the memory read, as in :func:`stm_fast.memory_read`.
     """
 
     def __init__(

@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.errors import InputError, shown
+from stm_fast.versions import how_to_install
 from stm_fast.video.run_lengths import Counts, unpacked
-
-HOW_TO_GET_COCO = "needs pycocotools: pip install 'stm_fast[coco]'"
 
 # per image: with three counts of more than 2^24 pixels, pycocotools could write past its buffer
 MAX_PIXELS = 50_000_000
@@ -34,6 +33,12 @@ _MAX_STEPS = 2**22
 # run lengths as text: characters "P" to "o" are followed by more of the same number, which has at most 30 bits
 _PACKED = re.compile("(?:[P-o]{0,5}[0-O])+")
 _MAX_CHARACTERS = 6  # per number
+
+
+def require_pycocotools(what: str) -> None:
+    """Raises InputError, which says how to install it, if pycocotools is missing; `what` needs it."""
+    if find_spec("pycocotools") is None:
+        raise InputError(f"{what} needs pycocotools: {how_to_install('coco')}")
 
 
 def image_size(entry: dict[str, Any]) -> tuple[int, int]:
@@ -65,8 +70,7 @@ def rasterize(shape: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 def _run_lengths(polygons: list[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
     """Polygons as run lengths, each by itself."""
-    if find_spec("pycocotools") is None:
-        raise InputError(f"drawing polygons {HOW_TO_GET_COCO}")
+    require_pycocotools("drawing polygons")
     from pycocotools import mask
 
     found: list[dict[str, Any]] = mask.frPyObjects(polygons, *size)

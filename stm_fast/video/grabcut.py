@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stm_fast.errors import InputError, reason_of
+from stm_fast.versions import how_to_install
 
 Bools = npt.NDArray[np.bool_]
 Picture = npt.NDArray[np.uint8]
@@ -28,7 +29,7 @@ def require_opencv() -> None:
         import_module("cv2")
     except ImportError as error:  # also of a library that it needs, such as libGL
         why = f"masks of boxes, lassos and clicks need OpenCV, which cannot be imported ({reason_of(error)})"
-        raise InputError(f"{why}: pip install 'stm_fast[boxes]'") from error
+        raise InputError(f"{why}: {how_to_install('boxes')}") from error
 
 
 class Part(NamedTuple):

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from stm_fast.system import sync
 from stm_fast.video.masks import write_mask
-from stm_fast.whole_file import make_folder, sync, whole_file, writing
+from stm_fast.whole_file import make_folder, whole_file, writing
 
 JPEG_QUALITY = 90
 # of zlib: the default, 6, takes three times as long, for files that are 10 % smaller

@@ -260,10 +260,9 @@ log: {every: 2, pictures: null, checkpoint: 2}
 
 
 def configs() -> list[Files]:
-    root = Path(__file__).resolve().parents[2] / "configs"
-    return [
-        {"run.yaml": text} for text in (CONFIG.encode(), *(file.read_bytes() for file in sorted(root.glob("*.yaml"))))
-    ]
+    from stm_fast.training.recipes import RECIPES
+
+    return [{"run.yaml": text} for text in (CONFIG.encode(), *(file.read_bytes() for file in RECIPES.values()))]
 
 
 def _set(names: str, lists: Files, resolution: str = "") -> Files:

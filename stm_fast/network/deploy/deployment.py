@@ -95,10 +95,7 @@ def _use_cpu_operators(model: STM, dtype: torch.dtype) -> None:
 
 def _share_work(model: STM, objects_at_a_time: int | None) -> list[tuple[nn.Module, str]]:
     """Replaces encoders and decoder, in place. Returns modules and methods that run on some objects at a time."""
-    for encoder in model.encoders():
-        if isinstance(encoder, Backbone):
-            _fold_stem(encoder)
-            _fold_blocks(encoder)
+    fold_batch_norm(model)
     if isinstance(model.decoder, LightDecoder):
         light = SharingLightDecoder(model.decoder, objects_at_a_time)
         model.add_module("decoder", light)
@@ -112,6 +109,14 @@ def _share_work(model: STM, objects_at_a_time: int | None) -> list[tuple[nn.Modu
     for name, part in (("query_encoder", query_encoder), ("memory_encoder", memory_encoder), ("decoder", decoder)):
         model.add_module(name, part)
     return [(memory_encoder, "features"), (decoder, "logits")]
+
+
+def fold_batch_norm(model: STM) -> None:
+    """Folds BatchNorm into convolutions, in place: its statistics are stored ones."""
+    for encoder in model.encoders():
+        if isinstance(encoder, Backbone):
+            _fold_stem(encoder)
+            _fold_blocks(encoder)
 
 
 def _fold_stem(encoder: Backbone) -> None:

@@ -210,7 +210,7 @@ class Affinity(LazyProduct):
     Args:
         query: ``[B or 1, M, Ck]``.
         key: ``[B or 1, N, Ck]``.
-        similarity, shrinkage, selection, query_norm, top_k, backend: as in :func:`stm_fast.ops.memory_read`.
+        similarity, shrinkage, selection, query_norm, top_k, backend: as in :func:`stm_fast.memory_read`.
     """
 
     _dense = "affinity.dense()"

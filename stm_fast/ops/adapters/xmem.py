@@ -48,7 +48,7 @@ def get_similarity(
         uncert_mask: factor ``[B, 1, ...]`` of `qk` and `qe`, which must be given (MatAnyone).
         query_norm: whether the scores have their ``q^2`` term. None is as published: only with a selection, although
             the term does not cancel if there is shrinkage. True is equation 2.
-        backend: as in :func:`stm_fast.ops.memory_read`.
+        backend: as in :func:`stm_fast.memory_read`.
 
     Raises:
         TypeError, ValueError: tensors whose shapes do not match.
