@@ -116,8 +116,8 @@ def parsed(page: str) -> Document:
     return Document.parse(str(PAGES[page]), blocks)
 
 
-def starts_processes(page: str) -> bool:
-    return any(region.evaluator is run_shell for _, region in parsed(page).regions)
+def runs_something(page: str) -> bool:
+    return any(region.evaluator in (RUN["sh"], RUN["python"]) for _, region in parsed(page).regions)
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +136,7 @@ def inside(guide_folder, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] * starts_processes(page)) for page in PAGES]
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * runs_something(page)) for page in PAGES]
 )
 def test_commands_and_examples_run_as_written(page):
     run(parsed(page))
