@@ -61,6 +61,7 @@ def test_the_panels_of_segment():
     [
         ("segment", "[OPTIONS] SOURCE..."),
         ("convert", "[OPTIONS] SOURCE... TARGET"),
+        ("export", "[OPTIONS]"),
         ("train", "[OPTIONS] CONFIG"),
         ("evaluate", "[OPTIONS] SET"),
         ("info", "[OPTIONS]"),

@@ -33,6 +33,7 @@ from stm_fast.config import MemoryConfig
 from stm_fast.data.sequences import davis17
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.evaluation.benchmark_sets import run_sequences
+from stm_fast.export.formats import FORMATS
 from stm_fast.inference.engine import VideoSegmenter
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import architecture_of, stm_lite2
@@ -64,6 +65,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "": {},
     "demo": {"--output": "out", "--frames": 3},
     "convert": {"sources": "small.safetensors", "target": "out.safetensors"},
+    "export": {"--weights": "small.safetensors", "--format": "pt2", "--output": "out"},
     "info": {},
     "open": {"source": CLIP, "--output": "out", "--port": 0},
     "segment": {"sources": CLIP, "--masks": FIRST, "--output": "out"},
@@ -177,8 +179,12 @@ def other_masks(seen: Seen) -> bool:
     return not same_masks(seen)
 
 
+def json_of(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
 def results() -> Any:
-    return json.loads((OUT / "results.json").read_text())
+    return json_of(OUT / "results.json")
 
 
 def timed() -> Any:
@@ -342,6 +348,32 @@ CONVERT = [
         },
         before=Path("out.safetensors").touch,
     )
+]
+RECORD = functools.partial(json_of, OUT / "export.json")
+EXPORT = [
+    Run(
+        {
+            "--weights": ("open", lambda _: RECORD()["weights"]["source"] == "open"),
+            "--output": ("out", writes("out/export.json", "out/encode_query.pt2", "out/decode.pt2")),
+            "--format": ("pt2", lambda _: RECORD()["format"] == "pt2"),
+            "--dtype": ("float32", lambda _: RECORD()["dtype"] == "float32"),
+            "--backend": ("reference", lambda _: RECORD()["backend"] == "reference"),
+        }
+    ),
+    Run(
+        {
+            "--weights": ("small.safetensors", lambda _: RECORD()["architecture"]["backbone"] == "resnet18"),
+            "--format": ("onnx", writes("out/memorize.onnx")),
+        }
+    ),
+    Run(
+        {
+            "--format": ("aoti", lambda _: RECORD()["format"] == "aoti"),
+            "--dtype": ("bfloat16", lambda _: RECORD()["parts"]["decode"]["inputs"]["read"]["dtype"] == "bfloat16"),
+            "--backend": ("cpp", lambda _: RECORD()["backend"] == "cpp"),
+        }
+    ),
+    Run({"--dtype": ("float16", lambda _: RECORD()["parts"]["decode"]["inputs"]["read"]["dtype"] == "float16")}),
 ]
 PORT = free_port()
 OPEN = [
@@ -543,6 +575,7 @@ RUNS = {
     "": [Run({"--version": (None, says("stm_fast 0.1.0"))}), *BEFORE_A_COMMAND],
     "demo": with_verbosity(*DEMO, NETWORK, *UNTRAINED),
     "convert": with_verbosity(*CONVERT, Run({})),
+    "export": with_verbosity(*EXPORT),
     "info": with_verbosity(Run({}), Run({})),
     "open": with_verbosity(*OPEN, NETWORK, *UNTRAINED, *SIZES, *MEMORY),
     "segment": with_verbosity(*SEGMENT, NETWORK, *UNTRAINED, *EVERY_NETWORK, *SIZES, *MEMORY),
@@ -704,6 +737,9 @@ def seen(monkeypatch):
     monkeypatch.setattr("stm_fast.data.synthetic_set.SyntheticClip", small_clip)
     monkeypatch.setattr("stm_fast.data.synthetic_set.SEQUENCES", 1)
     monkeypatch.setattr("stm_fast.data.synthetic_set._FRAMES", 4)
+    # test_export.py has the writers
+    formats = {name: (end, lambda _, path: path.touch()) for name, (end, _) in FORMATS.items()}
+    monkeypatch.setattr("stm_fast.export.folder.FORMATS", formats)
     threads = torch.get_num_threads()
     yield seen
     torch.set_num_threads(threads)

@@ -42,6 +42,7 @@ print(json.dumps(reports))
 
 SEGMENT = ("segment", "clip.mp4", "-m", "mask.png", "-o", "new")
 EVALUATE = ("evaluate", "davis17")
+EXPORT = ("export", "--format", "onnx")
 FILES = (
     "clip.mp4",
     "other.mp4",
@@ -122,6 +123,12 @@ MISTAKES = (
     (("convert", "clip.mp4", "mask.png"), "mask.png: exists already"),
     (("convert", "absent.pth", "x.safetensors"), "absent.pth: no such file"),
     (("convert", "a.safetensors", "a.safetensors", "--overwrite"), "a.safetensors: found as both input and output"),
+    (EXPORT[:3], "Missing option '--output'"),
+    ((*EXPORT, "-o", "full"), "full: exists already, expected the name of a new folder"),
+    ((*EXPORT, "-o", "new", "--format", "tflite"), "'tflite' is not one of 'pt2'"),
+    ((*EXPORT, "-o", "new", "--dtype", "float16"), "--dtype: found float16 with --format onnx, expected float32"),
+    ((*EXPORT, "-o", "new", "--backend", "cpp"), "--backend: found cpp with --format onnx, expected reference"),
+    ((*EXPORT, "-o", "new", "--weights", "absent.pth"), "absent.pth: no such file"),
     (("train", "absent.yaml", "--output", "new"), "absent.yaml: no such file"),
     (("train", "absent", "--output", "new"), "absent: no such file, expected a training configuration"),
     (("train", "tiny"), "--output: missing, expected a folder for the run"),
