@@ -13,7 +13,14 @@ from stm_fast.runs.estimation import Workload, estimate
 
 _CAP = 20  # frames in memory
 _FRAMES_PER_SECOND = 25
-_SIZES = {"240p": (240, 432), "480p": (480, 854), "720p": (720, 1280), "1080p": (1080, 1920)}  # H, W
+# H, W, and the limit of the shorter side for the network
+_SIZES = {
+    "240p": (240, 432, None),
+    "480p": (480, 854, None),
+    "720p": (720, 1280, None),
+    "1080p": (1080, 1920, None),
+    "1080p with `max_size=480`": (1080, 1920, 480),
+}
 _OBJECTS = (1, 3, 10)
 _SECONDS = {"10 s": 10, "1 min": 60, "1 h": 3600}
 
@@ -29,15 +36,20 @@ def _rows(model: stm_fast.STM) -> Iterator[list[str]]:
     longest = max(_SECONDS.values())
     cases = [(seconds, stm_fast.MemoryConfig()) for seconds in _SECONDS.values()]
     cases.append((longest, stm_fast.MemoryConfig(max_frames=_CAP)))
-    for name, size in _SIZES.items():
+    for name, (height, width, most) in _SIZES.items():
         for objects in _OBJECTS:
-            runs = (_run(model, size, objects, seconds, memory) for seconds, memory in cases)
+            runs = (_run(model, (height, width), most, objects, seconds, memory) for seconds, memory in cases)
             yield [f"{name}, {objects}", *(f"{estimate(run).memory_bytes / 1e9:,.2f} GB" for run in runs)]
 
 
 def _run(
-    model: stm_fast.STM, size: tuple[int, int], objects: int, seconds: int, memory: stm_fast.MemoryConfig
+    model: stm_fast.STM,
+    size: tuple[int, int],
+    max_size: int | None,
+    objects: int,
+    seconds: int,
+    memory: stm_fast.MemoryConfig,
 ) -> Workload:
     known = with_known_size(memory, seconds * _FRAMES_PER_SECOND, {0: range(objects)})
-    options = RunOptions(known).for_weights(model.min_size)
+    options = RunOptions(known, max_size).for_weights(model.min_size)
     return Workload(model, options, size, objects, frames=known.frames)

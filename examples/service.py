@@ -21,10 +21,11 @@ from zipfile import ZipFile
 
 import typer
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 
 import stm_fast
 from stm_fast.page.folder_lock import FolderLock
@@ -191,6 +192,10 @@ def make_app(service: Service, most_bytes: int) -> FastAPI:
     @app.exception_handler(stm_fast.InputError)
     async def refuse(request: Request, error: stm_fast.InputError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(ClientDisconnect)
+    async def forget(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody receives
 
     @app.post("/jobs", status_code=202)
     async def submit(request: Request) -> dict[str, str]:

@@ -100,7 +100,7 @@ class Service(Client):
     def __init__(self, folder: Path, *options: str) -> None:
         port = free_port()
         super().__init__(f"http://127.0.0.1:{port}/")
-        self.folder = folder
+        self.folder, self.address = folder, ("127.0.0.1", port)
         command = [sys.executable, ROOT / "examples/service.py", "--folder", folder, "--port", str(port)]
         self.log = folder.with_name("log").open("ab")
         environment = {**os.environ, **ONE}
@@ -235,6 +235,10 @@ def test_what_cannot_be_segmented_is_refused_in_one_line(tmp_path, clips):
             assert words in refused.refusal[1]
             assert str(tmp_path) not in refused.refusal[1]
         assert service.get("/jobs/..%2f..%2fetc").status in (404, 422)
+        body, kind = multipart(video=clip.video)
+        with socket.create_connection(service.address) as broken_off:
+            head = f"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+            broken_off.sendall(head.encode() + body[:-10])
         assert [path.name for path in service.folder.iterdir()] == [".lock"]
 
         job = service.submit(long)
