@@ -36,6 +36,7 @@ FUNCTIONS = {
     "win32": {
         *("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "POSIX_FADV_WILLNEED", "posix_fadvise"),
         *("posix_fallocate", "fork", "getloadavg", "getuid", "geteuid", "memfd_create", "mkfifo", "pread", "pwrite"),
+        *("register_at_fork",),
         *("sched_getaffinity", "setsid", "sysconf", "uname", "killpg", "nice"),
     },
 }
