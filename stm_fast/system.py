@@ -36,7 +36,7 @@ def allocate(file: int, start: int, length: int) -> None:
 
 def announce_read(file: int, start: int, length: int) -> None:
     """Tells the system that bytes of an open file will be read soon, if it can be told."""
-    if hasattr(os, "posix_fadvise"):
+    if sys.platform == "linux":
         os.posix_fadvise(file, start, length, os.POSIX_FADV_WILLNEED)
 
 

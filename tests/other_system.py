@@ -36,7 +36,7 @@ FUNCTIONS = {
     "win32": {
         *("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "POSIX_FADV_WILLNEED", "posix_fadvise"),
         *("posix_fallocate", "fork", "getloadavg", "getuid", "geteuid", "memfd_create", "mkfifo", "pread", "pwrite"),
-        *("sched_getaffinity", "setsid", "sysconf", "uname", "killpg", "nice"),
+        *("register_at_fork", "sched_getaffinity", "setsid", "sysconf", "uname", "killpg", "nice"),
     },
 }
 SIGNALS = {"darwin": set(), "win32": {"SIGKILL", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGPIPE"}}

@@ -41,7 +41,8 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])[\"'<]")
 
 # Python's warning filters are global to the process; a fork must not copy them while they are changed
 _filters = Lock()
-os.register_at_fork(before=_filters.acquire, after_in_parent=_filters.release, after_in_child=_filters.release)
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(before=_filters.acquire, after_in_parent=_filters.release, after_in_child=_filters.release)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 from av.codec.context import ThreadType
@@ -26,6 +26,10 @@ _NOT_VIDEO_FLAGS = frozenset({"attached_pic", "timed_thumbnails", "still_image",
 # formats that refer to other files or devices, and plain text, which FFmpeg renders like a terminal
 _NOT_VIDEO_FORMATS = frozenset(
     {"concat", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sdp", "tty", "webm_dash_manifest"}
+)
+# PyAV before 19 must be told to decode metadata that are not UTF-8; later versions have no such argument
+_ANY_METADATA: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "backslashreplace"}
 )
 
 
@@ -65,8 +69,8 @@ def open_stream(source: VideoInput) -> Iterator[tuple[InputContainer, VideoStrea
                 source.url,
                 format=source.format,
                 options=dict(source.options) | access | limit,
-                metadata_errors="backslashreplace",
                 timeout=source.seconds,
+                **_ANY_METADATA,
             )
         except av.ProtocolNotFoundError as error:
             raise InputError(f"{label}: this PyAV cannot use this kind of URL") from error
