@@ -60,6 +60,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_metadata_needs_no_torch_and_has_no_relative_links(tmp_path):
     tree, written = tmp_path / "tree", tmp_path / "written"
     tree.mkdir()
