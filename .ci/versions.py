@@ -33,14 +33,10 @@ _CLASSIFIER = "Programming Language :: Python :: "
 def main() -> None:
     if len(sys.argv) == 2:
         sys.exit((__doc__ or "").splitlines()[0])
-    rows: list[dict[str, str]] = json.loads(RECORD.read_text()) if RECORD.exists() else []
-    if len(sys.argv) > 1:
-        row = run(Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:])
-        same = [row["python"], row["torch"]]
-        rows = [other for other in rows if [other["python"], other["torch"]] != same] + [row]
-        rows.sort(
-            key=lambda row: [[int(part) for part in row[name].split("+")[0].split(".")] for name in ("python", "torch")]
-        )
+    new = [run(Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:])] if len(sys.argv) > 1 else []
+    rows: list[dict[str, str]] = json.loads(RECORD.read_text())
+    for row in new:
+        rows = sorted([row, *(other for other in rows if order(other) != order(row))], key=order)
         RECORD.write_text(json.dumps(rows, indent=1) + "\n")
     DOCUMENT.write_text(with_table(DOCUMENT.read_text(), table(rows, declared_pythons())))
 
@@ -74,7 +70,7 @@ def declared_pythons() -> list[str]:
 
 def table(rows: list[dict[str, str]], pythons: list[str]) -> str:
     """What was run, in Markdown; "not run" for each Python without a row."""
-    columns = ("python", "torch", "torchvision", "triton", "numpy", "system", "date")
+    columns = ("python", "torch", "torchvision", "triton", "numpy", "av", "system", "date")
     cells = [[row[name] for name in columns] for row in rows]
     missing = [name for name in pythons if not any(row["python"].startswith(f"{name}.") for row in rows)]
     cells += [[name, "not run", *[""] * (len(columns) - 2)] for name in missing]
