@@ -26,7 +26,7 @@ RUN python3 -m venv /opt/stm_fast \
     && pip install --requirement requires.txt
 COPY . .
 RUN STM_FAST_EXTENSION=1 pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && pip install "$(echo /wheels/*.whl)[boxes,service]" \
+    && pip install "$(echo /wheels/*.whl)[service]" \
     && if [ -n "$WITHOUT" ]; then pip uninstall --yes $WITHOUT; fi
 
 FROM base

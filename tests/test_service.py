@@ -83,8 +83,8 @@ def multipart(**parts: bytes) -> tuple[bytes, str]:
     line = b"--a-line-that-no-part-contains\r\n"
     body = b""
     for name, content in parts.items():
-        file = "" if name == "box" else f'; filename="../../{name}"'
-        body += line + f'Content-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+        head = f'Content-Disposition: form-data; name="{name}"; filename="../../{name}"\r\n\r\n'
+        body += line + head.encode() + content + b"\r\n"
     return body + line[:-2] + b"--\r\n", "multipart/form-data; boundary=a-line-that-no-part-contains"
 
 
@@ -187,7 +187,7 @@ def test_clients_at_once_get_what_the_command_writes_and_memory_stays_flat(tmp_p
         print(f"{ROUNDS * CLIENTS} clips of {FRAMES} frames of {HEIGHT}x{WIDTH} in {seconds:.1f} s")
         print(f"resident after each round: {[round(one) for one in resident]} MiB")
         assert " 503 " in service.printed()  # the queue was full
-        assert [path.name for path in service.folder.iterdir()] == [".lock"]
+        assert not list(service.folder.iterdir())
         # jobs that kept only the frames and probabilities of their clips would take
         kept = (ROUNDS - 1) * CLIENTS * FRAMES * HEIGHT * WIDTH * (3 + 4 * 2) / 2**20
         assert resident[-1] - resident[0] < kept
@@ -203,7 +203,7 @@ def test_jobs_go_on_after_a_kill_and_after_sigterm(tmp_path, clips):
         assert service.end(signal.SIGKILL) == -signal.SIGKILL
     with serving(tmp_path) as service:
         service.wait_for_frames(jobs[1], 2)
-        assert service.get(f"/jobs/{jobs[2]}").data == {"state": "waiting"}
+        assert service.get(f"/jobs/{jobs[2]}").data == {"state": "waiting", "frames_done": 0}
         assert service.end() == -signal.SIGTERM
         assert "shutdown complete" in service.printed()
         assert not list(service.folder.rglob("*.partial"))
@@ -219,42 +219,41 @@ def test_what_cannot_be_segmented_is_refused_in_one_line(tmp_path, clips):
     clip, long = clips[0], clips[3]
     wrong_size = io.BytesIO()
     Image.new("L", (50, 50), 1).save(wrong_size, "PNG")
-    with serving(tmp_path, "--megabytes", "1", "--waiting", "0") as service:
+    with serving(tmp_path, "--waiting", "0") as service:
         for refused, status, words in (
             (service.upload(video=b"no video", mask=clip.mask), 422, "video: "),
-            (service.upload(video=clip.video), 422, "masks"),
-            (service.upload(mask=clip.mask), 422, "expected a video file"),
             (service.upload(video=clip.video, mask=wrong_size.getvalue()), 422, "mask: "),
             (service.upload(video=clip.video, mask=clip.video), 422, "mask: "),
-            (service.upload(video=clip.video, box=b"1,2,3"), 422, "boxes"),
-            (service.send("POST", "/jobs", Content_Length="1000001"), 413, "expected at most 1000000"),
-            (service.post("/jobs", iter([b"a"])), 411, "unknown length"),
             (service.get(f"/jobs/{uuid4()}"), 404, "no such job"),
         ):
             assert refused.refusal[0] == status, refused
-            assert words in refused.refusal[1]
+            assert refused.refusal[1].startswith(words)
             assert str(tmp_path) not in refused.refusal[1]
+        for missing in ({"video": clip.video}, {"mask": clip.mask}):
+            assert service.upload(**missing).status == 422
         assert service.get("/jobs/..%2f..%2fetc").status in (404, 422)
         body, kind = multipart(video=clip.video)
         with socket.create_connection(service.address) as broken_off:
             head = f"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
             broken_off.sendall(head.encode() + body[:-10])
-        assert [path.name for path in service.folder.iterdir()] == [".lock"]
+        assert not list(service.folder.iterdir())
 
         job = service.submit(long)
         assert service.get(f"/jobs/{job}/masks/{long.frames}").refusal[0] == 404
         assert service.get(f"/jobs/{job}/results.zip").refusal[0] == 404
         full = service.upload(video=clip.video, mask=clip.mask)
         assert (full.status, full.headers["retry-after"]) == (503, "5")
+        assert service.send("DELETE", f"/jobs/{job}").refusal[0] == 409
+        assert service.wait(job)["state"] == "done"
         assert service.send("DELETE", f"/jobs/{job}").status == 204
         assert service.send("DELETE", f"/jobs/{job}").status == 404
         assert service.wait(service.submit(clip))["state"] == "done"
         assert "Traceback" not in service.printed()
 
-        command = [sys.executable, ROOT / "examples/service.py", "--folder", service.folder, "--port", "0"]
+        (tmp_path / "file").touch()
+        command = [sys.executable, ROOT / "examples/service.py", "--folder", tmp_path / "file/jobs", "--port", "0"]
         second = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-        assert "open in another process" in second.stderr
 
 
 @pytest.mark.slow
@@ -273,7 +272,7 @@ def test_the_commands_of_the_document_run(tmp_path):
     with zipfile.ZipFile(tmp_path / "results.zip") as archive:
         assert archive.namelist()[0] == "objects.csv"
         assert archive.read("masks/00000.png") == (tmp_path / "00000.png").read_bytes()
-    assert [path.name for path in (tmp_path / "jobs").iterdir()] == [".lock"]
+    assert not list((tmp_path / "jobs").iterdir())
 
 
 def instructions(name: str) -> list[str]:
@@ -293,7 +292,7 @@ def test_the_image_is_built_from_what_is_there():
         assert source.split("/")[0] not in ignored
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (used,) = re.findall(r"\.whl\)\[(.+?)\]", (ROOT / "Dockerfile").read_text())
-    assert set(used.split(",")) == {"boxes", "service"} <= set(extras)
+    assert set(used.split(",")) == {"service"} <= set(extras)
 
 
 @pytest.mark.slow
@@ -303,7 +302,7 @@ def test_the_image_starts_the_service_as_documented():
     assert program == ["python", "/opt/service.py"]
     command = [sys.executable, ROOT / "examples/service.py", "--help"]
     known = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for option in {"--threads", "--waiting", "--megabytes", "--memory-frames", *options[::2]}:
+    for option in {"--threads", "--waiting", "--memory-frames", *options[::2]}:
         assert option in known
         assert option in DOCUMENT
     table = DOCUMENT.split("Arguments of the build:")[1].split("For a GPU")[0]
