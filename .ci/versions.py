@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Runs a wheel with several versions of Python and PyTorch: .ci/versions.py [WHEEL PYTHON [ARGUMENT...]]
 
 Makes an environment of PYTHON, in a temporary folder, installs WHEEL into it by uv with the arguments, such as
@@ -23,8 +24,10 @@ BEGIN, END = "<!-- versions: written by .ci/versions.py -->", "<!-- end of versi
 FOUND = """
 import json, platform
 from importlib.metadata import version
+from importlib.util import find_spec
 import torch
 found = {name: version(name) for name in ("stm_fast", "torchvision", "triton", "numpy", "pillow", "av")}
+found["page"] = "run" if find_spec("uvicorn") else "not installed"
 print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, **found}))
 """
 _CLASSIFIER = "Programming Language :: Python :: "
@@ -70,7 +73,7 @@ def declared_pythons() -> list[str]:
 
 def table(rows: list[dict[str, str]], pythons: list[str]) -> str:
     """What was run, in Markdown; "not run" for each Python without a row."""
-    columns = ("python", "torch", "torchvision", "triton", "numpy", "av", "system", "date")
+    columns = ("python", "torch", "torchvision", "triton", "numpy", "av", "page", "system", "date")
     cells = [[row[name] for name in columns] for row in rows]
     missing = [name for name in pythons if not any(row["python"].startswith(f"{name}.") for row in rows)]
     cells += [[name, "not run", *[""] * (len(columns) - 2)] for name in missing]

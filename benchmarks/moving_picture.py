@@ -132,7 +132,10 @@ def main(
     width: Annotated[int, typer.Option(min=1, help="Pixels.")] = 600,
 ) -> None:
     """Makes the moving picture."""
-    boxes = {prompt.object_id or 1: prompt.box for prompt in map(parse_box, box)}
+    prompts = [parse_box(text) for text in box]
+    if any(prompt.frame is not None for prompt in prompts):
+        raise typer.BadParameter("expected boxes in the first frame")
+    boxes = {prompt.object_id or number: prompt.box for number, prompt in enumerate(prompts, 1)}
     frames = list(segmented(clip, boxes, max_size, step))
     pause = round(1000 * step / open_frames(clip).frame_rate)
     write_webp(list(pages(frames, boxes, width, credit, pause)), output)

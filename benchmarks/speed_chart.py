@@ -18,7 +18,7 @@ SERIES = "480p-O1"  # of the shapes that are drawn
 QUANTIZED = "int8"  # the route that reads a memory of 8 bits
 TITLE = "Time of one memory read"
 SUBTITLE = "milliseconds, median; 480p, one object; lower is better"
-_WIDTH = 780
+_LABELS = 66  # right of the last panel
 _TOP, _BOTTOM = 150, 370  # of the panels
 _LEFT, _PANEL, _GAP = 62, 272, 108  # the first panel's left side, a panel's width, the space to the next one
 _LEGEND_COLUMN, _LEGEND_ROW = 250, 19
@@ -111,7 +111,7 @@ def speed_chart(panels: Sequence[Panel], notes: Sequence[str]) -> str:
     ]
     drawn = [_drawn(panel, index, highest) for index, panel in enumerate(panels)]
     return _TEMPLATES.get_template("speed_chart.svg").render(
-        width=_WIDTH,
+        width=_LEFT + len(panels) * (_PANEL + _GAP) - _GAP + _LABELS,
         height=_BOTTOM + _NOTES + _NOTE_HEIGHT * len(notes),
         top=_TOP,
         bottom=_BOTTOM,

@@ -20,8 +20,7 @@ import links  # noqa: E402
 import pictures  # noqa: E402
 from stm_fast.versions import __version__  # noqa: E402
 
-urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
-REPOSITORY = urls.get("Source", "https://github.com/stm-fast/stm-fast")
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
 
 project = "stm_fast"
 release = version = __version__

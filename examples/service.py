@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 from zipfile import ZipFile
 
@@ -152,9 +152,9 @@ def main(
     folder: Path = Path("jobs"),
     host: str = "127.0.0.1",
     port: int = 8000,
-    threads: int = 1,
-    waiting: int = 16,
-    memory_frames: int = 20,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    waiting: Annotated[int, typer.Option(min=0)] = 16,
+    memory_frames: Annotated[int, typer.Option(min=1)] = 20,
     min_size: int | None = None,
     max_size: int | None = None,
 ) -> None:
@@ -162,7 +162,9 @@ def main(
     options = {"memory": stm_fast.MemoryConfig(max_frames=memory_frames), "min_size": min_size, "max_size": max_size}
     try:
         make_folder(folder)
-        app = make_app(folder, threads, waiting, model=stm_fast.load(dtype="float32"), **options)
+        model = stm_fast.load(dtype="float32")
+        stm_fast.VideoSegmenter(model, **options)  # checks them
+        app = make_app(folder, threads, waiting, model=model, **options)
     except stm_fast.InputError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None

@@ -55,12 +55,3 @@ def sync(path: Path) -> None:
 def may_share_ports() -> bool:
     """Whether SO_REUSEADDR lets two servers have one port, as on Windows, and not only one after the other."""
     return sys.platform == "win32"
-
-
-def load_average() -> list[float]:
-    """How many threads used a core or waited for one, on average in the last 1, 5 and 15 minutes."""
-    if hasattr(os, "getloadavg"):
-        return [round(load, 2) for load in os.getloadavg()]
-    import psutil  # imitates it on Windows
-
-    return [round(load, 2) for load in psutil.getloadavg()]

@@ -4,7 +4,7 @@ Any release of PyTorch may move them. No other module uses any, and tests/test_t
 """
 
 from importlib import import_module
-from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -78,6 +78,6 @@ def cpp_compiler() -> str:
     return compiler
 
 
-def compile_package(program: torch.export.ExportedProgram, path: Path) -> None:
+def compile_package(program: torch.export.ExportedProgram, file: IO[bytes]) -> None:
     """Compiles a program with AOTInductor into a package, which ``torch._inductor.aoti_load_package`` loads."""
-    import_module("torch._inductor").aoti_compile_and_package(program, package_path=str(path))
+    import_module("torch._inductor").aoti_compile_and_package(program, package_path=file)

@@ -30,8 +30,10 @@ TESTS = (
     "tests/test_benchmarking.py::test_the_documents_show_the_recorded_figures",
     "tests/test_packaging.py::test_ci_runs_the_oldest_declared_versions",
     "tests/test_packaging.py::test_the_public_names_exist",
-    "tests/test_readme.py",
+    "tests/test_citation.py",
     "tests/test_project_files.py",
+    "tests/test_readme.py",
+    "tests/test_versions.py",
 )
 
 

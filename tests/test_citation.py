@@ -18,6 +18,7 @@ def test_the_citation_agrees_with_the_project():
     # the code's; weights in the package may have others, after AND
     assert citation["license"] == project["license"].split(" AND ")[0]
     assert citation["authors"] == [{"name": "The stm_fast developers"}]
+    assert f"version = {{{project['version']}}}," in (ROOT / "README.md").read_text()
     (paper,) = citation["references"]
     assert paper["doi"] == "10.1109/ICCV.2019.00932"
     assert [author["family-names"] for author in paper["authors"]] == ["Oh", "Lee", "Xu", "Kim"]

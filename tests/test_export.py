@@ -28,6 +28,7 @@ from stm_fast.network.efficientnet import LITE, LiteLayout, Stage
 from stm_fast.ops import cpp_ops, memory_read, reference
 from stm_fast.ops.layers import rows
 from stm_fast.record_file import read_record_file
+from stm_fast.versions import how_to_install
 from stm_fast.video import OverlayVideoWriter, write_mask
 
 onnx = pytest.importorskip("onnx")
@@ -124,7 +125,7 @@ def expected(model: STM, frames: Tensor, masks: Tensor, count: int) -> tuple[dic
     return inputs, results | {"decode probabilities": model.probabilities(read_map, one)}
 
 
-def check_all(folder: Path, model: STM, only: tuple[str, ...] = ()) -> None:
+def check_all(folder: Path, model: STM) -> None:
     """Checks an export against the network, for several sizes."""
     call, record = loaded(folder)
     for frames, height, width, objects, count in SIZES:
@@ -266,7 +267,7 @@ def test_a_missing_package_is_named_with_the_extra(package, monkeypatch, tmp_pat
     monkeypatch.setattr("stm_fast.commands.export.find_spec", lambda name: None if name == package else name)
     result = run("--format", "onnx", "--output", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr == f"stm-fast: --format onnx needs {package}: pip install 'stm_fast[export]'\n"
+    assert result.stderr == f"stm-fast: --format onnx needs {package}: {how_to_install('export')}\n"
 
 
 @pytest.mark.parametrize(

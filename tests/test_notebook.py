@@ -34,4 +34,3 @@ def test_the_notebook_runs(tmp_path):
             cell.outputs = []
     NotebookClient(run, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert [words(cell) for cell in run.cells] == [words(cell) for cell in stored.cells]
-    assert not any("pip" in str(cell.get("outputs")) for cell in run.cells), "the package was installed"

@@ -111,7 +111,7 @@ def test_documents_refer_to_existing_ones(document):
 def test_security_says_how_to_report_and_which_versions_are_supported():
     text = (ROOT / "SECURITY.md").read_text()
     assert "privately" in text
-    assert "upported" in text
+    assert "Supported is the latest release" in text
 
 
 # each planted fault is found

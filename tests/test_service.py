@@ -290,6 +290,7 @@ def test_the_image_is_built_from_what_is_there():
         assert (ROOT / source).exists(), source
         assert source not in ignored
         assert source.split("/")[0] not in ignored
+    assert '"torch"' in (ROOT / "Dockerfile").read_text()  # which an isolated build would ask for
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (used,) = re.findall(r"\.whl\)\[(.+?)\]", (ROOT / "Dockerfile").read_text())
     assert set(used.split(",")) == {"service"} <= set(extras)

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import floors
 import links
@@ -25,8 +26,17 @@ SHOWN = ("index", "api/memory-read", "segment", "dropin", "environment", "design
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
+def site(tmp_path_factory, worker_id):
+    """Built once, whichever worker needs it first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "site"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "objects.inv").is_file():
+            build(folder)
+    return folder
+
+
+def build(folder):
     command = [sys.executable, "-m", "sphinx", "--quiet", "--nitpicky", "--fail-on-warning", "--keep-going"]
     built = subprocess.run(
         [*command, str(ROOT / "docs"), str(folder)],
@@ -36,7 +46,6 @@ def site(tmp_path_factory):
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    return folder
 
 
 def inventory(site):

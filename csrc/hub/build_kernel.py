@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from make_kernel import FLAGS, HERE, NAME, ROOT, write
+from make_kernel import FLAGS, HERE, NAME, ROOT, is_project, write
 from setuptools import setup
 
 OPERATORS = """import torch
@@ -38,10 +38,8 @@ def main() -> int:
     parser.add_argument("--backend", choices=("cpu", "cuda"), help="by default the one that the torch installed is for")
     parser.add_argument("--optimize", default="-O3", help="a compiler flag; -O0 takes half of the time to compile")
     given = parser.parse_args()
-    if not (given.project / "build.toml").is_file():
-        print(
-            f"build_kernel: {given.project}: found no build.toml, expected what make_kernel.py writes", file=sys.stderr
-        )
+    if not is_project(given.project):
+        print(f"build_kernel: {given.project}: expected a folder that make_kernel.py wrote", file=sys.stderr)
         return 2
     print(build_variant(given.project.resolve(), given.backend, given.optimize))
     return 0

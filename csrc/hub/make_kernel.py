@@ -22,7 +22,10 @@ PACKAGE = ROOT / "stm_fast"
 NAME = "memory_read"
 ENTRIES = ("stm_fast.ops", "stm_fast.testing")  # what the kernel offers; what these import comes along
 OF_THE_NETWORK = ("bottleneck", "convolution", "probabilities", "winograd")  # in names of sources that no read needs
-FLAGS = ("-std=c++20", "-fvisibility=hidden", "-falign-functions=64", "-falign-loops=64", "-DTORCH_STABLE_ONLY")
+FLAGS = (
+    *("-std=c++20", "-fvisibility=hidden", "-falign-functions=64", "-falign-loops=64", "-DTORCH_STABLE_ONLY"),
+    "-DSTM_FAST_RELEASE",  # without the instruction sets that only tests use
+)
 
 # (what names the package, what a build of the kernel has in its place); <root> is the relative name of its top package
 IN_PYTHON = (
@@ -52,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "build/hub-kernel", help="is replaced if this wrote it")
     output = parser.parse_args().output
-    if output.exists() and not (output / "build.toml").is_file():
+    if output.exists() and not is_replaceable(output):
         print(f"make_kernel: {output}: found another folder, expected none or one that this wrote", file=sys.stderr)
         return 2
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,16 @@ def main() -> int:
         project.rename(output)
     print(output)
     return 0
+
+
+def is_project(folder: Path) -> bool:
+    """Whether `write_project` wrote a folder."""
+    return (folder / "torch-ext" / NAME / "__init__.py").is_file()
+
+
+def is_replaceable(folder: Path) -> bool:
+    """Whether it is a project of which nobody made a repository."""
+    return is_project(folder) and not (folder / ".git").exists()
 
 
 def write_project(project: Path) -> None:

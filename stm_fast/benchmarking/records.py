@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import psutil
 import torch
 
 from stm_fast.benchmarking.shapes import FrameWorkload
 from stm_fast.errors import InputError
 from stm_fast.network.deploy.precision import cpu_instructions
 from stm_fast.record_file import read_record_file, typed, with_checksum, write_record_file
-from stm_fast.system import load_average
 from stm_fast.versions import version_of
 
 SCHEMA = 3
@@ -107,7 +107,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_capability": cpu_instructions(),
         "threads": torch.get_num_threads(),
-        "load_average": load_average(),
+        "load_average": [round(load, 2) for load in psutil.getloadavg()],
         "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE"),
         "stm_fast": version_of("stm_fast"),
         "torch": torch.__version__,

@@ -11,6 +11,7 @@ from stm_fast.errors import InputError
 from stm_fast.network.released import DEFAULT
 from stm_fast.progress import waiting
 from stm_fast.tasks.choice import NetworkChoice
+from stm_fast.versions import how_to_install
 
 
 def export(
@@ -59,4 +60,4 @@ def _check_onnx(dtype: Dtype, backend: ExportBackend) -> None:
             raise InputError(f"{name}: found {found} with --format onnx, expected {expected}")
     missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
     if missing:
-        raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install 'stm_fast[export]'")
+        raise InputError(f"--format onnx needs {' and '.join(missing)}: {how_to_install('export')}")

@@ -99,7 +99,7 @@ def parts_of(model: STM, backend: str, dtype: torch.dtype) -> list[Part]:
 
     Args:
         model: on the CPU.
-        backend: of the memory read, as in :func:`stm_fast.ops.memory_read`.
+        backend: of the memory read, as in :func:`stm_fast.memory_read`.
         dtype: of weights and features. Frames, masks and probabilities are in float32.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stm_fast.errors import InputError, reading
+from stm_fast.errors import reading, require_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # the last ones made the package's weights
@@ -18,13 +18,10 @@ def configuration_file(given: Path) -> Path:
         InputError: neither exists.
     """
     with reading(given):
-        if given.is_file():
-            return given
-    recipe = RECIPES.get(str(given))
-    if recipe is None:
-        expected = f"expected a training configuration in YAML, or a recipe: {', '.join(RECIPES)}"
-        raise InputError(f"{given}: no such file, {expected}")
-    return recipe
+        if str(given) in RECIPES and not given.is_file():
+            return RECIPES[str(given)]
+    require_file(given, f"a training configuration in YAML, or a recipe: {', '.join(RECIPES)}")
+    return given
 
 
 def introduction(file: Path) -> str:
