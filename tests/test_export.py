@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -290,13 +293,56 @@ def test_what_is_missing_here_is_reported_before_the_export(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_compiler_is_looked_for(monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+@contextmanager
+def compiler(command: str) -> Iterator[None]:
+    """AOTInductor uses this compiler."""
     cache_clear = getattr(torch._inductor.cpp_builder.cpp_compiler_search, "cache_clear", lambda: None)
+    with torch._inductor.config.patch({"cpp.cxx": (None, command)}):
+        cache_clear()
+        yield
     cache_clear()
-    with pytest.raises(InputError, match=r"--format aoti needs a C[+][+] compiler: .*no-such-compiler"):
+
+
+def test_a_compiler_is_looked_for():
+    missing = r"--format aoti needs a C[+][+] compiler: .*no-such-compiler"
+    with compiler("no-such-compiler"), pytest.raises(InputError, match=missing):
         formats.check_compiler()
-    cache_clear()
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_reported_in_one_line(networks, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exec c++ --version\necho "no Python.h" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    part = parts_of(networks["shared"], "reference", torch.float32)[2]
+    with compiler(str(broken)), pytest.raises(InputError, match=r"the C[+][+] compiler failed: ") as raised:
+        formats.FORMATS["aoti"][1](part, tmp_path / "read.pt2")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "read.pt2").exists()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from stm_fast.errors import InputError
+from stm_fast.export.folder import export_network
+from stm_fast.network import STM, stm_resnet18
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    export_network(stm_resnet18(), Path(sys.argv[1]), "pt2")
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "out"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert (found.stdout.count("\n"), str(tmp_path / "out") in found.stdout) == (1, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_is_whole_or_absent_and_replaces_nothing(networks, monkeypatch, tmp_path):
