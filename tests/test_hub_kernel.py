@@ -169,14 +169,14 @@ def test_the_commands_are_documented():
 
 
 def test_another_folder_is_not_replaced(tmp_path):
-    (tmp_path / "mine.txt").touch()
+    (tmp_path / "build.toml").touch()
     done = run(WRITE, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"make_kernel: {tmp_path}: found another folder")
     done = run(BUILD, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"build_kernel: {tmp_path}: found no build.toml")
-    assert [*tmp_path.iterdir()] == [tmp_path / "mine.txt"]
+    assert done.stderr.startswith(f"build_kernel: {tmp_path}: expected a folder that make_kernel.py wrote")
+    assert [*tmp_path.iterdir()] == [tmp_path / "build.toml"]
 
 
 @pytest.mark.slow
