@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from stm_fast.benchmarking.records import PUBLISHED, ReadRow
 from stm_fast.benchmarking.routes import ROUTES
 from stm_fast.benchmarking.shapes import OURS, parse_shape
+from stm_fast.evaluation.report import templates
 
 SERIES = "480p-O1"  # of the shapes that are drawn
 QUANTIZED = "int8"  # the route that reads a memory of 8 bits
@@ -29,13 +28,7 @@ _MOST_GRID_LINES = 5
 _GRAY, _BROWN, _BLUE = "#6e7781", "#9a6700", "#0969da"
 _SOLID, _DASHED, _DOTTED = "none", "7 4", "2 3"
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_TEMPLATES = templates(Path(__file__).parent)
 
 
 @dataclass(frozen=True)

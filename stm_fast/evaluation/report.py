@@ -34,13 +34,19 @@ CHART_WIDTH, CHART_HEIGHT = 720, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 8, 8, 22  # margins of a chart
 _LABELS = 7  # below a chart
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+
+def templates(folder: Path) -> Environment:
+    """The templates of a folder, for HTML and SVG."""
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+_TEMPLATES = templates(Path(__file__).parent)
 
 
 @dataclass(frozen=True)
