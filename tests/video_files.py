@@ -1,5 +1,6 @@
 """Videos for tests, whose frames show their numbers."""
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from importlib.util import find_spec
@@ -45,6 +46,9 @@ def write_video(path: Path, pictures: list[npt.NDArray[np.uint8]], **options: An
             frame.pts, frame.time_base = round(Fraction(time) / clock), clock
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    if options.get("codec") == "libsvtav1":
+        # as root it makes the calling thread a real-time one, which then stalls every other thread of the tests
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
