@@ -86,13 +86,17 @@ def run(*arguments: str, folder: Path, **environment: str) -> Ended:
     return ended
 
 
-def run_ranks(*arguments: str, folder: Path, world: int = 2) -> list[Ended]:
-    """Runs a command in several processes, with torchrun's environment; "{rank}" in it becomes the rank."""
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def run_ranks(*arguments: str, folder: Path, world: int = 2) -> list[Ended]:
+    """Runs a command in several processes, with torchrun's environment; "{rank}" in it becomes the rank."""
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-    shared["MASTER_PORT"] = str(port)
+    shared["MASTER_PORT"] = str(free_port())
     ranks = [
         Running([text.format(rank=rank) for text in arguments], folder, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in range(world)

@@ -9,7 +9,6 @@ import inspect
 import json
 import logging
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
@@ -25,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 import command_line
 from page_client import Client
+from processes import free_port
 from small_inputs import SMALL, write_davis, write_weights, write_youtube
 from stm_fast.__main__ import app
 from stm_fast.benchmarking.records import FrameRow, ReadRow, read_record
@@ -200,12 +200,6 @@ def log() -> list[dict[str, Any]]:
 
 
 # preparations
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def earlier_results(folder: str) -> None:

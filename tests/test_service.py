@@ -28,7 +28,7 @@ pytest.importorskip("python_multipart")
 pytest.importorskip("uvicorn")
 
 from page_client import SECONDS, Answer, Client
-from processes import run
+from processes import free_port, run
 from stm_fast.data.synthetic import SyntheticClip
 from stm_fast.video import write_mask
 from video_files import write_video
@@ -86,12 +86,6 @@ def multipart(**parts: bytes) -> tuple[bytes, str]:
         head = f'Content-Disposition: form-data; name="{name}"; filename="../../{name}"\r\n\r\n'
         body += line + head.encode() + content + b"\r\n"
     return body + line[:-2] + b"--\r\n", "multipart/form-data; boundary=a-line-that-no-part-contains"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Service(Client):
