@@ -220,7 +220,8 @@ def without_blocks(page: str) -> str:
 def anchors(page: Path) -> set[str]:
     """Of the headings, as GitHub and MyST make them."""
     found: set[str] = set()
-    for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
         name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         found.add(next(each for each in (name, *(f"{name}-{count}" for count in range(1, 99))) if each not in found))
     return found

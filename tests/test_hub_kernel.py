@@ -3,6 +3,7 @@
 import ast
 import base64
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from stm_fast.kernels.targets import ARCHITECTURES
 
@@ -166,6 +168,17 @@ def test_a_module_that_would_still_name_the_package_is_refused(line, make_kernel
 
 def test_the_commands_are_documented():
     assert f"```sh\n{WRITE}\n{BUILD}\n```" in (ROOT / "docs/kernels-hub.md").read_text()
+
+
+def test_a_build_for_cuda_needs_a_torch_with_cuda(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(HUB)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    package = tmp_path / "torch-ext/memory_read"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(sys, "argv", ["build_kernel", str(tmp_path), "--backend", "cuda"])
+    assert importlib.import_module("build_kernel").main() == 2
+    assert capsys.readouterr().err.startswith("build_kernel: --backend cuda: expected a torch with CUDA, found ")
 
 
 def test_another_folder_is_not_replaced(tmp_path):

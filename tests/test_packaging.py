@@ -41,17 +41,6 @@ def test_the_kernels_come_from_the_top_folder():
     assert not (ROOT / "stm_fast" / "kernels").exists()
 
 
-def test_ci_runs_the_oldest_declared_versions():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    declared = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    oldest = dict(line.split("==") for line in (ROOT / ".ci/oldest.txt").read_text().splitlines() if "==" in line)
-    bounds = dict(re.match(r"([\w-]+)(?:>=([\d.]+))?", each).groups() for each in declared)
-    assert {name for name, bound in bounds.items() if bound is None} == {"ninja"}
-    for name, version_run in oldest.items():
-        assert f"{version_run}.".startswith(f"{bounds[name]}."), name
-    assert set(oldest) == set(bounds) - {"ninja"}
-
-
 BACKEND = """
 import sys
 import build_backend

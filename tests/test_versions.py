@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALL = (ROOT / "docs" / "install.md").read_text()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSIONS = runpy.run_path(str(ROOT / ".ci" / "versions.py"))
 ROWS = json.loads((ROOT / "docs" / "versions.json").read_text())
+OLDEST = dict(line.split("==") for line in (ROOT / ".ci/oldest.txt").read_text().splitlines() if "==" in line)
 
 
 def test_the_table_of_versions_is_that_of_the_record():
@@ -28,10 +29,18 @@ def test_a_python_without_a_run_is_in_the_table():
 
 
 def test_every_declared_python_and_the_oldest_torch_were_run():
-    oldest = dict(line.split("==") for line in (ROOT / ".ci/oldest.txt").read_text().splitlines() if "==" in line)
-    assert oldest["torch"] in {row["torch"].split("+")[0] for row in ROWS}
+    assert OLDEST["torch"] in {row["torch"].split("+")[0] for row in ROWS}
     for name in VERSIONS["declared_pythons"]():
         assert any(row["python"].startswith(f"{name}.") for row in ROWS), name
+
+
+def test_ci_runs_the_oldest_declared_versions():
+    declared = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["build-system"]["requires"]]
+    bounds = dict(re.match(r"([\w-]+)(?:>=([\d.]+))?", each).groups() for each in declared)
+    assert {name for name, bound in bounds.items() if bound is None} == {"ninja"}
+    for name, version_run in OLDEST.items():
+        assert f"{version_run}.".startswith(f"{bounds[name]}."), name
+    assert set(OLDEST) == set(bounds) - {"ninja"}
 
 
 def test_the_extras_are_those_of_pyproject():
@@ -39,7 +48,7 @@ def test_the_extras_are_those_of_pyproject():
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE))
     declared = {
         extra: ", ".join(re.split("[<>=]", requirement)[0] for requirement in requirements)
-        for extra, requirements in PROJECT["optional-dependencies"].items()
+        for extra, requirements in PYPROJECT["project"]["optional-dependencies"].items()
     }
     assert rows.keys() == declared.keys()
     assert {extra: rows[extra] for extra in rows if extra != "dev"} == {

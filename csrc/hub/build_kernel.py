@@ -17,6 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import torch
 from make_kernel import FLAGS, HERE, NAME, ROOT, is_project, write
 from setuptools import setup
 
@@ -41,14 +42,15 @@ def main() -> int:
     if not is_project(given.project):
         print(f"build_kernel: {given.project}: expected a folder that make_kernel.py wrote", file=sys.stderr)
         return 2
+    if given.backend == "cuda" and torch.version.cuda is None:
+        print(f"build_kernel: --backend cuda: expected a torch with CUDA, found {torch.__version__}", file=sys.stderr)
+        return 2
     print(build_variant(given.project.resolve(), given.backend, given.optimize))
     return 0
 
 
 def build_variant(project: Path, backend: str | None, optimize: str) -> Path:
     """Compiles the project and returns its new folder build/<variant>."""
-    import torch
-
     backend = backend or ("cpu" if torch.version.cuda is None else "cuda")
     build = tomllib.loads((project / "build.toml").read_text())
     name = f"_{NAME}_{backend}_{_digest(project / 'torch-ext', project / 'csrc').hex()[:7]}"
@@ -72,7 +74,7 @@ def variant_name(backend: str, stable_abi: str, cuda: str | None) -> str:
 
 
 def _compiled(project: Path, name: str, build: dict[str, Any], optimize: str, folder: Path) -> Path:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension  # which warns where there is no GPU
 
     write(folder / "include/registration.h", (HERE / "registration.h").read_text())
     listed = [*build["torch"]["src"], *build["kernel"]["memory_read_cpu"]["src"]]
