@@ -102,7 +102,6 @@ gpu:
 GPU_VENV ?= .venv-gpu
 PYTHON312 ?= python3.12
 gpu-cache: $(GPU_VENV)/.ready
-	rm -rf build/lib*
 	STM_FAST_EXTENSION=0 $(GPU_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation .
 	$(GPU_VENV)/bin/python benchmarks/gpu_cache.py
 

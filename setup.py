@@ -10,9 +10,12 @@ STM_FAST_RELEASE=1     the extension is built for an index: for glibc 2.28, stri
 STM_FAST_SANITIZE=1    the extension is built with sanitizers (.ci/sanitize)
 """
 
+import hashlib
 import os
 import re
 import shutil
+import subprocess
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -40,11 +43,21 @@ def long_description() -> str:
     return re.sub(TARGETS, absolute, Path("README.md").read_text())
 
 
-def require_compiler() -> None:
-    """Checks for the compiler, because PyTorch's message for a missing one does not say what to do."""
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None:
-        raise RuntimeError(f"no C++ compiler: {compiler} was not found; install g++, or set CXX")
+def compiler() -> str:
+    """The name and version of the compiler. PyTorch's message for a missing one does not say what to do."""
+    command = os.environ.get("CXX", "c++").split()
+    if shutil.which(command[0]) is None:
+        raise RuntimeError(f"no C++ compiler: {command[0]} was not found; install g++, or set CXX")
+    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def kept_extension() -> Path:
+    """Where the extension is kept, which is the same for all versions of PyTorch and Python."""
+    flags = [os.getenv(name) for name in ("CXX", "CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS")]
+    digest = hashlib.sha256(repr((EXTENSION, flags, compiler(), sysconfig.get_platform())).encode())
+    for path in (*EXTENSION["sources"], *EXTENSION["depends"], "csrc/exports.map"):
+        digest.update(path.encode() + b"\0" + Path(path).read_bytes())
+    return Path("build", f"extension-{digest.hexdigest()[:16]}.so")
 
 
 class BuildOrExplain(build_ext):
@@ -57,8 +70,7 @@ class BuildOrExplain(build_ext):
         try:
             if WANTED == "0":
                 raise RuntimeError("it was switched off at build time (STM_FAST_EXTENSION=0)")
-            require_compiler()
-            self._build_with_torch()
+            self._build_once(kept_extension())
         except Exception as error:
             if WANTED == "1":
                 raise
@@ -68,6 +80,21 @@ class BuildOrExplain(build_ext):
             reason_file.write_text(f"not built: {str(error).strip().splitlines()[0]}\n")
             print(f"stm_fast: continuing without the C++ extension: {error}")
             self.extensions = []
+
+    def _build_once(self, kept: Path) -> None:
+        """The next installation, which may be with another PyTorch or in pip's new environment, compiles nothing."""
+        extension = Path(self.get_ext_fullpath("stm_fast._C"))
+        if kept.exists() and not self.force:
+            extension.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(kept, extension)
+            return
+        self._build_with_torch()
+        kept.parent.mkdir(exist_ok=True)
+        for older in kept.parent.glob("extension-*.so"):
+            older.unlink()
+        partial = kept.with_suffix(f".{os.getpid()}")
+        shutil.copy(extension, partial)
+        partial.replace(kept)
 
     def _build_with_torch(self) -> None:
         """Runs PyTorch's build_ext, with the options of this one."""

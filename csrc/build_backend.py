@@ -1,17 +1,18 @@
 """The build backend: setuptools, with the PyTorch of the environment that the package is installed into.
 
 pip, uv and build make an isolated environment for each build. A torch in it would be a download of gigabytes for the
-build alone, and the next installation would compile the extension again, because the path of torch is new each time. An
-installed torch is used instead; one is required only where there is none that the package could run with, or where the
-front end hides the environment (uv and build do; not with --no-build-isolation).
+build alone. An installed torch is used instead; one is required only where there is none that the package could run
+with, or where the front end hides the environment (uv and build do; not with --no-build-isolation).
 """
 
 import os
 import re
+import shutil
 import site
 import sys
 from collections.abc import Mapping
 from importlib.metadata import distributions
+from pathlib import Path
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks that need no torch)
@@ -30,6 +31,8 @@ def get_requires_for_build_editable(config_settings: Settings = None) -> list[st
 
 def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
     _show_installed_torch()
+    for modules in Path("build").glob("lib*"):  # setuptools would pack those that the sources no longer have
+        shutil.rmtree(modules)
     return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 

@@ -143,6 +143,44 @@ def test_without_a_compiler_the_build_succeeds_and_records_the_reason(tmp_path, 
     assert cpp_ops._load() == text.strip()
 
 
+LOGGED = """#!/bin/sh
+echo "$@" >> {log}
+exec c++ "$@"
+"""
+
+
+@pytest.mark.slow
+def test_an_extension_is_compiled_once(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("stm_fast", "kernels/experimental", "csrc"):
+        (tmp_path / folder).mkdir(parents=True)
+    source = tmp_path / "csrc/source.cpp"
+    (tmp_path / "csrc/exports.map").touch()
+    source.write_text("int answer() { return 41; }")
+    log = tmp_path / "log"
+    (tmp_path / "c++").write_text(LOGGED.format(log=log))
+    (tmp_path / "c++").chmod(0o755)
+    environment = {**os.environ, "CXX": str(tmp_path / "c++"), "STM_FAST_EXTENSION": "1"}
+
+    def compiled(*options):
+        log.unlink(missing_ok=True)
+        shutil.rmtree(tmp_path / "build/temp", ignore_errors=True)  # as if the headers of torch were others
+        (tmp_path / "stm_fast/_C.abi3.so").unlink(missing_ok=True)
+        command = [sys.executable, "setup.py", "build_ext", "--inplace", "--build-temp", "build/temp", *options]
+        subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+        assert (tmp_path / "stm_fast/_C.abi3.so").stat().st_size > 0
+        return "source.cpp" in log.read_text()
+
+    assert compiled()
+    assert not compiled()
+    assert compiled("--force")
+    source.write_text("int answer() { return 42; }")
+    assert compiled()
+    assert not compiled()
+    assert len([*(tmp_path / "build").glob("extension-*")]) == 1
+
+
 @pytest.mark.slow
 def test_without_a_compiler_a_build_that_requires_the_extension_fails(tmp_path):
     done = build(tmp_path, STM_FAST_EXTENSION="1")
