@@ -60,6 +60,14 @@ def kept_extension() -> Path:
     return Path("build", f"extension-{digest.hexdigest()[:16]}.so")
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file next to the one that it replaces, which a running process may have loaded."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}")
+    shutil.copy(source, partial)
+    partial.replace(target)
+
+
 class BuildOrExplain(build_ext):
     """Builds the extension; if that fails and it is not required, writes the reason into the package instead."""
 
@@ -85,16 +93,12 @@ class BuildOrExplain(build_ext):
         """The next installation, which may be with another PyTorch or in pip's new environment, compiles nothing."""
         extension = Path(self.get_ext_fullpath("stm_fast._C"))
         if kept.exists() and not self.force:
-            extension.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(kept, extension)
+            copy_whole(kept, extension)
             return
         self._build_with_torch()
-        kept.parent.mkdir(exist_ok=True)
         for older in kept.parent.glob("extension-*.so"):
             older.unlink()
-        partial = kept.with_suffix(f".{os.getpid()}")
-        shutil.copy(extension, partial)
-        partial.replace(kept)
+        copy_whole(extension, kept)
 
     def _build_with_torch(self) -> None:
         """Runs PyTorch's build_ext, with the options of this one."""
