@@ -25,6 +25,7 @@ from setuptools.command.build_ext import build_ext
 WANTED = os.getenv("STM_FAST_EXTENSION", "auto")
 RELEASE = os.getenv("STM_FAST_RELEASE") == "1"
 SANITIZERS = ["-fsanitize=address,undefined"] if os.getenv("STM_FAST_SANITIZE") == "1" else []
+FLAGS = ("CXX", "CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS")  # setuptools gives them to the compiler
 REASON_FILE = "_C_absent.txt"  # read by stm_fast/ops/cpp_ops.py
 TARGETS = r'(?<=\]\()[^)\s]+|(?<=src=")[^"]+|(?<=srcset=")[^"]+|(?<=href=")[^"]+'  # of links, in Markdown and HTML
 
@@ -53,7 +54,7 @@ def compiler() -> str:
 
 def kept_extension() -> Path:
     """Where the extension is kept, which is the same for all versions of PyTorch and Python."""
-    flags = [os.getenv(name) for name in ("CXX", "CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS")]
+    flags = [os.getenv(name) for name in FLAGS]
     digest = hashlib.sha256(repr((EXTENSION, flags, compiler(), sysconfig.get_platform())).encode())
     for path in (*EXTENSION["sources"], *EXTENSION["depends"], "csrc/exports.map"):
         digest.update(path.encode() + b"\0" + Path(path).read_bytes())
