@@ -104,6 +104,17 @@ def test_a_build_fetches_torch_only_if_the_environment_has_none(
     assert build_backend.get_requires_for_build_editable() == ["ninja", *fetched]
 
 
+def test_a_wheel_has_no_modules_of_earlier_builds(build_backend, tmp_path, monkeypatch):
+    earlier = tmp_path / "build/lib.linux-x86_64-cpython-311/stm_fast/removed.py"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    (tmp_path / "build/extension-0.so").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(build_backend.build_meta, "build_wheel", lambda *arguments: "built")
+    assert build_backend.build_wheel("wheels") == "built"
+    assert [*(tmp_path / "build").iterdir()] == [tmp_path / "build/extension-0.so"]
+
+
 def test_the_backend_asks_for_the_torch_of_the_project(build_backend):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert build_backend.TORCH in project["dependencies"]
