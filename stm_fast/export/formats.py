@@ -1,10 +1,8 @@
 """Writers of the formats: each writes one part into one file."""
 
-import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch.export import ExportedProgram
@@ -14,6 +12,7 @@ from stm_fast.errors import InputError, reason_of
 from stm_fast.export.parts import Part
 from stm_fast.export.sizes import dimension, varying
 from stm_fast.torch_private import compile_failure, compile_package, cpp_compiler
+from stm_fast.whole_file import in_memory
 
 OPSET = 20  # of ONNX files
 
@@ -28,21 +27,14 @@ def program_of(part: Part) -> ExportedProgram:
 
 
 def _write_pt2(part: Part, path: Path) -> None:
-    _write_buffered(torch.export.save, program_of(part), path)
+    path.write_bytes(in_memory(lambda file: torch.export.save(program_of(part), file)))
 
 
 def _write_aoti(part: Part, path: Path) -> None:
     try:
-        _write_buffered(compile_package, program_of(part), path)
+        path.write_bytes(in_memory(lambda file: compile_package(program_of(part), file)))
     except compile_failure() as error:
         raise InputError(f"--format aoti: the C++ compiler failed: {reason_of(error)}") from error
-
-
-def _write_buffered(save: Callable[[ExportedProgram, IO[bytes]], None], program: ExportedProgram, path: Path) -> None:
-    """Writes a file from memory: PyTorch's own writer of files ends the process if the disk is full."""
-    buffer = io.BytesIO()
-    save(program, buffer)
-    path.write_bytes(buffer.getbuffer())
 
 
 def _write_onnx(part: Part, path: Path) -> None:

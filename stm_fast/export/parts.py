@@ -10,7 +10,7 @@ from stm_fast.errors import InputError
 from stm_fast.export.sizes import FRAMES, HEIGHT, OBJECTS, QUERIES, ROWS, WIDTH, Shape, Size, example
 from stm_fast.network.architecture import STRIDE
 from stm_fast.network.deploy.deployment import fold_batch_norm
-from stm_fast.network.stm import STM, QueryFeatures
+from stm_fast.network.stm import STM, QueryFeatures, mask_planes
 from stm_fast.ops import memory_read
 from stm_fast.ops.layers import rows as as_rows
 
@@ -56,7 +56,7 @@ class _Memorize(nn.Module):
 
     def forward(self, frame: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         dtype = next(self.model.parameters()).dtype
-        return _memory_rows(*self.model.memory_of(frame.to(dtype), *_planes(masks, dtype)))
+        return _memory_rows(*self.model.memory_of(frame.to(dtype), *mask_planes(masks, masks.sum(0), dtype)))
 
 
 class _MemorizeFeatures(nn.Module):
@@ -68,7 +68,8 @@ class _MemorizeFeatures(nn.Module):
 
     def forward(self, key: Tensor, value: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         # the frame is known by its features
-        return _memory_rows(*self.model.memory_of(value, *_planes(masks, value.dtype), known=(key, value)))
+        planes = mask_planes(masks, masks.sum(0), value.dtype)
+        return _memory_rows(*self.model.memory_of(value, *planes, known=(key, value)))
 
 
 class _MemoryRead(nn.Module):
@@ -156,9 +157,3 @@ def _only(model: STM, *parts: str) -> STM:
     for name in [name for name, _ in copy.named_children() if name not in parts]:
         delattr(copy, name)
     return copy
-
-
-def _planes(masks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Masks [O, H, W] as [O, 1, H, W], and those of the union of the other objects, as `STM.memorize` has them."""
-    others = (masks.sum(0) - masks).clamp(0, 1)
-    return masks[:, None].to(dtype), others[:, None].to(dtype)

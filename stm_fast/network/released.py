@@ -14,7 +14,7 @@ FILE = FILES[DEFAULT]
 # for the records of files made from them; the model card says more
 LICENSES = {
     DEFAULT: "cc-by-nc-4.0: for non-commercial use",
-    OPEN: "trained on images with licenses of their own, many of them non-commercial: see the model card",
+    OPEN: "apache-2.0; trained on images with licenses of their own, many of them non-commercial: see the model card",
 }
 
 

@@ -149,8 +149,7 @@ class STM(nn.Module):
                 f"expected [{frames}, 3, H, W] and [O, H, W] of the same size"
             )
         together = masks.sum(0) if objects is None else objects.scatter(masks).sum(1)[objects.batch_index]
-        others = (together - masks).clamp(0, 1)  # [O, H, W]
-        planes = (masks[:, None].to(frame.dtype), others[:, None].to(frame.dtype))
+        planes = mask_planes(masks, together, frame.dtype)
         return self.memory_of(frame, *planes, None if objects is None else objects.batch_index, known)
 
     def encode_query(self, frame: Tensor) -> QueryFeatures:
@@ -355,6 +354,21 @@ class STM(nn.Module):
             raise ValueError(f"frame: found shape {list(frame.shape)}, expected [3, H, W] or [B, 3, H, W]")
         batch = frame if frame.ndim == 4 else frame[None]  # [B, 3, H, W]
         return pad_to_multiple(batch.to(self.query_encoder.mean.dtype), self.stride)
+
+
+def mask_planes(masks: Tensor, together: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The inputs of `STM.memory_of`: each object's mask, and that of the union of the others in its frame.
+
+    Args:
+        masks: [O, H, W] in [0, 1].
+        together: [H, W], or [O, H, W] for objects of several frames: the sum of the masks in a frame.
+        dtype: of the result.
+
+    Returns:
+        Two of [O, 1, H, W].
+    """
+    others = (together - masks).clamp(0, 1)  # [O, H, W]
+    return masks[:, None].to(dtype), others[:, None].to(dtype)
 
 
 def _check(arch: Architecture) -> None:

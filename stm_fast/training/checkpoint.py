@@ -1,6 +1,5 @@
 """The checkpoint of a training run: a plain dictionary, written atomically and read without executing code."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from stm_fast.errors import InputError, option
 from stm_fast.network.entries import unusual_kind
 from stm_fast.network.torch_file import InvalidFileError, load_torch_file
 from stm_fast.training.compact import State, pack, unpack
-from stm_fast.whole_file import whole_file
+from stm_fast.whole_file import in_memory, whole_file
 
 FORMAT = "stm_fast training 1"
 COMPACT = "stm_fast training 2, compact"
@@ -30,11 +29,10 @@ def write_state(path: Path, state: State, *, compact: bool = False) -> None:
     Raises:
         InputError: the file cannot be written, for example on a full disk; the previous file is intact.
     """
-    # serialized in memory, because torch's file writer does not report why writing failed
-    buffer = io.BytesIO()
-    torch.save({"format": COMPACT} | pack(state) if compact else {"format": FORMAT} | state, buffer)
+    content = {"format": COMPACT} | pack(state) if compact else {"format": FORMAT} | state
+    serialized = in_memory(lambda file: torch.save(content, file))
     with whole_file(path, durable=True) as partial:
-        partial.write_bytes(buffer.getbuffer())
+        partial.write_bytes(serialized)
 
 
 def read_state(path: Path) -> State:
