@@ -15,6 +15,7 @@ from torch import Tensor
 
 import browser
 import gate_record
+from stm_fast import progress
 from stm_fast.kernels import tuned
 from stm_fast.kernels.plans import forget_plans
 from stm_fast.network import STM, stm_resnet50
@@ -92,6 +93,12 @@ def _no_plans() -> None:
     """No test reuses the plans of an earlier one, which may have changed how they are made."""
     forget_plans()
     tuned.file_of_tiles.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes more than ten seconds for a test, and a line about that stands before what is compared."""
+    monkeypatch.setattr(progress, "_SECONDS", 3600.0)
 
 
 @pytest.fixture(scope="module")

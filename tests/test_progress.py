@@ -32,6 +32,11 @@ class Clock:
 
 
 @pytest.fixture(autouse=True)
+def _no_progress_lines():
+    """In place of that of all tests: these are about the lines."""
+
+
+@pytest.fixture(autouse=True)
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))

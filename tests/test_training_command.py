@@ -110,7 +110,7 @@ def test_validation_is_told_in_percent_with_v(train, data):
 def test_a_corrupt_picture_is_named_or_skipped_and_counted(train, data, tmp_path):
     for file in (data / "JPEGImages" / "first").iterdir():
         file.write_bytes(b"\xff\xd8no")
-    assert_refused(train("--quiet"), f"{data / 'JPEGImages' / 'first'}")  # and no line about the progress
+    assert_refused(train(), f"{data / 'JPEGImages' / 'first'}")
     assert train("--skip-corrupt", "--resume").exit_code == 0
     skipped = [line["skipped"] for line in read_log(tmp_path / "run" / "log.jsonl")]
     assert skipped == sorted(skipped)
@@ -122,7 +122,7 @@ def test_a_corrupt_picture_that_a_worker_reads_is_named_in_one_line(train, data)
     for file in (data / "JPEGImages").glob("*/*"):
         file.write_bytes(b"\xff\xd8no")
     before = multiprocessing.active_children()
-    assert_refused(train("--quiet", "--set", "workers=1"), f"{data / 'JPEGImages'}")
+    assert_refused(train("--set", "workers=1"), f"{data / 'JPEGImages'}")
     assert set(multiprocessing.active_children()) <= set(before), "Python would wait forever for a remaining loader"
 
 
