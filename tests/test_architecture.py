@@ -21,6 +21,7 @@ FLOORS = {
     "system": 0,
     "torch_private": 0,
     "versions": 0,
+    "cluster": 1,
     "config": 1,
     "listing": 1,
     "ops": 1,

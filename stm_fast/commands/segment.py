@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from stm_fast.boxes import Boxes, boxes_of_options
+from stm_fast.commands.cluster import Cluster
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
 from stm_fast.commands.options import (
@@ -129,6 +130,7 @@ def segment(
             help="Checkpoints are at least this many seconds apart, and take at most a tenth of the time.",
         ),
     ] = 60.0,
+    cluster: Cluster = None,
     shard_memory: Annotated[
         bool,
         memory_option(
@@ -138,10 +140,13 @@ def segment(
 ) -> None:
     """Segment a video from masks or boxes in some of its frames; writes masks, an overlay, and a table of the objects.
 
-    Several videos are processed one after the other; under torchrun they are split among the processes. Running the
-    same command again skips finished videos and resumes the others.
+    Several videos are processed one after the other; under torchrun they are split among the processes, and with --ray
+    they are given to the workers of a cluster. Running the same command again skips finished videos and resumes the
+    others.
     """
     world = launched().world  # refuses invalid environment variables before any work
+    if cluster is not None:
+        _check_cluster(world, overlay_stream, shard_memory)
     if resume and overwrite:
         raise InputError("--resume: found with --overwrite, expected one of them")
     if shard_memory and (len(sources) > 1 or world == 1):
@@ -179,8 +184,18 @@ def segment(
         options=options,
         outputs=outputs,
         shard_memory=shard_memory,
+        cluster=cluster,
     )
     raise typer.Exit(code)
+
+
+def _check_cluster(world: int, overlay_stream: str | None, shard_memory: bool) -> None:
+    """Raises InputError for what a cluster cannot do."""
+    if world > 1:
+        raise InputError(f"--ray: found {world} processes that torchrun started, expected one")
+    for option, given in (("--overlay-stream", overlay_stream is not None), ("--shard-memory", shard_memory)):
+        if given:
+            raise InputError(f"--ray: found with {option}, expected one of them")
 
 
 def _boxes(texts: list[str], file: Path | None, masks: Path | None, videos: int) -> Boxes:

@@ -140,9 +140,7 @@ def plan(sources: Sequence[str | Path | FrameSource], masks: Path | None, output
         return [Job(parsed[0], masks, output)]
     jobs: dict[str, Job] = {}
     for source in parsed:
-        _refuse_live(source)
-        job = Job(source, masks, output)
-        job = job._replace(output=output / check_name(job.name, f"{source.label}: name of its results"))
+        job = job_of(source, masks, output)
         # links may make two names the same folder
         twin = jobs.setdefault(os.path.realpath(job.output), job)
         if twin is not job:
@@ -158,9 +156,11 @@ def plan(sources: Sequence[str | Path | FrameSource], masks: Path | None, output
     return list(jobs.values())
 
 
-def _refuse_live(source: FrameSource) -> None:
+def job_of(source: FrameSource, masks: Path | None, output: Path) -> Job:
+    """The job of one of several videos, in a subfolder. Raises InputError if the video has no name or is live."""
     if source.live:
         raise InputError(f"{source.label}: found a live source with other videos, expected it alone")
+    return Job(source, masks, output / check_name(source.name, f"{source.label}: name of its results"))
 
 
 def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, resume: bool = False) -> None:

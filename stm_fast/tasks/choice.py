@@ -1,6 +1,7 @@
 """The network that a command runs, before it is loaded."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stm_fast.choices import Arch, CompileMode, Precision
@@ -43,6 +44,10 @@ class NetworkChoice:
     def file(self) -> Path | None:
         """The file of the weights; None if they are on the hub."""
         return file_of(find_weights(self.weights))
+
+    def absolute(self) -> "NetworkChoice":
+        """The choice for a process with another working folder."""
+        return replace(self, weights=os.path.abspath(self.weights)) if os.path.exists(self.weights) else self
 
     @property
     def untrained(self) -> bool:

@@ -1,32 +1,37 @@
 """stm-fast segment: segments one video or several."""
 
 import logging
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
-from stm_fast.errors import InputError, as_input_error
+from stm_fast.cluster.choice import ClusterChoice
+from stm_fast.cluster.connection import connected
+from stm_fast.cluster.pool import Done, failed
+from stm_fast.errors import InputError
 from stm_fast.inference.options import RunOptions
 from stm_fast.memory import RankLostError
 from stm_fast.printing import remark, warn
 from stm_fast.progress import Advance, progress_bar
+from stm_fast.runs.bulk import segment_jobs
 from stm_fast.runs.estimation import Estimate, near_limit
 from stm_fast.runs.output_folder import Job, OutputOptions, check_output, remove_results
 from stm_fast.runs.ranks import Ranks, joined, launched
 from stm_fast.runs.video import Hooks, InterruptedRun, Summary, segment_job
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.flags import with_flags
-from stm_fast.tasks.interruption import how_to_resume, stop_on_signals
+from stm_fast.tasks.interruption import Stop, how_to_resume, stop_on_signals
 from stm_fast.tasks.network import load_for_inference
 from stm_fast.tasks.progress import print_summary, print_untrained, task_name
+
+_Done = Done[Job, Summary]
+# segments a video, reporting progress to the callback
+_Segment = Callable[[Job, Advance], Summary]
 
 _log = logging.getLogger(__name__)
 
 _UNEXPECTED, _WRONG_USE, _RANK_LOST = 1, 2, 1
-
-# segments a video, reporting progress to the callback
-_Segment = Callable[[Job, Advance], Summary]
 
 
 def segment_videos(
@@ -35,9 +40,10 @@ def segment_videos(
     network: NetworkChoice,
     options: RunOptions,
     outputs: OutputOptions,
-    shard_memory: bool,
+    shard_memory: bool = False,
+    cluster: ClusterChoice | None = None,
 ) -> int:
-    """Segments one video, or several one after the other.
+    """Segments one video, or several: one after the other, or on a cluster.
 
     Among several, finished ones are skipped, and one that fails does not stop the others.
 
@@ -48,28 +54,72 @@ def segment_videos(
         The exit code: 0, 2 if only bad input made videos fail, or 1 for any other error.
 
     Raises:
-        InputError: as :func:`stm_fast.segment_video`, for a single video.
+        InputError: as :func:`stm_fast.segment_video`, for a single video; or as :func:`stm_fast.bulk`.
     """
-    model = load_for_inference(network)
     several = len(jobs) > 1
     if several and outputs.overwrite:
         _clear(launched().share(jobs))
     if several:
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
-    with stop_on_signals() as stop, joined(shard_memory) as ranks:
+    with stop_on_signals() as stop:
+        try:
+            if cluster is not None:
+                code = _segment_on_cluster(jobs, network, options, outputs, cluster, stop)
+            else:
+                code = _segment_here(jobs, network, options, outputs, shard_memory, stop)
+        except InterruptedRun as error:
+            return _ended(str(error), stop.exit_code)
+        except RankLostError as error:
+            return _ended(str(error), _RANK_LOST)
+    if network.untrained and launched().leads:
+        print_untrained()
+    return code
+
+
+def _segment_on_cluster(
+    jobs: Sequence[Job],
+    network: NetworkChoice,
+    options: RunOptions,
+    outputs: OutputOptions,
+    cluster: ClusterChoice,
+    stop: Stop,
+) -> int:
+    several = len(jobs) > 1
+    load = partial(load_for_inference, network.absolute())
+    with connected(cluster.address) as ray, progress_bar(task_name(network.untrained), "videos") as advance:
+        dones = segment_jobs(ray, jobs, load, options, outputs, cluster, stop, several=several)
+        code = _report(_counted(dones, len(jobs), advance), len(jobs))
+    return _ended("interrupted; all files written so far are complete", stop.exit_code) if stop() else code
+
+
+def _counted(dones: Iterable[_Done], total: int, advance: Advance) -> Iterator[_Done]:
+    advance(0, total)
+    for count, done in enumerate(dones, 1):
+        yield done
+        advance(count, total)
+
+
+def _segment_here(
+    jobs: Sequence[Job],
+    network: NetworkChoice,
+    options: RunOptions,
+    outputs: OutputOptions,
+    shard_memory: bool,
+    stop: Stop,
+) -> int:
+    model = load_for_inference(network)
+    with joined(shard_memory) as ranks:
 
         def segment(job: Job, advance: Advance) -> Summary:
             return segment_job(job, model, options, outputs, Hooks(stop, advance, _tell_estimate), ranks)
 
-        try:
-            code = _segment_many(jobs, segment) if several else _segment_one(jobs[0], segment, ranks, network.untrained)
-        except InterruptedRun as error:
-            return _ended(error, stop.exit_code)
-        except RankLostError as error:
-            return _ended(error, _RANK_LOST)
-    if network.untrained and launched().leads:
-        print_untrained()
-    return code
+        if len(jobs) == 1:
+            return _segment_one(jobs[0], segment, ranks, network.untrained)
+        share = launched().share(jobs)
+        code = _report(_one_after_the_other(share, segment), len(share))
+        # torchrun stops all processes when one ends with an error
+        launched().wait()
+        return code
 
 
 def _segment_one(job: Job, segment: _Segment, ranks: Ranks, untrained: bool) -> int:
@@ -83,32 +133,36 @@ def _segment_one(job: Job, segment: _Segment, ranks: Ranks, untrained: bool) -> 
     return 0
 
 
-def _segment_many(jobs: Sequence[Job], segment: _Segment) -> int:
-    """Segments this process's share of the videos, and waits for the other processes."""
-    ranks = launched()
-    share = ranks.share(jobs)
-    failures: dict[Job, Exception] = {}
-    for job in share:
+def _one_after_the_other(jobs: Iterable[Job], segment: _Segment) -> Iterator[_Done]:
+    for job in jobs:
         try:
             with progress_bar(job.name) as advance:
-                summary = segment(job.with_own_masks(), advance)
-            print_summary(summary)
+                yield Done(job, segment(job.with_own_masks(), advance))
         except InterruptedRun:
             raise
         except Exception as error:
-            failures[job] = as_input_error(error) or error
-            if not isinstance(failures[job], InputError):
-                traceback.print_exc()
+            yield failed(job, error)
+
+
+def _report(dones: Iterable[_Done], count: int) -> int:
+    """Prints how videos end, and which of them failed; returns the exit code."""
+    failures: list[_Done] = []
+    for done in dones:
+        for note in done.notes:
+            warn(f"{done.task.source.label}: {note}")
+        if done.result is not None:
+            print_summary(done.result)
+        elif done.failed:
+            failures.append(done)
+            remark(*(done.crash or "").splitlines())
     if failures:
-        warn(f"{len(failures)} of {len(share)} videos failed:")
-    for job, failure in failures.items():
-        known = isinstance(failure, InputError)
-        warn(with_flags(failure) if known else f"{job.source.label}: {type(failure).__name__}: {failure}")
-    # torchrun stops all processes when one ends with an error
-    ranks.wait()
+        warn(f"{len(failures)} of {count} videos failed:")
+    for done in failures:
+        crashed = f"{done.task.source.label}: {(done.crash or '').rstrip().rpartition(chr(10))[2]}"
+        warn(crashed if done.problem is None else with_flags(done.problem))
     if not failures:
         return 0
-    return _WRONG_USE if all(isinstance(failure, InputError) for failure in failures.values()) else _UNEXPECTED
+    return _UNEXPECTED if any(done.crash is not None for done in failures) else _WRONG_USE
 
 
 def _clear(jobs: Sequence[Job]) -> None:
@@ -126,8 +180,8 @@ def _tell_estimate(estimate: Estimate) -> None:
         _log.log(logging.INFO if near is None else logging.WARNING, "memory: %s%s", estimate, near or "")
 
 
-def _ended(why: Exception, code: int) -> int:
-    warn(str(why))
+def _ended(why: str, code: int) -> int:
+    warn(why)
     if launched().leads:
         remark(*how_to_resume())
     return code

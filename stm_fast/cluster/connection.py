@@ -1,0 +1,97 @@
+"""The connection to a Ray cluster, and the room on it."""
+
+import importlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from stm_fast.cluster.choice import AUTO, LOCAL, ClusterChoice, host_and_port
+from stm_fast.errors import InputError, option, reason_of
+from stm_fast.versions import how_to_install
+
+_ADDRESS = "RAY_ADDRESS"
+_CONNECT_SECONDS = 5.0
+# what Ray reads when it is imported
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # a cluster that is started here would report its use over the network
+    "RAY_BACKEND_LOG_LEVEL": "error",
+}
+# Ray would try twenty times, for 40 seconds each, to connect to a port where something else listens
+_ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
+
+
+@contextmanager
+def connected(address: str) -> Iterator[ModuleType]:
+    """Ray, connected to the cluster until the end of the block; a connection that exists is used, and kept.
+
+    Args:
+        address: as in `ClusterChoice`.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster answers there.
+    """
+    if address == AUTO:
+        address = os.environ.get(_ADDRESS) or AUTO
+    place = host_and_port(address)
+    for name, value in (_SETTINGS | (_ONCE if place else {})).items():
+        os.environ.setdefault(name, value)
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise InputError(f"{option('ray')}: Ray cannot be imported ({error}); {how_to_install('ray')}") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    if place is not None:
+        _check_answers(address, place)
+    try:
+        _connect(ray, address)
+    except Exception as error:  # of many types, for other versions of Ray or Python
+        raise InputError(f"{option('ray')}: no connection to the cluster at {address} ({reason_of(error)})") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str, place: tuple[str, int]) -> None:
+    """Raises InputError if nothing listens at an address, which Ray would try for minutes."""
+    try:
+        socket.create_connection(place, _CONNECT_SECONDS).close()
+    except OSError as error:
+        expected = "expected the address of a Ray cluster"
+        raise InputError(f"{option('ray')}: nothing answers at {address} ({reason_of(error)}), {expected}") from error
+
+
+def _connect(ray: ModuleType, address: str) -> None:
+    # the notes of workers come with their results
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == AUTO:
+        try:
+            ray.init(address=AUTO, **quiet)
+            return
+        except ConnectionError:  # no cluster runs here
+            address = LOCAL
+    ray.init(address=address, **quiet, **({"include_dashboard": False} if address == LOCAL else {}))
+
+
+def resources(ray: ModuleType, choice: ClusterChoice) -> tuple[int, float]:
+    """The number of workers for which there is room now, at least one, and the GPUs of each.
+
+    Raises:
+        InputError: the cluster is too small for one worker.
+    """
+    whole = ray.cluster_resources()
+    gpus = choice.gpus if choice.gpus is not None else min(1.0, whole.get("GPU", 0.0))
+    if choice.workers is not None:  # a cluster may grow
+        return choice.workers, gpus
+    needed = {"CPU": choice.cpus, "GPU": gpus}
+    for name, amount in needed.items():
+        if amount > whole.get(name, 0.0):
+            found = f"{option(f'ray_{name.lower()}s', amount)} with a cluster of {whole.get(name, 0.0):g}"
+            raise InputError(f"found {found}, expected at most that, or {option('ray_workers')} if it can grow")
+    free = ray.available_resources()
+    room = [int(free.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items() if amount]
+    return max(1, min(room, default=1)), gpus

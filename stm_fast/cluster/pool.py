@@ -1,0 +1,186 @@
+"""A pool of workers on a Ray cluster. Ray places them, restarts them elsewhere if their machine is lost, and repeats
+the task that they were at.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from types import ModuleType
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from stm_fast.cluster.choice import ClusterChoice
+from stm_fast.cluster.connection import resources
+from stm_fast.errors import InputError, as_input_error, option, reason_of
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+# does a task
+Run = Callable[[Task], Result | None]
+# makes that function once in each worker, given whether a task should end early
+Setup = Callable[[Callable[[], bool]], Run[Task, Result]]
+
+# how often the worker of a task may be lost before the task counts as failed
+MOST_LOSSES = 3
+# between two looks at whether to stop
+_POLL_SECONDS = 1.0
+# of a task, so that the answer of a worker stays small
+_MOST_NOTES = 20
+
+
+class Done(NamedTuple, Generic[Task, Result]):
+    """How a task ended.
+
+    Attributes:
+        result: None if it failed, or was told to stop.
+        problem: bad input.
+        crash: any other error, with its traceback.
+        notes: the warnings that were logged.
+    """
+
+    task: Task
+    result: Result | None = None
+    problem: InputError | None = None
+    crash: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        return self.problem is not None or self.crash is not None
+
+
+def failed(task: Task, error: Exception) -> "Done[Task, Any]":
+    """How a task ended that raised this error, which is being handled."""
+    problem = as_input_error(error)
+    return Done(task, problem=problem, crash=traceback.format_exc() if problem is None else None)
+
+
+class _Worker(Generic[Task, Result]):
+    """Runs in a process of its own, on any machine of the cluster."""
+
+    def __init__(self, setup: Setup[Task, Result]) -> None:
+        self._setup, self._stopping = setup, False
+        self._run: Run[Task, Result] | None = None
+
+    def start(self) -> None:
+        """Returns once the worker has started."""
+
+    def run(self, task: Task) -> Done[Task, Result]:
+        with _noted() as notes:
+            try:
+                if self._run is None:
+                    self._run = self._setup(lambda: self._stopping)
+                done: Done[Task, Result] = Done(task, self._run(task))
+            except Exception as error:
+                done = failed(task, error)
+        return done._replace(notes=tuple(notes))
+
+    def stop(self) -> None:
+        """Called by another thread while a task runs."""
+        self._stopping = True
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """The warnings that the package logs inside the block."""
+    notes: list[str] = []
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if len(notes) < _MOST_NOTES:
+                notes.append(record.getMessage())
+
+    logger, handler = logging.getLogger("stm_fast"), Notes(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(handler)
+
+
+def run_tasks(
+    ray: ModuleType,
+    tasks: Iterable[Task],
+    setup: Setup[Task, Result],
+    choice: ClusterChoice,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Done[Task, Result]]:
+    """Runs tasks in their order, each on the next worker that is free; yields them in the order in which they end.
+
+    What is held here does not grow with their number: one task for each worker, and the next one. A worker is released
+    once there is no task left, so that one whose machine was lost finds room. Tasks, results and `setup` go through
+    pickle to the workers and back.
+
+    Args:
+        ray: see `connected`.
+        should_stop: asked every second; when it returns True, no further task starts, and those that run are told.
+
+    Raises:
+        InputError: the cluster is too small, or its workers cannot start.
+    """
+    pool = _Pool(ray, tasks, setup, choice)
+    told = False
+    while pool.busy:
+        yield from pool.wait()
+        if should_stop() and not told:
+            told = True
+            pool.stop()
+
+
+class _Pool(Generic[Task, Result]):
+    """The workers, and what they are at: a task, or None while they start."""
+
+    def __init__(
+        self, ray: ModuleType, tasks: Iterable[Task], setup: Setup[Task, Result], choice: ClusterChoice
+    ) -> None:
+        count, gpus = resources(ray, choice)
+        self._ray, self._setup = ray, setup
+        self._actor = ray.remote(_Worker).options(
+            num_cpus=choice.cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=MOST_LOSSES, max_concurrency=2
+        )
+        coming = iter(tasks)
+        first = list(islice(coming, count))  # not more workers than tasks
+        self._coming: Iterator[Task] = chain(first, coming)
+        self._next = next(self._coming, None)
+        self._at: dict[Any, tuple[Any, Task | None]] = {}
+        for _ in first:
+            self._start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are tasks that have not ended."""
+        return self._next is not None or any(task is not None for _, task in self._at.values())
+
+    def wait(self) -> Iterator[Done[Task, Result]]:
+        """The tasks that end now; none after a second."""
+        ended, _ = self._ray.wait(list(self._at), num_returns=1, timeout=_POLL_SECONDS)
+        for ref in ended:
+            worker, task = self._at.pop(ref)
+            try:
+                done = self._ray.get(ref)
+            except self._ray.exceptions.RayError as error:
+                if task is None:
+                    raise InputError(f"{option('ray')}: a worker cannot start ({reason_of(error)})") from error
+                done = Done(task, crash=f"its worker was lost {MOST_LOSSES + 1} times ({reason_of(error)})")
+                self._start()
+            else:
+                self._give_next(worker)
+            if task is not None:
+                yield done
+
+    def stop(self) -> None:
+        """Starts no further task, and tells those that run."""
+        self._coming, self._next = iter(()), None
+        for worker, _ in self._at.values():
+            worker.stop.remote()
+
+    def _start(self) -> None:
+        worker = self._actor.remote(self._setup)
+        self._at[worker.start.remote()] = worker, None
+
+    def _give_next(self, worker: Any) -> None:
+        """The next task; without one, the worker ends with the last reference to it."""
+        if self._next is not None:
+            self._at[worker.run.remote(self._next)] = worker, self._next
+            self._next = next(self._coming, None)
