@@ -46,8 +46,9 @@ class Done(NamedTuple, Generic[Task, Result]):
     notes: tuple[str, ...] = ()
 
     @property
-    def failed(self) -> bool:
-        return self.problem is not None or self.crash is not None
+    def error(self) -> Exception | None:
+        """An InputError for bad input, and a RuntimeError with the traceback for a crash."""
+        return self.problem if self.crash is None else RuntimeError(self.crash)
 
 
 def failed(task: Task, error: Exception) -> "Done[Task, Any]":
@@ -97,6 +98,16 @@ def _noted() -> Iterator[list[str]]:
         yield notes
     finally:
         logger.removeHandler(handler)
+
+
+def counted(
+    dones: Iterable[Done[Task, Result]], total: int, progress: Callable[[int, int], None]
+) -> Iterator[Done[Task, Result]]:
+    """The same; `progress` is called at the start and after each, with their number so far and that of all."""
+    progress(0, total)
+    for count, done in enumerate(dones, 1):
+        yield done
+        progress(count, total)
 
 
 def run_tasks(

@@ -58,6 +58,12 @@ def cluster_choice(
 Cluster = Annotated[ClusterChoice | None, cluster_choice]
 
 
+def refuse_torchrun(world: int) -> None:
+    """Raises InputError if torchrun has started several processes, each of which would use a cluster."""
+    if world > 1:
+        raise InputError(f"{_RAY}: found {world} processes that torchrun started, expected one")
+
+
 def with_address(arguments: list[str]) -> list[str]:
     """The arguments of a command, in which an address follows every --ray: the next argument, if it is one."""
     given: list[str] = []

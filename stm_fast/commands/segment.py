@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from stm_fast.boxes import Boxes, boxes_of_options
-from stm_fast.commands.cluster import Cluster
+from stm_fast.commands.cluster import Cluster, refuse_torchrun
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real
 from stm_fast.commands.options import (
@@ -191,8 +191,7 @@ def segment(
 
 def _check_cluster(world: int, overlay_stream: str | None, shard_memory: bool) -> None:
     """Raises InputError for what a cluster cannot do."""
-    if world > 1:
-        raise InputError(f"--ray: found {world} processes that torchrun started, expected one")
+    refuse_torchrun(world)
     for option, given in (("--overlay-stream", overlay_stream is not None), ("--shard-memory", shard_memory)):
         if given:
             raise InputError(f"--ray: found with {option}, expected one of them")

@@ -90,8 +90,7 @@ def bulk(
     choice = ClusterChoice(address, workers, cpus, gpus)
     with connected(address) as ray:
         for done in segment_jobs(ray, jobs, load, options, outputs, choice, several=True):
-            error = done.problem if done.crash is None else RuntimeError(done.crash)
-            yield BulkResult(done.task.source.text, done.result, error, done.notes)
+            yield BulkResult(done.task.source.text, done.result, done.error, done.notes)
 
 
 def segment_jobs(

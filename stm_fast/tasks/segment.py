@@ -8,7 +8,7 @@ from functools import partial
 
 from stm_fast.cluster.choice import ClusterChoice
 from stm_fast.cluster.connection import connected
-from stm_fast.cluster.pool import Done, failed
+from stm_fast.cluster.pool import Done, counted, failed
 from stm_fast.errors import InputError
 from stm_fast.inference.options import RunOptions
 from stm_fast.memory import RankLostError
@@ -88,15 +88,8 @@ def _segment_on_cluster(
     load = partial(load_for_inference, network.absolute())
     with connected(cluster.address) as ray, progress_bar(task_name(network.untrained), "videos") as advance:
         dones = segment_jobs(ray, jobs, load, options, outputs, cluster, stop, several=several)
-        code = _report(_counted(dones, len(jobs), advance), len(jobs))
+        code = _report(counted(dones, len(jobs), advance), len(jobs))
     return _ended("interrupted; all files written so far are complete", stop.exit_code) if stop() else code
-
-
-def _counted(dones: Iterable[_Done], total: int, advance: Advance) -> Iterator[_Done]:
-    advance(0, total)
-    for count, done in enumerate(dones, 1):
-        yield done
-        advance(count, total)
 
 
 def _segment_here(
@@ -152,7 +145,7 @@ def _report(dones: Iterable[_Done], count: int) -> int:
             warn(f"{done.task.source.label}: {note}")
         if done.result is not None:
             print_summary(done.result)
-        elif done.failed:
+        elif done.error is not None:
             failures.append(done)
             remark(*(done.crash or "").splitlines())
     if failures:
