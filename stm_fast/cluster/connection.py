@@ -13,11 +13,8 @@ from stm_fast.versions import how_to_install
 
 _ADDRESS = "RAY_ADDRESS"
 _CONNECT_SECONDS = 5.0
-# what Ray reads when it is imported
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # a cluster that is started here would report its use over the network
-    "RAY_BACKEND_LOG_LEVEL": "error",
-}
+# read by Ray when it is imported: a cluster that is started here would report its use over the network
+_NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0"}
 # Ray would try twenty times, for 40 seconds each, to connect to a port where something else listens
 _ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 
@@ -35,7 +32,7 @@ def connected(address: str) -> Iterator[ModuleType]:
     if address == AUTO:
         address = os.environ.get(_ADDRESS) or AUTO
     place = host_and_port(address)
-    for name, value in (_SETTINGS | (_ONCE if place else {})).items():
+    for name, value in (_NO_REPORTS | (_ONCE if place else {})).items():
         os.environ.setdefault(name, value)
     try:
         ray = importlib.import_module("ray")
@@ -89,9 +86,10 @@ def resources(ray: ModuleType, choice: ClusterChoice) -> tuple[int, float]:
         return choice.workers, gpus
     needed = {"CPU": choice.cpus, "GPU": gpus}
     for name, amount in needed.items():
-        if amount > whole.get(name, 0.0):
-            found = f"{option(f'ray_{name.lower()}s', amount)} with a cluster of {whole.get(name, 0.0):g}"
-            raise InputError(f"found {found}, expected at most that, or {option('ray_workers')} if it can grow")
+        has = whole.get(name, 0.0)
+        if amount > has:
+            found = option(f"ray_{name.lower()}s")
+            raise InputError(f"{found}: found {amount:g}, expected at most {has:g}, what the cluster has")
     free = ray.available_resources()
     room = [int(free.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items() if amount]
     return max(1, min(room, default=1)), gpus

@@ -68,9 +68,9 @@ def with_address(arguments: list[str]) -> list[str]:
     """The arguments of a command, in which an address follows every --ray: the next argument, if it is one."""
     given: list[str] = []
     for at, argument in enumerate(arguments):
-        if argument == "--":
-            return [*given, *arguments[at:]]
         if given[-1:] == [_RAY] and not is_address(argument):
             given.append(AUTO)
+        if argument == "--":
+            return [*given, *arguments[at:]]
         given.append(argument)
     return [*given, AUTO] if given[-1:] == [_RAY] else given

@@ -1,7 +1,7 @@
 """stm-fast segment: segments one video or several."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -109,7 +109,7 @@ def _segment_here(
         if len(jobs) == 1:
             return _segment_one(jobs[0], segment, ranks, network.untrained)
         share = launched().share(jobs)
-        code = _report(_one_after_the_other(share, segment), len(share))
+        code = _report((_done(job, segment) for job in share), len(share))
         # torchrun stops all processes when one ends with an error
         launched().wait()
         return code
@@ -126,15 +126,15 @@ def _segment_one(job: Job, segment: _Segment, ranks: Ranks, untrained: bool) -> 
     return 0
 
 
-def _one_after_the_other(jobs: Iterable[Job], segment: _Segment) -> Iterator[_Done]:
-    for job in jobs:
-        try:
-            with progress_bar(job.name) as advance:
-                yield Done(job, segment(job.with_own_masks(), advance))
-        except InterruptedRun:
-            raise
-        except Exception as error:
-            yield failed(job, error)
+def _done(job: Job, segment: _Segment) -> _Done:
+    """Segments one of several videos. Raises InterruptedRun."""
+    try:
+        with progress_bar(job.name) as advance:
+            return Done(job, segment(job.with_own_masks(), advance))
+    except InterruptedRun:
+        raise
+    except Exception as error:
+        return failed(job, error)
 
 
 def _report(dones: Iterable[_Done], count: int) -> int:
