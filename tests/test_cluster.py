@@ -86,9 +86,10 @@ def cluster():
 
 def wait_for(condition):
     end = time.monotonic() + PATIENCE
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "nothing came of it"
         time.sleep(0.02)
+    return found
 
 
 @pytest.mark.slow
@@ -232,17 +233,16 @@ def test_evaluate_gives_the_same_scores(cluster, weights, tmp_path):
 
 @pytest.mark.slow
 def test_ray_job_submit(videos, weights, expected, tmp_path):
+    given = command(videos, weights, tmp_path / "out", "--ray", only="v0[2-4].mp4")
     with nodes(1, dashboard=True) as cluster:
-        address = f"http://{cluster.head_node.webui_url}"
-        given = command(videos, weights, tmp_path / "out", "--ray", only="v0[2-4].mp4")
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address, "--"]
-        done = subprocess.run(
-            [*ray, sys.executable, "-m", "stm_fast", *given],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
+        submit = [*ray, "--address", f"http://{cluster.head_node.webui_url}", "--", sys.executable, "-m", "stm_fast"]
+
+        def submitted():
+            done = subprocess.run([*submit, *given], capture_output=True, text=True, timeout=PATIENCE, check=False)
+            return None if "No available agent" in done.stderr else done  # the cluster is still starting
+
+        done = wait_for(submitted)
     assert done.returncode == 0, done.stdout + done.stderr
     assert contents(tmp_path / "out") == {
         name: data for name, data in expected.items() if name[:3] in ("v02", "v03", "v04")
