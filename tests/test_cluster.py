@@ -187,8 +187,8 @@ def test_a_task_that_kills_its_worker_fails_and_the_others_finish(cluster, tmp_p
 
         return run
 
-    with connected(cluster.address) as ray:
-        done = list(run_tasks(ray, range(4), setup, ClusterChoice(workers=2)))
+    with connected(ClusterChoice(cluster.address, workers=2)) as room:
+        done = list(run_tasks(room, range(4), setup))
     assert sorted(one.task for one in done) == [0, 1, 2, 3]
     assert {one.task: one.result for one in done} == {0: 0, 1: None, 2: 2, 3: 3}
     (crash,) = [one.crash for one in done if one.crash]
@@ -205,8 +205,8 @@ def test_tasks_are_taken_when_workers_are_free(cluster):
             taken.append(number)
             yield number
 
-    with connected(cluster.address) as ray:
-        done = run_tasks(ray, tasks(), lambda _: lambda task: task, ClusterChoice(workers=2))
+    with connected(ClusterChoice(cluster.address, workers=2)) as room:
+        done = run_tasks(room, tasks(), lambda _: lambda task: task)
         for ended_so_far in range(1, 50):
             next(done)
             assert len(taken) <= ended_so_far + 4, "two that run, one that waits, one that has just ended"

@@ -9,11 +9,9 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
-from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from stm_fast.cluster.choice import ClusterChoice
-from stm_fast.cluster.connection import resources
+from stm_fast.cluster.connection import Room
 from stm_fast.errors import InputError, as_input_error, option, reason_of
 
 Task = TypeVar("Task")
@@ -113,10 +111,9 @@ def counted(
 
 
 def run_tasks(
-    ray: ModuleType,
+    room: Room,
     tasks: Iterable[Task],
     setup: Setup[Task, Result],
-    choice: ClusterChoice,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Done[Task, Result]]:
     """Runs tasks in their order, each on the next worker that is free; yields them in the order in which they end.
@@ -126,13 +123,13 @@ def run_tasks(
     pickle to the workers and back.
 
     Args:
-        ray: see `connected`.
+        room: see `connected`.
         should_stop: asked every second; when it returns True, no further task starts, and those that run are told.
 
     Raises:
-        InputError: the cluster is too small, or its workers cannot start.
+        InputError: its workers cannot start.
     """
-    pool = _Pool(ray, tasks, setup, choice)
+    pool = _Pool(room, tasks, setup)
     told = False
     while pool.busy:
         yield from pool.wait()
@@ -151,14 +148,11 @@ class _Given(NamedTuple, Generic[Task]):
 class _Pool(Generic[Task, Result]):
     """The workers, and what they are at: a task, or None while they start."""
 
-    def __init__(
-        self, ray: ModuleType, tasks: Iterable[Task], setup: Setup[Task, Result], choice: ClusterChoice
-    ) -> None:
-        count, gpus = resources(ray, choice)
-        self._ray, self._setup = ray, setup
-        self._actor = ray.remote(_Worker).options(num_cpus=choice.cpus, num_gpus=gpus, max_concurrency=2)
+    def __init__(self, room: Room, tasks: Iterable[Task], setup: Setup[Task, Result]) -> None:
+        self._ray, self._setup = room.ray, setup
+        self._actor = room.ray.remote(_Worker).options(num_cpus=room.cpus, num_gpus=room.gpus, max_concurrency=2)
         coming = map(_Given[Task], tasks)
-        first = list(islice(coming, count))  # not more workers than tasks
+        first = list(islice(coming, room.workers))  # not more workers than tasks
         self._coming: Iterator[_Given[Task]] = chain(first, coming)
         self._next = next(self._coming, None)
         self._failed_starts, self._stopping = 0, False

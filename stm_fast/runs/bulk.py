@@ -4,12 +4,11 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.cluster.choice import AUTO, ClusterChoice
-from stm_fast.cluster.connection import connected
+from stm_fast.cluster.connection import Room, connected
 from stm_fast.cluster.order import longest_first
 from stm_fast.cluster.pool import Done, run_tasks
 from stm_fast.config import MemoryConfig
@@ -88,18 +87,17 @@ def bulk(
     parsed = (frame_source(source, allow_network=allow_network) for source in sources)
     jobs = (job._replace(both=both) for job in _distinct(parsed, Path(masks), Path(output)))
     choice = ClusterChoice(address, workers, cpus, gpus)
-    with connected(address) as ray:
-        for done in segment_jobs(ray, jobs, load, options, outputs, choice, several=True):
+    with connected(choice) as room:
+        for done in segment_jobs(room, jobs, load, options, outputs, several=True):
             yield BulkResult(done.task.source.text, done.result, done.error, done.notes)
 
 
 def segment_jobs(
-    ray: ModuleType,
+    room: Room,
     jobs: Iterable[Job],
     load: Load,
     options: RunOptions,
     outputs: OutputOptions,
-    choice: ClusterChoice,
     should_stop: Callable[[], bool] = lambda: False,
     *,
     several: bool,
@@ -108,14 +106,14 @@ def segment_jobs(
 
     Args:
         several: the masks of each job are the folder with the masks of all.
-        ray, choice, should_stop: as in `run_tasks`.
+        room, should_stop: as in `run_tasks`.
 
     Raises:
         InputError: as `run_tasks`.
     """
     placed = (_absolute(job) for job in jobs)
     setup = partial(_segmenter, load, options, outputs, several)
-    return run_tasks(ray, longest_first(placed, _length), setup, choice, should_stop)
+    return run_tasks(room, longest_first(placed, _length), setup, should_stop)
 
 
 def _segmenter(

@@ -96,11 +96,10 @@ def evaluate_set(
         "dtype": str(next(prepared.parameters()).dtype),
         "compiled": network.compile,
     }
-    claim_output(output, run, sequences)
     if cluster is None:
-        _run_here(sequences, output, prepared, options)
+        _run_here(sequences, output, prepared, options, run)
     else:
-        _run_on_cluster(sequences, output, network, options, cluster)
+        _run_on_cluster(sequences, output, network, options, run, cluster)
     if baselines:
         _run_baselines(sequences, output / BASELINES, model, network, options, run)
     if not launched().leads:
@@ -118,7 +117,8 @@ def evaluate_set(
     _finish(record, scores, pairs, output, report)
 
 
-def _run_here(sequences: list[Sequence], output: Path, model: STM, options: RunOptions) -> None:
+def _run_here(sequences: list[Sequence], output: Path, model: STM, options: RunOptions, run: Record) -> None:
+    claim_output(output, run, sequences)
     ranks = launched()
     with progress_bar(f"process {ranks.rank}", "sequences") as advance:
         run_sequences(ranks.share(sequences), output, model, options, advance)
@@ -126,15 +126,19 @@ def _run_here(sequences: list[Sequence], output: Path, model: STM, options: RunO
 
 
 def _run_on_cluster(
-    sequences: list[Sequence], output: Path, network: NetworkChoice, options: RunOptions, cluster: ClusterChoice
+    sequences: list[Sequence],
+    output: Path,
+    network: NetworkChoice,
+    options: RunOptions,
+    run: Record,
+    cluster: ClusterChoice,
 ) -> None:
     """Runs each sequence on the next free worker, the longest first. Raises the first error once all have ended."""
     setup = partial(_sequence_runner, network.absolute(), Path(os.path.abspath(output)), options)
     placed = longest_first((sequence.absolute() for sequence in sequences), _length)
-    with connected(cluster.address) as ray, progress_bar("running", "sequences") as advance:
-        ended: list[Done[Sequence, None]] = list(
-            counted(run_tasks(ray, placed, setup, cluster), len(sequences), advance)
-        )
+    with connected(cluster) as room, progress_bar("running", "sequences") as advance:
+        claim_output(output, run, sequences)
+        ended: list[Done[Sequence, None]] = list(counted(run_tasks(room, placed, setup), len(sequences), advance))
     for done in ended:
         if done.error is not None:
             raise done.error
@@ -158,8 +162,7 @@ def _run_baselines(
 ) -> None:
     network = untrained(model.architecture).to(next(model.parameters()).device)
     described = run | {"weights_sha256": fingerprint(network)}
-    claim_output(folder / UNTRAINED, described, sequences)
-    _run_here(sequences, folder / UNTRAINED, prepare(network, choice), options)
+    _run_here(sequences, folder / UNTRAINED, prepare(network, choice), options, described)
     claim_output(folder / COPIED, {name: run[name] for name in ("set", "split", "data")})
     copy_first_masks(launched().share(sequences), folder / COPIED)
     launched().wait()

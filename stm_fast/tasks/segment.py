@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from stm_fast.cluster.choice import ClusterChoice
-from stm_fast.cluster.connection import connected
+from stm_fast.cluster.connection import Room, connected
 from stm_fast.cluster.pool import Done, counted, failed
 from stm_fast.errors import InputError
 from stm_fast.inference.options import RunOptions
@@ -57,15 +57,17 @@ def segment_videos(
         InputError: as :func:`stm_fast.segment_video`, for a single video; or as :func:`stm_fast.bulk`.
     """
     several = len(jobs) > 1
-    if several and outputs.overwrite:
-        _clear(launched().share(jobs))
+    clear = several and outputs.overwrite
     if several:
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
     with stop_on_signals() as stop:
         try:
             if cluster is not None:
-                code = _segment_on_cluster(jobs, network, options, outputs, cluster, stop)
+                with connected(cluster) as room:
+                    _clear(jobs if clear else ())
+                    code = _segment_on_cluster(jobs, network, options, outputs, room, stop)
             else:
+                _clear(launched().share(jobs) if clear else ())
                 code = _segment_here(jobs, network, options, outputs, shard_memory, stop)
         except InterruptedRun as error:
             return _ended(str(error), stop.exit_code)
@@ -81,13 +83,13 @@ def _segment_on_cluster(
     network: NetworkChoice,
     options: RunOptions,
     outputs: OutputOptions,
-    cluster: ClusterChoice,
+    room: Room,
     stop: Stop,
 ) -> int:
     several = len(jobs) > 1
     load = partial(load_for_inference, network.absolute())
-    with connected(cluster.address) as ray, progress_bar(task_name(network.untrained), "videos") as advance:
-        dones = segment_jobs(ray, jobs, load, options, outputs, cluster, stop, several=several)
+    with progress_bar(task_name(network.untrained), "videos") as advance:
+        dones = segment_jobs(room, jobs, load, options, outputs, stop, several=several)
         code = _report(counted(dones, len(jobs), advance), len(jobs))
     return _ended("interrupted; all files written so far are complete", stop.exit_code) if stop() else code
 
