@@ -22,11 +22,12 @@ from stm_fast.commands.options import (
     run_options,
 )
 from stm_fast.errors import InputError, require_folder, require_present
-from stm_fast.frame_source import STALL_SECONDS, frame_source
+from stm_fast.frame_source import STALL_SECONDS, each_source, frame_source
 from stm_fast.printing import reserve_stdout
 from stm_fast.progress import waiting
 from stm_fast.runs.output_folder import OutputOptions, check_output, plan
 from stm_fast.runs.ranks import launched
+from stm_fast.store import StoreUrl, place_of
 
 
 def segment(
@@ -36,29 +37,32 @@ def segment(
             metavar="SOURCE",
             help="These videos are segmented: video files, or folders of jpg, png, webp or tif frames. One of them may "
             "also be an image glob in quotes ('frames/*.png'), a URL, a camera (camera:0), a named pipe, or - for "
-            "standard input.",
+            "standard input. Videos and folders may be in a store (s3://bucket/clip.mp4, gs:// or az://); a pattern "
+            "there, in quotes, stands for all videos that match ('s3://bucket/*.mp4').",
         ),
     ],
     output: Annotated[
-        Path,
+        str,
         output_option(
             "--output",
             "-o",
-            help="The results are written into this folder, which is empty or does not exist. Each of several videos "
-            "gets a subfolder.",
+            metavar="FOLDER",
+            help="The results are written into this folder, or below this URL in a store, which is empty or does not "
+            "exist. Each of several videos gets a subfolder.",
         ),
     ],
     network: Network,
     memory: Memory,
     masks: Annotated[
-        Path | None,
+        str | None,
         input_option(
             "--masks",
             "-m",
+            metavar="FILE|FOLDER",
             help="The objects are given by this mask, of object ids or in black and white, for the first frame or the "
             "frame that it is named after (00066.png); by a folder of masks named after their frames; by a TIFF with a "
             "page for each frame; or by annotations of COCO, YouTube-VIS or LabelMe. For several videos the folder "
-            "contains one of these for each, named after it.",
+            "contains one of these for each, named after it. They may be in a store.",
         ),
     ] = None,
     mask_frame: Annotated[
@@ -98,7 +102,11 @@ def segment(
         bool, output_option("--resume", help="The interrupted run in the output folder goes on where it stopped.")
     ] = False,
     allow_network: Annotated[
-        bool, input_option("--allow-network", help="The network is used for a SOURCE that is a URL.")
+        bool,
+        input_option(
+            "--allow-network",
+            help="The network is used for a SOURCE that is a URL; one in a store needs no permission.",
+        ),
     ] = False,
     stall_seconds: Annotated[
         float,
@@ -142,8 +150,12 @@ def segment(
     same command again skips finished videos and resumes the others.
     """
     world = launched().world  # refuses invalid environment variables before any work
+    sources = [one for text in sources for one in each_source(text)]
+    target, given_masks = place_of(output), None if masks is None else place_of(masks)
     if resume and overwrite:
         raise InputError("--resume: found with --overwrite, expected one of them")
+    if shard_memory and isinstance(target, StoreUrl):
+        raise InputError(f"--shard-memory: found with {target}, expected a local output folder")
     if shard_memory and (len(sources) > 1 or world == 1):
         found = f"{len(sources)} videos and {world} processes"
         raise InputError(f"--shard-memory: found {found}, expected one video, and processes that torchrun starts")
@@ -157,17 +169,17 @@ def segment(
     ]
     options = run_options(memory, max_size, min_size, backend)
     outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds, overlay_stream=overlay_stream)
-    given = _boxes(box or [], boxes, masks, len(sources))
-    jobs = [job._replace(mask_frame=mask_frame, both=both, boxes=given) for job in plan(parsed, masks, output)]
-    if len(jobs) > 1 and masks is not None:
-        require_folder(masks, "of masks, expected one that has masks for each video")
+    given = _boxes(box or [], boxes, given_masks, len(sources))
+    jobs = [job._replace(mask_frame=mask_frame, both=both, boxes=given) for job in plan(parsed, given_masks, target)]
+    if len(jobs) > 1 and isinstance(given_masks, Path):
+        require_folder(given_masks, "of masks, expected one that has masks for each video")
     elif world == 1:  # with several processes, another one may already be writing there
         parsed[0].check()
         if resume and parsed[0].live:
             raise InputError(f"{parsed[0].label}: a live source can be read only once, found --resume")
-        if masks is not None:
-            require_present(masks, "mask file or folder of masks")
-        check_output(output, overwrite, jobs[0].inputs, resume=resume)
+        if isinstance(given_masks, Path):
+            require_present(given_masks, "mask file or folder of masks")
+        check_output(target, overwrite, jobs[0].inputs, resume=resume)
     if overlay_stream == "-":
         reserve_stdout()
     with waiting("loading PyTorch"):
@@ -183,7 +195,7 @@ def segment(
     raise typer.Exit(code)
 
 
-def _boxes(texts: list[str], file: Path | None, masks: Path | None, videos: int) -> Boxes:
+def _boxes(texts: list[str], file: Path | None, masks: Path | StoreUrl | None, videos: int) -> Boxes:
     """The boxes of a video. Raises InputError if there are neither boxes nor masks, or boxes for several videos."""
     boxes = boxes_of_options(texts, file)
     if boxes.prompts and videos > 1:
