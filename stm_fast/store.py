@@ -226,15 +226,23 @@ def _listed(url: StoreUrl, listing: Callable[[Any], Iterable[dict[str, Any]]]) -
         store = _filesystem(url)
         try:
             found = list(listing(store))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             # either nothing is in the folder, or there is no bucket
             if url.scheme != "memory":
-                store.info(url.parts[0])
+                _require_bucket(store, url.parts[0], error)
             return []
         below = f"{_url(url.scheme, '')}{'/'.join(url.parts)}/"
         named = {str(_url(url.scheme, one["name"])): one for one in found}
         inside = {text.removeprefix(below): one for text, one in named.items() if text.startswith(below)}
         return [Entry(name, _facts(one) if one["type"] == "file" else None) for name, one in sorted(inside.items())]
+
+
+def _require_bucket(store: Any, bucket: str, error: FileNotFoundError) -> None:
+    """Raises the error if there is no bucket of this name."""
+    try:
+        store.info(bucket)
+    except FileNotFoundError:
+        raise error from None
 
 
 def _url(scheme: str, path: str) -> StoreUrl:
@@ -406,12 +414,17 @@ def _opened(scheme: str, _: int) -> Any:
 def _reach_s3(bucket: str, _: int) -> None:
     """Fails within seconds if no server answers, which a call with its many retries takes minutes to say."""
     import fsspec
+    from botocore.exceptions import BotoCoreError
 
     config = {"read_timeout": _FIRST_ANSWER, "retries": {"max_attempts": 0}}
     store = fsspec.filesystem("s3", skip_instance_cache=True, config_kwargs=config)
     store.retries = _FIRST_TRIES
-    with suppress(OSError):  # an answer, even if it is a refusal
+    try:
         store.info(bucket)
+    except BotoCoreError:
+        raise
+    except OSError:  # an answer, even if it is a refusal
+        return
 
 
 @contextmanager

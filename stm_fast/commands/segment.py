@@ -171,8 +171,9 @@ def segment(
     outputs = OutputOptions(results(write), overwrite, resume, checkpoint_seconds, overlay_stream=overlay_stream)
     given = _boxes(box or [], boxes, given_masks, len(sources))
     jobs = [job._replace(mask_frame=mask_frame, both=both, boxes=given) for job in plan(parsed, given_masks, target)]
-    if len(jobs) > 1 and isinstance(given_masks, Path):
-        require_folder(given_masks, "of masks, expected one that has masks for each video")
+    if len(jobs) > 1 and masks is not None:
+        if isinstance(given_masks, Path):
+            require_folder(given_masks, "of masks, expected one that has masks for each video")
     elif world == 1:  # with several processes, another one may already be writing there
         parsed[0].check()
         if resume and parsed[0].live:

@@ -76,7 +76,7 @@ def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
     for one in job.passes:
         one.begin(segmenter)
         watch = Watch(one.areas)
-        with closing(prefetch(one.frames(), 0 if job.reader.live else FRAMES_WAITING)) as frames:
+        with closing(prefetch(one.frames(0), 0 if job.reader.live else FRAMES_WAITING)) as frames:
             for count, frame in enumerate(frames, start=1):
                 if count > one.before:
                     prompt = one.prompts(frame, segmenter.object_ids)

@@ -27,7 +27,7 @@ from stm_fast.runs.object_table import Sight, sights
 from stm_fast.runs.output_folder import GIVEN, Job, OutputOptions, check_output, remove_working_files
 from stm_fast.runs.passes import Pass, open_job
 from stm_fast.runs.ranks import Ranks, of_group
-from stm_fast.runs.sinks import Results, needs_prob, require_encoders
+from stm_fast.runs.sinks import Results, needs_prob, require_encoders, shows_frames
 from stm_fast.runs.stored import LocalJob, stored
 from stm_fast.store import StoreUrl, place_of
 
@@ -270,7 +270,9 @@ class _VideoRun:
 
     def _run(self, one: Pass, results: Results, first: int) -> int:
         """The loop over the frames, between the thread that decodes and the one that writes."""
-        decoded = prefetch(one.frames(), 0 if self._live else FRAMES_WAITING)
+        # a resumed run shows them again, in its videos
+        unseen = 0 if shows_frames(self._outputs.write) else first
+        decoded = prefetch(one.frames(unseen), 0 if self._live else FRAMES_WAITING)
         with BackgroundWriter(results.write, FRAMES_WAITING) as writer, closing(decoded) as frames:
 
             def advance(done: int) -> None:

@@ -9,6 +9,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from stm_fast.store import ObjectReader, StoredObject, StoreUrl
+from stm_fast.video.packet_count import VideoPacket
 from stm_fast.video.stream_input import VideoInput, open_stream
 from stm_fast.video.video_file import VideoFile
 
@@ -32,15 +33,23 @@ class StoredVideo(VideoFile):
         return self._opened(self._bytes())
 
     @contextmanager
-    def _open_packets(self) -> Iterator[tuple[InputContainer, VideoStream]]:
-        # the index has their sizes and time stamps, and there are none without an index: see `frame_count`
+    def _packets(self) -> Iterator[tuple[VideoStream, Iterator[VideoPacket]]]:
+        # the index of the file has all that is used of them: without one, `frame_count` is None, and nobody asks
         file = self._bytes()
-        with self._opened(file) as opened:
+        with self._opened(file) as (container, stream):
             file.blank = True
-            yield opened
+            yield stream, _with_kinds(container.demux(stream), stream)
 
     def _opened(self, file: ObjectReader) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
         return open_stream(VideoInput(self.label, cast(BinaryIO, file), ()))
 
     def _bytes(self) -> ObjectReader:  # type: ignore[override]
         return ObjectReader(self._object)
+
+
+def _with_kinds(packets: Iterator[VideoPacket], stream: VideoStream) -> Iterator[VideoPacket]:
+    """Packets without content, with the key frames of the index: FFmpeg looks for these in the content, too."""
+    keys = {entry.pos for entry in stream.index_entries if entry.is_keyframe}
+    for packet in packets:
+        packet.is_keyframe = packet.pos in keys
+        yield packet

@@ -189,8 +189,8 @@ class VideoFile(VideoReader):
         if self.frame_count is None:
             return None
         # damaged: the frames before it are decoded from the first on
-        with suppress(av.FFmpegError), self._open_packets() as (container, stream):
-            index = read_index(stream, container.demux(stream), self._frame_bytes)
+        with suppress(av.FFmpegError), self._packets() as (stream, packets):
+            index = read_index(stream, packets, self._frame_bytes)
             if index is not None and (len(index), index.stamp(0)) == (self.frame_count, self._first_stamp):
                 return index
         return None
@@ -267,9 +267,11 @@ class VideoFile(VideoReader):
     def _open(self) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
         return open_stream(VideoInput(self.label, f"file:{self.path}", ("file",)))
 
-    def _open_packets(self) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
-        """As `_open`, for packets of which only the sizes and the time stamps are used."""
-        return self._open()
+    @contextmanager
+    def _packets(self) -> Iterator[tuple[VideoStream, Iterator[VideoPacket]]]:
+        """All packets of the video, of which only the sizes, the time stamps and the kinds are used."""
+        with self._open() as (container, stream):
+            yield stream, container.demux(stream)
 
     def _bytes(self) -> AbstractContextManager[BinaryIO]:
         """The file itself."""
