@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -38,6 +39,12 @@ from stm_fast.video.reader import open_frames
 
 av = pytest.importorskip("av")
 
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs/store.md"
+# of docs/store.md
+COMMANDS = """
+stm-fast segment s3://data/clip.mp4 --masks s3://data/first.png --output s3://data/out/clip --min-size 240
+stm-fast segment 's3://data/videos/*.mp4' --masks s3://data/masks --output s3://data/out --min-size 240
+"""
 FRAMES = 10
 PLAIN = ("masks", "csv")
 
@@ -827,3 +834,46 @@ def test_urls_and_paths():
     assert place_of("file:///a%20b/c") == Path("/a b/c")
     assert place_of("a/s3:/b") == Path("a/s3:/b")
     assert frame_source(url.text).name == "b"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_document(s3, local):
+    for name in ("clip.mp4", "videos/a.mp4", "videos/b.mp4"):
+        s3.put(f"data/{name}", (local / "clip.mp4").read_bytes())
+    for name in ("first.png", "masks/a.png", "masks/b.png"):
+        s3.put(f"data/{name}", (local / "first.png").read_bytes())
+    commands = COMMANDS.strip().split("\n")
+    assert len(commands) == DOCUMENT.read_text().count("```sh")
+    for line in commands:
+        result = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert result.exit_code == 0, result.output
+    for name in ("clip", "a", "b"):
+        assert {"run.json", "overlay.mp4", "objects.csv"} <= s3.contents(f"data/out/{name}").keys()
+
+
+# hostile stores
+
+
+def test_names_that_lead_elsewhere(local, model, tmp_path, monkeypatch):
+    """A key of S3 may have any characters; this server gives "..", which others normalize."""
+    monkeypatch.setattr(store.tempfile, "tempdir", str(tmp_path))
+    memory = fsspec.filesystem("memory")
+    data = (local / "first.png").read_bytes()
+    for name in (
+        "/m/.hidden.png",
+        "/m/0.png",
+        "/o/../../x.png",
+        "/o/masks/../../x.png",
+        "/o/a/masks/0.png",
+        "/m/../0.png",
+    ):
+        memory.store[name] = fsspec.implementations.memory.MemoryFile(memory, name, data)
+    try:
+        segment_video(local / "clip.mp4", "memory://m", "memory://o", model=model, overwrite=True, write=PLAIN)
+        assert {"/o/../../x.png", "/o/masks/../../x.png", "/o/a/masks/0.png"} <= memory.store.keys()
+        assert [*tmp_path.iterdir()] == []
+        with pytest.raises(InputError, match=r"found '\.\.', expected the name of a folder"):
+            segment_video("memory://m/..", local / "first.png", tmp_path / "out", model=model)
+    finally:
+        for name in [name for name in memory.store if name[:2] in ("/m", "/o")]:
+            del memory.store[name]

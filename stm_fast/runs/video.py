@@ -104,13 +104,14 @@ def segment_video(
         source: a video or TIFF file, or a folder of jpg, png, webp or tif frames; or an image glob,
             ``"frames/*.png"``; a URL, "camera:0" or "/dev/video0", a named pipe, or "-" for standard input. What can be
             read only once, as a camera or a pipe, is a live source: it cannot be resumed, and `should_stop` ends it
-            with complete results.
+            with complete results. Source, masks and output may be in a store: ``"s3://bucket/clip.mp4"``, gs://, az://.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
             frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
             such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255
             alone is object 1, and next to other ids it is void. Masks among the frames are not treated as frames. None
             if there are only boxes.
-        output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input.
+        output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input. In a store,
+            results are whole if there is a ``run.json``.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
         both: also segment the frames before the first given mask, backwards from it, with the objects of that mask.
@@ -129,7 +130,7 @@ def segment_video(
         overlay_stream: where to stream the overlay to as well, as it is segmented: a new .ts or .mkv file, a named
             pipe, or "-" for standard output. After `resume`, only the frames that are left; with `both`, only those
             from the first given mask on.
-        allow_network: accept a URL as `source`, and use the network for it.
+        allow_network: accept a URL as `source` that is not in a store, and use the network for it.
         stall_seconds: a live source that gives no frame for so long has ended.
         drop_frames: of a live source, segment only the newest frame whenever the network is ready for one.
         group: processes that segment this video together, each with a part of the memory; rank 0 writes. The group
