@@ -792,7 +792,8 @@ def test_patterns(s3, local):
         s3.put(f"data/{name}", b"")
     found = frame_sources("s3://data/v/*.mp4")
     assert [source.text for source in found] == [f"s3://data/v/{name}.mp4" for name in ("a", "a1", "a[1]")]
-    assert [source.text for source in frame_sources("s3://data/v/a[1].mp4")] == ["s3://data/v/a[1].mp4"], "an object of exactly this name"
+    exact = frame_sources("s3://data/v/a[1].mp4")
+    assert [source.text for source in exact] == ["s3://data/v/a[1].mp4"], "an object of exactly this name"
     assert [source.text for source in frame_sources("s3://data/frames/*.png")] == ["s3://data/frames/*.png"]
     assert frame_source("s3://data/frames/*.png").name == "frames"
     with pytest.raises(InputError, match="expected only videos or only images"):

@@ -28,6 +28,7 @@ from stm_fast.runs.output_folder import GIVEN, Job, OutputOptions, check_output,
 from stm_fast.runs.passes import Pass, open_job
 from stm_fast.runs.ranks import Ranks, of_group
 from stm_fast.runs.sinks import Results, needs_prob, require_encoders, shows_frames
+from stm_fast.runs.sole_writer import SoleWriter, sole_writer
 from stm_fast.runs.stored import LocalJob, stored
 from stm_fast.store import StoreUrl, place_of
 
@@ -156,8 +157,8 @@ def segment_job(
     job: Job, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
 ) -> Summary:
     """`segment_video` for `ranks` that segment the video together."""
-    with stored(job, outputs, ranks) as local:
-        summary = _VideoRun(local, model, options, outputs, hooks, ranks).segment()
+    with stored(job, outputs, ranks) as local, sole_writer(local.folder) as writer:
+        summary = _VideoRun(local, model, options, outputs, hooks, ranks, writer).segment()
     return summary._replace(output=job.output)
 
 
@@ -165,9 +166,16 @@ class _VideoRun:
     """The run over one video."""
 
     def __init__(
-        self, local: LocalJob, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
+        self,
+        local: LocalJob,
+        model: STM,
+        options: RunOptions,
+        outputs: OutputOptions,
+        hooks: Hooks,
+        ranks: Ranks,
+        writer: SoleWriter,
     ) -> None:
-        job, self._folder = local.job, local.folder
+        job, self._folder, self._writer = local.job, local.folder, writer
         self._job, self._outputs, self._hooks, self._ranks, self._named = job, outputs, hooks, ranks, local.named
         self._opened = opened = open_job(job, model, options, Shard(ranks.group), hooks.should_stop)
         self._live = opened.reader.live
@@ -186,6 +194,7 @@ class _VideoRun:
     def segment(self) -> Summary:
         """Segments what is left of the video."""
         folder, outputs, ranks = self._folder, self._outputs, self._ranks
+        ranks.lead(self._writer.claim)
         position = ranks.together(self._checkpoint.find) if outputs.resume else None
         if position is not None and position.finished:
             done = position.frames
@@ -221,6 +230,8 @@ class _VideoRun:
             else:
                 # from here on, a killed run can be resumed
                 self._checkpoint.save(0, [], {})
+            # if it did not exist before
+            self._ranks.lead(self._writer.claim)
             return 0
         # a pass starts with an empty memory
         if position.frames not in [one.before for one in self._opened.passes]:
