@@ -157,6 +157,7 @@ def test_the_marker_is_written_last_and_only_then_the_checkpoint_is_removed(s3, 
     written = [one for one in written if one[0] in ("PUT", "DELETE", "POST")]
     assert written[0] == ("PUT", ".resume.json")
     marker = written.index(("PUT", "run.json"))
+    assert written[marker + 1] == ("DELETE", ".resume.json"), "until then the run can be resumed"
     assert all(method == "DELETE" and name.startswith(".resume") for method, name in written[marker + 1 :])
     assert [name for method, name in written if name == "run.json"] == ["run.json"]
 
