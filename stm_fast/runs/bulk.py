@@ -86,7 +86,7 @@ def bulk(
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     outputs = OutputOptions(tuple(write), resume=True, checkpoint_seconds=checkpoint_seconds, leave_record=True)
     parsed = (frame_source(source, allow_network=allow_network) for source in sources)
-    jobs = (job._replace(both=both) for job in _distinct(parsed, Path(masks), Path(output)))
+    jobs = (job._replace(both=both) for job in distinct(parsed, Path(masks), Path(output)))
     choice = ClusterChoice(address, workers, cpus, gpus)
     with connected(address) as ray:
         for done in segment_jobs(ray, jobs, load, options, outputs, choice, several=True):
@@ -136,7 +136,7 @@ def _segmenter(
     return segment
 
 
-def _distinct(sources: Iterable[FrameSource], masks: Path, output: Path) -> Iterator[Job]:
+def distinct(sources: Iterable[FrameSource], masks: Path, output: Path) -> Iterator[Job]:
     """A job for each video. Raises InputError for the second video of a name."""
     names: set[int] = set()
     for source in sources:

@@ -1,0 +1,498 @@
+"""What sharing out many videos on a Ray cluster costs, on a cluster of three nodes on this machine.
+
+python benchmarks/bulk.py tasks       memory of the driver and the rate of 150,000 tasks that only sleep
+python benchmarks/bulk.py idle        workers that wait for the last one, compared with equal numbers for each
+python benchmarks/bulk.py held        bytes that the driver holds for each video
+python benchmarks/bulk.py overheads   seconds of a worker's start, and of videos long, short and finished
+python benchmarks/bulk.py files       files of each result
+
+Each writes results/bulk-<command>.json; python benchmarks/make_tables.py writes the tables of docs/scale.md from them.
+"""
+
+import os
+import random
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Annotated, Any
+from uuid import uuid4
+
+import psutil
+import typer
+
+from stm_fast import load, segment_video
+from stm_fast.benchmarking.records import Record, describe_machine
+from stm_fast.benchmarking.report import Table, seconds_text
+from stm_fast.choices import RESULTS, Result
+from stm_fast.cluster.choice import ClusterChoice
+from stm_fast.cluster.connection import connected
+from stm_fast.cluster.order import WINDOW, longest_first
+from stm_fast.cluster.pool import run_tasks
+from stm_fast.data.synthetic import SyntheticClip
+from stm_fast.frame_source import FrameSource, frame_source
+from stm_fast.runs.bulk import bulk, distinct
+from stm_fast.runs.output_folder import RUN, Job, plan
+from stm_fast.runs.ranks import Ranks
+from stm_fast.versions import version_of
+from stm_fast.video import OverlayVideoWriter, write_mask
+
+NODES = 3
+FOLDER = Path(__file__).resolve().parent / "results"
+# after so many tasks
+MARKS = (1_000, 10_000, 25_000, 50_000, 75_000, 100_000, 125_000, 150_000)
+# lengths with this standard deviation of their logarithm
+SIGMAS = (0.5, 1.0, 1.5)
+# a video that is so many times as long as each of the others
+ONE_LONG = 20
+SIZE = (480, 854)
+TINY = (48, 64)
+FRAME_RATE = Fraction(24)
+# of the clips whose files are counted
+COUNTS = (3, 6)
+OBJECTS = 2
+_EQUAL, _QUEUE = "torchrun", "--ray"
+_STORE_BYTES = 100 * 2**20  # of a node, the least that Ray takes is 75 MB
+
+app = typer.Typer()
+
+
+@contextmanager
+def three_nodes(cpus: int) -> Iterator[ModuleType]:
+    """Ray, connected to a cluster of three nodes on this machine, each with so many CPU cores in name."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # elsewhere this cluster would take the place of one that runs on this machine
+        os.environ["RAY_TMPDIR"] = folder
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster()
+        try:
+            for _ in range(NODES):
+                cluster.add_node(num_cpus=cpus, object_store_memory=_STORE_BYTES, include_dashboard=False)
+            with connected(cluster.address) as ray:
+                yield ray
+        finally:
+            cluster.shutdown()
+
+
+def recorded(name: str, settings: dict[str, Any], rows: Iterable[Any]) -> None:
+    """Prints the rows as they come, and writes their record."""
+    record = Record[Any](describe_machine("cpu") | {"ray": version_of("ray")}, settings)
+    for row in rows:
+        record.rows.append(row)
+        print(row, flush=True)
+        record.write(FOLDER / f"bulk-{name}.json")
+
+
+# many tasks
+
+
+@dataclass(frozen=True)
+class TasksRow:
+    """After so many tasks of one driver: seconds since the first one ended, and megabytes of 10^6 bytes."""
+
+    tasks: int
+    seconds: float
+    driver_mb: float
+    head_mb: float  # the process with the tables of the cluster
+    nodes_mb: float  # the processes that start workers, of all nodes
+    store_bytes: float  # used of the object stores of all nodes
+
+
+@app.command()
+def tasks(
+    count: Annotated[int, typer.Option(min=1)] = MARKS[-1],
+    workers: int = 24,
+    seconds: Annotated[float, typer.Option(help="Mean sleep of a task.")] = 0.005,
+    seed: int = 0,
+) -> None:
+    """Tasks that only sleep, given out as videos are: names that differ, the longest of a window first."""
+    settings = {"workers": workers, "mean_seconds": seconds, "sigma": SIGMAS[1], "seed": seed, "nodes": NODES}
+    length = partial(drawn, seed, SIGMAS[1], seconds)
+    jobs = distinct(sources(count), Path("masks"), Path("out"))
+    with three_nodes(-(-workers // NODES)) as ray:
+        done = run_tasks(ray, longest_first(jobs, length), partial(sleeper, length), ClusterChoice(workers=workers))
+        recorded("tasks", settings, sampled(ray, done))
+
+
+def sources(count: int) -> Iterator[FrameSource]:
+    return (frame_source(f"/data/videos/{number:08}.mp4") for number in range(count))
+
+
+def drawn(seed: int, sigma: float, mean: float, job: Job) -> float:
+    """The seconds of a video, always the same: log-normal, with this mean."""
+    return mean * random.Random(f"{seed} {job.name}").lognormvariate(-(sigma**2) / 2, sigma)
+
+
+def sleeper(length: Callable[[Job], float], should_stop: Callable[[], bool]) -> Callable[[Job], bool]:
+    """What a worker does."""
+
+    def run(job: Job) -> bool:
+        time.sleep(length(job))
+        return True
+
+    return run
+
+
+def sampled(ray: ModuleType, done: Iterable[Any]) -> Iterator[TasksRow]:
+    """A row at each of MARKS. Raises RuntimeError if a task fails."""
+    start = time.monotonic()
+    for count, one in enumerate(done, 1):
+        if one.failed:
+            raise RuntimeError(str(one))
+        if count == 1:
+            start = time.monotonic()
+        if count in MARKS:
+            store = [found()["object_store_memory"] for found in (ray.cluster_resources, ray.available_resources)]
+            yield TasksRow(count, time.monotonic() - start, *resident(), store[0] - store[1])
+
+
+def resident() -> tuple[float, float, float]:
+    """Megabytes of this process, of the head's tables, and of the processes that start workers."""
+    this = psutil.Process()
+    sizes: dict[str, int] = {}
+    for child in this.children(recursive=True):
+        name = child.name()
+        sizes[name] = sizes.get(name, 0) + child.memory_info().rss
+    return this.memory_info().rss / 1e6, sizes["gcs_server"] / 1e6, sizes["raylet"] / 1e6
+
+
+def tasks_table(record: Record[TasksRow]) -> Table:
+    head = ["after tasks", "driver", "tables of the head node", "three node processes", "tasks a second"]
+    return Table(
+        head,
+        [
+            [
+                f"{row.tasks:,}",
+                *(f"{size:,.0f} MB" for size in (row.driver_mb, row.head_mb, row.nodes_mb)),
+                f"{row.tasks / row.seconds:,.0f}",
+            ]
+            for row in record.rows
+        ],
+    )
+
+
+# idle workers
+
+
+@dataclass(frozen=True)
+class IdleRow:
+    """One set of lengths, shared out in one way."""
+
+    lengths: str
+    workers: int
+    sharing: str
+    seed: int
+    total: float  # seconds, of all
+    longest: float
+    seconds: float  # until the last one ended
+
+    @property
+    def idle(self) -> float:
+        """The share of the workers' time in which they have nothing to do."""
+        return 1 - self.total / (self.workers * self.seconds)
+
+    @property
+    def of_bound(self) -> float:
+        """Relative to the least possible time."""
+        return self.seconds / max(self.longest, self.total / self.workers)
+
+
+@app.command()
+def idle(
+    videos: Annotated[int, typer.Option(min=2)] = 200,
+    seconds: Annotated[float, typer.Option(help="Mean sleep of a video.")] = 0.1,
+    seeds: int = 5,
+    workers: Annotated[list[int], typer.Option()] = [4, 8],  # noqa: B006
+) -> None:
+    """The time until the last video ends: with sleeping workers of --ray; as sums for equal numbers, as by torchrun."""
+    settings = {"videos": videos, "mean_seconds": seconds, "seeds": seeds, "nodes": NODES}
+    with three_nodes(-(-max(workers) // NODES)) as ray:
+        cases = ((seed, count) for seed in range(seeds) for count in workers)
+        rows = (row for seed, count in cases for row in shared_out(ray, videos, seconds, seed, count))
+        recorded("idle", settings, rows)
+
+
+def shared_out(ray: ModuleType, videos: int, mean: float, seed: int, workers: int) -> Iterator[IdleRow]:
+    for name, lengths in skewed(videos, mean, seed).items():
+        about = (seed, sum(lengths), max(lengths))
+        shares = [Ranks(rank, workers).share(lengths) for rank in range(workers)]
+        yield IdleRow(name, workers, _EQUAL, *about, max(map(sum, shares)))
+        yield IdleRow(name, workers, _QUEUE, *about, slept(ray, lengths, workers))
+
+
+def skewed(videos: int, mean: float, seed: int) -> dict[str, list[float]]:
+    """Lengths in seconds, by what they are."""
+    found = {}
+    for sigma in SIGMAS:
+        draw = random.Random(seed)
+        found[f"log-normal, sigma {sigma:g}"] = [
+            mean * draw.lognormvariate(-(sigma**2) / 2, sigma) for _ in range(videos)
+        ]
+    equal = [mean] * videos
+    equal[random.Random(seed).randrange(videos)] *= ONE_LONG
+    return found | {f"one {ONE_LONG} times as long as the others": equal}
+
+
+def slept(ray: ModuleType, lengths: Sequence[float], workers: int) -> float:
+    """Seconds from the first begin to the last end, on workers that begin together."""
+    with tempfile.TemporaryDirectory() as meeting:
+        setup = partial(timed_sleeper, meeting, workers)
+        done = run_tasks(ray, longest_first(lengths, float), setup, ClusterChoice(workers=workers))
+        spans = [one.result for one in done]
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+
+
+def timed_sleeper(
+    meeting: str, workers: int, should_stop: Callable[[], bool]
+) -> Callable[[float], tuple[float, float]]:
+    """A function that sleeps and returns when it began and ended; made once all workers have come to the folder."""
+    Path(meeting, uuid4().hex).touch()
+    while len(os.listdir(meeting)) < workers:
+        time.sleep(0.01)
+
+    def run(seconds: float) -> tuple[float, float]:
+        begin = time.monotonic()
+        time.sleep(seconds)
+        return begin, time.monotonic()
+
+    return run
+
+
+def idle_table(record: Record[IdleRow]) -> Table:
+    """Medians over the seeds."""
+    found: dict[tuple[str, int], dict[str, list[IdleRow]]] = {}
+    for row in sorted(record.rows, key=lambda row: row.workers):
+        found.setdefault((row.lengths, row.workers), {}).setdefault(row.sharing, []).append(row)
+    rows = [
+        [lengths, f"{workers}", *(_medians(by_sharing[sharing]) for sharing in (_EQUAL, _QUEUE))]
+        for (lengths, workers), by_sharing in found.items()
+    ]
+    return Table(["lengths of the videos", "workers", _EQUAL, f"`{_QUEUE}`"], rows)
+
+
+def _medians(rows: Sequence[IdleRow]) -> str:
+    return f"{median(row.idle for row in rows):.1%} idle, {median(row.of_bound for row in rows):.2f}"
+
+
+# what is held
+
+
+@dataclass(frozen=True)
+class HeldRow:
+    """What the driver holds for each of so many videos, and the seconds that it takes for each."""
+
+    what: str
+    videos: int
+    bytes_each: float
+    seconds_each: float
+
+
+@app.command()
+def held(videos: Annotated[int, typer.Option(min=WINDOW)] = 1_000_000) -> None:
+    """What the driver holds: names of all videos, jobs of the window, and the list of a command line."""
+    recorded("held", {"videos": videos}, held_rows(videos))
+
+
+def held_rows(videos: int) -> Iterator[HeldRow]:
+    masks, output = Path("/data/masks"), Path("/data/results")
+
+    def names() -> Iterator[Job]:
+        """Jobs of which the last one is still to come."""
+        jobs = distinct(sources(videos), masks, output)
+        next(islice(jobs, videos - 2, None))
+        return jobs
+
+    yield holding("its name, in `bulk`", videos, names)
+    yield holding("its job, of the next 10,000", WINDOW, lambda: list(distinct(sources(WINDOW), masks, output)))
+    listed = list(sources(WINDOW))
+    yield holding("its job, in `stm-fast segment`", WINDOW, lambda: plan(listed, masks, output))
+
+
+def holding(what: str, videos: int, make: Callable[[], object]) -> HeldRow:
+    """Measured while what is made is held; the seconds in a run of their own."""
+    start = time.monotonic()
+    make()
+    seconds = time.monotonic() - start
+    tracemalloc.start()
+    made = make()
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del made
+    return HeldRow(what, videos, size / videos, seconds / videos)
+
+
+def held_table(record: Record[HeldRow]) -> Table:
+    rows = [
+        [row.what, f"{row.videos:,}", f"{row.bytes_each:,.0f}", seconds_text(row.seconds_each)] for row in record.rows
+    ]
+    return Table(["held for a video", "measured with videos", "bytes", "time"], rows)
+
+
+# overheads
+
+
+@dataclass(frozen=True)
+class OverheadRow:
+    """The median of several rounds."""
+
+    what: str
+    rounds: int
+    seconds: float
+    least: float
+    most: float
+
+
+START, FRAME, VIDEO, SKIPPED = "start of a worker", "frame", "video, without its frames", "finished video, skipped"
+DTYPES = {f"{FRAME}, in bfloat16": "bfloat16", FRAME: "float32"}
+
+
+@app.command()
+def overheads(rounds: Annotated[int, typer.Option(min=1)] = 3, frames: int = 100, tiny: int = 200) -> None:
+    """One worker with one core: its start, videos of 480p with one object, and finished videos."""
+    settings = {"frames": frames, "size": "480p", "objects": 1, "tiny": tiny, "weights": "default", "dtype": "float32"}
+    with three_nodes(1) as ray, tempfile.TemporaryDirectory() as folder:
+        recorded("overheads", settings, overhead_rows(ray, Path(folder), rounds, frames, tiny))
+
+
+def overhead_rows(ray: ModuleType, folder: Path, rounds: int, frames: int, tiny: int) -> Iterator[OverheadRow]:
+    yield summed_up(START, [timed_start(ray) for _ in range(rounds)])
+    # the longest first: the first one waits for the worker, and does not count
+    lengths = [frames + 1] * (rounds + 1) + [1] * rounds
+    clips = [write_clip(folder, f"clip{number}", SIZE, length) for number, length in enumerate(lengths)]
+    for what, dtype in DTYPES.items():
+        seconds = gaps(clips, folder, dtype, load=partial(load, dtype=dtype))
+        short = seconds[rounds:]
+        yield summed_up(what, [(long - median(short)) / frames for long in seconds[:rounds]])
+    yield summed_up(VIDEO, short)
+    many = [write_clip(folder, f"tiny{number}", TINY, 2) for number in range(tiny)]
+    gaps(many, folder, "tiny", min_size=1)
+    yield summed_up(SKIPPED, gaps(many, folder, "tiny", min_size=1))
+
+
+def summed_up(what: str, seconds: Sequence[float]) -> OverheadRow:
+    return OverheadRow(what, len(seconds), median(seconds), min(seconds), max(seconds))
+
+
+def timed_start(ray: ModuleType) -> float:
+    """Seconds until a new worker has loaded the network."""
+    start = time.monotonic()
+    for one in run_tasks(ray, [0], loaded, ClusterChoice(workers=1)):
+        assert one.result
+    return time.monotonic() - start
+
+
+def loaded(should_stop: Callable[[], bool]) -> Callable[[int], bool]:
+    load(dtype="float32")
+    return lambda _: True
+
+
+def write_clip(folder: Path, name: str, size: tuple[int, int], frames: int, objects: int = 1) -> Path:
+    """A synthetic clip, and in a folder `masks` the mask of its first frame."""
+    height, width = size
+    clip = SyntheticClip(0, frames=max(frames, 2), height=height, width=width, objects=objects)
+    path = folder / f"{name}.mp4"
+    with OverlayVideoWriter(path, width, height, FRAME_RATE) as writer:
+        for index, frame in enumerate(islice(clip, frames)):
+            writer.write(frame.image, float(index / FRAME_RATE))
+    (folder / "masks").mkdir(exist_ok=True)
+    write_mask(folder / "masks" / f"{name}.png", clip[0].ids)
+    return path
+
+
+def gaps(videos: Sequence[Path], folder: Path, output: str, **options: Any) -> list[float]:
+    """Seconds of each video after the first one, on one worker, in the order in which they end."""
+    ends = []
+    for one in bulk(videos, folder / "masks", folder / output, workers=1, **options):
+        if one.error is not None:
+            raise one.error
+        ends.append(time.monotonic())
+    return [after - before for before, after in pairwise(ends)]
+
+
+# costs of a million videos
+
+MILLION = 1_000_000
+FRAMES = 100
+CORES = (10, 100, 1_000)
+
+
+def costs_table(tasks: Record[TasksRow], overheads: Record[OverheadRow]) -> Table:
+    """A million videos on several numbers of cores, from what was measured."""
+    seconds = {row.what: row.seconds for row in overheads.rows}
+    video = seconds[VIDEO] + FRAMES * seconds[FRAME]
+    hours = MILLION * video / 3600
+    driver = tasks.rows[-1].seconds / tasks.rows[-1].tasks
+    rows = [
+        [
+            f"{cores:,}",
+            f"{hours:,.0f}",
+            f"{hours / cores / 24:,.1f} days",
+            f"{MILLION * max(seconds[SKIPPED] / cores, driver) / 3600:,.1f} hours",
+            f"{driver * cores / video:.1%}",
+        ]
+        for cores in CORES
+    ]
+    head = ["cores, each a worker", "core-hours", "time", "all finished videos skipped", "of the driver's rate"]
+    return Table(head, rows)
+
+
+def overheads_table(record: Record[OverheadRow]) -> Table:
+    rows = [
+        [row.what, seconds_text(row.seconds), f"{seconds_text(row.least)} to {seconds_text(row.most)}", f"{row.rounds}"]
+        for row in record.rows
+    ]
+    return Table(["", "median", "least to most", "times"], rows)
+
+
+# files
+
+
+@dataclass(frozen=True)
+class FilesRow:
+    """The files of a result, besides those of every run."""
+
+    result: str
+    each_frame: int
+    each_video: int
+
+
+@app.command()
+def files() -> None:
+    """Counts the files of each result, for clips with two objects and different numbers of frames."""
+    with tempfile.TemporaryDirectory() as folder:
+        recorded("files", {"objects": OBJECTS}, file_rows(Path(folder)))
+
+
+def file_rows(folder: Path) -> Iterator[FilesRow]:
+    model, (few, many) = load(), COUNTS
+    for frames in COUNTS:
+        write_clip(folder, f"clip{frames}", TINY, frames, OBJECTS)
+
+    def written(result: Result, frames: int) -> int:
+        video, mask, output = f"clip{frames}.mp4", f"masks/clip{frames}.png", folder / f"{result}{frames}"
+        segment_video(folder / video, folder / mask, output, model=model, write=[result], min_size=1)
+        return sum(path.is_file() and path.name != RUN for path in output.rglob("*"))
+
+    for result in RESULTS:
+        least = written(result, few)
+        each = (written(result, many) - least) // (many - few)
+        yield FilesRow(result, each, least - each * few)
+
+
+def files_table(record: Record[FilesRow]) -> Table:
+    rows = [[f"`{row.result}`", f"{row.each_frame}", f"{row.each_video}"] for row in record.rows]
+    return Table(["result", "files for each frame", "files for the video"], rows)
+
+
+if __name__ == "__main__":
+    app()
