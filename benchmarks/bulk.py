@@ -16,7 +16,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice, pairwise
@@ -29,9 +28,21 @@ from uuid import uuid4
 import psutil
 import typer
 
+from bulk_tables import (
+    EQUAL,
+    FRAME,
+    QUEUE,
+    SKIPPED,
+    START,
+    VIDEO,
+    FilesRow,
+    HeldRow,
+    IdleRow,
+    OverheadRow,
+    TasksRow,
+)
 from stm_fast import load, segment_video
 from stm_fast.benchmarking.records import Record, describe_machine
-from stm_fast.benchmarking.report import Table, seconds_text
 from stm_fast.choices import RESULTS, Result
 from stm_fast.cluster.choice import ClusterChoice
 from stm_fast.cluster.connection import connected
@@ -59,7 +70,6 @@ FRAME_RATE = Fraction(24)
 # of the clips whose files are counted
 COUNTS = (3, 6)
 OBJECTS = 2
-_EQUAL, _QUEUE = "torchrun", "--ray"
 _STORE_BYTES = 100 * 2**20  # of a node, the least that Ray takes is 75 MB
 
 app = typer.Typer()
@@ -94,18 +104,6 @@ def recorded(name: str, settings: dict[str, Any], rows: Iterable[Any]) -> None:
 
 
 # many tasks
-
-
-@dataclass(frozen=True)
-class TasksRow:
-    """After so many tasks of one driver: seconds since the first one ended, and megabytes of 10^6 bytes."""
-
-    tasks: int
-    seconds: float
-    driver_mb: float
-    head_mb: float  # the process with the tables of the cluster
-    nodes_mb: float  # the processes that start workers, of all nodes
-    store_bytes: float  # used of the object stores of all nodes
 
 
 @app.command()
@@ -166,45 +164,7 @@ def resident() -> tuple[float, float, float]:
     return this.memory_info().rss / 1e6, sizes["gcs_server"] / 1e6, sizes["raylet"] / 1e6
 
 
-def tasks_table(record: Record[TasksRow]) -> Table:
-    head = ["after tasks", "driver", "tables of the head node", "three node processes", "tasks a second"]
-    return Table(
-        head,
-        [
-            [
-                f"{row.tasks:,}",
-                *(f"{size:,.0f} MB" for size in (row.driver_mb, row.head_mb, row.nodes_mb)),
-                f"{row.tasks / row.seconds:,.0f}",
-            ]
-            for row in record.rows
-        ],
-    )
-
-
 # idle workers
-
-
-@dataclass(frozen=True)
-class IdleRow:
-    """One set of lengths, shared out in one way."""
-
-    lengths: str
-    workers: int
-    sharing: str
-    seed: int
-    total: float  # seconds, of all
-    longest: float
-    seconds: float  # until the last one ended
-
-    @property
-    def idle(self) -> float:
-        """The share of the workers' time in which they have nothing to do."""
-        return 1 - self.total / (self.workers * self.seconds)
-
-    @property
-    def of_bound(self) -> float:
-        """Relative to the least possible time."""
-        return self.seconds / max(self.longest, self.total / self.workers)
 
 
 @app.command()
@@ -226,8 +186,8 @@ def shared_out(ray: ModuleType, videos: int, mean: float, seed: int, workers: in
     for name, lengths in skewed(videos, mean, seed).items():
         about = (seed, sum(lengths), max(lengths))
         shares = [Ranks(rank, workers).share(lengths) for rank in range(workers)]
-        yield IdleRow(name, workers, _EQUAL, *about, max(map(sum, shares)))
-        yield IdleRow(name, workers, _QUEUE, *about, slept(ray, lengths, workers))
+        yield IdleRow(name, workers, EQUAL, *about, max(map(sum, shares)))
+        yield IdleRow(name, workers, QUEUE, *about, slept(ray, lengths, workers))
 
 
 def skewed(videos: int, mean: float, seed: int) -> dict[str, list[float]]:
@@ -268,33 +228,7 @@ def timed_sleeper(
     return run
 
 
-def idle_table(record: Record[IdleRow]) -> Table:
-    """Medians over the seeds."""
-    found: dict[tuple[str, int], dict[str, list[IdleRow]]] = {}
-    for row in sorted(record.rows, key=lambda row: row.workers):
-        found.setdefault((row.lengths, row.workers), {}).setdefault(row.sharing, []).append(row)
-    rows = [
-        [lengths, f"{workers}", *(_medians(by_sharing[sharing]) for sharing in (_EQUAL, _QUEUE))]
-        for (lengths, workers), by_sharing in found.items()
-    ]
-    return Table(["lengths of the videos", "workers", _EQUAL, f"`{_QUEUE}`"], rows)
-
-
-def _medians(rows: Sequence[IdleRow]) -> str:
-    return f"{median(row.idle for row in rows):.1%} idle, {median(row.of_bound for row in rows):.2f}"
-
-
 # what is held
-
-
-@dataclass(frozen=True)
-class HeldRow:
-    """What the driver holds for each of so many videos, and the seconds that it takes for each."""
-
-    what: str
-    videos: int
-    bytes_each: float
-    seconds_each: float
 
 
 @app.command()
@@ -331,28 +265,8 @@ def holding(what: str, videos: int, make: Callable[[], object]) -> HeldRow:
     return HeldRow(what, videos, size / videos, seconds / videos)
 
 
-def held_table(record: Record[HeldRow]) -> Table:
-    rows = [
-        [row.what, f"{row.videos:,}", f"{row.bytes_each:,.0f}", seconds_text(row.seconds_each)] for row in record.rows
-    ]
-    return Table(["held for a video", "measured with videos", "bytes", "time"], rows)
-
-
 # overheads
 
-
-@dataclass(frozen=True)
-class OverheadRow:
-    """The median of several rounds."""
-
-    what: str
-    rounds: int
-    seconds: float
-    least: float
-    most: float
-
-
-START, FRAME, VIDEO, SKIPPED = "start of a worker", "frame", "video, without its frames", "finished video, skipped"
 DTYPES = {f"{FRAME}, in bfloat16": "bfloat16", FRAME: "float32"}
 
 
@@ -419,51 +333,7 @@ def gaps(videos: Sequence[Path], folder: Path, output: str, **options: Any) -> l
     return [after - before for before, after in pairwise(ends)]
 
 
-# costs of a million videos
-
-MILLION = 1_000_000
-FRAMES = 100
-CORES = (10, 100, 1_000)
-
-
-def costs_table(tasks: Record[TasksRow], overheads: Record[OverheadRow]) -> Table:
-    """A million videos on several numbers of cores, from what was measured."""
-    seconds = {row.what: row.seconds for row in overheads.rows}
-    video = seconds[VIDEO] + FRAMES * seconds[FRAME]
-    hours = MILLION * video / 3600
-    driver = tasks.rows[-1].seconds / tasks.rows[-1].tasks
-    rows = [
-        [
-            f"{cores:,}",
-            f"{hours:,.0f}",
-            f"{hours / cores / 24:,.1f} days",
-            f"{MILLION * max(seconds[SKIPPED] / cores, driver) / 3600:,.1f} hours",
-            f"{driver * cores / video:.1%}",
-        ]
-        for cores in CORES
-    ]
-    head = ["cores, each a worker", "core-hours", "time", "all finished videos skipped", "of the driver's rate"]
-    return Table(head, rows)
-
-
-def overheads_table(record: Record[OverheadRow]) -> Table:
-    rows = [
-        [row.what, seconds_text(row.seconds), f"{seconds_text(row.least)} to {seconds_text(row.most)}", f"{row.rounds}"]
-        for row in record.rows
-    ]
-    return Table(["", "median", "least to most", "times"], rows)
-
-
 # files
-
-
-@dataclass(frozen=True)
-class FilesRow:
-    """The files of a result, besides those of every run."""
-
-    result: str
-    each_frame: int
-    each_video: int
 
 
 @app.command()
@@ -487,11 +357,6 @@ def file_rows(folder: Path) -> Iterator[FilesRow]:
         least = written(result, few)
         each = (written(result, many) - least) // (many - few)
         yield FilesRow(result, each, least - each * few)
-
-
-def files_table(record: Record[FilesRow]) -> Table:
-    rows = [[f"`{row.result}`", f"{row.each_frame}", f"{row.each_video}"] for row in record.rows]
-    return Table(["result", "files for each frame", "files for the video"], rows)
 
 
 if __name__ == "__main__":
