@@ -15,7 +15,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 from itertools import islice, pairwise
@@ -122,8 +122,8 @@ def tasks(
         recorded("tasks", settings, sampled(ray, done))
 
 
-def sources(count: int) -> Iterator[FrameSource]:
-    return (frame_source(f"/data/videos/{number:08}.mp4") for number in range(count))
+def sources(count: int, folder: Path = Path("/data/videos")) -> Iterator[FrameSource]:
+    return (frame_source(folder / f"{number:08}.mp4") for number in range(count))
 
 
 def drawn(seed: int, sigma: float, mean: float, job: Job) -> float:
@@ -159,8 +159,9 @@ def resident() -> tuple[float, float, float]:
     this = psutil.Process()
     sizes: dict[str, int] = {}
     for child in this.children(recursive=True):
-        name = child.name()
-        sizes[name] = sizes.get(name, 0) + child.memory_info().rss
+        with suppress(psutil.NoSuchProcess):
+            name = child.name()
+            sizes[name] = sizes.get(name, 0) + child.memory_info().rss
     return this.memory_info().rss / 1e6, sizes["gcs_server"] / 1e6, sizes["raylet"] / 1e6
 
 
@@ -234,11 +235,13 @@ def timed_sleeper(
 @app.command()
 def held(videos: Annotated[int, typer.Option(min=WINDOW)] = 1_000_000) -> None:
     """What the driver holds: names of all videos, jobs of the window, and the list of a command line."""
-    recorded("held", {"videos": videos}, held_rows(videos))
+    with tempfile.TemporaryDirectory() as folder:
+        recorded("held", {"videos": videos}, held_rows(videos, Path(folder)))
 
 
-def held_rows(videos: int) -> Iterator[HeldRow]:
-    masks, output = Path("/data/masks"), Path("/data/results")
+def held_rows(videos: int, folder: Path) -> Iterator[HeldRow]:
+    """Only the videos that are planned as by a command exist, in the folder, as empty files."""
+    masks, output = folder / "masks", folder / "results"
 
     def names() -> Iterator[Job]:
         """Jobs of which the last one is still to come."""
@@ -248,8 +251,11 @@ def held_rows(videos: int) -> Iterator[HeldRow]:
 
     yield holding("its name, in `bulk`", videos, names)
     yield holding("its job, of the next 10,000", WINDOW, lambda: list(distinct(sources(WINDOW), masks, output)))
-    listed = list(sources(WINDOW))
-    yield holding("its job, in `stm-fast segment`", WINDOW, lambda: plan(listed, masks, output))
+    masks.mkdir()
+    for source in sources(WINDOW, folder):
+        Path(source.text).touch()
+        (masks / f"{source.name}.png").touch()
+    yield holding("its job, in `stm-fast segment`", WINDOW, lambda: plan(list(sources(WINDOW, folder)), masks, output))
 
 
 def holding(what: str, videos: int, make: Callable[[], object]) -> HeldRow:

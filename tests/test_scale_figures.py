@@ -62,10 +62,10 @@ def test_the_table_of_idle_time_has_medians():
     assert table.rows == [["a", "2", "50.0 % idle, 2.00", "0.0 % idle, 1.00"]]
 
 
-def test_what_is_held_is_measured():
+def test_what_is_held_is_measured(tmp_path):
     row = bulk.holding("bytes", 1000, lambda: [bytes([0, 0]) * 500 for _ in range(1000)])
     assert row.bytes_each == pytest.approx(1000, rel=0.1)
-    for row in bulk.held_rows(bulk.WINDOW):
+    for row in bulk.held_rows(bulk.WINDOW, tmp_path):
         # a name: its hash, in a set
         assert row.bytes_each > 32
         assert row.seconds_each > 0
