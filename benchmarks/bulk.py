@@ -236,10 +236,10 @@ def timed_sleeper(
 def held(videos: Annotated[int, typer.Option(min=WINDOW)] = 1_000_000) -> None:
     """What the driver holds: names of all videos, jobs of the window, and the list of a command line."""
     with tempfile.TemporaryDirectory() as folder:
-        recorded("held", {"videos": videos}, held_rows(videos, Path(folder)))
+        recorded("held", {"videos": videos}, held_rows(videos, WINDOW, Path(folder)))
 
 
-def held_rows(videos: int, folder: Path) -> Iterator[HeldRow]:
+def held_rows(videos: int, window: int, folder: Path) -> Iterator[HeldRow]:
     """Only the videos that are planned as by a command exist, in the folder, as empty files."""
     masks, output = folder / "masks", folder / "results"
 
@@ -250,12 +250,12 @@ def held_rows(videos: int, folder: Path) -> Iterator[HeldRow]:
         return jobs
 
     yield holding("its name, in `bulk`", videos, names)
-    yield holding("its job, of the next 10,000", WINDOW, lambda: list(distinct(sources(WINDOW), masks, output)))
+    yield holding("its job, of the next 10,000", window, lambda: list(distinct(sources(window), masks, output)))
     masks.mkdir()
-    for source in sources(WINDOW, folder):
+    for source in sources(window, folder):
         Path(source.text).touch()
         (masks / f"{source.name}.png").touch()
-    yield holding("its job, in `stm-fast segment`", WINDOW, lambda: plan(list(sources(WINDOW, folder)), masks, output))
+    yield holding("its job, in `stm-fast segment`", window, lambda: plan(list(sources(window, folder)), masks, output))
 
 
 def holding(what: str, videos: int, make: Callable[[], object]) -> HeldRow:
