@@ -1,4 +1,5 @@
-"""Writes the tables of README.md, benchmarks/README.md and docs/dropin.md, and a chart, from benchmarks/results/*.json.
+"""Writes the tables of README.md, benchmarks/README.md, docs/dropin.md and docs/scale.md, and a chart, from
+benchmarks/results/*.json.
 
 The table of docs/service.md is written from the estimates of the package.
 
@@ -7,10 +8,12 @@ second run changes nothing.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bulk_tables import TABLES as MANY_VIDEOS
+from bulk_tables import costs_table
 from costs import StorageRow
 from drop_in import DropInRow
 from drop_in import table as drop_in_table
@@ -20,7 +23,7 @@ from prototypes import table as policy_table
 from run_memory import table as run_memory_table
 from speed_chart import PYTORCH, QUANTIZED, SERIES, Panel, at_the_end, has_all_lines, speed_chart
 from stm_fast.benchmarking.frames import VARIANTS
-from stm_fast.benchmarking.records import PUBLISHED, FrameRow, ReadRow, Record, read_record
+from stm_fast.benchmarking.records import PUBLISHED, AnyRow, FrameRow, ReadRow, Record, read_record
 from stm_fast.benchmarking.report import (
     Table,
     by_workload,
@@ -42,8 +45,9 @@ HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 DROP_IN = HERE.parent / "docs" / "dropin.md"
 CHART = HERE.parent / "docs" / "images" / "speed.svg"
+SCALE = HERE.parent / "docs" / "scale.md"
 SERVICE = HERE.parent / "docs" / "service.md"
-DOCUMENTS = (README, HERE / "README.md", DROP_IN, CHART, SERVICE)
+DOCUMENTS = (README, HERE / "README.md", DROP_IN, CHART, SCALE, SERVICE)
 _NOTHING = "Not measured yet."
 # rows of the short table: a variant of whole frames, and its name there
 _SHORT_ROWS = {
@@ -70,7 +74,7 @@ def as_measured(document: Path) -> str:
     """The text of one of DOCUMENTS with what is in results/ between its marks.
 
     README.md shows a short table, benchmarks/README.md everything but the reads of other models, which docs/dropin.md
-    shows. docs/service.md shows estimates.
+    shows, and many videos, which docs/scale.md shows. docs/service.md shows estimates.
     """
     if document == CHART:
         return chart(_records("memory-read-*", ReadRow))
@@ -84,6 +88,8 @@ def _sections(document: Path) -> dict[str, str]:
     """What stands between the marks of a document, by their names."""
     if document == DROP_IN:
         return {"drop-in reads": drop_ins(_records("drop-in-*", DropInRow))}
+    if document == SCALE:
+        return many_videos()
     if document == SERVICE:
         return {"memory of runs": run_memory_table().markdown()}
     reads, frames = _records("memory-read-*", ReadRow), _records("network-*", FrameRow)
@@ -266,6 +272,18 @@ def storages(records: Sequence[Record[StorageRow]]) -> str:
         names = list(dict.fromkeys(row.storage for row in record.rows))
         parts.append(pivot("J, mean and smallest", names, cells).markdown())
     return "\n\n".join(parts) or _NOTHING
+
+
+def many_videos() -> dict[str, str]:
+    """What `bulk.py` measured, by the name of the table."""
+    records = {name: _records(f"bulk-{name}", row_type)[0] for name, (row_type, _) in MANY_VIDEOS.items()}
+    parts = {name: _measured(record, MANY_VIDEOS[name][1]) for name, record in records.items()}
+    return parts | {"costs": costs_table(records["tasks"], records["overheads"]).markdown()}
+
+
+def _measured(record: Record[AnyRow], table: Callable[[Record[AnyRow]], Table]) -> str:
+    """A table, and where its figures were measured."""
+    return f"{_where(record)}, ray {record.machine['ray']}, {_load(record)}.\n\n{table(record).markdown()}"
 
 
 def long_videos(records: Sequence[Record[VideoRow]]) -> str:

@@ -86,7 +86,7 @@ def bulk(
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     outputs = OutputOptions(tuple(write), resume=True, checkpoint_seconds=checkpoint_seconds, leave_record=True)
     parsed = (source for given in sources for source in frame_sources(given, allow_network=allow_network))
-    jobs = (job._replace(both=both) for job in _distinct(parsed, place_of(masks), place_of(output)))
+    jobs = (job._replace(both=both) for job in distinct(parsed, place_of(masks), place_of(output)))
     choice = ClusterChoice(address, workers, cpus, gpus)
     with connected(choice) as room:
         for done in segment_jobs(room, jobs, load, options, outputs, several=True):
@@ -134,7 +134,7 @@ def _segmenter(
     return segment
 
 
-def _distinct(sources: Iterable[FrameSource], masks: Path | StoreUrl, output: Path | StoreUrl) -> Iterator[Job]:
+def distinct(sources: Iterable[FrameSource], masks: Path | StoreUrl, output: Path | StoreUrl) -> Iterator[Job]:
     """A job for each video. Raises InputError for the second video of a name."""
     names: set[int] = set()
     for source in sources:
