@@ -1,6 +1,7 @@
 """Many videos on a Ray cluster: equal bytes, lost nodes, lost drivers, and what cannot be done."""
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import time
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import stm_fast
 from ray_cluster import frames_saved, lose, node_at, nodes
+from s3_server import CUT, SECRET, SLOW_DOWN, s3_server
 from small_inputs import contents, one_object, write_davis, write_video, write_weights
 from stm_fast.__main__ import app
 from stm_fast.cluster.choice import ClusterChoice
@@ -123,6 +126,47 @@ def test_a_video_of_a_lost_node_goes_on_elsewhere(videos, weights, expected, tmp
     assert sorted(reported(out)) == sorted(f"v{number:02}" for number in range(len(LENGTHS))), "nothing twice"
     speed = next(line for line in out.splitlines() if line.endswith(longest))
     assert speed.startswith(f"{max(LENGTHS)} frames")
+
+
+@pytest.mark.slow
+def test_the_same_with_videos_and_results_in_a_store(videos, weights, tmp_path):
+    """A node is lost, answers are refused and connections are cut."""
+    draw = random.Random(0)
+    with s3_server() as s3:
+        s3.put("data")
+        for path in (*videos.glob("*.mp4"), *videos.glob("masks/*")):
+            s3.put(f"data/{path.relative_to(videos)}", path.read_bytes())
+        s3.put("data/weights/small.safetensors", weights.read_bytes())
+
+        def command(output, *more):
+            places = ["-m", "s3://data/masks", "-o", f"s3://data/{output}"]
+            given = ["segment", "s3://data/*.mp4", *places, "--weights", "s3://data/weights/small.safetensors"]
+            return started([*given, *more, "-v"], **s3.environment)
+
+        code, out, err = ended(command("single"))
+        assert code == 0, err
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in s3.environment.items():
+                patch.setenv(name, value)
+            with nodes(4, head_cores=0) as cluster:
+                s3.fault = lambda method, path: draw.choices((None, SLOW_DOWN, CUT), (30, 1, 1))[0]
+                process = command("cluster", "--ray", cluster.address, "--checkpoint-seconds", "0.1")
+                longest = f"cluster/v{LENGTHS.index(max(LENGTHS)):02}/.resume-"
+                wait_for(lambda: any(name.startswith(longest) for name in s3.names("data")))
+                lose(cluster, next(iter(cluster.worker_nodes)))
+                code, printed, err = ended(process)
+                logs = [path.read_bytes() for path in Path(cluster.head_node.get_logs_dir_path()).rglob("*.*")]
+        s3.fault = lambda method, path: None
+        assert code == 0, err
+        found = s3.contents("data/cluster")
+        assert found == s3.contents("data/single")
+    assert {name.partition("/")[0] for name in found if name.endswith("/run.json")} == {
+        f"v{number:02}" for number in range(len(LENGTHS))
+    }
+    assert sorted(reported(printed)) == sorted(reported(out)), "nothing twice"
+    assert len(logs) > 10
+    for text in (*logs, *found.values(), (out + printed + err).encode()):
+        assert SECRET.encode() not in text
 
 
 @pytest.mark.slow
