@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import pickle
 import random
 import shlex
 import signal
@@ -830,6 +831,7 @@ def test_urls_and_paths():
     url = place_of("S3://bucket/a/b.MP4/")
     assert url == StoreUrl("s3://bucket/a/b.MP4")
     assert (url.scheme, url.name, url.suffix, url.parent) == ("s3", "b.MP4", ".mp4", StoreUrl("s3://bucket/a"))
+    assert pickle.loads(pickle.dumps(url)) == url
     assert url.is_in(StoreUrl("s3://bucket/a"))
     assert not url.is_in(StoreUrl("s3://bucket/a/b"))
     assert place_of("file:///a%20b/c") == Path("/a b/c")
