@@ -49,7 +49,7 @@ class PacketCount:
         # whether it is settled that decoding does not start in the middle of a group of pictures
         self._started = False
         index_is_whole = "mp4" in container.format.name and not containers.is_fragmented(file)
-        #: whether its index counts the frames, so that not all packets have to be read
+        # whether its index counts the frames, so that not all packets have to be read
         self.has_index = index_is_whole and codec.name not in _SHOWN
 
     def watch(self, packets: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
