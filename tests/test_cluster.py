@@ -141,7 +141,7 @@ def test_the_same_with_videos_and_results_in_a_store(videos, weights, tmp_path):
         def command(output, *more):
             places = ["-m", "s3://data/masks", "-o", f"s3://data/{output}"]
             given = ["segment", "s3://data/*.mp4", *places, "--weights", "s3://data/weights/small.safetensors"]
-            return started([*given, *more, "-v"], **s3.environment)
+            return started([*given, *more, "--write", "masks,csv", "-v"], **s3.environment)
 
         code, out, err = ended(command("single"))
         assert code == 0, err
@@ -149,8 +149,8 @@ def test_the_same_with_videos_and_results_in_a_store(videos, weights, tmp_path):
             for name, value in s3.environment.items():
                 patch.setenv(name, value)
             with nodes(4, head_cores=0) as cluster:
-                s3.fault = lambda method, path: draw.choices((None, SLOW_DOWN, CUT), (30, 1, 1))[0]
-                process = command("cluster", "--ray", cluster.address, "--checkpoint-seconds", "0.1")
+                s3.fault = lambda method, path: draw.choices((None, SLOW_DOWN, CUT), (80, 1, 1))[0]
+                process = command("cluster", "--ray", cluster.address, "--checkpoint-seconds", "0.5")
                 longest = f"cluster/v{LENGTHS.index(max(LENGTHS)):02}/.resume-"
                 wait_for(lambda: any(name.startswith(longest) for name in s3.names("data")))
                 lose(cluster, next(iter(cluster.worker_nodes)))

@@ -142,12 +142,15 @@ def _own_mask(folder: Path, name: str) -> Path | None:
 
 
 def _own_mask_in_store(folder: StoreUrl, name: str) -> StoreUrl | None:
-    entries = {entry.name: entry.facts for entry in entries_in(folder)}
-    files = [one for one, facts in entries.items() if facts is not None]
-    image = mask_among([Path(one) for one in files if is_image(one)], name)
-    others = (f"{name}{suffix}" for suffix in _OTHER_SUFFIXES)
-    candidates = [str(image), *(one for one in others if one in files), *([name] if name in entries else [])]
-    return next((folder / one for one in candidates if one in entries), None)
+    # the usual ones first: to list the masks of a million videos takes a thousand requests
+    for suffix in (".png", *_OTHER_SUFFIXES):
+        if facts_of(folder / f"{name}{suffix}") is not None:
+            return folder / f"{name}{suffix}"
+    if entries_in(folder / name):
+        return folder / name
+    images = [Path(entry.name) for entry in entries_in(folder) if entry.facts is not None and is_image(entry.name)]
+    image = mask_among(images, name)
+    return None if image is None else folder / str(image)
 
 
 def plan(
