@@ -9,6 +9,10 @@ from threading import Lock, Thread
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
+import pytest
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto")
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 

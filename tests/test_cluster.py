@@ -27,6 +27,7 @@ from stm_fast.commands.cluster import with_address
 from stm_fast.video import write_mask
 
 pytest.importorskip("av")
+pytest.importorskip("ray")
 
 PATIENCE = 600  # seconds
 # of 16 videos, in frames: very different lengths
@@ -314,6 +315,21 @@ def test_what_a_cluster_cannot_do_is_refused(videos, weights, tmp_path, monkeypa
     assert "nothing answers at 127.0.0.1:2 (Connection refused)" in segment("--ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert segment("--ray", "local").endswith("; pip install ray\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_one_video_that_fails_is_one_line(cluster, videos, weights, tmp_path):
+    (tmp_path / "broken.mp4").write_text("not a video")
+    given = ["segment", str(tmp_path / "broken.mp4"), "-m", str(videos / "masks/v00.png"), "-o", str(tmp_path / "out")]
+    code, out, err = ended(started([*given, "--weights", str(weights), "--ray", cluster.address]))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"stm-fast: {tmp_path / 'broken.mp4'}: not a video")
+    assert err.count("\n") == 1
+    given[1] = "memory://broken.mp4"
+    code, out, err = ended(started([*given, "--weights", str(weights), "--ray", cluster.address]))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "memory://broken.mp4: found memory of this process, which a cluster cannot see" in err
     assert not (tmp_path / "out").exists()
 
 

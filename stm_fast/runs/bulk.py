@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -113,6 +114,9 @@ def segment_jobs(
         InputError: as `run_tasks`.
     """
     placed = (_absolute(job) for job in jobs)
+    memory = options.memory
+    if memory.folder is not None:
+        options = replace(options, memory=replace(memory, folder=Path(os.path.abspath(memory.folder))))
     setup = partial(_segmenter, load, options, outputs, several)
     return run_tasks(room, longest_first(placed, _length), setup, should_stop)
 
@@ -147,8 +151,10 @@ def distinct(sources: Iterable[FrameSource], masks: Path | StoreUrl, output: Pat
 
 
 def _absolute(job: Job) -> Job:
-    """The job for a process with another working folder."""
+    """The job for a process with another working folder. Raises InputError if no other process can see its places."""
     source = job.source
+    if source.url is not None:
+        _absolute_place(source.url)
     if source.kind in ("path", "glob"):
         source = source._replace(text=os.path.abspath(source.text))
     masks = job.masks

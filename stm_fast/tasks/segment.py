@@ -150,7 +150,7 @@ def _report(dones: Iterable[_Done], count: int) -> int:
         elif done.error is not None:
             failures.append(done)
             remark(*(done.crash or "").splitlines())
-    if failures:
+    if failures and count > 1:
         warn(f"{len(failures)} of {count} videos failed:")
     for done in failures:
         crashed = f"{done.task.source.label}: {(done.crash or '').rstrip().rpartition(chr(10))[2]}"
