@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from stm_fast.ops import MemoryRead, kernelized_memory_read, memory_read, merge_reads, read_rows
     from stm_fast.ops.adapters.live import Adapted, adapt
+    from stm_fast.runs.bulk import BulkResult, bulk
     from stm_fast.runs.lazy import segment
     from stm_fast.runs.video import InterruptedRun, segment_video
     from stm_fast.versions import __version__
@@ -48,6 +49,7 @@ else:
             ),
             "stm_fast.ops": ("MemoryRead", "kernelized_memory_read", "memory_read", "merge_reads", "read_rows"),
             "stm_fast.ops.adapters.live": ("Adapted", "adapt"),
+            "stm_fast.runs.bulk": ("BulkResult", "bulk"),
             "stm_fast.runs.lazy": ("segment",),
             "stm_fast.runs.video": ("InterruptedRun", "segment_video"),
             "stm_fast.versions": ("__version__",),
@@ -57,6 +59,7 @@ else:
 __all__ = [
     "STM",
     "Adapted",
+    "BulkResult",
     "InputError",
     "InterruptedRun",
     "MemoryConfig",
@@ -65,6 +68,7 @@ __all__ = [
     "VideoSegmenter",
     "__version__",
     "adapt",
+    "bulk",
     "kernelized_memory_read",
     "load",
     "load_checkpoint",

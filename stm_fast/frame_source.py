@@ -1,4 +1,4 @@
-"""Where frames come from: a file, a folder, an image glob, a URL, a camera, a pipe or standard input.
+"""Where frames come from: a file, a folder, an image glob, a store, a URL, a camera, a pipe or standard input.
 
 Parsed without importing what opens them, because commands check their arguments first.
 """
@@ -8,13 +8,14 @@ import re
 import stat
 import sys
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from stm_fast.errors import InputError, option, reading, require_present
-from stm_fast.listing import glob_images
+from stm_fast.listing import glob_images, is_image
+from stm_fast.store import SCHEMES, StoreUrl, matches_of, resolved
 
-Kind = Literal["path", "glob", "url", "camera", "pipe"]
+Kind = Literal["path", "glob", "store", "url", "camera", "pipe"]
 
 STANDARD_INPUT = "-"
 STALL_SECONDS = 60.0
@@ -42,15 +43,24 @@ class FrameSource(NamedTuple):
 
     Attributes:
         text: as the user gave it.
-        kind: "pipe" is a named pipe, or standard input if `text` is "-".
+        kind: "pipe" is a named pipe, or standard input if `text` is "-"; "store" is the URL of a `StoreUrl`.
         stall_seconds: a live source that gives no frame for so long has ended.
         drop_frames: of a live source, use only the newest frame whenever the network is ready for one.
+        identity: what identifies the frames, if they come from a store.
+        nbytes: of a video in a store, if it was listed.
     """
 
     text: str
     kind: Kind
     stall_seconds: float = STALL_SECONDS
     drop_frames: bool = False
+    identity: str | None = None
+    nbytes: int | None = None
+
+    @property
+    def url(self) -> StoreUrl | None:
+        """Where it is in a store; None if it is elsewhere."""
+        return StoreUrl(self.text) if self.kind == "store" else None
 
     @property
     def live(self) -> bool:
@@ -96,6 +106,9 @@ class FrameSource(NamedTuple):
         if self.kind == "url":
             parts = urlsplit(self.text)
             return PurePosixPath(unquote(parts.path)).stem or parts.hostname or ""
+        if self.kind == "store":
+            url = StoreUrl(self.text)
+            return url.fixed.name if url.is_pattern else PurePosixPath(url.name).stem
         if self.text == STANDARD_INPUT:
             return "stdin"
         if self.kind == "camera":
@@ -113,7 +126,7 @@ class FrameSource(NamedTuple):
         elif self.kind == "camera" and self.text.startswith(_CAMERA):
             if camera_number(self.text) is not None and sys.platform == "linux":
                 require_present(Path(f"/dev/video{camera_number(self.text)}"), f"camera, for {self.text}")
-        elif self.kind != "url":
+        elif self.kind not in ("url", "store"):
             hint = f"; a camera is {_CAMERA}{self.text}" if self.text.isdecimal() else ""
             require_present(Path(self.text), f"file or folder{hint}")
 
@@ -131,7 +144,7 @@ def frame_source(
 
     Args:
         given: a file or folder, an image glob, a URL, "camera:0" or "/dev/video0", a named pipe, or "-".
-        allow_network: accept a URL.
+        allow_network: accept a URL that is not in a store.
         stall_seconds, drop_frames: as in `FrameSource`.
 
     Raises:
@@ -139,10 +152,13 @@ def frame_source(
     """
     if isinstance(given, FrameSource):
         return given
-    source = FrameSource(os.fspath(given), _kind_of(given), stall_seconds, drop_frames)
+    place = resolved(given)
+    if isinstance(place, StoreUrl):
+        return FrameSource(str(place), "store")
+    source = FrameSource(os.fspath(place), _kind_of(place), stall_seconds, drop_frames)
     if source.kind == "url":
         if source.scheme not in PROTOCOLS:
-            found = f"{source.scheme}://, expected one of {', '.join(PROTOCOLS)}"
+            found = f"{source.scheme}://, expected one of {', '.join((*PROTOCOLS, *SCHEMES, 'file'))}"
             raise InputError(f"{source.label}: found a URL of kind {found}")
         if not allow_network:
             raise InputError(f"{source.label}: needs the network, which {option('allow_network', True)} allows")
@@ -170,3 +186,24 @@ def _kind_of(given: str | Path) -> Kind:
     if isinstance(given, str) and text.startswith(_CAMERA):
         return "camera"
     return "glob" if isinstance(given, str) and _GLOB.search(text) else "path"
+
+
+def frame_sources(given: "str | Path | FrameSource", **options: Any) -> list[FrameSource]:
+    """The sources that a user names: all videos that match a pattern in a store, otherwise the one of `frame_source`.
+
+    Images that match are one source. Options and errors are those of `frame_source`; raises InputError also if nothing
+    matches, or both images and other objects do.
+    """
+    source = frame_source(given, **options)
+    pattern = source.url
+    if pattern is None or not pattern.is_pattern:
+        return [source]
+    found = matches_of(pattern)
+    images = [url for url in found if is_image(url.name)]
+    if not found:
+        raise InputError(f"{pattern}: no object matches, expected videos or images")
+    if images and len(images) < len(found):
+        other = next(url for url in found if url not in images)
+        raise InputError(f"{pattern}: found {images[0]} and {other}, expected only videos or only images")
+    videos = [source._replace(text=str(url), nbytes=facts.size) for url, facts in found.items()]
+    return [source] if images else videos

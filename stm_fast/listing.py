@@ -23,13 +23,18 @@ def list_images(folder: Path) -> list[Path]:
     return _files(folder, _IMAGE_SUFFIXES)
 
 
+def is_image(name: str) -> bool:
+    """Whether a file of this name is one of the images that folders are searched for."""
+    return Path(name).suffix.lower() in _IMAGE_SUFFIXES
+
+
 def glob_images(pattern: str) -> list[Path]:
     """The jpg, png, webp and tif files whose paths match a pattern, as "frames/*.png", in natural order.
 
     Raises InputError if there is none.
     """
     found = [Path(match) for match in glob(pattern, recursive=True)]
-    images = [file for file in found if file.suffix.lower() in _IMAGE_SUFFIXES and not file.is_dir()]
+    images = [file for file in found if is_image(file.name) and not file.is_dir()]
     if not images:
         what = f"only {found[0]}" if found else "no such file"
         raise InputError(f"{pattern}: found {what}, expected jpg, png, webp or tif images that match this pattern")
@@ -79,8 +84,12 @@ def mask_of(folder: Path, name: str) -> Path:
     usual = folder / f"{name}{_MASK_SUFFIX}"
     if usual.exists() or not folder.is_dir():
         return usual
-    named = [file for file in list_images(folder) if file.stem == name]
-    return by_stem(_masks_of(named)).get(name, usual)
+    return mask_among(list_images(folder), name) or usual
+
+
+def mask_among(images: list[Path], name: str) -> Path | None:
+    """The mask with this stem among images; None if there is none. Raises InputError for two of the same stem."""
+    return by_stem(_masks_of([file for file in images if file.stem == name])).get(name)
 
 
 def list_folders(folder: Path) -> list[Path]:

@@ -25,6 +25,7 @@ FLOORS = {
     "config": 1,
     "listing": 1,
     "ops": 1,
+    "store": 1,
     "text_file": 1,
     "whole_file": 1,
     "boxes": 2,

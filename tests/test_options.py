@@ -310,6 +310,13 @@ def with_verbosity(first: Run, second: Run, *others: Run) -> list[Run]:
     return [*(run._replace(options=run.options | more) for run, more in pairs), *others]
 
 
+# test_cluster.py runs them on a cluster
+CLUSTER = [
+    refused("--ray", "127.0.0.1:1", "nothing answers at 127.0.0.1:1"),
+    refused("--ray-workers", 2, "found 2 without --ray"),
+    refused("--ray-cpus", 0.5, "found 0.5 without --ray"),
+    refused("--ray-gpus", 0.5, "found 0.5 without --ray"),
+]
 DEMO = [
     Run(
         {
@@ -442,6 +449,7 @@ SEGMENT = [
     Run({"--resume": (None, lambda seen: same_masks(seen) and seen.summary.resumed_at == 1)}, before=interrupted),
     # test_bulk.py runs it under torchrun
     refused("--shard-memory", None, "expected one video, and processes that torchrun starts"),
+    *CLUSTER,
 ]
 TRAIN = [
     Run(
@@ -494,6 +502,7 @@ EVALUATE = [
     ),
     Run({"--flip": (None, other_masks)}),
     Run({"--scale": ([0.75, 1], other_masks)}),
+    *CLUSTER,
 ]
 QUICKLY = {"--seconds": (0, lambda _: timed().settings["seconds"] == 0)}
 BENCHMARK_READ = [

@@ -12,6 +12,7 @@ import signal
 import time
 from contextlib import suppress
 from fractions import Fraction
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from stm_fast.runs.checkpoint import RECORD, Checkpoint, CheckpointTimer
 from stm_fast.runs.output_folder import VIDEOS
 from stm_fast.runs.ranks import Ranks
 from stm_fast.runs.video import InterruptedRun, segment_video
+from stm_fast.system import lock
 from stm_fast.tensor_file import read_tensors, write_tensors
 from stm_fast.video import OverlayVideoWriter, write_mask
 from stm_fast.whole_file import partial_path
@@ -221,6 +223,37 @@ def test_a_folder_without_an_interrupted_run_is_filled_or_refused(place):
 
 
 @pytest.mark.slow
+def test_one_process_at_a_time_writes_into_a_folder(place, monkeypatch):
+    with pytest.raises(InterruptedRun):
+        place.segment(stop_at=5)
+    before = contents(place.out)
+    other = os.open(place.out, os.O_RDONLY)
+    lock(other)
+    monkeypatch.setattr("stm_fast.runs.sole_writer._PATIENCE", 0.2)
+    with pytest.raises(InputError, match=r"out: another process writes into this folder$"):
+        place.segment(resume=True)
+    assert contents(place.out) == before
+    monkeypatch.undo()
+    Timer(0.5, os.close, [other]).start()  # the other process ends
+    place.segment(resume=True)
+    place.segment(out=place.folder / "at once")
+    assert contents(place.out) == contents(place.folder / "at once")
+
+
+def test_a_run_claims_the_folder_that_it_makes(place):
+    refused = []
+
+    def is_claimed(done, total):
+        if done == 3:
+            file = os.open(place.out, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                lock(file)
+            refused.append(os.close(file))
+
+    place.segment(progress=is_claimed)
+    assert len(refused) == 1
+
+
 def test_a_record_says_that_a_run_is_done(place):
     place.segment(write=("masks", "csv"), leave_record=True)
     before = {path: path.stat().st_mtime_ns for path in place.out.rglob("*")}

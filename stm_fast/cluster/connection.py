@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import NamedTuple
 
 from stm_fast.cluster.choice import AUTO, LOCAL, ClusterChoice, host_and_port
 from stm_fast.errors import InputError, option, reason_of
@@ -13,29 +14,44 @@ from stm_fast.versions import how_to_install
 
 _ADDRESS = "RAY_ADDRESS"
 _CONNECT_SECONDS = 5.0
-# what Ray reads when it is imported
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # a cluster that is started here would report its use over the network
-    "RAY_BACKEND_LOG_LEVEL": "error",
-}
+# read by Ray when it is imported: a cluster that is started here would report its use over the network
+_NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0"}
 # Ray would try twenty times, for 40 seconds each, to connect to a port where something else listens
 _ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 
 
-@contextmanager
-def connected(address: str) -> Iterator[ModuleType]:
-    """Ray, connected to the cluster until the end of the block; a connection that exists is used, and kept.
+class Room(NamedTuple):
+    """What a run has of a cluster.
 
-    Args:
-        address: as in `ClusterChoice`.
+    Attributes:
+        ray: the module, connected to the cluster.
+        workers: their number, at least one.
+        cpus, gpus: of each worker.
+    """
+
+    ray: ModuleType
+    workers: int
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def connected(choice: ClusterChoice) -> Iterator[Room]:
+    """A cluster, until the end of the block; a connection that exists is used, and kept.
 
     Raises:
-        InputError: Ray is not installed, or no cluster answers there.
+        InputError: Ray is not installed, no cluster answers at the address, or it is too small for one worker.
     """
+    with _connection(choice.address) as ray:
+        yield _room(ray, choice)
+
+
+@contextmanager
+def _connection(address: str) -> Iterator[ModuleType]:
     if address == AUTO:
         address = os.environ.get(_ADDRESS) or AUTO
     place = host_and_port(address)
-    for name, value in (_SETTINGS | (_ONCE if place else {})).items():
+    for name, value in (_NO_REPORTS | (_ONCE if place else {})).items():
         os.environ.setdefault(name, value)
     try:
         ray = importlib.import_module("ray")
@@ -77,21 +93,17 @@ def _connect(ray: ModuleType, address: str) -> None:
     ray.init(address=address, **quiet, **({"include_dashboard": False} if address == LOCAL else {}))
 
 
-def resources(ray: ModuleType, choice: ClusterChoice) -> tuple[int, float]:
-    """The number of workers for which there is room now, at least one, and the GPUs of each.
-
-    Raises:
-        InputError: the cluster is too small for one worker.
-    """
+def _room(ray: ModuleType, choice: ClusterChoice) -> Room:
     whole = ray.cluster_resources()
     gpus = choice.gpus if choice.gpus is not None else min(1.0, whole.get("GPU", 0.0))
     if choice.workers is not None:  # a cluster may grow
-        return choice.workers, gpus
+        return Room(ray, choice.workers, choice.cpus, gpus)
     needed = {"CPU": choice.cpus, "GPU": gpus}
     for name, amount in needed.items():
-        if amount > whole.get(name, 0.0):
-            found = f"{option(f'ray_{name.lower()}s', amount)} with a cluster of {whole.get(name, 0.0):g}"
-            raise InputError(f"found {found}, expected at most that, or {option('ray_workers')} if it can grow")
+        has = whole.get(name, 0.0)
+        if amount > has:
+            found = option(f"ray_{name.lower()}s")
+            raise InputError(f"{found}: found {amount:g}, expected at most {has:g}, what the cluster has")
     free = ray.available_resources()
     room = [int(free.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items() if amount]
-    return max(1, min(room, default=1)), gpus
+    return Room(ray, max(1, min(room, default=1)), choice.cpus, gpus)

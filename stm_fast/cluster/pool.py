@@ -1,5 +1,7 @@
-"""A pool of workers on a Ray cluster. Ray places them, restarts them elsewhere if their machine is lost, and repeats
-the task that they were at.
+"""A pool of workers on a Ray cluster, which places them where there is room, and tells when one is lost.
+
+A lost worker is replaced, and its task is given to the next free one. Ray could repeat the task by itself, but only on
+the replacement, which may find no room until others end, and it counts each attempt to reach a lost machine.
 """
 
 import logging
@@ -7,11 +9,9 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
-from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from stm_fast.cluster.choice import ClusterChoice
-from stm_fast.cluster.connection import resources
+from stm_fast.cluster.connection import Room
 from stm_fast.errors import InputError, as_input_error, option, reason_of
 
 Task = TypeVar("Task")
@@ -21,7 +21,7 @@ Run = Callable[[Task], Result | None]
 # makes that function once in each worker, given whether a task should end early
 Setup = Callable[[Callable[[], bool]], Run[Task, Result]]
 
-# how often the worker of a task may be lost before the task counts as failed
+# a task whose worker is lost more often has failed; so has a pool whose workers, one after the other, do not start
 MOST_LOSSES = 3
 # between two looks at whether to stop
 _POLL_SECONDS = 1.0
@@ -46,8 +46,9 @@ class Done(NamedTuple, Generic[Task, Result]):
     notes: tuple[str, ...] = ()
 
     @property
-    def failed(self) -> bool:
-        return self.problem is not None or self.crash is not None
+    def error(self) -> Exception | None:
+        """An InputError for bad input, and a RuntimeError with the traceback for a crash."""
+        return self.problem if self.crash is None else RuntimeError(self.crash)
 
 
 def failed(task: Task, error: Exception) -> "Done[Task, Any]":
@@ -99,11 +100,20 @@ def _noted() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
+def counted(
+    dones: Iterable[Done[Task, Result]], total: int, progress: Callable[[int, int], None]
+) -> Iterator[Done[Task, Result]]:
+    """The same; `progress` is called at the start and after each, with their number so far and that of all."""
+    progress(0, total)
+    for count, done in enumerate(dones, 1):
+        yield done
+        progress(count, total)
+
+
 def run_tasks(
-    ray: ModuleType,
+    room: Room,
     tasks: Iterable[Task],
     setup: Setup[Task, Result],
-    choice: ClusterChoice,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Done[Task, Result]]:
     """Runs tasks in their order, each on the next worker that is free; yields them in the order in which they end.
@@ -113,13 +123,13 @@ def run_tasks(
     pickle to the workers and back.
 
     Args:
-        ray: see `connected`.
+        room: see `connected`.
         should_stop: asked every second; when it returns True, no further task starts, and those that run are told.
 
     Raises:
-        InputError: the cluster is too small, or its workers cannot start.
+        InputError: its workers cannot start.
     """
-    pool = _Pool(ray, tasks, setup, choice)
+    pool = _Pool(room, tasks, setup)
     told = False
     while pool.busy:
         yield from pool.wait()
@@ -128,50 +138,51 @@ def run_tasks(
             pool.stop()
 
 
+class _Given(NamedTuple, Generic[Task]):
+    """A task, and how many workers were lost with it."""
+
+    task: Task
+    losses: int = 0
+
+
 class _Pool(Generic[Task, Result]):
     """The workers, and what they are at: a task, or None while they start."""
 
-    def __init__(
-        self, ray: ModuleType, tasks: Iterable[Task], setup: Setup[Task, Result], choice: ClusterChoice
-    ) -> None:
-        count, gpus = resources(ray, choice)
-        self._ray, self._setup = ray, setup
-        self._actor = ray.remote(_Worker).options(
-            num_cpus=choice.cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=MOST_LOSSES, max_concurrency=2
-        )
-        coming = iter(tasks)
-        first = list(islice(coming, count))  # not more workers than tasks
-        self._coming: Iterator[Task] = chain(first, coming)
+    def __init__(self, room: Room, tasks: Iterable[Task], setup: Setup[Task, Result]) -> None:
+        self._ray, self._setup = room.ray, setup
+        self._actor = room.ray.remote(_Worker).options(num_cpus=room.cpus, num_gpus=room.gpus, max_concurrency=2)
+        coming = map(_Given[Task], tasks)
+        first = list(islice(coming, room.workers))  # not more workers than tasks
+        self._coming: Iterator[_Given[Task]] = chain(first, coming)
         self._next = next(self._coming, None)
-        self._at: dict[Any, tuple[Any, Task | None]] = {}
+        self._failed_starts, self._stopping = 0, False
+        self._at: dict[Any, tuple[Any, _Given[Task] | None]] = {}
         for _ in first:
             self._start()
 
     @property
     def busy(self) -> bool:
         """Whether there are tasks that have not ended."""
-        return self._next is not None or any(task is not None for _, task in self._at.values())
+        return self._next is not None or any(given is not None for _, given in self._at.values())
 
     def wait(self) -> Iterator[Done[Task, Result]]:
         """The tasks that end now; none after a second."""
         ended, _ = self._ray.wait(list(self._at), num_returns=1, timeout=_POLL_SECONDS)
         for ref in ended:
-            worker, task = self._at.pop(ref)
+            worker, given = self._at.pop(ref)
             try:
-                done = self._ray.get(ref)
+                done: Done[Task, Result] | None = self._ray.get(ref)
             except self._ray.exceptions.RayError as error:
-                if task is None:
-                    raise InputError(f"{option('ray')}: a worker cannot start ({reason_of(error)})") from error
-                done = Done(task, crash=f"its worker was lost {MOST_LOSSES + 1} times ({reason_of(error)})")
-                self._start()
+                done = self._lost(worker, given, error)
             else:
+                self._failed_starts = 0
                 self._give_next(worker)
-            if task is not None:
+            if done is not None:
                 yield done
 
     def stop(self) -> None:
         """Starts no further task, and tells those that run."""
-        self._coming, self._next = iter(()), None
+        self._stopping, self._coming, self._next = True, iter(()), None
         for worker, _ in self._at.values():
             worker.stop.remote()
 
@@ -182,5 +193,24 @@ class _Pool(Generic[Task, Result]):
     def _give_next(self, worker: Any) -> None:
         """The next task; without one, the worker ends with the last reference to it."""
         if self._next is not None:
-            self._at[worker.run.remote(self._next)] = worker, self._next
+            self._at[worker.run.remote(self._next.task)] = worker, self._next
             self._next = next(self._coming, None)
+
+    def _lost(self, worker: Any, given: _Given[Task] | None, error: Exception) -> Done[Task, Result] | None:
+        """Replaces a worker; its task is the next one, or has failed."""
+        self._ray.kill(worker)  # it may only be out of reach
+        if given is None:
+            self._failed_starts += 1
+            if getattr(error, "actor_init_failed", False) or self._failed_starts > MOST_LOSSES:
+                raise InputError(f"{option('ray')}: a worker cannot start ({reason_of(error)})") from error
+        if self._stopping:
+            return None if given is None else Done(given.task)
+        self._start()
+        if given is None:
+            return None
+        if given.losses == MOST_LOSSES:
+            return Done(given.task, crash=f"its worker was lost {MOST_LOSSES + 1} times ({reason_of(error)})")
+        if self._next is not None:
+            self._coming = chain((self._next,), self._coming)
+        self._next = _Given(given.task, given.losses + 1)
+        return None

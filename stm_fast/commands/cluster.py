@@ -58,13 +58,19 @@ def cluster_choice(
 Cluster = Annotated[ClusterChoice | None, cluster_choice]
 
 
+def refuse_torchrun(world: int) -> None:
+    """Raises InputError if torchrun has started several processes, each of which would use a cluster."""
+    if world > 1:
+        raise InputError(f"{_RAY}: found {world} processes that torchrun started, expected one")
+
+
 def with_address(arguments: list[str]) -> list[str]:
     """The arguments of a command, in which an address follows every --ray: the next argument, if it is one."""
     given: list[str] = []
     for at, argument in enumerate(arguments):
-        if argument == "--":
-            return [*given, *arguments[at:]]
         if given[-1:] == [_RAY] and not is_address(argument):
             given.append(AUTO)
+        if argument == "--":
+            return [*given, *arguments[at:]]
         given.append(argument)
     return [*given, AUTO] if given[-1:] == [_RAY] else given

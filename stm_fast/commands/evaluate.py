@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stm_fast.choices import SetName
+from stm_fast.commands.cluster import Cluster, refuse_torchrun
 from stm_fast.commands.memory import Memory
 from stm_fast.commands.numbers import real, whole
 from stm_fast.commands.options import (
@@ -94,19 +95,25 @@ def evaluate(
         speed_option(**whole(1, 1024), help="This many processes compute the scores, by default one per core."),
     ] = None,
     backend: Backend = "auto",
+    cluster: Cluster = None,
 ) -> None:
     """Reproduce the scores of a benchmark set: DAVIS-2016, DAVIS-2017, YouTube-VOS or a folder of your own.
 
     The clips of the set "synthetic" are generated, in --data or else in the output folder. Under torchrun the sequences
-    are split among the processes. Running the same command again resumes an interrupted run.
+    are split among the processes, and with --ray they are given to the workers of a cluster. Running the same command
+    again resumes an interrupted run.
     """
-    launched()  # refuses invalid environment variables before any work
+    world = launched().world  # refuses invalid environment variables before any work
+    if cluster is not None:
+        refuse_torchrun(world)
     split = _checked_split(split or _DEFAULT_SPLITS[benchmark], benchmark)
     if report and output is None:
         raise InputError("--output: missing, needed for --report")
     if only_score is not None:
         if sequence:
             raise InputError(f"--sequence: found {sequence[0]!r} with --only-score, expected a set to run")
+        if cluster is not None:
+            raise InputError("--ray: found with --only-score, expected a set to run")
         from stm_fast.tasks.sets import open_results
 
         results, truth = only_score
@@ -138,4 +145,5 @@ def evaluate(
         workers=workers,
         report=report,
         baselines=baselines,
+        cluster=cluster,
     )

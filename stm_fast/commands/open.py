@@ -131,7 +131,7 @@ def _video_and_folder(text: str | None, output: Path | None) -> tuple[FrameSourc
         return None, Path(text)
     source = frame_source(text, allow_network=True)
     if source.kind not in ("path", "glob"):
-        found = "a URL" if source.kind == "url" else "a live source"
+        found = "a URL" if source.kind in ("url", "store") else "a live source"
         raise InputError(f"{source.label}: found {found}, expected a video file, a folder of images or a glob")
     source.check()
     return source, output

@@ -6,7 +6,7 @@ Layouts are as published. Only `synthetic` writes: it renders its clips on first
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -53,6 +53,11 @@ class Sequence:
     annotations: Path
     objects: Objects
     required: frozenset[str] | None = None
+
+    def absolute(self) -> "Sequence":
+        """The sequence for a process with another working folder."""
+        frames = None if self.frames is None else Path(os.path.abspath(self.frames))
+        return replace(self, frames=frames, annotations=Path(os.path.abspath(self.annotations)))
 
     @cached_property
     def annotated(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from stm_fast.network.folder import read_network
 from stm_fast.network.places import CONFIG, WEIGHTS, Repository, find_weights
 from stm_fast.network.released import DEFAULT
 from stm_fast.network.stm import STM
+from stm_fast.store import StoreUrl, downloaded
 
 
 def load(
@@ -24,7 +25,8 @@ def load(
 ) -> STM:
     """A network prepared for inference, for `VideoSegmenter`, `segment_video` and so on.
 
-    Nothing is downloaded, except from a repository of the Hugging Face hub, which is named as ``user/repo``.
+    Nothing is downloaded, except from a repository of the Hugging Face hub, which is named as ``user/repo``, or from a
+    store, as ``s3://bucket/name.safetensors``.
 
     Args:
         weights: "default", the package's weights; "open", its weights trained without DAVIS; a checkpoint that
@@ -58,6 +60,9 @@ def load_weights(weights: str | Path, revision: str | None = None, **options: An
         from stm_fast.network.hub import download
 
         return read_network(*download(place if revision is None else place._replace(revision=revision), **options))
+    if isinstance(place, StoreUrl):
+        with downloaded(place) as file:
+            return load_network(file)
     return read_network(place / CONFIG, place / WEIGHTS) if place.is_dir() else load_network(place)
 
 

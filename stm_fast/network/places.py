@@ -1,4 +1,4 @@
-"""Where weights are: in the package, in a file, in a folder that `STM.save_pretrained` wrote, or on the hub.
+"""Where weights are: in the package, in a file, in a folder that `STM.save_pretrained` wrote, in a store, on the hub.
 
 Nothing here imports torch or uses the network.
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from stm_fast.errors import InputError, reading, require_file, shown_text
 from stm_fast.network.released import FILES
+from stm_fast.store import StoreUrl, place_of
 from stm_fast.versions import how_to_install
 
 # the files of a folder that `STM.save_pretrained` wrote
@@ -32,14 +33,15 @@ class Repository(NamedTuple):
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
 
-def find_weights(weights: str | Path) -> Path | Repository:
-    """The file, folder or repository that `weights` names.
+def find_weights(weights: str | Path) -> Path | Repository | StoreUrl:
+    """The file, folder, repository or object in a store that `weights` names.
 
     Args:
         weights: "default" or "open" for those of the package, a file, a folder that `STM.save_pretrained` wrote, or
             ``user/repo`` or ``user/repo@revision`` on the hub, with or without ``hf://`` in front. What exists on this
             machine wins. Without ``hf://``, a missing path is not looked up on the hub if it ends like a file of
-            weights, or if its first folder exists.
+            weights, or if its first folder exists. Or a file in a store, as ``s3://bucket/name``, which is not looked
+            up here.
 
     Raises:
         InputError: nothing there, or a repository without huggingface_hub to read it.
@@ -49,7 +51,9 @@ def find_weights(weights: str | Path) -> Path | Repository:
         return FILES[name]
     if name.startswith(HUB):
         return _repository(name.removeprefix(HUB), name)
-    path = Path(weights)
+    path = place_of(weights)
+    if isinstance(path, StoreUrl):
+        return path
     with reading(path):
         folder = path.is_dir()
     # also a broken link is here, as is a path below it
@@ -60,9 +64,9 @@ def find_weights(weights: str | Path) -> Path | Repository:
     return path
 
 
-def file_of(place: Path | Repository) -> Path | None:
-    """The file of weights on this machine; None for a repository."""
-    if isinstance(place, Repository):
+def file_of(place: Path | Repository | StoreUrl) -> Path | None:
+    """The file of weights on this machine; None for others."""
+    if not isinstance(place, Path):
         return None
     return place / WEIGHTS if place.is_dir() else place
 

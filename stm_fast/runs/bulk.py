@@ -4,23 +4,23 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from stm_fast.choices import DEFAULT_RESULTS, Result
 from stm_fast.cluster.choice import AUTO, ClusterChoice
-from stm_fast.cluster.connection import connected
+from stm_fast.cluster.connection import Room, connected
 from stm_fast.cluster.order import longest_first
 from stm_fast.cluster.pool import Done, run_tasks
 from stm_fast.config import MemoryConfig
 from stm_fast.errors import InputError
-from stm_fast.frame_source import FrameSource, frame_source
+from stm_fast.frame_source import FrameSource, frame_sources
 from stm_fast.inference.options import RunOptions
 from stm_fast.network import STM
 from stm_fast.network.loading import load as load_default
 from stm_fast.runs.output_folder import Job, OutputOptions, job_of
 from stm_fast.runs.ranks import Ranks
 from stm_fast.runs.video import Hooks, InterruptedRun, Summary, segment_job
+from stm_fast.store import StoreUrl, place_of
 
 # makes the network of a worker
 Load = Callable[[], STM]
@@ -85,22 +85,20 @@ def bulk(
     """
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     outputs = OutputOptions(tuple(write), resume=True, checkpoint_seconds=checkpoint_seconds, leave_record=True)
-    parsed = (frame_source(source, allow_network=allow_network) for source in sources)
-    jobs = (job._replace(both=both) for job in distinct(parsed, Path(masks), Path(output)))
+    parsed = (source for given in sources for source in frame_sources(given, allow_network=allow_network))
+    jobs = (job._replace(both=both) for job in distinct(parsed, place_of(masks), place_of(output)))
     choice = ClusterChoice(address, workers, cpus, gpus)
-    with connected(address) as ray:
-        for done in segment_jobs(ray, jobs, load, options, outputs, choice, several=True):
-            error = done.problem if done.crash is None else RuntimeError(done.crash)
-            yield BulkResult(done.task.source.text, done.result, error, done.notes)
+    with connected(choice) as room:
+        for done in segment_jobs(room, jobs, load, options, outputs, several=True):
+            yield BulkResult(done.task.source.text, done.result, done.error, done.notes)
 
 
 def segment_jobs(
-    ray: ModuleType,
+    room: Room,
     jobs: Iterable[Job],
     load: Load,
     options: RunOptions,
     outputs: OutputOptions,
-    choice: ClusterChoice,
     should_stop: Callable[[], bool] = lambda: False,
     *,
     several: bool,
@@ -109,14 +107,14 @@ def segment_jobs(
 
     Args:
         several: the masks of each job are the folder with the masks of all.
-        ray, choice, should_stop: as in `run_tasks`.
+        room, should_stop: as in `run_tasks`.
 
     Raises:
         InputError: as `run_tasks`.
     """
     placed = (_absolute(job) for job in jobs)
     setup = partial(_segmenter, load, options, outputs, several)
-    return run_tasks(ray, longest_first(placed, _length), setup, choice, should_stop)
+    return run_tasks(room, longest_first(placed, _length), setup, should_stop)
 
 
 def _segmenter(
@@ -136,7 +134,7 @@ def _segmenter(
     return segment
 
 
-def distinct(sources: Iterable[FrameSource], masks: Path, output: Path) -> Iterator[Job]:
+def distinct(sources: Iterable[FrameSource], masks: Path | StoreUrl, output: Path | StoreUrl) -> Iterator[Job]:
     """A job for each video. Raises InputError for the second video of a name."""
     names: set[int] = set()
     for source in sources:
@@ -155,12 +153,23 @@ def _absolute(job: Job) -> Job:
         source = source._replace(text=os.path.abspath(source.text))
     masks = job.masks
     if isinstance(masks, str | Path):
-        masks = Path(os.path.abspath(masks))
-    return job._replace(source=source, masks=masks, output=Path(os.path.abspath(job.output)))
+        masks = _absolute_place(masks)
+    return job._replace(source=source, masks=masks, output=_absolute_place(job.output))
+
+
+def _absolute_place(given: str | Path | StoreUrl) -> Path | StoreUrl:
+    place = place_of(given)
+    if isinstance(place, Path):
+        return Path(os.path.abspath(place))
+    if place.scheme == "memory":
+        raise InputError(f"{place}: found memory of this process, which a cluster cannot see")
+    return place
 
 
 def _length(job: Job) -> float:
-    """How long a video takes, compared with others: the bytes of its files; 0 if they are not known."""
+    """How long a video takes, compared with others: its bytes; 0 if they are not known without asking a store."""
+    if job.source.kind == "store":
+        return job.source.nbytes or 0
     try:
         paths = (path for file in job.source.files for path in (file.iterdir() if file.is_dir() else (file,)))
         return sum(path.stat().st_size for path in paths)

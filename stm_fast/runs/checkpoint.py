@@ -64,10 +64,11 @@ class Checkpoint:
         folder: the output folder.
         run: the description of the run.
         ranks: its processes.
+        saved: called when the checkpoint was replaced.
     """
 
-    def __init__(self, folder: Path, run: Description, ranks: Ranks) -> None:
-        self._folder, self._run, self._ranks = folder, run, ranks
+    def __init__(self, folder: Path, run: Description, ranks: Ranks, saved: Callable[[], None] = lambda: None) -> None:
+        self._folder, self._run, self._ranks, self._saved = folder, run, ranks, saved
 
     def find(self) -> Position | None:
         """The position of the checkpoint; None if there is none.
@@ -78,7 +79,7 @@ class Checkpoint:
         with reading(self._folder):
             if not (self._folder / RECORD).exists():
                 return None
-        position, run = self._read()
+        position, run = _read(self._folder)
         check_same(self._folder, run, self._run, f"give another output folder, or {option('overwrite', True)}")
         return position
 
@@ -109,6 +110,7 @@ class Checkpoint:
         for path in self._folder.glob(f".resume-*-{self._ranks.rank}.safetensors"):
             if path != self._state_path(frames):
                 path.unlink(missing_ok=True)
+        self._saved()
 
     def finish(self, frames: int, object_ids: list[int], *, leave_record: bool) -> None:
         """Removes the checkpoint, or leaves only a record that the run is finished."""
@@ -141,19 +143,6 @@ class Checkpoint:
             why = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{path}: the checkpoint is damaged ({why}); {START_AGAIN}") from error
 
-    def _read(self) -> tuple[Position, Description]:
-        path, what = self._folder / RECORD, "a checkpoint of this version"
-        content = read_record_file(path, what, START_AGAIN)
-        known, run = content.pop("format", None) == _FORMAT, content.pop("run", None)
-        try:
-            position: Position = typed(content, Position, "record")
-            position.check()
-        except ValueError:
-            known = False
-        if known and isinstance(run, dict):
-            return position, run
-        raise InputError(f"{path}: not {what}; {START_AGAIN}")
-
     def _write(self, position: Position) -> None:
         if self._ranks.leads:
             record = {"format": _FORMAT, **asdict(position), "run": self._run}
@@ -166,6 +155,25 @@ class Checkpoint:
 
     def _state_path(self, frames: int) -> Path:
         return self._folder / f".resume-{frames}-{self._ranks.rank}.safetensors"
+
+
+def position_in(folder: Path) -> Position:
+    """The position of the checkpoint of any run in a folder. Raises InputError for a damaged one."""
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[Position, Description]:
+    path, what = folder / RECORD, "a checkpoint of this version"
+    content = read_record_file(path, what, START_AGAIN)
+    known, run = content.pop("format", None) == _FORMAT, content.pop("run", None)
+    try:
+        position: Position = typed(content, Position, "record")
+        position.check()
+    except ValueError:
+        known = False
+    if known and isinstance(run, dict):
+        return position, run
+    raise InputError(f"{path}: not {what}; {START_AGAIN}")
 
 
 def describe_network(model: STM) -> Description:
@@ -181,7 +189,7 @@ def describe_video_run(
     job: Job, given: GivenMasks, model: STM, options: RunOptions, write: Collection[Result], ranks: int
 ) -> Description:
     """Describes a run over one video, which is identified by the name, size and modification time of its files, or by
-    its URL; masks, by content.
+    its URL, in a store also by the versions of its objects; masks, by content.
 
     The number of ranks is included, because each keeps its own part of the memory; the folder of a memory on disk is
     not.
@@ -248,6 +256,8 @@ class CheckpointTimer:
 
 
 def _identity(source: FrameSource) -> str:
+    if source.identity is not None:
+        return source.identity
     if source.kind == "glob":
         return f"{source.name}, {_identity_of_all(source.files)}"
     if source.path is not None:

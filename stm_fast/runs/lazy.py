@@ -1,8 +1,9 @@
 """Segments a video frame by frame, as the results are asked for."""
 
 import logging
+import weakref
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from stm_fast.boxes import GivenBoxes, boxes_of
@@ -17,6 +18,7 @@ from stm_fast.runs.loop import FRAMES_WAITING, given_ids, prefetch, step
 from stm_fast.runs.mask_sources import Masks
 from stm_fast.runs.output_folder import Job
 from stm_fast.runs.passes import OpenedJob, open_job
+from stm_fast.runs.stored import localized
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +60,15 @@ def segment(
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     frames = frame_source(source, allow_network=allow_network, stall_seconds=stall_seconds, drop_frames=drop_frames)
     job = Job(frames, masks, Path(), mask_frame, both, boxes_of(boxes))
-    opened = open_job(job, model, options)
-    for note in opened.given.notes:
-        logger.warning(note)
-    return _segmentations(opened)
+    with ExitStack() as stack:
+        local = stack.enter_context(localized(job))
+        opened = open_job(local.job, model, options)
+        for note in opened.given.notes:
+            logger.warning(local.named(note))
+        results = _segmentations(opened)
+        # copies of what is in a store are removed with it
+        weakref.finalize(results, stack.pop_all().close)
+    return results
 
 
 def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
@@ -69,7 +76,7 @@ def _segmentations(job: OpenedJob) -> Iterator[Segmentation]:
     for one in job.passes:
         one.begin(segmenter)
         watch = Watch(one.areas)
-        with closing(prefetch(one.frames(), 0 if job.reader.live else FRAMES_WAITING)) as frames:
+        with closing(prefetch(one.frames(0), 0 if job.reader.live else FRAMES_WAITING)) as frames:
             for count, frame in enumerate(frames, start=1):
                 if count > one.before:
                     prompt = one.prompts(frame, segmenter.object_ids)

@@ -14,6 +14,7 @@ from torch import Tensor
 from stm_fast.boxes import MAX_ID, ByFrame
 from stm_fast.errors import InputError, option, reading, require_present, shown
 from stm_fast.listing import list_annotations, split_masks
+from stm_fast.store import StoreUrl
 from stm_fast.text_file import read_json
 from stm_fast.video import MaskImage, read_mask
 from stm_fast.video.coco_annotations import read_coco, read_youtube_vis
@@ -25,8 +26,8 @@ from stm_fast.video.mask_pages import MaskPages
 from stm_fast.video.mask_size import check_mask_size
 from stm_fast.whole_file import same_file
 
-# a file, or ids [H, W]
-Mask = str | Path | npt.NDArray[Any] | Tensor
+# a file, one in a store, or ids [H, W]
+Mask = str | Path | StoreUrl | npt.NDArray[Any] | Tensor
 # of one frame, of all in a folder or file, or by frame: its index or name
 Masks = Mask | ByFrame[Mask]
 
@@ -89,10 +90,10 @@ def find_masks(given: Masks | None, source: Path) -> FoundMasks:
         return FoundMasks("", {})
     if isinstance(given, Mapping):
         return _found_by_frame(given, source)
-    if not isinstance(given, str | Path):
+    if not isinstance(given, str | Path | StoreUrl):
         label = option("masks")
         return FoundMasks(label, {None: _array(given, label)}, single=True)
-    path = Path(given)
+    path = Path(str(given))
     require_present(path, "mask file or folder of masks")
     found = _found_in_file(path, source) if path.is_file() else _found_in_folder(path, source)
     for file in found.files:
@@ -109,7 +110,7 @@ def _found_by_frame(given: ByFrame[Mask], source: Path) -> FoundMasks:
         if type(frame) is bool or not isinstance(frame, int | str | np.integer):
             raise InputError(f"{label}: expected the index or the name of a frame")
         key = frame if isinstance(frame, str) else int(frame)
-        if isinstance(mask, str | Path):
+        if isinstance(mask, str | Path | StoreUrl):
             found = find_masks(mask, source)
             if not found.single:
                 raise InputError(f"{found.label}: given for frame {shown(frame)}, expected a mask of one frame")

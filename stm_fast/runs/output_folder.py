@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,8 @@ from stm_fast.boxes import Boxes
 from stm_fast.choices import DEFAULT_RESULTS, RESULTS, Result
 from stm_fast.errors import InputError, check_name, option, reading, shown
 from stm_fast.frame_source import FrameSource, frame_source
-from stm_fast.listing import mask_of
+from stm_fast.listing import is_image, mask_among, mask_of
+from stm_fast.store import StoreUrl, entries_in, facts_of, objects_in, place_of, remove
 from stm_fast.whole_file import LEFT_OVER, refuse_links, writing
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ VIDEOS: dict[Result, str] = {
     "webm": "alpha.webm",
 }
 ANNOTATIONS: dict[Result, str] = {"coco": "coco.json", "rle": "rle.json"}
+_RESULTS = frozenset((*VIDEOS.values(), *ANNOTATIONS.values(), TABLE, RUN))
 # the folder of the masks that were made of boxes
 GIVEN = "given"
 # folders with files for each frame
@@ -94,7 +97,7 @@ class Job(NamedTuple):
 
     source: FrameSource
     masks: "Masks | None"
-    output: Path
+    output: Path | StoreUrl
     mask_frame: int | str | None = None
     both: bool = False
     boxes: Boxes = Boxes()
@@ -105,11 +108,12 @@ class Job(NamedTuple):
         return self.source.name
 
     @property
-    def inputs(self) -> list[Path]:
+    def inputs(self) -> list[Path | StoreUrl]:
         """The files and folders that must not be in the output folder."""
         several = self.masks.values() if isinstance(self.masks, Mapping) else (self.masks,)
-        masks = [Path(one) for one in several if isinstance(one, str | Path)]
-        return [*self.source.files, *masks, *self.boxes.files]
+        masks = [place_of(one) for one in several if isinstance(one, str | Path | StoreUrl)]
+        url = self.source.url
+        return [*self.source.files, *masks, *self.boxes.files, *([] if url is None else [url.fixed])]
 
     def with_own_masks(self) -> "Job":
         """The job with the video's own masks: ``masks/<name>.png``, another file, or the folder ``masks/<name>``.
@@ -118,18 +122,37 @@ class Job(NamedTuple):
             InputError: there is none, or there are two images.
         """
         folder = self.masks
-        if not isinstance(folder, Path):
+        found: Path | StoreUrl | None
+        if isinstance(folder, Path):
+            found = _own_mask(folder, self.name)
+        elif isinstance(folder, StoreUrl):
+            found = _own_mask_in_store(folder, self.name)
+        else:
             raise InputError(f"{option('masks')}: found no folder, expected one with masks for each video")
-        named = (folder / f"{self.name}{suffix}" for suffix in _OTHER_SUFFIXES)
-        for path in (mask_of(folder, self.name), *named, folder / self.name):
-            if path.exists():
-                return self._replace(masks=path)
+        if found is not None:
+            return self._replace(masks=found)
         raise InputError(
             f"{folder}: no masks for {self.source.label}, expected {self.name}.png or a folder {self.name}"
         )
 
 
-def plan(sources: Sequence[str | Path | FrameSource], masks: Path | None, output: Path) -> list[Job]:
+def _own_mask(folder: Path, name: str) -> Path | None:
+    named = (folder / f"{name}{suffix}" for suffix in _OTHER_SUFFIXES)
+    return next((path for path in (mask_of(folder, name), *named, folder / name) if path.exists()), None)
+
+
+def _own_mask_in_store(folder: StoreUrl, name: str) -> StoreUrl | None:
+    entries = {entry.name: entry.facts for entry in entries_in(folder)}
+    files = [one for one, facts in entries.items() if facts is not None]
+    image = mask_among([Path(one) for one in files if is_image(one)], name)
+    others = (f"{name}{suffix}" for suffix in _OTHER_SUFFIXES)
+    candidates = [str(image), *(one for one in others if one in files), *([name] if name in entries else [])]
+    return next((folder / one for one in candidates if one in entries), None)
+
+
+def plan(
+    sources: Sequence[str | Path | FrameSource], masks: Path | StoreUrl | None, output: Path | StoreUrl
+) -> list[Job]:
     """A job for each video. A single video gets `output` itself, several get a subfolder each.
 
     Raises:
@@ -142,28 +165,33 @@ def plan(sources: Sequence[str | Path | FrameSource], masks: Path | None, output
     for source in parsed:
         job = job_of(source, masks, output)
         # links may make two names the same folder
-        twin = jobs.setdefault(os.path.realpath(job.output), job)
+        twin = jobs.setdefault(os.path.realpath(job.output) if isinstance(job.output, Path) else str(job.output), job)
         if twin is not job:
             same = "name" if twin.name == job.name else "folder"
             raise InputError(
                 f"{source.label}: same {same} as {twin.source.label}, so the results of both would be in {twin.output}"
             )
-    inputs = [file for source in parsed for file in source.files]
+    inputs = [file for job in jobs.values() for file in job._replace(masks=None).inputs]
     for job in jobs.values():
+        if isinstance(masks, StoreUrl):
+            inputs.append(masks / job.name)
+            continue
         with suppress(InputError):  # a video without masks is reported when it is processed
             inputs += job.with_own_masks().inputs
     check_apart([job.output for job in jobs.values()], inputs)
     return list(jobs.values())
 
 
-def job_of(source: FrameSource, masks: Path | None, output: Path) -> Job:
+def job_of(source: FrameSource, masks: Path | StoreUrl | None, output: Path | StoreUrl) -> Job:
     """The job of one of several videos, in a subfolder. Raises InputError if the video has no name or is live."""
     if source.live:
         raise InputError(f"{source.label}: found a live source with other videos, expected it alone")
     return Job(source, masks, output / check_name(source.name, f"{source.label}: name of its results"))
 
 
-def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, resume: bool = False) -> None:
+def check_output(
+    folder: Path | StoreUrl, overwrite: bool, inputs: Iterable[Path | StoreUrl] = (), *, resume: bool = False
+) -> None:
     """Raises InputError if the folder contains an input, or anything that must not be overwritten.
 
     The folder itself may be a link, for example to another disk; the folders inside it may not.
@@ -171,15 +199,10 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
     Args:
         resume: the folder may contain an interrupted run.
     """
-    with reading(folder):
-        if os.path.lexists(folder) and not folder.is_dir():
-            found = "a file" if folder.exists() else "a broken link"
-            raise InputError(f"{folder}: found {found}, expected an output folder")
-        refuse_links(*parts_of(folder))
-        check_apart([folder], inputs)
-        if overwrite or not _holds_anything(folder):
-            return
-        recorded = (folder / RECORD).exists()
+    holds, recorded = _held(folder) if isinstance(folder, Path) else _held_in_store(folder)
+    check_apart([folder], inputs)
+    if overwrite or not holds:
+        return
     if recorded and not resume:
         continues, replaces = option("resume", True), option("overwrite", True)
         raise InputError(f"{folder}: holds a run; {continues} continues it, {replaces} starts again")
@@ -188,23 +211,52 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path] = (), *, 
         raise InputError(f"{folder}: the output folder is {why}; give another one, or {option('overwrite', True)}")
 
 
-def check_apart(folders: Iterable[Path], inputs: Iterable[Path]) -> None:
+def _held(folder: Path) -> tuple[bool, bool]:
+    """Whether an output folder holds anything, and the record of a run. Raises InputError if it is no such folder."""
+    with reading(folder):
+        if os.path.lexists(folder) and not folder.is_dir():
+            found = "a file" if folder.exists() else "a broken link"
+            raise InputError(f"{folder}: found {found}, expected an output folder")
+        refuse_links(*parts_of(folder))
+        return _holds_anything(folder), (folder / RECORD).exists()
+
+
+def _held_in_store(url: StoreUrl) -> tuple[bool, bool]:
+    names = objects_in(url)
+    if not names and facts_of(url) is not None:
+        raise InputError(f"{url}: found an object, expected an output folder")
+    return bool(names), RECORD in names
+
+
+def check_apart(folders: Collection[Path | StoreUrl], inputs: Iterable[Path | StoreUrl]) -> None:
     """Raises InputError if an output folder contains an input or one of its files, directly or through a link.
 
     Removing earlier results could remove the input.
     """
-    outputs = {Path(os.path.realpath(folder)): folder for folder in folders}
+    outputs = {Path(os.path.realpath(folder)): folder for folder in folders if isinstance(folder, Path)}
+    urls = {folder for folder in folders if isinstance(folder, StoreUrl)}
     for path in inputs:
-        with reading(path):
-            places = [(file, place) for file in (path, *_links_in(path)) for place in _places(file)]
-        for file, place in places:
-            for above in (place, *place.parents):
-                if above in outputs:
-                    raise InputError(f"{outputs[above]}: the output folder holds the input {file}; give another one")
+        for output, file in _holding(path, outputs) if isinstance(path, Path) else _holding_in_store(path, urls):
+            raise InputError(f"{output}: the output folder holds the input {file}; give another one")
 
 
-def remove_results(folder: Path) -> None:
+def _holding(path: Path, outputs: Mapping[Path, Path]) -> Iterator[tuple[Path, Path]]:
+    """The output folders that contain a path or what it leads to, each with the file in it."""
+    with reading(path):
+        places = [(file, place) for file in (path, *_links_in(path)) for place in _places(file)]
+    for file, place in places:
+        yield from ((outputs[above], file) for above in (place, *place.parents) if above in outputs)
+
+
+def _holding_in_store(url: StoreUrl, outputs: Iterable[StoreUrl]) -> Iterator[tuple[StoreUrl, StoreUrl]]:
+    yield from ((output, url) for output in outputs if url.is_in(output))
+
+
+def remove_results(folder: Path | StoreUrl) -> None:
     """Removes the results and the checkpoint of a run. Raises InputError if that fails."""
+    if isinstance(folder, StoreUrl):
+        _remove_in_store(folder)
+        return
     with writing(folder):
         for earlier in (folder / RECORD, *folder.glob(STATES)):
             earlier.unlink(missing_ok=True)
@@ -213,11 +265,26 @@ def remove_results(folder: Path) -> None:
             _remove_if_empty(part)
 
 
+def _remove_in_store(url: StoreUrl) -> None:
+    names = [name for name in objects_in(url) if is_of_run(name)]
+    # without it, these are no results
+    remove(url / name for name in names if name == RUN)
+    remove(url / name for name in names if name != RUN)
+
+
+def is_of_run(name: str) -> bool:
+    """Whether this path, relative to an output folder, is that of a result of a run or of a part of its checkpoint."""
+    folder, slash, file = name.rpartition("/")
+    if slash:
+        return folder in _FRAME_FILES and fnmatchcase(file, _FRAME_FILES[folder])
+    return name in _RESULTS or name == RECORD or fnmatchcase(name, STATES)
+
+
 def remove_earlier(folder: Path) -> None:
     """Removes the results of an earlier run."""
     for name in _FRAME_FILES:
         _remove_frame_files(folder, name)
-    for name in (*VIDEOS.values(), *ANNOTATIONS.values(), TABLE, RUN):
+    for name in _RESULTS:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -233,11 +300,10 @@ def remove_working_files(folder: Path, write: Collection[Result]) -> None:
 
 def others_in(folder: Path) -> list[Path]:
     """What is in a folder besides the results of a run and unfinished files. Raises InputError if it cannot be read."""
-    results = {*VIDEOS.values(), *ANNOTATIONS.values(), TABLE, RUN}
     with reading(folder):
         if not folder.is_dir():
             return [folder] if folder.exists() else []
-        entries = [path for path in folder.iterdir() if path.name not in results and not path.match(LEFT_OVER)]
+        entries = [path for path in folder.iterdir() if path.name not in _RESULTS and not path.match(LEFT_OVER)]
         parts = [path for path in entries if path.name in _FRAME_FILES and path.is_dir() and not path.is_symlink()]
         others = [path for path in entries if path not in parts]
         return others + [path for part in parts for path in part.iterdir() if not path.match(_FRAME_FILES[part.name])]

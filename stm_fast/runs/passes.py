@@ -25,7 +25,8 @@ class Pass(NamedTuple):
     """One pass over a part of the video, with a memory of its own.
 
     Attributes:
-        frames: called for the frames, in the order in which they are segmented.
+        frames: called for the frames, in the order in which they are segmented. The images of that many of the first
+            ones are not needed.
         prompts: the masks that come with them.
         begin: prepares the segmenter.
         before: the number of frames that earlier passes have segmented.
@@ -34,7 +35,7 @@ class Pass(NamedTuple):
         areas: the pixels of the objects in that mask, by id; none in a pass that begins with it.
     """
 
-    frames: Callable[[], Iterable[Frame]]
+    frames: Callable[[int], Iterable[Frame]]
     prompts: Prompts
     begin: Callable[[VideoSegmenter], None]
     before: int = 0
@@ -89,13 +90,20 @@ def open_job(
 def _passes(reader: FrameReader, given: GivenMasks, both: bool) -> list[Pass]:
     first = min(given.ids)
     if not both or first == 0:
-        return [Pass(reader.__iter__, given.prompt, VideoSegmenter.clear_memory)]
+        return [Pass(partial(_forward, reader), given.prompt, VideoSegmenter.clear_memory)]
     prime = partial(_prime, reader=reader, given=given)
     areas = _areas(given, first)
-    backwards = Pass(partial(reader.backward, first), _no_prompt, prime, until=first, backwards=True, areas=areas)
+    backwards = Pass(lambda _: reader.backward(first), _no_prompt, prime, until=first, backwards=True, areas=areas)
     # every n-th frame of the video is memorized, as if the frames before the mask had come with no object
     begin = partial(VideoSegmenter.clear_memory, frame_index=first)
-    return [backwards, Pass(reader.__iter__, given.prompt, begin, before=first)]
+    return [backwards, Pass(partial(_forward, reader), given.prompt, begin, before=first)]
+
+
+def _forward(reader: FrameReader, unseen: int) -> Iterator[Frame]:
+    """All frames; the first `unseen` have no pixels, and are not decoded if the reader can start after them."""
+    for index in range(unseen):
+        yield Frame(index, 0.0, reader.name_of(index), np.empty((0, 0, 3), np.uint8))
+    yield from reader.forward(unseen)
 
 
 def _prime(segmenter: VideoSegmenter, reader: FrameReader, given: GivenMasks) -> None:

@@ -46,6 +46,11 @@ def needs_prob(write: Collection[Result]) -> bool:
     return not _OF_PROB.isdisjoint(write)
 
 
+def shows_frames(write: Collection[Result]) -> bool:
+    """Whether one of these results is a video, which a resumed run starts over."""
+    return not VIDEOS.keys().isdisjoint(write)
+
+
 def require_encoders(folder: Path, write: Collection[Result]) -> None:
     """Raises InputError if one of the results in `folder` is a video that cannot be encoded on this machine."""
     for kind in VIDEO_WRITERS:

@@ -27,7 +27,10 @@ from stm_fast.runs.object_table import Sight, sights
 from stm_fast.runs.output_folder import GIVEN, Job, OutputOptions, check_output, remove_working_files
 from stm_fast.runs.passes import Pass, open_job
 from stm_fast.runs.ranks import Ranks, of_group
-from stm_fast.runs.sinks import Results, needs_prob, require_encoders
+from stm_fast.runs.sinks import Results, needs_prob, require_encoders, shows_frames
+from stm_fast.runs.sole_writer import SoleWriter, sole_writer
+from stm_fast.runs.stored import LocalJob, stored
+from stm_fast.store import StoreUrl, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class Summary(NamedTuple):
     frames: int  #: of the video
     seconds: float  #: from decoding the first frame to writing the last file
     object_ids: list[int]  #: of all objects
-    output: Path  #: the folder of the results
+    output: Path | StoreUrl  #: the folder of the results
     resumed_at: int = 0  #: frames that an earlier run had done, all of them if it was finished
     sights: Sequence[Sight] = ()  #: how often each object was found
 
@@ -102,13 +105,14 @@ def segment_video(
         source: a video or TIFF file, or a folder of jpg, png, webp or tif frames; or an image glob,
             ``"frames/*.png"``; a URL, "camera:0" or "/dev/video0", a named pipe, or "-" for standard input. What can be
             read only once, as a camera or a pipe, is a live source: it cannot be resumed, and `should_stop` ends it
-            with complete results.
+            with complete results. Source, masks and output may be in a store: ``"s3://bucket/clip.mp4"``, gs://, az://.
         masks: a mask that `read_mask` accepts, for the first frame or for the one it is named after ("00033.png" is
             frame 33 of a video), a folder of masks named after their frames, or another form that `find_masks` lists,
             such as an array of object ids, or files or arrays by frame. Objects may first appear in later masks; 255
             alone is object 1, and next to other ids it is void. Masks among the frames are not treated as frames. None
             if there are only boxes.
-        output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input.
+        output: a folder that is empty or does not exist, unless `overwrite`; it must not contain the input. In a store,
+            results are whole if there is a ``run.json``.
         model, memory, max_size, min_size, backend: as in :class:`VideoSegmenter`.
         mask_frame: the frame that a single mask belongs to, regardless of its name: an index, or a name.
         both: also segment the frames before the first given mask, backwards from it, with the objects of that mask.
@@ -127,7 +131,7 @@ def segment_video(
         overlay_stream: where to stream the overlay to as well, as it is segmented: a new .ts or .mkv file, a named
             pipe, or "-" for standard output. After `resume`, only the frames that are left; with `both`, only those
             from the first given mask on.
-        allow_network: accept a URL as `source`, and use the network for it.
+        allow_network: accept a URL as `source` that is not in a store, and use the network for it.
         stall_seconds: a live source that gives no frame for so long has ended.
         drop_frames: of a live source, segment only the newest frame whenever the network is ready for one.
         group: processes that segment this video together, each with a part of the memory; rank 0 writes. The group
@@ -142,7 +146,7 @@ def segment_video(
         RankLostError: another process of the group is gone.
     """
     frames = frame_source(source, allow_network=allow_network, stall_seconds=stall_seconds, drop_frames=drop_frames)
-    job = Job(frames, masks, Path(output), mask_frame, both, boxes_of(boxes))
+    job = Job(frames, masks, place_of(output), mask_frame, both, boxes_of(boxes))
     options = RunOptions(memory or MemoryConfig(), max_size, min_size, backend)
     outputs = OutputOptions(tuple(write), overwrite, resume, checkpoint_seconds, leave_record, overlay_stream)
     hooks = Hooks(should_stop, progress or _ignore, estimated or _ignore)
@@ -153,16 +157,26 @@ def segment_job(
     job: Job, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
 ) -> Summary:
     """`segment_video` for `ranks` that segment the video together."""
-    return _VideoRun(job, model, options, outputs, hooks, ranks).segment()
+    with stored(job, outputs, ranks) as local, sole_writer(local.folder) as writer:
+        summary = _VideoRun(local, model, options, outputs, hooks, ranks, writer).segment()
+    return summary._replace(output=job.output)
 
 
 class _VideoRun:
     """The run over one video."""
 
     def __init__(
-        self, job: Job, model: STM, options: RunOptions, outputs: OutputOptions, hooks: Hooks, ranks: Ranks
+        self,
+        local: LocalJob,
+        model: STM,
+        options: RunOptions,
+        outputs: OutputOptions,
+        hooks: Hooks,
+        ranks: Ranks,
+        writer: SoleWriter,
     ) -> None:
-        self._job, self._outputs, self._hooks, self._ranks = job, outputs, hooks, ranks
+        job, self._folder, self._writer = local.job, local.folder, writer
+        self._job, self._outputs, self._hooks, self._ranks, self._named = job, outputs, hooks, ranks, local.named
         self._opened = opened = open_job(job, model, options, Shard(ranks.group), hooks.should_stop)
         self._live = opened.reader.live
         if self._live and (outputs.resume or ranks.world > 1):
@@ -170,7 +184,7 @@ class _VideoRun:
             raise InputError(f"{job.source.label}: a live source can be read only once, found {found}")
         self._segmenter = opened.segmenter
         self._described = describe_video_run(job, opened.given, model, opened.options, outputs.write, ranks.world)
-        self._checkpoint = Checkpoint(job.output, self._described, ranks)
+        self._checkpoint = Checkpoint(self._folder, self._described, ranks, local.saved)
         size = (opened.reader.height, opened.reader.width)
         self._device = next(model.parameters()).device
         self._keep_prob = needs_prob(outputs.write)
@@ -179,32 +193,33 @@ class _VideoRun:
 
     def segment(self) -> Summary:
         """Segments what is left of the video."""
-        job, outputs, ranks = self._job, self._outputs, self._ranks
+        folder, outputs, ranks = self._folder, self._outputs, self._ranks
+        ranks.lead(self._writer.claim)
         position = ranks.together(self._checkpoint.find) if outputs.resume else None
         if position is not None and position.finished:
             done = position.frames
-            return Summary(done, 0.0, position.object_ids, job.output, done, sights(job.output))
-        ranks.lead(lambda: check_output(job.output, outputs.overwrite, job.inputs, resume=outputs.resume))
-        ranks.lead(lambda: require_encoders(job.output, outputs.write))
+            return Summary(done, 0.0, position.object_ids, folder, done, sights(folder))
+        ranks.lead(lambda: check_output(folder, outputs.overwrite, self._job.inputs, resume=outputs.resume))
+        ranks.lead(lambda: require_encoders(folder, outputs.write))
         estimate = check_fits(self._workload)
         notes = [*self._opened.given.notes, note_on_size(self._workload)]
         for note in filter(None, notes if ranks.leads else ()):
-            logger.warning(note)
+            logger.warning(self._named(note))
         self._hooks.estimated(estimate)
 
         start = time.perf_counter()
         first = self._restore(position)
         frames = self._run_passes(first, 0 if position is None else position.table)
         ids = self._segmenter.object_ids
-        seen = sights(job.output) if ranks.leads else []
+        seen = sights(folder) if ranks.leads else []
         if ranks.leads:
             objects = {number: self._opened.given.names.get(number, f"object {number}") for number in ids}
-            write_annotations(job.output, self._opened.reader, frames, objects, outputs.write)
-            write_run_record(job.output, self._described, frames, ids, self._device)
+            write_annotations(folder, self._opened.reader, frames, objects, outputs.write)
+            write_run_record(folder, self._described, frames, ids, self._device)
         self._checkpoint.finish(frames, ids, leave_record=outputs.leave_record)
         if ranks.leads:
-            remove_working_files(job.output, outputs.write)
-        return Summary(frames, time.perf_counter() - start, ids, job.output, first, seen)
+            remove_working_files(folder, outputs.write)
+        return Summary(frames, time.perf_counter() - start, ids, folder, first, seen)
 
     def _restore(self, position: Position | None) -> int:
         """Restores the segmenter; returns the number of frames that are done."""
@@ -215,6 +230,8 @@ class _VideoRun:
             else:
                 # from here on, a killed run can be resumed
                 self._checkpoint.save(0, [], {})
+            # if it did not exist before
+            self._ranks.lead(self._writer.claim)
             return 0
         # a pass starts with an empty memory
         if position.frames not in [one.before for one in self._opened.passes]:
@@ -250,7 +267,7 @@ class _VideoRun:
     def _open(self, results: Results, one: Pass, done: int, table: int) -> None:
         reader, palette, write = self._opened.reader, self._opened.given.palette, self._outputs.write
         results.open(
-            self._job.output,
+            self._folder,
             reader,
             palette,
             write,
@@ -261,11 +278,13 @@ class _VideoRun:
         )
         if self._outputs.overlay_stream is not None and not one.backwards:
             results.stream(self._outputs.overlay_stream, reader, palette)
-        self._opened.given.write(self._job.output / GIVEN, reader)
+        self._opened.given.write(self._folder / GIVEN, reader)
 
     def _run(self, one: Pass, results: Results, first: int) -> int:
         """The loop over the frames, between the thread that decodes and the one that writes."""
-        decoded = prefetch(one.frames(), 0 if self._live else FRAMES_WAITING)
+        # a resumed run shows them again, in its videos
+        unseen = 0 if shows_frames(self._outputs.write) else first
+        decoded = prefetch(one.frames(unseen), 0 if self._live else FRAMES_WAITING)
         with BackgroundWriter(results.write, FRAMES_WAITING) as writer, closing(decoded) as frames:
 
             def advance(done: int) -> None:

@@ -8,7 +8,7 @@ from stm_fast.evaluation import region_similarity
 from stm_fast.inference.engine import check_backend
 from stm_fast.printing import percent, say
 from stm_fast.progress import progress_bar
-from stm_fast.runs.video import Summary, segment_video
+from stm_fast.runs.video import segment_video
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.network import load_for_inference
 from stm_fast.tasks.progress import print_summary, print_untrained, task_name
@@ -43,7 +43,7 @@ def run_demo(
             overwrite=overwrite,
             progress=advance,
         )
-    _print_similarity(clip, summary)
+    _print_similarity(clip, output / "result/masks")
     print_summary(summary)
     if network.untrained:
         print_untrained()
@@ -53,10 +53,10 @@ def run_demo(
     )
 
 
-def _print_similarity(clip: SyntheticClip, summary: Summary) -> None:
+def _print_similarity(clip: SyntheticClip, masks: Path) -> None:
     """Prints the J of each object in percent, as the mean over all frames but the first."""
     say("Overlap of the masks with the true ones (J, in percent):")
-    files = sorted((summary.output / "masks").glob("*.png"))
+    files = sorted(masks.glob("*.png"))
     pairs = [(read_written_mask(file).ids, clip[index].ids) for index, file in enumerate(files)][1:]
     for object_id in object_ids(clip[0].ids):
         scores = [float(region_similarity(found == object_id, truth == object_id)) for found, truth in pairs]

@@ -1,9 +1,15 @@
 """stm-fast evaluate: runs a benchmark set, or scores existing results, as the official toolkit does."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from stm_fast.choices import SetName
+from stm_fast.cluster.choice import ClusterChoice
+from stm_fast.cluster.connection import connected
+from stm_fast.cluster.order import longest_first
+from stm_fast.cluster.pool import Done, counted, run_tasks
 from stm_fast.data.sequences import Sequence
 from stm_fast.evaluation.baselines import COPIED, UNTRAINED, copy_first_masks, untrained
 from stm_fast.evaluation.benchmark_sets import (
@@ -26,6 +32,7 @@ from stm_fast.evaluation.report import write_report
 from stm_fast.evaluation.scoring import ObjectScore, score_sequences
 from stm_fast.inference.augmentation import AugmentedSegmenter
 from stm_fast.inference.options import RunOptions
+from stm_fast.listing import list_images
 from stm_fast.network import STM
 from stm_fast.network.fingerprint import fingerprint
 from stm_fast.printing import say, warn
@@ -33,7 +40,7 @@ from stm_fast.progress import progress_bar
 from stm_fast.record_file import write_record_file
 from stm_fast.runs.ranks import launched
 from stm_fast.tasks.choice import NetworkChoice
-from stm_fast.tasks.network import load_model, prepare
+from stm_fast.tasks.network import load_for_inference, load_model, prepare
 from stm_fast.tasks.sets import to_score
 from stm_fast.whole_file import make_folder
 
@@ -66,6 +73,7 @@ def evaluate_set(
     workers: int | None,
     report: bool,
     baselines: bool,
+    cluster: ClusterChoice | None = None,
 ) -> None:
     """Runs the sequences that are not finished yet, scores those with annotations, and packs masks for a server.
 
@@ -73,6 +81,7 @@ def evaluate_set(
         data: the root of the set.
         workers: number of scoring processes; by default one per core.
         baselines: also score the first mask copied and an untrained network.
+        cluster: runs the sequences; its machines must see the data and the output under the same paths.
 
     Raises:
         InputError: an output folder of another run, or data, weights or options that do not fit.
@@ -87,7 +96,10 @@ def evaluate_set(
         "dtype": str(next(prepared.parameters()).dtype),
         "compiled": network.compile,
     }
-    _run(sequences, output, prepared, options, run)
+    if cluster is None:
+        _run_here(sequences, output, prepared, options, run)
+    else:
+        _run_on_cluster(sequences, output, network, options, run, cluster)
     if baselines:
         _run_baselines(sequences, output / BASELINES, model, network, options, run)
     if not launched().leads:
@@ -105,7 +117,7 @@ def evaluate_set(
     _finish(record, scores, pairs, output, report)
 
 
-def _run(sequences: list[Sequence], output: Path, model: STM, options: RunOptions, run: Record) -> None:
+def _run_here(sequences: list[Sequence], output: Path, model: STM, options: RunOptions, run: Record) -> None:
     claim_output(output, run, sequences)
     ranks = launched()
     with progress_bar(f"process {ranks.rank}", "sequences") as advance:
@@ -113,12 +125,44 @@ def _run(sequences: list[Sequence], output: Path, model: STM, options: RunOption
     ranks.wait()
 
 
+def _run_on_cluster(
+    sequences: list[Sequence],
+    output: Path,
+    network: NetworkChoice,
+    options: RunOptions,
+    run: Record,
+    cluster: ClusterChoice,
+) -> None:
+    """Runs each sequence on the next free worker, the longest first. Raises the first error once all have ended."""
+    setup = partial(_sequence_runner, network.absolute(), Path(os.path.abspath(output)), options)
+    placed = longest_first((sequence.absolute() for sequence in sequences), _length)
+    with connected(cluster) as room, progress_bar("running", "sequences") as advance:
+        claim_output(output, run, sequences)
+        ended: list[Done[Sequence, None]] = list(counted(run_tasks(room, placed, setup), len(sequences), advance))
+    for done in ended:
+        if done.error is not None:
+            raise done.error
+
+
+def _length(sequence: Sequence) -> int:
+    assert sequence.frames is not None
+    return len(list_images(sequence.frames))
+
+
+def _sequence_runner(
+    network: NetworkChoice, output: Path, options: RunOptions, _: Callable[[], bool]
+) -> Callable[[Sequence], None]:
+    """What a worker does with each sequence."""
+    model = load_for_inference(network)
+    return lambda sequence: run_sequences([sequence], output, model, options)
+
+
 def _run_baselines(
     sequences: list[Sequence], folder: Path, model: STM, choice: NetworkChoice, options: RunOptions, run: Record
 ) -> None:
     network = untrained(model.architecture).to(next(model.parameters()).device)
     described = run | {"weights_sha256": fingerprint(network)}
-    _run(sequences, folder / UNTRAINED, prepare(network, choice), options, described)
+    _run_here(sequences, folder / UNTRAINED, prepare(network, choice), options, described)
     claim_output(folder / COPIED, {name: run[name] for name in ("set", "split", "data")})
     copy_first_masks(launched().share(sequences), folder / COPIED)
     launched().wait()

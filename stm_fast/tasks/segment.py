@@ -1,14 +1,14 @@
 """stm-fast segment: segments one video or several."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 from stm_fast.cluster.choice import ClusterChoice
-from stm_fast.cluster.connection import connected
-from stm_fast.cluster.pool import Done, failed
+from stm_fast.cluster.connection import Room, connected
+from stm_fast.cluster.pool import Done, counted, failed
 from stm_fast.errors import InputError
 from stm_fast.inference.options import RunOptions
 from stm_fast.memory import RankLostError
@@ -57,15 +57,17 @@ def segment_videos(
         InputError: as :func:`stm_fast.segment_video`, for a single video; or as :func:`stm_fast.bulk`.
     """
     several = len(jobs) > 1
-    if several and outputs.overwrite:
-        _clear(launched().share(jobs))
+    clear = several and outputs.overwrite
     if several:
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
     with stop_on_signals() as stop:
         try:
             if cluster is not None:
-                code = _segment_on_cluster(jobs, network, options, outputs, cluster, stop)
+                with connected(cluster) as room:
+                    _clear(jobs if clear else ())
+                    code = _segment_on_cluster(jobs, network, options, outputs, room, stop)
             else:
+                _clear(launched().share(jobs) if clear else ())
                 code = _segment_here(jobs, network, options, outputs, shard_memory, stop)
         except InterruptedRun as error:
             return _ended(str(error), stop.exit_code)
@@ -81,22 +83,15 @@ def _segment_on_cluster(
     network: NetworkChoice,
     options: RunOptions,
     outputs: OutputOptions,
-    cluster: ClusterChoice,
+    room: Room,
     stop: Stop,
 ) -> int:
     several = len(jobs) > 1
     load = partial(load_for_inference, network.absolute())
-    with connected(cluster.address) as ray, progress_bar(task_name(network.untrained), "videos") as advance:
-        dones = segment_jobs(ray, jobs, load, options, outputs, cluster, stop, several=several)
-        code = _report(_counted(dones, len(jobs), advance), len(jobs))
+    with progress_bar(task_name(network.untrained), "videos") as advance:
+        dones = segment_jobs(room, jobs, load, options, outputs, stop, several=several)
+        code = _report(counted(dones, len(jobs), advance), len(jobs))
     return _ended("interrupted; all files written so far are complete", stop.exit_code) if stop() else code
-
-
-def _counted(dones: Iterable[_Done], total: int, advance: Advance) -> Iterator[_Done]:
-    advance(0, total)
-    for count, done in enumerate(dones, 1):
-        yield done
-        advance(count, total)
 
 
 def _segment_here(
@@ -116,7 +111,7 @@ def _segment_here(
         if len(jobs) == 1:
             return _segment_one(jobs[0], segment, ranks, network.untrained)
         share = launched().share(jobs)
-        code = _report(_one_after_the_other(share, segment), len(share))
+        code = _report((_done(job, segment) for job in share), len(share))
         # torchrun stops all processes when one ends with an error
         launched().wait()
         return code
@@ -133,15 +128,15 @@ def _segment_one(job: Job, segment: _Segment, ranks: Ranks, untrained: bool) -> 
     return 0
 
 
-def _one_after_the_other(jobs: Iterable[Job], segment: _Segment) -> Iterator[_Done]:
-    for job in jobs:
-        try:
-            with progress_bar(job.name) as advance:
-                yield Done(job, segment(job.with_own_masks(), advance))
-        except InterruptedRun:
-            raise
-        except Exception as error:
-            yield failed(job, error)
+def _done(job: Job, segment: _Segment) -> _Done:
+    """Segments one of several videos. Raises InterruptedRun."""
+    try:
+        with progress_bar(job.name) as advance:
+            return Done(job, segment(job.with_own_masks(), advance))
+    except InterruptedRun:
+        raise
+    except Exception as error:
+        return failed(job, error)
 
 
 def _report(dones: Iterable[_Done], count: int) -> int:
@@ -152,7 +147,7 @@ def _report(dones: Iterable[_Done], count: int) -> int:
             warn(f"{done.task.source.label}: {note}")
         if done.result is not None:
             print_summary(done.result)
-        elif done.failed:
+        elif done.error is not None:
             failures.append(done)
             remark(*(done.crash or "").splitlines())
     if failures:

@@ -1,8 +1,7 @@
 """The number of frames of a video stream, counted without decoding: from its packets, or from a complete index."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from av.container import InputContainer
 from av.packet import Packet
@@ -35,7 +34,7 @@ class PacketCount:
     The count always agrees with decoding; if packets are not enough to know it, it is None.
     """
 
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
+    def __init__(self, file: BinaryIO, container: InputContainer, stream: VideoStream) -> None:
         self._stream = stream
         codec = stream.codec_context.codec
         self._shown = shown_of(stream)
@@ -49,8 +48,9 @@ class PacketCount:
         self._first_stamp: int | None = None
         # whether it is settled that decoding does not start in the middle of a group of pictures
         self._started = False
-        index_is_whole = "mp4" in container.format.name and not containers.is_fragmented(path)
-        self._use_index = index_is_whole and codec.name not in _SHOWN
+        index_is_whole = "mp4" in container.format.name and not containers.is_fragmented(file)
+        #: whether its index counts the frames, so that not all packets have to be read
+        self.has_index = index_is_whole and codec.name not in _SHOWN
 
     def watch(self, packets: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
         """Passes the packets on and counts them."""
@@ -61,11 +61,11 @@ class PacketCount:
 
     def finish(self, packets: Iterator[VideoPacket]) -> int | None:
         """The number of frames, or None if unknown. Consumes as many of the watched packets as needed."""
-        while self._known and not (self._use_index and self._started) and next(packets, None) is not None:
+        while self._known and not (self.has_index and self._started) and next(packets, None) is not None:
             pass
         if not self._known:
             return None
-        if self._use_index:
+        if self.has_index:
             return sum(entry.size > 0 and not entry.is_discard for entry in self._stream.index_entries) or None
         return self._count or None
 

@@ -21,10 +21,10 @@ def open_frames(
     """Frames of a video, of a TIFF file with several pages, or of jpg, png, webp or tif images.
 
     Args:
-        source: a file or a folder of images; or an image glob, a URL, "camera:0", a named pipe, or "-", see
-            `frame_source`.
+        source: a file or a folder of images; or an image glob, a video in a store ("s3://bucket/clip.mp4"), a URL,
+            "camera:0", a named pipe, or "-", see `frame_source`.
         masks: files that are not frames, even if they are in the folder.
-        allow_network: accept a URL, and use the network for it.
+        allow_network: accept a URL that is not in a store, and use the network for it.
         should_stop: of a live source: asked several times a second; the frames end when it returns True.
 
     Raises:
@@ -39,6 +39,10 @@ def open_frames(
     if source.kind == "path":
         return _open_path(Path(source.text), masks)
     require_av(source.label)
+    if source.url is not None:
+        from stm_fast.video.stored_video import StoredVideo  # imports PyAV
+
+        return StoredVideo(source.url)
     from stm_fast.video.live import open_stream_of  # imports PyAV
 
     return open_stream_of(source, should_stop)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 from av.codec.context import ThreadType
@@ -38,7 +38,7 @@ class VideoInput(NamedTuple):
 
     Attributes:
         label: for messages.
-        url: with its protocol: without one, a name with a colon would be taken as a protocol.
+        url: with its protocol: without one, a name with a colon would be taken as a protocol. Or an open file.
         protocols: that may be used.
         format: the container format; None to detect it, among those that refer to no other file.
         options: of the format and the protocol.
@@ -47,7 +47,7 @@ class VideoInput(NamedTuple):
     """
 
     label: object
-    url: str
+    url: str | BinaryIO
     protocols: tuple[str, ...]
     format: str | None = None
     options: tuple[tuple[str, str], ...] = ()

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import dropwhile, islice, takewhile
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
@@ -70,22 +70,30 @@ class VideoFile(VideoReader):
     is truncated, has frames of more than MAX_PIXELS, or has no frame at all.
     """
 
+    # whether all of it is read to know the number of frames, where only its packets tell
+    _counts_packets = True
+
     def __init__(self, path: Path) -> None:
         self.path = self.label = path
         self.name = path.stem
+        self._inspect()
+
+    def _inspect(self) -> None:
+        """What is known before the frames are read. Raises InputError as the class says."""
         self.frame_count = None
-        with self._open() as (container, stream):
-            _check_complete(path, container, stream)
-            note_choice(path, container, stream)
+        with self._bytes() as file, self._open() as (container, stream):
+            _check_complete(self.label, file, container, stream)
+            note_choice(self.label, container, stream)
             self.frame_rate = frame_rate_of(stream)
-            count = PacketCount(path, container, stream)
+            count = PacketCount(file, container, stream)
             packets = count.watch(container.demux(stream))
             first = next(self._decoded(packets))
             self._note_first(first)
             self.height, self.width = self._convert(0, 0.0, first).image.shape[:2]
             # a damaged frame is reported by name when it is reached
-            with suppress(av.FFmpegError):
-                self.frame_count = count.finish(packets)
+            if count.has_index or self._counts_packets:
+                with suppress(av.FFmpegError):
+                    self.frame_count = count.finish(packets)
 
     def forward(self, start: int = 0) -> Iterator[Frame]:
         """As `FrameReader.forward`; frames that a decoder silently drops are counted until one pass has noticed that.
@@ -181,8 +189,8 @@ class VideoFile(VideoReader):
         if self.frame_count is None:
             return None
         # damaged: the frames before it are decoded from the first on
-        with suppress(av.FFmpegError), self._open() as (container, stream):
-            index = read_index(stream, container.demux(stream), self._frame_bytes)
+        with suppress(av.FFmpegError), self._packets() as (stream, packets):
+            index = read_index(stream, packets, self._frame_bytes)
             if index is not None and (len(index), index.stamp(0)) == (self.frame_count, self._first_stamp):
                 return index
         return None
@@ -259,6 +267,17 @@ class VideoFile(VideoReader):
     def _open(self) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
         return open_stream(VideoInput(self.label, f"file:{self.path}", ("file",)))
 
+    @contextmanager
+    def _packets(self) -> Iterator[tuple[VideoStream, Iterator[VideoPacket]]]:
+        """All packets of the video, of which only the sizes, the time stamps and the kinds are used."""
+        with self._open() as (container, stream):
+            yield stream, container.demux(stream)
+
+    def _bytes(self) -> AbstractContextManager[BinaryIO]:
+        """The file itself."""
+        assert self.path is not None
+        return self.path.open("rb")
+
 
 def _decode(packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
     last = None
@@ -278,11 +297,11 @@ def _seconds(frame: VideoFrame) -> float | None:
     return time if time is not None and math.isfinite(time) else None
 
 
-def _check_complete(path: Path, container: InputContainer, stream: VideoStream) -> None:
+def _check_complete(label: object, file: BinaryIO, container: InputContainer, stream: VideoStream) -> None:
     """Refuses a file that ends before the last packet of its index (MP4, MOV, AVI) or its stated end (Matroska)."""
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     if "matroska" in container.format.name:
-        end = containers.stated_end(path) or end
-    size = path.stat().st_size
+        end = containers.stated_end(file) or end
+    size = containers.size_of(file)
     if end > size:
-        raise InputError(f"{path}: truncated: it should have {end} bytes, but has {size}")
+        raise InputError(f"{label}: truncated: it should have {end} bytes, but has {size}")
