@@ -21,7 +21,6 @@ from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -76,8 +75,8 @@ app = typer.Typer()
 
 
 @contextmanager
-def three_nodes(cpus: int) -> Iterator[ModuleType]:
-    """Ray, connected to a cluster of three nodes on this machine, each with so many CPU cores in name."""
+def three_nodes(workers: int) -> Iterator[Room]:
+    """Room for so many workers on a cluster of three nodes on this machine, which have as many CPU cores in name."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # elsewhere this cluster would take the place of one that runs on this machine
@@ -87,9 +86,11 @@ def three_nodes(cpus: int) -> Iterator[ModuleType]:
         cluster = Cluster()
         try:
             for _ in range(NODES):
-                cluster.add_node(num_cpus=cpus, object_store_memory=_STORE_BYTES, include_dashboard=False)
-            with connected(ClusterChoice(cluster.address, workers=1)) as room:
-                yield room.ray
+                cluster.add_node(
+                    num_cpus=-(-workers // NODES), object_store_memory=_STORE_BYTES, include_dashboard=False
+                )
+            with connected(ClusterChoice(cluster.address, workers)) as room:
+                yield room
         finally:
             cluster.shutdown()
 
@@ -117,9 +118,9 @@ def tasks(
     settings = {"workers": workers, "mean_seconds": seconds, "sigma": SIGMAS[1], "seed": seed, "nodes": NODES}
     length = partial(drawn, seed, SIGMAS[1], seconds)
     jobs = distinct(sources(count), Path("masks"), Path("out"))
-    with three_nodes(-(-workers // NODES)) as ray:
-        done = run_tasks(Room(ray, workers, 1, 0), longest_first(jobs, length), partial(sleeper, length))
-        recorded("tasks", settings, sampled(ray, done))
+    with three_nodes(workers) as room:
+        done = run_tasks(room, longest_first(jobs, length), partial(sleeper, length))
+        recorded("tasks", settings, sampled(room, done))
 
 
 def sources(count: int, folder: Path = Path("/data/videos")) -> Iterator[FrameSource]:
@@ -141,16 +142,18 @@ def sleeper(length: Callable[[Job], float], should_stop: Callable[[], bool]) -> 
     return run
 
 
-def sampled(ray: ModuleType, done: Iterable[Any]) -> Iterator[TasksRow]:
-    """A row at each of MARKS. Raises RuntimeError if a task fails."""
+def sampled(room: Room, done: Iterable[Any]) -> Iterator[TasksRow]:
+    """A row at each of MARKS. Raises the error of a task that fails."""
     start = time.monotonic()
     for count, one in enumerate(done, 1):
-        if one.failed:
-            raise RuntimeError(str(one))
+        if one.error is not None:
+            raise one.error
         if count == 1:
             start = time.monotonic()
         if count in MARKS:
-            store = [found()["object_store_memory"] for found in (ray.cluster_resources, ray.available_resources)]
+            store = [
+                found()["object_store_memory"] for found in (room.ray.cluster_resources, room.ray.available_resources)
+            ]
             yield TasksRow(count, time.monotonic() - start, *resident(), store[0] - store[1])
 
 
@@ -177,18 +180,18 @@ def idle(
 ) -> None:
     """The time until the last video ends: with sleeping workers of --ray; as sums for equal numbers, as by torchrun."""
     settings = {"videos": videos, "mean_seconds": seconds, "seeds": seeds, "nodes": NODES}
-    with three_nodes(-(-max(workers) // NODES)) as ray:
+    with three_nodes(max(workers)) as room:
         cases = ((seed, count) for seed in range(seeds) for count in workers)
-        rows = (row for seed, count in cases for row in shared_out(ray, videos, seconds, seed, count))
+        rows = (row for seed, count in cases for row in shared_out(room._replace(workers=count), videos, seconds, seed))
         recorded("idle", settings, rows)
 
 
-def shared_out(ray: ModuleType, videos: int, mean: float, seed: int, workers: int) -> Iterator[IdleRow]:
+def shared_out(room: Room, videos: int, mean: float, seed: int) -> Iterator[IdleRow]:
     for name, lengths in skewed(videos, mean, seed).items():
         about = (seed, sum(lengths), max(lengths))
-        shares = [Ranks(rank, workers).share(lengths) for rank in range(workers)]
-        yield IdleRow(name, workers, EQUAL, *about, max(map(sum, shares)))
-        yield IdleRow(name, workers, QUEUE, *about, slept(ray, lengths, workers))
+        shares = [Ranks(rank, room.workers).share(lengths) for rank in range(room.workers)]
+        yield IdleRow(name, room.workers, EQUAL, *about, max(map(sum, shares)))
+        yield IdleRow(name, room.workers, QUEUE, *about, slept(room, lengths))
 
 
 def skewed(videos: int, mean: float, seed: int) -> dict[str, list[float]]:
@@ -204,11 +207,11 @@ def skewed(videos: int, mean: float, seed: int) -> dict[str, list[float]]:
     return found | {f"one {ONE_LONG} times as long as the others": equal}
 
 
-def slept(ray: ModuleType, lengths: Sequence[float], workers: int) -> float:
+def slept(room: Room, lengths: Sequence[float]) -> float:
     """Seconds from the first begin to the last end, on workers that begin together."""
     with tempfile.TemporaryDirectory() as meeting:
-        setup = partial(timed_sleeper, meeting, workers)
-        done = run_tasks(Room(ray, workers, 1, 0), longest_first(lengths, float), setup)
+        setup = partial(timed_sleeper, meeting, room.workers)
+        done = run_tasks(room, longest_first(lengths, float), setup)
         spans = [one.result for one in done]
     return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
@@ -280,12 +283,12 @@ DTYPES = {f"{FRAME}, in bfloat16": "bfloat16", FRAME: "float32"}
 def overheads(rounds: Annotated[int, typer.Option(min=1)] = 3, frames: int = 100, tiny: int = 200) -> None:
     """One worker with one core: its start, videos of 480p with one object, and finished videos."""
     settings = {"frames": frames, "size": "480p", "objects": 1, "tiny": tiny, "weights": "default", "dtype": "float32"}
-    with three_nodes(1) as ray, tempfile.TemporaryDirectory() as folder:
-        recorded("overheads", settings, overhead_rows(ray, Path(folder), rounds, frames, tiny))
+    with three_nodes(1) as room, tempfile.TemporaryDirectory() as folder:
+        recorded("overheads", settings, overhead_rows(room, Path(folder), rounds, frames, tiny))
 
 
-def overhead_rows(ray: ModuleType, folder: Path, rounds: int, frames: int, tiny: int) -> Iterator[OverheadRow]:
-    yield summed_up(START, [timed_start(ray) for _ in range(rounds)])
+def overhead_rows(room: Room, folder: Path, rounds: int, frames: int, tiny: int) -> Iterator[OverheadRow]:
+    yield summed_up(START, [timed_start(room) for _ in range(rounds)])
     # the longest first: the first one waits for the worker, and does not count
     lengths = [frames + 1] * (rounds + 1) + [1] * rounds
     clips = [write_clip(folder, f"clip{number}", SIZE, length) for number, length in enumerate(lengths)]
@@ -303,10 +306,10 @@ def summed_up(what: str, seconds: Sequence[float]) -> OverheadRow:
     return OverheadRow(what, len(seconds), median(seconds), min(seconds), max(seconds))
 
 
-def timed_start(ray: ModuleType) -> float:
+def timed_start(room: Room) -> float:
     """Seconds until a new worker has loaded the network."""
     start = time.monotonic()
-    for one in run_tasks(Room(ray, 1, 1, 0), [0], loaded):
+    for one in run_tasks(room, [0], loaded):
         assert one.result
     return time.monotonic() - start
 

@@ -90,13 +90,13 @@ def test_files_of_each_result(tmp_path):
 @pytest.mark.slow
 def test_sleeping_workers_of_a_cluster():
     lengths = [random.Random(number).uniform(0.05, 0.1) for number in range(20)]
-    with bulk.three_nodes(1) as ray:
+    with bulk.three_nodes(3) as room:
         # workers do not have the folder of benchmarks on their path
-        ray.cloudpickle.register_pickle_by_value(bulk)
-        seconds = bulk.slept(ray, lengths, 3)
+        room.ray.cloudpickle.register_pickle_by_value(bulk)
+        seconds = bulk.slept(room, lengths)
         assert sum(lengths) / 3 < seconds < sum(lengths)
         length = partial(bulk.drawn, 0, 1.0, 0.001)
         jobs = longest_first(distinct(bulk.sources(1000), Path("masks"), Path("out")), length)
-        (row,) = bulk.sampled(ray, bulk.run_tasks(bulk.Room(ray, 3, 1, 0), jobs, partial(bulk.sleeper, length)))
+        (row,) = bulk.sampled(room, bulk.run_tasks(room, jobs, partial(bulk.sleeper, length)))
     assert (row.tasks, row.store_bytes) == (1000, 0)
     assert min(row.driver_mb, row.head_mb, row.nodes_mb) > 10

@@ -6,13 +6,14 @@ the replacement, which may find no room until others end, and it counts each att
 
 import logging
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from stm_fast.cluster.connection import Room
-from stm_fast.errors import InputError, as_input_error, option, reason_of
+from stm_fast.errors import InputError, as_input_error, option
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -151,9 +152,10 @@ class _Pool(Generic[Task, Result]):
     def __init__(self, room: Room, tasks: Iterable[Task], setup: Setup[Task, Result]) -> None:
         self._ray, self._setup = room.ray, setup
         self._actor = room.ray.remote(_Worker).options(num_cpus=room.cpus, num_gpus=room.gpus, max_concurrency=2)
-        coming = map(_Given[Task], tasks)
+        coming = iter(tasks)
         first = list(islice(coming, room.workers))  # not more workers than tasks
-        self._coming: Iterator[_Given[Task]] = chain(first, coming)
+        self._coming = map(_Given[Task], chain(first, coming))
+        self._returned: deque[_Given[Task]] = deque()  # their workers were lost
         self._next = next(self._coming, None)
         self._failed_starts, self._stopping = 0, False
         self._at: dict[Any, tuple[Any, _Given[Task] | None]] = {}
@@ -183,6 +185,7 @@ class _Pool(Generic[Task, Result]):
     def stop(self) -> None:
         """Starts no further task, and tells those that run."""
         self._stopping, self._coming, self._next = True, iter(()), None
+        self._returned.clear()
         for worker, _ in self._at.values():
             worker.stop.remote()
 
@@ -194,7 +197,7 @@ class _Pool(Generic[Task, Result]):
         """The next task; without one, the worker ends with the last reference to it."""
         if self._next is not None:
             self._at[worker.run.remote(self._next.task)] = worker, self._next
-            self._next = next(self._coming, None)
+            self._next = self._returned.popleft() if self._returned else next(self._coming, None)
 
     def _lost(self, worker: Any, given: _Given[Task] | None, error: Exception) -> Done[Task, Result] | None:
         """Replaces a worker; its task is the next one, or has failed."""
@@ -202,15 +205,21 @@ class _Pool(Generic[Task, Result]):
         if given is None:
             self._failed_starts += 1
             if getattr(error, "actor_init_failed", False) or self._failed_starts > MOST_LOSSES:
-                raise InputError(f"{option('ray')}: a worker cannot start ({reason_of(error)})") from error
+                raise InputError(f"{option('ray')}: a worker cannot start ({_reason(error)})") from error
         if self._stopping:
             return None if given is None else Done(given.task)
         self._start()
         if given is None:
             return None
         if given.losses == MOST_LOSSES:
-            return Done(given.task, crash=f"its worker was lost {MOST_LOSSES + 1} times ({reason_of(error)})")
+            return Done(given.task, crash=f"its worker was lost {MOST_LOSSES + 1} times ({_reason(error)})")
         if self._next is not None:
-            self._coming = chain((self._next,), self._coming)
+            self._returned.appendleft(self._next)
         self._next = _Given(given.task, given.losses + 1)
         return None
+
+
+def _reason(error: Exception) -> str:
+    """An error of Ray in one line: what follows the traceback of a worker, or else what precedes its details."""
+    lines = str(error).strip().splitlines()
+    return lines[-1 if any(line.startswith("Traceback") or "ray::" in line for line in lines) else 0]
