@@ -154,7 +154,7 @@ class _Pool(Generic[Task, Result]):
         self._actor = room.ray.remote(_Worker).options(num_cpus=room.cpus, num_gpus=room.gpus, max_concurrency=2)
         coming = iter(tasks)
         first = list(islice(coming, room.workers))  # not more workers than tasks
-        self._coming = map(_Given[Task], chain(first, coming))
+        self._coming: Iterator[_Given[Task]] = map(_Given[Task], chain(first, coming))
         self._returned: deque[_Given[Task]] = deque()  # their workers were lost
         self._next = next(self._coming, None)
         self._failed_starts, self._stopping = 0, False

@@ -8,7 +8,7 @@ from stm_fast.choices import Arch, CompileMode, Precision
 from stm_fast.errors import InputError, option
 from stm_fast.network.device import check_device
 from stm_fast.network.places import file_of, find_weights
-from stm_fast.network.released import DEFAULT
+from stm_fast.network.released import DEFAULT, FILES
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class NetworkChoice:
 
     def absolute(self) -> "NetworkChoice":
         """The choice for a process with another working folder."""
-        return replace(self, weights=os.path.abspath(self.weights)) if os.path.exists(self.weights) else self
+        is_path = str(self.weights) not in FILES and os.path.exists(self.weights)
+        return replace(self, weights=os.path.abspath(self.weights)) if is_path else self
 
     @property
     def untrained(self) -> bool:

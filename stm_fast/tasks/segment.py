@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,7 @@ from stm_fast.runs.video import Hooks, InterruptedRun, Summary, segment_job
 from stm_fast.tasks.choice import NetworkChoice
 from stm_fast.tasks.flags import with_flags
 from stm_fast.tasks.interruption import Stop, how_to_resume, stop_on_signals
-from stm_fast.tasks.network import load_for_inference
+from stm_fast.tasks.network import load_for_inference, load_model
 from stm_fast.tasks.progress import print_summary, print_untrained, task_name
 
 _Done = Done[Job, Summary]
@@ -60,15 +60,13 @@ def segment_videos(
     clear = several and outputs.overwrite
     if several:
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
-    with stop_on_signals() as stop:
+    # Ray replaces the handlers of signals when it connects
+    with nullcontext() if cluster is None else connected(cluster) as room, stop_on_signals() as stop:
         try:
-            if cluster is not None:
-                with connected(cluster) as room:
-                    _clear(jobs if clear else ())
-                    code = _segment_on_cluster(jobs, network, options, outputs, room, stop)
+            if room is not None:
+                code = _segment_on_cluster(jobs, network, options, outputs, room, clear, stop)
             else:
-                _clear(launched().share(jobs) if clear else ())
-                code = _segment_here(jobs, network, options, outputs, shard_memory, stop)
+                code = _segment_here(jobs, network, options, outputs, shard_memory, clear, stop)
         except InterruptedRun as error:
             return _ended(str(error), stop.exit_code)
         except RankLostError as error:
@@ -84,9 +82,13 @@ def _segment_on_cluster(
     options: RunOptions,
     outputs: OutputOptions,
     room: Room,
+    clear: bool,
     stop: Stop,
 ) -> int:
     several = len(jobs) > 1
+    if clear:
+        load_model(replace(network, device="cpu"))  # refuses invalid weights
+        _clear(jobs)
     load = partial(load_for_inference, network.absolute())
     with progress_bar(task_name(network.untrained), "videos") as advance:
         dones = segment_jobs(room, jobs, load, options, outputs, stop, several=several)
@@ -100,9 +102,12 @@ def _segment_here(
     options: RunOptions,
     outputs: OutputOptions,
     shard_memory: bool,
+    clear: bool,
     stop: Stop,
 ) -> int:
     model = load_for_inference(network)
+    if clear:
+        _clear(launched().share(jobs))
     with joined(shard_memory) as ranks:
 
         def segment(job: Job, advance: Advance) -> Summary:
