@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
+from processes import free_port
+
 # before Ray is imported anywhere: no reports, and patience with a busy machine
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300"}
 _STORE = 80 * 2**20  # bytes of each node's object store
@@ -22,6 +24,8 @@ def nodes(count: int, *, head_cores: int = 1, dashboard: bool = False) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         head = {"num_cpus": head_cores, "object_store_memory": _STORE, "include_dashboard": dashboard}
+        if dashboard:  # the agent that takes jobs has the same port on each node, which another cluster may use
+            head |= {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(1, count):

@@ -16,7 +16,8 @@ _ADDRESS = "RAY_ADDRESS"
 _CONNECT_SECONDS = 5.0
 # read by Ray when it is imported: a cluster that is started here would report its use over the network
 _NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0"}
-# Ray would try twenty times, for 40 seconds each, to connect to a port where something else listens
+# Ray would try twenty times, for 40 seconds each, to connect to a port where something else listens, or to the last
+# cluster of this machine, if that has not ended in order
 _ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 
 
@@ -51,7 +52,7 @@ def _connection(address: str) -> Iterator[ModuleType]:
     if address == AUTO:
         address = os.environ.get(_ADDRESS) or AUTO
     place = host_and_port(address)
-    for name, value in (_NO_REPORTS | (_ONCE if place else {})).items():
+    for name, value in (_NO_REPORTS | ({} if address == LOCAL else _ONCE)).items():
         os.environ.setdefault(name, value)
     try:
         ray = importlib.import_module("ray")
