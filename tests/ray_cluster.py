@@ -17,13 +17,15 @@ _STORE = 80 * 2**20  # bytes of each node's object store
 
 
 @contextmanager
-def nodes(count: int, *, head_cores: int = 1, dashboard: bool = False) -> Iterator[Any]:
+def nodes(count: int, *, head_cores: int = 1, dashboard: bool = False, client_port: int | None = None) -> Iterator[Any]:
     """A cluster of nodes with one core each; the first one is the head, which cannot be lost."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        head = {"num_cpus": head_cores, "object_store_memory": _STORE, "include_dashboard": dashboard}
+        head: dict[str, Any] = {"num_cpus": head_cores, "object_store_memory": _STORE, "include_dashboard": dashboard}
+        if client_port is not None:
+            head["ray_client_server_port"] = client_port
         if dashboard:  # the agent that takes jobs has the same port on each node, which another cluster may use
             head |= {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)

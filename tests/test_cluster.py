@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import stm_fast
+from processes import free_port
 from ray_cluster import frames_saved, lose, node_at, nodes
 from s3_server import CUT, SECRET, SLOW_DOWN, s3_server
 from small_inputs import contents, one_object, write_davis, write_video, write_weights
@@ -292,6 +293,30 @@ def test_ray_job_submit(videos, weights, expected, tmp_path):
     assert contents(tmp_path / "out") == {
         name: data for name, data in expected.items() if name[:3] in ("v02", "v03", "v04")
     }
+
+
+@pytest.mark.slow
+# Ray's own cluster for tests leaves its log files open
+@pytest.mark.filterwarnings("ignore:.*ray_client_server:pytest.PytestUnraisableExceptionWarning")
+def test_a_ray_client_server(videos, weights, expected, tmp_path):
+    port = free_port()
+    given = command(videos, weights, tmp_path / "out", "--ray", f"ray://127.0.0.1:{port}", only="v0[2-4].mp4")
+    with nodes(1, client_port=port):
+
+        def run():
+            code, _, err = ended(started(given))
+            return None if "--ray: no" in err else (code, err)  # the server is still starting
+
+        assert wait_for(run) == (0, "")
+    assert contents(tmp_path / "out") == {
+        name: data for name, data in expected.items() if name[:3] in ("v02", "v03", "v04")
+    }
+
+
+def test_networks_on_a_cpu_need_no_gpu():
+    assert ClusterChoice().for_device("cpu").gpus == 0
+    assert ClusterChoice(gpus=0.5).for_device("cpu").gpus == 0.5
+    assert ClusterChoice().for_device("auto").gpus is None
 
 
 def refused(*arguments):

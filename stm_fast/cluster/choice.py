@@ -28,6 +28,10 @@ class ClusterChoice(NamedTuple):
     cpus: float = 1
     gpus: float | None = None
 
+    def for_device(self, device: str) -> "ClusterChoice":
+        """The choice for networks on this device: on a CPU, by default without GPUs."""
+        return self._replace(gpus=0) if device == "cpu" and self.gpus is None else self
+
 
 def is_address(text: str) -> bool:
     """Whether this is the address of a cluster."""

@@ -136,7 +136,8 @@ def _run_on_cluster(
     """Runs each sequence on the next free worker, the longest first. Raises the first error once all have ended."""
     setup = partial(_sequence_runner, network.absolute(), Path(os.path.abspath(output)), options)
     placed = longest_first((sequence.absolute() for sequence in sequences), _length)
-    with connected(cluster) as room, progress_bar("running", "sequences") as advance:
+    place = connected(cluster.for_device(network.device))
+    with place as room, progress_bar("running", "sequences") as advance:
         claim_output(output, run, sequences)
         ended: list[Done[Sequence, None]] = list(counted(run_tasks(room, placed, setup), len(sequences), advance))
     for done in ended:

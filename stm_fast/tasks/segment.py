@@ -60,8 +60,9 @@ def segment_videos(
     clear = several and outputs.overwrite
     if several:
         outputs = replace(outputs, resume=outputs.resume or not outputs.overwrite, leave_record=True)
+    place = nullcontext() if cluster is None else connected(cluster.for_device(network.device))
     # Ray replaces the handlers of signals when it connects
-    with nullcontext() if cluster is None else connected(cluster) as room, stop_on_signals() as stop:
+    with place as room, stop_on_signals() as stop:
         try:
             if room is not None:
                 code = _segment_on_cluster(jobs, network, options, outputs, room, clear, stop)
