@@ -131,12 +131,6 @@ def place_of(given: str | Path | StoreUrl) -> Path | StoreUrl:
     return found if isinstance(found, StoreUrl) else Path(found)
 
 
-def store_url(given: object) -> StoreUrl | None:
-    """The URL in a store that a user gives; None for anything else. Raises InputError as `resolved` does."""
-    found = resolved(given) if isinstance(given, str | StoreUrl) else None
-    return found if isinstance(found, StoreUrl) else None
-
-
 def resolved(given: str | Path | StoreUrl) -> str | Path | StoreUrl:
     """The text of a user, with file:// as a local path and s3:// and so on as URLs in a store.
 

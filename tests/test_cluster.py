@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import stm_fast
 from processes import free_port
 from ray_cluster import frames_saved, lose, node_at, nodes
-from s3_server import CUT, SECRET, SLOW_DOWN, s3_server
+from s3_server import CUT, DENIED, FULL, SECRET, SLOW_DOWN, s3_server
 from small_inputs import contents, one_object, write_davis, write_video, write_weights
 from stm_fast.__main__ import app
 from stm_fast.cluster.choice import ClusterChoice
@@ -121,13 +121,14 @@ def test_a_video_of_a_lost_node_goes_on_elsewhere(videos, weights, expected, tmp
     with nodes(4, head_cores=0) as cluster:
         process = started(command(videos, weights, output, "--ray", cluster.address, "--checkpoint-seconds", "0"))
         wait_for(lambda: frames_saved(output / longest) >= 10)
+        lost = time.time()
         lose(cluster, node_at(cluster, output / longest))
         code, out, err = ended(process)
     assert (code, err) == (0, ""), err
     assert contents(output) == expected
+    written = [path.stat().st_mtime for path in sorted((output / longest / "masks").iterdir())]
+    assert max(written[:10]) < lost < written[-1], "from the checkpoint on, not from the start"
     assert sorted(reported(out)) == sorted(f"v{number:02}" for number in range(len(LENGTHS))), "nothing twice"
-    speed = next(line for line in out.splitlines() if line.endswith(longest))
-    assert speed.startswith(f"{max(LENGTHS)} frames")
 
 
 @pytest.mark.slow
@@ -356,6 +357,31 @@ def test_one_video_that_fails_is_one_line(cluster, videos, weights, tmp_path):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "memory://broken.mp4: found memory of this process, which a cluster cannot see" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "output", "fault", "words"),
+    [
+        ("v00.mp4", "absent/out", None, "s3://absent/out: not found"),
+        ("absent.mp4", "data/out", None, "s3://data/absent.mp4: no such object"),
+        ("v00.mp4", "data/out", FULL, "s3://data/out/.resume.json: cannot be written: "),
+        ("v00.mp4", "data/out", DENIED, "s3://data/out/.resume.json: cannot be written: no permission"),
+    ],
+)
+def test_what_is_wrong_with_a_store_is_one_line(videos, weights, source, output, fault, words):
+    with s3_server() as s3:
+        s3.put("data")
+        for name in ("v00.mp4", "masks/v00.png"):
+            s3.put(f"data/{name}", (videos / name).read_bytes())
+        before = s3.names("data")
+        s3.fault = lambda method, path: fault if method == "PUT" else None
+        given = ["segment", f"s3://data/{source}", "-m", "s3://data/masks/v00.png", "-o", f"s3://{output}"]
+        code, out, err = ended(started([*given, "--weights", str(weights), "--ray", "local"], **s3.environment))
+        s3.fault = lambda method, path: None
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert err.startswith(f"stm-fast: {words}")
+        assert s3.names("data") == before
 
 
 @pytest.mark.slow

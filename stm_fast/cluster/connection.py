@@ -17,7 +17,7 @@ _CONNECT_SECONDS = 5.0
 # read by Ray when it is imported: a cluster that is started here would report its use over the network
 _NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0"}
 # Ray would try twenty times, for 40 seconds each, to connect to a port where something else listens, or to the last
-# cluster of this machine, if that has not ended in order
+# cluster of this machine, if that was killed
 _ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 
 
